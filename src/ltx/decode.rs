@@ -1,0 +1,176 @@
+//! Reading an LTX file as a stream, page by page, with bounded memory.
+
+use std::io::Read;
+
+use super::checksum::{Checksum, FileDigest};
+use super::error::{Error, corrupt, section};
+use super::header::Header;
+use super::index::{Builder, Reader as IndexReader};
+use super::{HEADER_LEN, INDEX_SIZE_LEN, PAGE_HEADER_LEN, page};
+use crate::units::Pgno;
+
+/// Reads header, pages, index and trailer in that order and checks each against the others.
+///
+/// Pages are handed out before the file checksum is known: what is built from them counts only
+/// once [`Decoder::finish`] has answered `Ok`.
+pub struct Decoder<R> {
+    input: Counting<R>,
+    header: Header,
+    digest: FileDigest,
+    index: Builder,
+    last: Pgno,
+    at_end: bool,
+    block: Vec<u8>,
+    block_len: Option<usize>,
+    page: Vec<u8>,
+}
+
+/// A decoded page, borrowed from the decoder.
+#[derive(Clone, Copy, Debug)]
+pub struct Page<'a> {
+    /// Page number.
+    pub pgno: Pgno,
+    /// The plain page.
+    pub data: &'a [u8],
+    /// The page's LZ4 block as stored, unless the file has the older frame encoding.
+    pub block: Option<&'a [u8]>,
+}
+
+impl<R: Read> Decoder<R> {
+    /// Reads and checks the header.
+    pub fn new(input: R) -> Result<Decoder<R>, Error> {
+        let mut input = Counting { inner: input, count: 0 };
+        let mut head = [0; HEADER_LEN];
+        section(input.read_exact(&mut head), "header")?;
+        let header = Header::decode(&head)?;
+        let mut digest = FileDigest::new();
+        digest.update(&head);
+        Ok(Decoder {
+            input,
+            header,
+            digest,
+            index: Builder::default(),
+            last: 0,
+            at_end: false,
+            block: vec![0; page::max_block_len(header.page_size)],
+            block_len: None,
+            page: vec![0; header.page_size.bytes()],
+        })
+    }
+
+    /// The file's header.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The next page, in ascending order; `None` behind the last.
+    pub fn next_page(&mut self) -> Result<Option<Page<'_>>, Error> {
+        if self.at_end || !self.read_page()? {
+            self.at_end = true;
+            return Ok(None);
+        }
+        Ok(Some(Page {
+            pgno: self.last,
+            data: &self.page,
+            block: self.block_len.and_then(|len| self.block.get(..len)),
+        }))
+    }
+
+    fn read_page(&mut self) -> Result<bool, Error> {
+        let start = self.input.count;
+        let mut head = [0; PAGE_HEADER_LEN];
+        section(self.input.read_exact(&mut head), "page frames")?;
+        let (pgno, flags) = page::parse_header(head)?;
+        self.digest.update(&head);
+        if pgno == 0 {
+            return Ok(false);
+        }
+        if pgno <= self.last {
+            return corrupt(format!("page {pgno} after page {}", self.last));
+        }
+        if pgno == self.header.page_size.lock_page() {
+            return corrupt(format!("it holds page {pgno}, the lock page"));
+        }
+        if flags == page::FLAG_BLOCK {
+            let mut size = [0; page::BLOCK_SIZE_LEN];
+            section(self.input.read_exact(&mut size), "page frames")?;
+            self.digest.update(&size);
+            let len = u32::from_be_bytes(size) as usize;
+            let Some(block) = self.block.get_mut(..len) else {
+                return corrupt(format!("page {pgno} claims {len} compressed bytes"));
+            };
+            section(self.input.read_exact(block), "page frames")?;
+            page::expand_block(block, pgno, &mut self.page)?;
+            self.block_len = Some(len);
+        } else {
+            let limit = page::max_frame_len(self.header.page_size) as u64;
+            page::expand_frame(&mut (&mut self.input).take(limit), pgno, &mut self.page)?;
+            self.block_len = None;
+        }
+        self.digest.update(&self.page);
+        self.index.push(pgno, self.input.count.saturating_sub(start));
+        self.last = pgno;
+        Ok(true)
+    }
+
+    /// Reads what is left, checks the index against the pages and the file checksum, and that
+    /// nothing stands behind it.
+    pub fn finish(mut self) -> Result<Checksum, Error> {
+        while self.next_page()?.is_some() {}
+        let mut rest = Vec::new();
+        let expected_len = self.index.emit(|_| Ok::<(), Error>(()))?;
+        let tail = expected_len.saturating_add((INDEX_SIZE_LEN + 16) as u64);
+        // One byte more than the right file has: whatever it is, it is seen.
+        (&mut self.input).take(tail.saturating_add(1)).read_to_end(&mut rest)?;
+        if (rest.len() as u64) < tail {
+            return Err(Error::Truncated("page index or trailer"));
+        }
+        if rest.len() as u64 > tail {
+            return corrupt("bytes behind the trailer, or a page index of another length");
+        }
+        let (index, fields) = rest.split_at(expected_len as usize);
+        let Some((index_len, trailer)) = fields.split_first_chunk::<INDEX_SIZE_LEN>() else {
+            return Err(Error::Truncated("trailer"));
+        };
+        if u64::from_be_bytes(*index_len) != expected_len {
+            return corrupt("the page index does not have the length that it claims");
+        }
+        let mut stored = IndexReader::new(index);
+        for entry in self.index.entries() {
+            match stored.next() {
+                Some(Ok(found)) if found == entry => {}
+                Some(Err(error)) => return Err(error),
+                _ => return corrupt("the page index does not match the pages"),
+            }
+        }
+        match stored.next() {
+            None => {}
+            Some(Err(error)) => return Err(error),
+            Some(Ok(_)) => return corrupt("the page index does not match the pages"),
+        }
+        let Some((post_apply, checksum)) = trailer.split_first_chunk::<8>() else {
+            return Err(Error::Truncated("trailer"));
+        };
+        self.digest.update(index);
+        self.digest.update(index_len);
+        self.digest.update(post_apply);
+        let computed = self.digest.checksum();
+        if checksum != computed.0.to_be_bytes() {
+            return corrupt(format!("its checksum should be {computed}"));
+        }
+        Ok(computed)
+    }
+}
+
+struct Counting<R> {
+    inner: R,
+    count: u64,
+}
+
+impl<R: Read> Read for Counting<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        self.count = self.count.saturating_add(n as u64);
+        Ok(n)
+    }
+}

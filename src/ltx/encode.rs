@@ -1,0 +1,153 @@
+//! Writing an LTX file in one pass.
+//!
+//! The header comes first in the file and carries the checksum of the database that results,
+//! which is known last. So the encoder writes everything behind the header, and gives the header
+//! at the end: the caller puts it in front (in a file by a positional write, in a multipart upload
+//! by sending the first part last). The file checksum joins the two stretches.
+
+use std::io::Write;
+
+use super::checksum::{Checksum, FileDigest};
+use super::error::{Error, rule};
+use super::header::Header;
+use super::index::Builder;
+use super::{HEADER_LEN, PAGE_HEADER_LEN, page};
+use crate::units::{PageSize, Pgno};
+
+/// What [`Encoder::finish`] gives.
+#[derive(Clone, Copy, Debug)]
+pub struct Encoded {
+    /// The first hundred bytes of the file.
+    pub header: [u8; HEADER_LEN],
+    /// Length of the whole file in bytes, header included.
+    pub len: u64,
+    /// The file's checksum, as in its last eight bytes.
+    pub file_checksum: Checksum,
+    /// Number of pages in the file.
+    pub pages: u64,
+}
+
+/// Writes page frames, index and trailer to `W`, which stands at offset 100 of the file.
+pub struct Encoder<W> {
+    out: W,
+    page_size: PageSize,
+    digest: FileDigest,
+    index: Builder,
+    last: Pgno,
+    len: u64,
+    pages: u64,
+    block: Vec<u8>,
+}
+
+impl<W: Write> Encoder<W> {
+    /// Starts a file of pages of this size.
+    pub fn new(out: W, page_size: PageSize) -> Encoder<W> {
+        Encoder {
+            out,
+            page_size,
+            digest: FileDigest::new(),
+            index: Builder::default(),
+            last: 0,
+            len: HEADER_LEN as u64,
+            pages: 0,
+            block: vec![0; page::max_block_len(page_size)],
+        }
+    }
+
+    /// Bytes of the file so far, header included.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether no page was written yet.
+    pub fn is_empty(&self) -> bool {
+        self.pages == 0
+    }
+
+    /// The writer underneath, to take what it has gathered.
+    pub fn get_mut(&mut self) -> &mut W {
+        &mut self.out
+    }
+
+    /// Compresses and writes a page. Pages ascend; the lock page is refused.
+    pub fn page(&mut self, pgno: Pgno, data: &[u8]) -> Result<(), Error> {
+        let mut block = std::mem::take(&mut self.block);
+        let result = match lz4_flex::block::compress_into(data, &mut block) {
+            Ok(len) => self.block(pgno, block.get(..len).unwrap_or_default(), data),
+            Err(error) => rule(format!("page {pgno} does not compress: {error}")),
+        };
+        self.block = block;
+        result
+    }
+
+    /// Writes a page whose compressed block is at hand; `data` is the plain page.
+    pub fn block(&mut self, pgno: Pgno, block: &[u8], data: &[u8]) -> Result<(), Error> {
+        if pgno <= self.last {
+            return rule(format!("page {pgno} after page {}", self.last));
+        }
+        if pgno == self.page_size.lock_page() {
+            return rule(format!("page {pgno}, the lock page"));
+        }
+        if data.len() != self.page_size.bytes() {
+            return rule(format!("a page of {} bytes", data.len()));
+        }
+        let Ok(block_len) = u32::try_from(block.len()) else {
+            return rule(format!("a block of {} bytes", block.len()));
+        };
+        let prefix = page::block_prefix(pgno, block_len);
+        self.digest.update(&prefix);
+        self.digest.update(data);
+        self.out.write_all(&prefix)?;
+        self.out.write_all(block)?;
+        let frame_len = (prefix.len() as u64).saturating_add(u64::from(block_len));
+        self.index.push(pgno, frame_len);
+        self.last = pgno;
+        self.len = self.len.saturating_add(frame_len);
+        self.pages = self.pages.saturating_add(1);
+        Ok(())
+    }
+
+    /// Writes index and trailer and gives the header to put in front.
+    pub fn finish(self, header: &Header) -> Result<(W, Encoded), Error> {
+        let Encoder { mut out, page_size, mut digest, index, last, mut len, pages, .. } = self;
+        if header.page_size != page_size {
+            return rule("a header of another page size");
+        }
+        if last > header.commit {
+            return rule(format!("page {last} in a database of {} pages", header.commit));
+        }
+        let head = header.encode()?;
+        let mut put = |bytes: &[u8]| {
+            digest.update(bytes);
+            len = len.saturating_add(bytes.len() as u64);
+            out.write_all(bytes)
+        };
+        put(&[0; PAGE_HEADER_LEN])?;
+        let index_len = index.emit(&mut put)?;
+        put(&index_len.to_be_bytes())?;
+        put(&0u64.to_be_bytes())?;
+        let mut whole = FileDigest::new();
+        whole.update(&head);
+        whole.append(&digest);
+        let file_checksum = whole.checksum();
+        out.write_all(&file_checksum.0.to_be_bytes())?;
+        let len = len.saturating_add(8);
+        Ok((out, Encoded { header: head, len, file_checksum, pages }))
+    }
+}
+
+/// Writes a whole file to memory: for small files and tests. Pages must ascend.
+pub fn to_vec<'a>(
+    header: &Header,
+    pages: impl IntoIterator<Item = (Pgno, &'a [u8])>,
+) -> Result<Vec<u8>, Error> {
+    let mut encoder = Encoder::new(vec![0; HEADER_LEN], header.page_size);
+    for (pgno, data) in pages {
+        encoder.page(pgno, data)?;
+    }
+    let (mut bytes, encoded) = encoder.finish(header)?;
+    if let Some(front) = bytes.first_chunk_mut::<HEADER_LEN>() {
+        *front = encoded.header;
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,88 @@
+//! Joining consecutive files into one: of each page the newest image, in ascending order.
+
+use std::io::{Read, Write};
+
+use super::decode::Decoder;
+use super::encode::{Encoded, Encoder};
+use super::error::{Error, rule};
+use super::header::Header;
+use crate::units::Pgno;
+
+/// One input of a merge: a decoder and the page it stands at.
+struct Input<R> {
+    decoder: Decoder<R>,
+    at: Option<Pgno>,
+}
+
+/// Merges files, oldest first, into one with this header. Pages beyond the header's commit are
+/// dropped; compressed blocks are copied, not compressed again. Every input's checksum is checked.
+pub fn merge<R: Read, W: Write>(
+    inputs: Vec<Decoder<R>>,
+    header: &Header,
+    out: W,
+) -> Result<(W, Encoded), Error> {
+    let mut encoder = Encoder::new(out, header.page_size);
+    let mut inputs: Vec<Input<R>> =
+        inputs.into_iter().map(|decoder| Input { decoder, at: Some(0) }).collect();
+    // Pages of the files that stand at the same number as the newest are superseded by it.
+    let mut images: Vec<Image> = Vec::new();
+    for input in &mut inputs {
+        if input.decoder.header().page_size != header.page_size {
+            return rule("files of two page sizes in one merge");
+        }
+        images.push(Image::default());
+    }
+    for (input, image) in inputs.iter_mut().zip(&mut images) {
+        input.advance(image)?;
+    }
+    while let Some(pgno) = inputs.iter().filter_map(|input| input.at).min() {
+        let newest = inputs.iter().rposition(|input| input.at == Some(pgno));
+        if let Some(image) = newest.and_then(|at| images.get(at))
+            && pgno <= header.commit
+        {
+            image.write(pgno, &mut encoder)?;
+        }
+        for (input, image) in inputs.iter_mut().zip(&mut images) {
+            if input.at == Some(pgno) {
+                input.advance(image)?;
+            }
+        }
+    }
+    for input in inputs {
+        input.decoder.finish()?;
+    }
+    encoder.finish(header)
+}
+
+impl<R: Read> Input<R> {
+    fn advance(&mut self, image: &mut Image) -> Result<(), Error> {
+        self.at = match self.decoder.next_page()? {
+            Some(page) => {
+                image.data.clear();
+                image.data.extend_from_slice(page.data);
+                image.block.clear();
+                image.block.extend_from_slice(page.block.unwrap_or_default());
+                Some(page.pgno)
+            }
+            None => None,
+        };
+        Ok(())
+    }
+}
+
+/// A page held while it is compared with the other inputs' pages.
+#[derive(Default)]
+struct Image {
+    data: Vec<u8>,
+    block: Vec<u8>,
+}
+
+impl Image {
+    fn write<W: Write>(&self, pgno: Pgno, encoder: &mut Encoder<W>) -> Result<(), Error> {
+        if self.block.is_empty() {
+            encoder.page(pgno, &self.data)
+        } else {
+            encoder.block(pgno, &self.block, &self.data)
+        }
+    }
+}

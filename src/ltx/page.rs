@@ -1,0 +1,116 @@
+//! One page frame.
+//!
+//! Block encoding (ours, and Litestream's from 0.5.16): page number (4), flags 1 (2), length n (4),
+//! then n bytes of one raw LZ4 block. Frame encoding (Litestream 0.5.0 to 0.5.15): page number (4),
+//! flags 0 (2), then one complete LZ4 frame, whose length only the index tells.
+//!
+//! The file checksum covers the frame's header, the length field where there is one, and the
+//! page's plain bytes; not the compressed ones.
+
+use std::io::Read;
+
+use super::checksum::FileDigest;
+use super::error::{Error, corrupt};
+use super::{PAGE_HEADER_LEN, header};
+use crate::units::{PageSize, Pgno};
+
+/// Flag of a page stored as a size-prefixed LZ4 block.
+pub const FLAG_BLOCK: u16 = 1;
+
+/// Length of the size prefix of a block in bytes.
+pub const BLOCK_SIZE_LEN: usize = 4;
+
+/// Longest LZ4 block that a page can need: one literal run (LZ4 block format description).
+pub fn max_block_len(page_size: PageSize) -> usize {
+    let page = page_size.bytes();
+    page.saturating_add(page / 255).saturating_add(16)
+}
+
+/// Longest LZ4 frame accepted for a page: its block as above, frame header, checksums and content
+/// size, generously.
+pub fn max_frame_len(page_size: PageSize) -> usize {
+    max_block_len(page_size).saturating_add(64)
+}
+
+/// Longest page frame of either encoding, header included.
+pub fn max_page_frame_len(page_size: PageSize) -> usize {
+    max_frame_len(page_size).saturating_add(PAGE_HEADER_LEN + BLOCK_SIZE_LEN)
+}
+
+/// Splits a frame's header into page number and flags.
+pub fn parse_header(bytes: [u8; PAGE_HEADER_LEN]) -> Result<(Pgno, u16), Error> {
+    let [a, b, c, d, e, f] = bytes;
+    let (pgno, flags) = (u32::from_be_bytes([a, b, c, d]), u16::from_be_bytes([e, f]));
+    if flags & !FLAG_BLOCK != 0 || (pgno == 0 && flags != 0) {
+        return corrupt(format!("page {pgno} has unknown flags {flags:#x}"));
+    }
+    Ok((pgno, flags))
+}
+
+/// Expands a raw LZ4 block to exactly one page.
+pub fn expand_block(block: &[u8], pgno: Pgno, page: &mut [u8]) -> Result<(), Error> {
+    match lz4_flex::block::decompress_into(block, page) {
+        Ok(n) if n == page.len() => Ok(()),
+        Ok(n) => corrupt(format!("page {pgno} expands to {n} bytes, not {}", page.len())),
+        Err(error) => corrupt(format!("page {pgno} does not expand: {error}")),
+    }
+}
+
+/// Expands one LZ4 frame to exactly one page, leaving `input` just behind the frame.
+pub fn expand_frame(input: &mut impl Read, pgno: Pgno, page: &mut [u8]) -> Result<(), Error> {
+    let mut frame = lz4_flex::frame::FrameDecoder::new(input);
+    let bad = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => Error::Truncated("page frames"),
+        _ => Error::Corrupt(format!("page {pgno} does not expand: {error}")),
+    };
+    frame.read_exact(page).map_err(bad)?;
+    // One more read takes the end mark and the content checksum, and must find no more data.
+    match frame.read(&mut [0]).map_err(bad)? {
+        0 => Ok(()),
+        _ => corrupt(format!("page {pgno} expands to more than {} bytes", page.len())),
+    }
+}
+
+/// Decodes one whole page frame from memory into `page` and adds it to the file's digest.
+///
+/// `expected` is the page number that the index gives for these bytes.
+pub fn decode(
+    bytes: &[u8],
+    expected: Pgno,
+    page: &mut [u8],
+    digest: &mut FileDigest,
+) -> Result<(), Error> {
+    let Some((head, body)) = bytes.split_first_chunk::<PAGE_HEADER_LEN>() else {
+        return Err(Error::Truncated("page frames"));
+    };
+    let (pgno, flags) = parse_header(*head)?;
+    if pgno != expected {
+        return corrupt(format!("the index names page {expected} where page {pgno} is stored"));
+    }
+    digest.update(head);
+    if flags == FLAG_BLOCK {
+        let Some((size, block)) = body.split_first_chunk::<BLOCK_SIZE_LEN>() else {
+            return Err(Error::Truncated("page frames"));
+        };
+        if u32::from_be_bytes(*size) as usize != block.len() {
+            return corrupt(format!("the index gives page {pgno} another length than its frame"));
+        }
+        digest.update(size);
+        expand_block(block, pgno, page)?;
+    } else {
+        let mut rest = body;
+        expand_frame(&mut rest, pgno, page)?;
+        if !rest.is_empty() {
+            return corrupt(format!("the index gives page {pgno} another length than its frame"));
+        }
+    }
+    digest.update(page);
+    Ok(())
+}
+
+/// The bytes before a block: header and size prefix.
+pub(crate) fn block_prefix(pgno: Pgno, block_len: u32) -> [u8; PAGE_HEADER_LEN + BLOCK_SIZE_LEN] {
+    let [a, b, c, d, e, f] = header::page_header(pgno, FLAG_BLOCK);
+    let [g, h, i, j] = block_len.to_be_bytes();
+    [a, b, c, d, e, f, g, h, i, j]
+}

@@ -1,0 +1,161 @@
+//! Where replicas live: one trait, one file a backend, one conformance suite for all.
+//!
+//! The seam is shaped by what replication needs, not by what a bucket can do: list a level, read
+//! a range, create a file that did not exist, delete. A file, once created, never changes.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::ltx::FileName;
+use crate::units::{Level, Timestamp};
+
+/// One file of a replica: its level and the transactions in its name. Backends turn it into a
+/// path or an object key.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct Key {
+    /// Replica level.
+    pub level: Level,
+    /// Range of transactions.
+    pub name: FileName,
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.level, self.name)
+    }
+}
+
+/// A file as a listing shows it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FileInfo {
+    /// Which file.
+    pub key: Key,
+    /// Length in bytes.
+    pub len: u64,
+    /// When the listing says that it was made: modification time of the file or object. On a
+    /// directory this is the header's timestamp; on S3 it is the time of the upload.
+    pub modified: Timestamp,
+}
+
+/// What a whole-file upload is made from.
+#[derive(Clone, Debug)]
+pub enum Body {
+    /// Bytes at hand.
+    Bytes(Bytes),
+    /// A local file, streamed; large ones go up in parallel parts.
+    File(PathBuf),
+}
+
+/// What a caller can do about a failed call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ErrorKind {
+    /// There is no such file.
+    NotFound,
+    /// A conditional create found the file there already.
+    AlreadyExists,
+    /// The bucket or directory itself is missing: a setting is wrong, or somebody removed it.
+    NoReplica,
+    /// The credentials are missing, wrong or expired.
+    Unauthenticated,
+    /// The credentials are good but do not allow this.
+    Denied,
+    /// The store asks to slow down. Try again later.
+    Throttled,
+    /// No answer, a broken connection, a server error, a time-out. The call may have taken effect.
+    Unavailable,
+    /// The disk or quota is full.
+    NoSpace,
+    /// The settings cannot work, whatever the store does.
+    Invalid,
+    /// Anything else.
+    Other,
+}
+
+impl ErrorKind {
+    /// Whether the same call may succeed later without anybody changing a setting.
+    pub fn is_transient(self) -> bool {
+        matches!(self, ErrorKind::Throttled | ErrorKind::Unavailable | ErrorKind::NoSpace)
+    }
+}
+
+/// A failed call: its kind, what was tried on which file, and why.
+#[derive(Debug)]
+pub struct Error {
+    /// What can be done.
+    pub kind: ErrorKind,
+    /// What was tried, on which file of which replica, and what to do about it. No secrets.
+    pub message: String,
+    /// The cause underneath, if there is one.
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    /// An error without a cause underneath.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Error {
+        Error { kind, message: message.into(), source: None }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_ref().map(|source| source.as_ref() as &(dyn std::error::Error + 'static))
+    }
+}
+
+/// A store that holds one replica.
+///
+/// Calls may be made from several tasks at once. Every call has a time-out of its own and retries
+/// a few times what is worth retrying at once; longer backoff is the caller's.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// The replica's URL, without secrets, for messages.
+    fn url(&self) -> &str;
+
+    /// All files of a level, ascending by name. Names that are not of the form are passed over.
+    /// A level without files, or a replica that does not exist yet, is empty; a missing bucket is
+    /// [`ErrorKind::NoReplica`].
+    async fn list(&self, level: Level) -> Result<Vec<FileInfo>, Error>;
+
+    /// The bytes of a file, or of the part of it in `range`. A range that reaches past the end is
+    /// cut off there; one that begins past the end is an error.
+    async fn get(&self, key: Key, range: Option<Range<u64>>) -> Result<Bytes, Error>;
+
+    /// Creates a file, all or nothing, only if it does not exist: else
+    /// [`ErrorKind::AlreadyExists`]. After `Ok` it is durable. After [`ErrorKind::Unavailable`]
+    /// it may exist, and a repeated call may then find the caller's own file.
+    async fn put_new(&self, key: Key, body: Body, timestamp: Timestamp) -> Result<(), Error>;
+
+    /// Starts to create a file whose length is not known yet. Nothing is visible before
+    /// [`Upload::complete`].
+    async fn upload_new(&self, key: Key, timestamp: Timestamp) -> Result<Box<dyn Upload>, Error>;
+
+    /// Removes a file. One that is not there is no error.
+    async fn delete(&self, key: Key) -> Result<(), Error>;
+}
+
+/// A file that is being created in parts.
+#[async_trait]
+pub trait Upload: Send {
+    /// Length in bytes of every part but the last.
+    fn part_len(&self) -> usize;
+
+    /// Sends part `number`, from 0. Parts may be sent in any order, each once. All but the
+    /// highest have [`Upload::part_len`] bytes.
+    async fn part(&mut self, number: u32, bytes: Bytes) -> Result<(), Error>;
+
+    /// Makes the file appear, only if none of this name exists; as [`Store::put_new`].
+    async fn complete(self: Box<Self>) -> Result<(), Error>;
+
+    /// Gives up and removes what was sent.
+    async fn abort(self: Box<Self>);
+}
