@@ -34,6 +34,11 @@ impl Parts {
         Ok(())
     }
 
+    /// How many parts were sent.
+    pub(super) fn count(&self) -> usize {
+        self.lengths.len()
+    }
+
     /// Checks that the parts make a whole file without holes.
     pub(super) fn check(&self) -> Result<(), Error> {
         let last = self.lengths.len().saturating_sub(1);
