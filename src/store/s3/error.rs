@@ -235,7 +235,7 @@ impl Place {
                 | "RequestTimeout",
                 _,
             ) => (ErrorKind::Unavailable, "the request arrived damaged or incomplete".to_string()),
-            (_, 500..) => (
+            ("InternalError" | "ServiceUnavailable" | "InternalFailure", _) | (_, 500..) => (
                 ErrorKind::Unavailable,
                 format!("{} could not do it now (HTTP {status})", self.server),
             ),
@@ -252,6 +252,12 @@ impl Place {
             ) => (
                 ErrorKind::Invalid,
                 format!("{} refuses the settings ({})", self.server, code.unwrap_or_default()),
+            ),
+            // An error inside a success, or an answer that is not of S3 at all: the call may have
+            // taken effect.
+            (_, ..300) => (
+                ErrorKind::Unavailable,
+                format!("the answer of {} does not make sense", self.server),
             ),
             (code, status) => {
                 (ErrorKind::Other, format!("{} refused it ({code}, HTTP {status})", self.server))
@@ -290,6 +296,10 @@ where
                 text.push_str(", ");
                 text.push_str(part);
             }
+        }
+        if meta.code().is_none() {
+            text.push_str(", ");
+            text.push_str(&words(answer.err()));
         }
         return text;
     }
@@ -335,6 +345,8 @@ mod tests {
             (500, "InternalError", ErrorKind::Unavailable, "500"),
             (501, "NotImplemented", ErrorKind::Invalid, "If-None-Match"),
             (507, "", ErrorKind::NoSpace, "no space"),
+            (200, "InternalError", ErrorKind::Unavailable, "not do it now"),
+            (200, "", ErrorKind::Unavailable, "not make sense"),
             (416, "InvalidRange", ErrorKind::Other, "ends before"),
             (301, "PermanentRedirect", ErrorKind::Invalid, "region="),
             (400, "InvalidStorageClass", ErrorKind::Invalid, "InvalidStorageClass"),

@@ -207,23 +207,27 @@ fn kebab_case(name: &str) -> String {
     kebab
 }
 
-/// The known option with the fewest letters to change.
+/// The known option that has the unknown one as its part, or the fewest letters to change.
 fn nearest(unknown: &str) -> &'static str {
-    OPTIONS.into_iter().min_by_key(|option| distance(option, unknown)).unwrap_or_default()
+    OPTIONS
+        .into_iter()
+        .min_by_key(|option| (!option.contains(unknown), distance(option, unknown)))
+        .unwrap_or_default()
 }
 
 /// Levenshtein distance in bytes.
 fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
+    // One row of the table: the distances of what was read of `a` to each beginning of `b` but
+    // the empty one.
+    let mut row: Vec<usize> = (1..=b.len()).collect();
     for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        for (y, above) in b.bytes().zip(row.iter_mut().skip(1)) {
+        let (mut diagonal, mut left) = (i, i + 1);
+        for (y, above) in b.bytes().zip(&mut row) {
             left = (diagonal + usize::from(x != y)).min(left + 1).min(*above + 1);
             diagonal = std::mem::replace(above, left);
         }
     }
-    if a.is_empty() { b.len() } else { row.last().copied().unwrap_or_default() }
+    row.last().copied().unwrap_or(a.len())
 }
 
 fn check_endpoint(value: &str) -> Result<String, String> {

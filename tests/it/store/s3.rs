@@ -142,18 +142,20 @@ async fn unknown_and_missing_credentials_are_told() {
 #[tokio::test]
 async fn a_missing_bucket_is_named() {
     for mut server in [first_server(), second_server()] {
-        server.bucket = "no-such-bucket-here".to_string();
+        server.bucket = format!("no-such-bucket-{}", std::process::id());
         let store = server.open_path("p", "");
-        for err in [
+        let mut errors = vec![
             store.list(Level::L0).await.unwrap_err(),
-            store.put_new(key(0, 1), some_bytes(), NOW).await.unwrap_err(),
             store.get(key(0, 1), None).await.unwrap_err(),
-        ] {
+        ];
+        // The first server makes a missing bucket when something is put there.
+        if server.endpoint == second_server().endpoint {
+            errors.push(store.put_new(key(0, 1), some_bytes(), NOW).await.unwrap_err());
+        }
+        for err in errors {
             assert_eq!(err.kind, ErrorKind::NoReplica, "{}", everything(&err));
-            assert!(
-                err.message.contains("bucket no-such-bucket-here does not exist at http"),
-                "{err}"
-            );
+            let words = format!("bucket {} does not exist at http", server.bucket);
+            assert!(err.message.contains(&words), "{err}");
         }
     }
 }
@@ -188,7 +190,8 @@ async fn customer_keys_are_needed_to_read() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("key");
     std::fs::write(&path, [9; 32]).unwrap();
-    let server = first_server();
+    // The first server repeats a header in its answer, which the SDK refuses.
+    let server = second_server();
     let name = format!("sse {}", std::process::id());
     let options = format!("&sse-customer-key-path={}", path.display());
     let encrypted = server.open_path(&name, &options);
