@@ -42,8 +42,17 @@ pub struct Base {
     pub commit: u32,
     /// Database checksum.
     pub checksum: u64,
+    /// Time of the last commit in it, in milliseconds since the epoch.
+    pub timestamp: i64,
     /// Where in the WAL it ends; `None` if the database was complete without a WAL.
     pub position: Option<Position>,
+}
+
+impl Base {
+    /// The TXID.
+    pub fn txid(&self) -> Txid {
+        Txid(self.txid)
+    }
 }
 
 /// A WAL position in its stored form.
@@ -201,12 +210,5 @@ mod tests {
         bytes.truncate(at);
         std::fs::write(&path, &bytes).unwrap();
         assert!(State::load(dir.path()).is_err());
-    }
-}
-
-impl Base {
-    /// The TXID.
-    pub fn txid(&self) -> Txid {
-        Txid(self.txid)
     }
 }
