@@ -55,6 +55,29 @@ pub fn set_spawn_guard(guard: SpawnGuard) {
     let _ = SPAWN_GUARD.set(guard);
 }
 
+/// Databases that were to be replicated, and are not, and why.
+static REFUSED: Mutex<Vec<Report>> = Mutex::new(Vec::new());
+/// Most refusals that are remembered.
+const REFUSED_MAX: usize = 100;
+
+/// Notes that a database is not replicated although somebody asked for it.
+pub fn refuse(path: &Path, replica: &str, why: &str) {
+    log::error!("{} is not replicated: {why}", path.display());
+    let mut report = Report::new(path, replica);
+    report.state = "error";
+    report.last_error = Some(why.to_string());
+    let mut refused = REFUSED.lock();
+    refused.retain(|known| known.database != report.database);
+    if refused.len() < REFUSED_MAX {
+        refused.push(report);
+    }
+}
+
+/// The databases that are not replicated although somebody asked for it.
+pub fn refused() -> Vec<Report> {
+    REFUSED.lock().clone()
+}
+
 /// Everything of this process that replicates.
 pub struct Process {
     pid: u32,

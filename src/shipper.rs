@@ -47,7 +47,6 @@ pub(crate) struct Identity {
 pub(crate) enum Part {
     Data { number: u32, bytes: Bytes },
     Complete,
-    Abort,
 }
 
 /// How a job ended.
@@ -231,7 +230,7 @@ async fn receive(
                 upload.part(number, bytes).await?;
             }
             Some(Part::Complete) => return Ok(true),
-            Some(Part::Abort) | None => return Ok(false),
+            None => return Ok(false),
         }
     }
 }

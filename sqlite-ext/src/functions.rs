@@ -1,0 +1,104 @@
+//! What SQL can ask, and what is done with a new connection.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use walferry::database::Database;
+use walferry::process::{self, Process};
+
+use crate::api::{Api, Connection, Value};
+use crate::shim;
+
+type Answer = Result<Value, String>;
+
+/// Wait of `walferry_sync` and `walferry_wait` without an argument.
+const WAIT_DEFAULT: Duration = Duration::from_secs(30);
+
+fn database(path: Option<&Path>) -> Option<Arc<Database>> {
+    let path = shim::canonical(path?);
+    Process::current()?.databases().into_iter().find(|database| database.path() == path)
+}
+
+/// `walferry_version()`
+pub fn version(_: Option<&Path>, _: &[i64]) -> Answer {
+    Ok(Value::Text(env!("CARGO_PKG_VERSION").to_string()))
+}
+
+/// `walferry_txid()`: the last TXID given to a file of this database's log.
+pub fn txid(path: Option<&Path>, _: &[i64]) -> Answer {
+    let sealed = database(path).map(|database| database.report().sealed);
+    Ok(match sealed {
+        Some(txid) if txid.0 > 0 => Value::Text(txid.to_string()),
+        _ => Value::Null,
+    })
+}
+
+/// `walferry_lag()`: age in milliseconds of the oldest commit that the store has not confirmed.
+pub fn lag(path: Option<&Path>, _: &[i64]) -> Answer {
+    Ok(match database(path) {
+        Some(database) => {
+            Value::Integer(i64::try_from(database.report().lag_ms).unwrap_or(i64::MAX))
+        }
+        None => Value::Null,
+    })
+}
+
+/// `walferry_status()`: a JSON array, an object for each database of the process.
+pub fn status(_: Option<&Path>, _: &[i64]) -> Answer {
+    let mut reports = Process::current().map_or_else(Vec::new, |process| process.reports());
+    reports.extend(process::refused());
+    let reports: Vec<_> = reports.iter().map(walferry::status::Report::to_json).collect();
+    Ok(Value::Text(serde_json::Value::Array(reports).to_string()))
+}
+
+/// `walferry_sync([timeout in ms])`: ships now, and waits for the store.
+pub fn sync(path: Option<&Path>, arguments: &[i64]) -> Answer {
+    wait_for(path, arguments, true)
+}
+
+/// `walferry_wait([timeout in ms])`: waits for the store at the natural pace.
+pub fn wait(path: Option<&Path>, arguments: &[i64]) -> Answer {
+    wait_for(path, arguments, false)
+}
+
+fn wait_for(path: Option<&Path>, arguments: &[i64], hurry: bool) -> Answer {
+    let timeout = match arguments {
+        [] => WAIT_DEFAULT,
+        [ms] => Duration::from_millis(u64::try_from(*ms).unwrap_or(0)),
+        _ => return Err("give one argument at the most: a time-out in milliseconds".into()),
+    };
+    let Some(database) = database(path) else {
+        let refused = process::refused().into_iter().find_map(|report| report.last_error);
+        return Err(refused.unwrap_or_else(|| "this database is not replicated".into()));
+    };
+    match database.wait(timeout, hurry) {
+        Ok(txid) => Ok(Value::Text(txid.to_string())),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Puts a database that is to be replicated, and has something in it, into WAL mode. A new one is
+/// left alone: its page size may still be chosen, which WAL mode would end.
+pub fn prepare_connection(api: &Api, db: Connection) {
+    let Some(database) = shim::database_of(api, db) else { return };
+    if api.is_read_only(db, c"main") {
+        return;
+    }
+    let has_pages = std::fs::metadata(database.path()).is_ok_and(|meta| meta.len() > 0);
+    if !has_pages {
+        return;
+    }
+    match api.query(db, c"PRAGMA main.journal_mode=WAL") {
+        Ok(Some(mode)) if mode == "wal" => {}
+        Ok(mode) => log::warn!(
+            "{}: it stays in journal mode {}; only WAL mode is replicated",
+            database.path().display(),
+            mode.unwrap_or_default()
+        ),
+        Err(why) => log::warn!(
+            "{}: it cannot be put into WAL mode, and only WAL mode is replicated: {why}",
+            database.path().display()
+        ),
+    }
+}

@@ -1,0 +1,72 @@
+//! Where the library's log lines go: to the host's error log (`sqlite3_log`), or to a file.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use parking_lot::Mutex;
+
+const SQLITE_NOTICE: i32 = 27;
+const SQLITE_WARNING: i32 = 28;
+
+static HOST_LOG: AtomicBool = AtomicBool::new(true);
+
+struct Sink {
+    file: Option<Mutex<File>>,
+}
+
+impl Log for Sink {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target().starts_with("walferry")
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        if let Some(file) = &self.file {
+            let line = format!("{} walferry {}: {}\n", now(), record.level(), record.args());
+            let _ = file.lock().write_all(line.as_bytes());
+        } else if HOST_LOG.load(Ordering::Relaxed)
+            && let Some(api) = crate::api::api()
+        {
+            let code =
+                if record.level() <= Level::Warn { SQLITE_WARNING } else { SQLITE_NOTICE };
+            api.log(code, &format!("walferry: {}", record.args()));
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+fn now() -> walferry::units::Timestamp {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    walferry::units::Timestamp(since.map_or(0, |since| since.as_millis() as i64))
+}
+
+/// Sets the sink up: `WALFERRY_LOG` is off, error, warn, info (the default) or debug;
+/// `WALFERRY_LOG_FILE` names a file to append to.
+pub fn install() {
+    let level = match std::env::var("WALFERRY_LOG").as_deref() {
+        Ok("off") => LevelFilter::Off,
+        Ok("error") => LevelFilter::Error,
+        Ok("warn") => LevelFilter::Warn,
+        Ok("debug") => LevelFilter::Debug,
+        _ => LevelFilter::Info,
+    };
+    let file = std::env::var_os("WALFERRY_LOG_FILE")
+        .and_then(|path| OpenOptions::new().create(true).append(true).open(path).ok())
+        .map(Mutex::new);
+    // The logger and the panic hook are those of this library's own copy of the standard library
+    // and of `log`: the host's are not touched.
+    if log::set_boxed_logger(Box::new(Sink { file })).is_ok() {
+        log::set_max_level(level);
+    }
+    std::panic::set_hook(Box::new(|panic| log::error!("internal error: {panic}")));
+}
+
+/// The host is going away: its log's callback must not be called any more.
+pub fn leave_host_log() {
+    HOST_LOG.store(false, Ordering::Relaxed);
+}

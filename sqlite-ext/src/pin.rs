@@ -1,0 +1,109 @@
+//! The pin: what keeps processes without walferry from overwriting the WAL.
+//!
+//! A file object of our own on the database holds a SHARED lock on the file, so that no other
+//! process finds itself alone and removes the WAL; and a SHARED lock on a read slot whose mark is
+//! 'not used', so that none can begin the WAL anew. A slot with that mark holds back no checkpoint
+//! (`walCheckpoint` in `wal.c` takes the smallest mark) and serves no reader.
+
+use std::path::Path;
+
+use walferry::wal::WalIndex;
+
+use crate::api::{
+    Api, BaseVfs, OwnFile, RawFile, SQLITE_LOCK_NONE, SQLITE_LOCK_SHARED, SQLITE_OK, SQLITE_SHM_EXCLUSIVE,
+    SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, Shm,
+};
+
+/// `READMARK_NOT_USED` in `wal.c`.
+const NOT_USED: u32 = 0xffff_ffff;
+/// Lock of read slot 0 (`WAL_READ_LOCK(0)`).
+const READ_LOCK_0: i32 = 3;
+
+/// A pinned WAL.
+pub struct Pin {
+    file: OwnFile,
+    shm: Shm,
+    /// The read slot held, if one was to be had.
+    slot: Option<usize>,
+}
+
+impl Pin {
+    /// Pins the WAL of a database that some connection of this process has open in WAL mode, and
+    /// is reading: so its wal-index exists.
+    pub fn take(api: &'static Api, vfs: BaseVfs, path: &Path) -> Option<Pin> {
+        let file = OwnFile::open(api, vfs.0, path)?;
+        let raw = file.raw();
+        if !raw.has_shm() || raw.lock(SQLITE_LOCK_SHARED) != SQLITE_OK {
+            return None;
+        }
+        let Some(shm) = raw.shm_header(true) else {
+            raw.unlock(SQLITE_LOCK_NONE);
+            return None;
+        };
+        let mut pin = Pin { file, shm, slot: None };
+        pin.hold_slot();
+        Some(pin)
+    }
+
+    fn raw(&self) -> RawFile {
+        self.file.raw()
+    }
+
+    /// Takes a read slot, the last one first: readers begin with the first.
+    pub fn hold_slot(&mut self) {
+        if self.slot.is_none() {
+            self.slot = [4, 3, 2].into_iter().find(|slot| self.try_slot(*slot));
+        }
+    }
+
+    fn try_slot(&self, slot: usize) -> bool {
+        let lock = READ_LOCK_0 + slot as i32;
+        let raw = self.raw();
+        if raw.shm_lock(lock, 1, SQLITE_SHM_LOCK | SQLITE_SHM_EXCLUSIVE) != SQLITE_OK {
+            return false;
+        }
+        self.shm.set_read_mark(slot, NOT_USED);
+        raw.shm_lock(lock, 1, SQLITE_SHM_UNLOCK | SQLITE_SHM_EXCLUSIVE);
+        if raw.shm_lock(lock, 1, SQLITE_SHM_LOCK | SQLITE_SHM_SHARED) != SQLITE_OK {
+            return false;
+        }
+        raw.shm_barrier();
+        // Between the two locks a reader may have taken the slot and set its own mark: then it
+        // would hold back checkpoints.
+        if self.shm.read_mark(slot) == NOT_USED {
+            return true;
+        }
+        raw.shm_lock(lock, 1, SQLITE_SHM_UNLOCK | SQLITE_SHM_SHARED);
+        false
+    }
+
+    /// Lets the WAL be begun anew.
+    pub fn drop_slot(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            let lock = READ_LOCK_0 + slot as i32;
+            self.raw().shm_lock(lock, 1, SQLITE_SHM_UNLOCK | SQLITE_SHM_SHARED);
+        }
+    }
+
+    /// The wal-index header.
+    pub fn index(&self) -> Option<WalIndex> {
+        read_index(self.shm)
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        self.drop_slot();
+        self.raw().shm_unmap(false);
+        self.raw().unlock(SQLITE_LOCK_NONE);
+    }
+}
+
+/// A consistent copy of the header: tried again while a writer is just changing it.
+pub fn read_index(shm: Shm) -> Option<WalIndex> {
+    (0..100).find_map(|_| {
+        let copies = shm.header();
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        WalIndex::parse_both(&copies)
+    })
+}

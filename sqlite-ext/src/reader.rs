@@ -1,0 +1,72 @@
+//! Reading a database as a whole: a read transaction on a connection of our own, through the host's
+//! SQLite and the VFS underneath.
+
+use std::io;
+use std::path::Path;
+
+use walferry::border::{Reader, Snapshot};
+use walferry::units::PageSize;
+
+use crate::api::{Api, BaseVfs, OwnConnection, RawFile};
+use crate::pin::read_index;
+
+pub struct SnapshotReader {
+    connection: OwnConnection,
+    file: RawFile,
+    snapshot: Snapshot,
+}
+
+impl SnapshotReader {
+    /// Begins the transaction. What the snapshot says is read afterwards, so that it is never
+    /// older than what the transaction keeps in place.
+    pub fn begin(api: &'static Api, vfs: BaseVfs, path: &Path) -> io::Result<SnapshotReader> {
+        SnapshotReader::try_begin(api, vfs, path).map_err(io::Error::other)
+    }
+
+    fn try_begin(api: &'static Api, vfs: BaseVfs, path: &Path) -> Result<SnapshotReader, String> {
+        let connection = OwnConnection::open(api, vfs.0, path)?;
+        connection.query(c"BEGIN")?;
+        connection.query(c"SELECT count(*) FROM sqlite_master")?;
+        let mode = connection.query(c"PRAGMA journal_mode")?;
+        if mode.as_deref() != Some("wal") {
+            let mode = mode.unwrap_or_default();
+            return Err(format!(
+                "it is in journal mode {mode}, not WAL; set it with PRAGMA journal_mode=WAL"
+            ));
+        }
+        let number = |sql| -> Result<u32, String> {
+            let text = connection.query(sql)?.unwrap_or_default();
+            text.parse().map_err(|_| format!("SQLite answered '{text}'"))
+        };
+        let page_size = number(c"PRAGMA page_size")?;
+        let page_size =
+            PageSize::new(page_size).ok_or_else(|| format!("a page size of {page_size}"))?;
+        let mut page_count = number(c"PRAGMA page_count")?;
+        let file = connection.file().ok_or("its file is not there")?;
+        let index = file.shm_header(false).and_then(read_index).filter(|ix| ix.max_frame > 0);
+        if let Some(index) = index {
+            page_count = index.page_count;
+        }
+        if page_count == 0 {
+            return Err("it is empty: there is nothing to replicate yet".into());
+        }
+        let snapshot = Snapshot { page_size, page_count, index };
+        Ok(SnapshotReader { connection, file, snapshot })
+    }
+}
+
+impl Reader for SnapshotReader {
+    fn snapshot(&self) -> Snapshot {
+        self.snapshot
+    }
+
+    fn read_main(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.file.read(buffer, offset)
+    }
+}
+
+impl Drop for SnapshotReader {
+    fn drop(&mut self) {
+        let _ = self.connection.query(c"ROLLBACK");
+    }
+}
