@@ -2,5 +2,6 @@
 //! them. This library is everything but the border to SQLite, which is `sqlite-ext/`.
 pub mod ltx;
 pub mod plan;
+pub mod restore;
 pub mod store;
 pub mod units;
