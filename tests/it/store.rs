@@ -1,0 +1,3 @@
+//! The store backends: the contract that all share, and what is particular to each.
+
+mod file;
