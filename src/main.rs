@@ -1,1 +1,7 @@
-fn main() {}
+//! The walferry program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    walferry::cli::main()
+}

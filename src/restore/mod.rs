@@ -9,10 +9,10 @@
 //! What comes from the store is not trusted: lengths are checked against the listing before
 //! anything is allocated, and nothing is written but the temporary file.
 //!
-//! Memory, whatever the size of the database: one bit a page; for each thread two stretches with
-//! their page lists (4 MiB and 0.2 MiB) and a write buffer (256 KiB); for each file that is
-//! opened ahead (as many as there are threads) its page index, about ten bytes a page of that
-//! file, or the whole file where it is under 1 MiB.
+//! Memory, whatever the size of the database: one bit a page; for each request at a time a stretch
+//! with its page list (4 MiB and 0.2 MiB), and again for each thread with a write buffer; for each
+//! file that is opened ahead (as many as there may be requests) its page index, about ten bytes a
+//! page of that file, or the whole file where it is under 1 MiB.
 
 mod error;
 mod fetch;
@@ -22,6 +22,7 @@ mod output;
 mod pages;
 mod verify;
 
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -43,8 +44,8 @@ use pages::{Stretch, Target, Worker};
 use verify::{Chain, Claims, Step};
 
 /// How much of the result SQLite is asked to check.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[cfg(feature = "cli")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
 pub enum Integrity {
     /// Nothing.
     #[default]
@@ -62,7 +63,8 @@ pub struct Options {
     pub output: PathBuf,
     /// Which state.
     pub target: plan::Target,
-    /// Number of threads, and of requests at a time.
+    /// Number of requests at a time; also the most threads, of which there are no more than
+    /// processors.
     pub parallelism: usize,
     /// Where to write the page table: 8 bytes a page, little-endian, the checksum of page `i + 1`
     /// at entry `i`, 0 for the lock page. Nothing may be there. It is durable before the database
@@ -177,8 +179,8 @@ fn execute(
     plan: &Plan,
     options: &Options,
 ) -> Result<Report, Error> {
-    let threads = options.parallelism.max(1);
-    let mut opener = Opener::new(source, runtime, plan.files.iter().rev().copied(), threads);
+    let requests = options.parallelism.max(1);
+    let mut opener = Opener::new(source, runtime, plan.files.iter().rev().copied(), requests);
     let Some(last) = opener.next().transpose()? else {
         return Err(Error::Plan(plan::Error::Empty));
     };
@@ -204,7 +206,7 @@ fn execute(
         page_table: table.as_ref().map(|table| (&table.file, table.path())),
     };
     allocate(&target, commit)?;
-    let done = Run { source, runtime, target, threads }.pages(last, &mut opener, plan.txid)?;
+    let done = Run { source, runtime, target, requests }.pages(last, &mut opener, plan.txid)?;
 
     let expected = last_header.tag.map(|tag| tag.post_apply);
     if let Some(expected) = expected.filter(|expected| *expected != done.checksum) {
@@ -255,10 +257,16 @@ struct Run<'a> {
     source: &'a Source,
     runtime: &'a Handle,
     target: Target<'a>,
-    threads: usize,
+    requests: usize,
 }
 
 impl Run<'_> {
+    /// Threads that expand and write: more than there are processors would only wait for each
+    /// other, the writes at the file's lock.
+    fn threads(&self) -> usize {
+        std::thread::available_parallelism().map_or(1, NonZero::get).min(self.requests)
+    }
+
     fn pages(&self, last: Opened, opener: &mut Opener<'_>, txid: Txid) -> Result<Done, Error> {
         let (proven, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
         let total = Mutex::new(DatabaseChecksum::EMPTY);
@@ -267,16 +275,16 @@ impl Run<'_> {
             failure.lock().get_or_insert(error);
             stop.store(true, Ordering::Relaxed);
         };
-        let (sender, stretches) = crossbeam_channel::bounded::<Stretch>(self.threads);
+        // Stretches in the channel are being fetched already.
+        let (sender, stretches) = crossbeam_channel::bounded::<Stretch>(self.requests);
         let mut chain = Chain::default();
         let mut files = 0;
         std::thread::scope(|scope| {
-            for _ in 0..self.threads {
+            for _ in 0..self.threads() {
                 let stretches = stretches.clone();
                 scope.spawn(|| {
                     let stretches = stretches;
-                    let mut worker =
-                        Worker::new(self.source.clone(), self.runtime, &proven, self.target);
+                    let mut worker = Worker::new(self.runtime, &proven, self.target);
                     for stretch in stretches {
                         if stop.load(Ordering::Relaxed) {
                             return;
@@ -290,6 +298,9 @@ impl Run<'_> {
             }
             drop(stretches);
             let mut claims = Claims::new(last.header.commit, last.header.page_size);
+            let cut = |opened: &Opened, claims: &mut Claims| {
+                pages::cut(self.source, self.runtime, opened, claims, &proven, &sender)
+            };
             let send = || -> Result<(), Error> {
                 let mut next = Some(Ok(last));
                 while let Some(opened) = next.transpose()? {
@@ -300,7 +311,7 @@ impl Run<'_> {
                         break;
                     }
                     files += 1;
-                    if !pages::cut(&opened, &mut claims, &proven, &sender)? {
+                    if !cut(&opened, &mut claims)? {
                         return Ok(());
                     }
                     next = opener.next();

@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicUsize;
 use bytes::Bytes;
 use crossbeam_channel::Sender;
 use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 
 use super::error::Error;
 use super::fetch::{Opened, Source};
@@ -35,11 +36,26 @@ pub(super) struct Stretch {
     proof: Arc<FileProof>,
     /// Its place among the stretches of the file's digest.
     number: usize,
-    start: u64,
-    end: u64,
-    /// The bytes, if they are at hand already.
-    bytes: Option<Bytes>,
+    frames: Frames,
     pages: Vec<Piece>,
+}
+
+enum Frames {
+    /// Cut from a file that was read whole.
+    Here(Bytes),
+    /// On their way since the stretch was cut, so that there are more requests than threads.
+    Coming(JoinHandle<Result<Bytes, Error>>),
+}
+
+impl Frames {
+    fn wait(self, runtime: &Handle) -> Result<Bytes, Error> {
+        match self {
+            Frames::Here(bytes) => Ok(bytes),
+            Frames::Coming(task) => runtime
+                .block_on(task)
+                .unwrap_or(Err(Error::Internal("reading a file's pages broke off"))),
+        }
+    }
 }
 
 struct Piece {
@@ -50,6 +66,8 @@ struct Piece {
 
 /// Cuts a file into stretches and sends them to the workers. `Ok(false)`: nobody takes them.
 pub(super) fn cut(
+    source: &Source,
+    runtime: &Handle,
     opened: &Opened,
     claims: &mut Claims,
     proven: &AtomicUsize,
@@ -89,10 +107,14 @@ pub(super) fn cut(
         let end = reader.end_offset();
         let full = end - start >= STRETCH_LEN || pages.len() >= STRETCH_PAGES;
         if full || (entry.is_none() && !pages.is_empty()) {
-            let bytes =
-                opened.whole.as_ref().map(|whole| whole.slice(start as usize..end as usize));
+            let frames = if let Some(whole) = &opened.whole {
+                Frames::Here(whole.slice(start as usize..end as usize))
+            } else {
+                let source = source.clone();
+                Frames::Coming(runtime.spawn(async move { source.get(key, start, end).await }))
+            };
             let pages = std::mem::take(&mut pages);
-            let stretch = Stretch { proof: proof.clone(), number, start, end, bytes, pages };
+            let stretch = Stretch { proof: proof.clone(), number, frames, pages };
             if workers.send(stretch).is_err() {
                 return Ok(false);
             }
@@ -124,7 +146,6 @@ pub(super) struct Target<'a> {
 
 /// One of the threads that do the work, with its buffers.
 pub(super) struct Worker<'a> {
-    source: Source,
     runtime: &'a Handle,
     proven: &'a AtomicUsize,
     run: Run<'a>,
@@ -133,21 +154,17 @@ pub(super) struct Worker<'a> {
 
 impl<'a> Worker<'a> {
     pub(super) fn new(
-        source: Source,
         runtime: &'a Handle,
         proven: &'a AtomicUsize,
         target: Target<'a>,
     ) -> Worker<'a> {
         let scratch = vec![0; target.page_size.bytes()];
-        Worker { source, runtime, proven, run: Run::new(target), scratch }
+        Worker { runtime, proven, run: Run::new(target), scratch }
     }
 
     pub(super) fn work(&mut self, stretch: Stretch) -> Result<(), Error> {
         let key = stretch.proof.key();
-        let bytes = match stretch.bytes {
-            Some(bytes) => bytes,
-            None => self.runtime.block_on(self.source.get(key, stretch.start, stretch.end))?,
-        };
+        let bytes = stretch.frames.wait(self.runtime)?;
         let mut digest = FileDigest::new();
         let mut rest = &bytes[..];
         for Piece { pgno, len, newest } in stretch.pages {
