@@ -12,7 +12,7 @@ pub(super) fn text<'a>(files: impl IntoIterator<Item = &'a FileInfo>) -> String 
     for FileInfo { key, len, modified } in files {
         let (min, max) = (key.name.min, key.name.max);
         // Writing to a string cannot fail.
-        let _ = writeln!(text, "{:<5}  {min}  {max}  {len:>12}  {modified}", key.level);
+        let _ = writeln!(text, "{:<5}  {min}  {max}  {len:>12}  {modified}", key.level.get());
     }
     text
 }

@@ -1,5 +1,5 @@
 //! Tests of the codec as a whole: real files of Litestream, round trips, damage, hostile lengths.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};

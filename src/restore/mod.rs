@@ -277,6 +277,7 @@ impl Run<'_> {
         };
         // Stretches in the channel are being fetched already.
         let (sender, stretches) = crossbeam_channel::bounded::<Stretch>(self.requests);
+        let mut claims = Claims::new(last.header.commit, last.header.page_size);
         let mut chain = Chain::default();
         let mut files = 0;
         std::thread::scope(|scope| {
@@ -297,7 +298,6 @@ impl Run<'_> {
                 });
             }
             drop(stretches);
-            let mut claims = Claims::new(last.header.commit, last.header.page_size);
             let cut = |opened: &Opened, claims: &mut Claims| {
                 pages::cut(self.source, self.runtime, opened, claims, &proven, &sender)
             };
@@ -316,7 +316,7 @@ impl Run<'_> {
                     }
                     next = opener.next();
                 }
-                claims.finish(txid)
+                Ok(())
             };
             if let Err(error) = send() {
                 fail(error);
@@ -331,7 +331,11 @@ impl Run<'_> {
         if proven.load(Ordering::Relaxed) != files {
             return Err(Error::Internal("not every file's checksum was compared"));
         }
+        // Only now are the headers and indexes proven from which the chain was read.
+        let untagged = chain.untagged;
+        chain.finish()?;
+        claims.finish(txid)?;
         let checksum = *total.lock();
-        Ok(Done { checksum, files, untagged: chain.untagged })
+        Ok(Done { checksum, files, untagged })
     }
 }

@@ -82,10 +82,9 @@ impl FileProof {
 #[derive(Default)]
 pub(super) struct Chain {
     newer: Option<(Key, Header)>,
+    broken: Option<Error>,
     /// Files without a tag.
     pub(super) untagged: usize,
-    /// Links where both checksums were there and equal.
-    pub(super) links: usize,
 }
 
 /// What an older file is to the files after it.
@@ -109,11 +108,9 @@ impl Chain {
             // Files that overlap have no state in common to compare.
             if let (Some(tag), Some(newer_tag)) = (header.tag, newer.tag)
                 && header.max_txid.next() == newer.min_txid
+                && tag.post_apply != newer_tag.pre_apply
             {
-                if tag.post_apply != newer_tag.pre_apply {
-                    return Err(Error::Chain { older: key, newer: *newer_key });
-                }
-                self.links += 1;
+                self.broken.get_or_insert(Error::Chain { older: key, newer: *newer_key });
             }
         }
         if header.tag.is_none() {
@@ -121,6 +118,12 @@ impl Chain {
         }
         self.newer = Some((key, *header));
         Ok(Step::Needed)
+    }
+
+    /// The newest broken link, if there is one. A damaged file shows as one too, and is found
+    /// damaged only when all of it was read: so ask when the files' checksums are compared.
+    pub(super) fn finish(self) -> Result<(), Error> {
+        self.broken.map_or(Ok(()), Err)
     }
 }
 

@@ -2,9 +2,10 @@
 //! the database, and a runtime to restore on.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
+use tokio::runtime::{Builder, Runtime};
 use walferry::ltx::encode::to_vec;
 use walferry::ltx::merge::merge;
 use walferry::ltx::{DatabaseChecksum, Decoder, FileName, Header, Tag, checksum};
@@ -14,12 +15,10 @@ use walferry::store::{Body, Key, Store};
 use walferry::units::{Level, PageSize, Pgno, Salts, Timestamp, Txid, WriterId};
 
 pub fn block_on<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap()
-        .block_on(work)
+    static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+        Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+    });
+    RUNTIME.block_on(work)
 }
 
 pub fn run(store: impl Store + 'static, options: Options) -> Result<Report, Error> {
