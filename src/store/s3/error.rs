@@ -94,6 +94,14 @@ impl Place {
                     ErrorKind::Invalid,
                     "the request could not be made from these settings".to_string(),
                 ),
+                None if words(err).contains("invalid peer certificate") => (
+                    ErrorKind::Unavailable,
+                    format!(
+                        "the certificate of {} is not trusted; add its issuer to the system's \
+                         certificates or name a file with them in SSL_CERT_FILE",
+                        self.server
+                    ),
+                ),
                 None => (
                     ErrorKind::Unavailable,
                     format!("there was no whole answer from {}", self.server),
