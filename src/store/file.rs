@@ -78,7 +78,7 @@ impl FileStore {
 }
 
 /// Runs a job on tokio's threads for blocking calls.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     job: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     tokio::task::spawn_blocking(job).await.unwrap_or_else(|err| {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::file::FileStore;
-use super::s3;
+use super::s3::S3Store;
 use super::{Error, ErrorKind, Store};
 
 /// What a replica's URL may look like, for messages.
@@ -23,7 +23,7 @@ pub fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
     }
     match split_scheme(url) {
         Some(("file", rest)) => Ok(Arc::new(FileStore::new(file_path(url, rest)?))),
-        Some(("s3", _)) => Ok(Arc::new(s3::open(url)?)),
+        Some(("s3", _)) => Ok(Arc::new(S3Store::open(url)?)),
         Some((scheme @ ("gs" | "gcs" | "abs" | "sftp"), _)) => {
             Err(invalid(format!("{scheme}:// is not supported yet; a replica may be {FORMS}")))
         }
@@ -158,6 +158,7 @@ fn invalid(message: String) -> Error {
 }
 
 #[cfg(test)]
+#[allow(clippy::expect_used)]
 mod tests {
     use super::*;
 
