@@ -100,8 +100,11 @@ fn overlapping_levels() {
     }
 }
 
-fn histories() -> impl Strategy<Value = (Vec<(u32, Vec<Pgno>)>, Vec<(u8, usize, usize)>, Vec<bool>)>
-{
+/// Commits with the pages they change; files of higher levels, by level, first transaction and
+/// number of more; which files of level 0 are gone.
+type History = (Vec<(u32, Vec<Pgno>)>, Vec<(u8, usize, usize)>, Vec<bool>);
+
+fn histories() -> impl Strategy<Value = History> {
     let commit = (1u32..12, proptest::collection::vec(1u32..12, 0..5));
     let file = (1u8..=9, 0usize..9, 0usize..4);
     (
@@ -132,9 +135,9 @@ proptest! {
                 replica.compact(level, min as u64, max as u64);
             }
         }
-        for txid in 1..=head {
-            if deleted[txid] {
-                replica.delete(key(0, txid as u64, txid as u64));
+        for (txid, deleted) in (1..=head as u64).zip(deleted) {
+            if deleted {
+                replica.delete(key(0, txid, txid));
             }
         }
         let files: Vec<FileInfo> = replica.store.files().into_iter().map(|(key, bytes)| FileInfo {
@@ -399,7 +402,7 @@ enum Fault {
 
 #[async_trait]
 impl Store for Faulty {
-    fn url(&self) -> &str {
+    fn url(&self) -> &'static str {
         "faulty:"
     }
 
@@ -552,7 +555,7 @@ fn two_restores_to_one_place_give_one_database() {
     let won = results.iter().filter(|result| result.is_ok()).count();
     assert_eq!(won, 1, "{results:?}");
     assert!(
-        results.iter().flat_map(|r| r.as_ref().err()).all(|e| matches!(e, Error::Exists { .. }))
+        results.iter().filter_map(|r| r.as_ref().err()).all(|e| matches!(e, Error::Exists { .. }))
     );
     assert_eq!(names(dir.path()), ["out.db"]);
     assert!(fs::read(dir.path().join("out.db")).unwrap() == replica.image(5));

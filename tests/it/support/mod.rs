@@ -49,7 +49,7 @@ pub fn header(page_size: PageSize, commit: u32, min: u64, max: u64) -> Header {
         commit,
         min_txid: Txid(min),
         max_txid: Txid(max),
-        timestamp: Timestamp(1_795_351_714_000 + max as i64),
+        timestamp: Timestamp(1_795_351_714_000 + max.cast_signed()),
         wal_offset: 0,
         wal_size: 0,
         salts: Salts(0, 0),
