@@ -1,11 +1,15 @@
 //! walferry replicates SQLite databases to object storage from inside the process that writes
 //! them. This library is everything but the border to SQLite, which is `sqlite-ext/`.
 pub mod border;
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod database;
 pub mod engine;
 pub mod local;
 pub mod ltx;
+pub mod plan;
 pub mod process;
+pub mod restore;
 mod sealer;
 pub mod settings;
 mod shipper;

@@ -1,2 +1,7 @@
-//! The program.
-fn main() {}
+//! The walferry program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    walferry::cli::main()
+}

@@ -50,7 +50,8 @@ impl<W: Write> Encoder<W> {
             last: 0,
             len: HEADER_LEN as u64,
             pages: 0,
-            block: vec![0; page::max_block_len(page_size)],
+            // The compressor wants more room than it ever fills; see `Encoder::block`.
+            block: vec![0; lz4_flex::block::get_maximum_output_size(page_size.bytes())],
         }
     }
 
@@ -91,8 +92,10 @@ impl<W: Write> Encoder<W> {
         if data.len() != self.page_size.bytes() {
             return rule(format!("a page of {} bytes", data.len()));
         }
-        let Ok(block_len) = u32::try_from(block.len()) else {
-            return rule(format!("a block of {} bytes", block.len()));
+        // No reader takes a block longer than one literal run.
+        let block_len = match u32::try_from(block.len()) {
+            Ok(len) if block.len() <= page::max_block_len(self.page_size) => len,
+            _ => return rule(format!("a block of {} bytes", block.len())),
         };
         let prefix = page::block_prefix(pgno, block_len);
         self.digest.update(&prefix);

@@ -221,7 +221,9 @@ impl Fields<'_> {
 
 /// A page frame's header: page number and flags.
 pub(crate) fn page_header(pgno: u32, flags: u16) -> [u8; PAGE_HEADER_LEN] {
-    let [a, b, c, d] = pgno.to_be_bytes();
-    let [e, f] = flags.to_be_bytes();
-    [a, b, c, d, e, f]
+    let mut bytes = [0; PAGE_HEADER_LEN];
+    let (number, rest) = bytes.split_at_mut(size_of::<u32>());
+    number.copy_from_slice(&pgno.to_be_bytes());
+    rest.copy_from_slice(&flags.to_be_bytes());
+    bytes
 }

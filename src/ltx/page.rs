@@ -39,8 +39,8 @@ pub fn max_page_frame_len(page_size: PageSize) -> usize {
 
 /// Splits a frame's header into page number and flags.
 pub fn parse_header(bytes: [u8; PAGE_HEADER_LEN]) -> Result<(Pgno, u16), Error> {
-    let [a, b, c, d, e, f] = bytes;
-    let (pgno, flags) = (u32::from_be_bytes([a, b, c, d]), u16::from_be_bytes([e, f]));
+    let [a, b, c, d, flags @ ..] = bytes;
+    let (pgno, flags) = (u32::from_be_bytes([a, b, c, d]), u16::from_be_bytes(flags));
     if flags & !FLAG_BLOCK != 0 || (pgno == 0 && flags != 0) {
         return corrupt(format!("page {pgno} has unknown flags {flags:#x}"));
     }
@@ -110,7 +110,9 @@ pub fn decode(
 
 /// The bytes before a block: header and size prefix.
 pub(crate) fn block_prefix(pgno: Pgno, block_len: u32) -> [u8; PAGE_HEADER_LEN + BLOCK_SIZE_LEN] {
-    let [a, b, c, d, e, f] = header::page_header(pgno, FLAG_BLOCK);
-    let [g, h, i, j] = block_len.to_be_bytes();
-    [a, b, c, d, e, f, g, h, i, j]
+    let mut bytes = [0; PAGE_HEADER_LEN + BLOCK_SIZE_LEN];
+    let (head, len) = bytes.split_at_mut(PAGE_HEADER_LEN);
+    head.copy_from_slice(&header::page_header(pgno, FLAG_BLOCK));
+    len.copy_from_slice(&block_len.to_be_bytes());
+    bytes
 }

@@ -22,13 +22,13 @@ impl Parts {
     /// Takes note of a part that is about to be sent.
     pub(super) fn add(&mut self, number: u32, len: usize) -> Result<(), Error> {
         if len > self.part_len {
-            return Err(self.refuse(format!(
+            return Err(self.refuse(&format!(
                 "part {number} has {len} bytes, more than the part length {}",
                 self.part_len
             )));
         }
         if self.lengths.contains_key(&number) {
-            return Err(self.refuse(format!("part {number} was sent twice")));
+            return Err(self.refuse(&format!("part {number} was sent twice")));
         }
         self.lengths.insert(number, len);
         Ok(())
@@ -44,10 +44,10 @@ impl Parts {
         let last = self.lengths.len().saturating_sub(1);
         for (expected, (&number, &len)) in self.lengths.iter().enumerate() {
             if number as usize != expected {
-                return Err(self.refuse(format!("part {expected} was never sent")));
+                return Err(self.refuse(&format!("part {expected} was never sent")));
             }
             if expected < last && len != self.part_len {
-                return Err(self.refuse(format!(
+                return Err(self.refuse(&format!(
                     "part {number} has {len} bytes, but only the last may be shorter than {}",
                     self.part_len
                 )));
@@ -56,12 +56,13 @@ impl Parts {
         Ok(())
     }
 
-    fn refuse(&self, why: String) -> Error {
+    fn refuse(&self, why: &str) -> Error {
         Error::new(ErrorKind::Invalid, format!("the upload of {} is not whole: {why}", self.key))
     }
 }
 
 #[cfg(test)]
+#[allow(clippy::expect_used)]
 mod tests {
     use super::*;
     use crate::ltx::FileName;

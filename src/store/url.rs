@@ -158,6 +158,7 @@ fn invalid(message: String) -> Error {
 }
 
 #[cfg(test)]
+#[allow(clippy::expect_used)]
 mod tests {
     use super::*;
 

@@ -1,4 +1,7 @@
 //! All integration tests in one binary, a module for each part of walferry.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod cli;
+mod restore;
 mod store;
+mod support;

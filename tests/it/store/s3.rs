@@ -1,19 +1,21 @@
 //! The S3 backend against real servers, which `make test` starts and names in the environment.
 
 use std::error::Error as _;
-use std::sync::Arc;
+use std::fmt::Write as _;
+use std::sync::{Arc, OnceLock};
+use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use walferry::store::conformance::{self, Traits, key, noise};
+use walferry::store::s3::{Credentials, S3Store};
 use walferry::store::{Body, Error, ErrorKind, Store, url};
 use walferry::units::{Level, Timestamp};
 
 const NOW: Timestamp = Timestamp(1_795_351_714_920);
 
-/// A server and how to sign in. Credentials are taken from the environment by the code under
-/// test, so each test puts its own there; nextest runs each test in a process of its own.
+/// A server and how to sign in.
 #[derive(Clone)]
 struct Server {
     endpoint: String,
@@ -29,6 +31,8 @@ fn env(name: &str) -> String {
 }
 
 fn first_server() -> Server {
+    // Else a test that finds no credentials would ask an address that is not of this machine.
+    assert_eq!(env("AWS_EC2_METADATA_DISABLED"), "true");
     Server {
         endpoint: env("WALFERRY_TEST_S3_ENDPOINT"),
         bucket: env("WALFERRY_TEST_S3_BUCKET"),
@@ -49,34 +53,24 @@ fn second_server() -> Server {
 impl Server {
     /// A store of the replica `name`, unlike those of other runs on the same server.
     fn open(&self, name: &str) -> Arc<dyn Store> {
-        let run = std::process::id();
-        let nanos =
-            RUN.get_or_init(|| std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos().to_string());
-        self.open_path(&format!("test {run}-{nanos}/{name}"), "")
+        static RUN: OnceLock<u128> = OnceLock::new();
+        let run = RUN.get_or_init(|| UNIX_EPOCH.elapsed().unwrap().as_nanos());
+        self.open_path(&format!("run {run} {}/{name}", std::process::id()), "")
     }
 
     fn open_path(&self, path: &str, options: &str) -> Arc<dyn Store> {
-        self.sign_in();
-        let Server { endpoint, bucket, .. } = self;
-        url::open(&format!("s3://{bucket}/{path}?endpoint={endpoint}{options}")).unwrap()
+        let credentials = Credentials {
+            access_key_id: self.access_key_id.clone(),
+            secret_access_key: self.secret_access_key.clone(),
+            session_token: None,
+        };
+        Arc::new(S3Store::open_with(&self.url(path, options), Some(credentials)).unwrap())
     }
 
-    /// Puts the credentials where the code under test looks for them.
-    fn sign_in(&self) {
-        // SAFETY: the test is the only thread that runs: a current-thread runtime whose helpers
-        // do not touch the environment, in a process of its own.
-        #[allow(unsafe_code)]
-        unsafe {
-            std::env::set_var("AWS_ACCESS_KEY_ID", &self.access_key_id);
-            std::env::set_var("AWS_SECRET_ACCESS_KEY", &self.secret_access_key);
-            std::env::set_var("AWS_EC2_METADATA_DISABLED", "true");
-            std::env::set_var("AWS_CONFIG_FILE", "/dev/null");
-            std::env::set_var("AWS_SHARED_CREDENTIALS_FILE", "/dev/null");
-        }
+    fn url(&self, path: &str, options: &str) -> String {
+        format!("s3://{}/{path}?endpoint={}{options}", self.bucket, self.endpoint)
     }
 }
-
-static RUN: std::sync::OnceLock<String> = std::sync::OnceLock::new();
 
 fn some_bytes() -> Body {
     Body::Bytes(Bytes::from_static(b"some bytes"))
@@ -87,7 +81,7 @@ fn everything(err: &Error) -> String {
     let mut text = format!("{err} {err:?}");
     let mut source = err.source();
     while let Some(err) = source {
-        text.push_str(&format!(" {err} {err:?}"));
+        write!(text, " {err} {err:?}").unwrap();
         source = err.source();
     }
     text
@@ -105,6 +99,13 @@ async fn the_second_server_keeps_the_contract() {
     let server = second_server();
     let traits = Traits { modified_is_timestamp: false, many: 1100 };
     conformance::run(traits, |name| server.open(name)).await;
+}
+
+#[tokio::test]
+async fn credentials_of_the_environment_are_found() {
+    let server = first_server();
+    let store = url::open(&server.url("environment", "")).unwrap();
+    store.list(Level::L0).await.unwrap();
 }
 
 #[tokio::test]
@@ -132,9 +133,8 @@ async fn unknown_and_missing_credentials_are_told() {
     let err = server.open("unknown key").list(Level::L0).await.unwrap_err();
     assert_eq!(err.kind, ErrorKind::Unauthenticated, "{}", everything(&err));
 
-    server.access_key_id = String::new();
-    server.secret_access_key = String::new();
-    let err = server.open("no key").list(Level::L0).await.unwrap_err();
+    let store = S3Store::open(&server.url("no profile", "&profile=walferry-nobody")).unwrap();
+    let err = store.list(Level::L0).await.unwrap_err();
     assert_eq!(err.kind, ErrorKind::Unauthenticated, "{}", everything(&err));
     assert!(err.message.contains("~/.aws"), "{err}");
 }
@@ -174,11 +174,11 @@ async fn a_server_that_is_not_there_is_unavailable() {
 #[tokio::test]
 async fn foreign_keys_are_passed_over() {
     let server = first_server();
-    let store = server.open_path("foreign", "");
-    store.put_new(key(0, 1), some_bytes(), NOW).await.ok();
+    let store = server.open("foreign");
+    store.put_new(key(0, 1), some_bytes(), NOW).await.unwrap();
     // Replicas below this one put their own files at keys that begin like ours.
     for below in ["foreign/0000", "foreign/0000/deep"] {
-        server.open_path(below, "").put_new(key(0, 7), some_bytes(), NOW).await.ok();
+        server.open(below).put_new(key(0, 7), some_bytes(), NOW).await.unwrap();
     }
     let keys: Vec<_> =
         store.list(Level::L0).await.unwrap().into_iter().map(|file| file.key).collect();

@@ -1,0 +1,83 @@
+//! What the exit status says.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use crate::{plan, restore, store};
+
+/// The exit statuses. Their numbers are a promise.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Exit {
+    /// Done.
+    Success = 0,
+    /// Anything without a number of its own.
+    Failure = 1,
+    /// The command line or a setting cannot work.
+    Usage = 2,
+    /// There is no replica, or it never held what was asked for.
+    Nothing = 3,
+    /// The replica is damaged or incomplete.
+    Damaged = 4,
+    /// The store does not answer, or refuses the credentials.
+    Unreachable = 5,
+    /// The output cannot be put there: something exists already, or the directory does not.
+    Output = 6,
+}
+
+/// Number and meaning of each status, as the help shows them.
+pub const TABLE: [(Exit, &str); 7] = [
+    (Exit::Success, "success"),
+    (Exit::Failure, "any other failure"),
+    (Exit::Usage, "wrong usage or setting"),
+    (Exit::Nothing, "no replica, or nothing in it to restore"),
+    (Exit::Damaged, "the replica is damaged or incomplete"),
+    (Exit::Unreachable, "the store is unreachable or denies access"),
+    (Exit::Output, "the output exists already, or cannot be there"),
+];
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(exit as u8)
+    }
+}
+
+pub(super) fn help() -> String {
+    let mut text = String::from("Exit status:\n");
+    for (exit, meaning) in TABLE {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "  {}  {meaning}", exit as u8);
+    }
+    text
+}
+
+pub(super) fn of_restore(error: &restore::Error) -> Exit {
+    use restore::Error;
+    match error {
+        Error::Store(error) => of_store(error.kind),
+        Error::Plan(plan::Error::Empty | plan::Error::NotReachable { .. }) => Exit::Nothing,
+        Error::Plan(plan::Error::NoBase { .. } | plan::Error::Gap { .. })
+        | Error::File { .. }
+        | Error::Chain { .. }
+        | Error::PageSize { .. }
+        | Error::Missing { .. }
+        | Error::Database { .. }
+        | Error::Integrity { .. } => Exit::Damaged,
+        Error::Exists { .. } | Error::Path { .. } => Exit::Output,
+        Error::Output { .. } | Error::Internal(_) => Exit::Failure,
+    }
+}
+
+pub(super) fn of_store(kind: store::ErrorKind) -> Exit {
+    use store::ErrorKind::{
+        AlreadyExists, Denied, Invalid, NoReplica, NoSpace, NotFound, Other, Throttled,
+        Unauthenticated, Unavailable,
+    };
+    match kind {
+        NoReplica => Exit::Nothing,
+        // A file that a listing had shown.
+        NotFound => Exit::Damaged,
+        Unauthenticated | Denied | Throttled | Unavailable => Exit::Unreachable,
+        Invalid => Exit::Usage,
+        AlreadyExists | NoSpace | Other => Exit::Failure,
+    }
+}

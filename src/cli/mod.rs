@@ -1,0 +1,153 @@
+//! The command line: one file a subcommand. Errors are shown here, once, and nowhere else.
+
+mod exit;
+mod ltx;
+mod restore;
+mod table;
+mod version;
+
+use std::error::Error as _;
+use std::fmt;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use exit::Exit;
+
+use crate::{restore as restoring, store};
+
+/// Replicates SQLite databases to object storage from inside the process that writes them, and
+/// restores them.
+#[derive(Parser)]
+#[command(name = "walferry", disable_version_flag = true, after_help = exit::help())]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Restore a database from a replica
+    Restore(restore::Args),
+    /// List the files of a replica and what can be restored from them
+    Ltx(ltx::Args),
+    /// Print the version
+    Version,
+}
+
+/// Runs the program with the process's arguments.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => Exit::Success.into(),
+        Err(error) if error.is_broken_pipe() => Exit::Success.into(),
+        Err(error) => {
+            show(&error);
+            error.exit().into()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Error> {
+    match cli.command {
+        Command::Restore(args) => on_runtime(restore::run(args)),
+        Command::Ltx(args) => on_runtime(ltx::run(args)),
+        Command::Version => version::run(),
+    }
+}
+
+fn on_runtime(work: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(Error::System)?;
+    runtime.block_on(work)
+}
+
+/// What a subcommand may fail with.
+#[derive(Debug)]
+enum Error {
+    Restore(restoring::Error),
+    Store(store::Error),
+    Write(io::Error),
+    System(io::Error),
+}
+
+impl Error {
+    fn exit(&self) -> Exit {
+        match self {
+            Error::Restore(error) => exit::of_restore(error),
+            Error::Store(error) => exit::of_store(error.kind),
+            Error::Write(_) | Error::System(_) => Exit::Failure,
+        }
+    }
+
+    fn advice(&self) -> Option<&'static str> {
+        match self {
+            Error::Restore(error) => error.advice(),
+            _ => None,
+        }
+    }
+
+    /// Whoever read our output has had enough.
+    fn is_broken_pipe(&self) -> bool {
+        matches!(self, Error::Write(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Restore(error) => error.fmt(f),
+            Error::Store(error) => error.fmt(f),
+            Error::Write(_) => f.write_str("the output could not be written"),
+            Error::System(_) => f.write_str("the program could not start its threads"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            // Shown as the error itself, so what counts is the cause underneath.
+            Error::Restore(error) => error.source(),
+            Error::Store(error) => error.source(),
+            Error::Write(error) | Error::System(error) => Some(error),
+        }
+    }
+}
+
+impl From<restoring::Error> for Error {
+    fn from(error: restoring::Error) -> Error {
+        Error::Restore(error)
+    }
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Error {
+        Error::Store(error)
+    }
+}
+
+/// The message, then its causes, then what to do. A closed stderr is nobody's business.
+fn show(error: &Error) {
+    let mut text = format!("walferry: {error}\n");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &["  ", &error.to_string(), "\n"].concat();
+        cause = error.source();
+    }
+    if let Some(advice) = error.advice() {
+        text.push_str(advice);
+        text.push('\n');
+    }
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// Writes to standard output.
+fn print(text: &str) -> Result<(), Error> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Error::Write)
+}

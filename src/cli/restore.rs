@@ -1,0 +1,157 @@
+//! `walferry restore`.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::{Error, print, table};
+use crate::plan::{self, Plan, Target};
+use crate::restore::{self, Integrity, Options, Report};
+use crate::store::{self, ErrorKind};
+use crate::units::Txid;
+
+/// Arguments of `walferry restore`.
+#[derive(clap::Args)]
+#[command(after_help = super::exit::help())]
+pub(super) struct Args {
+    /// The replica, such as s3://bucket/path or file:///path
+    url: String,
+    /// Where to put the database; nothing may be there
+    #[arg(short, long, value_name = "OUT", required_unless_present = "dry_run")]
+    output: Option<PathBuf>,
+    /// The state after exactly this transaction, in hexadecimal; else the newest
+    #[arg(long, value_name = "HEX")]
+    txid: Option<Txid>,
+    /// Threads, and requests at a time
+    #[arg(long, value_name = "N", default_value_t = 8,
+          value_parser = clap::value_parser!(u16).range(1..=256))]
+    parallelism: u16,
+    /// What SQLite checks before the database appears
+    #[arg(long, value_enum, value_name = "none|quick|full", hide_possible_values = true,
+          default_value_t = Integrity::None)]
+    integrity_check: Integrity,
+    /// Report in JSON
+    #[arg(long)]
+    json: bool,
+    /// Only show which files would be read
+    #[arg(long)]
+    dry_run: bool,
+    /// Succeed and do nothing if OUT exists
+    #[arg(long)]
+    if_db_not_exists: bool,
+    /// Succeed and do nothing if there is no replica
+    #[arg(long)]
+    if_replica_exists: bool,
+}
+
+impl Args {
+    fn target(&self) -> Target {
+        self.txid.map_or(Target::Latest, Target::Txid)
+    }
+}
+
+pub(super) async fn run(args: Args) -> Result<(), Error> {
+    if let Some(path) = args.output.as_ref().filter(|_| args.if_db_not_exists)
+        && path.symlink_metadata().is_ok()
+    {
+        let text = format!("{} exists already, nothing was restored", path.display());
+        return nothing_done(&args, &text);
+    }
+    match restore_or_plan(&args).await {
+        Err(Error::Restore(error)) if args.if_replica_exists && is_absent(&error) => {
+            nothing_done(&args, &format!("nothing was restored: {error}"))
+        }
+        result => result,
+    }
+}
+
+async fn restore_or_plan(args: &Args) -> Result<(), Error> {
+    let store = store::url::open(&args.url)?;
+    let output = match &args.output {
+        Some(output) if !args.dry_run => output.clone(),
+        _ => {
+            let (_, plan) = restore::plan(&store, args.target()).await?;
+            return show_plan(args, &plan);
+        }
+    };
+    let mut options = Options::new(&output);
+    options.target = args.target();
+    options.parallelism = usize::from(args.parallelism);
+    options.integrity = args.integrity_check;
+    let report = restore::restore(store, options).await?;
+    show_report(args, &output, &report)
+}
+
+fn is_absent(error: &restore::Error) -> bool {
+    match error {
+        restore::Error::Plan(plan::Error::Empty) => true,
+        restore::Error::Store(error) => error.kind == ErrorKind::NoReplica,
+        _ => false,
+    }
+}
+
+fn nothing_done(args: &Args, text: &str) -> Result<(), Error> {
+    if args.json {
+        return print(&format!("{}\n", json!({ "restored": false, "reason": text })));
+    }
+    print(&format!("{text}\n"))
+}
+
+fn show_plan(args: &Args, plan: &Plan) -> Result<(), Error> {
+    let bytes: u64 = plan.files.iter().map(|file| file.len).sum();
+    if args.json {
+        let files: Vec<_> = plan.files.iter().map(table::json).collect();
+        let text = json!({ "txid": plan.txid.to_string(), "bytes": bytes, "files": files });
+        return print(&format!("{text}\n"));
+    }
+    let summary = format!(
+        "would restore TXID {} from {} with {bytes} bytes\n",
+        plan.txid,
+        table::count(plan.files.len(), "file"),
+    );
+    print(&(table::text(&plan.files) + &summary))
+}
+
+fn show_report(args: &Args, output: &Path, report: &Report) -> Result<(), Error> {
+    let path = output.display().to_string();
+    let bytes = u64::from(report.commit) * u64::from(report.page_size.get());
+    if args.json {
+        let text = json!({
+            "restored": true,
+            "output": path,
+            "txid": report.txid.to_string(),
+            "timestamp": report.timestamp.to_string(),
+            "bytes": bytes,
+            "pages": report.commit,
+            "page_size": report.page_size.get(),
+            "checksum": report.checksum.to_string(),
+            "proven": report.proven,
+            "files": report.files,
+            "files_without_database_checksums": report.untagged,
+            "bytes_fetched": report.fetched,
+            "elapsed_ms": report.elapsed.as_millis() as u64,
+        });
+        return print(&format!("{text}\n"));
+    }
+    let mut text = format!(
+        "restored {path}: TXID {} of {}, {bytes} bytes, from {} with {} bytes in {:.2} s\n",
+        report.txid,
+        report.timestamp,
+        table::count(report.files, "file"),
+        report.fetched,
+        report.elapsed.as_secs_f64(),
+    );
+    if report.untagged > 0 {
+        text += &format_untagged(report);
+    }
+    print(&text)
+}
+
+fn format_untagged(report: &Report) -> String {
+    format!(
+        "{} of {} carry no database checksums, as Litestream writes them; through these only the \
+         transaction numbers hold the chain together\n",
+        report.untagged,
+        table::count(report.files, "file"),
+    )
+}

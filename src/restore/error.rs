@@ -1,0 +1,192 @@
+//! What can stop a restore, and what a person can do about it.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use crate::ltx;
+use crate::ltx::DatabaseChecksum;
+use crate::plan;
+use crate::store::{self, Key};
+use crate::units::{Pgno, Txid};
+
+/// Why nothing was restored. Whatever the reason, no output file exists.
+#[derive(Debug)]
+pub enum Error {
+    /// The store did not answer, or refused.
+    Store(store::Error),
+    /// The replica's files do not lead to the target.
+    Plan(plan::Error),
+    /// A file is damaged, or is not what its name says.
+    File {
+        /// Which file.
+        key: Key,
+        /// What is wrong with it.
+        source: ltx::Error,
+    },
+    /// Two files follow each other by their names, but not by their database checksums.
+    Chain {
+        /// The file before.
+        older: Key,
+        /// The file that was made from another state than the older one leads to.
+        newer: Key,
+    },
+    /// The page size changes between two files without a full image.
+    PageSize {
+        /// The file before.
+        older: Key,
+        /// The file after.
+        newer: Key,
+    },
+    /// No file of the plan holds some pages of the database.
+    Missing {
+        /// The first such page.
+        first: Pgno,
+        /// How many there are.
+        count: u64,
+        /// The state that was to be restored.
+        txid: Txid,
+    },
+    /// The result is not the database that the last file was made from.
+    Database {
+        /// The last file.
+        key: Key,
+        /// The checksum that the file names.
+        expected: DatabaseChecksum,
+        /// The checksum of what came out.
+        found: DatabaseChecksum,
+    },
+    /// Something is where the output would go, or belongs to a database there.
+    Exists {
+        /// What is in the way.
+        path: PathBuf,
+    },
+    /// The output path cannot be one.
+    Path {
+        /// The path.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// Writing the output failed.
+    Output {
+        /// The file that was written.
+        path: PathBuf,
+        /// What was tried.
+        doing: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// SQLite's check of the restored database found faults.
+    Integrity {
+        /// What SQLite said, line by line.
+        findings: Vec<String>,
+    },
+    /// A part of the program stopped without saying why.
+    Internal(&'static str),
+}
+
+impl Error {
+    pub(super) fn corrupt(key: Key, what: impl Into<String>) -> Error {
+        Error::File { key, source: ltx::Error::Corrupt(what.into()) }
+    }
+
+    pub(super) fn truncated(key: Key, section: &'static str) -> Error {
+        Error::File { key, source: ltx::Error::Truncated(section) }
+    }
+
+    /// What to do about it, in one sentence.
+    pub fn advice(&self) -> Option<&'static str> {
+        match self {
+            Error::Store(error) => match error.kind {
+                store::ErrorKind::NotFound => Some(
+                    "The file was removed while it was needed, perhaps by retention: run the \
+                     restore again.",
+                ),
+                kind if kind.is_transient() => Some("Try again later."),
+                _ => None,
+            },
+            Error::Plan(plan::Error::Empty) => Some("Check the replica's URL and its path."),
+            Error::Plan(plan::Error::Gap { .. }) => Some(
+                "Restore the newest state before the gap with --txid, or bring the missing files \
+                 back.",
+            ),
+            Error::Plan(_) => Some("List what can be restored with `walferry ltx`."),
+            Error::File { .. }
+            | Error::Chain { .. }
+            | Error::PageSize { .. }
+            | Error::Missing { .. }
+            | Error::Database { .. }
+            | Error::Integrity { .. } => Some(
+                "Restore an older state with --txid, or restore from another replica; keep this \
+                 one as it is until you know more.",
+            ),
+            Error::Exists { .. } => {
+                Some("Restore to a new path, or move what is there out of the way.")
+            }
+            Error::Output { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                Some("Make room, or restore to another file system.")
+            }
+            Error::Path { .. } | Error::Output { .. } | Error::Internal(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Store(error) => error.fmt(f),
+            Error::Plan(error) => error.fmt(f),
+            Error::File { key, .. } => write!(f, "file {key} of the replica cannot be used"),
+            Error::Chain { older, newer } => write!(
+                f,
+                "file {newer} of the replica was not made from the state that {older} leads to: \
+                 their database checksums differ"
+            ),
+            Error::PageSize { older, newer } => write!(
+                f,
+                "the page size changes from file {older} to file {newer}, which is no full image"
+            ),
+            Error::Missing { first, count, txid } => write!(
+                f,
+                "{count} pages of the database at TXID {txid} are in none of the files, the first \
+                 is page {first}"
+            ),
+            Error::Database { key, expected, found } => write!(
+                f,
+                "the restored database has checksum {found}, but file {key} names {expected}"
+            ),
+            Error::Exists { path } => write!(f, "{} exists already", path.display()),
+            Error::Path { path, why } => write!(f, "{}: {why}", path.display()),
+            Error::Output { path, doing, .. } => write!(f, "{doing} {} failed", path.display()),
+            Error::Integrity { findings } => {
+                write!(f, "SQLite finds faults in the restored database: {}", findings.join("; "))
+            }
+            Error::Internal(what) => write!(f, "the restore stopped: {what}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            // Shown as the error itself, so what counts is the cause underneath.
+            Error::Store(error) => error.source(),
+            Error::File { source, .. } => Some(source),
+            Error::Output { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Error {
+        Error::Store(error)
+    }
+}
+
+impl From<plan::Error> for Error {
+    fn from(error: plan::Error) -> Error {
+        Error::Plan(error)
+    }
+}

@@ -1,0 +1,184 @@
+//! Reading a file's outer parts: its header, its page index, its trailer. Files are opened a few
+//! ahead of their turn, so that many small ones do not cost a round trip each.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+
+use super::error::Error;
+use crate::ltx::index::{self, TAIL_LEN};
+use crate::ltx::{Checksum, HEADER_LEN, Header, MIN_FILE_LEN, PAGE_HEADER_LEN};
+use crate::store::{FileInfo, Key, Store};
+
+/// Files up to this length in bytes are read in one request.
+const WHOLE_LEN: u64 = 1 << 20;
+
+/// Most bytes read from a file's end in the hope that the index is in them.
+const TAIL_MAX: u64 = 2 << 20;
+
+/// An index entry takes at most this many bytes: a page number of 32 bits, an offset and a length.
+const ENTRY_MAX: u64 = 20;
+
+/// A store whose traffic is counted.
+#[derive(Clone)]
+pub(super) struct Source {
+    pub(super) store: Arc<dyn Store>,
+    fetched: Arc<AtomicU64>,
+}
+
+impl Source {
+    pub(super) fn new(store: Arc<dyn Store>) -> Source {
+        Source { store, fetched: Arc::default() }
+    }
+
+    /// Bytes read so far.
+    pub(super) fn fetched(&self) -> u64 {
+        self.fetched.load(Ordering::Relaxed)
+    }
+
+    /// Exactly the bytes of this range: fewer, or more, mean that the file is not what the
+    /// listing said.
+    pub(super) async fn get(&self, key: Key, start: u64, end: u64) -> Result<Bytes, Error> {
+        let bytes = self.store.get(key, Some(start..end)).await?;
+        self.fetched.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        match (bytes.len() as u64).cmp(&(end - start)) {
+            std::cmp::Ordering::Equal => Ok(bytes),
+            std::cmp::Ordering::Less => Err(Error::truncated(key, "bytes")),
+            std::cmp::Ordering::Greater => {
+                Err(Error::corrupt(key, "the store sent more of it than was asked for"))
+            }
+        }
+    }
+
+    /// As [`Source::get`] to the end of a file of this length, which must be its end.
+    async fn get_end(&self, file: FileInfo, start: u64) -> Result<Bytes, Error> {
+        let range = start..file.len.saturating_add(1);
+        let bytes = self.store.get(file.key, Some(range)).await?;
+        self.fetched.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        match (bytes.len() as u64).cmp(&(file.len - start)) {
+            std::cmp::Ordering::Equal => Ok(bytes),
+            std::cmp::Ordering::Less => Err(Error::truncated(file.key, "bytes")),
+            std::cmp::Ordering::Greater => {
+                Err(Error::corrupt(file.key, "it is longer than the listing says"))
+            }
+        }
+    }
+}
+
+/// A file's outer parts, checked against each other and against its name.
+pub(super) struct Opened {
+    pub(super) key: Key,
+    pub(super) header: Header,
+    pub(super) header_bytes: [u8; HEADER_LEN],
+    /// From the six zero bytes behind the pages to the file's end.
+    pub(super) tail: Bytes,
+    /// Where the page frames end and the tail begins.
+    pub(super) frames_end: u64,
+    /// The whole file, if it is small.
+    pub(super) whole: Option<Bytes>,
+}
+
+impl Opened {
+    /// The index's varints.
+    pub(super) fn index(&self) -> &[u8] {
+        let end = self.tail.len().saturating_sub(TAIL_LEN);
+        self.tail.get(PAGE_HEADER_LEN..end).unwrap_or_default()
+    }
+
+    /// What the file checksum covers of the tail, and the checksum itself.
+    pub(super) fn trailer(&self) -> Result<(&[u8], Checksum), Error> {
+        match self.tail.split_last_chunk::<8>() {
+            Some((covered, stored)) => Ok((covered, Checksum(u64::from_be_bytes(*stored)))),
+            None => Err(Error::truncated(self.key, "trailer")),
+        }
+    }
+}
+
+async fn open(source: Source, file: FileInfo) -> Result<Opened, Error> {
+    let key = file.key;
+    let refuse = |source| Error::File { key, source };
+    if file.len < MIN_FILE_LEN {
+        return Err(Error::truncated(key, "header"));
+    }
+    let (end_start, end, front) = if file.len <= WHOLE_LEN {
+        let whole = source.get_end(file, 0).await?;
+        (0, whole.clone(), whole)
+    } else {
+        let start = file.len - (file.len / 64 + 4096).min(TAIL_MAX);
+        let (end, front) =
+            tokio::try_join!(source.get_end(file, start), source.get(key, 0, HEADER_LEN as u64))?;
+        (start, end, front)
+    };
+    let Some(header_bytes) = front.first_chunk::<HEADER_LEN>() else {
+        return Err(Error::truncated(key, "header"));
+    };
+    let header = Header::decode(header_bytes).map_err(refuse)?;
+    if (header.min_txid, header.max_txid) != (key.name.min, key.name.max) {
+        return Err(Error::corrupt(
+            key,
+            format!("it says that it holds {} to {}", header.min_txid, header.max_txid),
+        ));
+    }
+    let (index_start, index_len) = index::locate(file.len, &end).map_err(refuse)?;
+    // The index is the one part that is held whole: as long as the pages need, and no longer.
+    let most = (u64::from(header.commit) + 1).saturating_mul(ENTRY_MAX).min(index_start);
+    if index_len > most {
+        return Err(Error::corrupt(key, format!("a page index of {index_len} bytes")));
+    }
+    let frames_end = index_start - PAGE_HEADER_LEN as u64;
+    let tail = if let Some(at) = frames_end.checked_sub(end_start) {
+        end.slice(at as usize..)
+    } else {
+        let front = source.get(key, frames_end, end_start).await?;
+        Bytes::from([&front[..], &end[..]].concat())
+    };
+    if !tail.starts_with(&[0; PAGE_HEADER_LEN]) {
+        return Err(Error::corrupt(key, "its pages do not end where the index begins"));
+    }
+    let whole = (end_start == 0).then_some(end);
+    Ok(Opened { key, header, header_bytes: *header_bytes, tail, frames_end, whole })
+}
+
+/// Opens files in order, a few ahead of the one that is asked for.
+pub(super) struct Opener<'a> {
+    source: &'a Source,
+    runtime: &'a Handle,
+    waiting: VecDeque<FileInfo>,
+    ahead: usize,
+    opening: VecDeque<JoinHandle<Result<Opened, Error>>>,
+}
+
+impl<'a> Opener<'a> {
+    pub(super) fn new(
+        source: &'a Source,
+        runtime: &'a Handle,
+        files: impl IntoIterator<Item = FileInfo>,
+        ahead: usize,
+    ) -> Opener<'a> {
+        let waiting = files.into_iter().collect();
+        Opener { source, runtime, waiting, ahead, opening: VecDeque::new() }
+    }
+
+    pub(super) fn next(&mut self) -> Option<Result<Opened, Error>> {
+        while self.opening.len() < self.ahead.max(1)
+            && let Some(file) = self.waiting.pop_front()
+        {
+            self.opening.push_back(self.runtime.spawn(open(self.source.clone(), file)));
+        }
+        let opening = self.opening.pop_front()?;
+        let opened = self.runtime.block_on(opening);
+        Some(opened.unwrap_or(Err(Error::Internal("reading a file's index broke off"))))
+    }
+}
+
+impl Drop for Opener<'_> {
+    fn drop(&mut self) {
+        for opening in &self.opening {
+            opening.abort();
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! What is proven while a restore runs: each file's checksum, the chain from file to file, and
+//! that every page is there.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+
+use super::error::Error;
+use crate::ltx::checksum::FileDigest;
+use crate::ltx::{Checksum, Header};
+use crate::store::Key;
+use crate::units::{PageSize, Pgno, Txid};
+
+/// Joins the digests of a file's stretches, which come in any order, to the file's checksum.
+pub(super) struct FileProof {
+    key: Key,
+    state: Mutex<Joining>,
+}
+
+struct Joining {
+    joined: FileDigest,
+    next: usize,
+    /// Stretches that came before their turn: never more than there are stretches in flight.
+    early: BTreeMap<usize, FileDigest>,
+    last: Option<(usize, Checksum)>,
+}
+
+impl FileProof {
+    /// A proof for this file. Stretch 0 is its header.
+    pub(super) fn new(key: Key) -> FileProof {
+        let joined = FileDigest::new();
+        let state = Joining { joined, next: 0, early: BTreeMap::new(), last: None };
+        FileProof { key, state: Mutex::new(state) }
+    }
+
+    pub(super) fn key(&self) -> Key {
+        self.key
+    }
+
+    /// Adds stretch `number`. When it was the last one that was missing, the checksum is compared
+    /// and the file counted in `proven`.
+    pub(super) fn add(
+        &self,
+        number: usize,
+        digest: FileDigest,
+        proven: &AtomicUsize,
+    ) -> Result<(), Error> {
+        let mut state = self.state.lock();
+        state.early.insert(number, digest);
+        while let Some(digest) = {
+            let next = state.next;
+            state.early.remove(&next)
+        } {
+            state.joined.append(&digest);
+            state.next += 1;
+        }
+        match state.last {
+            Some((last, stored)) if state.next > last => {
+                let computed = state.joined.checksum();
+                if computed != stored {
+                    return Err(Error::corrupt(
+                        self.key,
+                        format!("its checksum should be {computed}"),
+                    ));
+                }
+                proven.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Says which stretch is the last and what the checksum must be. Call it before that stretch
+    /// is added.
+    pub(super) fn expect(&self, last: usize, stored: Checksum) {
+        self.state.lock().last = Some((last, stored));
+    }
+}
+
+/// Walks the plan from its newest file to its oldest and checks that each leads to the next.
+#[derive(Default)]
+pub(super) struct Chain {
+    newer: Option<(Key, Header)>,
+    broken: Option<Error>,
+    /// Files without a tag.
+    pub(super) untagged: usize,
+}
+
+/// What an older file is to the files after it.
+#[derive(PartialEq, Eq, Debug)]
+pub(super) enum Step {
+    /// Its pages count.
+    Needed,
+    /// The file after it holds everything: this one and all before are not needed.
+    Superseded,
+}
+
+impl Chain {
+    pub(super) fn step(&mut self, key: Key, header: &Header) -> Result<Step, Error> {
+        if let Some((newer_key, newer)) = &self.newer {
+            if newer.tag.is_some_and(|tag| tag.full_image) {
+                return Ok(Step::Superseded);
+            }
+            if newer.page_size != header.page_size {
+                return Err(Error::PageSize { older: key, newer: *newer_key });
+            }
+            // Files that overlap have no state in common to compare.
+            if let (Some(tag), Some(newer_tag)) = (header.tag, newer.tag)
+                && header.max_txid.next() == newer.min_txid
+                && tag.post_apply != newer_tag.pre_apply
+            {
+                self.broken.get_or_insert(Error::Chain { older: key, newer: *newer_key });
+            }
+        }
+        if header.tag.is_none() {
+            self.untagged += 1;
+        }
+        self.newer = Some((key, *header));
+        Ok(Step::Needed)
+    }
+
+    /// The newest broken link, if there is one. A damaged file shows as one too, and is found
+    /// damaged only when all of it was read: so ask when the files' checksums are compared.
+    pub(super) fn finish(self) -> Result<(), Error> {
+        self.broken.map_or(Ok(()), Err)
+    }
+}
+
+/// Which pages are decided: one bit a page. Files claim their pages from the newest to the oldest.
+pub(super) struct Claims {
+    bits: Vec<u64>,
+    commit: u32,
+    lock_page: Pgno,
+    /// The smallest database since: what lay behind its end was cut off, and only newer files can
+    /// have brought it back.
+    limit: u32,
+    claimed: u64,
+}
+
+impl Claims {
+    pub(super) fn new(commit: u32, page_size: PageSize) -> Claims {
+        let words = (commit as usize).div_ceil(64);
+        let lock_page = page_size.lock_page();
+        Claims { bits: vec![0; words], commit, lock_page, limit: commit, claimed: 0 }
+    }
+
+    /// Moves on to an older file, with this many pages.
+    pub(super) fn next_file(&mut self, commit: u32) {
+        self.limit = self.limit.min(commit);
+    }
+
+    /// Whether the image of this page in the present file is the newest there is.
+    pub(super) fn claim(&mut self, pgno: Pgno) -> bool {
+        let Some(index) = pgno.checked_sub(1).filter(|_| pgno <= self.limit) else {
+            return false;
+        };
+        let (word, bit) = ((index / 64) as usize, 1u64 << (index % 64));
+        match self.bits.get_mut(word) {
+            Some(word) if *word & bit == 0 => {
+                *word |= bit;
+                self.claimed += 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Checks that every page was claimed but the lock page.
+    pub(super) fn finish(&self, txid: Txid) -> Result<(), Error> {
+        let pages = u64::from(self.commit) - u64::from(self.lock_page <= self.commit);
+        if self.claimed == pages {
+            return Ok(());
+        }
+        let missing = |pgno: &Pgno| {
+            let index = pgno - 1;
+            let word = self.bits.get((index / 64) as usize).copied().unwrap_or(0);
+            *pgno != self.lock_page && word & (1 << (index % 64)) == 0
+        };
+        let first = (1..=self.commit).find(missing).unwrap_or(0);
+        Err(Error::Missing { first, count: pages.saturating_sub(self.claimed), txid })
+    }
+}

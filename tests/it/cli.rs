@@ -1,0 +1,214 @@
+//! The program as a person runs it: what it prints and how it exits.
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+use walferry::ltx::encode::to_vec;
+use walferry::store::file::FileStore;
+use walferry::units::{PageSize, Txid};
+
+use crate::support::{golden, header, key, names, put};
+
+fn walferry() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_walferry"));
+    command.env_clear().stdin(Stdio::null());
+    command
+}
+
+/// Runs and checks the exit status; gives standard output, or standard error when it failed.
+fn check(args: &[&str], status: i32) -> String {
+    let Output { status: found, stdout, stderr } = walferry().args(args).output().unwrap();
+    let (stdout, stderr) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
+    assert_eq!(found.code(), Some(status), "{args:?}\n{stdout}{stderr}");
+    let (said, silent) = if status == 0 { (stdout, stderr) } else { (stderr, stdout) };
+    assert_eq!(silent, "", "{args:?}");
+    assert!(said.ends_with('\n'), "{args:?}: {said:?}");
+    said
+}
+
+fn url(dir: &Path) -> String {
+    format!("file://{}", dir.display())
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn restores_and_says_what() {
+    let dir = TempDir::new().unwrap();
+    let (out, replica) = (dir.path().join("out.db"), url(&golden("litestream-0.5.17")));
+    let said = check(&["restore", "-o", text(&out), &replica], 0);
+    assert!(said.contains("TXID 0000000000000008"), "{said}");
+    assert!(said.contains("carry no database checksums"), "{said}");
+    let expected = golden("litestream-0.5.17/restored/0000000000000008.db");
+    assert_eq!(fs::read(&out).unwrap(), fs::read(expected).unwrap());
+
+    let said = check(&["restore", "-o", text(&out), &replica], 6);
+    assert!(said.contains("exists already") && said.contains("Restore to a new path"), "{said}");
+    assert_eq!(said.matches("exists already").count(), 1, "shown once: {said}");
+    check(&["restore", "--if-db-not-exists", "-o", text(&out), &replica], 0);
+
+    let older = dir.path().join("older.db");
+    let args = ["restore", "--json", "--txid", "3", "--integrity-check", "full", "-o"];
+    let said = check(&[&args[..], &[text(&older), &replica]].concat(), 0);
+    let json: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(json["txid"], Txid(3).to_string());
+    assert_eq!((&json["pages"], &json["page_size"]), (&4.into(), &512.into()));
+    assert_eq!((&json["restored"], &json["proven"]), (&true.into(), &false.into()));
+    assert_eq!(names(dir.path()), ["older.db", "out.db"]);
+}
+
+#[test]
+fn a_dry_run_reads_only_the_listing() {
+    let dir = TempDir::new().unwrap();
+    let (out, replica) = (dir.path().join("out.db"), url(&golden("litestream-0.5.17")));
+    let said = check(&["restore", "--dry-run", "--txid", "7", "-o", text(&out), &replica], 0);
+    assert!(said.contains("9      0000000000000001  0000000000000006           573"), "{said}");
+    assert!(said.contains("would restore TXID 0000000000000007 from 2 files"), "{said}");
+    let said = check(&["restore", "--dry-run", "--json", &replica], 0);
+    let json: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(json["files"].as_array().unwrap().len(), 1);
+    assert_eq!(names(dir.path()), [""; 0]);
+}
+
+#[test]
+fn nothing_to_restore() {
+    let dir = TempDir::new().unwrap();
+    let out = dir.path().join("out.db");
+    let missing = url(&dir.path().join("missing"));
+    check(&["restore", "-o", text(&out), &missing], 3);
+    check(&["restore", "--if-replica-exists", "-o", text(&out), &missing], 0);
+    let said = check(&["restore", "--if-replica-exists", "--json", "-o", text(&out), &missing], 0);
+    assert!(said.contains("\"restored\":false"), "{said}");
+    check(&["ltx", &missing], 3);
+    let replica = url(&golden("litestream-0.5.17"));
+    let said = check(&["restore", "--txid", "ff", "-o", text(&out), &replica], 3);
+    assert!(said.contains("the newest that can be restored is 0000000000000008"), "{said}");
+    assert_eq!(names(dir.path()), [""; 0]);
+}
+
+#[test]
+fn wrong_usage() {
+    let replica = url(&golden("litestream-0.5.17"));
+    check(&[], 2);
+    check(&["restore"], 2);
+    check(&["restore", &replica], 2);
+    check(&["restore", "-o", "x", "--txid", "0", &replica], 2);
+    check(&["restore", "-o", "x", "--txid", "no", &replica], 2);
+    check(&["restore", "-o", "x", "--parallelism", "0", &replica], 2);
+    check(&["restore", "-o", "x", "--integrity-check", "some", &replica], 2);
+    check(&["restore", "-o", "x", "gopher://x/y"], 2);
+    check(&["ltx", "--level", "10", &replica], 2);
+}
+
+/// A directory with a copy of the files of a golden replica.
+fn copy(name: &str) -> TempDir {
+    fn copy_dir(from: &Path, to: &Path) {
+        fs::create_dir_all(to).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let (path, name) = {
+                let e = entry.unwrap();
+                (e.path(), e.file_name())
+            };
+            if path.is_dir() {
+                copy_dir(&path, &to.join(name));
+            } else {
+                fs::copy(&path, to.join(name)).unwrap();
+            }
+        }
+    }
+    let dir = TempDir::new().unwrap();
+    copy_dir(&golden(name).join("ltx"), &dir.path().join("ltx"));
+    dir
+}
+
+#[test]
+fn damaged_and_incomplete_replicas() {
+    let dir = TempDir::new().unwrap();
+    let out = dir.path().join("out.db");
+    let replica = copy("litestream-0.5.11");
+    let file = replica.path().join("ltx/1/0000000000000002-0000000000000004.ltx");
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[150] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    let said = check(&["restore", "-o", text(&out), &url(replica.path())], 4);
+    assert!(said.contains("file 1/0000000000000002-0000000000000004.ltx"), "{said}");
+    assert!(said.lines().count() >= 3, "message, cause, advice: {said}");
+
+    fs::remove_file(&file).unwrap();
+    fs::remove_file(replica.path().join("ltx/0/0000000000000003-0000000000000003.ltx")).unwrap();
+    let said = check(&["restore", "-o", text(&out), &url(replica.path())], 4);
+    assert!(said.contains("0000000000000003 to 0000000000000003 are missing"), "{said}");
+    let said = check(&["ltx", &url(replica.path())], 0);
+    assert!(said.contains("restorable: 2 states"), "{said}");
+    assert!(said.contains("warning: transactions 0000000000000003"), "{said}");
+    check(&["restore", "--txid", "2", "-o", text(&out), &url(replica.path())], 0);
+}
+
+#[test]
+fn lists_files() {
+    let replica = url(&golden("litestream-0.5.17"));
+    let said = check(&["ltx", &replica], 0);
+    assert_eq!(said.lines().count(), 1 + 21 + 1, "{said}");
+    assert!(said.ends_with("restorable: 8 states, TXID 0000000000000001 to 0000000000000008\n"));
+    let said = check(&["ltx", "--level", "9", "--json", &replica], 0);
+    let json: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(json["files"].as_array().unwrap().len(), 4);
+    assert_eq!(json["restorable"]["states"], 8);
+    assert_eq!(json["head"], Txid(8).to_string());
+    assert!(json["problem"].is_null());
+}
+
+#[test]
+fn version_and_help() {
+    assert_eq!(check(&["version"], 0), format!("walferry {}\n", env!("CARGO_PKG_VERSION")));
+    for args in [&["--help"][..], &["restore", "--help"], &["ltx", "--help"]] {
+        let said = check(args, 0);
+        assert!(said.contains("Exit status:") && said.contains("  5  the store"), "{said}");
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let mut child = walferry()
+        .args(["ltx", &url(&golden("litestream-0.5.17"))])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr), (Some(0), Vec::new()));
+}
+
+#[test]
+fn killed_in_the_middle_leaves_no_database() {
+    let replica = TempDir::new().unwrap();
+    let size = PageSize::new(65536).unwrap();
+    let (page, commit) = (vec![7; size.bytes()], 2000);
+    let pages = (1..=commit).map(|pgno| (pgno, page.as_slice()));
+    let file = to_vec(&header(size, commit, 1, 1), pages).unwrap();
+    put(&FileStore::new(replica.path()), key(9, 1, 1), file);
+    for _ in 0..20 {
+        let dir = TempDir::new().unwrap();
+        let out = dir.path().join("out.db");
+        let args = ["restore", "-o", text(&out), &url(replica.path())];
+        let mut child = walferry().args(args).stdout(Stdio::null()).spawn().unwrap();
+        while names(dir.path()).is_empty() && child.try_wait().unwrap().is_none() {
+            std::thread::yield_now();
+        }
+        child.kill().unwrap();
+        if child.wait().unwrap().signal().is_some() {
+            assert!(!out.exists());
+            // What it left behind is in nobody's way.
+            check(&args, 0);
+            assert_eq!(fs::metadata(&out).unwrap().len(), u64::from(commit) * 65536);
+            return;
+        }
+    }
+    panic!("the restore was always done before it could be killed");
+}

@@ -1,0 +1,188 @@
+//! What several modules need: a replica that is built transaction by transaction beside a model of
+//! the database, and a runtime to restore on.
+
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
+
+use bytes::Bytes;
+use tokio::runtime::{Builder, Runtime};
+use walferry::ltx::encode::to_vec;
+use walferry::ltx::merge::merge;
+use walferry::ltx::{DatabaseChecksum, Decoder, FileName, Header, Tag, checksum};
+use walferry::restore::{Error, Options, Report, restore};
+use walferry::store::memory::MemoryStore;
+use walferry::store::{Body, Key, Store};
+use walferry::units::{Level, PageSize, Pgno, Salts, Timestamp, Txid, WriterId};
+
+pub fn block_on<T>(work: impl Future<Output = T>) -> T {
+    static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+        Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+    });
+    RUNTIME.block_on(work)
+}
+
+pub fn run(store: impl Store + 'static, options: Options) -> Result<Report, Error> {
+    block_on(restore(Arc::new(store), options))
+}
+
+pub fn key(level: u8, min: u64, max: u64) -> Key {
+    let name = FileName { min: Txid(min), max: Txid(max) };
+    Key { level: Level::new(level).unwrap(), name }
+}
+
+/// A page that differs by number and version.
+pub fn page_of(pgno: Pgno, version: u64, page_size: PageSize) -> Vec<u8> {
+    let mut page = vec![0; page_size.bytes()];
+    page[..8].copy_from_slice(&version.to_be_bytes());
+    page[8..12].copy_from_slice(&pgno.to_be_bytes());
+    let mut seed = version.wrapping_mul(31).wrapping_add(u64::from(pgno));
+    for byte in &mut page[12..200] {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        *byte = (seed >> 56) as u8;
+    }
+    page
+}
+
+pub fn header(page_size: PageSize, commit: u32, min: u64, max: u64) -> Header {
+    Header {
+        page_size,
+        commit,
+        min_txid: Txid(min),
+        max_txid: Txid(max),
+        timestamp: Timestamp(1_795_351_714_000 + max.cast_signed()),
+        wal_offset: 0,
+        wal_size: 0,
+        salts: Salts(0, 0),
+        writer: WriterId(7),
+        tag: None,
+    }
+}
+
+/// A replica in memory with the history of its database.
+pub struct Replica {
+    pub store: MemoryStore,
+    pub page_size: PageSize,
+    /// The pages after each transaction; entry 0 is the empty database.
+    pub states: Vec<Vec<Vec<u8>>>,
+    /// Whether files carry database checksums.
+    pub tagged: bool,
+}
+
+impl Replica {
+    pub fn new(page_size: u32) -> Replica {
+        Replica {
+            store: MemoryStore::new(),
+            page_size: PageSize::new(page_size).unwrap(),
+            states: vec![Vec::new()],
+            tagged: true,
+        }
+    }
+
+    pub fn head(&self) -> u64 {
+        self.states.len() as u64 - 1
+    }
+
+    /// The database file after a transaction.
+    pub fn image(&self, txid: u64) -> Vec<u8> {
+        self.states[txid as usize].concat()
+    }
+
+    /// A transaction that leaves `commit` pages and changes these, and all that are new.
+    pub fn commit(&mut self, commit: u32, changed: &[Pgno]) {
+        let txid = self.head() + 1;
+        let mut state = self.states[self.head() as usize].clone();
+        let old = state.len() as u32;
+        state.resize(commit as usize, Vec::new());
+        for pgno in 1..=commit {
+            if pgno > old || changed.contains(&pgno) {
+                state[pgno as usize - 1] = page_of(pgno, txid, self.page_size);
+            }
+        }
+        let pages: Vec<Pgno> =
+            (1..=commit).filter(|pgno| *pgno > old || changed.contains(pgno)).collect();
+        self.states.push(state);
+        self.put_pages(0, txid, txid, &pages, |_| ());
+    }
+
+    pub fn header(&self, min: u64, max: u64) -> Header {
+        let state = &self.states[max as usize];
+        let mut header = header(self.page_size, state.len() as u32, min, max);
+        header.tag = self.tagged.then(|| Tag {
+            pre_apply: self.checksum(min - 1),
+            post_apply: self.checksum(max),
+            full_image: false,
+        });
+        header
+    }
+
+    pub fn checksum(&self, txid: u64) -> DatabaseChecksum {
+        let mut sum = DatabaseChecksum::EMPTY;
+        for (page, pgno) in self.states[txid as usize].iter().zip(1..) {
+            sum.toggle(checksum::page(pgno, page));
+        }
+        sum
+    }
+
+    /// Puts a file with these pages as of `max`.
+    pub fn put_pages(
+        &self,
+        level: u8,
+        min: u64,
+        max: u64,
+        pages: &[Pgno],
+        change: impl FnOnce(&mut Header),
+    ) {
+        let state = &self.states[max as usize];
+        let mut header = self.header(min, max);
+        change(&mut header);
+        let pages = pages.iter().map(|pgno| (*pgno, state[*pgno as usize - 1].as_slice()));
+        self.put(key(level, min, max), to_vec(&header, pages).unwrap());
+    }
+
+    pub fn snapshot(&self, level: u8, txid: u64) {
+        let pages: Vec<Pgno> = (1..=self.states[txid as usize].len() as u32).collect();
+        self.put_pages(level, 1, txid, &pages, |_| ());
+    }
+
+    /// Joins the level-0 files of a range.
+    pub fn compact(&self, level: u8, min: u64, max: u64) {
+        let files: Vec<Bytes> = (min..=max).map(|txid| self.bytes(key(0, txid, txid))).collect();
+        let decoders = files.iter().map(|file| Decoder::new(&file[..]).unwrap()).collect();
+        let (body, encoded) = merge(decoders, &self.header(min, max), Vec::new()).unwrap();
+        self.put(key(level, min, max), [&encoded.header[..], &body].concat());
+    }
+
+    pub fn bytes(&self, key: Key) -> Bytes {
+        block_on(self.store.get(key, None)).unwrap()
+    }
+
+    pub fn put(&self, key: Key, bytes: Vec<u8>) {
+        put(&self.store, key, bytes);
+    }
+
+    pub fn delete(&self, key: Key) {
+        block_on(self.store.delete(key)).unwrap();
+    }
+}
+
+pub fn put(store: &impl Store, key: Key, bytes: Vec<u8>) {
+    let body = Body::Bytes(bytes.into());
+    block_on(async {
+        store.delete(key).await.unwrap();
+        store.put_new(key, body, Timestamp(0)).await.unwrap();
+    });
+}
+
+pub fn golden(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+/// The names in a directory, ascending.
+pub fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
