@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SCRATCH = ROOT / ".cache" / "bench"
 DRIVER = SCRATCH / "commits"
-COUNTS = {"NORMAL": 60_000, "FULL": 3_000}
+COUNTS = {"NORMAL": 400_000, "FULL": 20_000}
 
 
 def one(level, extension):
