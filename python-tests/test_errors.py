@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from harness import (CORRUPT, NO_REPLICA, REFUSED, UNREACHABLE, USAGE, DirectoryReplica, HostError, S3Replica,
-                     assert_restores, restore, rows, s3_environment, txids, walferry)
+from harness import (CORRUPT, NO_REPLICA, REFUSED, UNREACHABLE, USAGE, DirectoryReplica, HostError,
+                     S3Replica, assert_restores, restore, rows, s3_environment, txids, walferry)
 
 
 @pytest.fixture
