@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
@@ -302,8 +303,13 @@ class FaultProxy(Service):
     def rule(self, kind, **spec):
         return self.ask("POST", "/rules", dict(spec, kind=kind))["rule"]
 
-    def wait(self, rule, hits=1, seconds=60):
-        return self.ask("GET", "/wait?rule=%d&hits=%d&timeout=%d" % (rule, hits, seconds))
+    def wait(self, rule, hits=1, seconds=30):
+        """Until a rule has acted so often."""
+        try:
+            self.ask("GET", "/wait?rule=%d&hits=%d&timeout=%d" % (rule, hits, seconds))
+        except urllib.error.HTTPError as error:
+            raise AssertionError("no request met the rule in %ds: %s" % (
+                seconds, error.read().decode())) from None
 
     def heal(self):
         self.ask("DELETE", "/rules")
