@@ -1,5 +1,15 @@
 //! walferry replicates SQLite databases to object storage from inside the process that writes
 //! them. This library is everything but the border to SQLite, which is `sqlite-ext/`.
+pub mod border;
+pub mod database;
+pub mod engine;
+pub mod local;
 pub mod ltx;
+pub mod process;
+mod sealer;
+pub mod settings;
+mod shipper;
+pub mod status;
 pub mod store;
 pub mod units;
+pub mod wal;

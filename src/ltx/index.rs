@@ -68,7 +68,7 @@ impl Builder {
 }
 
 /// A stored index, checked entry by entry while it is walked.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Reader<'a> {
     rest: &'a [u8],
     expected_offset: u64,

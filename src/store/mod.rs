@@ -3,6 +3,15 @@
 //! The seam is shaped by what replication needs, not by what a bucket can do: list a level, read
 //! a range, create a file that did not exist, delete. A file, once created, never changes.
 
+#[doc(hidden)]
+pub mod conformance;
+pub mod file;
+pub mod memory;
+mod parts;
+mod range;
+pub mod s3;
+pub mod url;
+
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;

@@ -1,0 +1,49 @@
+//! What the library needs of the SQLite that writes the database.
+//!
+//! The library never links SQLite and never opens the database or its wal-index by itself: closing
+//! such a descriptor would drop the process's locks
+//! (<https://sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_>).
+//! The extension implements these traits over the host's SQLite.
+
+use std::io;
+
+use crate::units::PageSize;
+use crate::wal::WalIndex;
+
+/// One open database, seen through the host's SQLite.
+pub trait Border: Send + Sync {
+    /// The wal-index header as it is now, or `None` while nothing of ours has it mapped or the
+    /// WAL was never used.
+    fn wal_index(&self) -> Option<WalIndex>;
+
+    /// Starts a read transaction on a connection of our own.
+    fn open_reader(&self) -> io::Result<Box<dyn Reader>>;
+}
+
+/// A read transaction. While it lives, no checkpoint writes a frame beyond [`Snapshot::frames`]
+/// into the database file.
+pub trait Reader {
+    /// What the transaction sees, or a little later: read after it had begun.
+    fn snapshot(&self) -> Snapshot;
+
+    /// Fills `buffer` from byte `offset` of the database file.
+    fn read_main(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+}
+
+/// A state of the database: the file's pages, overlaid by the frames of the WAL up to one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Snapshot {
+    /// Page size.
+    pub page_size: PageSize,
+    /// Size of the database in pages.
+    pub page_count: u32,
+    /// The wal-index at that moment; `None` when the WAL is empty and was never used.
+    pub index: Option<WalIndex>,
+}
+
+impl Snapshot {
+    /// Last frame that belongs to the state; 0 for none.
+    pub fn frames(&self) -> u32 {
+        self.index.map_or(0, |index| index.max_frame)
+    }
+}

@@ -1,0 +1,350 @@
+//! One replicated database as the border sees it: what an application's thread may call.
+//!
+//! Nothing here waits for the network but [`Database::wait`]. A commit costs one short lock and one
+//! message of some forty bytes; the lock is never held over I/O.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::border::Border;
+use crate::local::state::Fingerprint;
+use crate::process::{Control, Process};
+use crate::settings::Settings;
+use crate::status::Report;
+use crate::units::{Salts, Txid};
+use crate::wal::WalIndex;
+
+/// Longest time that a writer waits at the gate for local work to end.
+const GATE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Committed frames, by reference: what the application's thread hands to the sealer. The bytes
+/// stay in the WAL, which gate and pin keep from being overwritten.
+#[derive(Clone, Copy, Debug)]
+pub struct CommittedFrames {
+    /// Which database.
+    pub database: u64,
+    /// The wal-index just after the commit.
+    pub index: WalIndex,
+    /// When, in milliseconds of the process's clock.
+    pub at: u64,
+}
+
+/// A replicated database of this process.
+pub struct Database {
+    /// Number within the process.
+    pub id: u64,
+    path: PathBuf,
+    settings: Settings,
+    process: Weak<Process>,
+    border: OnceLock<Arc<dyn Border>>,
+    shared: Mutex<Shared>,
+    changed: Condvar,
+}
+
+/// What application threads and the sealer both see.
+pub(crate) struct Shared {
+    /// Connections of this process.
+    pub connections: usize,
+    /// The newest wal-index that was seen.
+    pub published: Option<WalIndex>,
+    /// Counts the changes of `published`.
+    pub commit_seq: u64,
+    /// Everything up to this count is captured, or acked by the store.
+    pub captured_seq: u64,
+    pub acked_seq: u64,
+    /// When the oldest commit was made of which the sealer does not know yet.
+    pub unreported_since: Option<u64>,
+    /// The next commit must wake the sealer; else it comes by itself.
+    pub wants_bell: bool,
+    /// Capture is complete up to this frame of this generation.
+    pub captured: Option<(Salts, u32)>,
+    pub gate: Gate,
+    /// A restart of the WAL was let through at this position.
+    pub grant: Option<(Salts, u32)>,
+    /// The WAL was seen for the first time since nobody had the database open.
+    pub attach: Option<Attach>,
+    /// The WAL was checkpointed whole and removed while this process had the database to itself.
+    pub left_clean: Option<Fingerprint>,
+    /// Capture cannot vouch for completeness any more, and why.
+    pub diverged: Option<String>,
+    pub report: Report,
+}
+
+/// Whether the WAL may be overwritten.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Gate {
+    /// As soon as everything in it is captured, which takes milliseconds.
+    Capturing,
+    /// Not for now: an image is being taken, another process ships, or the spool cannot be written.
+    Shut,
+    /// At once: capture has given up until the database can be compared as a whole.
+    Open,
+}
+
+/// What was there when the WAL was seen first.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Attach {
+    pub index: Option<WalIndex>,
+    pub fingerprint: Option<Fingerprint>,
+}
+
+/// Why a wait ended without success.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum WaitError {
+    /// Time is up; the text says what stands in the way.
+    TimedOut(String),
+    /// It can not succeed.
+    Stopped(String),
+}
+
+impl std::fmt::Display for WaitError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            WaitError::TimedOut(why) => write!(f, "not replicated in time: {why}"),
+            WaitError::Stopped(why) => write!(f, "not replicated: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for WaitError {}
+
+impl Database {
+    pub(crate) fn new(
+        id: u64,
+        path: PathBuf,
+        settings: Settings,
+        process: Weak<Process>,
+    ) -> Database {
+        let report = Report::new(&path, &settings.replica);
+        Database {
+            id,
+            path,
+            settings,
+            process,
+            border: OnceLock::new(),
+            shared: Mutex::new(Shared {
+                connections: 0,
+                published: None,
+                commit_seq: 0,
+                captured_seq: 0,
+                acked_seq: 0,
+                unreported_since: None,
+                wants_bell: true,
+                captured: None,
+                gate: Gate::Capturing,
+                grant: None,
+                attach: None,
+                left_clean: None,
+                diverged: None,
+                report,
+            }),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Path of the database file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its settings.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Tells how to reach the host's SQLite. Only the first call counts.
+    pub fn set_border(&self, border: Arc<dyn Border>) {
+        let _ = self.border.set(border);
+    }
+
+    pub(crate) fn border(&self) -> Option<&Arc<dyn Border>> {
+        self.border.get()
+    }
+
+    pub(crate) fn with<T>(&self, f: impl FnOnce(&mut Shared) -> T) -> T {
+        f(&mut self.shared.lock())
+    }
+
+    /// Lets waiting threads look again.
+    pub(crate) fn notify(&self) {
+        self.changed.notify_all();
+    }
+
+    /// A connection was opened.
+    pub fn connect(&self) {
+        self.with(|shared| shared.connections += 1);
+        self.send(Control::Connected(self.id));
+    }
+
+    /// A connection is gone. The answer is whether it was the last of this process.
+    pub fn disconnect(&self) -> bool {
+        let last = self.with(|shared| {
+            shared.connections = shared.connections.saturating_sub(1);
+            shared.connections == 0
+        });
+        if last {
+            self.send(Control::Disconnected(self.id));
+        }
+        last
+    }
+
+    /// The WAL was opened and its index read for the first time since nobody of this process had
+    /// it: called under a read lock, with the file's looks taken before.
+    pub fn attached(&self, index: Option<WalIndex>, fingerprint: Option<Fingerprint>) {
+        self.with(|shared| {
+            shared.attach = Some(Attach { index, fingerprint });
+            shared.published = index;
+            shared.captured = None;
+            shared.grant = None;
+            shared.commit_seq += 1;
+        });
+        self.send(Control::Attached(self.id));
+    }
+
+    /// The write lock is about to be given up with the wal-index like this: if it has moved,
+    /// something was committed.
+    pub fn committed(&self, index: WalIndex) {
+        let Some(process) = self.process.upgrade() else { return };
+        let at = process.now();
+        let ring = self.with(|shared| {
+            if shared.published == Some(index) {
+                return None;
+            }
+            shared.published = Some(index);
+            shared.commit_seq += 1;
+            shared.unreported_since.get_or_insert(at);
+            Some(std::mem::replace(&mut shared.wants_bell, false))
+        });
+        if let Some(ring) = ring {
+            process.commit(CommittedFrames { database: self.id, index, at }, ring);
+        }
+    }
+
+    /// A checkpoint begins: a restart of the WAL may follow, so capture goes ahead meanwhile.
+    pub fn checkpoint_begins(&self) {
+        let pending = self.with(|shared| {
+            let seen = shared.published.map(|index| (index.salts, index.max_frame));
+            shared.gate == Gate::Capturing && shared.captured != seen
+        });
+        if pending {
+            self.send(Control::Capture(self.id));
+        }
+    }
+
+    /// Whether the gate is shut for longer than local work takes, so that checkpoints should be
+    /// held back too.
+    pub fn gate_is_shut(&self) -> bool {
+        self.with(|shared| shared.gate == Gate::Shut)
+    }
+
+    /// The gate: may the WAL, complete up to `index`, be overwritten? Waits for capture, which is
+    /// local work; never for the network.
+    pub fn may_restart(&self, index: WalIndex) -> bool {
+        let reached = self.wait_captured(index);
+        if reached {
+            self.with(|shared| shared.grant = Some((index.salts, index.max_frame)));
+        }
+        reached
+    }
+
+    /// Waits until everything up to `index` is captured; gives up when the gate is shut or local
+    /// work takes too long.
+    pub fn wait_captured(&self, index: WalIndex) -> bool {
+        let mut shared = self.shared.lock();
+        if shared.published != Some(index) {
+            shared.published = Some(index);
+            shared.commit_seq += 1;
+        }
+        let deadline = Instant::now() + GATE_TIMEOUT;
+        let mut asked = false;
+        loop {
+            if shared.gate == Gate::Open
+                || shared.captured == Some((index.salts, index.max_frame))
+            {
+                return true;
+            }
+            if shared.gate == Gate::Shut || self.process.strong_count() == 0 {
+                return false;
+            }
+            if !asked {
+                asked = true;
+                parking_lot::MutexGuard::unlocked(&mut shared, || {
+                    self.send(Control::Capture(self.id));
+                });
+                continue;
+            }
+            if self.changed.wait_until(&mut shared, deadline).timed_out() {
+                return false;
+            }
+        }
+    }
+
+    /// The database was written outside the WAL, or the WAL was overwritten without our knowing:
+    /// capture must compare the whole database before it goes on.
+    pub fn diverged(&self, why: &str) {
+        let first = self.with(|shared| {
+            let first = shared.diverged.is_none();
+            shared.diverged.get_or_insert_with(|| why.to_string());
+            first
+        });
+        if first {
+            self.send(Control::Capture(self.id));
+        }
+    }
+
+    /// The WAL was checkpointed whole and removed; this is how the database file was left.
+    pub fn left_clean(&self, fingerprint: Fingerprint) {
+        self.with(|shared| shared.left_clean = Some(fingerprint));
+    }
+
+    /// Nobody of this process has the WAL open any more, or somebody has it exclusively.
+    pub fn detached(&self) {
+        self.with(|shared| shared.captured = None);
+        self.send(Control::Detached(self.id));
+    }
+
+    /// Waits until everything committed before the call is at the store; gives the TXID that the
+    /// store confirmed last. `hurry` ships at once instead of at the next interval.
+    pub fn wait(&self, timeout: Duration, hurry: bool) -> Result<Txid, WaitError> {
+        let deadline = Instant::now() + timeout;
+        let mut shared = self.shared.lock();
+        let target = shared.commit_seq;
+        if shared.acked_seq < target {
+            let control = if hurry { Control::Hurry(self.id) } else { Control::Capture(self.id) };
+            parking_lot::MutexGuard::unlocked(&mut shared, || self.send(control));
+        }
+        loop {
+            if shared.acked_seq >= target {
+                return Ok(shared.report.acked);
+            }
+            if let Some(why) = shared.report.stopped() {
+                return Err(WaitError::Stopped(why));
+            }
+            if self.changed.wait_until(&mut shared, deadline).timed_out() {
+                return Err(WaitError::TimedOut(shared.report.in_the_way()));
+            }
+        }
+    }
+
+    /// How the replication of this database stands.
+    pub fn report(&self) -> Report {
+        let now = self.process.upgrade().map_or(0, |process| process.now());
+        self.with(|shared| {
+            let mut report = shared.report.clone();
+            let oldest = [report.unacked_since, shared.unreported_since].into_iter().flatten().min();
+            report.unacked_since = oldest;
+            report.lag_ms = oldest.map_or(0, |since| now.saturating_sub(since));
+            report.connections = shared.connections;
+            report
+        })
+    }
+
+    fn send(&self, control: Control) {
+        if let Some(process) = self.process.upgrade() {
+            process.control(control);
+        }
+    }
+}

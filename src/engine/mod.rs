@@ -1,0 +1,492 @@
+//! The engine: the one place that decides, for one database, what is done next.
+//!
+//! A state machine without I/O, clock, thread or randomness of its own: [`Engine::handle`] takes
+//! what happened, [`Engine::poll`] gives what to do, [`Engine::wakeup`] says when to ask again.
+//! Times are milliseconds on any clock that does not go back. The shell (`runner`, `sealer`,
+//! `shipper`) carries the actions out and reports each one's end as an event; the simulation does
+//! the same with a model of disk and store.
+//!
+//! What holds at all times:
+//!
+//! - At most one local job (close, resync, image) and one store request are under way.
+//! - TXIDs are given out one by one; a closed file's TXID and bytes never change.
+//! - The file with TXID n+1 is put only after the store confirmed n, so the log has no holes.
+//! - A file is released locally only after the store confirmed it as ours.
+//! - Once fenced, nothing is put any more, and nothing unshipped is released.
+
+mod action;
+mod backoff;
+mod event;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+
+pub use action::Action;
+pub use backoff::Backoff;
+pub use event::{Closed, Event, Failure, Head, Need, Opened, Verdict};
+pub use status::{Phase, Status};
+
+use crate::units::{Level, Txid, WriterId};
+
+/// Milliseconds on the caller's clock.
+pub type Millis = u64;
+
+/// What the user can set.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Shortest time between two closed files; 0 closes one for each batch of commits.
+    pub sync_interval: Millis,
+    /// Seed of the backoff's jitter, so that databases do not retry in step.
+    pub jitter_seed: u64,
+}
+
+/// The state machine of one database.
+#[derive(Debug)]
+pub struct Engine {
+    options: Options,
+    writer: WriterId,
+    mode: Mode,
+    /// A file of this lineage is in the log.
+    claimed: bool,
+    /// Last TXID that the store has from us, or had when we took over.
+    acked: Txid,
+    /// Closed files not yet acked, oldest first.
+    queue: VecDeque<Closed>,
+    /// When the oldest commit that is in no closed file was made.
+    unclosed_since: Option<Millis>,
+    /// The same of the commits that the local job under way takes in.
+    closing_since: Option<Millis>,
+    /// Close at once, interval or not.
+    hurry: bool,
+    /// The database must be compared with the page table before anything else is closed.
+    resync: bool,
+    /// When the last file was closed.
+    closed_at: Option<Millis>,
+    job: Job,
+    request: Request,
+    local_backoff: Backoff,
+    store_backoff: Backoff,
+    failure: Option<Failure>,
+}
+
+/// Where the database stands as a whole.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Mode {
+    /// The shell has not yet said what it found on the disk.
+    Opening,
+    /// There is no usable base: the store must say which TXID is next, then an image is taken.
+    Locating { head: Option<Option<Head>> },
+    /// An image was sent by an earlier process; the store must say whether it arrived.
+    Confirming { level: Level, min: Txid, txid: Txid },
+    /// The log goes on from the acked TXID.
+    Streaming,
+    /// Another writer owns the log.
+    Fenced { by: WriterId, at: Txid },
+}
+
+/// The local job under way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Job {
+    None,
+    Close,
+    Resync,
+    Image { txid: Txid },
+}
+
+/// The request under way at the store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Request {
+    None,
+    FindHead,
+    Confirm,
+    Put {
+        txid: Txid,
+    },
+    /// The put found a file there: whose is it?
+    Inspect {
+        txid: Txid,
+    },
+}
+
+impl Engine {
+    /// A database that was just opened. Nothing happens before [`Event::Opened`].
+    pub fn new(options: Options, writer: WriterId) -> Engine {
+        Engine {
+            options,
+            writer,
+            mode: Mode::Opening,
+            claimed: false,
+            acked: Txid::ZERO,
+            queue: VecDeque::new(),
+            unclosed_since: None,
+            closing_since: None,
+            hurry: false,
+            resync: false,
+            closed_at: None,
+            job: Job::None,
+            request: Request::None,
+            local_backoff: Backoff::new(options.jitter_seed),
+            store_backoff: Backoff::new(options.jitter_seed ^ 0x9e37_79b9_7f4a_7c15),
+            failure: None,
+        }
+    }
+
+    /// Takes in what happened at time `now`.
+    pub fn handle(&mut self, now: Millis, event: Event) {
+        match event {
+            Event::Opened(opened) => self.on_opened(now, opened),
+            Event::Committed { at } => {
+                if self.unclosed_since.is_none() {
+                    self.unclosed_since = Some(at);
+                }
+            }
+            Event::Hurry => {
+                self.hurry = true;
+                self.local_backoff.reset();
+                self.store_backoff.reset();
+            }
+            Event::Diverged => self.resync = true,
+            Event::Closed(closed) => self.on_closed(now, closed),
+            Event::LocalFailed(failure) => {
+                self.job = Job::None;
+                self.unclosed_since = earlier(self.closing_since.take(), self.unclosed_since);
+                self.local_backoff.fail(now, failure.is_lasting());
+                self.failure = Some(failure);
+            }
+            Event::ImageSent { txid } => self.on_image_sent(now, txid),
+            Event::ImageRefused => {
+                // Somebody else's file has that name: look again where the log stands.
+                self.job = Job::None;
+                self.mode = Mode::Locating { head: None };
+                self.store_backoff.fail(now, false);
+            }
+            Event::ImageFailed(failure) => {
+                self.job = Job::None;
+                self.store_backoff.fail(now, failure.is_lasting());
+                self.failure = Some(failure);
+            }
+            Event::HeadFound(head) => self.on_head_found(head),
+            Event::ImageNeeded => {
+                self.queue.clear();
+                if !matches!(self.mode, Mode::Fenced { .. }) {
+                    self.mode = Mode::Locating { head: None };
+                }
+            }
+            Event::Confirmed { arrived } => self.on_confirmed(arrived),
+            Event::PutDone { txid } => self.on_acked(txid),
+            Event::PutRefused { txid } => {
+                self.request = Request::None;
+                self.store_backoff.reset();
+                self.queue_inspection(txid);
+            }
+            Event::Inspected { txid, verdict } => self.on_inspected(now, txid, verdict),
+            Event::RequestFailed(failure) => {
+                if let Request::Inspect { txid } = self.request {
+                    // Ask again who holds the TXID: the put itself must not be forgotten.
+                    self.request = Request::None;
+                    self.queue_inspection(txid);
+                } else {
+                    self.request = Request::None;
+                }
+                self.store_backoff.fail(now, failure.is_lasting());
+                self.failure = Some(failure);
+            }
+        }
+    }
+
+    /// The next thing to do, if any. The caller asks until it gets `None`.
+    pub fn poll(&mut self, now: Millis) -> Option<Action> {
+        self.poll_store(now).or_else(|| self.poll_local(now))
+    }
+
+    fn poll_store(&mut self, now: Millis) -> Option<Action> {
+        if self.request != Request::None || !self.store_backoff.is_due(now) {
+            return None;
+        }
+        match self.mode {
+            Mode::Locating { head: None } => {
+                self.request = Request::FindHead;
+                Some(Action::FindHead)
+            }
+            Mode::Confirming { level, min, txid } => {
+                self.request = Request::Confirm;
+                Some(Action::Confirm { level, min, max: txid })
+            }
+            Mode::Streaming => {
+                let front = self.queue.front()?;
+                let txid = front.txid;
+                if front.refused {
+                    self.request = Request::Inspect { txid };
+                    return Some(Action::Inspect { txid });
+                }
+                self.request = Request::Put { txid };
+                Some(Action::Put { txid })
+            }
+            _ => None,
+        }
+    }
+
+    fn poll_local(&mut self, now: Millis) -> Option<Action> {
+        if self.job != Job::None {
+            return None;
+        }
+        match self.mode {
+            Mode::Locating { head: Some(head) } => {
+                if !self.store_backoff.is_due(now) || !self.local_backoff.is_due(now) {
+                    return None;
+                }
+                let txid = head.map_or(Txid(1), |head| head.txid.next());
+                self.job = Job::Image { txid };
+                let level = if head.is_none() { Level::SNAPSHOT } else { Level::L0 };
+                Some(Action::Image {
+                    level,
+                    txid,
+                    pre_apply: head.and_then(|head| head.post_apply),
+                })
+            }
+            Mode::Streaming => self.poll_close(now),
+            _ => None,
+        }
+    }
+
+    /// Whether to close a file now. While one is on its way to the store, what comes meanwhile
+    /// waits for the next: a slow store makes larger files, not a longer queue.
+    fn poll_close(&mut self, now: Millis) -> Option<Action> {
+        if !self.queue.is_empty() || !self.local_backoff.is_due(now) {
+            return None;
+        }
+        let txid = self.acked.next();
+        if self.resync || !self.claimed {
+            self.job = Job::Resync;
+            self.closing_since = self.unclosed_since.take();
+            return Some(Action::Resync { txid, scan: self.resync, claim: !self.claimed });
+        }
+        self.unclosed_since?;
+        if !self.hurry && self.close_due() > now {
+            return None;
+        }
+        self.job = Job::Close;
+        self.closing_since = self.unclosed_since.take();
+        Some(Action::Close { txid })
+    }
+
+    fn close_due(&self) -> Millis {
+        self.closed_at.map_or(0, |at| at.saturating_add(self.options.sync_interval))
+    }
+
+    /// When [`Engine::poll`] may have something to do although nothing happens; `None` for never.
+    pub fn wakeup(&self, now: Millis) -> Option<Millis> {
+        let store =
+            (self.request == Request::None && self.wants_store()).then(|| self.store_backoff.due());
+        let local = (self.job == Job::None && self.wants_local()).then(|| {
+            let interval = match self.mode {
+                Mode::Streaming if !self.resync && self.claimed && !self.hurry => self.close_due(),
+                _ => 0,
+            };
+            let store = match self.mode {
+                Mode::Locating { .. } => self.store_backoff.due(),
+                _ => 0,
+            };
+            interval.max(store).max(self.local_backoff.due())
+        });
+        let next = [store, local].into_iter().flatten().min();
+        next.map(|at| at.max(now))
+    }
+
+    fn wants_store(&self) -> bool {
+        match self.mode {
+            Mode::Locating { head } => head.is_none(),
+            Mode::Confirming { .. } => true,
+            Mode::Streaming => !self.queue.is_empty(),
+            _ => false,
+        }
+    }
+
+    fn wants_local(&self) -> bool {
+        match self.mode {
+            Mode::Locating { head } => head.is_some(),
+            Mode::Streaming => {
+                let work = self.resync || !self.claimed || self.unclosed_since.is_some();
+                self.queue.is_empty() && work
+            }
+            _ => false,
+        }
+    }
+
+    fn on_opened(&mut self, now: Millis, opened: Opened) {
+        self.claimed = opened.claimed;
+        self.acked = opened.acked;
+        self.queue = opened.closed.into();
+        // A file found in the spool may have been put before: its name may be taken, by us.
+        self.mode = match opened.need {
+            Need::Nothing => Mode::Streaming,
+            Need::Resync => {
+                self.resync = true;
+                Mode::Streaming
+            }
+            Need::Image => Mode::Locating { head: None },
+            Need::Confirm { level, min, txid } => Mode::Confirming { level, min, txid },
+        };
+        if opened.uncommitted_since_close {
+            self.unclosed_since.get_or_insert(now);
+        }
+    }
+
+    fn on_closed(&mut self, now: Millis, closed: Option<Txid>) {
+        let was = std::mem::replace(&mut self.job, Job::None);
+        let since = self.closing_since.take();
+        self.local_backoff.reset();
+        self.forget_failure(Failure::is_local);
+        self.hurry = false;
+        if was == Job::Resync {
+            self.resync = false;
+        }
+        if let Some(txid) = closed {
+            self.closed_at = Some(now);
+            self.queue.push_back(Closed::new(txid, since.unwrap_or(now)));
+        }
+    }
+
+    fn on_image_sent(&mut self, now: Millis, txid: Txid) {
+        self.job = Job::None;
+        self.acked = txid;
+        self.claimed = true;
+        self.resync = false;
+        self.closed_at = Some(now);
+        self.mode = Mode::Streaming;
+        self.store_backoff.reset();
+        self.local_backoff.reset();
+        self.failure = None;
+    }
+
+    fn on_head_found(&mut self, head: Option<Head>) {
+        self.request_done(Request::FindHead);
+        let newest = head.map_or(Txid::ZERO, |head| head.txid);
+        if !matches!(self.mode, Mode::Locating { .. }) {
+            return;
+        }
+        // A lineage that is in the log already knows how far it came: one more may have arrived
+        // without our knowing, anything beyond is another writer's.
+        self.mode = if self.claimed && newest > self.acked.next() {
+            Mode::Fenced { by: WriterId::default(), at: newest }
+        } else {
+            Mode::Locating { head: Some(head) }
+        };
+    }
+
+    fn on_confirmed(&mut self, arrived: bool) {
+        self.request_done(Request::Confirm);
+        if let Mode::Confirming { txid, .. } = self.mode {
+            self.mode = if arrived {
+                self.acked = txid;
+                self.claimed = true;
+                Mode::Streaming
+            } else {
+                Mode::Locating { head: None }
+            };
+        }
+    }
+
+    /// The store confirmed a file.
+    fn on_acked(&mut self, txid: Txid) {
+        if self.queue.front().is_some_and(|front| front.txid == txid) {
+            self.queue.pop_front();
+            self.acked = txid;
+            self.claimed = true;
+        }
+        self.request = Request::None;
+        self.store_backoff.reset();
+        self.forget_failure(Failure::is_store);
+    }
+
+    fn on_inspected(&mut self, now: Millis, txid: Txid, verdict: Verdict) {
+        self.request = Request::None;
+        match verdict {
+            Verdict::Ours => self.on_acked(txid),
+            Verdict::Missing => {
+                if let Some(front) = self.queue.front_mut() {
+                    front.refused = false;
+                }
+                self.store_backoff.fail(now, false);
+            }
+            Verdict::Foreign { writer } if self.claimed && writer != self.writer => {
+                self.mode = Mode::Fenced { by: writer, at: txid };
+            }
+            // Not in the log yet: there is nothing of ours to protect, so start behind the other.
+            // Or a file of our own that the disk has forgotten, as after a power loss: the same.
+            Verdict::Foreign { .. } => {
+                self.claimed = false;
+                self.queue.clear();
+                self.mode = Mode::Locating { head: None };
+            }
+        }
+    }
+
+    fn queue_inspection(&mut self, txid: Txid) {
+        if let Some(front) = self.queue.front_mut().filter(|front| front.txid == txid) {
+            front.refused = true;
+        }
+    }
+
+    fn request_done(&mut self, request: Request) {
+        if self.request == request {
+            self.request = Request::None;
+            self.store_backoff.reset();
+            self.forget_failure(Failure::is_store);
+        }
+    }
+
+    fn forget_failure(&mut self, which: impl Fn(&Failure) -> bool) {
+        if self.failure.as_ref().is_some_and(which) {
+            self.failure = None;
+        }
+    }
+
+    /// Whether everything that was committed is at the store.
+    pub fn is_drained(&self) -> bool {
+        let idle = self.job == Job::None && self.request == Request::None;
+        let empty = self.queue.is_empty() && self.unclosed_since.is_none() && !self.resync;
+        debug_assert!(self.job != Job::None || self.closing_since.is_none());
+        self.mode == Mode::Streaming && idle && empty && self.claimed
+    }
+
+    /// Whether trying has become pointless for now: fenced, or waiting after a failure.
+    pub fn is_stuck(&self) -> bool {
+        matches!(self.mode, Mode::Fenced { .. }) || self.failure.is_some()
+    }
+
+    /// Whether a commit is known that no closed file has yet.
+    pub fn has_unclosed(&self) -> bool {
+        self.unclosed_since.is_some()
+    }
+
+    /// The lineage's id.
+    pub fn writer(&self) -> WriterId {
+        self.writer
+    }
+
+    /// A summary for people.
+    pub fn status(&self) -> Status {
+        let oldest = self.queue.front().map(|front| front.committed_at);
+        Status {
+            phase: match self.mode {
+                Mode::Opening => Phase::Opening,
+                Mode::Locating { .. } | Mode::Confirming { .. } => Phase::Imaging,
+                Mode::Fenced { by, at } => Phase::Fenced { by, at },
+                Mode::Streaming if self.failure.is_some() => Phase::Waiting,
+                Mode::Streaming => Phase::Streaming,
+            },
+            sealed: self.queue.back().map_or(self.acked, |back| back.txid),
+            acked: self.acked,
+            unacked_since: earlier(oldest, earlier(self.closing_since, self.unclosed_since)),
+            failure: self.failure.clone(),
+        }
+    }
+}
+
+/// The earlier of two times, where there is one.
+fn earlier(a: Option<Millis>, b: Option<Millis>) -> Option<Millis> {
+    [a, b].into_iter().flatten().min()
+}

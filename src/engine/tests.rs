@@ -1,0 +1,156 @@
+//! The engine's decisions, one scene each.
+
+use super::*;
+use crate::store::ErrorKind;
+
+fn engine(claimed: bool, acked: u64) -> Engine {
+    let options = Options { sync_interval: 1000, jitter_seed: 7 };
+    let mut engine = Engine::new(options, WriterId(1));
+    assert_eq!(engine.poll(0), None, "nothing before the disk was read");
+    let opened = Opened {
+        claimed,
+        acked: Txid(acked),
+        closed: Vec::new(),
+        uncommitted_since_close: false,
+        need: Need::Nothing,
+    };
+    engine.handle(0, Event::Opened(opened));
+    engine
+}
+
+fn store_failure(kind: ErrorKind) -> Failure {
+    Failure::Store { kind, message: "no".into() }
+}
+
+fn close(engine: &mut Engine, now: Millis, txid: u64) {
+    assert_eq!(engine.poll(now), Some(Action::Close { txid: Txid(txid) }));
+    engine.handle(now, Event::Closed(Some(Txid(txid))));
+    assert_eq!(engine.poll(now), Some(Action::Put { txid: Txid(txid) }));
+}
+
+#[test]
+fn an_idle_database_does_nothing_at_all() {
+    let mut engine = engine(true, 5);
+    assert_eq!((engine.poll(1), engine.wakeup(1)), (None, None));
+    assert!(engine.is_drained());
+}
+
+#[test]
+fn the_first_commit_ships_at_once_and_the_next_waits_for_the_interval() {
+    let mut engine = engine(true, 5);
+    engine.handle(100, Event::Committed { at: 100 });
+    assert!(!engine.is_drained());
+    close(&mut engine, 100, 6);
+    engine.handle(150, Event::PutDone { txid: Txid(6) });
+    assert!(engine.is_drained());
+    engine.handle(200, Event::Committed { at: 200 });
+    assert_eq!(engine.poll(200), None);
+    assert_eq!(engine.wakeup(200), Some(1100));
+    close(&mut engine, 1100, 7);
+    assert_eq!(engine.status().unacked_since, Some(200));
+}
+
+#[test]
+fn one_put_at_a_time_and_what_comes_meanwhile_forms_the_next_file() {
+    let mut engine = engine(true, 5);
+    engine.handle(0, Event::Committed { at: 0 });
+    close(&mut engine, 0, 6);
+    engine.handle(10, Event::Committed { at: 10 });
+    assert_eq!((engine.poll(5000), engine.wakeup(5000)), (None, None));
+    engine.handle(6000, Event::PutDone { txid: Txid(6) });
+    close(&mut engine, 6000, 7);
+}
+
+#[test]
+fn a_lost_answer_is_repeated_and_recognised() {
+    let mut engine = engine(true, 5);
+    engine.handle(0, Event::Committed { at: 0 });
+    close(&mut engine, 0, 6);
+    engine.handle(10, Event::RequestFailed(store_failure(ErrorKind::Unavailable)));
+    assert_eq!(engine.status().phase, Phase::Waiting);
+    let at = engine.wakeup(10).unwrap();
+    assert!(at > 10);
+    assert_eq!(engine.poll(at), Some(Action::Put { txid: Txid(6) }));
+    engine.handle(at, Event::PutRefused { txid: Txid(6) });
+    assert_eq!(engine.poll(at), Some(Action::Inspect { txid: Txid(6) }));
+    assert_eq!(engine.poll(at), None, "the inspection is under way");
+    engine.handle(at, Event::Inspected { txid: Txid(6), verdict: Verdict::Ours });
+    assert!(engine.is_drained());
+}
+
+#[test]
+fn a_refused_put_of_ours_is_an_ack_and_a_foreign_one_fences() {
+    for (verdict, fenced) in
+        [(Verdict::Ours, false), (Verdict::Foreign { writer: WriterId(2) }, true)]
+    {
+        let mut engine = engine(true, 5);
+        engine.handle(0, Event::Committed { at: 0 });
+        close(&mut engine, 0, 6);
+        engine.handle(1, Event::PutRefused { txid: Txid(6) });
+        assert_eq!(engine.poll(1), Some(Action::Inspect { txid: Txid(6) }));
+        engine.handle(2, Event::Inspected { txid: Txid(6), verdict });
+        assert_eq!(matches!(engine.status().phase, Phase::Fenced { .. }), fenced);
+        assert_eq!(engine.status().acked, Txid(if fenced { 5 } else { 6 }));
+        engine.handle(3, Event::Committed { at: 3 });
+        if fenced {
+            assert_eq!((engine.poll(99_999), engine.wakeup(3)), (None, None));
+        }
+    }
+}
+
+#[test]
+fn a_new_lineage_claims_its_place_and_steps_behind_a_stranger() {
+    let mut engine = engine(false, 5);
+    let claim = Action::Resync { txid: Txid(6), scan: false, claim: true };
+    assert_eq!(engine.poll(0), Some(claim));
+    engine.handle(0, Event::Closed(Some(Txid(6))));
+    assert_eq!(engine.poll(0), Some(Action::Put { txid: Txid(6) }));
+    engine.handle(1, Event::PutRefused { txid: Txid(6) });
+    assert_eq!(engine.poll(1), Some(Action::Inspect { txid: Txid(6) }));
+    let verdict = Verdict::Foreign { writer: WriterId(9) };
+    engine.handle(2, Event::Inspected { txid: Txid(6), verdict });
+    assert_eq!(engine.poll(2), Some(Action::FindHead));
+    engine.handle(3, Event::HeadFound(Some(Head { txid: Txid(8), post_apply: None })));
+    let image = Action::Image { level: Level::L0, txid: Txid(9), pre_apply: None };
+    assert_eq!(engine.poll(3), Some(image));
+    engine.handle(4, Event::ImageSent { txid: Txid(9) });
+    assert!(engine.is_drained());
+}
+
+#[test]
+fn an_empty_replica_gets_a_snapshot_first() {
+    let options = Options { sync_interval: 0, jitter_seed: 1 };
+    let mut engine = Engine::new(options, WriterId(1));
+    let opened = Opened {
+        claimed: false,
+        acked: Txid::ZERO,
+        closed: Vec::new(),
+        uncommitted_since_close: true,
+        need: Need::Image,
+    };
+    engine.handle(0, Event::Opened(opened));
+    assert_eq!(engine.poll(0), Some(Action::FindHead));
+    engine.handle(0, Event::RequestFailed(store_failure(ErrorKind::Denied)));
+    assert!(engine.is_stuck());
+    let at = engine.wakeup(0).unwrap();
+    assert_eq!(engine.poll(at), Some(Action::FindHead));
+    engine.handle(at, Event::HeadFound(None));
+    let image = Action::Image { level: Level::SNAPSHOT, txid: Txid(1), pre_apply: None };
+    assert_eq!(engine.poll(at), Some(image));
+    engine.handle(at, Event::Committed { at });
+    assert_eq!(engine.poll(at), None, "commits wait for the image");
+    engine.handle(at, Event::ImageSent { txid: Txid(1) });
+    assert_eq!(engine.poll(at), Some(Action::Close { txid: Txid(2) }));
+}
+
+#[test]
+fn a_failed_inspection_is_asked_again_not_put_again() {
+    let mut engine = engine(true, 5);
+    engine.handle(0, Event::Committed { at: 0 });
+    close(&mut engine, 0, 6);
+    engine.handle(1, Event::PutRefused { txid: Txid(6) });
+    assert_eq!(engine.poll(1), Some(Action::Inspect { txid: Txid(6) }));
+    engine.handle(2, Event::RequestFailed(store_failure(ErrorKind::Unavailable)));
+    let at = engine.wakeup(2).unwrap();
+    assert_eq!(engine.poll(at), Some(Action::Inspect { txid: Txid(6) }));
+}

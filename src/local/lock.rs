@@ -1,0 +1,51 @@
+//! One shipper for each database, over all processes of a host.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::path::Path;
+
+use super::{Context, Error};
+
+/// The shipper's place, held until dropped or until the process ends in whatever way.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+/// What an attempt to take the place found.
+#[derive(Debug)]
+pub enum Attempt {
+    /// It is ours.
+    Taken(Lock),
+    /// Another process has it; its id, if the file tells.
+    HeldBy(Option<u32>),
+}
+
+impl Lock {
+    /// Tries to take the place in this folder, without waiting.
+    pub fn try_take(dir: &Path) -> Result<Attempt, Error> {
+        let path = dir.join("lock");
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .context("cannot open", &path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut text = String::new();
+                let _ = file.read_to_string(&mut text);
+                return Ok(Attempt::HeldBy(text.trim().parse().ok()));
+            }
+            Err(TryLockError::Error(source)) => return Err(source).context("cannot lock", &path),
+        }
+        let written = file
+            .set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| writeln!(file, "{}", std::process::id()));
+        written.context("cannot write", &path)?;
+        Ok(Attempt::Taken(Lock { _file: file }))
+    }
+}

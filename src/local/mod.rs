@@ -1,0 +1,82 @@
+//! What walferry keeps beside a database, in the folder `<database>-walferry/`:
+//!
+//! | entry | what it is |
+//! |---|---|
+//! | `lock` | held by the one process that ships the database |
+//! | `state` | who we are and where the log stands ([`state`]) |
+//! | `pages` | a checksum per page as of the last captured commit ([`pages`]) |
+//! | `spool/` | captured, not yet acknowledged transactions ([`spool`]) |
+//!
+//! The order of writes makes every crash harmless: a spool file appears whole, by rename, before
+//! the page table follows it; the state moves past a spool file before that file is removed. What
+//! is found after a crash is therefore: state, then every spool file in order, then the WAL.
+
+pub mod lock;
+mod mapping;
+pub mod pages;
+pub mod spool;
+pub mod state;
+
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The folder of local state that belongs to a database file.
+pub fn state_dir(database: &Path) -> PathBuf {
+    let mut name: OsString = database.as_os_str().to_owned();
+    name.push("-walferry");
+    PathBuf::from(name)
+}
+
+/// Path of a database's WAL.
+pub fn wal_path(database: &Path) -> PathBuf {
+    let mut name: OsString = database.as_os_str().to_owned();
+    name.push("-wal");
+    PathBuf::from(name)
+}
+
+/// An input or output error together with what was tried on which path.
+#[derive(Debug)]
+pub struct Error {
+    /// What was tried, and on which path.
+    pub message: String,
+    /// Why it failed.
+    pub source: io::Error,
+}
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.message, self.source)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Adds what was tried to an input or output error.
+pub(crate) trait Context<T> {
+    fn context(self, what: &str, path: &Path) -> Result<T, Error>;
+}
+
+impl<T> Context<T> for io::Result<T> {
+    fn context(self, what: &str, path: &Path) -> Result<T, Error> {
+        self.map_err(|source| Error { message: format!("{what} {}", path.display()), source })
+    }
+}
+
+/// Replaces a small file: temporary file, optional fsync, rename.
+pub(crate) fn replace_file(path: &Path, bytes: &[u8], durable: bool) -> Result<(), Error> {
+    use std::io::Write;
+    let temp = path.with_extension("tmp");
+    let mut file = std::fs::File::create(&temp).context("cannot create", &temp)?;
+    file.write_all(bytes).context("cannot write", &temp)?;
+    if durable {
+        file.sync_all().context("cannot sync", &temp)?;
+    }
+    std::fs::rename(&temp, path).context("cannot replace", path)?;
+    if durable && let Some(parent) = path.parent() {
+        std::fs::File::open(parent)
+            .and_then(|dir| dir.sync_all())
+            .context("cannot sync", parent)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,192 @@
+//! The spool: captured transactions on the local disk, as plain LTX files.
+//!
+//! Capture makes **pieces**, numbered from 1 without a gap. A file in the spool covers a range of
+//! pieces and says in its name where in the WAL it ends, so that one rename makes all of it true
+//! at once:
+//!
+//!     open-<piece>-<piece>-<WAL position>.ltx      captured, no TXID yet
+//!     <txid>-<piece>-<piece>-<WAL position>.ltx    closed: the replica's next file, never changed
+//!
+//! Closing joins all open files into one closed one. If the process dies between the rename of the
+//! closed file and the removal of the open ones, these are recognised by their piece numbers.
+
+use std::path::{Path, PathBuf};
+
+use super::{Context, Error};
+use crate::units::{Salts, Txid, WalPosition, parse_hex_u64};
+
+/// A file in the spool.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// The TXID of a closed file; `None` while open.
+    pub txid: Option<Txid>,
+    /// First and last piece covered.
+    pub pieces: (u64, u64),
+    /// Where in the WAL the last piece ends; `None` for pieces not made from a WAL.
+    pub position: Option<WalPosition>,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+impl Entry {
+    /// The entry's file name.
+    pub fn file_name(&self) -> String {
+        let txid = self.txid.map_or("open".to_string(), |txid| txid.to_string());
+        let (first, last) = self.pieces;
+        let position = match self.position {
+            None => "none".to_string(),
+            Some(WalPosition { salts, frame, checksum }) => format!(
+                "{:08x}{:08x}{frame:08x}{:08x}{:08x}",
+                salts.0, salts.1, checksum.0, checksum.1
+            ),
+        };
+        format!("{txid}-{first:016x}-{last:016x}-{position}.ltx")
+    }
+
+    fn parse(name: &str) -> Option<Entry> {
+        let mut fields = name.strip_suffix(".ltx")?.split('-');
+        let txid = match fields.next()? {
+            "open" => None,
+            txid => Some(Txid::parse_hex(txid)?),
+        };
+        let pieces = (parse_hex_u64(fields.next()?)?, parse_hex_u64(fields.next()?)?);
+        let position = match fields.next()? {
+            "none" => None,
+            hex if hex.len() == 40 && hex.is_ascii() => {
+                let word = |at: usize| u32::from_str_radix(hex.get(at..at + 8)?, 16).ok();
+                Some(WalPosition {
+                    salts: Salts(word(0)?, word(8)?),
+                    frame: word(16)?,
+                    checksum: (word(24)?, word(32)?),
+                })
+            }
+            _ => return None,
+        };
+        (fields.next().is_none() && pieces.0 <= pieces.1).then_some(Entry {
+            txid,
+            pieces,
+            position,
+            len: 0,
+        })
+    }
+}
+
+/// The folder.
+#[derive(Clone, Debug)]
+pub struct Spool {
+    dir: PathBuf,
+}
+
+impl Spool {
+    /// Opens the spool of a state folder, making it if need be.
+    pub fn open(state_dir: &Path) -> Result<Spool, Error> {
+        let dir = state_dir.join("spool");
+        std::fs::create_dir_all(&dir).context("cannot create", &dir)?;
+        Ok(Spool { dir })
+    }
+
+    /// All files in the order of their pieces, without what a crash left behind: unfinished
+    /// files, open files that a closed one contains, and files up to piece `done`, which the state
+    /// has already passed. Those are removed.
+    pub fn scan(&self, done: u64) -> Result<Vec<Entry>, Error> {
+        let mut entries = Vec::new();
+        for file in std::fs::read_dir(&self.dir).context("cannot list", &self.dir)? {
+            let file = file.context("cannot list", &self.dir)?;
+            let name = file.file_name();
+            let Some(mut entry) = name.to_str().and_then(Entry::parse) else {
+                if name.to_string_lossy().ends_with(".tmp") {
+                    remove_path(&file.path())?;
+                }
+                continue;
+            };
+            entry.len = file.metadata().context("cannot look at", &file.path())?.len();
+            entries.push(entry);
+        }
+        // A closed file before an open one that begins with the same piece.
+        entries.sort_by_key(|entry| (entry.pieces.0, entry.txid.is_none()));
+        let mut kept: Vec<Entry> = Vec::new();
+        for entry in entries {
+            let passed = kept.last().map_or(done, |last| last.pieces.1);
+            if entry.pieces.1 <= passed {
+                self.remove(&entry)?;
+            } else {
+                kept.push(entry);
+            }
+        }
+        Ok(kept)
+    }
+
+    /// Where an entry's file is.
+    pub fn path(&self, entry: &Entry) -> PathBuf {
+        self.dir.join(entry.file_name())
+    }
+
+    /// Where an entry is written before it is renamed into place.
+    pub fn temp_path(&self) -> PathBuf {
+        self.dir.join("next.tmp")
+    }
+
+    /// Makes a written file an entry. A process crash cannot lose it; a power loss can, and then
+    /// the WAL still has it or the database is compared with the page table.
+    pub fn publish(&self, temp: &Path, entry: &Entry) -> Result<(), Error> {
+        std::fs::rename(temp, self.path(entry)).context("cannot rename to", &self.path(entry))
+    }
+
+    /// Removes an entry's file.
+    pub fn remove(&self, entry: &Entry) -> Result<(), Error> {
+        remove_path(&self.path(entry))
+    }
+}
+
+fn remove_path(path: &Path) -> Result<(), Error> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).context("cannot remove", path)
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(txid: Option<u64>, first: u64, last: u64) -> Entry {
+        let position =
+            Some(WalPosition { salts: Salts(1, 0xffff_ffff), frame: 9, checksum: (3, 4) });
+        Entry { txid: txid.map(Txid), pieces: (first, last), position, len: 0 }
+    }
+
+    #[test]
+    fn names_go_both_ways() {
+        for entry in [entry(Some(7), 1, 3), entry(None, 4, 4)] {
+            assert_eq!(Entry::parse(&entry.file_name()), Some(entry));
+        }
+        let bare = Entry { position: None, ..entry(Some(7), 1, 3) };
+        assert_eq!(Entry::parse(&bare.file_name()), Some(bare));
+        for wrong in ["open-1-2-none.ltx", "x.ltx", "open.ltx", &entry(None, 4, 3).file_name()] {
+            assert_eq!(Entry::parse(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_crash_while_closing_leaves_no_double() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(dir.path()).unwrap();
+        let put = |entry: &Entry| std::fs::write(spool.path(entry), b"x").unwrap();
+        let all = [
+            entry(Some(6), 1, 2),
+            entry(Some(7), 3, 5),
+            entry(None, 3, 3),
+            entry(None, 4, 4),
+            entry(None, 5, 5),
+            entry(None, 6, 6),
+        ];
+        all.iter().for_each(put);
+        std::fs::write(spool.temp_path(), b"half").unwrap();
+        let pieces = |entries: &[Entry]| entries.iter().map(|e| e.pieces).collect::<Vec<_>>();
+        assert_eq!(pieces(&spool.scan(2).unwrap()), [(3, 5), (6, 6)]);
+        assert_eq!(pieces(&spool.scan(0).unwrap()), [(3, 5), (6, 6)], "the rest is gone");
+        assert!(!spool.temp_path().exists());
+    }
+}

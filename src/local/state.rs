@@ -1,0 +1,214 @@
+//! The state file: who ships this database, to where, and how far the log has come.
+//!
+//! It is JSON, so that a person can read it, with a checksum over its body, so that a torn or
+//! edited file is told from a good one. It is replaced as a whole.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Context, Error, replace_file};
+use crate::ltx::checksum::FileDigest;
+use crate::units::{Salts, Txid, WalPosition, WriterId};
+
+/// Everything that must survive a restart and is in no other file.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct State {
+    /// Our lineage.
+    pub writer: u64,
+    /// The replica's URL, without secrets; another one makes this state worthless.
+    pub replica: String,
+    /// Whether a file of this lineage is in the replica's log.
+    pub claimed: bool,
+    /// Last state that the store has, if any.
+    pub base: Option<Base>,
+    /// A full image that was sent, but whose arrival was not confirmed yet.
+    pub image: Option<Image>,
+    /// The database file as it was left when its WAL had been checkpointed whole and removed.
+    pub clean: Option<Clean>,
+}
+
+/// A point of the log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Base {
+    /// Its TXID.
+    pub txid: u64,
+    /// Number of the last captured piece that it contains ([`super::spool`]).
+    pub piece: u64,
+    /// Page size of the database.
+    pub page_size: u32,
+    /// Size of the database in pages.
+    pub commit: u32,
+    /// Database checksum.
+    pub checksum: u64,
+    /// Time of the last commit in it, in milliseconds since the epoch.
+    pub timestamp: i64,
+    /// Where in the WAL it ends; `None` if the database was complete without a WAL.
+    pub position: Option<Position>,
+}
+
+impl Base {
+    /// The TXID.
+    pub fn txid(&self) -> Txid {
+        Txid(self.txid)
+    }
+}
+
+/// A WAL position in its stored form.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Position {
+    /// The two salts.
+    pub salts: (u32, u32),
+    /// Last frame.
+    pub frame: u32,
+    /// The checksum words in that frame's header.
+    pub checksum: (u32, u32),
+}
+
+impl From<WalPosition> for Position {
+    fn from(at: WalPosition) -> Position {
+        Position { salts: (at.salts.0, at.salts.1), frame: at.frame, checksum: at.checksum }
+    }
+}
+
+impl From<Position> for WalPosition {
+    fn from(at: Position) -> WalPosition {
+        WalPosition { salts: Salts(at.salts.0, at.salts.1), frame: at.frame, checksum: at.checksum }
+    }
+}
+
+/// A full image on its way: what to believe if the store turns out to have it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Image {
+    /// Level of the file: 9 for the first, 0 for later ones.
+    pub level: u8,
+    /// First TXID in the file's name.
+    pub min_txid: u64,
+    /// The point that it makes.
+    pub base: Base,
+}
+
+/// What tells that nobody wrote to the database file since we saw it last.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// File system and file.
+    pub file: (u64, u64),
+    /// Length in bytes.
+    pub len: u64,
+    /// Time of the last change of the contents: seconds and nanoseconds.
+    pub modified: (i64, i64),
+}
+
+impl Fingerprint {
+    /// Looks at a file by its path. It is not opened: closing a descriptor of a database would
+    /// drop this process's locks on it.
+    pub fn of(path: &Path) -> std::io::Result<Fingerprint> {
+        let meta = std::fs::metadata(path)?;
+        Ok(Fingerprint {
+            file: (meta.dev(), meta.ino()),
+            len: meta.len(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+        })
+    }
+}
+
+/// A database file that was complete without a WAL.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Clean {
+    /// The file.
+    pub fingerprint: Fingerprint,
+    /// Last captured piece that it contains.
+    pub piece: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Envelope {
+    version: u32,
+    checksum: String,
+    body: String,
+}
+
+const VERSION: u32 = 1;
+
+impl State {
+    /// A lineage that has shipped nothing yet.
+    pub fn new(writer: WriterId, replica: &str) -> State {
+        State {
+            writer: writer.0,
+            replica: replica.to_string(),
+            claimed: false,
+            base: None,
+            image: None,
+            clean: None,
+        }
+    }
+
+    /// Reads the state of a folder. `Ok(None)` when there is none; a damaged one is an error of
+    /// kind `InvalidData`.
+    pub fn load(dir: &Path) -> Result<Option<State>, Error> {
+        let path = dir.join("state");
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).context("cannot read", &path),
+        };
+        State::parse(&text).map(Some).map_err(|what| Error {
+            message: format!("cannot use {}", path.display()),
+            source: std::io::Error::new(std::io::ErrorKind::InvalidData, what),
+        })
+    }
+
+    fn parse(text: &[u8]) -> Result<State, String> {
+        let envelope: Envelope =
+            serde_json::from_slice(text).map_err(|error| format!("it is damaged: {error}"))?;
+        if envelope.version != VERSION {
+            return Err(format!("it was written by another version ({})", envelope.version));
+        }
+        if envelope.checksum != checksum_of(&envelope.body) {
+            return Err("its checksum is wrong".into());
+        }
+        serde_json::from_str(&envelope.body).map_err(|error| format!("it is damaged: {error}"))
+    }
+
+    /// Replaces the state of a folder, durably when asked.
+    pub fn save(&self, dir: &Path, durable: bool) -> Result<(), Error> {
+        let path = dir.join("state");
+        let encoded = serde_json::to_string(self).and_then(|body| {
+            let checksum = checksum_of(&body);
+            serde_json::to_vec(&Envelope { version: VERSION, checksum, body })
+        });
+        let bytes = encoded.map_err(std::io::Error::other).context("cannot encode", &path)?;
+        replace_file(&path, &bytes, durable)
+    }
+}
+
+fn checksum_of(body: &str) -> String {
+    let mut digest = FileDigest::new();
+    digest.update(body.as_bytes());
+    digest.checksum().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_state_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(State::load(dir.path()).unwrap(), None);
+        let mut state = State::new(WriterId(7), "file:///r");
+        state.clean = Some(Clean { fingerprint: Fingerprint::of(dir.path()).unwrap(), piece: 3 });
+        state.save(dir.path(), true).unwrap();
+        assert_eq!(State::load(dir.path()).unwrap(), Some(state));
+        let path = dir.path().join("state");
+        let mut bytes = std::fs::read(&path).unwrap();
+        let at = bytes.len() / 2;
+        bytes[at] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(State::load(dir.path()).is_err());
+        bytes.truncate(at);
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(State::load(dir.path()).is_err());
+    }
+}

@@ -1,0 +1,260 @@
+//! The process's two threads, and how everybody reaches them.
+//!
+//! `walferry-seal` reads committed frames back from the WALs and writes the spool: CPU and local
+//! disk. `walferry-ship` talks to the stores. Both serve all databases of the process, start with
+//! the first replicated one, and live until the process ends.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+use parking_lot::{Condvar, Mutex};
+
+use crate::database::{CommittedFrames, Database};
+use crate::sealer;
+use crate::settings::Settings;
+use crate::shipper::{self, Job, Outcome};
+use crate::status::Report;
+
+/// Commits that can wait in the channel. More are not lost: the newest position is kept with the
+/// database, and the sealer reads on from where it was.
+const COMMITS_WAITING: usize = 16 * 1024;
+
+/// What the sealer is told, apart from commits.
+#[derive(Debug)]
+pub(crate) enum Control {
+    /// A database has a connection more.
+    Connected(u64),
+    /// A database has no connection left.
+    Disconnected(u64),
+    /// Its WAL was seen for the first time.
+    Attached(u64),
+    /// Its WAL is closed, or exclusively somebody's.
+    Detached(u64),
+    /// Capture what is published, now.
+    Capture(u64),
+    /// Capture, close and ship, now.
+    Hurry(u64),
+    /// The end of a job at the store.
+    Shipped(u64, Outcome),
+    /// The process ends: ship everything.
+    Drain,
+}
+
+/// Runs a closure in which threads are started; the border uses it to block all signals there.
+pub type SpawnGuard = fn(&mut dyn FnMut());
+
+static SPAWN_GUARD: OnceLock<SpawnGuard> = OnceLock::new();
+static CURRENT: Mutex<Option<Arc<Process>>> = Mutex::new(None);
+
+/// Sets what is wrapped around the start of threads.
+pub fn set_spawn_guard(guard: SpawnGuard) {
+    let _ = SPAWN_GUARD.set(guard);
+}
+
+/// Everything of this process that replicates.
+pub struct Process {
+    pid: u32,
+    started: Instant,
+    next_id: AtomicU64,
+    databases: Mutex<HashMap<PathBuf, Arc<Database>>>,
+    commits: Sender<CommittedFrames>,
+    controls: Sender<Control>,
+    bell: Bell,
+    jobs: tokio::sync::mpsc::UnboundedSender<Job>,
+    drained: Mutex<bool>,
+    drained_changed: Condvar,
+}
+
+/// What the sealer thread owns of the channels.
+pub(crate) struct Inbox {
+    pub commits: Receiver<CommittedFrames>,
+    pub controls: Receiver<Control>,
+}
+
+impl Process {
+    /// The process's instance, if a replicated database was opened in it. A child of `fork` has
+    /// none: threads do not survive the fork.
+    pub fn current() -> Option<Arc<Process>> {
+        CURRENT.lock().as_ref().filter(|process| process.pid == std::process::id()).cloned()
+    }
+
+    /// The process's instance, started if need be.
+    pub fn start() -> Result<Arc<Process>, String> {
+        let mut current = CURRENT.lock();
+        if let Some(process) = current.as_ref().filter(|p| p.pid == std::process::id()) {
+            return Ok(process.clone());
+        }
+        let (commits, commits_out) = crossbeam_channel::bounded(COMMITS_WAITING);
+        let (controls, controls_out) = crossbeam_channel::unbounded();
+        let (jobs, jobs_out) = tokio::sync::mpsc::unbounded_channel();
+        let process = Arc::new(Process {
+            pid: std::process::id(),
+            started: Instant::now(),
+            next_id: AtomicU64::new(1),
+            databases: Mutex::new(HashMap::new()),
+            commits,
+            controls,
+            bell: Bell::default(),
+            jobs,
+            drained: Mutex::new(false),
+            drained_changed: Condvar::new(),
+        });
+        let inbox = Inbox { commits: commits_out, controls: controls_out };
+        spawn("walferry-seal", {
+            let process = process.clone();
+            move || sealer::run(&process, &inbox)
+        })?;
+        spawn("walferry-ship", {
+            let process = process.clone();
+            move || shipper::run(process, jobs_out)
+        })?;
+        *current = Some(process.clone());
+        Ok(process)
+    }
+
+    /// Milliseconds since the process's instance started; never goes back.
+    pub fn now(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    /// The database at this canonical path, registered if it is new. Another database of this
+    /// process with the same replica is refused: the two would fight over it.
+    pub fn database(
+        self: &Arc<Self>,
+        path: &Path,
+        settings: Settings,
+    ) -> Result<Arc<Database>, String> {
+        let mut databases = self.databases.lock();
+        if let Some(database) = databases.get(path) {
+            if database.settings().replica != settings.replica {
+                log::warn!(
+                    "{} is open with another replica already; it stays with {}",
+                    path.display(),
+                    crate::store::url::redacted(&database.settings().replica)
+                );
+            }
+            return Ok(database.clone());
+        }
+        if let Some(other) = databases.values().find(|db| db.settings().replica == settings.replica)
+        {
+            return Err(format!(
+                "{} and {} have the same replica {}: give each its own, for instance with {{name}} in the URL",
+                path.display(),
+                other.path().display(),
+                crate::store::url::redacted(&settings.replica)
+            ));
+        }
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let database =
+            Arc::new(Database::new(id, path.to_path_buf(), settings, Arc::downgrade(self)));
+        databases.insert(path.to_path_buf(), database.clone());
+        Ok(database)
+    }
+
+    /// The databases of this process.
+    pub fn databases(&self) -> Vec<Arc<Database>> {
+        self.databases.lock().values().cloned().collect()
+    }
+
+    /// How each database stands, by path.
+    pub fn reports(&self) -> Vec<Report> {
+        let mut reports: Vec<Report> = self.databases().iter().map(|db| db.report()).collect();
+        reports.sort_by(|a, b| a.database.cmp(&b.database));
+        reports
+    }
+
+    pub(crate) fn by_id(&self, id: u64) -> Option<Arc<Database>> {
+        self.databases.lock().values().find(|database| database.id == id).cloned()
+    }
+
+    pub(crate) fn commit(&self, frames: CommittedFrames, ring: bool) {
+        // A full channel is no loss: the database keeps the newest position.
+        let _ = self.commits.try_send(frames);
+        if ring {
+            self.bell.ring();
+        }
+    }
+
+    pub(crate) fn control(&self, control: Control) {
+        let _ = self.controls.send(control);
+        self.bell.ring();
+    }
+
+    pub(crate) fn ship(&self, job: Job) {
+        let _ = self.jobs.send(job);
+    }
+
+    pub(crate) fn bell(&self) -> &Bell {
+        &self.bell
+    }
+
+    /// The process ends: waits until everything is shipped, as long as shipping makes progress, at
+    /// most for the longest of the databases' shutdown time-outs. What is left stays in the spool.
+    pub fn drain(&self) {
+        let timeout = self.databases().iter().map(|db| db.settings().shutdown_timeout).max();
+        let Some(timeout) = timeout else { return };
+        let deadline = Instant::now() + timeout;
+        let mut drained = self.drained.lock();
+        *drained = false;
+        self.control(Control::Drain);
+        while !*drained {
+            if self.drained_changed.wait_until(&mut drained, deadline).timed_out() {
+                log::warn!("not everything was shipped in {timeout:?}; the rest stays in the spool");
+                return;
+            }
+        }
+    }
+
+    pub(crate) fn set_drained(&self) {
+        *self.drained.lock() = true;
+        self.drained_changed.notify_all();
+    }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), String> {
+    let mut body = Some(body);
+    let mut result = Ok(());
+    let mut start = || {
+        if let Some(body) = body.take() {
+            let thread = std::thread::Builder::new().name(name.to_string());
+            result = thread.spawn(body).map(drop);
+        }
+    };
+    match SPAWN_GUARD.get() {
+        Some(guard) => guard(&mut start),
+        None => start(),
+    }
+    result.map_err(|error| format!("cannot start the thread {name}: {error}"))
+}
+
+/// Wakes the sealer. A ring while it is awake is remembered.
+#[derive(Default)]
+pub(crate) struct Bell {
+    rung: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Bell {
+    pub(crate) fn ring(&self) {
+        *self.rung.lock() = true;
+        self.changed.notify_one();
+    }
+
+    /// Sleeps until rung, or for this long.
+    pub(crate) fn wait(&self, timeout: Option<Duration>) {
+        let mut rung = self.rung.lock();
+        if !*rung {
+            match timeout {
+                Some(timeout) => {
+                    self.changed.wait_for(&mut rung, timeout);
+                }
+                None => self.changed.wait(&mut rung),
+            }
+        }
+        *rung = false;
+    }
+}

@@ -1,0 +1,251 @@
+//! From committed frames to files in the spool.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufReader, BufWriter, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use crate::local::pages::PageTable;
+use crate::local::spool::{Entry, Spool};
+use crate::ltx::{
+    self, Checksum, DatabaseChecksum, Decoder, Encoded, Encoder, HEADER_LEN, Header, Tag,
+};
+use crate::units::{PageSize, Pgno, Salts, Timestamp, Txid, WalPosition, WriterId};
+use crate::wal::{self, FrameSet};
+
+/// Why capture stopped.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// The local disk: try again later.
+    Failed(String),
+    /// The log cannot go on from here without comparing the whole database.
+    Diverged(String),
+}
+
+impl From<crate::local::Error> for Stop {
+    fn from(error: crate::local::Error) -> Stop {
+        Stop::Failed(error.to_string())
+    }
+}
+
+impl From<io::Error> for Stop {
+    fn from(error: io::Error) -> Stop {
+        Stop::Failed(error.to_string())
+    }
+}
+
+/// Where the next frame to capture is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Cursor {
+    /// Not known: the database has to be compared first.
+    Unknown,
+    /// The database file was complete without a WAL: whatever generation comes begins at frame 1.
+    Fresh,
+    /// Behind this position, or at frame 1 of the generation that was let through after it.
+    At(WalPosition),
+}
+
+/// What all files of a database have in common.
+#[derive(Clone, Copy)]
+pub(super) struct Maker {
+    pub writer: WriterId,
+    pub page_size: PageSize,
+    pub txid: Txid,
+    pub timestamp: Timestamp,
+    /// Checksum of the database before the file.
+    pub pre_apply: DatabaseChecksum,
+}
+
+impl Maker {
+    fn header(&self, commit: u32, post_apply: DatabaseChecksum, span: Span) -> Header {
+        Header {
+            page_size: self.page_size,
+            commit,
+            min_txid: self.txid,
+            max_txid: self.txid,
+            timestamp: self.timestamp,
+            wal_offset: span.offset,
+            wal_size: span.len,
+            salts: span.salts,
+            writer: self.writer,
+            tag: Some(Tag { pre_apply: self.pre_apply, post_apply, full_image: false }),
+        }
+    }
+}
+
+/// The stretch of WAL that a file's header names.
+#[derive(Clone, Copy)]
+pub(super) struct Span {
+    pub offset: u64,
+    pub len: u64,
+    pub salts: Salts,
+}
+
+impl Span {
+    /// A file that was not made from a WAL: what Litestream takes for 'begin anew'.
+    pub(super) const NONE: Span = Span { offset: 32, len: 0, salts: Salts(0, 0) };
+
+    pub(super) fn frames(page_size: PageSize, salts: Salts, first: u32, last: u32) -> Span {
+        let offset = wal::frame_offset(page_size, first);
+        let end = wal::frame_offset(page_size, last.saturating_add(1));
+        Span { offset, len: end.saturating_sub(offset), salts }
+    }
+
+    fn of(header: &Header) -> Span {
+        Span { offset: header.wal_offset, len: header.wal_size, salts: header.salts }
+    }
+}
+
+/// Writes the newest pages of a stretch of frames as a spool file, and makes the page table follow.
+pub(super) fn write_frames(
+    spool: &Spool,
+    table: &mut PageTable,
+    wal: &File,
+    frames: &FrameSet,
+    salts: Salts,
+    maker: &Maker,
+    entry: Entry,
+) -> Result<Entry, Stop> {
+    if frames.commit == 0 {
+        return Err(Stop::Diverged("the WAL commits an empty database".into()));
+    }
+    let lock_page = maker.page_size.lock_page();
+    let grown = table.commit().saturating_add(1)..=frames.commit;
+    if let Some(missing) =
+        grown.clone().find(|pgno| *pgno != lock_page && !frames.newest.contains_key(pgno))
+    {
+        return Err(Stop::Diverged(format!(
+            "the database grew to {} pages, but page {missing} is not in the WAL",
+            frames.commit
+        )));
+    }
+    let mut writer = PieceWriter::begin(spool, maker.page_size)?;
+    let mut page = vec![0; maker.page_size.bytes()];
+    for (pgno, frame) in &frames.newest {
+        if *pgno <= frames.commit && *pgno != lock_page {
+            wal::read_frame_page(wal, maker.page_size, *frame, &mut page)?;
+            writer.page(*pgno, &page)?;
+        }
+    }
+    let span = Span::frames(maker.page_size, salts, frames.first, frames.last);
+    writer.finish(spool, table, frames.commit, span, maker, entry)
+}
+
+/// A spool file being written page by page.
+pub(super) struct PieceWriter {
+    encoder: Encoder<BufWriter<File>>,
+    sums: Vec<(Pgno, Checksum)>,
+}
+
+impl PieceWriter {
+    pub(super) fn begin(spool: &Spool, page_size: PageSize) -> Result<PieceWriter, Stop> {
+        let file = create(&spool.temp_path())?;
+        let encoder = Encoder::new(BufWriter::with_capacity(256 * 1024, file), page_size);
+        Ok(PieceWriter { encoder, sums: Vec::new() })
+    }
+
+    pub(super) fn page(&mut self, pgno: Pgno, page: &[u8]) -> Result<(), Stop> {
+        self.encoder.page(pgno, page).map_err(encoding)?;
+        self.sums.push((pgno, ltx::checksum::page(pgno, page)));
+        Ok(())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.sums.is_empty()
+    }
+
+    /// Completes the file, publishes it, and makes the page table follow.
+    pub(super) fn finish(
+        self,
+        spool: &Spool,
+        table: &mut PageTable,
+        commit: u32,
+        span: Span,
+        maker: &Maker,
+        entry: Entry,
+    ) -> Result<Entry, Stop> {
+        let mut post_apply = table.checksum();
+        for (pgno, sum) in &self.sums {
+            if let Some(old) = table.get(*pgno) {
+                post_apply.toggle(old);
+            }
+            post_apply.toggle(*sum);
+        }
+        for pgno in commit.saturating_add(1)..=table.commit() {
+            if let Some(old) = table.get(pgno) {
+                post_apply.toggle(old);
+            }
+        }
+        let header = maker.header(commit, post_apply, span);
+        let (out, encoded) = self.encoder.finish(&header).map_err(encoding)?;
+        let entry = complete(spool, out, &encoded, entry)?;
+        for (pgno, sum) in &self.sums {
+            table.set(*pgno, Some(*sum))?;
+        }
+        table.set_commit(commit)?;
+        Ok(entry)
+    }
+}
+
+/// Joins open spool files into one closed one. Nothing is removed: the caller does that.
+pub(super) fn merge(
+    spool: &Spool,
+    open: &[Entry],
+    commit: u32,
+    post_apply: DatabaseChecksum,
+    maker: &Maker,
+    entry: Entry,
+) -> Result<Entry, Stop> {
+    let mut inputs = Vec::with_capacity(open.len());
+    let mut span = Span::NONE;
+    for piece in open {
+        let path = spool.path(piece);
+        let file = File::open(&path).map_err(|error| failed("cannot open", &path, &error))?;
+        let decoder = Decoder::new(BufReader::with_capacity(128 * 1024, file)).map_err(encoding)?;
+        span = Span::of(decoder.header());
+        inputs.push(decoder);
+    }
+    let header = maker.header(commit, post_apply, span);
+    let file = create(&spool.temp_path())?;
+    let out = BufWriter::with_capacity(256 * 1024, file);
+    let (out, encoded) = ltx::merge::merge(inputs, &header, out).map_err(|error| match error {
+        ltx::Error::Io(error) => Stop::Failed(format!("cannot join spool files: {error}")),
+        other => Stop::Diverged(format!("a spool file is damaged: {other}")),
+    })?;
+    complete(spool, out, &encoded, entry)
+}
+
+/// Creates a spool file, standing behind the place of its header.
+fn create(path: &Path) -> Result<File, Stop> {
+    let opened = OpenOptions::new().write(true).create(true).truncate(true).open(path);
+    let mut file = opened.map_err(|error| failed("cannot create", path, &error))?;
+    file.seek(SeekFrom::Start(HEADER_LEN as u64))
+        .map_err(|error| failed("cannot write", path, &error))?;
+    Ok(file)
+}
+
+/// Puts the header in front and gives the file its name.
+fn complete(
+    spool: &Spool,
+    mut out: BufWriter<File>,
+    encoded: &Encoded,
+    mut entry: Entry,
+) -> Result<Entry, Stop> {
+    let temp = spool.temp_path();
+    let written = out.flush().and_then(|()| out.get_ref().write_all_at(&encoded.header, 0));
+    written.map_err(|error| failed("cannot write", &temp, &error))?;
+    entry.len = encoded.len;
+    spool.publish(&temp, &entry)?;
+    Ok(entry)
+}
+
+fn failed(what: &str, path: &Path, error: &io::Error) -> Stop {
+    Stop::Failed(format!("{what} {}: {error}", path.display()))
+}
+
+fn encoding(error: ltx::Error) -> Stop {
+    match error {
+        ltx::Error::Io(error) => Stop::Failed(format!("cannot write to the spool: {error}")),
+        other => Stop::Failed(format!("cannot make a spool file: {other}")),
+    }
+}

@@ -1,0 +1,481 @@
+//! A full image: the database as one file, streamed to the store part by part.
+//!
+//! The first part carries the header, which names the checksum of the database that results, and
+//! so is sent last. In memory are at the most: the first part, the part being filled, one waiting
+//! and one being sent.
+
+use std::fs::File;
+
+use bytes::Bytes;
+use tokio::sync::mpsc::{self, error::TrySendError};
+
+use super::capture::{Cursor, Span, Stop};
+use super::open::Point;
+use super::replica::{LocalJob, Replica};
+use super::scan::Scan;
+use crate::engine::{Event, Failure};
+use crate::local;
+use crate::local::state::{Base, Clean, Fingerprint, Image, Position};
+use crate::ltx::{self, DatabaseChecksum, Encoder, FileName, HEADER_LEN, Header, Tag};
+use crate::shipper::{Outcome, Part, Task};
+use crate::store::Key;
+use crate::units::{Level, Timestamp, Txid};
+
+/// An image on its way.
+pub(super) struct ImageJob {
+    level: Level,
+    txid: Txid,
+    pre_apply: DatabaseChecksum,
+    timestamp: Timestamp,
+    stage: Stage,
+}
+
+enum Stage {
+    /// The store has not yet agreed to take it.
+    Opening,
+    Sending(Box<Sending>),
+    /// All parts are handed over.
+    Completing(Box<Done>),
+}
+
+struct Sending {
+    scan: Scan,
+    encoder: Encoder<Vec<u8>>,
+    parts: mpsc::Sender<Part>,
+    part_len: usize,
+    /// The first part, kept until the header is known.
+    first: Option<Vec<u8>>,
+    next_number: u32,
+    /// A part for which there was no room yet.
+    waiting: Option<Part>,
+    blocked: bool,
+    /// Commits up to this count are in the image.
+    seq: u64,
+    /// Whether the database was open in this process when the walk began.
+    attached: bool,
+    fingerprint: Option<Fingerprint>,
+    /// What is still to be sent when all pages are read.
+    rest: Option<Vec<Part>>,
+    done: Option<Box<Done>>,
+}
+
+struct Done {
+    image: Image,
+    seq: u64,
+    cursor: Cursor,
+    attached: bool,
+    fingerprint: Option<Fingerprint>,
+}
+
+impl ImageJob {
+    pub(super) fn can_step(&self) -> bool {
+        matches!(&self.stage, Stage::Sending(sending) if !sending.blocked)
+    }
+
+    /// Whether the store may make the file appear at any moment.
+    pub(super) fn is_completing(&self) -> bool {
+        matches!(self.stage, Stage::Completing(_))
+    }
+
+    /// Whether the database is being read, so that its WAL must stay.
+    pub(super) fn is_reading(&self) -> bool {
+        matches!(self.stage, Stage::Sending(_))
+    }
+}
+
+impl Replica {
+    pub(super) fn begin_image(
+        &mut self,
+        level: Level,
+        txid: Txid,
+        pre_apply: Option<DatabaseChecksum>,
+    ) {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let timestamp = Timestamp(now.map_or(0, |since| since.as_millis() as i64));
+        let min = if level == Level::SNAPSHOT { Txid(1) } else { txid };
+        let key = Key { level, name: FileName { min, max: txid } };
+        let path = self.database.path().display();
+        log::info!("{path}: sending a full image as transaction {txid}");
+        let pre_apply = pre_apply.unwrap_or(DatabaseChecksum::EMPTY);
+        let stage = Stage::Opening;
+        self.job =
+            LocalJob::Image(Box::new(ImageJob { level, txid, pre_apply, timestamp, stage }));
+        self.ship(Task::OpenUpload { key, timestamp });
+    }
+
+    /// Takes in what the shipper says of an upload.
+    pub(super) fn upload_event(&mut self, outcome: Outcome) {
+        let LocalJob::Image(mut image) = std::mem::replace(&mut self.job, LocalJob::None) else {
+            return;
+        };
+        match (outcome, &mut image.stage) {
+            (Outcome::UploadOpened { part_len, parts }, Stage::Opening) => {
+                match self.begin_sending(parts, part_len) {
+                    Ok(sending) => {
+                        image.stage = Stage::Sending(Box::new(sending));
+                        self.job = LocalJob::Image(image);
+                    }
+                    Err(message) => self.image_failed(Failure::Local { message }),
+                }
+            }
+            (Outcome::UploadReady, stage) => {
+                if let Stage::Sending(sending) = stage {
+                    sending.blocked = false;
+                }
+                self.job = LocalJob::Image(image);
+            }
+            (Outcome::UploadDone, Stage::Completing(done)) => self.image_sent(done),
+            (Outcome::UploadRefused, _) => {
+                self.forget_image();
+                self.engine.handle(self.process.now(), Event::ImageRefused);
+            }
+            (Outcome::UploadFailed(failure), _) => self.image_failed(failure),
+            _ => {
+                let message = "the store and the sealer lost step over an image".to_string();
+                self.image_failed(Failure::Local { message });
+            }
+        }
+        self.set_gate();
+    }
+
+    fn image_failed(&mut self, failure: Failure) {
+        log::warn!(
+            "{}: the full image was not sent: {}",
+            self.database.path().display(),
+            failure.message()
+        );
+        self.engine.handle(self.process.now(), Event::ImageFailed(failure));
+    }
+
+    /// An image that was refused was not ours: do not look for it later.
+    fn forget_image(&mut self) {
+        if let Some(local) = &mut self.local {
+            local.state.image = None;
+            if let Err(error) = local.state.save(&local.dir, false) {
+                log::error!("{}: {error}", self.database.path().display());
+            }
+        }
+    }
+
+    fn begin_sending(
+        &mut self,
+        parts: mpsc::Sender<Part>,
+        part_len: usize,
+    ) -> Result<Sending, String> {
+        // From here on the WAL must not be begun anew.
+        self.database.with(|shared| shared.gate = crate::database::Gate::Shut);
+        let seq = self.database.with(|shared| shared.commit_seq);
+        let scan = self.open_scan()?;
+        let local = self.local.as_mut().ok_or("the local state is not open")?;
+        local.table.reset();
+        let fingerprint = Fingerprint::of(self.database.path()).ok();
+        self.cursor = Cursor::Unknown;
+        self.clear_spool().map_err(|stop| match stop {
+            Stop::Failed(why) | Stop::Diverged(why) => why,
+        })?;
+        let page_size = scan.page_size();
+        Ok(Sending {
+            scan,
+            encoder: Encoder::new(vec![0; HEADER_LEN], page_size),
+            parts,
+            part_len,
+            first: None,
+            next_number: 1,
+            waiting: None,
+            blocked: false,
+            seq,
+            attached: self.is_attached(),
+            fingerprint,
+            rest: None,
+            done: None,
+        })
+    }
+
+    /// Opens a walk over all pages, in a read transaction.
+    pub(super) fn open_scan(&mut self) -> Result<Scan, String> {
+        let border = self.database.border().cloned().ok_or("the database is not open")?;
+        let path = self.database.path();
+        let failed = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
+        let reader = border.open_reader().map_err(failed)?;
+        let wal_path = local::wal_path(path);
+        if self.wal.is_none() {
+            self.wal = File::open(&wal_path).ok();
+        }
+        Scan::begin(reader, self.wal.as_ref()).map_err(failed)
+    }
+
+    pub(super) fn step_image(&mut self, mut image: Box<ImageJob>) {
+        let result = match &mut image.stage {
+            Stage::Sending(sending) if !sending.blocked => {
+                let head = Head {
+                    level: image.level,
+                    txid: image.txid,
+                    pre_apply: image.pre_apply,
+                    timestamp: image.timestamp,
+                };
+                self.step_sending(sending, &head)
+            }
+            _ => Ok(false),
+        };
+        match result {
+            Ok(finished) => {
+                if finished && let Stage::Sending(sending) = &mut image.stage
+                    && let Some(done) = sending.done.take()
+                {
+                    image.stage = Stage::Completing(done);
+                }
+                self.job = LocalJob::Image(image);
+            }
+            Err(message) => self.image_failed(Failure::Local { message }),
+        }
+        self.set_gate();
+    }
+
+    /// One slice; `true` when everything is handed over.
+    fn step_sending(&mut self, sending: &mut Sending, head: &Head) -> Result<bool, String> {
+        if let Some(part) = sending.waiting.take()
+            && !sending.send(part)?
+        {
+            return Ok(false);
+        }
+        if let Some(rest) = &mut sending.rest {
+            let Some(part) = rest.pop() else { return Ok(true) };
+            sending.send(part)?;
+            return Ok(sending.waiting.is_none() && sending.rest.as_ref().is_some_and(Vec::is_empty));
+        }
+        let Some(local) = self.local.as_mut() else { return Err("the local state is gone".into()) };
+        let (encoder, table) = (&mut sending.encoder, &mut local.table);
+        let more = sending
+            .scan
+            .step(self.wal.as_ref(), |pgno, page| -> Result<(), SliceError> {
+                encoder.page(pgno, page).map_err(|error| SliceError(error.to_string()))?;
+                let sum = ltx::checksum::page(pgno, page);
+                table.set(pgno, Some(sum)).map_err(|error| SliceError(error.to_string()))
+            })
+            .map_err(|error| error.0)?;
+        sending.cut_part()?;
+        if !more {
+            self.finish_sending(sending, head)?;
+        }
+        Ok(false)
+    }
+
+    /// All pages are read: makes the header, and remembers what is about to appear at the store.
+    fn finish_sending(&mut self, sending: &mut Sending, head: &Head) -> Result<(), String> {
+        self.check_generation(&sending.scan)?;
+        let Some(local) = self.local.as_mut() else { return Err("the local state is gone".into()) };
+        let snapshot = sending.scan.snapshot();
+        local.table.set_commit(snapshot.page_count).map_err(|error| error.to_string())?;
+        let position = sending.scan.position();
+        let span = match position {
+            Some(at) => Span::frames(snapshot.page_size, at.salts, 1, at.frame),
+            None => Span::NONE,
+        };
+        let min_txid = if head.level == Level::SNAPSHOT { Txid(1) } else { head.txid };
+        let header = Header {
+            page_size: snapshot.page_size,
+            commit: snapshot.page_count,
+            min_txid,
+            max_txid: head.txid,
+            timestamp: head.timestamp,
+            wal_offset: span.offset,
+            wal_size: span.len,
+            salts: span.salts,
+            writer: self.engine.writer(),
+            tag: Some(Tag {
+                pre_apply: head.pre_apply,
+                post_apply: local.table.checksum(),
+                full_image: true,
+            }),
+        };
+        let fresh = Encoder::new(Vec::new(), snapshot.page_size);
+        let encoder = std::mem::replace(&mut sending.encoder, fresh);
+        let (bytes, encoded) = encoder.finish(&header).map_err(|error| error.to_string())?;
+        sending.rest = Some(last_parts(sending, bytes, &encoded.header));
+        let base = Base {
+            txid: head.txid.0,
+            piece: self.piece,
+            page_size: snapshot.page_size.get(),
+            commit: snapshot.page_count,
+            checksum: local.table.checksum().get(),
+            timestamp: head.timestamp.0,
+            position: position.map(Position::from),
+        };
+        let image = Image { level: head.level.get(), min_txid: min_txid.0, base };
+        local.state.base = None;
+        local.state.clean = None;
+        local.state.image = Some(image);
+        local.state.save(&local.dir, true).map_err(|error| error.to_string())?;
+        sending.done = Some(Box::new(Done {
+            image,
+            seq: sending.seq,
+            cursor: position.map_or(Cursor::Fresh, Cursor::At),
+            attached: sending.attached,
+            fingerprint: sending.fingerprint.filter(|_| position.is_none()),
+        }));
+        Ok(())
+    }
+
+    /// While the walk went on, the WAL must not have been begun anew.
+    pub(super) fn check_generation(&self, scan: &Scan) -> Result<(), String> {
+        let Some(before) = scan.snapshot().index.filter(|index| index.max_frame > 0) else {
+            return Ok(());
+        };
+        let now = self.database.border().and_then(|border| border.wal_index());
+        match now {
+            Some(now) if now.salts != before.salts => {
+                Err("the WAL was begun anew while the database was read".into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn image_sent(&mut self, done: &Done) {
+        let Some(local) = self.local.as_mut() else { return };
+        let base = done.image.base;
+        local.state.image = None;
+        local.state.base = Some(base);
+        local.state.claimed = true;
+        local.state.clean = done
+            .fingerprint
+            .filter(|_| !done.attached)
+            .map(|fingerprint| Clean { fingerprint, piece: base.piece });
+        if let Err(error) = local.state.save(&local.dir, true) {
+            log::error!("{}: {error}", self.database.path().display());
+        }
+        self.point = point_of(&base);
+        self.counters().images += 1;
+        let now = self.process.now();
+        self.engine.handle(now, Event::ImageSent { txid: base.txid() });
+        let path = self.database.path().display();
+        log::info!("{path}: the full image is at the store, {} pages", base.commit);
+        self.mark_acked(done.seq);
+        if done.attached && self.is_attached() {
+            self.cursor = done.cursor;
+            let later = self.database.with(|shared| shared.commit_seq > done.seq);
+            if later || self.published_is_ahead() {
+                self.engine.handle(now, Event::Committed { at: now });
+            }
+        } else if self.is_attached() {
+            self.engine.handle(now, Event::Diverged);
+        }
+    }
+
+    /// The store said whether the image of an earlier process arrived.
+    pub(super) fn confirmed(&mut self, arrived: bool) {
+        let now = self.process.now();
+        let Some(local) = self.local.as_mut() else { return };
+        let Some(image) = local.state.image.take() else { return };
+        if arrived {
+            local.state.base = Some(image.base);
+            local.state.claimed = true;
+            self.piece = image.base.piece;
+            let expected = image.base.checksum;
+            if local.table.commit() != image.base.commit
+                && let Err(error) = local.table.set_commit(image.base.commit)
+            {
+                log::error!("{}: {error}", self.database.path().display());
+            }
+            if local.table.checksum().get() == expected {
+                self.point = point_of(&image.base);
+                // Whatever was committed since: the comparison finds it.
+                self.engine.handle(now, Event::Diverged);
+            } else {
+                self.engine.handle(now, Event::ImageNeeded);
+            }
+        }
+        if let Some(local) = &self.local
+            && let Err(error) = local.state.save(&local.dir, true)
+        {
+            log::error!("{}: {error}", self.database.path().display());
+        }
+    }
+}
+
+/// What the header is made of.
+struct Head {
+    level: Level,
+    txid: Txid,
+    pre_apply: DatabaseChecksum,
+    timestamp: Timestamp,
+}
+
+struct SliceError(String);
+
+impl From<std::io::Error> for SliceError {
+    fn from(error: std::io::Error) -> SliceError {
+        SliceError(format!("cannot read the database: {error}"))
+    }
+}
+
+impl Sending {
+    /// Hands a part over; `false` when there is no room and it waits.
+    fn send(&mut self, part: Part) -> Result<bool, String> {
+        match self.parts.try_send(part) {
+            Ok(()) => Ok(true),
+            Err(TrySendError::Full(part)) => {
+                self.waiting = Some(part);
+                self.blocked = true;
+                Ok(false)
+            }
+            Err(TrySendError::Closed(_)) => Err("the store does not take more parts".into()),
+        }
+    }
+
+    /// Cuts full parts off what is encoded.
+    fn cut_part(&mut self) -> Result<(), String> {
+        let part_len = self.part_len;
+        let bytes = self.encoder.get_mut();
+        if bytes.len() < part_len {
+            return Ok(());
+        }
+        let rest = bytes.split_off(part_len);
+        let part = std::mem::replace(bytes, rest);
+        if self.first.is_none() {
+            self.first = Some(part);
+            return Ok(());
+        }
+        let number = self.next_number;
+        self.next_number += 1;
+        self.send(Part::Data { number, bytes: Bytes::from(part) })?;
+        Ok(())
+    }
+}
+
+/// The parts that are left, in reverse order: a stack.
+fn last_parts(sending: &mut Sending, mut bytes: Vec<u8>, header: &[u8; HEADER_LEN]) -> Vec<Part> {
+    let mut first = sending.first.take();
+    let mut last = Vec::new();
+    loop {
+        let rest =
+            if bytes.len() > sending.part_len { bytes.split_off(sending.part_len) } else { vec![] };
+        if first.is_none() {
+            first = Some(bytes);
+        } else if !bytes.is_empty() {
+            let number = sending.next_number;
+            sending.next_number += 1;
+            last.push(Part::Data { number, bytes: Bytes::from(bytes) });
+        }
+        if rest.is_empty() {
+            break;
+        }
+        bytes = rest;
+    }
+    let mut first = first.unwrap_or_default();
+    if let Some(front) = first.first_chunk_mut::<HEADER_LEN>() {
+        *front = *header;
+    }
+    last.push(Part::Data { number: 0, bytes: Bytes::from(first) });
+    last.push(Part::Complete);
+    last.reverse();
+    last
+}
+
+fn point_of(base: &Base) -> Option<Point> {
+    Some(Point {
+        txid: base.txid(),
+        page_size: crate::units::PageSize::new(base.page_size)?,
+        checksum: DatabaseChecksum::from_stored(base.checksum),
+        timestamp: Timestamp(base.timestamp),
+    })
+}

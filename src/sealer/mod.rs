@@ -1,0 +1,137 @@
+//! The sealer thread: reads committed frames back from the WALs and writes the spool.
+//!
+//! It carries out the engines' local actions and hands the others to the shipper. Long work
+//! (images, comparisons) is done in slices, so that no database waits long for another.
+
+mod capture;
+mod image;
+mod open;
+mod replica;
+mod resync;
+mod scan;
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::process::{Control, Inbox, Process};
+use replica::Replica;
+
+/// How often the wal-index of an open database is looked at for commits of other processes.
+pub(super) const WATCH_INTERVAL_MS: u64 = 1000;
+
+/// The thread's body; it ends with the process.
+pub(crate) fn run(process: &Arc<Process>, inbox: &Inbox) {
+    let mut sealer = Sealer { process: process.clone(), replicas: HashMap::new(), draining: false };
+    loop {
+        sealer.receive(inbox);
+        let next = sealer.work();
+        if sealer.draining && sealer.is_drained() {
+            sealer.draining = false;
+            process.set_drained();
+        }
+        if next != Some(0) {
+            process.bell().wait(next.map(Duration::from_millis));
+        }
+    }
+}
+
+struct Sealer {
+    process: Arc<Process>,
+    replicas: HashMap<u64, Replica>,
+    draining: bool,
+}
+
+impl Sealer {
+    fn receive(&mut self, inbox: &Inbox) {
+        // A commit's message says only that there is something to do: the position is with the
+        // database. So that one that did not fit into the channel is no loss.
+        while let Ok(frames) = inbox.commits.try_recv() {
+            if let Some(replica) = self.replicas.get_mut(&frames.database) {
+                replica.wake();
+            }
+        }
+        while let Ok(control) = inbox.controls.try_recv() {
+            self.control(control);
+        }
+    }
+
+    fn control(&mut self, control: Control) {
+        match control {
+            Control::Drain => {
+                self.draining = true;
+                for replica in self.replicas.values_mut() {
+                    guard(replica, Replica::hurry);
+                }
+            }
+            Control::Connected(id) | Control::Attached(id) | Control::Capture(id) => {
+                if let Some(replica) = self.replica(id) {
+                    guard(replica, |replica| {
+                        replica.wake();
+                        replica.attach();
+                        replica.capture_now();
+                    });
+                }
+            }
+            Control::Hurry(id) => {
+                if let Some(replica) = self.replica(id) {
+                    guard(replica, Replica::hurry);
+                }
+            }
+            Control::Detached(id) => {
+                if let Some(replica) = self.replicas.get_mut(&id) {
+                    guard(replica, Replica::detach);
+                }
+            }
+            Control::Disconnected(id) => {
+                if let Some(replica) = self.replicas.get_mut(&id) {
+                    replica.wake();
+                }
+            }
+            Control::Shipped(id, outcome) => {
+                if let Some(replica) = self.replicas.get_mut(&id) {
+                    guard(replica, |replica| replica.shipped(outcome));
+                }
+            }
+        }
+    }
+
+    fn replica(&mut self, id: u64) -> Option<&mut Replica> {
+        if !self.replicas.contains_key(&id) {
+            let database = self.process.by_id(id)?;
+            self.replicas.insert(id, Replica::new(self.process.clone(), database));
+        }
+        self.replicas.get_mut(&id)
+    }
+
+    /// Does what is due; gives the milliseconds until the next thing is, 0 for at once.
+    fn work(&mut self) -> Option<u64> {
+        let now = self.process.now();
+        let mut next: Option<u64> = None;
+        self.replicas.retain(|_, replica| {
+            if replica.is_due(now) {
+                guard(replica, |replica| replica.work(now));
+            }
+            if replica.is_finished() {
+                replica.release();
+                return false;
+            }
+            next = [next, replica.due_at()].into_iter().flatten().min();
+            true
+        });
+        next.map(|at| at.saturating_sub(self.process.now()))
+    }
+
+    fn is_drained(&self) -> bool {
+        self.replicas.values().all(Replica::is_drained_or_stuck)
+    }
+}
+
+/// Runs a step for one database. A panic in it ends the replication of this database, loudly, and
+/// nothing else: the application and the other databases go on.
+fn guard(replica: &mut Replica, step: impl FnOnce(&mut Replica)) {
+    if catch_unwind(AssertUnwindSafe(|| step(replica))).is_err() {
+        replica.give_up("an internal error of walferry (a panic in the sealer); please report it");
+    }
+}

@@ -1,0 +1,276 @@
+//! What is found when a database is opened: local state, spool, page table and WAL, held against
+//! each other.
+//!
+//! Every disagreement has one of three answers: the WAL goes on where the log ends; the database
+//! must be compared with the page table; or there is no usable page table and a full image is due.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+
+use super::capture::Cursor;
+use crate::database::Attach;
+use crate::local::lock::{Attempt, Lock};
+use crate::local::pages::{ApplyError, PageTable};
+use crate::local::spool::{Entry, Spool};
+use crate::local::state::{Base, State};
+use crate::local::{self, Error};
+use crate::ltx::{DatabaseChecksum, Decoder};
+use crate::units::{PageSize, Timestamp, Txid, WalPosition, WriterId};
+use crate::wal::{FrameHeader, WalHeader};
+
+/// The local state of a database whose shipper we are.
+pub(super) struct Local {
+    _lock: Lock,
+    pub dir: PathBuf,
+    pub state: State,
+    pub table: PageTable,
+    pub spool: Spool,
+}
+
+/// What the spool and the state add up to.
+pub(super) struct Found {
+    pub local: Local,
+    /// Closed files, oldest first.
+    pub closed: Vec<Entry>,
+    /// Open files behind them.
+    pub open: Vec<Entry>,
+    /// The last closed point, if state and page table prove it.
+    pub point: Option<Point>,
+    /// Where in the WAL the last captured piece ends.
+    pub position: Option<WalPosition>,
+    /// Number of the last captured piece.
+    pub piece: u64,
+}
+
+/// The end of the last closed file.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Point {
+    pub txid: Txid,
+    pub page_size: PageSize,
+    pub checksum: DatabaseChecksum,
+    pub timestamp: Timestamp,
+}
+
+/// The answer to an attempt to open.
+pub(super) enum Opening {
+    Ours(Box<Found>),
+    HeldBy(Option<u32>),
+}
+
+/// Takes the shipper's place and reads what is there.
+pub(super) fn open(database: &Path, replica: &str) -> Result<Opening, Error> {
+    let dir = local::state_dir(database);
+    std::fs::create_dir_all(&dir).map_err(|source| Error {
+        message: format!(
+            "cannot create {}: walferry keeps its state beside the database and must be able to write there",
+            dir.display()
+        ),
+        source,
+    })?;
+    let lock = match Lock::try_take(&dir)? {
+        Attempt::Taken(lock) => lock,
+        Attempt::HeldBy(pid) => return Ok(Opening::HeldBy(pid)),
+    };
+    let state = match State::load(&dir) {
+        Ok(Some(state)) if state.replica == replica => state,
+        Ok(Some(state)) => {
+            log::warn!(
+                "{} was replicated to {}; its log is not continued at {replica}",
+                database.display(),
+                state.replica
+            );
+            State::new(new_writer(), replica)
+        }
+        Ok(None) => State::new(new_writer(), replica),
+        Err(error) if error.source.kind() == std::io::ErrorKind::InvalidData => {
+            log::error!("{error}; the log begins anew with a full image");
+            State::new(new_writer(), replica)
+        }
+        Err(error) => return Err(error),
+    };
+    let spool = Spool::open(&dir)?;
+    let table = PageTable::open(&dir, state.base.map_or(0, |base| base.commit))?;
+    let local = Local { _lock: lock, dir, state, table, spool };
+    Ok(Opening::Ours(Box::new(read(local)?)))
+}
+
+fn new_writer() -> WriterId {
+    WriterId(random())
+}
+
+/// A random number from the standard library's per-process random keys.
+pub(super) fn random() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::collections::hash_map::RandomState::new().build_hasher().finish()
+}
+
+/// Reads the spool on top of the state and proves the page table.
+fn read(mut local: Local) -> Result<Found, Error> {
+    let Some(base) = local.state.base else {
+        // Files in the spool mean nothing without a base.
+        for entry in local.spool.scan(0)? {
+            local.spool.remove(&entry)?;
+        }
+        local.table.reset();
+        let found = Found {
+            local,
+            closed: Vec::new(),
+            open: Vec::new(),
+            point: None,
+            position: None,
+            piece: 0,
+        };
+        return Ok(found);
+    };
+    let entries = local.spool.scan(base.piece)?;
+    let mut walk = Walk::from(&base);
+    let mut kept = Vec::new();
+    for entry in entries {
+        match walk.follow(&mut local, &entry) {
+            Ok(()) => kept.push(entry),
+            Err(why) => {
+                log::error!(
+                    "{} is not used: {why}; what it holds is captured anew",
+                    local.spool.path(&entry).display()
+                );
+                walk.broken = true;
+            }
+        }
+    }
+    if walk.broken {
+        // The page table may be ahead of what is left: it proves nothing any more, unless the
+        // sum below says that it does.
+        walk.position = None;
+    }
+    let (closed, open): (Vec<_>, Vec<_>) = kept.into_iter().partition(|e| e.txid.is_some());
+    let proven = local.table.checksum() == walk.expected;
+    if !proven {
+        log::error!(
+            "the page table in {} does not fit the log: a full image is due",
+            local.dir.display()
+        );
+    }
+    let point = proven.then_some(walk.point).flatten();
+    Ok(Found { local, closed, open, point, position: walk.position, piece: walk.piece })
+}
+
+/// Follows the spool's files from the base on.
+struct Walk {
+    point: Option<Point>,
+    expected: DatabaseChecksum,
+    position: Option<WalPosition>,
+    piece: u64,
+    broken: bool,
+}
+
+impl Walk {
+    fn from(base: &Base) -> Walk {
+        let checksum = DatabaseChecksum::from_stored(base.checksum);
+        let point = PageSize::new(base.page_size).map(|page_size| Point {
+            txid: base.txid(),
+            page_size,
+            checksum,
+            timestamp: Timestamp(base.timestamp),
+        });
+        Walk {
+            point,
+            expected: checksum,
+            position: base.position.map(WalPosition::from),
+            piece: base.piece,
+            broken: false,
+        }
+    }
+
+    fn follow(&mut self, local: &mut Local, entry: &Entry) -> Result<(), String> {
+        if self.broken {
+            return Err("a file before it is not usable".into());
+        }
+        if entry.pieces.0 != self.piece + 1 {
+            return Err(format!("piece {} is missing", self.piece + 1));
+        }
+        let point = self.point.ok_or("there is nothing that it could follow")?;
+        if entry.txid.is_some_and(|txid| txid != point.txid.next()) {
+            return Err(format!("transaction {} is missing", point.txid.next()));
+        }
+        let file = File::open(local.spool.path(entry)).map_err(|error| error.to_string())?;
+        let reader = BufReader::with_capacity(128 * 1024, file);
+        let mut decoder = Decoder::new(reader).map_err(|error| error.to_string())?;
+        let header = *decoder.header();
+        let tag = header.tag.ok_or("it is not a file of walferry's")?;
+        if header.page_size != point.page_size {
+            return Err("it is of another page size".into());
+        }
+        local.table.apply(&mut decoder).map_err(|error| match error {
+            ApplyError::File(error) => error.to_string(),
+            ApplyError::Table(error) => error.to_string(),
+        })?;
+        decoder.finish().map_err(|error| error.to_string())?;
+        self.expected = tag.post_apply;
+        self.position = entry.position;
+        self.piece = entry.pieces.1;
+        if let Some(txid) = entry.txid {
+            self.point = Some(Point {
+                txid,
+                checksum: tag.post_apply,
+                timestamp: header.timestamp,
+                ..point
+            });
+        }
+        Ok(())
+    }
+}
+
+/// How the WAL, as it was when it was seen first, goes on from the log.
+pub(super) enum Resume {
+    /// Here.
+    At(Cursor),
+    /// It does not: compare the database. The text says what was found.
+    Compare(String),
+    /// The page size is another: the page table is of no use.
+    OtherPageSize,
+}
+
+/// Holds the end of the log against the WAL.
+pub(super) fn resume(
+    found_position: Option<WalPosition>,
+    piece: u64,
+    state: &State,
+    page_size: PageSize,
+    attach: &Attach,
+    wal: Option<&File>,
+) -> Resume {
+    let index = attach.index.filter(|index| index.max_frame > 0);
+    if attach.index.is_some_and(|index| index.page_size != page_size) {
+        return Resume::OtherPageSize;
+    }
+    let Some(index) = index else {
+        let clean = state.clean.filter(|clean| clean.piece == piece);
+        return match (clean, attach.fingerprint) {
+            (Some(clean), Some(now)) if clean.fingerprint == now => Resume::At(Cursor::Fresh),
+            (Some(_), _) => Resume::Compare("the database file changed while it was closed".into()),
+            (None, _) => Resume::Compare("the WAL is gone, and we did not see it go".into()),
+        };
+    };
+    let Some(position) = found_position else {
+        return Resume::Compare("there is a WAL of which the log knows nothing".into());
+    };
+    if position.salts != index.salts {
+        return Resume::Compare("the WAL was begun anew while nobody watched".into());
+    }
+    if position.frame > index.max_frame {
+        return Resume::Compare("the WAL ends before the log does, as after a power loss".into());
+    }
+    let Some(wal) = wal else {
+        return Resume::Compare("the WAL cannot be read".into());
+    };
+    let same_generation = WalHeader::read(wal).is_some_and(|h| h.salts == position.salts);
+    let frame = FrameHeader::read(wal, page_size, position.frame);
+    match frame {
+        Ok(frame) if same_generation && frame.checksum == position.checksum => {
+            Resume::At(Cursor::At(position))
+        }
+        Ok(_) => Resume::Compare("the WAL has other frames than those in the log".into()),
+        Err(error) => Resume::Compare(format!("the WAL cannot be read: {error}")),
+    }
+}

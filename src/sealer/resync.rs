@@ -1,0 +1,232 @@
+//! Comparing the database with the page table: what differs becomes the next file.
+//!
+//! This is the one answer to every way in which the WAL and the log can lose each other. History
+//! stays one line, and only pages that differ are sent.
+
+use super::capture::{Cursor, PieceWriter, Span, Stop};
+use super::replica::{LocalJob, Replica, maker};
+use super::scan::Scan;
+use crate::database::Gate;
+use crate::engine::{Event, Failure};
+use crate::ltx::{self, DatabaseChecksum};
+use crate::units::Txid;
+
+/// A comparison under way.
+pub(super) struct ResyncJob {
+    txid: Txid,
+    claim: bool,
+    scan: Scan,
+    writer: Option<PieceWriter>,
+    /// Checksum of all pages seen.
+    total: DatabaseChecksum,
+    /// Commits up to this count are in what is read.
+    seq: u64,
+    attached: bool,
+}
+
+impl Replica {
+    pub(super) fn begin_resync(&mut self, txid: Txid, scan: bool, claim: bool) {
+        let result = if scan { self.begin_comparison(txid, claim) } else { self.claim(txid) };
+        if let Err(message) = result {
+            self.resync_failed(message, scan);
+        }
+        self.set_gate();
+    }
+
+    fn resync_failed(&mut self, message: String, scan: bool) {
+        log::warn!("{}: {message}; trying again", self.database.path().display());
+        let now = self.process.now();
+        if scan {
+            self.engine.handle(now, Event::Diverged);
+        }
+        self.engine.handle(now, Event::LocalFailed(Failure::Local { message }));
+    }
+
+    /// The log goes on without a comparison, but our lineage is not in it yet: one file at once,
+    /// with whatever was committed, or page 1 as it stands.
+    fn claim(&mut self, txid: Txid) -> Result<(), String> {
+        let now = self.process.now();
+        match self.capture() {
+            Ok(()) => {}
+            Err(Stop::Failed(why)) => return Err(why),
+            Err(Stop::Diverged(why)) => {
+                log::info!("{}: {why}", self.database.path().display());
+                return self.begin_comparison(txid, true);
+            }
+        }
+        if self.open.is_empty() {
+            let mut scan = self.open_scan()?;
+            let page = scan.page(self.wal.as_ref(), 1).map_err(|error| error.to_string())?;
+            let sum = ltx::checksum::page(1, &page);
+            let known = self.local.as_ref().and_then(|local| local.table.get(1));
+            if known != Some(sum) {
+                // Something was committed meanwhile.
+                drop(scan);
+                return self.begin_comparison(txid, true);
+            }
+            self.write_page_one(&page)?;
+        }
+        match self.close_captured(txid) {
+            Ok(closed) => {
+                self.engine.handle(now, Event::Closed(closed));
+                Ok(())
+            }
+            Err(Stop::Failed(why) | Stop::Diverged(why)) => Err(why),
+        }
+    }
+
+    fn write_page_one(&mut self, page: &[u8]) -> Result<(), String> {
+        let entry = self.next_entry(None);
+        let (Some(local), Some(point)) = (&mut self.local, self.point) else {
+            return Err("the local state is not open".into());
+        };
+        let maker = maker(&self.engine, &point);
+        let commit = local.table.commit();
+        let written = PieceWriter::begin(&local.spool, point.page_size).and_then(|mut writer| {
+            writer.page(1, page)?;
+            writer.finish(&local.spool, &mut local.table, commit, Span::NONE, &maker, entry)
+        });
+        match written {
+            Ok(entry) => {
+                self.piece = entry.pieces.1;
+                self.open.push(entry);
+                Ok(())
+            }
+            Err(Stop::Failed(why) | Stop::Diverged(why)) => Err(why),
+        }
+    }
+
+    fn begin_comparison(&mut self, txid: Txid, claim: bool) -> Result<(), String> {
+        self.database.with(|shared| {
+            shared.gate = Gate::Shut;
+            shared.captured = None;
+        });
+        let seq = self.database.with(|shared| shared.commit_seq);
+        self.cursor = Cursor::Unknown;
+        let scan = self.open_scan()?;
+        let Some(point) = self.point else { return Err("there is no base to compare with".into()) };
+        if scan.page_size() != point.page_size {
+            log::info!(
+                "{}: the page size changed from {} to {}; sending a full image",
+                self.database.path().display(),
+                point.page_size,
+                scan.page_size()
+            );
+            self.engine.handle(self.process.now(), Event::Closed(None));
+            self.need_image();
+            return Ok(());
+        }
+        self.counters().resyncs += 1;
+        let total = DatabaseChecksum::EMPTY;
+        let attached = self.is_attached();
+        let job = ResyncJob { txid, claim, scan, writer: None, total, seq, attached };
+        self.job = LocalJob::Resync(Box::new(job));
+        Ok(())
+    }
+
+    pub(super) fn step_resync(&mut self, mut job: Box<ResyncJob>) {
+        match self.step_comparison(&mut job) {
+            Ok(true) => self.job = LocalJob::Resync(job),
+            Ok(false) => {
+                let result = self.finish_comparison(*job);
+                if let Err(message) = result {
+                    self.resync_failed(message, true);
+                }
+            }
+            Err(message) => self.resync_failed(message, true),
+        }
+        self.set_gate();
+        self.database.notify();
+    }
+
+    fn step_comparison(&mut self, job: &mut ResyncJob) -> Result<bool, String> {
+        let Some(local) = &mut self.local else { return Err("the local state is gone".into()) };
+        let page_size = job.scan.page_size();
+        let (writer, total, claim) = (&mut job.writer, &mut job.total, job.claim);
+        job.scan
+            .step(self.wal.as_ref(), |pgno, page| -> Result<(), Stop> {
+                let sum = ltx::checksum::page(pgno, page);
+                total.toggle(sum);
+                if local.table.get(pgno) == Some(sum) && !(claim && pgno == 1) {
+                    return Ok(());
+                }
+                if writer.is_none() {
+                    *writer = Some(PieceWriter::begin(&local.spool, page_size)?);
+                }
+                match writer {
+                    Some(writer) => writer.page(pgno, page),
+                    None => Ok(()),
+                }
+            })
+            .map_err(|stop| match stop {
+                Stop::Failed(why) | Stop::Diverged(why) => why,
+            })
+    }
+
+    fn finish_comparison(&mut self, mut job: ResyncJob) -> Result<(), String> {
+        self.check_generation(&job.scan)?;
+        let snapshot = job.scan.snapshot();
+        let position = job.scan.position();
+        let mut entry = self.next_entry(None);
+        entry.position = position;
+        let (Some(local), Some(point)) = (&mut self.local, self.point) else {
+            return Err("the local state is gone".into());
+        };
+        let shorter = snapshot.page_count != local.table.commit();
+        if shorter && job.writer.is_none() {
+            let begun = PieceWriter::begin(&local.spool, point.page_size);
+            job.writer = Some(begun.map_err(|stop| format!("{stop:?}"))?);
+        }
+        let differs = job.writer.is_some();
+        if let Some(writer) = job.writer {
+            log::debug!("pages differ: {}", !writer.is_empty());
+            let span = match position {
+                Some(at) => Span::frames(snapshot.page_size, at.salts, 1, at.frame),
+                None => Span::NONE,
+            };
+            let maker = maker(&self.engine, &point);
+            let (spool, table) = (&local.spool, &mut local.table);
+            let written = writer.finish(spool, table, snapshot.page_count, span, &maker, entry);
+            match written {
+                Ok(entry) => {
+                    self.piece = entry.pieces.1;
+                    self.open.push(entry);
+                }
+                Err(Stop::Failed(why) | Stop::Diverged(why)) => return Err(why),
+            }
+        }
+        let proven = self.local.as_ref().is_some_and(|l| l.table.checksum() == job.total);
+        drop(job.scan);
+        let now = self.process.now();
+        if !proven {
+            log::error!(
+                "{}: the page table does not add up after a comparison; sending a full image",
+                self.database.path().display()
+            );
+            self.engine.handle(now, Event::Closed(None));
+            self.need_image();
+            return Ok(());
+        }
+        self.cursor = position.map_or(Cursor::Fresh, Cursor::At);
+        if !job.attached {
+            self.cursor = Cursor::Unknown;
+        }
+        let path = self.database.path().display();
+        log::info!("{path}: compared; {}", if differs { "what differs is sent" } else { "equal" });
+        let closed = match self.close_captured(job.txid) {
+            Ok(closed) => closed,
+            Err(Stop::Failed(why)) => return Err(why),
+            Err(Stop::Diverged(why)) => {
+                self.engine.handle(now, Event::Closed(None));
+                self.engine.handle(now, Event::Diverged);
+                log::info!("{}: {why}", self.database.path().display());
+                return Ok(());
+            }
+        };
+        self.engine.handle(now, Event::Closed(closed));
+        if closed.is_none() {
+            self.mark_acked(job.seq);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,119 @@
+//! Walking over all pages of a database in one state, a slice at a time.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+
+use crate::border::{Reader, Snapshot};
+use crate::units::{PageSize, Pgno, WalPosition};
+use crate::wal::{self, FrameSet};
+
+/// Pages of one slice, in bytes.
+const SLICE: usize = 1 << 20;
+
+/// A walk in ascending page order; holds a read transaction.
+pub(super) struct Scan {
+    reader: Box<dyn Reader>,
+    snapshot: Snapshot,
+    newest: BTreeMap<Pgno, u32>,
+    position: Option<WalPosition>,
+    next: Pgno,
+    buffer: Vec<u8>,
+}
+
+impl Scan {
+    /// Begins a walk; the WAL is read through `wal`.
+    pub(super) fn begin(reader: Box<dyn Reader>, wal: Option<&File>) -> io::Result<Scan> {
+        let snapshot = reader.snapshot();
+        let mut frames = FrameSet::default();
+        let mut position = None;
+        if let (Some(index), true) = (snapshot.index, snapshot.frames() > 0) {
+            let wal = wal.ok_or_else(|| io::Error::other("the WAL is not there"))?;
+            frames.extend(wal, snapshot.page_size, 1, index.max_frame)?;
+            position = Some(WalPosition {
+                salts: index.salts,
+                frame: index.max_frame,
+                checksum: frames.checksum,
+            });
+        }
+        Ok(Scan { reader, snapshot, newest: frames.newest, position, next: 1, buffer: Vec::new() })
+    }
+
+    pub(super) fn snapshot(&self) -> Snapshot {
+        self.snapshot
+    }
+
+    pub(super) fn page_size(&self) -> PageSize {
+        self.snapshot.page_size
+    }
+
+    /// Where in the WAL the state ends; `None` when there is no frame.
+    pub(super) fn position(&self) -> Option<WalPosition> {
+        self.position
+    }
+
+    /// Hands the next slice of pages to `each`, without the lock page. `false` when all are done.
+    pub(super) fn step<E: From<io::Error>>(
+        &mut self,
+        wal: Option<&File>,
+        mut each: impl FnMut(Pgno, &[u8]) -> Result<(), E>,
+    ) -> Result<bool, E> {
+        let page_len = self.page_size().bytes();
+        let count = self.snapshot.page_count;
+        let slice = (SLICE / page_len).max(1) as u32;
+        let last = count.min(self.next.saturating_add(slice - 1));
+        if self.next > count {
+            return Ok(false);
+        }
+        let pages = (last - self.next + 1) as usize;
+        self.buffer.resize(pages * page_len, 0);
+        self.read_main()?;
+        let lock_page = self.page_size().lock_page();
+        for (pgno, page) in (self.next..=last).zip(self.buffer.chunks_exact_mut(page_len)) {
+            if let (Some(frame), Some(wal)) = (self.newest.get(&pgno), wal) {
+                wal::read_frame_page(wal, self.snapshot.page_size, *frame, page)?;
+            }
+            if pgno != lock_page {
+                each(pgno, page)?;
+            }
+        }
+        self.next = last.saturating_add(1);
+        Ok(self.next <= count)
+    }
+
+    /// Fills the buffer from the database file, without the pages that the WAL has: the file may
+    /// end before them.
+    fn read_main(&mut self) -> io::Result<()> {
+        let page_len = self.page_size().bytes();
+        let lock_page = self.page_size().lock_page();
+        let in_file = |pgno: Pgno| !self.newest.contains_key(&pgno) && pgno != lock_page;
+        let pages = self.buffer.len() / page_len;
+        let mut at = 0;
+        while at < pages {
+            let first = self.next + at as u32;
+            let run = (0..pages - at).take_while(|i| in_file(first + *i as u32)).count();
+            if run > 0 {
+                let offset = self.snapshot.page_size.offset_of(first);
+                let bytes = &mut self.buffer[at * page_len..(at + run) * page_len];
+                self.reader.read_main(offset, bytes)?;
+            }
+            at += run.max(1);
+        }
+        Ok(())
+    }
+
+    /// Reads one page of the state.
+    pub(super) fn page(&mut self, wal: Option<&File>, pgno: Pgno) -> io::Result<Vec<u8>> {
+        let mut page = vec![0; self.page_size().bytes()];
+        match (self.newest.get(&pgno), wal) {
+            (Some(frame), Some(wal)) => {
+                wal::read_frame_page(wal, self.snapshot.page_size, *frame, &mut page)?;
+            }
+            _ => {
+                let offset = self.snapshot.page_size.offset_of(pgno);
+                self.reader.read_main(offset, &mut page)?;
+            }
+        }
+        Ok(page)
+    }
+}

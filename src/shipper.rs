@@ -1,0 +1,272 @@
+//! The thread that talks to the stores: one runtime, any number of jobs, each reported back to the
+//! sealer with its end.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use crate::engine::{Failure, Head, Verdict};
+use crate::ltx::{FileName, HEADER_LEN, Header, MIN_FILE_LEN, TRAILER_LEN};
+use crate::process::{Control, Process};
+use crate::store::{Body, ErrorKind, Key, Store, Upload};
+use crate::units::{Level, Timestamp, Txid, WriterId};
+
+/// Parts of an image that wait for their upload; with the part being filled and the one being
+/// sent, this bounds the memory of an image.
+const PARTS_WAITING: usize = 1;
+
+/// One job.
+pub(crate) struct Job {
+    pub database: u64,
+    pub store: Arc<dyn Store>,
+    pub task: Task,
+}
+
+/// What is to be done.
+pub(crate) enum Task {
+    FindHead,
+    Put { key: Key, body: Body, timestamp: Timestamp },
+    /// Compare the file of this name with what we put: its first and last bytes and its length.
+    Inspect { txid: Txid, ours: Identity },
+    Confirm { key: Key, writer: WriterId, checksum: u64 },
+    OpenUpload { key: Key, timestamp: Timestamp },
+}
+
+/// What tells our file from any other: the header, with writer, time and checksums, and the trailer
+/// with the checksum of the contents.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Identity {
+    pub head: [u8; HEADER_LEN],
+    pub trailer: [u8; TRAILER_LEN],
+    pub len: u64,
+}
+
+/// What the parts of an image are sent through.
+#[derive(Debug)]
+pub(crate) enum Part {
+    Data { number: u32, bytes: Bytes },
+    Complete,
+    Abort,
+}
+
+/// How a job ended.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Head(Option<Head>),
+    PutDone,
+    PutRefused,
+    Inspected { txid: Txid, verdict: Verdict },
+    Confirmed { arrived: bool },
+    UploadOpened { part_len: usize, parts: mpsc::Sender<Part> },
+    /// There is room for another part.
+    UploadReady,
+    UploadDone,
+    UploadRefused,
+    UploadFailed(Failure),
+    Failed(Failure),
+}
+
+/// The thread's body.
+pub(crate) fn run(process: Arc<Process>, mut jobs: mpsc::UnboundedReceiver<Job>) {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .thread_name("walferry-io")
+        .max_blocking_threads(4)
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            log::error!("cannot start the shipper: {error}; nothing will be replicated");
+            return;
+        }
+    };
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, async move {
+        while let Some(job) = jobs.recv().await {
+            let process = process.clone();
+            tokio::task::spawn_local(async move {
+                let database = job.database;
+                let outcome = perform(&process, job).await;
+                process.control(Control::Shipped(database, outcome));
+            });
+        }
+    });
+}
+
+async fn perform(process: &Process, job: Job) -> Outcome {
+    let Job { database, store, task } = job;
+    let result = match task {
+        Task::FindHead => find_head(&*store).await.map(Outcome::Head),
+        Task::Put { key, body, timestamp } => match store.put_new(key, body, timestamp).await {
+            Ok(()) => Ok(Outcome::PutDone),
+            Err(error) if error.kind == ErrorKind::AlreadyExists => Ok(Outcome::PutRefused),
+            Err(error) => Err(error),
+        },
+        Task::Inspect { txid, ours } => {
+            inspect(&*store, txid, &ours).await.map(|verdict| Outcome::Inspected { txid, verdict })
+        }
+        Task::Confirm { key, writer, checksum } => {
+            confirm(&*store, key, writer, checksum).await.map(|arrived| Outcome::Confirmed { arrived })
+        }
+        Task::OpenUpload { key, timestamp } => {
+            return upload(process, database, &*store, key, timestamp).await;
+        }
+    };
+    result.unwrap_or_else(|error| Outcome::Failed(failure(&error)))
+}
+
+/// The newest file over all levels, and what its tag says.
+async fn find_head(store: &dyn Store) -> Result<Option<Head>, crate::store::Error> {
+    let mut newest: Option<Key> = None;
+    for level in Level::all() {
+        for file in store.list(level).await? {
+            // Of files that end alike the lower level's: it is the original.
+            if newest.is_none_or(|key| key.name.max < file.key.name.max) {
+                newest = Some(file.key);
+            }
+        }
+    }
+    let Some(key) = newest else { return Ok(None) };
+    let header = read_header(store, key).await?;
+    let tag = header.ok().and_then(|header| header.tag);
+    Ok(Some(Head { txid: key.name.max, post_apply: tag.map(|tag| tag.post_apply) }))
+}
+
+async fn read_header(
+    store: &dyn Store,
+    key: Key,
+) -> Result<Result<Header, crate::ltx::Error>, crate::store::Error> {
+    let bytes = store.get(key, Some(0..HEADER_LEN as u64)).await?;
+    Ok(match bytes.first_chunk::<HEADER_LEN>() {
+        Some(head) => Header::decode(head),
+        None => Err(crate::ltx::Error::Truncated("header")),
+    })
+}
+
+async fn inspect(
+    store: &dyn Store,
+    txid: Txid,
+    ours: &Identity,
+) -> Result<Verdict, crate::store::Error> {
+    let key = Key { level: Level::L0, name: FileName::single(txid) };
+    let head = match store.get(key, Some(0..HEADER_LEN as u64)).await {
+        Ok(head) => head,
+        Err(error) if error.kind == ErrorKind::NotFound => return Ok(Verdict::Missing),
+        Err(error) => return Err(error),
+    };
+    let head = head.first_chunk::<HEADER_LEN>();
+    if head == Some(&ours.head) {
+        // One byte more than ours has: a longer file shows it.
+        let tail = ours.len.saturating_sub(TRAILER_LEN as u64)..ours.len.saturating_add(1);
+        match store.get(key, Some(tail)).await {
+            Ok(tail) if tail.as_ref() == ours.trailer.as_slice() => return Ok(Verdict::Ours),
+            Err(error) if error.kind.is_transient() => return Err(error),
+            _ => {}
+        }
+    }
+    let writer = head.and_then(|head| Header::decode(head).ok()).map(|header| header.writer);
+    Ok(Verdict::Foreign { writer: writer.unwrap_or_default() })
+}
+
+async fn confirm(
+    store: &dyn Store,
+    key: Key,
+    writer: WriterId,
+    checksum: u64,
+) -> Result<bool, crate::store::Error> {
+    match read_header(store, key).await {
+        Ok(Ok(header)) => Ok(header.writer == writer
+            && header.tag.is_some_and(|tag| tag.post_apply.get() == checksum)),
+        Ok(Err(_)) => Ok(false),
+        Err(error) if error.kind == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Carries an image from the sealer to the store. Ends with `UploadDone`, `UploadRefused` or
+/// `UploadFailed`; after a failure the sealer's next send finds the channel closed.
+async fn upload(
+    process: &Process,
+    database: u64,
+    store: &dyn Store,
+    key: Key,
+    timestamp: Timestamp,
+) -> Outcome {
+    let mut upload = match store.upload_new(key, timestamp).await {
+        Ok(upload) => upload,
+        Err(error) => return ended(&error),
+    };
+    let (parts, mut waiting) = mpsc::channel(PARTS_WAITING);
+    let opened = Outcome::UploadOpened { part_len: upload.part_len(), parts };
+    process.control(Control::Shipped(database, opened));
+    match receive(process, database, &mut *upload, &mut waiting).await {
+        Ok(true) => match upload.complete().await {
+            Ok(()) => Outcome::UploadDone,
+            Err(error) => ended(&error),
+        },
+        Ok(false) => {
+            upload.abort().await;
+            let message = "the image was given up".to_string();
+            Outcome::UploadFailed(Failure::Local { message })
+        }
+        Err(error) => {
+            upload.abort().await;
+            ended(&error)
+        }
+    }
+}
+
+/// Sends parts until the sealer says that it was the last; `false` when it gave up.
+async fn receive(
+    process: &Process,
+    database: u64,
+    upload: &mut dyn Upload,
+    waiting: &mut mpsc::Receiver<Part>,
+) -> Result<bool, crate::store::Error> {
+    loop {
+        match waiting.recv().await {
+            Some(Part::Data { number, bytes }) => {
+                process.control(Control::Shipped(database, Outcome::UploadReady));
+                upload.part(number, bytes).await?;
+            }
+            Some(Part::Complete) => return Ok(true),
+            Some(Part::Abort) | None => return Ok(false),
+        }
+    }
+}
+
+fn ended(error: &crate::store::Error) -> Outcome {
+    match error.kind {
+        ErrorKind::AlreadyExists => Outcome::UploadRefused,
+        _ => Outcome::UploadFailed(failure(error)),
+    }
+}
+
+fn failure(error: &crate::store::Error) -> Failure {
+    let mut message = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        let text = inner.to_string();
+        if !message.contains(&text) {
+            message.push_str(": ");
+            message.push_str(&text);
+        }
+        cause = inner.source();
+    }
+    Failure::Store { kind: error.kind, message }
+}
+
+/// Reads what tells a local file from any other.
+pub(crate) fn identity(path: &std::path::Path) -> std::io::Result<Identity> {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::open(path)?;
+    let len = file.metadata()?.len();
+    if len < MIN_FILE_LEN {
+        return Err(std::io::ErrorKind::UnexpectedEof.into());
+    }
+    let (mut head, mut trailer) = ([0; HEADER_LEN], [0; TRAILER_LEN]);
+    file.read_exact_at(&mut head, 0)?;
+    file.read_exact_at(&mut trailer, len - TRAILER_LEN as u64)?;
+    Ok(Identity { head, trailer, len })
+}

@@ -1,0 +1,95 @@
+//! What people are told of a database: the one shape behind SQL functions, logs and the program.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::units::Txid;
+
+/// How the replication of one database stands.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Path of the database.
+    pub database: String,
+    /// URL of the replica, without secrets.
+    pub replica: String,
+    /// One word: opening, imaging, streaming, waiting, fenced, standby, error, not-wal.
+    pub state: &'static str,
+    /// Last TXID given to a closed file.
+    pub sealed: Txid,
+    /// Last TXID that the store confirmed.
+    pub acked: Txid,
+    /// When the oldest unconfirmed commit was made, in milliseconds of the process's clock.
+    pub unacked_since: Option<u64>,
+    /// How long ago that was; 0 when nothing is unconfirmed.
+    pub lag_ms: u64,
+    /// Bytes in the spool.
+    pub pending_bytes: u64,
+    /// Files in the spool.
+    pub spool_files: u64,
+    /// Calls made to the store since the process started.
+    pub requests: u64,
+    /// Full images sent.
+    pub images: u64,
+    /// Comparisons of the whole database with the page table.
+    pub resyncs: u64,
+    /// Connections of this process.
+    pub connections: usize,
+    /// Why the last attempt failed, until one succeeds.
+    pub last_error: Option<String>,
+}
+
+impl Report {
+    pub(crate) fn new(database: &Path, replica: &str) -> Report {
+        Report {
+            database: database.display().to_string(),
+            replica: crate::store::url::redacted(replica),
+            state: "opening",
+            sealed: Txid::ZERO,
+            acked: Txid::ZERO,
+            unacked_since: None,
+            lag_ms: 0,
+            pending_bytes: 0,
+            spool_files: 0,
+            requests: 0,
+            images: 0,
+            resyncs: 0,
+            connections: 0,
+            last_error: None,
+        }
+    }
+
+    /// Why waiting is pointless, if it is.
+    pub(crate) fn stopped(&self) -> Option<String> {
+        matches!(self.state, "fenced" | "error" | "standby")
+            .then(|| self.last_error.clone().unwrap_or_else(|| self.state.to_string()))
+    }
+
+    /// What keeps the next file from the store.
+    pub(crate) fn in_the_way(&self) -> String {
+        match &self.last_error {
+            Some(error) => error.clone(),
+            None => format!("{} has not confirmed it yet", self.replica),
+        }
+    }
+
+    /// The report as a JSON object.
+    pub fn to_json(&self) -> Value {
+        let txid = |txid: Txid| (txid != Txid::ZERO).then(|| txid.to_string());
+        json!({
+            "database": self.database,
+            "replica": self.replica,
+            "state": self.state,
+            "txid": txid(self.sealed),
+            "acked": txid(self.acked),
+            "lag_ms": self.lag_ms,
+            "pending_bytes": self.pending_bytes,
+            "spool_files": self.spool_files,
+            "requests": self.requests,
+            "images": self.images,
+            "resyncs": self.resyncs,
+            "connections": self.connections,
+            "last_error": self.last_error,
+        })
+    }
+}

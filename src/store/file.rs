@@ -1,0 +1,578 @@
+//! A replica in a directory of this machine, in Litestream's layout:
+//! `<directory>/ltx/<level, decimal>/<name>`.
+//!
+//! A file is written under a temporary name in the folder it belongs to, synced, and then linked
+//! to its final name, which fails if that name is taken: the exclusive create of the store. The
+//! modification time of the file is the LTX timestamp, which is where Litestream looks for it.
+//!
+//! Files are made readable for their owner alone: they hold what the database holds.
+
+use std::ffi::OsStr;
+use std::fs::{self, File, FileTimes, OpenOptions};
+use std::io::{self, Write};
+use std::ops::Range;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use rustix::fs::{CWD, RenameFlags};
+use rustix::io::Errno;
+
+use super::parts::Parts;
+use super::{Body, Error, ErrorKind, FileInfo, Key, Store, Upload, range};
+use crate::ltx::FileName;
+use crate::units::{Level, Timestamp};
+
+/// Length in bytes of the parts of an upload: what a caller holds in memory.
+const PART_LEN: usize = 8 << 20;
+
+/// Age in seconds from which a temporary file is taken for that of a dead process.
+const LEFTOVER_AGE_S: i64 = 24 * 3600;
+
+/// What temporary names end in. Readers pass over names that do not end in `.ltx`.
+const TEMP_SUFFIX: &str = ".walferry.tmp";
+
+/// A directory that holds one replica.
+#[derive(Clone, Debug)]
+pub struct FileStore(Arc<Directory>);
+
+#[derive(Debug)]
+struct Directory {
+    root: PathBuf,
+    url: String,
+    /// The root was seen. From then on it is not made anew when it is gone: it may be the mount
+    /// point of a disk that was taken away, and what is written below it would be lost.
+    seen: AtomicBool,
+    /// One bit a level: whether left-over temporary files were looked for.
+    swept: AtomicU16,
+}
+
+impl FileStore {
+    /// A replica in `root`, which is made with the first write if it does not exist. A relative
+    /// path means the working directory of now, whatever the process changes to later.
+    pub fn new(root: impl Into<PathBuf>) -> FileStore {
+        let root = root.into();
+        let root = std::path::absolute(&root).unwrap_or(root);
+        let url = super::url::of_path(&root);
+        let (seen, swept) = (AtomicBool::new(false), AtomicU16::new(0));
+        FileStore(Arc::new(Directory { root, url, seen, swept }))
+    }
+
+    /// The replica's directory.
+    pub fn root(&self) -> &Path {
+        &self.0.root
+    }
+
+    /// Runs file system calls where they may block.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Directory) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let directory = Arc::clone(&self.0);
+        blocking(move || job(&directory)).await
+    }
+}
+
+/// Runs a job on tokio's threads for blocking calls.
+pub(super) async fn blocking<T: Send + 'static>(
+    job: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(job).await.unwrap_or_else(|err| {
+        Err(Error {
+            kind: ErrorKind::Other,
+            message: "a file system call was given up because the program is stopping".to_string(),
+            source: Some(err.into()),
+        })
+    })
+}
+
+#[async_trait]
+impl Store for FileStore {
+    fn url(&self) -> &str {
+        &self.0.url
+    }
+
+    async fn list(&self, level: Level) -> Result<Vec<FileInfo>, Error> {
+        self.blocking(move |directory| directory.list(level)).await
+    }
+
+    async fn get(&self, key: Key, range: Option<Range<u64>>) -> Result<Bytes, Error> {
+        self.blocking(move |directory| directory.get(key, range.as_ref())).await
+    }
+
+    async fn put_new(&self, key: Key, body: Body, timestamp: Timestamp) -> Result<(), Error> {
+        self.blocking(move |directory| {
+            directory.refuse_existing(key)?;
+            let mut temp = directory.temp(key)?;
+            match body {
+                Body::Bytes(bytes) => {
+                    temp.file.write_all(&bytes).map_err(|err| fail("write", &temp.path, err))?;
+                }
+                Body::File(from) => {
+                    let mut source = File::open(&from).map_err(|err| Error {
+                        kind: ErrorKind::Other,
+                        message: format!("cannot read the local file {}", from.display()),
+                        source: Some(err.into()),
+                    })?;
+                    io::copy(&mut source, &mut temp.file).map_err(|err| {
+                        fail(&format!("copy {} to", from.display()), &temp.path, err)
+                    })?;
+                }
+            }
+            directory.publish(temp, key, timestamp)
+        })
+        .await
+    }
+
+    async fn upload_new(&self, key: Key, timestamp: Timestamp) -> Result<Box<dyn Upload>, Error> {
+        let temp = self
+            .blocking(move |directory| {
+                directory.refuse_existing(key)?;
+                directory.temp(key)
+            })
+            .await?;
+        let parts = Parts::new(key, PART_LEN);
+        Ok(Box::new(FileUpload {
+            store: self.clone(),
+            key,
+            timestamp,
+            temp: Arc::new(temp),
+            parts,
+        }))
+    }
+
+    async fn delete(&self, key: Key) -> Result<(), Error> {
+        self.blocking(move |directory| directory.delete(key)).await
+    }
+}
+
+impl Directory {
+    fn folder(&self, level: Level) -> PathBuf {
+        self.root.join("ltx").join(level.to_string())
+    }
+
+    fn path(&self, key: Key) -> PathBuf {
+        self.folder(key.level).join(key.name.to_string())
+    }
+
+    fn list(&self, level: Level) -> Result<Vec<FileInfo>, Error> {
+        let folder = self.folder(level);
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {
+                self.look_for_root()?;
+                return Ok(Vec::new());
+            }
+            Err(err) => return Err(fail("list", &folder, err)),
+        };
+        self.seen.store(true, Ordering::Relaxed);
+        let mut files = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|err| fail("list", &folder, err))?;
+            let Some(name) = entry.file_name().to_str().and_then(FileName::parse) else { continue };
+            let path = entry.path();
+            let metadata = match fs::metadata(&path) {
+                Ok(metadata) => metadata,
+                // Deleted since the folder was read.
+                Err(err) if err.kind() == io::ErrorKind::NotFound => continue,
+                Err(err) => return Err(fail("list", &path, err)),
+            };
+            if metadata.is_file() {
+                let key = Key { level, name };
+                files.push(FileInfo { key, len: metadata.len(), modified: modified(&metadata) });
+            }
+        }
+        files.sort_unstable_by_key(|file| file.key);
+        Ok(files)
+    }
+
+    /// A missing root is a replica that does not exist yet, unless it was there before.
+    fn look_for_root(&self) -> Result<(), Error> {
+        match fs::metadata(&self.root) {
+            Ok(metadata) if metadata.is_dir() => self.seen.store(true, Ordering::Relaxed),
+            Ok(_) => return Err(not_a_directory(&self.root, None)),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {
+                if self.seen.load(Ordering::Relaxed) {
+                    return Err(Error {
+                        kind: ErrorKind::NoReplica,
+                        message: format!(
+                            "the replica directory {} was there and is gone; mount or create it again",
+                            self.root.display()
+                        ),
+                        source: Some(err.into()),
+                    });
+                }
+            }
+            Err(err) => return Err(fail("look at", &self.root, err)),
+        }
+        Ok(())
+    }
+
+    fn get(&self, key: Key, range: Option<&Range<u64>>) -> Result<Bytes, Error> {
+        let path = self.path(key);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(err) => {
+                if err.kind() == io::ErrorKind::NotFound {
+                    self.look_for_root()?;
+                }
+                return Err(fail("read", &path, err));
+            }
+        };
+        let len = file.metadata().map_err(|err| fail("read", &path, err))?.len();
+        let range = range::within(range, len, path.display())?;
+        let mut buffer = vec![0; usize::try_from(range.end - range.start).unwrap_or(usize::MAX)];
+        file.read_exact_at(&mut buffer, range.start).map_err(|err| fail("read", &path, err))?;
+        Ok(buffer.into())
+    }
+
+    fn delete(&self, key: Key) -> Result<(), Error> {
+        let path = self.path(key);
+        match fs::remove_file(&path) {
+            Ok(()) => {
+                let folder = self.folder(key.level);
+                sync_folder(&folder).map_err(|err| fail("sync", &folder, err))
+            }
+            Err(err) if err.kind() == io::ErrorKind::NotFound => self.look_for_root(),
+            Err(err) => Err(fail("delete", &path, err)),
+        }
+    }
+
+    /// Spares the writing of a file that is there already. The answer counts only once the name
+    /// is durable, because the caller may find its own file and take it for acknowledged.
+    fn refuse_existing(&self, key: Key) -> Result<(), Error> {
+        let path = self.path(key);
+        match fs::symlink_metadata(&path) {
+            Ok(_) => Err(self.exists(&path, key)),
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn exists(&self, path: &Path, key: Key) -> Error {
+        let folder = self.folder(key.level);
+        match sync_folder(&folder) {
+            Ok(()) => Error::new(ErrorKind::AlreadyExists, format!("{} exists", path.display())),
+            Err(err) => fail("sync", &folder, err),
+        }
+    }
+
+    /// A new temporary file in the folder of `key`, which is made if need be.
+    fn temp(&self, key: Key) -> Result<Temp, Error> {
+        let folder = self.folder(key.level);
+        match Temp::create(&folder, key) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {
+                self.look_for_root()?;
+                create_folders(&folder)?;
+                Temp::create(&folder, key)
+            }
+            result => result,
+        }
+        .inspect(|_| self.seen.store(true, Ordering::Relaxed))
+        .map_err(|err| fail("write to", &folder, err))
+    }
+
+    /// Gives a written temporary file its final name.
+    fn publish(&self, temp: Temp, key: Key, timestamp: Timestamp) -> Result<(), Error> {
+        let (folder, path) = (self.folder(key.level), self.path(key));
+        temp.file
+            .set_times(FileTimes::new().set_modified(system_time(timestamp)))
+            .and_then(|()| temp.file.sync_all())
+            .map_err(|err| fail("sync", &temp.path, err))?;
+        match link_new(&temp, &path) {
+            Ok(()) => {}
+            Err(err) if err.kind() == io::ErrorKind::AlreadyExists => {
+                drop(temp);
+                return Err(self.exists(&path, key));
+            }
+            Err(err) => return Err(fail("create", &path, err)),
+        }
+        drop(temp);
+        sync_folder(&folder).map_err(|err| Error {
+            kind: ErrorKind::Unavailable,
+            message: format!(
+                "{} was created, but syncing its folder failed, so a power loss may undo it",
+                path.display()
+            ),
+            source: Some(err.into()),
+        })?;
+        let bit = 1 << key.level.get();
+        if self.swept.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+            remove_leftovers(&folder, now.cast_signed());
+        }
+        Ok(())
+    }
+}
+
+/// An upload into a temporary file; dropped without completion, it removes the file.
+struct FileUpload {
+    store: FileStore,
+    key: Key,
+    timestamp: Timestamp,
+    temp: Arc<Temp>,
+    parts: Parts,
+}
+
+#[async_trait]
+impl Upload for FileUpload {
+    fn part_len(&self) -> usize {
+        PART_LEN
+    }
+
+    async fn part(&mut self, number: u32, bytes: Bytes) -> Result<(), Error> {
+        self.parts.add(number, bytes.len())?;
+        let (temp, offset) = (Arc::clone(&self.temp), u64::from(number) * PART_LEN as u64);
+        blocking(move || {
+            temp.file.write_all_at(&bytes, offset).map_err(|err| fail("write", &temp.path, err))
+        })
+        .await
+    }
+
+    async fn complete(self: Box<Self>) -> Result<(), Error> {
+        self.parts.check()?;
+        let FileUpload { store, key, timestamp, temp, .. } = *self;
+        store
+            .blocking(move |directory| match Arc::try_unwrap(temp) {
+                Ok(temp) => directory.publish(temp, key, timestamp),
+                // A part whose call was given up is still being written.
+                Err(_) => Err(Error::new(
+                    ErrorKind::Invalid,
+                    format!("the upload of {key} was completed before its parts were written"),
+                )),
+            })
+            .await
+    }
+
+    async fn abort(self: Box<Self>) {}
+}
+
+/// A temporary file that is removed when dropped.
+struct Temp {
+    file: File,
+    path: PathBuf,
+}
+
+impl Temp {
+    fn create(folder: &Path, key: Key) -> io::Result<Temp> {
+        static COUNTER: AtomicU64 = AtomicU64::new(0);
+        loop {
+            let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+            let process = std::process::id();
+            let path = folder.join(format!("{}.{process}-{number}{TEMP_SUFFIX}", key.name));
+            match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+                Ok(file) => return Ok(Temp { file, path }),
+                // Left over from a process that had the same id, here or on another machine.
+                Err(err) if err.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(err) => return Err(err),
+            }
+        }
+    }
+}
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        // Where linking is not possible the file was renamed away. What can not be removed now is
+        // removed as a left-over later.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Makes a temporary file appear under its final name, or fails if the name is taken.
+fn link_new(temp: &Temp, path: &Path) -> io::Result<()> {
+    match fs::hard_link(&temp.path, path) {
+        // Over NFS an answer may be lost and the call repeated: the second then finds the name
+        // taken by the first. Two names on our file tell.
+        Err(err) if err.kind() == io::ErrorKind::AlreadyExists => match temp.file.metadata() {
+            Ok(metadata) if metadata.nlink() > 1 => Ok(()),
+            _ => Err(err),
+        },
+        Err(err) if cannot_link(&err) => rename_new(temp, path),
+        result => result,
+    }
+}
+
+fn rename_new(temp: &Temp, path: &Path) -> io::Result<()> {
+    Ok(rustix::fs::renameat_with(CWD, &temp.path, CWD, path, RenameFlags::NOREPLACE)?)
+}
+
+/// Whether the file system has no hard links (FAT, some network and user-space file systems).
+fn cannot_link(err: &io::Error) -> bool {
+    matches!(
+        err.raw_os_error().map(Errno::from_raw_os_error),
+        Some(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK | Errno::XDEV)
+    )
+}
+
+/// Creates a folder and what is missing above it, each durable in its parent.
+fn create_folders(folder: &Path) -> Result<(), Error> {
+    let Some(parent) = folder.parent() else { return Ok(()) };
+    let create = || fs::DirBuilder::new().mode(0o700).create(folder);
+    let created = match create() {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => {
+            create_folders(parent)?;
+            create()
+        }
+        result => result,
+    };
+    match created {
+        Ok(()) => {}
+        Err(err) if err.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(err) => return Err(fail("create the folder", folder, err)),
+    }
+    sync_folder(parent).map_err(|err| fail("sync", parent, err))
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+/// Removes temporary files that nobody has touched for a day before `now`, in seconds since the
+/// Unix epoch. What fails here does no harm.
+fn remove_leftovers(folder: &Path, now: i64) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        if !is_temp(&entry.file_name()) {
+            continue;
+        }
+        // Not the modification time: that of a file about to be linked is set to the past.
+        let Ok(changed) = entry.metadata().map(|metadata| metadata.ctime()) else { continue };
+        if now.saturating_sub(changed) > LEFTOVER_AGE_S {
+            match fs::remove_file(entry.path()) {
+                Ok(()) => log::info!("removed {}, left by a dead process", entry.path().display()),
+                Err(err) => log::warn!("cannot remove {}: {err}", entry.path().display()),
+            }
+        }
+    }
+}
+
+fn is_temp(name: &OsStr) -> bool {
+    name.to_str().is_some_and(|name| name.ends_with(TEMP_SUFFIX))
+}
+
+fn modified(metadata: &fs::Metadata) -> Timestamp {
+    Timestamp(
+        metadata.mtime().saturating_mul(1000).saturating_add(metadata.mtime_nsec() / 1_000_000),
+    )
+}
+
+fn system_time(timestamp: Timestamp) -> SystemTime {
+    let distance = Duration::from_millis(timestamp.0.unsigned_abs());
+    let time = match timestamp.0 {
+        0.. => UNIX_EPOCH.checked_add(distance),
+        _ => UNIX_EPOCH.checked_sub(distance),
+    };
+    time.unwrap_or(UNIX_EPOCH)
+}
+
+/// The error of a failed call on `path`, by what can be done about it.
+fn fail(what: &str, path: &Path, err: io::Error) -> Error {
+    let errno = err.raw_os_error().map(Errno::from_raw_os_error);
+    let (kind, advice) = match (err.kind(), errno) {
+        (_, Some(Errno::NOTDIR)) => return not_a_directory(path, Some(err)),
+        (io::ErrorKind::NotFound, _) => (ErrorKind::NotFound, "it does not exist"),
+        (io::ErrorKind::AlreadyExists, _) => (ErrorKind::AlreadyExists, "it exists"),
+        (_, Some(Errno::ACCESS | Errno::PERM)) => {
+            (ErrorKind::Denied, "the permissions of the file or folder do not allow it")
+        }
+        (_, Some(Errno::ROFS)) => (ErrorKind::Denied, "the file system is read-only"),
+        (_, Some(Errno::NOSPC)) => (ErrorKind::NoSpace, "the disk is full"),
+        (_, Some(Errno::DQUOT)) => (ErrorKind::NoSpace, "the disk quota is used up"),
+        (_, Some(Errno::FBIG)) => (ErrorKind::NoSpace, "the file would be larger than is allowed"),
+        (_, Some(Errno::INVAL)) => (
+            ErrorKind::Invalid,
+            "the file system refuses the call; a replica needs one that can link a file, or \
+             rename it without replacing another",
+        ),
+        (
+            _,
+            Some(
+                Errno::IO
+                | Errno::STALE
+                | Errno::TIMEDOUT
+                | Errno::NOTCONN
+                | Errno::HOSTDOWN
+                | Errno::MFILE
+                | Errno::NFILE
+                | Errno::NOMEM
+                | Errno::BUSY,
+            ),
+        ) => (ErrorKind::Unavailable, "the disk or the system could not do it now"),
+        _ => (ErrorKind::Other, "the system refused"),
+    };
+    let message = format!("cannot {what} {}: {advice}", path.display());
+    Error { kind, message, source: Some(err.into()) }
+}
+
+fn not_a_directory(path: &Path, err: Option<io::Error>) -> Error {
+    Error {
+        kind: ErrorKind::Invalid,
+        message: format!(
+            "{} cannot be used: it or a part of its path is a file, not a directory; give the \
+             replica a directory",
+            path.display()
+        ),
+        source: err.map(Into::into),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_errors_say_what_can_be_done() {
+        for (errno, kind) in [
+            (Errno::NOSPC, ErrorKind::NoSpace),
+            (Errno::DQUOT, ErrorKind::NoSpace),
+            (Errno::ACCESS, ErrorKind::Denied),
+            (Errno::PERM, ErrorKind::Denied),
+            (Errno::ROFS, ErrorKind::Denied),
+            (Errno::NOTDIR, ErrorKind::Invalid),
+            (Errno::NOENT, ErrorKind::NotFound),
+            (Errno::EXIST, ErrorKind::AlreadyExists),
+            (Errno::IO, ErrorKind::Unavailable),
+            (Errno::ISDIR, ErrorKind::Other),
+        ] {
+            let err = fail("write", Path::new("/replica/x"), errno.into());
+            assert_eq!(err.kind, kind, "{err}");
+            assert!(err.message.contains("/replica/x") && err.source.is_some(), "{err}");
+        }
+    }
+
+    #[test]
+    fn without_links_a_file_is_renamed_into_place_and_never_over_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = Key { level: Level::L0, name: FileName::single(crate::units::Txid(1)) };
+        let place = folder.path().join("taken");
+        let rename = |text: &str| {
+            let mut temp = Temp::create(folder.path(), key).unwrap();
+            temp.file.write_all(text.as_bytes()).unwrap();
+            rename_new(&temp, &place)
+        };
+        rename("first").unwrap();
+        assert_eq!(rename("second").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&place).unwrap(), b"first");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn only_old_temporary_files_are_left_overs() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = Key { level: Level::L0, name: FileName::single(crate::units::Txid(1)) };
+        let temp = Temp::create(folder.path(), key).unwrap();
+        let other = folder.path().join("0000000000000001-0000000000000001.ltx");
+        fs::write(&other, b"x").unwrap();
+        // Old by its modification time, as a file of last month is just before it is linked.
+        temp.file.set_times(FileTimes::new().set_modified(UNIX_EPOCH)).unwrap();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs().cast_signed();
+        remove_leftovers(folder.path(), now);
+        assert!(temp.path.exists(), "a file in use was removed");
+        remove_leftovers(folder.path(), now + LEFTOVER_AGE_S + 60);
+        assert!(!temp.path.exists() && other.exists());
+    }
+}

@@ -1,0 +1,153 @@
+//! The SDK's client: where it finds credentials and region, and how long it waits.
+
+use std::time::Duration;
+
+use aws_config::BehaviorVersion;
+use aws_config::default_provider::region::DefaultRegionChain;
+use aws_config::environment::EnvironmentVariableRegionProvider;
+use aws_config::meta::region::RegionProviderChain;
+use aws_config::profile::{ProfileFileCredentialsProvider, ProfileFileRegionProvider};
+use aws_config::provider_config::ProviderConfig;
+use aws_config::retry::RetryConfig;
+use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::{Credentials, Region};
+use aws_smithy_http_client::tls;
+
+use super::settings::Settings;
+
+/// How long a connection may take to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long one attempt of a small request may take.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
+/// The slowest line that a large body gets the time for, in bytes a second.
+const SLOWEST_LINE: u64 = 128 << 10;
+/// How often a request is sent in all.
+const ATTEMPTS: u32 = 3;
+/// Connections are dropped after this, before the server closes them under a request.
+const IDLE_CONNECTION: Duration = Duration::from_secs(15);
+
+/// The region when nothing names one; servers other than AWS mostly do not care.
+const REGION_OF_LAST_RESORT: &str = "us-east-1";
+
+/// Makes a client. Looks at the environment, at `~/.aws`, and, without a region there, asks the
+/// machine's metadata service.
+pub(super) async fn build(settings: &Settings) -> Client {
+    let http = aws_smithy_http_client::Builder::new()
+        .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
+        .pool_idle_timeout(IDLE_CONNECTION)
+        .build_https();
+    let region = region(settings).await;
+    let mut loader = aws_config::defaults(BehaviorVersion::latest())
+        .http_client(http.clone())
+        .region(region.clone())
+        .retry_config(
+            RetryConfig::standard()
+                .with_max_attempts(ATTEMPTS)
+                .with_initial_backoff(Duration::from_millis(200))
+                .with_max_backoff(Duration::from_secs(2)),
+        )
+        .timeout_config(timeouts(0))
+        .stalled_stream_protection(StalledStreamProtectionConfig::enabled().build());
+    if let Some(profile) = &settings.profile {
+        // Named in the URL, so not to be outdone by the environment.
+        let config =
+            ProviderConfig::without_region().with_http_client(http).with_region(Some(region));
+        loader = loader.profile_name(profile).credentials_provider(
+            ProfileFileCredentialsProvider::builder()
+                .configure(&config)
+                .profile_name(profile)
+                .build(),
+        );
+    } else if let Some(credentials) = litestream_credentials(|name| std::env::var(name).ok()) {
+        loader = loader.credentials_provider(credentials);
+    }
+    if let Some(endpoint) = &settings.endpoint {
+        loader = loader.endpoint_url(endpoint);
+    }
+    let shared = loader.load().await;
+    let path_style = settings.force_path_style.unwrap_or_else(|| shared.endpoint_url().is_some());
+    let config = aws_sdk_s3::config::Builder::from(&shared).force_path_style(path_style);
+    Client::from_conf(config.build())
+}
+
+/// Time-outs of a request that moves `bytes`.
+pub(super) fn timeouts(bytes: u64) -> TimeoutConfig {
+    let attempt = transfer_time(bytes);
+    TimeoutConfig::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(attempt)
+        .operation_attempt_timeout(attempt)
+        .build()
+}
+
+/// How long the transfer of `bytes` may take.
+pub(super) fn transfer_time(bytes: u64) -> Duration {
+    ATTEMPT_TIMEOUT + Duration::from_secs(bytes / SLOWEST_LINE)
+}
+
+/// How often the transfer of an answer's body is tried, which the SDK does not repeat.
+pub(super) const fn attempts() -> u32 {
+    ATTEMPTS
+}
+
+async fn region(settings: &Settings) -> Region {
+    if let Some(region) = &settings.region {
+        return Region::new(region.clone());
+    }
+    let found = match (&settings.profile, &settings.endpoint) {
+        (Some(name), _) => {
+            let profile = ProfileFileRegionProvider::builder().profile_name(name).build();
+            RegionProviderChain::first_try(profile).or_default_provider().region().await
+        }
+        // A server of one's own is not a reason to ask Amazon's metadata service.
+        (None, Some(_)) => {
+            RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
+                .or_else(ProfileFileRegionProvider::builder().build())
+                .region()
+                .await
+        }
+        (None, None) => DefaultRegionChain::builder().build().region().await,
+    };
+    found.unwrap_or(Region::new(REGION_OF_LAST_RESORT))
+}
+
+/// Litestream's names for the credentials, where Amazon's are not set.
+fn litestream_credentials(env: impl Fn(&str) -> Option<String>) -> Option<Credentials> {
+    let given = |name| env(name).filter(|value| !value.is_empty());
+    if given("AWS_ACCESS_KEY_ID").is_some() {
+        return None;
+    }
+    let id = given("LITESTREAM_ACCESS_KEY_ID")?;
+    let secret = given("LITESTREAM_SECRET_ACCESS_KEY")?;
+    Some(Credentials::new(id, secret, given("AWS_SESSION_TOKEN"), None, "litestream"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn litestreams_credentials_stand_in_for_amazons() {
+        let with = |set: &'static [&'static str]| {
+            litestream_credentials(move |name| set.contains(&name).then(|| "x".to_string()))
+        };
+        assert!(with(&["LITESTREAM_ACCESS_KEY_ID", "LITESTREAM_SECRET_ACCESS_KEY"]).is_some());
+        assert!(with(&["LITESTREAM_ACCESS_KEY_ID"]).is_none());
+        assert!(
+            with(&[
+                "AWS_ACCESS_KEY_ID",
+                "LITESTREAM_ACCESS_KEY_ID",
+                "LITESTREAM_SECRET_ACCESS_KEY"
+            ])
+            .is_none()
+        );
+    }
+
+    #[test]
+    fn large_bodies_get_more_time() {
+        assert_eq!(transfer_time(100), ATTEMPT_TIMEOUT);
+        assert_eq!(transfer_time(16 << 20), ATTEMPT_TIMEOUT + Duration::from_secs(128));
+    }
+}

@@ -1,0 +1,375 @@
+//! From the SDK's errors to ours: what a caller can do, in words that name the setting.
+//!
+//! The SDK's error values can hold the whole answer of the server, which in turn may quote the
+//! request's headers. Only names, codes and messages are taken from them.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_s3::config::http::HttpResponse;
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::operation::{RequestId, RequestIdExt};
+
+use crate::store::{Error, ErrorKind};
+
+/// An operation of S3 and the permission that it needs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Operation {
+    name: &'static str,
+    action: &'static str,
+}
+
+macro_rules! operations {
+    ($($constant:ident = $name:literal $action:literal;)*) => {
+        $(pub(super) const $constant: Operation = Operation { name: $name, action: $action };)*
+    };
+}
+operations! {
+    LIST = "ListObjectsV2" "s3:ListBucket";
+    GET = "GetObject" "s3:GetObject (and s3:ListBucket, to tell a missing object apart)";
+    PUT = "PutObject" "s3:PutObject";
+    CREATE_UPLOAD = "CreateMultipartUpload" "s3:PutObject";
+    UPLOAD_PART = "UploadPart" "s3:PutObject";
+    COMPLETE_UPLOAD = "CompleteMultipartUpload" "s3:PutObject";
+    ABORT_UPLOAD = "AbortMultipartUpload" "s3:AbortMultipartUpload";
+    DELETE = "DeleteObject" "s3:DeleteObject";
+}
+
+/// Where a call went, for messages.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    /// The replica's URL without secrets.
+    pub(super) url: String,
+    pub(super) bucket: String,
+    /// The server: its URL, or AWS with the region.
+    pub(super) server: String,
+}
+
+/// What the SDK said, as text.
+#[derive(Debug)]
+struct Cause(String);
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl StdError for Cause {}
+
+impl Place {
+    /// The error of a failed call for `object`, a key or a folder of keys.
+    pub(super) fn failed<E>(
+        &self,
+        operation: Operation,
+        object: &str,
+        err: &SdkError<E, HttpResponse>,
+    ) -> Error
+    where
+        E: ProvideErrorMetadata + StdError + 'static,
+    {
+        let (kind, advice) = match err {
+            SdkError::ServiceError(answer) => {
+                let status = answer.raw().status().as_u16();
+                let region = answer.raw().headers().get("x-amz-bucket-region");
+                self.judge(operation, status, answer.err().code(), answer.err().message(), region)
+            }
+            SdkError::TimeoutError(_) => {
+                (ErrorKind::Unavailable, format!("{} did not answer in time", self.server))
+            }
+            _ => match credentials_error(err) {
+                Some(CredentialsError::ProviderTimedOut(_)) => (
+                    ErrorKind::Unavailable,
+                    "the service that gives credentials did not answer in time".to_string(),
+                ),
+                Some(_) => (
+                    ErrorKind::Unauthenticated,
+                    "no usable credentials were found; set AWS_ACCESS_KEY_ID and \
+                     AWS_SECRET_ACCESS_KEY in the environment of this process, or a profile in \
+                     ~/.aws (AWS_PROFILE), or give the machine or container a role"
+                        .to_string(),
+                ),
+                None if matches!(err, SdkError::ConstructionFailure(_)) => (
+                    ErrorKind::Invalid,
+                    "the request could not be made from these settings".to_string(),
+                ),
+                None => (
+                    ErrorKind::Unavailable,
+                    format!("there was no whole answer from {}", self.server),
+                ),
+            },
+        };
+        self.error(kind, operation, object, &advice, Some(describe(err)))
+    }
+
+    /// An error in words of our own.
+    pub(super) fn error(
+        &self,
+        kind: ErrorKind,
+        operation: Operation,
+        object: &str,
+        advice: &str,
+        cause: Option<String>,
+    ) -> Error {
+        Error {
+            kind,
+            message: format!("{} of {object} in {}: {advice}", operation.name, self.url),
+            source: cause.map(|text| Cause(text).into()),
+        }
+    }
+
+    /// What an answer means that is not a success.
+    fn judge(
+        &self,
+        operation: Operation,
+        status: u16,
+        code: Option<&str>,
+        message: Option<&str>,
+        region: Option<&str>,
+    ) -> (ErrorKind, String) {
+        match (code.unwrap_or_default(), status) {
+            ("NoSuchBucket", _) => (
+                ErrorKind::NoReplica,
+                format!(
+                    "bucket {} does not exist at {}; create it or correct the URL",
+                    self.bucket, self.server
+                ),
+            ),
+            ("NoSuchUpload", _) => (
+                ErrorKind::Unavailable,
+                "the upload was removed before it was complete; it has to be sent again"
+                    .to_string(),
+            ),
+            ("NoSuchKey", _) | (_, 404) => (ErrorKind::NotFound, "it does not exist".to_string()),
+            ("PreconditionFailed", _) | (_, 412) => {
+                (ErrorKind::AlreadyExists, "it exists".to_string())
+            }
+            ("InvalidRange", _) | (_, 416) => (
+                ErrorKind::Other,
+                "it ends before the byte where the read was to begin".to_string(),
+            ),
+            (
+                "PermanentRedirect"
+                | "AuthorizationHeaderMalformed"
+                | "IncorrectEndpoint"
+                | "IllegalLocationConstraintException",
+                _,
+            )
+            | (_, 301 | 307 | 308) => {
+                let region = region.or_else(|| message.and_then(expected_region));
+                let region = region.map_or(String::new(), |region| format!(" {region}"));
+                (
+                    ErrorKind::Invalid,
+                    format!(
+                        "bucket {} is in another region than the one asked; set region={} in the \
+                         URL or AWS_REGION",
+                        self.bucket,
+                        if region.is_empty() { "..." } else { region.trim() }
+                    ),
+                )
+            }
+            ("RequestTimeTooSkewed", _) => (
+                ErrorKind::Unauthenticated,
+                "the clock of this machine differs too much from the server's; set it".to_string(),
+            ),
+            (
+                "InvalidAccessKeyId"
+                | "SignatureDoesNotMatch"
+                | "ExpiredToken"
+                | "InvalidToken"
+                | "TokenRefreshRequired"
+                | "RequestExpired"
+                | "InvalidClientTokenId"
+                | "UnrecognizedClientException"
+                | "NotSignedUp"
+                | "ExpiredTokenException",
+                _,
+            )
+            | (_, 401) => (
+                ErrorKind::Unauthenticated,
+                format!(
+                    "{} does not accept the credentials ({}); check AWS_ACCESS_KEY_ID, \
+                     AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or the profile in ~/.aws",
+                    self.server,
+                    code.unwrap_or("401")
+                ),
+            ),
+            ("AccessDenied" | "AllAccessDisabled" | "AccountProblem", _) | (_, 403) => (
+                ErrorKind::Denied,
+                format!(
+                    "{} does not allow it; the credentials need {} on bucket {}",
+                    self.server, operation.action, self.bucket
+                ),
+            ),
+            (
+                "SlowDown"
+                | "Throttling"
+                | "ThrottlingException"
+                | "RequestLimitExceeded"
+                | "TooManyRequestsException"
+                | "RequestThrottled"
+                | "BandwidthLimitExceeded",
+                _,
+            )
+            | (_, 429) => (ErrorKind::Throttled, format!("{} asks to slow down", self.server)),
+            ("QuotaExceeded" | "XMinioStorageFull" | "XMinioAdminBucketQuotaExceeded", _)
+            | (_, 507) => (ErrorKind::NoSpace, format!("{} has no space left", self.server)),
+            ("NotImplemented", _) | (_, 501) => (
+                ErrorKind::Invalid,
+                format!(
+                    "{} does not know this operation or its condition; walferry needs \
+                     If-None-Match on writes",
+                    self.server
+                ),
+            ),
+            ("ConditionalRequestConflict" | "OperationAborted", _) | (_, 409) => (
+                ErrorKind::Unavailable,
+                "another request for the same object was under way".to_string(),
+            ),
+            (
+                "BadDigest"
+                | "InvalidDigest"
+                | "XAmzContentChecksumMismatch"
+                | "IncompleteBody"
+                | "RequestTimeout",
+                _,
+            ) => (ErrorKind::Unavailable, "the request arrived damaged or incomplete".to_string()),
+            ("InternalError" | "ServiceUnavailable" | "InternalFailure", _) | (_, 500..) => (
+                ErrorKind::Unavailable,
+                format!("{} could not do it now (HTTP {status})", self.server),
+            ),
+            (
+                "InvalidBucketName"
+                | "InvalidStorageClass"
+                | "InvalidArgument"
+                | "InvalidRequest"
+                | "InvalidEncryptionAlgorithmError"
+                | "KMS.NotFoundException"
+                | "KMS.DisabledException"
+                | "MethodNotAllowed",
+                _,
+            ) => (
+                ErrorKind::Invalid,
+                format!("{} refuses the settings ({})", self.server, code.unwrap_or_default()),
+            ),
+            // An error inside a success, or an answer that is not of S3 at all: the call may have
+            // taken effect.
+            (_, ..300) => (
+                ErrorKind::Unavailable,
+                format!("the answer of {} does not make sense", self.server),
+            ),
+            (code, status) => {
+                (ErrorKind::Other, format!("{} refused it ({code}, HTTP {status})", self.server))
+            }
+        }
+    }
+}
+
+/// The region in "the region 'us-east-1' is wrong; expecting 'eu-west-1'".
+fn expected_region(message: &str) -> Option<&str> {
+    let (_, after) = message.split_once("expecting '")?;
+    Some(after.split_once('\'')?.0)
+}
+
+/// The credentials error underneath, if that is what it was.
+fn credentials_error<'a>(err: &'a (dyn StdError + 'static)) -> Option<&'a CredentialsError> {
+    chain(err).find_map(<dyn StdError>::downcast_ref)
+}
+
+fn chain<'a>(
+    err: &'a (dyn StdError + 'static),
+) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(err), |&err| err.source())
+}
+
+/// The server's or the network's words, without the answer they came in.
+fn describe<E>(err: &SdkError<E, HttpResponse>) -> String
+where
+    E: ProvideErrorMetadata + StdError + 'static,
+{
+    if let SdkError::ServiceError(answer) = err {
+        let (raw, meta) = (answer.raw(), answer.err().meta());
+        let mut text = format!("HTTP {}", raw.status().as_u16());
+        for part in [meta.code(), meta.message(), meta.request_id(), meta.extended_request_id()] {
+            if let Some(part) = part {
+                text.push_str(", ");
+                text.push_str(part);
+            }
+        }
+        if meta.code().is_none() {
+            text.push_str(", ");
+            text.push_str(&words(answer.err()));
+        }
+        return text;
+    }
+    words(err)
+}
+
+/// The messages of an error and of all underneath, each once.
+pub(super) fn words(err: &(dyn StdError + 'static)) -> String {
+    let mut text = String::new();
+    for err in chain(err) {
+        let words = err.to_string();
+        if !text.contains(&words) {
+            text.push_str(if text.is_empty() { "" } else { ": " });
+            text.push_str(&words);
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_say_what_can_be_done() {
+        let place = Place {
+            url: "s3://b/p".to_string(),
+            bucket: "b".to_string(),
+            server: "http://h".to_string(),
+        };
+        for (status, code, kind, word) in [
+            (404, "NoSuchBucket", ErrorKind::NoReplica, "bucket b does not exist at http://h"),
+            (404, "NoSuchKey", ErrorKind::NotFound, "not exist"),
+            (404, "", ErrorKind::NotFound, "not exist"),
+            (412, "PreconditionFailed", ErrorKind::AlreadyExists, "exists"),
+            (409, "ConditionalRequestConflict", ErrorKind::Unavailable, "another request"),
+            (403, "AccessDenied", ErrorKind::Denied, "s3:PutObject"),
+            (403, "SignatureDoesNotMatch", ErrorKind::Unauthenticated, "AWS_SECRET_ACCESS_KEY"),
+            (400, "ExpiredToken", ErrorKind::Unauthenticated, "ExpiredToken"),
+            (503, "SlowDown", ErrorKind::Throttled, "slow down"),
+            (429, "", ErrorKind::Throttled, "slow down"),
+            (503, "ServiceUnavailable", ErrorKind::Unavailable, "503"),
+            (500, "InternalError", ErrorKind::Unavailable, "500"),
+            (501, "NotImplemented", ErrorKind::Invalid, "If-None-Match"),
+            (507, "", ErrorKind::NoSpace, "no space"),
+            (200, "InternalError", ErrorKind::Unavailable, "not do it now"),
+            (200, "", ErrorKind::Unavailable, "not make sense"),
+            (416, "InvalidRange", ErrorKind::Other, "ends before"),
+            (301, "PermanentRedirect", ErrorKind::Invalid, "region="),
+            (400, "InvalidStorageClass", ErrorKind::Invalid, "InvalidStorageClass"),
+            (400, "Strange", ErrorKind::Other, "Strange"),
+        ] {
+            let (got, advice) = place.judge(PUT, status, Some(code), None, None);
+            assert_eq!(got, kind, "{status} {code}");
+            assert!(advice.contains(word), "{status} {code}: {advice}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_region_is_answered_with_the_right_one() {
+        let place =
+            Place { url: String::new(), bucket: "b".to_string(), server: "AWS".to_string() };
+        let malformed = "the region 'us-east-1' is wrong; expecting 'eu-west-1'";
+        for (code, message, header) in [
+            ("AuthorizationHeaderMalformed", Some(malformed), None),
+            ("PermanentRedirect", None, Some("eu-west-1")),
+        ] {
+            let (kind, advice) = place.judge(LIST, 400, Some(code), message, header);
+            assert_eq!(kind, ErrorKind::Invalid);
+            assert!(advice.contains("region=eu-west-1 "), "{advice}");
+        }
+    }
+}

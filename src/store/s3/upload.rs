@@ -1,0 +1,380 @@
+//! Files in one request where they are small, in parts where they are not.
+//!
+//! A multipart upload is invisible until it is completed, and completing it is as conditional as
+//! a plain create.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use aws_sdk_s3::error::ProvideErrorMetadata;
+use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
+use bytes::Bytes;
+use tokio::task::JoinSet;
+
+use super::error::{ABORT_UPLOAD, COMPLETE_UPLOAD, CREATE_UPLOAD, PUT, UPLOAD_PART};
+use super::sse::with_customer_key;
+use super::{CONTENT_TYPE, Connection, Replica, TIMESTAMP_METADATA, client};
+use crate::store::file::blocking;
+use crate::store::parts::Parts;
+use crate::store::{Body, Error, ErrorKind, Key, Upload};
+use crate::units::Timestamp;
+
+/// Longest file that goes up in one request, and the length of a longer one's parts, in bytes.
+const SINGLE_MAX: usize = 8 << 20;
+/// Length in bytes of the parts of an upload of unknown length, if the URL does not set one. With
+/// [`PARTS_MAX`] parts a file can have 160 GB; larger databases need a larger `part-size`.
+const UPLOAD_PART_LEN: usize = 16 << 20;
+/// Most parts of an upload, a limit of S3.
+const PARTS_MAX: u64 = 10_000;
+
+/// Creates an object of known length.
+pub(super) async fn put_new(
+    replica: &Arc<Replica>,
+    object: &str,
+    body: Body,
+    timestamp: Timestamp,
+) -> Result<(), Error> {
+    let source = Source::open(body).await?;
+    if source.len() <= SINGLE_MAX as u64 {
+        let bytes = source.read(0, source.len()).await?;
+        return replica.put_once(object, bytes, timestamp).await;
+    }
+    let multipart = Multipart::begin(Arc::clone(replica), object.to_string(), timestamp).await?;
+    let sent = send_all(&multipart, &source).await;
+    multipart.finish(sent).await
+}
+
+/// Sends all parts of a file, a few at once.
+async fn send_all(multipart: &Multipart, source: &Source) -> Result<Vec<CompletedPart>, Error> {
+    let settings = &multipart.replica.settings;
+    let part_len =
+        (settings.part_len.unwrap_or(SINGLE_MAX) as u64).max(source.len().div_ceil(PARTS_MAX));
+    let mut tasks = JoinSet::new();
+    let mut sent = Vec::new();
+    // Dropping the set ends the tasks that are still under way after a failure.
+    for number in 0..source.len().div_ceil(part_len) {
+        if tasks.len() >= settings.concurrency {
+            sent.extend(join(tasks.join_next().await)?);
+        }
+        let (multipart, source) = (multipart.clone(), source.clone());
+        tasks.spawn(async move {
+            let start = number * part_len;
+            let bytes = source.read(start, part_len.min(source.len() - start)).await?;
+            multipart.send(number as u32, bytes).await
+        });
+    }
+    while !tasks.is_empty() {
+        sent.extend(join(tasks.join_next().await)?);
+    }
+    Ok(sent)
+}
+
+fn join<T>(
+    result: Option<Result<Result<T, Error>, tokio::task::JoinError>>,
+) -> Result<Option<T>, Error> {
+    match result {
+        None => Ok(None),
+        Some(Ok(result)) => result.map(Some),
+        Some(Err(err)) => Err(Error {
+            kind: ErrorKind::Other,
+            message: "an upload was given up because the program is stopping".to_string(),
+            source: Some(err.into()),
+        }),
+    }
+}
+
+/// Bytes of known length to send.
+#[derive(Clone)]
+enum Source {
+    Bytes(Bytes),
+    File { file: Arc<File>, path: Arc<PathBuf>, len: u64 },
+}
+
+impl Source {
+    async fn open(body: Body) -> Result<Source, Error> {
+        match body {
+            Body::Bytes(bytes) => Ok(Source::Bytes(bytes)),
+            Body::File(path) => {
+                blocking(move || {
+                    match File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file))) {
+                        Ok((len, file)) => {
+                            Ok(Source::File { file: Arc::new(file), path: Arc::new(path), len })
+                        }
+                        Err(err) => Err(unreadable(&path, err)),
+                    }
+                })
+                .await
+            }
+        }
+    }
+
+    fn len(&self) -> u64 {
+        match self {
+            Source::Bytes(bytes) => bytes.len() as u64,
+            Source::File { len, .. } => *len,
+        }
+    }
+
+    async fn read(&self, start: u64, len: u64) -> Result<Bytes, Error> {
+        match self {
+            Source::Bytes(bytes) => Ok(bytes.slice(start as usize..(start + len) as usize)),
+            Source::File { file, path, .. } => {
+                let (file, path) = (Arc::clone(file), Arc::clone(path));
+                blocking(move || {
+                    let mut buffer = vec![0; len as usize];
+                    file.read_exact_at(&mut buffer, start).map_err(|err| unreadable(&path, err))?;
+                    Ok(buffer.into())
+                })
+                .await
+            }
+        }
+    }
+}
+
+fn unreadable(path: &std::path::Path, err: std::io::Error) -> Error {
+    Error {
+        kind: ErrorKind::Other,
+        message: format!("cannot read the local file {}", path.display()),
+        source: Some(err.into()),
+    }
+}
+
+/// A multipart upload under way. Clones are the same upload.
+#[derive(Clone)]
+struct Multipart {
+    replica: Arc<Replica>,
+    object: Arc<str>,
+    id: Arc<str>,
+}
+
+impl Multipart {
+    async fn begin(
+        replica: Arc<Replica>,
+        object: String,
+        timestamp: Timestamp,
+    ) -> Result<Multipart, Error> {
+        let Connection { client, customer_key } = replica.connection().await?;
+        let request = client
+            .create_multipart_upload()
+            .bucket(&replica.settings.bucket)
+            .key(&object)
+            .content_type(CONTENT_TYPE)
+            .metadata(TIMESTAMP_METADATA, timestamp.to_rfc3339())
+            .set_storage_class(replica.settings.storage_class.clone())
+            .set_server_side_encryption(replica.settings.encryption.clone())
+            .set_ssekms_key_id(replica.settings.kms_key_id.clone());
+        let answer = with_customer_key!(request, customer_key.as_ref())
+            .send()
+            .await
+            .map_err(|err| replica.place.failed(CREATE_UPLOAD, &object, &err))?;
+        match answer.upload_id {
+            Some(id) => Ok(Multipart { replica, object: object.into(), id: id.into() }),
+            None => Err(replica.place.error(
+                ErrorKind::Other,
+                CREATE_UPLOAD,
+                &object,
+                "the answer names no upload",
+                None,
+            )),
+        }
+    }
+
+    /// Sends part `number`, from 0.
+    async fn send(&self, number: u32, bytes: Bytes) -> Result<CompletedPart, Error> {
+        // S3 counts from 1.
+        let number = number.cast_signed().saturating_add(1);
+        let Connection { client, customer_key } = self.replica.connection().await?;
+        let timeouts = client::timeouts(bytes.len() as u64);
+        let request = client
+            .upload_part()
+            .bucket(&self.replica.settings.bucket)
+            .key(&*self.object)
+            .upload_id(&*self.id)
+            .part_number(number)
+            .body(ByteStream::from(bytes));
+        let answer = with_customer_key!(request, customer_key.as_ref())
+            .customize()
+            .config_override(aws_sdk_s3::config::Config::builder().timeout_config(timeouts))
+            .send()
+            .await
+            .map_err(|err| self.replica.place.failed(UPLOAD_PART, &self.object, &err))?;
+        Ok(CompletedPart::builder()
+            .part_number(number)
+            .set_e_tag(answer.e_tag)
+            .set_checksum_crc32(answer.checksum_crc32)
+            .build())
+    }
+
+    /// Makes the object appear if all parts were sent, else and on failure gives up.
+    async fn finish(self, sent: Result<Vec<CompletedPart>, Error>) -> Result<(), Error> {
+        let result = match sent {
+            Ok(parts) => self.complete(parts).await,
+            Err(err) => Err(err),
+        };
+        if result.is_err() {
+            self.abort().await;
+        }
+        result
+    }
+
+    async fn complete(&self, mut parts: Vec<CompletedPart>) -> Result<(), Error> {
+        parts.sort_unstable_by_key(CompletedPart::part_number);
+        let Connection { client, customer_key } = self.replica.connection().await?;
+        let request = client
+            .complete_multipart_upload()
+            .bucket(&self.replica.settings.bucket)
+            .key(&*self.object)
+            .upload_id(&*self.id)
+            .if_none_match("*")
+            .multipart_upload(CompletedMultipartUpload::builder().set_parts(Some(parts)).build());
+        // The server may put thousands of parts together before it answers.
+        let timeouts = client::timeouts(64 << 20);
+        let answer = with_customer_key!(request, customer_key.as_ref())
+            .customize()
+            .config_override(aws_sdk_s3::config::Config::builder().timeout_config(timeouts))
+            .send()
+            .await
+            .map_err(|err| self.replica.place.failed(COMPLETE_UPLOAD, &self.object, &err))?;
+        // S3 answers 200 before it knows the outcome. The SDK takes an error in the body for what
+        // it is; a body that is neither is not a success either.
+        if answer.e_tag.is_none() {
+            return Err(self.replica.place.error(
+                ErrorKind::Unavailable,
+                COMPLETE_UPLOAD,
+                &self.object,
+                "the answer does not say that the object was made",
+                None,
+            ));
+        }
+        Ok(())
+    }
+
+    async fn abort(&self) {
+        let Ok(Connection { client, .. }) = self.replica.connection().await else { return };
+        let request = client
+            .abort_multipart_upload()
+            .bucket(&self.replica.settings.bucket)
+            .key(&*self.object)
+            .upload_id(&*self.id);
+        if let Err(err) = request.send().await {
+            // An upload that was completed after all is gone, which is what an abort is for.
+            if err.code() != Some("NoSuchUpload") {
+                let err = self.replica.place.failed(ABORT_UPLOAD, &self.object, &err);
+                log::warn!("{err}; a lifecycle rule of the bucket can remove what was sent");
+            }
+        }
+    }
+}
+
+/// An upload of unknown length. The first part waits in memory until a second shows that it is
+/// not the whole.
+pub(super) struct S3Upload {
+    replica: Arc<Replica>,
+    object: String,
+    timestamp: Timestamp,
+    part_len: usize,
+    parts: Parts,
+    state: State,
+}
+
+enum State {
+    Empty,
+    One(u32, Bytes),
+    Many(Multipart, Vec<CompletedPart>),
+}
+
+impl S3Upload {
+    pub(super) fn new(replica: Arc<Replica>, key: Key, timestamp: Timestamp) -> S3Upload {
+        let part_len = replica.settings.part_len.unwrap_or(UPLOAD_PART_LEN);
+        let (object, parts) = (replica.object(key), Parts::new(key, part_len));
+        S3Upload { replica, object, timestamp, part_len, parts, state: State::Empty }
+    }
+
+    async fn send(&mut self, number: u32, bytes: Bytes) -> Result<(), Error> {
+        if let State::Many(multipart, sent) = &mut self.state {
+            sent.push(multipart.send(number, bytes).await?);
+            return Ok(());
+        }
+        match std::mem::replace(&mut self.state, State::Empty) {
+            State::One(first, first_bytes) => {
+                let begun = Multipart::begin(
+                    Arc::clone(&self.replica),
+                    self.object.clone(),
+                    self.timestamp,
+                );
+                let multipart = begun.await?;
+                self.state = State::Many(multipart.clone(), Vec::new());
+                let sent = [
+                    multipart.send(first, first_bytes).await?,
+                    multipart.send(number, bytes).await?,
+                ];
+                self.state = State::Many(multipart, sent.into());
+            }
+            _ => self.state = State::One(number, bytes),
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Upload for S3Upload {
+    fn part_len(&self) -> usize {
+        self.part_len
+    }
+
+    async fn part(&mut self, number: u32, bytes: Bytes) -> Result<(), Error> {
+        if u64::from(number) >= PARTS_MAX {
+            return Err(self.replica.place.error(
+                ErrorKind::Invalid,
+                UPLOAD_PART,
+                &self.object,
+                &format!(
+                    "S3 takes {PARTS_MAX} parts and this file needs more; set a part-size larger \
+                     than {} MiB in the URL",
+                    self.part_len >> 20
+                ),
+                None,
+            ));
+        }
+        self.parts.add(number, bytes.len())?;
+        self.send(number, bytes).await
+    }
+
+    async fn complete(self: Box<Self>) -> Result<(), Error> {
+        let S3Upload { replica, object, timestamp, parts, state, .. } = *self;
+        let whole = parts.check();
+        match state {
+            State::Many(multipart, sent) => {
+                let count = parts.count();
+                let whole = whole.and_then(|()| {
+                    if sent.len() == count { Ok(sent) } else { Err(broken(&replica, &object)) }
+                });
+                multipart.finish(whole).await
+            }
+            State::One(_, bytes) => {
+                whole?;
+                replica.put_once(&object, bytes, timestamp).await
+            }
+            State::Empty if parts.count() == 0 => {
+                replica.put_once(&object, Bytes::new(), timestamp).await
+            }
+            State::Empty => Err(broken(&replica, &object)),
+        }
+    }
+
+    async fn abort(self: Box<Self>) {
+        if let State::Many(multipart, _) = &self.state {
+            multipart.abort().await;
+        }
+    }
+}
+
+/// A part was refused or given up, and the upload was completed all the same.
+fn broken(replica: &Replica, object: &str) -> Error {
+    let why = "not all of its parts arrived";
+    replica.place.error(ErrorKind::Invalid, PUT, object, why, None)
+}

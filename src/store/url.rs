@@ -1,0 +1,230 @@
+//! From a replica's URL to its store.
+//!
+//! `file:///absolute/path`, `file:relative/path` and a plain path mean a directory; `s3://` a
+//! bucket. The scheme decides which backend reads the rest.
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::file::FileStore;
+use super::s3::S3Store;
+use super::{Error, ErrorKind, Store};
+
+/// What a replica's URL may look like, for messages.
+const FORMS: &str = "file:///absolute/path, file:relative/path, a plain path, or s3://bucket/path";
+
+/// Opens the store that a URL or path names. Nothing is asked of it yet.
+pub fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
+    if url.is_empty() {
+        return Err(invalid(format!("a replica needs a URL: {FORMS}")));
+    }
+    match split_scheme(url) {
+        Some(("file", rest)) => Ok(Arc::new(FileStore::new(file_path(url, rest)?))),
+        Some(("s3", _)) => Ok(Arc::new(S3Store::open(url)?)),
+        Some((scheme @ ("gs" | "gcs" | "abs" | "sftp"), _)) => {
+            Err(invalid(format!("{scheme}:// is not supported yet; a replica may be {FORMS}")))
+        }
+        Some((scheme, _)) => {
+            Err(invalid(format!("{scheme}:// is not known; a replica may be {FORMS}")))
+        }
+        None => Ok(Arc::new(FileStore::new(url))),
+    }
+}
+
+/// The URL without user, password or the value of an option that may be secret.
+pub fn redacted(url: &str) -> String {
+    let (before, query) = match url.split_once('?') {
+        Some((before, query)) => (before, Some(query)),
+        None => (url, None),
+    };
+    let mut text = match before.split_once("://") {
+        Some((scheme, rest)) => {
+            let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+            match host.rsplit_once('@') {
+                Some((_, host)) => format!("{scheme}://***@{host}{path}"),
+                None => before.to_string(),
+            }
+        }
+        None => before.to_string(),
+    };
+    for (i, option) in query.into_iter().flat_map(|query| query.split('&')).enumerate() {
+        text.push(if i == 0 { '?' } else { '&' });
+        match option.split_once('=') {
+            Some((name, _)) if is_secret(name) => {
+                text.push_str(name);
+                text.push_str("=***");
+            }
+            // An endpoint is a URL of its own, which may carry a password.
+            Some((_, value)) if percent_decode(value).contains(&b'@') => {
+                text.push_str(option.split('=').next().unwrap_or_default());
+                text.push_str("=***");
+            }
+            _ => text.push_str(option),
+        }
+    }
+    text
+}
+
+/// Whether the value of an option must not be shown.
+fn is_secret(name: &str) -> bool {
+    let name = name.to_ascii_lowercase().replace(['-', '_'], "");
+    let harmless = ["ssekmskeyid", "ssecustomerkeypath"];
+    let telling = ["secret", "token", "key", "password", "passwd", "sig", "sas", "credential"];
+    !harmless.contains(&name.as_str()) && telling.iter().any(|word| name.contains(word))
+}
+
+/// Splits a URL at its scheme, in lower case. A path, even with a colon in it, has none.
+fn split_scheme(url: &str) -> Option<(&str, &str)> {
+    let (scheme, rest) = url.split_once(':')?;
+    let mut chars = scheme.chars();
+    let is_scheme = chars.next().is_some_and(|c| c.is_ascii_alphabetic())
+        && chars.all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
+    (is_scheme && (rest.starts_with("//") || matches!(scheme, "file" | "s3")))
+        .then_some((scheme, rest))
+}
+
+/// The path in a `file:` URL.
+fn file_path(url: &str, rest: &str) -> Result<PathBuf, Error> {
+    let path = match rest.strip_prefix("//") {
+        None => rest,
+        Some(after) if after.starts_with('/') => after,
+        Some(after) => match after.strip_prefix("localhost") {
+            Some(path) if path.starts_with('/') => path,
+            _ => {
+                return Err(invalid(format!(
+                    "{}: a file URL names no host; write file:///absolute/path or \
+                     file:relative/path",
+                    redacted(url)
+                )));
+            }
+        },
+    };
+    if path.contains(['?', '#']) {
+        return Err(invalid(format!(
+            "{}: a file URL takes no options; if ? or # belong to the path, write %3F or %23",
+            redacted(url)
+        )));
+    }
+    if path.is_empty() {
+        return Err(invalid(format!("{url}: the path is missing; write file:///absolute/path")));
+    }
+    let bytes = percent_decode(path);
+    if bytes.contains(&0) {
+        return Err(invalid(format!("{url}: a path cannot hold a zero byte")));
+    }
+    Ok(PathBuf::from(OsString::from_vec(bytes)))
+}
+
+/// The `file:` URL of an absolute path.
+pub(super) fn of_path(path: &Path) -> String {
+    let mut url = "file://".to_string();
+    for &byte in path.as_os_str().as_bytes() {
+        if byte.is_ascii_alphanumeric() || b"/-._~!$&'()*+,;=:@".contains(&byte) {
+            url.push(char::from(byte));
+        } else {
+            let _ = write!(url, "%{byte:02X}");
+        }
+    }
+    url
+}
+
+/// Replaces `%41` by `A`. What is not of the form stays as it is.
+pub(super) fn percent_decode(text: &str) -> Vec<u8> {
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, tail)) = rest.split_first() {
+        let hex = |digit: u8| char::from(digit).to_digit(16);
+        match (byte, tail) {
+            (b'%', &[high, low, ref after @ ..]) => {
+                if let (Some(high), Some(low)) = (hex(high), hex(low)) {
+                    decoded.push((high << 4 | low) as u8);
+                    rest = after;
+                    continue;
+                }
+                decoded.push(byte);
+            }
+            _ => decoded.push(byte),
+        }
+        rest = tail;
+    }
+    decoded
+}
+
+fn invalid(message: String) -> Error {
+    Error::new(ErrorKind::Invalid, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path_of(url: &str) -> Result<PathBuf, String> {
+        let Some(("file", rest)) = split_scheme(url) else { return Ok(PathBuf::from(url)) };
+        file_path(url, rest).map_err(|err| err.message)
+    }
+
+    #[test]
+    fn paths_and_file_urls() {
+        for (url, path) in [
+            ("file:///a/b", "/a/b"),
+            ("file://localhost/a/b", "/a/b"),
+            ("file:/a/b", "/a/b"),
+            ("file:a/b", "a/b"),
+            ("file:///with%20space/%C3%A4%25", "/with space/ä%"),
+            ("file:///a%zz%4", "/a%zz%4"),
+            ("/plain/%20", "/plain/%20"),
+            ("plain:with/colon", "plain:with/colon"),
+        ] {
+            assert_eq!(path_of(url), Ok(PathBuf::from(path)), "{url}");
+        }
+        for (url, word) in [
+            ("file://host/a", "names no host"),
+            ("file:///a?b=c", "takes no options"),
+            ("file://", "names no host"),
+            ("file:", "path is missing"),
+            ("file:///a%00b", "zero byte"),
+        ] {
+            let message = path_of(url).expect_err(url);
+            assert!(message.contains(word), "{url}: {message}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_opened_is_refused_with_the_forms_that_can() {
+        let kinds_and_words = [
+            ("", "needs a URL"),
+            ("gs://b/p", "not supported yet"),
+            ("sftp://u@h/p", "not supported yet"),
+            ("abs://c/p", "not supported yet"),
+            ("http://h/p", "not known"),
+        ];
+        for (url, word) in kinds_and_words {
+            let Err(err) = open(url) else { panic!("{url} was opened") };
+            assert_eq!(err.kind, ErrorKind::Invalid, "{url}");
+            assert!(err.message.contains(word) && err.message.contains("s3://"), "{err}");
+        }
+        assert_eq!(
+            open("/x y/z").map(|store| store.url().to_string()).ok().as_deref(),
+            Some("file:///x%20y/z")
+        );
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        for (url, shown) in [
+            ("s3://u:p@b/x", "s3://***@b/x"),
+            ("s3://b/x@y", "s3://b/x@y"),
+            ("s3://b/x?region=r&secret-access-key=s", "s3://b/x?region=r&secret-access-key=***"),
+            ("s3://b/x?accessKeyId=s", "s3://b/x?accessKeyId=***"),
+            ("s3://b/x?sse-customer-key=s", "s3://b/x?sse-customer-key=***"),
+            ("s3://b/x?sse-customer-key-path=/s", "s3://b/x?sse-customer-key-path=/s"),
+            ("s3://b/x?endpoint=http://u:p@h", "s3://b/x?endpoint=***"),
+            ("/a/b", "/a/b"),
+        ] {
+            assert_eq!(redacted(url), shown);
+        }
+    }
+}

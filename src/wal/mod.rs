@@ -1,0 +1,21 @@
+//! The WAL as SQLite writes it (<https://sqlite.org/fileformat2.html#the_write_ahead_log>):
+//! where a frame is, what its header says, and which frame holds the newest image of each page.
+//!
+//! Frames of a live WAL are not judged by their salts or checksums: SQLite before 3.50.2 commits
+//! frames with zero salts after `ROLLBACK TO` in a spilled transaction. Which frames are committed
+//! is what the wal-index says ([`WalIndex`]); the bytes are then read from the file.
+
+#![deny(clippy::indexing_slicing)]
+
+mod frames;
+mod index;
+#[cfg(test)]
+mod tests;
+
+pub use frames::{FrameHeader, FrameSet, ReadAt, WalHeader, frame_offset, read_frame_page};
+pub use index::WalIndex;
+
+/// Length of the WAL's header in bytes.
+pub const WAL_HEADER_LEN: u64 = 32;
+/// Length of a frame's header in bytes.
+pub const FRAME_HEADER_LEN: usize = 24;

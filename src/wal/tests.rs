@@ -1,0 +1,81 @@
+//! The WAL's layout, on bytes made by hand.
+
+use super::*;
+use crate::units::{PageSize, Salts};
+
+fn frame(pgno: u32, commit: u32, fill: u8) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for field in [pgno, commit, 7, 8, u32::from(fill), 2] {
+        bytes.extend_from_slice(&field.to_be_bytes());
+    }
+    bytes.extend_from_slice(&[fill; 512]);
+    bytes
+}
+
+fn wal(frames: &[(u32, u32, u8)]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for field in [0x377f_0682u32, 3_007_000, 512, 0, 7, 8, 0, 0] {
+        bytes.extend_from_slice(&field.to_be_bytes());
+    }
+    for (pgno, commit, fill) in frames {
+        bytes.extend_from_slice(&frame(*pgno, *commit, *fill));
+    }
+    bytes
+}
+
+fn page_size() -> PageSize {
+    PageSize::new(512).unwrap()
+}
+
+#[test]
+fn the_newest_frame_of_each_page_wins() {
+    let bytes = wal(&[(1, 0, 1), (2, 2, 2), (1, 0, 3), (3, 3, 4), (9, 0, 5)]);
+    let mut set = FrameSet::default();
+    set.extend(bytes.as_slice(), page_size(), 1, 2).unwrap();
+    set.extend(bytes.as_slice(), page_size(), 1, 4).unwrap();
+    assert_eq!(set.newest.into_iter().collect::<Vec<_>>(), [(1, 3), (2, 2), (3, 4)]);
+    assert_eq!((set.first, set.last, set.commit, set.commits), (1, 4, 3, 2));
+    assert_eq!(set.checksum, (4, 2));
+    let mut page = [0; 512];
+    read_frame_page(bytes.as_slice(), page_size(), 3, &mut page).unwrap();
+    assert_eq!(page, [3; 512]);
+}
+
+#[test]
+fn a_cut_off_wal_changes_nothing() {
+    let bytes = wal(&[(1, 0, 1), (2, 2, 2)]);
+    let mut set = FrameSet::default();
+    assert!(set.extend(bytes.as_slice(), page_size(), 1, 3).is_err());
+    assert!(set.is_empty());
+}
+
+#[test]
+fn headers() {
+    let bytes = wal(&[(5, 9, 1)]);
+    let header = WalHeader::read(bytes.as_slice()).unwrap();
+    assert_eq!(header, WalHeader { page_size: page_size(), salts: Salts(7, 8) });
+    let frame = FrameHeader::read(bytes.as_slice(), page_size(), 1).unwrap();
+    assert_eq!((frame.pgno, frame.commit, frame.salts), (5, 9, Salts(7, 8)));
+    assert!(WalHeader::read([0u8; 32].as_slice()).is_none());
+    assert!(WalHeader::read([0u8; 3].as_slice()).is_none());
+}
+
+#[test]
+fn wal_index_copies_must_agree() {
+    let mut copy = [0u8; WalIndex::LEN];
+    copy[0..4].copy_from_slice(&3_007_000u32.to_ne_bytes());
+    copy[8..12].copy_from_slice(&5u32.to_ne_bytes());
+    copy[12] = 1;
+    copy[14..16].copy_from_slice(&1u16.to_ne_bytes());
+    copy[16..20].copy_from_slice(&77u32.to_ne_bytes());
+    copy[32..36].copy_from_slice(&0x0102_0304u32.to_be_bytes());
+    let mut both = [0u8; 2 * WalIndex::LEN];
+    both[..WalIndex::LEN].copy_from_slice(&copy);
+    assert_eq!(WalIndex::parse_both(&both), None);
+    both[WalIndex::LEN..].copy_from_slice(&copy);
+    let index = WalIndex::parse_both(&both).unwrap();
+    assert_eq!((index.change, index.max_frame, index.page_size.get()), (5, 77, 65536));
+    assert_eq!(index.salts, Salts(0x0102_0304, 0));
+    both[12] = 0;
+    assert_eq!(WalIndex::parse_both(&both), None, "not initialised");
+}

@@ -1,0 +1,4 @@
+//! All integration tests in one binary, a module for each part of walferry.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod store;

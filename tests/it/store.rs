@@ -1,0 +1,4 @@
+//! The store backends: the contract that all share, and what is particular to each.
+
+mod file;
+mod s3;

@@ -1,0 +1,161 @@
+//! The directory backend.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use walferry::store::conformance::{self, Traits, key};
+use walferry::store::file::FileStore;
+use walferry::store::memory::MemoryStore;
+use walferry::store::{Body, ErrorKind, Store, url};
+use walferry::units::{Level, Timestamp};
+
+const NOW: Timestamp = Timestamp(1_795_351_714_201);
+
+fn some_bytes() -> Body {
+    Body::Bytes(Bytes::from_static(b"some bytes"))
+}
+
+/// All files below a folder, with their paths from there.
+fn files_below(folder: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if entry.file_type().unwrap().is_dir() {
+            found.extend(files_below(&entry.path()).iter().map(|below| format!("{name}/{below}")));
+        } else {
+            found.push(name);
+        }
+    }
+    found.sort();
+    found
+}
+
+#[tokio::test]
+async fn a_directory_keeps_the_contract() {
+    let folder = tempfile::tempdir().unwrap();
+    let traits = Traits { modified_is_timestamp: true, many: 1200 };
+    conformance::run(traits, |name| {
+        url::open(folder.path().join("not yet there").join(name).to_str().unwrap()).unwrap()
+    })
+    .await;
+    let strange: Vec<_> =
+        files_below(folder.path()).into_iter().filter(|name| !name.ends_with(".ltx")).collect();
+    assert!(strange.is_empty(), "left behind: {strange:?}");
+}
+
+#[tokio::test]
+async fn memory_keeps_the_contract() {
+    let replicas = parking_lot::Mutex::new(std::collections::HashMap::new());
+    let traits = Traits { modified_is_timestamp: true, many: 1200 };
+    conformance::run(traits, |name| {
+        let mut replicas = replicas.lock();
+        Arc::new(replicas.entry(name.to_string()).or_insert_with(MemoryStore::new).clone())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_layout_is_litestreams() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = FileStore::new(folder.path());
+    store.put_new(key(0, 31), some_bytes(), NOW).await.unwrap();
+    store.put_new(key(9, 31), some_bytes(), Timestamp(-1500)).await.unwrap();
+    let names =
+        ["0", "9"].map(|level| format!("ltx/{level}/000000000000001f-000000000000001f.ltx"));
+    assert_eq!(files_below(folder.path()), names);
+    let metadata = fs::metadata(folder.path().join(&names[0])).unwrap();
+    assert_eq!(
+        metadata.modified().unwrap().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis(),
+        1_795_351_714_201
+    );
+    assert_eq!(metadata.permissions().mode() & 0o077, 0, "others can read the database");
+    assert_eq!(metadata.nlink(), 1, "the temporary name is still there");
+    assert_eq!(store.list(Level::SNAPSHOT).await.unwrap()[0].modified, Timestamp(-1500));
+}
+
+#[tokio::test]
+async fn foreign_names_are_passed_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = FileStore::new(folder.path());
+    store.put_new(key(0, 1), some_bytes(), NOW).await.unwrap();
+    let level = folder.path().join("ltx/0");
+    for name in [
+        "0000000000000002-0000000000000002.ltx.tmp",
+        "0000000000000002-0000000000000002.ltx.17-3.walferry.tmp",
+        "000000000000000A-000000000000000A.ltx",
+        "0000000000000002.ltx",
+        "notes.txt",
+    ] {
+        fs::write(level.join(name), b"x").unwrap();
+    }
+    fs::create_dir(level.join("0000000000000003-0000000000000003.ltx")).unwrap();
+    let keys: Vec<_> =
+        store.list(Level::L0).await.unwrap().into_iter().map(|file| file.key).collect();
+    assert_eq!(keys, [key(0, 1)]);
+}
+
+#[tokio::test]
+async fn a_file_in_the_place_of_the_directory_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a-file");
+    fs::write(&path, b"x").unwrap();
+    for path in [path.clone(), path.join("below")] {
+        let store = FileStore::new(path);
+        let errors = [
+            store.list(Level::L0).await.unwrap_err(),
+            store.get(key(0, 1), None).await.unwrap_err(),
+            store.put_new(key(0, 1), some_bytes(), NOW).await.unwrap_err(),
+            store.upload_new(key(0, 1), NOW).await.map(|_| ()).unwrap_err(),
+            store.delete(key(0, 1)).await.unwrap_err(),
+        ];
+        for err in errors {
+            assert_eq!(err.kind, ErrorKind::Invalid, "{err}");
+            assert!(err.to_string().contains("a-file"), "{err}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_replica_that_vanishes_is_not_made_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("mount");
+    let store = FileStore::new(&root);
+    store.put_new(key(0, 1), some_bytes(), NOW).await.unwrap();
+    fs::remove_dir_all(&root).unwrap();
+    let errors = [
+        store.list(Level::L0).await.unwrap_err(),
+        store.get(key(0, 1), None).await.unwrap_err(),
+        store.put_new(key(0, 2), some_bytes(), NOW).await.unwrap_err(),
+        store.delete(key(0, 1)).await.unwrap_err(),
+    ];
+    for err in errors {
+        assert_eq!(err.kind, ErrorKind::NoReplica, "{err}");
+    }
+    assert!(!root.exists());
+    fs::create_dir(&root).unwrap();
+    store.put_new(key(0, 2), some_bytes(), NOW).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_failed_create_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = FileStore::new(folder.path());
+    let absent = Body::File(folder.path().join("absent"));
+    let err = store.put_new(key(0, 1), absent, NOW).await.unwrap_err();
+    assert_eq!(err.kind, ErrorKind::Other, "not a missing replica file: {err}");
+    let folder_as_body = Body::File(folder.path().to_path_buf());
+    store.put_new(key(0, 1), folder_as_body, NOW).await.unwrap_err();
+    assert_eq!(files_below(folder.path()), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn what_may_not_be_written_is_denied() {
+    // The kernel lets nobody create a folder here, whoever runs the tests.
+    let store = FileStore::new("/sys/walferry-test");
+    let err = store.put_new(key(0, 1), some_bytes(), NOW).await.unwrap_err();
+    assert_eq!(err.kind, ErrorKind::Denied, "{err}: {:?}", err.source);
+    assert_eq!(store.list(Level::L0).await.unwrap(), []);
+}
