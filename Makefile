@@ -1,0 +1,30 @@
+# Every target does its work in a script, so that this file is a list of what there is.
+
+ROUNDS ?= 200
+
+.DEFAULT_GOAL := help
+.PHONY: help build test demo crash bench clean
+
+help:  ## this list
+	@echo "walferry: SQLite replicated to object storage from inside the process that writes it"
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build:  ## dist/walferry.so, the extension, and dist/walferry, the program
+	@tests/scripts/build.sh
+
+test:  ## format, lints, unit tests, and the extension in real hosts against real servers
+	@tests/scripts/test.sh
+
+demo: build  ## write, kill, restore, compare: in the shell, with a folder as the replica
+	@tests/scripts/demo.sh
+
+crash: build  ## ROUNDS=200 times SIGKILL at random moments
+	@tests/scripts/crash.sh $(ROUNDS)
+
+bench: build  ## what replication costs a writer, and how fast a restore is
+	@tests/scripts/bench.sh
+
+clean:  ## remove what was built; downloads in .cache stay
+	@cargo clean --quiet
+	@rm -rf dist

@@ -1,0 +1,110 @@
+"""Fixtures. What they build is in harness.py."""
+
+import itertools
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+import harness
+
+
+def pytest_report_header(config):
+    return "walferry: WALFERRY_SEED=%d replays the random choices" % harness.SEED
+
+
+def pytest_addoption(parser):
+    parser.addoption("--crash-rounds", type=int, default=15, help="rounds of the SIGKILL test")
+
+
+def pytest_configure(config):
+    for path in (harness.EXTENSION, harness.PROGRAM):
+        if not path.exists() and not config.option.collectonly:
+            raise pytest.UsageError("%s is missing: run `make build` first" % path)
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory):
+    """Starts servers on demand, each once, and stops them all at the end."""
+    running = {}
+
+    def get(script):
+        if script not in running:
+            running[script] = harness.Service(script, tmp_path_factory.mktemp("server") / "s")
+        return running[script].env
+
+    yield get
+    for service in running.values():
+        service.stop()
+
+
+@pytest.fixture(scope="session")
+def s3(servers):
+    return servers("s3.py")
+
+
+PREFIXES = itertools.count(1)
+
+
+def fresh_replica(scheme, folder, servers):
+    """An empty replica: a folder, or a prefix of its own on one of the two S3 servers."""
+    if scheme == "file":
+        return harness.DirectoryReplica(Path(folder) / "replica")
+    server = servers({"s3": "s3.py", "s3-second": "s3_second.py"}[scheme])
+    return harness.S3Replica(server, "tests/%d-%d" % (os.getpid(), next(PREFIXES)))
+
+
+@pytest.fixture
+def new_replica(tmp_path, servers):
+    """Makes replicas of a chosen scheme: file, s3, s3-second."""
+    count = itertools.count()
+
+    def make(scheme="file"):
+        folder = tmp_path / ("replica%d" % next(count))
+        folder.mkdir()
+        return fresh_replica(scheme, folder, servers)
+
+    return make
+
+
+@pytest.fixture
+def replica(new_replica):
+    """An empty replica in a folder."""
+    return new_replica()
+
+
+@pytest.fixture
+def new_host(tmp_path):
+    """Starts hosts; they get the extension's settings by environment and are gone at the end."""
+    hosts, count = [], itertools.count()
+
+    def make(kind="system", replica=None, load=True, env=None):
+        settings = {"WALFERRY_SYNC_INTERVAL": "20ms", "WALFERRY_LOG": "info",
+                    "WALFERRY_LOG_FILE": str(tmp_path / "walferry.log")}
+        if replica is not None:
+            settings.update(replica.env, WALFERRY_REPLICA=replica.url)
+        settings.update(env or {})
+        log = tmp_path / ("host%d.err" % next(count))
+        host = harness.Host(kind, settings, log)
+        hosts.append(host)
+        return host.load() if load else host
+
+    yield make
+    for host in hosts:
+        if host.process.poll() is None:
+            host.kill()
+
+
+@pytest.fixture
+def rng(request):
+    """Random choices of one test, from the seed of the run and the test's name."""
+    return random.Random("%d %s" % (harness.SEED, request.node.nodeid))
+
+
+@pytest.fixture
+def proxy(tmp_path, s3):
+    """A fault proxy in front of the S3 server."""
+    service = harness.FaultProxy(tmp_path / "proxy", s3["S3_ENDPOINT"])
+    yield service
+    service.stop()

