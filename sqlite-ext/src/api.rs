@@ -66,7 +66,6 @@ api! {
     prepare_v2: unsafe extern "C" fn(Connection, Text, c_int, *mut *mut ffi::sqlite3_stmt, *mut Text) -> c_int,
     step: unsafe extern "C" fn(*mut ffi::sqlite3_stmt) -> c_int,
     finalize: unsafe extern "C" fn(*mut ffi::sqlite3_stmt) -> c_int,
-    column_int64: unsafe extern "C" fn(*mut ffi::sqlite3_stmt, c_int) -> i64,
     column_text: unsafe extern "C" fn(*mut ffi::sqlite3_stmt, c_int) -> *const u8,
     errmsg: unsafe extern "C" fn(Connection) -> Text,
     file_control: unsafe extern "C" fn(Connection, Text, c_int, *mut c_void) -> c_int,
@@ -80,14 +79,12 @@ api! {
     auto_extension: unsafe extern "C" fn(Option<unsafe extern "C" fn()>) -> c_int,
     create_function_v2: unsafe extern "C" fn(Connection, Text, c_int, c_int, *mut c_void, Option<Callback>, Option<Callback>, Option<unsafe extern "C" fn(*mut ffi::sqlite3_context)>, Destructor) -> c_int,
     context_db_handle: unsafe extern "C" fn(*mut ffi::sqlite3_context) -> Connection,
-    user_data: unsafe extern "C" fn(*mut ffi::sqlite3_context) -> *mut c_void,
     value_int64: unsafe extern "C" fn(*mut ffi::sqlite3_value) -> i64,
     result_text: unsafe extern "C" fn(*mut ffi::sqlite3_context, Text, c_int, Destructor),
     result_int64: unsafe extern "C" fn(*mut ffi::sqlite3_context, i64),
     result_null: unsafe extern "C" fn(*mut ffi::sqlite3_context),
     result_error: unsafe extern "C" fn(*mut ffi::sqlite3_context, Text, c_int),
     compileoption_used: unsafe extern "C" fn(Text) -> c_int,
-    libversion_number: unsafe extern "C" fn() -> c_int,
 }
 
 static API: OnceLock<Api> = OnceLock::new();

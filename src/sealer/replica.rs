@@ -926,15 +926,20 @@ impl Replica {
             if let Err(error) = removed {
                 log::error!("{}: {error}", self.database.path().display());
             }
-            self.database.with(|shared| shared.acked_seq = shared.acked_seq.max(file.seq));
+            self.database.with(|shared| {
+                shared.report.acked = txid;
+                shared.acked_seq = shared.acked_seq.max(file.seq);
+            });
         }
         self.publish();
     }
 
     pub(super) fn mark_acked(&mut self, seq: u64) {
         self.captured_seq = seq;
+        let acked = self.engine.status().acked;
         self.database.with(|shared| {
             shared.captured_seq = seq;
+            shared.report.acked = acked;
             shared.acked_seq = shared.acked_seq.max(seq);
         });
     }
