@@ -1,6 +1,5 @@
 """Whatever SQLite does to a database in WAL mode, the replica is that database, page for page."""
 
-
 import pytest
 
 from harness import (HOSTS, DirectoryReplica, HostError, assert_restores, restore, sha256)
