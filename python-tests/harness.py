@@ -25,7 +25,7 @@ PROGRAM = ROOT / "dist" / "walferry"
 LITESTREAM = CACHE / "venv" / "bin" / "litestream"
 LITESTREAM_FRAMES = CACHE / "litestream-0.5.11" / "bin" / "litestream"
 HOSTS = ("system", "apsw", "pysqlite3")
-SYNC_MS = 60_000
+SYNC_MS = int(os.environ.get("WALFERRY_TEST_SYNC_MS", "60000"))
 SEED = int(os.environ.get("WALFERRY_SEED") or random.SystemRandom().randrange(1 << 32))
 
 # Exit codes of the program.

@@ -61,7 +61,7 @@ def test_wrong_secret(script, servers, tmp_path):
 
 
 def test_wrong_bucket(s3, tmp_path):
-    fails(UNREACHABLE, "restore", "-o", tmp_path / "out.db", "s3://no-such-bucket-here/app",
+    fails(NO_REPLICA, "restore", "-o", tmp_path / "out.db", "s3://no-such-bucket-here/app",
           env=s3_environment(s3), names=["no-such-bucket-here"])
 
 
@@ -148,11 +148,12 @@ def test_a_file_of_another_database(written, new_host, tmp_path):
 
 def test_listing(written):
     plain = walferry("ltx", written.url).stdout
-    listed = [json.loads(line) for line in walferry("ltx", "--json", written.url).stdout.splitlines()]
-    if len(listed) == 1 and isinstance(listed[0], list):
-        listed = listed[0]
-    assert len(listed) == len(written.keys())
-    for level, first, last in written.keys():
+    listed = json.loads(walferry("ltx", "--json", written.url).stdout)
+    assert written.keys() == sorted((file["level"], int(file["min_txid"], 16),
+                                     int(file["max_txid"], 16)) for file in listed["files"])
+    assert int(listed["head"], 16) == txids(written)[-1]
+    assert listed["restorable"]["states"] == len(txids(written)) and listed["problem"] is None
+    for _level, _first, last in written.keys():
         assert "%016x" % last in plain
 
 

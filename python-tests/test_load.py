@@ -55,7 +55,7 @@ def test_no_thread_before_a_replicated_database(new_host, kind, replica, tmp_pat
     assert not [name for name in host.facts()["threads"] if name.startswith("walferry")]
     assert not (tmp_path / "plain.db-walferry").exists()
     host.open(tmp_path / "app.db", "second", vfs="walferry", replica=replica.url)
-    host.sql("CREATE TABLE t (x)", conn="second")
+    host.sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (x)", conn="second")
     host.sync("second")
     assert [name for name in host.facts()["threads"] if name.startswith("walferry")]
 
@@ -96,7 +96,7 @@ def test_walferry_default_0_leaves_the_default_vfs(new_host, replica, tmp_path):
     host.sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (x)")
     assert host.value("SELECT walferry_lag()") is None
     host.open(tmp_path / "app.db", "named", vfs="walferry")
-    host.sql("CREATE TABLE t (x)", conn="named")
+    host.sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (x)", conn="named")
     host.sync("named")
     assert replica.keys()
 
@@ -105,7 +105,7 @@ def test_name_in_the_replica_url(new_host, tmp_path):
     host = new_host(env={"WALFERRY_REPLICA": "file://%s/{name}" % (tmp_path / "all")})
     for name in ("one.db", "two.db"):
         host.open(tmp_path / name, name)
-        host.sql("CREATE TABLE t (x)", conn=name)
+        host.sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (x)", conn=name)
         host.sync(name)
         assert list((tmp_path / "all" / name).rglob("*.ltx"))
     assert len(host.status(conn="one.db")) == 2

@@ -1,9 +1,8 @@
 """Whatever SQLite does to a database in WAL mode, the replica is that database, page for page."""
 
-
 import pytest
 
-from harness import (HOSTS, DirectoryReplica, assert_restores, restore, sha256)
+from harness import (HOSTS, DirectoryReplica, HostError, assert_restores, restore, sha256)
 
 TABLE = "CREATE TABLE t (id INTEGER PRIMARY KEY, x BLOB)"
 
@@ -221,6 +220,8 @@ def test_a_database_outside_wal_mode_is_reported(new_host, replica, tmp_path):
     host.sql("INSERT INTO t (x) VALUES (2)")
     if host.value("PRAGMA journal_mode") != "wal":
         assert host.status(host.database)["state"] == "not-wal"
+        with pytest.raises(HostError):  # not an acknowledgement of what nobody has
+            host.sync()
         host.sql("PRAGMA journal_mode=WAL")
     host.sql("INSERT INTO t (x) VALUES (3)")
     check(host, replica, tmp_path)
