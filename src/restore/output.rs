@@ -169,3 +169,35 @@ pub(super) fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error)
     let path = path.to_path_buf();
     move |source| Error::Output { path, doing, source }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_appears_meanwhile_is_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out.db");
+        let output = Output::create(&path).unwrap();
+        fs::write(&path, "mine").unwrap();
+        assert!(matches!(output.publish(), Err(Error::Exists { .. })));
+        // Nor in the moment after the last look.
+        let temporary = Temporary::create(&dir.path().join("temporary")).unwrap();
+        let error = rename_new(temporary.path(), &path).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        drop(temporary);
+        assert_eq!(fs::read(&path).unwrap(), b"mine");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_leftover_temporary_file_is_in_nobodys_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out.db");
+        let left = Output::create(&path).unwrap();
+        let output = Output::create(&path).unwrap();
+        output.publish().unwrap();
+        assert!(path.exists() && left.temporary_path().exists());
+    }
+}
