@@ -261,8 +261,7 @@ impl Database {
         let deadline = Instant::now() + GATE_TIMEOUT;
         let mut asked = false;
         loop {
-            if shared.gate == Gate::Open
-                || shared.captured == Some((index.salts, index.max_frame))
+            if shared.gate == Gate::Open || shared.captured == Some((index.salts, index.max_frame))
             {
                 return true;
             }
@@ -334,7 +333,8 @@ impl Database {
         let now = self.process.upgrade().map_or(0, |process| process.now());
         self.with(|shared| {
             let mut report = shared.report.clone();
-            let oldest = [report.unacked_since, shared.unreported_since].into_iter().flatten().min();
+            let oldest =
+                [report.unacked_since, shared.unreported_since].into_iter().flatten().min();
             report.unacked_since = oldest;
             report.lag_ms = oldest.map_or(0, |since| now.saturating_sub(since));
             report.connections = shared.connections;

@@ -226,7 +226,9 @@ impl Process {
         self.control(Control::Drain);
         while !*drained {
             if self.drained_changed.wait_until(&mut drained, deadline).timed_out() {
-                log::warn!("not everything was shipped in {timeout:?}; the rest stays in the spool");
+                log::warn!(
+                    "not everything was shipped in {timeout:?}; the rest stays in the spool"
+                );
                 return;
             }
         }

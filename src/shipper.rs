@@ -26,11 +26,25 @@ pub(crate) struct Job {
 /// What is to be done.
 pub(crate) enum Task {
     FindHead,
-    Put { key: Key, body: Body, timestamp: Timestamp },
+    Put {
+        key: Key,
+        body: Body,
+        timestamp: Timestamp,
+    },
     /// Compare the file of this name with what we put: its first and last bytes and its length.
-    Inspect { txid: Txid, ours: Identity },
-    Confirm { key: Key, writer: WriterId, checksum: u64 },
-    OpenUpload { key: Key, timestamp: Timestamp },
+    Inspect {
+        txid: Txid,
+        ours: Identity,
+    },
+    Confirm {
+        key: Key,
+        writer: WriterId,
+        checksum: u64,
+    },
+    OpenUpload {
+        key: Key,
+        timestamp: Timestamp,
+    },
 }
 
 /// What tells our file from any other: the header, with writer, time and checksums, and the trailer
@@ -55,9 +69,17 @@ pub(crate) enum Outcome {
     Head(Option<Head>),
     PutDone,
     PutRefused,
-    Inspected { txid: Txid, verdict: Verdict },
-    Confirmed { arrived: bool },
-    UploadOpened { part_len: usize, parts: mpsc::Sender<Part> },
+    Inspected {
+        txid: Txid,
+        verdict: Verdict,
+    },
+    Confirmed {
+        arrived: bool,
+    },
+    UploadOpened {
+        part_len: usize,
+        parts: mpsc::Sender<Part>,
+    },
     /// There is room for another part.
     UploadReady,
     UploadDone,
@@ -105,9 +127,9 @@ async fn perform(process: &Process, job: Job) -> Outcome {
         Task::Inspect { txid, ours } => {
             inspect(&*store, txid, &ours).await.map(|verdict| Outcome::Inspected { txid, verdict })
         }
-        Task::Confirm { key, writer, checksum } => {
-            confirm(&*store, key, writer, checksum).await.map(|arrived| Outcome::Confirmed { arrived })
-        }
+        Task::Confirm { key, writer, checksum } => confirm(&*store, key, writer, checksum)
+            .await
+            .map(|arrived| Outcome::Confirmed { arrived }),
         Task::OpenUpload { key, timestamp } => {
             return upload(process, database, &*store, key, timestamp).await;
         }

@@ -78,8 +78,8 @@ async fn restore_or_plan(args: &Args) -> Result<(), Error> {
     options.target = args.target();
     options.parallelism = usize::from(args.parallelism);
     options.integrity = args.integrity_check;
-    let report = restore::restore(store, options).await?;
-    show_report(args, &output, &report)
+    let (report, not_left) = restore::restore_with_state(store, options).await?;
+    show_report(args, &output, &report, not_left.as_deref())
 }
 
 fn is_absent(error: &restore::Error) -> bool {
@@ -112,7 +112,12 @@ fn show_plan(args: &Args, plan: &Plan) -> Result<(), Error> {
     print(&(table::text(&plan.files) + &summary))
 }
 
-fn show_report(args: &Args, output: &Path, report: &Report) -> Result<(), Error> {
+fn show_report(
+    args: &Args,
+    output: &Path,
+    report: &Report,
+    not_left: Option<&str>,
+) -> Result<(), Error> {
     let path = output.display().to_string();
     let bytes = u64::from(report.commit) * u64::from(report.page_size.get());
     if args.json {
@@ -130,6 +135,7 @@ fn show_report(args: &Args, output: &Path, report: &Report) -> Result<(), Error>
             "files_without_database_checksums": report.untagged,
             "bytes_fetched": report.fetched,
             "elapsed_ms": report.elapsed.as_millis() as u64,
+            "state_left": not_left.is_none(),
         });
         return print(&format!("{text}\n"));
     }
@@ -143,6 +149,12 @@ fn show_report(args: &Args, output: &Path, report: &Report) -> Result<(), Error>
     );
     if report.untagged > 0 {
         text += &format_untagged(report);
+    }
+    if let Some(why) = not_left {
+        text += &format!(
+            "no replication state could be left beside it ({why}): when it is replicated again, \
+             that begins with a full image\n"
+        );
     }
     print(&text)
 }

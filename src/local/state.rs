@@ -183,6 +183,12 @@ impl State {
     }
 }
 
+/// A random number for a writer id, from the random keys that the standard library draws.
+pub fn random_id() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::collections::hash_map::RandomState::new().build_hasher().finish()
+}
+
 fn checksum_of(body: &str) -> String {
     let mut digest = FileDigest::new();
     digest.update(body.as_bytes());

@@ -16,6 +16,7 @@
 
 mod error;
 mod fetch;
+mod handover;
 #[cfg(feature = "cli")]
 mod integrity;
 mod output;
@@ -33,6 +34,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
 pub use error::Error;
+pub use handover::restore_with_state;
 
 use crate::ltx::{DatabaseChecksum, Header, PAGE_HEADER_LEN};
 use crate::plan::{self, Plan};

@@ -98,8 +98,7 @@ impl Replica {
         log::info!("{path}: sending a full image as transaction {txid}");
         let pre_apply = pre_apply.unwrap_or(DatabaseChecksum::EMPTY);
         let stage = Stage::Opening;
-        self.job =
-            LocalJob::Image(Box::new(ImageJob { level, txid, pre_apply, timestamp, stage }));
+        self.job = LocalJob::Image(Box::new(ImageJob { level, txid, pre_apply, timestamp, stage }));
         self.ship(Task::OpenUpload { key, timestamp });
     }
 
@@ -219,7 +218,8 @@ impl Replica {
         };
         match result {
             Ok(finished) => {
-                if finished && let Stage::Sending(sending) = &mut image.stage
+                if finished
+                    && let Stage::Sending(sending) = &mut image.stage
                     && let Some(done) = sending.done.take()
                 {
                     image.stage = Stage::Completing(done);
@@ -241,7 +241,9 @@ impl Replica {
         if let Some(rest) = &mut sending.rest {
             let Some(part) = rest.pop() else { return Ok(true) };
             sending.send(part)?;
-            return Ok(sending.waiting.is_none() && sending.rest.as_ref().is_some_and(Vec::is_empty));
+            return Ok(
+                sending.waiting.is_none() && sending.rest.as_ref().is_some_and(Vec::is_empty)
+            );
         }
         let Some(local) = self.local.as_mut() else { return Err("the local state is gone".into()) };
         let (encoder, table) = (&mut sending.encoder, &mut local.table);

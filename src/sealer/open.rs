@@ -13,7 +13,7 @@ use crate::database::Attach;
 use crate::local::lock::{Attempt, Lock};
 use crate::local::pages::{ApplyError, PageTable};
 use crate::local::spool::{Entry, Spool};
-use crate::local::state::{Base, State};
+use crate::local::state::{Base, State, random_id};
 use crate::local::{self, Error};
 use crate::ltx::{DatabaseChecksum, Decoder};
 use crate::units::{PageSize, Timestamp, Txid, WalPosition, WriterId};
@@ -96,13 +96,7 @@ pub(super) fn open(database: &Path, replica: &str) -> Result<Opening, Error> {
 }
 
 fn new_writer() -> WriterId {
-    WriterId(random())
-}
-
-/// A random number from the standard library's per-process random keys.
-pub(super) fn random() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    std::collections::hash_map::RandomState::new().build_hasher().finish()
+    WriterId(random_id())
 }
 
 /// Reads the spool on top of the state and proves the page table.

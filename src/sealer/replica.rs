@@ -5,11 +5,11 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::sync::Arc;
 
+use super::WATCH_INTERVAL_MS;
 use super::capture::{self, Cursor, Maker, Stop};
 use super::image::ImageJob;
 use super::open::{self, Found, Local, Opening, Point, Resume};
 use super::resync::ResyncJob;
-use super::WATCH_INTERVAL_MS;
 use crate::database::{Attach, Database, Gate};
 use crate::engine::{Action, Engine, Event, Failure, Need, Opened, Options, Phase};
 use crate::local;
@@ -127,7 +127,7 @@ impl Replica {
     fn options(database: &Database) -> Options {
         Options {
             sync_interval: database.settings().sync_interval.as_millis() as u64,
-            jitter_seed: open::random(),
+            jitter_seed: local::state::random_id(),
         }
     }
 
@@ -172,9 +172,13 @@ impl Replica {
 
     /// Whether nobody has the database open and everything is shipped.
     pub(super) fn is_finished(&self) -> bool {
-        let unused = self.database.with(|shared| shared.connections == 0 && shared.attach.is_none());
+        let unused =
+            self.database.with(|shared| shared.connections == 0 && shared.attach.is_none());
         let idle = matches!(self.job, LocalJob::None);
-        unused && idle && !self.attached && self.dead.is_none()
+        unused
+            && idle
+            && !self.attached
+            && self.dead.is_none()
             && (self.local.is_none() || (self.engine.is_drained() && self.nothing_uncaptured()))
     }
 
@@ -228,7 +232,8 @@ impl Replica {
     /// Reads the local state; `false` when another process has it, or it cannot be read now.
     fn open_local(&mut self) -> bool {
         let now = self.process.now();
-        let replica = crate::store::url::redacted(&self.database.settings().replica);
+        let Some(store) = self.store.as_deref() else { return false };
+        let replica = crate::store::url::identity(store);
         let found = match open::open(self.database.path(), &replica) {
             Ok(Opening::Ours(found)) => *found,
             Ok(Opening::HeldBy(pid)) => {
@@ -364,7 +369,9 @@ impl Replica {
         let gate = match (&self.job, self.cursor) {
             _ if self.dead.is_some() || self.is_fenced() => Gate::Open,
             (LocalJob::Resync(_), _) => Gate::Shut,
-            (LocalJob::Image(image), _) if image.is_reading() || image.is_completing() => Gate::Shut,
+            (LocalJob::Image(image), _) if image.is_reading() || image.is_completing() => {
+                Gate::Shut
+            }
             (_, Cursor::Unknown) => Gate::Open,
             _ => Gate::Capturing,
         };
@@ -410,8 +417,7 @@ impl Replica {
         // A slice in progress holds a read transaction on a database that is being closed.
         self.cancel_job("the database was closed");
         if let Some(local) = &mut self.local {
-            local.state.clean =
-                clean.map(|fingerprint| Clean { fingerprint, piece: self.piece });
+            local.state.clean = clean.map(|fingerprint| Clean { fingerprint, piece: self.piece });
             if let Err(error) = local.state.save(&local.dir, false) {
                 log::error!("{}: {error}", self.database.path().display());
             }
@@ -865,13 +871,17 @@ impl Replica {
         let event = match outcome {
             Outcome::Head(head) => Event::HeadFound(head),
             Outcome::PutDone => {
-                let Some(txid) = self.closed.front().and_then(|file| file.entry.txid) else { return };
+                let Some(txid) = self.closed.front().and_then(|file| file.entry.txid) else {
+                    return;
+                };
                 self.engine.handle(now, Event::PutDone { txid });
                 self.acked(txid);
                 return;
             }
             Outcome::PutRefused => {
-                let Some(txid) = self.closed.front().and_then(|file| file.entry.txid) else { return };
+                let Some(txid) = self.closed.front().and_then(|file| file.entry.txid) else {
+                    return;
+                };
                 Event::PutRefused { txid }
             }
             Outcome::Inspected { txid, verdict } => {
@@ -919,10 +929,8 @@ impl Replica {
             local.state.base = Some(file.base);
             local.state.claimed = true;
             local.state.image = None;
-            let removed = local
-                .state
-                .save(&local.dir, false)
-                .and_then(|()| local.spool.remove(&file.entry));
+            let removed =
+                local.state.save(&local.dir, false).and_then(|()| local.spool.remove(&file.entry));
             if let Err(error) = removed {
                 log::error!("{}: {error}", self.database.path().display());
             }

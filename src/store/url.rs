@@ -157,6 +157,13 @@ fn invalid(message: String) -> Error {
     Error::new(ErrorKind::Invalid, message)
 }
 
+/// What tells one replica from another: its URL without the settings that say how to reach it.
+pub fn identity(store: &dyn Store) -> String {
+    let url = store.url();
+    let end = url.find('?').unwrap_or(url.len());
+    url.get(..end).unwrap_or(url).trim_end_matches('/').to_string()
+}
+
 #[cfg(test)]
 #[allow(clippy::expect_used)]
 mod tests {
