@@ -467,7 +467,32 @@ fn large() -> Replica {
 
 #[test]
 fn a_large_file_comes_in_stretches() {
-    check(&large(), 3);
+    let replica = large();
+    for parallelism in [0, 1, 3, 64] {
+        let dir = TempDir::new().unwrap();
+        run(replica.store.clone(), Options { parallelism, ..options(&dir) }).unwrap();
+        assert!(fs::read(dir.path().join("out.db")).unwrap() == replica.image(3));
+    }
+}
+
+#[test]
+fn a_runtime_of_one_thread_will_do() {
+    let replica = large();
+    let dir = TempDir::new().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let store = Arc::new(replica.store.clone());
+    runtime.block_on(walferry::restore::restore(store, options(&dir))).unwrap();
+    assert!(fs::read(dir.path().join("out.db")).unwrap() == replica.image(3));
+}
+
+#[test]
+fn a_long_log_of_small_files() {
+    let mut replica = Replica::new(512);
+    replica.commit(20, &[]);
+    for txid in 2..600 {
+        replica.commit(20, &[1, txid % 20 + 1]);
+    }
+    check(&replica, 599);
 }
 
 #[test]
