@@ -28,6 +28,12 @@ pub trait Reader {
 
     /// Fills `buffer` from byte `offset` of the database file.
     fn read_main(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+
+    /// Whether everything read so far belongs to the one state. A read transaction sees to that by
+    /// itself; without one it is known only afterwards.
+    fn is_intact(&self) -> bool {
+        true
+    }
 }
 
 /// A state of the database: the file's pages, overlaid by the frames of the WAL up to one.

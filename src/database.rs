@@ -20,6 +20,10 @@ use crate::wal::WalIndex;
 /// Longest time that a writer waits at the gate for local work to end.
 const GATE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long application threads wait, all in all, each time that the gate is shut: most images and
+/// comparisons of small databases are done by then, and nobody notices.
+const SHUT_PATIENCE: Duration = Duration::from_millis(250);
+
 /// Committed frames, by reference: what the application's thread hands to the sealer. The bytes
 /// stay in the WAL, which gate and pin keep from being overwritten.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +65,9 @@ pub(crate) struct Shared {
     pub wants_bell: bool,
     /// Capture is complete up to this frame of this generation.
     pub captured: Option<(Salts, u32)>,
-    pub gate: Gate,
+    gate: Gate,
+    /// How long application threads may still wait, all in all, for a shut gate to open.
+    patience: Duration,
     /// A restart of the WAL was let through at this position.
     pub grant: Option<(Salts, u32)>,
     /// The WAL was seen for the first time since nobody had the database open.
@@ -111,6 +117,15 @@ impl std::fmt::Display for WaitError {
 
 impl std::error::Error for WaitError {}
 
+impl Shared {
+    pub(crate) fn set_gate(&mut self, gate: Gate) {
+        if gate == Gate::Shut && self.gate != Gate::Shut {
+            self.patience = SHUT_PATIENCE;
+        }
+        self.gate = gate;
+    }
+}
+
 impl Database {
     pub(crate) fn new(
         id: u64,
@@ -135,6 +150,7 @@ impl Database {
                 wants_bell: true,
                 captured: None,
                 gate: Gate::Capturing,
+                patience: SHUT_PATIENCE,
                 grant: None,
                 attach: None,
                 left_clean: None,
@@ -234,10 +250,28 @@ impl Database {
         }
     }
 
-    /// Whether the gate is shut for longer than local work takes, so that checkpoints should be
-    /// held back too.
-    pub fn gate_is_shut(&self) -> bool {
-        self.with(|shared| shared.gate == Gate::Shut)
+    /// Whether the gate stays shut for longer than an application's thread should wait, so that
+    /// checkpoints should be held back too.
+    pub fn gate_stays_shut(&self) -> bool {
+        let mut shared = self.shared.lock();
+        while shared.gate == Gate::Shut {
+            if !self.wait_shut(&mut shared) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Waits a while for a shut gate; `false` when patience is used up.
+    fn wait_shut(&self, shared: &mut parking_lot::MutexGuard<'_, Shared>) -> bool {
+        if shared.patience.is_zero() || self.process.strong_count() == 0 {
+            return false;
+        }
+        let began = Instant::now();
+        let patience = shared.patience;
+        self.changed.wait_for(shared, patience);
+        shared.patience = shared.patience.saturating_sub(began.elapsed());
+        true
     }
 
     /// The gate: may the WAL, complete up to `index`, be overwritten? Waits for capture, which is
@@ -265,7 +299,13 @@ impl Database {
             {
                 return true;
             }
-            if shared.gate == Gate::Shut || self.process.strong_count() == 0 {
+            if self.process.strong_count() == 0 {
+                return false;
+            }
+            if shared.gate == Gate::Shut {
+                if self.wait_shut(&mut shared) {
+                    continue;
+                }
                 return false;
             }
             if !asked {

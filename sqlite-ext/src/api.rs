@@ -13,10 +13,10 @@ use libsqlite3_sys as ffi;
 
 pub use ffi::{
     SQLITE_BUSY, SQLITE_ERROR, SQLITE_FCNTL_CKPT_DONE, SQLITE_FCNTL_CKPT_START,
-    SQLITE_FCNTL_COMMIT_PHASETWO, SQLITE_FCNTL_FILE_POINTER, SQLITE_FCNTL_VFSNAME,
-    SQLITE_IOERR, SQLITE_LOCK_EXCLUSIVE, SQLITE_LOCK_NONE, SQLITE_LOCK_SHARED, SQLITE_OK,
-    SQLITE_OPEN_MAIN_DB, SQLITE_OPEN_READWRITE, SQLITE_OPEN_WAL, SQLITE_ROW, SQLITE_SHM_EXCLUSIVE,
-    SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK,
+    SQLITE_FCNTL_COMMIT_PHASETWO, SQLITE_FCNTL_FILE_POINTER, SQLITE_FCNTL_VFSNAME, SQLITE_IOERR,
+    SQLITE_LOCK_EXCLUSIVE, SQLITE_LOCK_NONE, SQLITE_LOCK_SHARED, SQLITE_OK, SQLITE_OPEN_MAIN_DB,
+    SQLITE_OPEN_READWRITE, SQLITE_OPEN_WAL, SQLITE_ROW, SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK,
+    SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK,
 };
 
 /// The oldest SQLite that has every API field read here.
@@ -51,7 +51,8 @@ macro_rules! api {
 }
 
 type Text = *const c_char;
-type Callback = unsafe extern "C" fn(*mut ffi::sqlite3_context, c_int, *mut *mut ffi::sqlite3_value);
+type Callback =
+    unsafe extern "C" fn(*mut ffi::sqlite3_context, c_int, *mut *mut ffi::sqlite3_value);
 type Destructor = Option<unsafe extern "C" fn(*mut c_void)>;
 
 api! {
@@ -99,9 +100,7 @@ pub fn api() -> Option<&'static Api> {
 ///
 /// # Safety
 /// `routines` is what SQLite gave to an extension's entry point.
-pub unsafe fn load(
-    routines: *const ffi::sqlite3_api_routines,
-) -> Result<&'static Api, String> {
+pub unsafe fn load(routines: *const ffi::sqlite3_api_routines) -> Result<&'static Api, String> {
     if routines.is_null() {
         return Err("SQLite gave no API".into());
     }
@@ -126,11 +125,9 @@ pub unsafe fn load(
     let find = given.vfs_find as usize;
     let api = API.get_or_init(|| given);
     if api.vfs_find as usize != find {
-        return Err(
-            "walferry is already loaded in this process by another copy of SQLite; \
+        return Err("walferry is already loaded in this process by another copy of SQLite; \
              load it in one of the two only"
-                .into(),
-        );
+            .into());
     }
     Ok(api)
 }
@@ -200,7 +197,13 @@ impl Api {
     }
 
     /// Defines an SQL function.
-    pub fn define(&self, db: Connection, name: &CStr, arguments: c_int, function: Callback) -> c_int {
+    pub fn define(
+        &self,
+        db: Connection,
+        name: &CStr,
+        arguments: c_int,
+        function: Callback,
+    ) -> c_int {
         const SQLITE_UTF8: c_int = 1;
         // SAFETY: a live connection, and a function that stays mapped.
         unsafe {
@@ -312,17 +315,13 @@ impl Api {
         // SAFETY: a live connection of ours, or the host's in its own thread; the statement is
         // finalised before the connection is closed.
         unsafe {
-            let rc =
-                (self.prepare_v2)(db, sql.as_ptr(), -1, &raw mut statement, ptr::null_mut());
+            let rc = (self.prepare_v2)(db, sql.as_ptr(), -1, &raw mut statement, ptr::null_mut());
             if rc != SQLITE_OK {
                 return Err(self.message(db, rc));
             }
             let mut rc = (self.step)(statement);
-            let value = if rc == SQLITE_ROW {
-                text((self.column_text)(statement, 0).cast())
-            } else {
-                None
-            };
+            let value =
+                if rc == SQLITE_ROW { text((self.column_text)(statement, 0).cast()) } else { None };
             while rc == SQLITE_ROW {
                 rc = (self.step)(statement);
             }
@@ -459,6 +458,15 @@ impl RawFile {
         NonNull::new(region.cast::<u8>()).filter(|_| rc == SQLITE_OK).map(Shm)
     }
 
+    /// Whether reads may go through a memory map, which another thread must not touch.
+    pub fn is_mapped(&self) -> bool {
+        const SQLITE_FCNTL_MMAP_SIZE: c_int = 18;
+        let mut limit: i64 = -1;
+        let rc = forward!(self.xFileControl(SQLITE_FCNTL_MMAP_SIZE, (&raw mut limit).cast())
+            else SQLITE_ERROR);
+        rc == SQLITE_OK && limit > 0
+    }
+
     /// `xRead` into a buffer.
     pub fn read(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
         let too_large = |_| std::io::Error::from(std::io::ErrorKind::InvalidInput);
@@ -530,11 +538,7 @@ unsafe impl Send for OwnFile {}
 
 impl OwnFile {
     /// Opens a main database through this VFS.
-    pub fn open(
-        api: &'static Api,
-        vfs: NonNull<ffi::sqlite3_vfs>,
-        path: &Path,
-    ) -> Option<OwnFile> {
+    pub fn open(api: &'static Api, vfs: NonNull<ffi::sqlite3_vfs>, path: &Path) -> Option<OwnFile> {
         let cstring = |suffix: &str| {
             use std::os::unix::ffi::OsStrExt;
             let mut bytes = path.as_os_str().as_bytes().to_vec();

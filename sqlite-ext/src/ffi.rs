@@ -35,23 +35,7 @@ trait Locate {
     unsafe fn real(file: File) -> RawFile;
     /// # Safety
     /// As above; the handle lives until the file is closed.
-    unsafe fn handle<'a>(file: File) -> Option<HandleRef<'a>>;
-}
-
-/// A handle for the time of one call.
-enum HandleRef<'a> {
-    Borrowed(&'a Handle),
-    Shared(Arc<Handle>),
-}
-
-impl std::ops::Deref for HandleRef<'_> {
-    type Target = Handle;
-    fn deref(&self) -> &Handle {
-        match self {
-            HandleRef::Borrowed(handle) => handle,
-            HandleRef::Shared(handle) => handle,
-        }
-    }
+    unsafe fn handle(file: File) -> Option<Arc<Handle>>;
 }
 
 struct Embedded;
@@ -66,9 +50,16 @@ impl Locate for Embedded {
         }
     }
 
-    unsafe fn handle<'a>(file: File) -> Option<HandleRef<'a>> {
+    unsafe fn handle(file: File) -> Option<Arc<Handle>> {
         // SAFETY: xOpen stored a pointer from Arc::into_raw, which xClose takes back last.
-        unsafe { (*file.cast::<ShimFile>()).handle.as_ref().map(HandleRef::Borrowed) }
+        unsafe {
+            let handle = (*file.cast::<ShimFile>()).handle;
+            if handle.is_null() {
+                return None;
+            }
+            Arc::increment_strong_count(handle);
+            Some(Arc::from_raw(handle))
+        }
     }
 }
 
@@ -81,8 +72,8 @@ impl Locate for Adopted {
         }
     }
 
-    unsafe fn handle<'a>(file: File) -> Option<HandleRef<'a>> {
-        shim::adopted(file as usize).map(HandleRef::Shared)
+    unsafe fn handle(file: File) -> Option<Arc<Handle>> {
+        shim::adopted(file as usize)
     }
 }
 
@@ -256,9 +247,7 @@ unsafe extern "C" fn main_shm_lock<L: Locate>(
 ) -> c_int {
     // SAFETY: an open file of ours.
     match unsafe { L::handle(f) } {
-        Some(handle) => {
-            guarded(SQLITE_IOERR, || MainFile(&handle).shm_lock(offset, count, flags))
-        }
+        Some(handle) => guarded(SQLITE_IOERR, || MainFile(&handle).shm_lock(offset, count, flags)),
         None => pass!(L, f, xShmLock(offset, count, flags) else SQLITE_IOERR),
     }
 }
@@ -448,7 +437,8 @@ unsafe extern "C" fn vfs_open(
         if is_main {
             let made = guarded(None, || Handle::open_main(handle, real));
             let version = real.version().min(3);
-            (*file).pMethods = if version >= 3 { &raw const EMBEDDED_3 } else { &raw const EMBEDDED_2 };
+            (*file).pMethods =
+                if version >= 3 { &raw const EMBEDDED_3 } else { &raw const EMBEDDED_2 };
             // Without a handle, as when the VFS cannot share memory, the methods pass all on.
             (*shim).handle = made.map_or(ptr::null(), Arc::into_raw);
         } else {

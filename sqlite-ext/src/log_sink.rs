@@ -31,8 +31,7 @@ impl Log for Sink {
         } else if HOST_LOG.load(Ordering::Relaxed)
             && let Some(api) = crate::api::api()
         {
-            let code =
-                if record.level() <= Level::Warn { SQLITE_WARNING } else { SQLITE_NOTICE };
+            let code = if record.level() <= Level::Warn { SQLITE_WARNING } else { SQLITE_NOTICE };
             api.log(code, &format!("walferry: {}", record.args()));
         }
     }

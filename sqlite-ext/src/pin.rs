@@ -10,8 +10,8 @@ use std::path::Path;
 use walferry::wal::WalIndex;
 
 use crate::api::{
-    Api, BaseVfs, OwnFile, RawFile, SQLITE_LOCK_NONE, SQLITE_LOCK_SHARED, SQLITE_OK, SQLITE_SHM_EXCLUSIVE,
-    SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, Shm,
+    Api, BaseVfs, OwnFile, RawFile, SQLITE_LOCK_NONE, SQLITE_LOCK_SHARED, SQLITE_OK,
+    SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, Shm,
 };
 
 /// `READMARK_NOT_USED` in `wal.c`.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering}
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
-use walferry::border::{Border, Reader};
+use walferry::border::{Border, Reader, Snapshot};
 use walferry::database::Database;
 use walferry::local::state::Fingerprint;
 use walferry::process::{self, Process};
@@ -16,9 +16,9 @@ use walferry::units::{PageSize, Salts};
 use walferry::wal::{FRAME_HEADER_LEN, WAL_HEADER_LEN, WalIndex};
 
 use crate::api::{
-    self, Api, BaseVfs, Connection, RawFile, SQLITE_BUSY, SQLITE_FCNTL_CKPT_DONE, SQLITE_FCNTL_CKPT_START,
-    SQLITE_FCNTL_COMMIT_PHASETWO, SQLITE_LOCK_EXCLUSIVE, SQLITE_OK, SQLITE_SHM_EXCLUSIVE,
-    SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, Shm,
+    self, Api, BaseVfs, Connection, RawFile, SQLITE_BUSY, SQLITE_FCNTL_CKPT_DONE,
+    SQLITE_FCNTL_CKPT_START, SQLITE_FCNTL_COMMIT_PHASETWO, SQLITE_LOCK_EXCLUSIVE, SQLITE_OK,
+    SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, Shm,
 };
 use crate::ffi::Target;
 use crate::pin::{Pin, read_index};
@@ -31,9 +31,6 @@ const READ_LOCK_0: i32 = 3;
 const READ_LOCK_1: i32 = 4;
 /// Read slots 1 to 4: asked for at once only to begin the WAL anew.
 const READERS: i32 = 4;
-/// A busy code that makes a checkpoint give up at once; plain BUSY would let it wait for its whole
-/// time-out with the write lock held.
-const SQLITE_BUSY_RECOVERY: i32 = 261;
 /// While the gate is shut, a checkpoint is let through for so many new frames: each one costs two
 /// fsyncs and cannot shorten the WAL.
 const CHECKPOINT_EVERY: u32 = 1000;
@@ -51,6 +48,8 @@ pub struct Shimmed {
     /// Last frame at the last checkpoint that was let through with the gate shut.
     checkpointed: AtomicU32,
     pin: Mutex<Option<Pin>>,
+    /// The connection that has the database to itself.
+    alone: Mutex<Option<Arc<Handle>>>,
 }
 
 /// A database that is to be replicated, not yet open.
@@ -139,6 +138,7 @@ fn shimmed(database: Arc<Database>, vfs: BaseVfs) -> Arc<Shimmed> {
         written: AtomicBool::new(false),
         checkpointed: AtomicU32::new(0),
         pin: Mutex::new(None),
+        alone: Mutex::new(None),
     });
     databases.insert(database.path().to_path_buf(), Arc::downgrade(&shimmed));
     database.set_border(Arc::new(Edge { path: database.path().to_path_buf(), vfs }));
@@ -167,6 +167,10 @@ impl Border for Edge {
     }
 
     fn open_reader(&self) -> std::io::Result<Box<dyn Reader>> {
+        let alone = find(&self.path).and_then(|shimmed| shimmed.alone.lock().clone());
+        if let Some(handle) = alone {
+            return Ok(Box::new(AloneReader::begin(handle)?));
+        }
         let api = api::api().ok_or_else(|| std::io::Error::other("SQLite is not there"))?;
         Ok(Box::new(SnapshotReader::begin(api, self.vfs, &self.path)?))
     }
@@ -210,6 +214,67 @@ impl Shimmed {
     }
 }
 
+/// Reads a database that one connection of this process has to itself, through the file of that
+/// connection: no other can be opened on it. What the connection writes meanwhile is found out at
+/// the end.
+struct AloneReader {
+    handle: Arc<Handle>,
+    snapshot: Snapshot,
+    disturbances: u32,
+}
+
+impl AloneReader {
+    fn begin(handle: Arc<Handle>) -> std::io::Result<AloneReader> {
+        let disturbances = handle.disturbances.load(Ordering::Acquire);
+        let index = handle.exclusive_index().filter(|index| index.max_frame > 0);
+        let mut header = [0; 100];
+        read_alone(&handle, 0, &mut header)?;
+        let not_wal = || std::io::Error::other("it is not in WAL mode");
+        // Offset 19: file format read version, 2 for WAL (https://sqlite.org/fileformat2.html).
+        if index.is_none() && header.get(19) != Some(&2) {
+            return Err(not_wal());
+        }
+        let field = |at: usize| header.get(at..at + 4).and_then(|b| b.try_into().ok());
+        let in_file = field(28).map_or(0, u32::from_be_bytes);
+        let size = header.get(16..18).and_then(|b| b.try_into().ok()).map(u16::from_be_bytes);
+        let page_size = match index {
+            Some(index) => Some(index.page_size),
+            None => size.and_then(PageSize::from_u16),
+        };
+        let page_count = index.map_or(in_file, |index| index.page_count);
+        let snapshot = Snapshot { page_size: page_size.ok_or_else(not_wal)?, page_count, index };
+        Ok(AloneReader { handle, snapshot, disturbances })
+    }
+}
+
+fn read_alone(handle: &Handle, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+    let readable = handle.readable.lock();
+    if !*readable {
+        return Err(std::io::Error::other("the connection that had it to itself has let it go"));
+    }
+    if handle.real.is_mapped() {
+        return Err(std::io::Error::other(
+            "it is held exclusively by a connection with memory-mapped I/O; set \
+             PRAGMA mmap_size=0 or PRAGMA locking_mode=NORMAL there",
+        ));
+    }
+    handle.real.read(buffer, offset)
+}
+
+impl Reader for AloneReader {
+    fn snapshot(&self) -> Snapshot {
+        self.snapshot
+    }
+
+    fn read_main(&mut self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        read_alone(&self.handle, offset, buffer)
+    }
+
+    fn is_intact(&self) -> bool {
+        self.disturbances == self.handle.disturbances.load(Ordering::Acquire)
+    }
+}
+
 /// One connection's file on a replicated database.
 pub struct Handle {
     shimmed: Arc<Shimmed>,
@@ -226,6 +291,11 @@ pub struct Handle {
     before: Mutex<Option<Fingerprint>>,
     /// What it wrote to the WAL itself: all that is known of one without shared memory.
     written: Mutex<WalWrites>,
+    /// Whether the file may be read by the sealer: while this connection has it to itself. Held
+    /// during each such read, so that the file is not closed meanwhile.
+    readable: Mutex<bool>,
+    /// Checkpoints and new beginnings of the WAL by this connection.
+    disturbances: AtomicU32,
 }
 
 /// What is seen of a WAL in its writes.
@@ -260,6 +330,8 @@ impl Handle {
             exclusive: AtomicBool::new(false),
             before: Mutex::new(None),
             written: Mutex::new(WalWrites::default()),
+            readable: Mutex::new(false),
+            disturbances: AtomicU32::new(0),
         }))
     }
 
@@ -299,13 +371,23 @@ impl Handle {
             && self.shimmed.is_attached()
             && index.max_frame > 0
             && !self.database().wait_captured(index)
-            && !self.database().gate_is_shut()
+            && !self.database().gate_stays_shut()
         {
             log::warn!(
                 "{}: the WAL goes before all of it was captured; what is missing is found by comparison",
                 self.database().path().display()
             );
         }
+    }
+
+    /// Lets the sealer read the file, or ends that.
+    fn set_readable(self: &Arc<Self>, readable: bool) {
+        *self.shimmed.alone.lock() = readable.then(|| self.clone());
+        *self.readable.lock() = readable;
+    }
+
+    fn disturb(&self) {
+        self.disturbances.fetch_add(1, Ordering::AcqRel);
     }
 
     /// What was committed while this connection has the database to itself.
@@ -326,7 +408,7 @@ impl Handle {
 }
 
 /// The methods of a main database that are acted on.
-pub struct MainFile<'a>(pub &'a Handle);
+pub struct MainFile<'a>(pub &'a Arc<Handle>);
 
 impl MainFile<'_> {
     /// `xShmLock`.
@@ -399,10 +481,8 @@ impl MainFile<'_> {
             _ => true,
         };
         if !allowed {
-            // A writer must get plain BUSY: it then appends. A checkpoint gets a code that it does
-            // not wait on.
-            let checkpoints = handle.checkpoints.load(Ordering::Acquire);
-            return if checkpoints { SQLITE_BUSY_RECOVERY } else { SQLITE_BUSY };
+            // A writer then appends without an error, and a checkpoint says that it was busy.
+            return SQLITE_BUSY;
         }
         let mut pin = handle.shimmed.pin.lock();
         if let Some(pin) = pin.as_mut() {
@@ -420,7 +500,7 @@ impl MainFile<'_> {
     /// With the gate shut the WAL grows, and SQLite would checkpoint at every commit.
     fn holds_back_checkpoint(&self) -> bool {
         let handle = self.0;
-        if !handle.shimmed.is_attached() || !handle.database().gate_is_shut() {
+        if !handle.shimmed.is_attached() || !handle.database().gate_stays_shut() {
             return false;
         }
         let Some(index) = handle.index() else { return false };
@@ -446,6 +526,7 @@ impl MainFile<'_> {
         if rc == SQLITE_OK {
             *handle.before.lock() = fingerprint;
             handle.exclusive.store(true, Ordering::Release);
+            handle.set_readable(true);
         } else if handle.shimmed.is_attached()
             && let Some(api) = api::api()
         {
@@ -462,6 +543,7 @@ impl MainFile<'_> {
             return;
         }
         handle.wait_captured();
+        handle.set_readable(false);
         handle.exclusive.store(false, Ordering::Release);
         *handle.written.lock() = WalWrites::default();
         if !handle.shimmed.is_attached() {
@@ -483,8 +565,9 @@ impl MainFile<'_> {
     /// Before `xWrite`.
     pub fn before_write(&self) {
         let handle = self.0;
-        let checkpoint = handle.checkpoints.load(Ordering::Acquire)
-            || handle.copies.load(Ordering::Acquire);
+        handle.disturb();
+        let checkpoint =
+            handle.checkpoints.load(Ordering::Acquire) || handle.copies.load(Ordering::Acquire);
         if !checkpoint && !handle.shimmed.written.swap(true, Ordering::AcqRel) {
             log::debug!("{}: written outside the WAL", handle.database().path().display());
         }
@@ -494,7 +577,10 @@ impl MainFile<'_> {
     pub fn before_control(&self, op: i32) {
         let handle = self.0;
         match op {
-            SQLITE_FCNTL_CKPT_START => handle.copies.store(true, Ordering::Release),
+            SQLITE_FCNTL_CKPT_START => {
+                handle.disturb();
+                handle.copies.store(true, Ordering::Release);
+            }
             SQLITE_FCNTL_CKPT_DONE => handle.copies.store(false, Ordering::Release),
             // With the database to itself a connection takes no wal-index locks: this is the only
             // sign of a commit.
@@ -520,6 +606,9 @@ impl MainFile<'_> {
     pub fn before_close(&self) {
         let handle = self.0;
         let shimmed = &handle.shimmed;
+        if handle.is_exclusive() {
+            handle.set_readable(false);
+        }
         if shimmed.handles.fetch_sub(1, Ordering::AcqRel) == 1 {
             if shimmed.is_attached() {
                 handle.wait_captured();
@@ -557,9 +646,8 @@ impl WalFile<'_> {
         if written.page_size.is_none() {
             // The WAL was there before: its header was written by somebody else.
             let path = walferry::local::wal_path(handle.database().path());
-            let header = std::fs::File::open(path)
-                .ok()
-                .and_then(|wal| walferry::wal::WalHeader::read(&wal));
+            let header =
+                std::fs::File::open(path).ok().and_then(|wal| walferry::wal::WalHeader::read(&wal));
             written.page_size = header.map(|header| header.page_size);
             written.salts = header.map(|header| header.salts);
         }
@@ -578,6 +666,7 @@ impl WalFile<'_> {
     /// Before the WAL is begun anew or cut off without a word to the gate.
     pub fn before_overwrite(&self) {
         let handle = self.0;
+        handle.disturb();
         if !handle.is_exclusive() || !handle.shimmed.is_attached() {
             return;
         }

@@ -49,6 +49,17 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Adds which replica it was, where the message does not name it.
+fn about(url: &str, error: Error) -> Error {
+    let url = store::url::redacted(url);
+    match error {
+        Error::Restore(source) if !source.to_string().contains(&url) => {
+            Error::Replica { url, source }
+        }
+        other => other,
+    }
+}
+
 fn run(cli: Cli) -> Result<(), Error> {
     match cli.command {
         Command::Restore(args) => on_runtime(restore::run(args)),
@@ -70,6 +81,7 @@ fn on_runtime(work: impl Future<Output = Result<(), Error>>) -> Result<(), Error
 #[derive(Debug)]
 enum Error {
     Restore(restoring::Error),
+    Replica { url: String, source: restoring::Error },
     Store(store::Error),
     Write(io::Error),
     System(io::Error),
@@ -78,7 +90,7 @@ enum Error {
 impl Error {
     fn exit(&self) -> Exit {
         match self {
-            Error::Restore(error) => exit::of_restore(error),
+            Error::Restore(error) | Error::Replica { source: error, .. } => exit::of_restore(error),
             Error::Store(error) => exit::of_store(error.kind),
             Error::Write(_) | Error::System(_) => Exit::Failure,
         }
@@ -86,7 +98,7 @@ impl Error {
 
     fn advice(&self) -> Option<&'static str> {
         match self {
-            Error::Restore(error) => error.advice(),
+            Error::Restore(error) | Error::Replica { source: error, .. } => error.advice(),
             _ => None,
         }
     }
@@ -101,6 +113,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Restore(error) => error.fmt(f),
+            Error::Replica { url, source } => write!(f, "{url}: {source}"),
             Error::Store(error) => error.fmt(f),
             Error::Write(_) => f.write_str("the output could not be written"),
             Error::System(_) => f.write_str("the program could not start its threads"),
@@ -112,7 +125,7 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             // Shown as the error itself, so what counts is the cause underneath.
-            Error::Restore(error) => error.source(),
+            Error::Restore(error) | Error::Replica { source: error, .. } => error.source(),
             Error::Store(error) => error.source(),
             Error::Write(error) | Error::System(error) => Some(error),
         }

@@ -61,7 +61,7 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
         Err(Error::Restore(error)) if args.if_replica_exists && is_absent(&error) => {
             nothing_done(&args, &format!("nothing was restored: {error}"))
         }
-        result => result,
+        result => result.map_err(|error| super::about(&args.url, error)),
     }
 }
 

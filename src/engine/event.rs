@@ -15,6 +15,12 @@ pub enum Event {
         /// When.
         at: Millis,
     },
+    /// The close under way has taken in commits that were not reported yet, the oldest of this
+    /// time.
+    TakenIn {
+        /// When.
+        at: Millis,
+    },
     /// Somebody waits: close and ship without regard to interval and backoff.
     Hurry,
     /// Capture can not vouch for having seen every commit.
@@ -29,6 +35,8 @@ pub enum Event {
     ImageSent {
         /// Its TXID.
         txid: Txid,
+        /// Whether every commit reported so far is in it.
+        complete: bool,
     },
     /// `Image` found a file of that name.
     ImageRefused,

@@ -142,6 +142,7 @@ impl Engine {
                     self.unclosed_since = Some(at);
                 }
             }
+            Event::TakenIn { at } => self.closing_since = earlier(self.closing_since, Some(at)),
             Event::Hurry => {
                 self.hurry = true;
                 self.local_backoff.reset();
@@ -155,7 +156,7 @@ impl Engine {
                 self.local_backoff.fail(now, failure.is_lasting());
                 self.failure = Some(failure);
             }
-            Event::ImageSent { txid } => self.on_image_sent(now, txid),
+            Event::ImageSent { txid, complete } => self.on_image_sent(now, txid, complete),
             Event::ImageRefused => {
                 // Somebody else's file has that name: look again where the log stands.
                 self.job = Job::None;
@@ -349,8 +350,11 @@ impl Engine {
         }
     }
 
-    fn on_image_sent(&mut self, now: Millis, txid: Txid) {
+    fn on_image_sent(&mut self, now: Millis, txid: Txid, complete: bool) {
         self.job = Job::None;
+        if complete {
+            self.unclosed_since = None;
+        }
         self.acked = txid;
         self.claimed = true;
         self.resync = false;
@@ -448,7 +452,6 @@ impl Engine {
     pub fn is_drained(&self) -> bool {
         let idle = self.job == Job::None && self.request == Request::None;
         let empty = self.queue.is_empty() && self.unclosed_since.is_none() && !self.resync;
-        debug_assert!(self.job != Job::None || self.closing_since.is_none());
         self.mode == Mode::Streaming && idle && empty && self.claimed
     }
 

@@ -113,7 +113,7 @@ fn a_new_lineage_claims_its_place_and_steps_behind_a_stranger() {
     engine.handle(3, Event::HeadFound(Some(Head { txid: Txid(8), post_apply: None })));
     let image = Action::Image { level: Level::L0, txid: Txid(9), pre_apply: None };
     assert_eq!(engine.poll(3), Some(image));
-    engine.handle(4, Event::ImageSent { txid: Txid(9) });
+    engine.handle(4, Event::ImageSent { txid: Txid(9), complete: true });
     assert!(engine.is_drained());
 }
 
@@ -139,7 +139,7 @@ fn an_empty_replica_gets_a_snapshot_first() {
     assert_eq!(engine.poll(at), Some(image));
     engine.handle(at, Event::Committed { at });
     assert_eq!(engine.poll(at), None, "commits wait for the image");
-    engine.handle(at, Event::ImageSent { txid: Txid(1) });
+    engine.handle(at, Event::ImageSent { txid: Txid(1), complete: false });
     assert_eq!(engine.poll(at), Some(Action::Close { txid: Txid(2) }));
 }
 

@@ -35,6 +35,14 @@ pub fn wal_path(database: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
+/// Whether a state folder may be thrown away together with its database: nobody ships from it, and
+/// no captured transaction waits in its spool. Whatever else is in it can be made anew.
+pub fn is_spent(dir: &Path) -> bool {
+    let unused = matches!(lock::Lock::try_take(dir), Ok(lock::Attempt::Taken(_)));
+    let spool = spool::Spool::open(dir).and_then(|spool| spool.is_empty());
+    unused && spool.unwrap_or(false)
+}
+
 /// An input or output error together with what was tried on which path.
 #[derive(Debug)]
 pub struct Error {

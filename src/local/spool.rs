@@ -116,6 +116,14 @@ impl Spool {
         Ok(kept)
     }
 
+    /// Whether no captured transaction waits here.
+    pub fn is_empty(&self) -> Result<bool, Error> {
+        let mut files = std::fs::read_dir(&self.dir).context("cannot list", &self.dir)?;
+        Ok(files.all(|file| {
+            file.is_ok_and(|file| file.file_name().to_str().and_then(Entry::parse).is_none())
+        }))
+    }
+
     /// Where an entry's file is.
     pub fn path(&self, entry: &Entry) -> PathBuf {
         self.dir.join(entry.file_name())

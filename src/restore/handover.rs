@@ -61,7 +61,11 @@ impl Staging {
             ..State::new(WriterId(local::state::random_id()), replica)
         };
         state.save(&self.dir, true).map_err(|error| error.to_string())?;
-        std::fs::rename(&self.dir, local::state_dir(output)).map_err(|error| error.to_string())
+        let dir = local::state_dir(output);
+        if dir.exists() && local::is_spent(&dir) {
+            std::fs::remove_dir_all(&dir).map_err(|error| error.to_string())?;
+        }
+        std::fs::rename(&self.dir, dir).map_err(|error| error.to_string())
     }
 }
 

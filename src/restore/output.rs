@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::error::Error;
+use crate::local;
 
 /// What SQLite and walferry keep beside a database. A leftover of another database would be taken
 /// for a part of the restored one.
@@ -85,6 +86,8 @@ pub(super) fn check(path: &Path) -> Result<PathBuf, Error> {
     for suffix in [""].iter().chain(&COMPANIONS) {
         let path = with_suffix(path, suffix);
         match fs::symlink_metadata(&path) {
+            // What is left of a lost database, with nothing in it that was not shipped.
+            Ok(meta) if *suffix == "-walferry" && meta.is_dir() && local::is_spent(&path) => {}
             Ok(_) => return Err(Error::Exists { path }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed("looking at", &path)(error)),

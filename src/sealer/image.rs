@@ -162,7 +162,7 @@ impl Replica {
         part_len: usize,
     ) -> Result<Sending, String> {
         // From here on the WAL must not be begun anew.
-        self.database.with(|shared| shared.gate = crate::database::Gate::Shut);
+        self.database.with(|shared| shared.set_gate(crate::database::Gate::Shut));
         let seq = self.database.with(|shared| shared.commit_seq);
         let scan = self.open_scan()?;
         let local = self.local.as_mut().ok_or("the local state is not open")?;
@@ -320,6 +320,9 @@ impl Replica {
 
     /// While the walk went on, the WAL must not have been begun anew.
     pub(super) fn check_generation(&self, scan: &Scan) -> Result<(), String> {
+        if !scan.is_intact() {
+            return Err("a checkpoint ran while the database was read".into());
+        }
         let Some(before) = scan.snapshot().index.filter(|index| index.max_frame > 0) else {
             return Ok(());
         };
@@ -348,17 +351,20 @@ impl Replica {
         self.point = point_of(&base);
         self.counters().images += 1;
         let now = self.process.now();
-        self.engine.handle(now, Event::ImageSent { txid: base.txid() });
+        let same_wal = done.attached && self.is_attached();
+        if same_wal {
+            self.cursor = done.cursor;
+        }
+        let later = self.database.with(|shared| shared.commit_seq > done.seq);
+        let complete = !later && !self.published_is_ahead();
+        self.engine.handle(now, Event::ImageSent { txid: base.txid(), complete });
         let path = self.database.path().display();
         log::info!("{path}: the full image is at the store, {} pages", base.commit);
         self.mark_acked(done.seq);
-        if done.attached && self.is_attached() {
-            self.cursor = done.cursor;
-            let later = self.database.with(|shared| shared.commit_seq > done.seq);
-            if later || self.published_is_ahead() {
-                self.engine.handle(now, Event::Committed { at: now });
-            }
-        } else if self.is_attached() {
+        if !complete {
+            self.engine.handle(now, Event::Committed { at: now });
+        }
+        if self.is_attached() && !same_wal {
             self.engine.handle(now, Event::Diverged);
         }
     }

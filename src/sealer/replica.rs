@@ -74,6 +74,15 @@ pub(super) struct Counters {
     pub resyncs: u64,
 }
 
+/// What frames are taken for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// They go into a piece: somebody waits at the gate.
+    Gate,
+    /// They go into the file that is being closed.
+    Close,
+}
+
 /// The local job under way, if it is one that takes more than one step.
 pub(super) enum LocalJob {
     None,
@@ -199,7 +208,7 @@ impl Replica {
         self.dead = Some(why.to_string());
         self.job = LocalJob::None;
         self.database.with(|shared| {
-            shared.gate = Gate::Open;
+            shared.set_gate(Gate::Open);
             shared.report.state = "error";
             shared.report.last_error = Some(why.to_string());
         });
@@ -220,7 +229,7 @@ impl Replica {
         self.database.with(|shared| {
             shared.attach = None;
             shared.diverged = None;
-            shared.gate = Gate::Capturing;
+            shared.set_gate(Gate::Capturing);
         });
         self.attached = true;
         self.frames = FrameSet::default();
@@ -259,7 +268,7 @@ impl Replica {
             let path = self.database.path().display();
             log::info!("{path} is shipped by {who}; this process stands by");
             self.database.with(|shared| {
-                shared.gate = Gate::Shut;
+                shared.set_gate(Gate::Shut);
                 shared.report.state = "standby";
                 shared.report.last_error = Some(format!("{who} ships this database"));
             });
@@ -271,7 +280,7 @@ impl Replica {
     fn note_open_failure(&mut self, why: &str) {
         let known = self.database.with(|shared| {
             // Nothing can be captured: the application must not wait for it.
-            shared.gate = Gate::Open;
+            shared.set_gate(Gate::Open);
             shared.report.state = "waiting";
             shared.report.last_error.replace(why.to_string()).as_deref() == Some(why)
         });
@@ -375,7 +384,7 @@ impl Replica {
             (_, Cursor::Unknown) => Gate::Open,
             _ => Gate::Capturing,
         };
-        self.database.with(|shared| shared.gate = gate);
+        self.database.with(|shared| shared.set_gate(gate));
         self.database.notify();
     }
 
@@ -567,15 +576,15 @@ impl Replica {
             return;
         }
         self.take_in(self.process.now());
-        if let Err(stop) = self.capture() {
+        if let Err(stop) = self.capture(Purpose::Gate) {
             self.stopped(stop);
         }
         self.database.notify();
     }
 
     /// Makes the newest published frames a piece, unless there are none.
-    pub(super) fn capture(&mut self) -> Result<(), Stop> {
-        let seq = self.take_frames()?;
+    pub(super) fn capture(&mut self, purpose: Purpose) -> Result<(), Stop> {
+        let seq = self.take_frames(purpose)?;
         if !self.frames.is_empty() {
             let entry = self.next_entry(None);
             self.write_frames(entry)?;
@@ -590,9 +599,19 @@ impl Replica {
 
     /// Reads the headers of the frames published since; gives the count of commits that they end
     /// with.
-    fn take_frames(&mut self) -> Result<u64, Stop> {
-        let (published, seq, grant) =
-            self.database.with(|shared| (shared.published, shared.commit_seq, shared.grant));
+    fn take_frames(&mut self, purpose: Purpose) -> Result<u64, Stop> {
+        let (published, seq, grant, since) = self.database.with(|shared| {
+            let known = self.cursor != Cursor::Unknown;
+            let since = if known { shared.unreported_since.take() } else { None };
+            (shared.published, shared.commit_seq, shared.grant, since)
+        });
+        if let Some(at) = since {
+            let event = match purpose {
+                Purpose::Gate => Event::Committed { at },
+                Purpose::Close => Event::TakenIn { at },
+            };
+            self.engine.handle(self.process.now(), event);
+        }
         let Some(index) = published.filter(|index| index.max_frame > 0) else { return Ok(seq) };
         let first = match self.cursor {
             Cursor::Unknown => return Ok(self.captured_seq),
@@ -681,7 +700,7 @@ impl Replica {
             shared.captured = complete;
             shared.captured_seq = seq;
             if complete.is_some() && !busy {
-                shared.gate = Gate::Capturing;
+                shared.set_gate(Gate::Capturing);
             }
         });
     }
@@ -692,7 +711,7 @@ impl Replica {
             Stop::Diverged(why) => self.diverge(&why),
             Stop::Failed(message) => {
                 log::error!("{}: {message}", self.database.path().display());
-                self.database.with(|shared| shared.gate = Gate::Shut);
+                self.database.with(|shared| shared.set_gate(Gate::Shut));
                 let now = self.process.now();
                 self.engine.handle(now, Event::Committed { at: now });
                 self.engine.handle(now, Event::LocalFailed(Failure::Local { message }));
@@ -724,7 +743,7 @@ impl Replica {
         self.cursor = Cursor::Unknown;
         self.database.with(|shared| {
             shared.captured = None;
-            shared.gate = Gate::Open;
+            shared.set_gate(Gate::Open);
         });
         self.engine.handle(self.process.now(), Event::Diverged);
     }
@@ -748,7 +767,7 @@ impl Replica {
                 self.engine.handle(now, Event::Committed { at: now });
             }
             Err(Stop::Failed(message)) => {
-                self.database.with(|shared| shared.gate = Gate::Shut);
+                self.database.with(|shared| shared.set_gate(Gate::Shut));
                 log::error!("{}: {message}", self.database.path().display());
                 self.engine.handle(now, Event::LocalFailed(Failure::Local { message }));
             }
@@ -759,7 +778,7 @@ impl Replica {
     pub(super) fn close_captured(&mut self, txid: Txid) -> Result<Option<Txid>, Stop> {
         if self.open.is_empty() {
             // The common case: straight from the WAL into the file that is shipped.
-            let seq = self.take_frames()?;
+            let seq = self.take_frames(Purpose::Close)?;
             if self.frames.is_empty() {
                 self.set_captured(seq);
                 self.nothing_to_close(seq);
@@ -771,7 +790,7 @@ impl Replica {
             self.set_captured(seq);
             return Ok(Some(txid));
         }
-        self.capture()?;
+        self.capture(Purpose::Close)?;
         if self.open.is_empty() {
             return Ok(None);
         }
@@ -797,6 +816,7 @@ impl Replica {
     /// Everything that was committed is with the store already.
     fn nothing_to_close(&mut self, seq: u64) {
         if self.closed.is_empty() {
+            self.show();
             self.database.with(|shared| shared.acked_seq = shared.acked_seq.max(seq));
         }
     }
@@ -916,7 +936,7 @@ impl Replica {
         );
         log::error!("{}: {why}", self.database.path().display());
         self.database.with(|shared| {
-            shared.gate = Gate::Open;
+            shared.set_gate(Gate::Open);
             shared.report.last_error = Some(why);
         });
     }
@@ -924,6 +944,7 @@ impl Replica {
     /// The store confirmed a file: the state passes it, then it is removed.
     fn acked(&mut self, txid: Txid) {
         let Some(local) = &mut self.local else { return };
+        let mut seq = 0;
         while self.closed.front().is_some_and(|file| file.entry.txid <= Some(txid)) {
             let Some(file) = self.closed.pop_front() else { break };
             local.state.base = Some(file.base);
@@ -934,20 +955,18 @@ impl Replica {
             if let Err(error) = removed {
                 log::error!("{}: {error}", self.database.path().display());
             }
-            self.database.with(|shared| {
-                shared.report.acked = txid;
-                shared.acked_seq = shared.acked_seq.max(file.seq);
-            });
+            seq = seq.max(file.seq);
         }
+        self.show();
+        self.database.with(|shared| shared.acked_seq = shared.acked_seq.max(seq));
         self.publish();
     }
 
     pub(super) fn mark_acked(&mut self, seq: u64) {
         self.captured_seq = seq;
-        let acked = self.engine.status().acked;
+        self.show();
         self.database.with(|shared| {
             shared.captured_seq = seq;
-            shared.report.acked = acked;
             shared.acked_seq = shared.acked_seq.max(seq);
         });
     }
@@ -977,6 +996,13 @@ impl Replica {
         if self.attached && matches!(self.job, LocalJob::None) && self.frames.is_empty() {
             self.settle();
         }
+        self.show();
+        self.database.notify();
+    }
+
+    /// Brings the report up to date: always before a waiter is told that its commits are acked.
+    fn show(&mut self) {
+        let status = self.engine.status();
         let (bytes, files) = (self.pending_bytes(), (self.open.len() + self.closed.len()) as u64);
         self.database.with(|shared| {
             let report = &mut shared.report;
@@ -999,7 +1025,6 @@ impl Replica {
             report.images = self.counters.images;
             report.resyncs = self.counters.resyncs;
         });
-        self.database.notify();
     }
 
     /// A wait that began when nothing was left to ship is over at once.

@@ -4,7 +4,7 @@
 //! stays one line, and only pages that differ are sent.
 
 use super::capture::{Cursor, PieceWriter, Span, Stop};
-use super::replica::{LocalJob, Replica, maker};
+use super::replica::{LocalJob, Purpose, Replica, maker};
 use super::scan::Scan;
 use crate::database::Gate;
 use crate::engine::{Event, Failure};
@@ -46,7 +46,7 @@ impl Replica {
     /// with whatever was committed, or page 1 as it stands.
     fn claim(&mut self, txid: Txid) -> Result<(), String> {
         let now = self.process.now();
-        match self.capture() {
+        match self.capture(Purpose::Close) {
             Ok(()) => {}
             Err(Stop::Failed(why)) => return Err(why),
             Err(Stop::Diverged(why)) => {
@@ -98,7 +98,7 @@ impl Replica {
 
     fn begin_comparison(&mut self, txid: Txid, claim: bool) -> Result<(), String> {
         self.database.with(|shared| {
-            shared.gate = Gate::Shut;
+            shared.set_gate(Gate::Shut);
             shared.captured = None;
         });
         let seq = self.database.with(|shared| shared.commit_seq);

@@ -47,6 +47,10 @@ impl Scan {
         self.snapshot.page_size
     }
 
+    pub(super) fn is_intact(&self) -> bool {
+        self.reader.is_intact()
+    }
+
     /// Where in the WAL the state ends; `None` when there is no frame.
     pub(super) fn position(&self) -> Option<WalPosition> {
         self.position
