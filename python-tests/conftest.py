@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import os
 import random
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def new_host(tmp_path):
     hosts, count = [], itertools.count()
 
     def make(kind="system", replica=None, load=True, env=None):
-        settings = {"WALFERRY_SYNC_INTERVAL": "20ms", "WALFERRY_LOG": "info",
+        settings = {"WALFERRY_SYNC_INTERVAL": "20ms", "WALFERRY_LOG": os.environ.get("WALFERRY_TEST_LOG", "info"),
                     "WALFERRY_LOG_FILE": str(tmp_path / "walferry.log")}
         if replica is not None:
             settings.update(replica.env, WALFERRY_REPLICA=replica.url)

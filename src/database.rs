@@ -3,6 +3,7 @@
 //! Nothing here waits for the network but [`Database::wait`]. A commit costs one short lock and one
 //! message of some forty bytes; the lock is never held over I/O.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
@@ -70,10 +71,8 @@ pub(crate) struct Shared {
     patience: Duration,
     /// A restart of the WAL was let through at this position.
     pub grant: Option<(Salts, u32)>,
-    /// The WAL was seen for the first time since nobody had the database open.
-    pub attach: Option<Attach>,
-    /// The WAL was checkpointed whole and removed while this process had the database to itself.
-    pub left_clean: Option<Fingerprint>,
+    /// How the WAL came and went, as far as the sealer has not taken it in; in order.
+    pub transitions: VecDeque<Transition>,
     /// Capture cannot vouch for completeness any more, and why.
     pub diverged: Option<String>,
     pub report: Report,
@@ -88,6 +87,16 @@ pub enum Gate {
     Shut,
     /// At once: capture has given up until the database can be compared as a whole.
     Open,
+}
+
+/// How the WAL comes and goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Transition {
+    /// It was seen for the first time since nobody of this process had it.
+    Attached(Attach),
+    /// Nobody of this process has it any more. If it was captured, checkpointed whole and removed:
+    /// how the database file was left.
+    Detached(Option<Fingerprint>),
 }
 
 /// What was there when the WAL was seen first.
@@ -152,8 +161,7 @@ impl Database {
                 gate: Gate::Capturing,
                 patience: SHUT_PATIENCE,
                 grant: None,
-                attach: None,
-                left_clean: None,
+                transitions: VecDeque::new(),
                 diverged: None,
                 report,
             }),
@@ -211,7 +219,8 @@ impl Database {
     /// it: called under a read lock, with the file's looks taken before.
     pub fn attached(&self, index: Option<WalIndex>, fingerprint: Option<Fingerprint>) {
         self.with(|shared| {
-            shared.attach = Some(Attach { index, fingerprint });
+            let attach = Attach { index, fingerprint };
+            shared.transitions.push_back(Transition::Attached(attach));
             shared.published = index;
             shared.captured = None;
             shared.grant = None;
@@ -334,14 +343,13 @@ impl Database {
         }
     }
 
-    /// The WAL was checkpointed whole and removed; this is how the database file was left.
-    pub fn left_clean(&self, fingerprint: Fingerprint) {
-        self.with(|shared| shared.left_clean = Some(fingerprint));
-    }
-
-    /// Nobody of this process has the WAL open any more, or somebody has it exclusively.
-    pub fn detached(&self) {
-        self.with(|shared| shared.captured = None);
+    /// Nobody of this process has the WAL open any more, or somebody has it exclusively. `clean` is
+    /// how the database file was left, if the WAL was captured, checkpointed whole and removed.
+    pub fn detached(&self, clean: Option<Fingerprint>) {
+        self.with(|shared| {
+            shared.captured = None;
+            shared.transitions.push_back(Transition::Detached(clean));
+        });
         self.send(Control::Detached(self.id));
     }
 
@@ -363,6 +371,15 @@ impl Database {
                 return Err(WaitError::Stopped(why));
             }
             if self.changed.wait_until(&mut shared, deadline).timed_out() {
+                log::debug!(
+                    "{}: a wait for commit {target} ended at {}: captured {} at {:?}, published {:?}, gate {:?}",
+                    self.path.display(),
+                    shared.acked_seq,
+                    shared.captured_seq,
+                    shared.captured,
+                    shared.published,
+                    shared.gate
+                );
                 return Err(WaitError::TimedOut(shared.report.in_the_way()));
             }
         }

@@ -202,10 +202,10 @@ impl Shimmed {
         *self.pin.lock() = None;
     }
 
-    fn detach(&self) {
+    fn detach(&self, clean: Option<Fingerprint>) {
         self.unpin();
         if self.attached.swap(false, Ordering::AcqRel) {
-            self.database.detached();
+            self.database.detached(clean);
         }
     }
 
@@ -287,6 +287,8 @@ pub struct Handle {
     copies: AtomicBool,
     /// It holds the file's EXCLUSIVE lock.
     exclusive: AtomicBool,
+    /// Everything in the WAL was captured when that lock was taken.
+    complete: AtomicBool,
     /// How the file looked when that lock was taken.
     before: Mutex<Option<Fingerprint>>,
     /// What it wrote to the WAL itself: all that is known of one without shared memory.
@@ -328,6 +330,7 @@ impl Handle {
             checkpoints: AtomicBool::new(false),
             copies: AtomicBool::new(false),
             exclusive: AtomicBool::new(false),
+            complete: AtomicBool::new(false),
             before: Mutex::new(None),
             written: Mutex::new(WalWrites::default()),
             readable: Mutex::new(false),
@@ -365,19 +368,17 @@ impl Handle {
     }
 
     /// Everything committed so far, if the sealer takes part: waits until it is captured.
-    fn wait_captured(&self) {
+    fn wait_captured(&self) -> bool {
         let index = if self.is_exclusive() { self.exclusive_index() } else { self.index() };
-        if let Some(index) = index
-            && self.shimmed.is_attached()
-            && index.max_frame > 0
-            && !self.database().wait_captured(index)
-            && !self.database().gate_stays_shut()
-        {
+        let Some(index) = index.filter(|_| self.shimmed.is_attached()) else { return true };
+        let captured = self.database().wait_captured(index);
+        if !captured {
             log::warn!(
-                "{}: the WAL goes before all of it was captured; what is missing is found by comparison",
+                "{}: the WAL may go before all of it is captured; what is missing is found by comparison",
                 self.database().path().display()
             );
         }
+        captured
     }
 
     /// Lets the sealer read the file, or ends that.
@@ -519,7 +520,8 @@ impl MainFile<'_> {
         if level < SQLITE_LOCK_EXCLUSIVE || handle.is_exclusive() {
             return handle.real.lock(level);
         }
-        handle.wait_captured();
+        let complete = handle.wait_captured();
+        handle.complete.store(complete, Ordering::Release);
         handle.shimmed.unpin();
         let fingerprint = Fingerprint::of(handle.database().path()).ok();
         let rc = handle.real.lock(level);
@@ -542,7 +544,7 @@ impl MainFile<'_> {
         if level >= SQLITE_LOCK_EXCLUSIVE || !handle.is_exclusive() {
             return;
         }
-        handle.wait_captured();
+        let captured = handle.wait_captured();
         handle.set_readable(false);
         handle.exclusive.store(false, Ordering::Release);
         *handle.written.lock() = WalWrites::default();
@@ -553,13 +555,9 @@ impl MainFile<'_> {
         let path = handle.database().path();
         let wal_is_gone = std::fs::metadata(walferry::local::wal_path(path)).is_err();
         let written = handle.shimmed.written.load(Ordering::Acquire);
-        if wal_is_gone
-            && !written
-            && let Ok(fingerprint) = Fingerprint::of(path)
-        {
-            handle.database().left_clean(fingerprint);
-        }
-        handle.shimmed.detach();
+        let clean = wal_is_gone && !written && captured && handle.complete.load(Ordering::Acquire);
+        let fingerprint = Fingerprint::of(path).ok().filter(|_| clean);
+        handle.shimmed.detach(fingerprint);
     }
 
     /// Before `xWrite`.
@@ -613,7 +611,7 @@ impl MainFile<'_> {
             if shimmed.is_attached() {
                 handle.wait_captured();
             }
-            shimmed.detach();
+            shimmed.detach(None);
         }
         handle.database().disconnect();
     }

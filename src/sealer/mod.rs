@@ -69,7 +69,7 @@ impl Sealer {
                 if let Some(replica) = self.replica(id) {
                     guard(replica, |replica| {
                         replica.wake();
-                        replica.attach();
+                        replica.follow();
                         replica.capture_now();
                     });
                 }
@@ -81,7 +81,7 @@ impl Sealer {
             }
             Control::Detached(id) => {
                 if let Some(replica) = self.replicas.get_mut(&id) {
-                    guard(replica, Replica::detach);
+                    guard(replica, Replica::follow);
                 }
             }
             Control::Disconnected(id) => {

@@ -10,11 +10,11 @@ use super::capture::{self, Cursor, Maker, Stop};
 use super::image::ImageJob;
 use super::open::{self, Found, Local, Opening, Point, Resume};
 use super::resync::ResyncJob;
-use crate::database::{Attach, Database, Gate};
+use crate::database::{Attach, Database, Gate, Transition};
 use crate::engine::{Action, Engine, Event, Failure, Need, Opened, Options, Phase};
 use crate::local;
 use crate::local::spool::Entry;
-use crate::local::state::{Base, Clean, Position};
+use crate::local::state::{Base, Clean, Fingerprint, Position};
 use crate::ltx::{FileName, Header};
 use crate::process::Process;
 use crate::shipper::{self, Job, Outcome, Task};
@@ -182,7 +182,7 @@ impl Replica {
     /// Whether nobody has the database open and everything is shipped.
     pub(super) fn is_finished(&self) -> bool {
         let unused =
-            self.database.with(|shared| shared.connections == 0 && shared.attach.is_none());
+            self.database.with(|shared| shared.connections == 0 && shared.transitions.is_empty());
         let idle = matches!(self.job, LocalJob::None);
         unused
             && idle
@@ -217,24 +217,40 @@ impl Replica {
 
     // Opening and closing.
 
-    /// Takes in that the WAL was seen for the first time.
-    pub(super) fn attach(&mut self) {
-        if self.dead.is_some() {
-            return;
+    /// Takes in how the WAL came and went, in order.
+    pub(super) fn follow(&mut self) {
+        while self.dead.is_none() {
+            let next = self.database.with(|shared| shared.transitions.front().copied());
+            let Some(next) = next else { return };
+            match next {
+                Transition::Attached(attach) => {
+                    if self.local.is_none() && !self.open_local() {
+                        // Tried again later; until then nothing is captured.
+                        return self.skip_what_is_over();
+                    }
+                    self.attach(&attach);
+                }
+                Transition::Detached(clean) => self.detach(clean),
+            }
+            self.database.with(|shared| shared.transitions.pop_front());
         }
-        let Some(attach) = self.database.with(|shared| shared.attach) else { return };
-        if self.local.is_none() && !self.open_local() {
-            return;
-        }
+    }
+
+    /// While another process ships: a WAL that came and went is none of our business.
+    fn skip_what_is_over(&mut self) {
         self.database.with(|shared| {
-            shared.attach = None;
-            shared.diverged = None;
-            shared.set_gate(Gate::Capturing);
+            while shared.transitions.len() >= 2 {
+                shared.transitions.drain(..2);
+            }
         });
+    }
+
+    fn attach(&mut self, attach: &Attach) {
+        self.database.with(|shared| shared.diverged = None);
         self.attached = true;
         self.frames = FrameSet::default();
         self.wal = File::open(local::wal_path(self.database.path())).ok();
-        self.resume(&attach);
+        self.resume(attach);
         self.set_gate();
     }
 
@@ -411,15 +427,9 @@ impl Replica {
         self.set_gate();
     }
 
-    /// The WAL is closed, or exclusively somebody's.
-    pub(super) fn detach(&mut self) {
-        self.attach();
-        if !self.attached {
-            return;
-        }
-        self.capture_now();
-        let fingerprint = self.database.with(|shared| shared.left_clean.take());
-        let clean = fingerprint.filter(|_| self.frames.is_empty());
+    fn detach(&mut self, clean: Option<Fingerprint>) {
+        let known = self.attached && self.frames.is_empty() && self.cursor != Cursor::Unknown;
+        let clean = clean.filter(|_| known);
         self.attached = false;
         self.wal = None;
         self.frames = FrameSet::default();
@@ -463,7 +473,7 @@ impl Replica {
         }
         if self.retry_at.is_some_and(|at| at <= now) {
             self.retry_at = None;
-            self.attach();
+            self.follow();
         }
         if self.local.is_none() {
             return;
@@ -525,7 +535,7 @@ impl Replica {
 
     pub(super) fn hurry(&mut self) {
         self.wake();
-        self.attach();
+        self.follow();
         let now = self.process.now();
         self.take_in(now);
         if !self.engine.is_stuck() {
