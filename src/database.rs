@@ -353,6 +353,16 @@ impl Database {
         self.send(Control::Detached(self.id));
     }
 
+    /// The file was written in a journal mode other than WAL: nobody sees such commits but by
+    /// comparison, once it is in WAL mode again.
+    pub fn outside_wal(&self) {
+        self.with(|shared| {
+            shared.report.state = "not-wal";
+            shared.report.last_error =
+                Some("only WAL mode is replicated: set PRAGMA journal_mode=WAL".to_string());
+        });
+    }
+
     /// Waits until everything committed before the call is at the store; gives the TXID that the
     /// store confirmed last. `hurry` ships at once instead of at the next interval.
     pub fn wait(&self, timeout: Duration, hurry: bool) -> Result<Txid, WaitError> {

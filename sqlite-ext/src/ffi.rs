@@ -663,11 +663,9 @@ macro_rules! sql_function {
             let Some(api) = api::api() else { return };
             // SAFETY: SQLite gives as many values as it says.
             let arguments = unsafe { api.integers(count, values) };
-            let name = api.file_name(api.connection_of(context), c"main");
-            // SAFETY: null or a nul-terminated path.
-            let path = unsafe { api::path_of(name) };
+            let call = functions::Call { api, db: api.connection_of(context) };
             let panicked = Err("an internal error of walferry".to_string());
-            api.result(context, guarded(panicked, || $body(path.as_deref(), &arguments)));
+            api.result(context, guarded(panicked, || $body(&call, &arguments)));
         }
     };
 }

@@ -1,6 +1,5 @@
 //! What SQL can ask, and what is done with a new connection.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,19 +14,30 @@ type Answer = Result<Value, String>;
 /// Wait of `walferry_sync` and `walferry_wait` without an argument.
 const WAIT_DEFAULT: Duration = Duration::from_secs(30);
 
-fn database(path: Option<&Path>) -> Option<Arc<Database>> {
-    let path = shim::canonical(path?);
-    Process::current()?.databases().into_iter().find(|database| database.path() == path)
+/// The connection in which a function runs.
+pub struct Call<'a> {
+    /// The host's SQLite.
+    pub api: &'a Api,
+    /// The connection.
+    pub db: Connection,
+}
+
+impl Call<'_> {
+    /// The connection's main database, if it is replicated.
+    fn database(&self) -> Option<Arc<Database>> {
+        let path = shim::canonical(&self.api.main_path(self.db)?);
+        Process::current()?.databases().into_iter().find(|database| database.path() == path)
+    }
 }
 
 /// `walferry_version()`
-pub fn version(_: Option<&Path>, _: &[i64]) -> Answer {
+pub fn version(_: &Call<'_>, _: &[i64]) -> Answer {
     Ok(Value::Text(env!("CARGO_PKG_VERSION").to_string()))
 }
 
 /// `walferry_txid()`: the last TXID given to a file of this database's log.
-pub fn txid(path: Option<&Path>, _: &[i64]) -> Answer {
-    let sealed = database(path).map(|database| database.report().sealed);
+pub fn txid(call: &Call<'_>, _: &[i64]) -> Answer {
+    let sealed = call.database().map(|database| database.report().sealed);
     Ok(match sealed {
         Some(txid) if txid.0 > 0 => Value::Text(txid.to_string()),
         _ => Value::Null,
@@ -35,8 +45,8 @@ pub fn txid(path: Option<&Path>, _: &[i64]) -> Answer {
 }
 
 /// `walferry_lag()`: age in milliseconds of the oldest commit that the store has not confirmed.
-pub fn lag(path: Option<&Path>, _: &[i64]) -> Answer {
-    Ok(match database(path) {
+pub fn lag(call: &Call<'_>, _: &[i64]) -> Answer {
+    Ok(match call.database() {
         Some(database) => {
             Value::Integer(i64::try_from(database.report().lag_ms).unwrap_or(i64::MAX))
         }
@@ -45,7 +55,7 @@ pub fn lag(path: Option<&Path>, _: &[i64]) -> Answer {
 }
 
 /// `walferry_status()`: a JSON array, an object for each database of the process.
-pub fn status(_: Option<&Path>, _: &[i64]) -> Answer {
+pub fn status(_: &Call<'_>, _: &[i64]) -> Answer {
     let mut reports = Process::current().map_or_else(Vec::new, |process| process.reports());
     reports.extend(process::refused());
     let reports: Vec<_> = reports.iter().map(walferry::status::Report::to_json).collect();
@@ -53,25 +63,34 @@ pub fn status(_: Option<&Path>, _: &[i64]) -> Answer {
 }
 
 /// `walferry_sync([timeout in ms])`: ships now, and waits for the store.
-pub fn sync(path: Option<&Path>, arguments: &[i64]) -> Answer {
-    wait_for(path, arguments, true)
+pub fn sync(call: &Call<'_>, arguments: &[i64]) -> Answer {
+    wait_for(call, arguments, true)
 }
 
 /// `walferry_wait([timeout in ms])`: waits for the store at the natural pace.
-pub fn wait(path: Option<&Path>, arguments: &[i64]) -> Answer {
-    wait_for(path, arguments, false)
+pub fn wait(call: &Call<'_>, arguments: &[i64]) -> Answer {
+    wait_for(call, arguments, false)
 }
 
-fn wait_for(path: Option<&Path>, arguments: &[i64], hurry: bool) -> Answer {
+fn wait_for(call: &Call<'_>, arguments: &[i64], hurry: bool) -> Answer {
     let timeout = match arguments {
         [] => WAIT_DEFAULT,
         [ms] => Duration::from_millis(u64::try_from(*ms).unwrap_or(0)),
         _ => return Err("give one argument at the most: a time-out in milliseconds".into()),
     };
-    let Some(database) = database(path) else {
+    let Some(database) = call.database() else {
         let refused = process::refused().into_iter().find_map(|report| report.last_error);
         return Err(refused.unwrap_or_else(|| "this database is not replicated".into()));
     };
+    // A read makes sure that the WAL is open and its state known.
+    call.api.query(call.db, c"SELECT count(*) FROM main.sqlite_master")?;
+    let mode = call.api.query(call.db, c"PRAGMA main.journal_mode")?.unwrap_or_default();
+    if mode != "wal" {
+        return Err(format!(
+            "not replicated: the database is in journal mode {mode}; only WAL mode is replicated \
+             (PRAGMA journal_mode=WAL)"
+        ));
+    }
     match database.wait(timeout, hurry) {
         Ok(txid) => Ok(Value::Text(txid.to_string())),
         Err(error) => Err(error.to_string()),

@@ -566,7 +566,13 @@ impl MainFile<'_> {
         handle.disturb();
         let checkpoint =
             handle.checkpoints.load(Ordering::Acquire) || handle.copies.load(Ordering::Acquire);
-        if !checkpoint && !handle.shimmed.written.swap(true, Ordering::AcqRel) {
+        if checkpoint {
+            return;
+        }
+        if !handle.shimmed.is_attached() {
+            handle.database().outside_wal();
+        }
+        if !handle.shimmed.written.swap(true, Ordering::AcqRel) {
             log::debug!("{}: written outside the WAL", handle.database().path().display());
         }
     }
