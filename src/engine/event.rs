@@ -122,6 +122,8 @@ pub struct Head {
     pub txid: Txid,
     /// The database checksum that its file leaves, if it has our tag.
     pub post_apply: Option<DatabaseChecksum>,
+    /// Who wrote it; 0 for Litestream.
+    pub writer: WriterId,
 }
 
 /// Whose file has a TXID.

@@ -110,7 +110,7 @@ fn a_new_lineage_claims_its_place_and_steps_behind_a_stranger() {
     let verdict = Verdict::Foreign { writer: WriterId(9) };
     engine.handle(2, Event::Inspected { txid: Txid(6), verdict });
     assert_eq!(engine.poll(2), Some(Action::FindHead));
-    engine.handle(3, Event::HeadFound(Some(Head { txid: Txid(8), post_apply: None })));
+    engine.handle(3, Event::HeadFound(Some(Head { txid: Txid(8), post_apply: None, writer: WriterId(9) })));
     let image = Action::Image { level: Level::L0, txid: Txid(9), pre_apply: None };
     assert_eq!(engine.poll(3), Some(image));
     engine.handle(4, Event::ImageSent { txid: Txid(9) });

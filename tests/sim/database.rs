@@ -81,6 +81,8 @@ impl Database {
         let mut page = vec![0; page_size().bytes()];
         page[..8].copy_from_slice(&self.id.to_be_bytes());
         page[8..16].copy_from_slice(&self.fill.to_be_bytes());
+        // The exclusive or of page checksums is linear: numbers alone would cancel out.
+        page[16..24].copy_from_slice(&Rng::new(self.fill << 1 | self.id).next().to_be_bytes());
         Rc::new(page)
     }
 

@@ -103,6 +103,8 @@ pub struct Host {
     pub images: u64,
     /// TXIDs that the store confirmed as ours, with the writer that we were.
     pub confirmed: Vec<(Txid, u64)>,
+    /// A full disk kept the state from passing a file: the file stays until the next start.
+    pub leftover: bool,
     /// Nobody else writes to the replica.
     pub alone: bool,
     /// The database was restored from the replica.
@@ -129,6 +131,7 @@ impl Host {
             image_allowed: true,
             images: 0,
             confirmed: Vec::new(),
+            leftover: false,
             alone: false,
             is_copy: false,
         }
@@ -351,7 +354,7 @@ impl Host {
         Ok(())
     }
 
-    fn publish(&mut self, at: u64) {
+    pub fn publish(&mut self, at: u64) {
         let (index, head) = (self.db.index, self.db.head());
         let memory = mem!(self);
         if memory.published != index {
@@ -573,7 +576,7 @@ impl Host {
             match self.disk.save(&memory.state.clone()) {
                 Ok(()) => self.disk.remove(&file.entry)?,
                 Err(Stop::Crash) => return Err(Stop::Crash),
-                Err(_) => {}
+                Err(_) => self.leftover = true,
             }
         }
         cx.log(format_args!("host {}: acked {txid}", self.id));

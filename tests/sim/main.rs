@@ -73,6 +73,7 @@ fn known_mistakes_are_found() {
         Bug::DropPage,
         Bug::ForgetDivergence,
         Bug::FenceIgnored,
+        Bug::StaleIndex,
         Bug::CleanWhileUnknown,
     ];
     for bug in bugs {

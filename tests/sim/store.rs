@@ -221,7 +221,11 @@ impl Store {
         }
         let (key, bytes) = newest?;
         let header = header(bytes);
-        Some(Head { txid: key.name.max, post_apply: header.tag.map(|tag| tag.post_apply) })
+        Some(Head {
+            txid: key.name.max,
+            post_apply: header.tag.map(|tag| tag.post_apply),
+            writer: header.writer,
+        })
     }
 
     fn inspect(&self, txid: Txid, ours: &[u8]) -> Verdict {

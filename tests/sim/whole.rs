@@ -16,7 +16,7 @@ use crate::database::page_size;
 use crate::disk::Stop;
 use crate::host::{Cursor, Gate, Host, Point, mem};
 use crate::store::{Answer, Request};
-use crate::world::Cx;
+use crate::world::{Bug, Cx};
 
 /// Pages of one slice.
 const SLICE: u32 = 4;
@@ -164,7 +164,7 @@ impl Host {
         claim: bool,
     ) -> Result<(), Stop> {
         if scan {
-            self.begin_comparison(txid, claim);
+            self.begin_comparison(cx, txid, claim);
         } else {
             match self.claim(cx, txid) {
                 Err(Stop::Failed(why) | Stop::Diverged(why)) => self.resync_failed(cx, why, false),
@@ -187,7 +187,7 @@ impl Host {
         if let Err(stop) = self.capture(cx) {
             let Stop::Diverged(why) = stop else { return Err(stop) };
             cx.log(format_args!("host {}: {why}", self.id));
-            self.begin_comparison(txid, true);
+            self.begin_comparison(cx, txid, true);
             return Ok(());
         }
         if mem!(self).open.is_empty() {
@@ -195,7 +195,7 @@ impl Host {
             self.db.reader = None;
             let page = self.page(&scan, 1);
             if self.disk.table.get(1) != Some(ltx::checksum::page(1, &page)) {
-                self.begin_comparison(txid, true);
+                self.begin_comparison(cx, txid, true);
                 return Ok(());
             }
             let (entry, commit) = (self.next_entry(None), self.disk.table.commit());
@@ -206,7 +206,10 @@ impl Host {
         Ok(())
     }
 
-    fn begin_comparison(&mut self, txid: Txid, claim: bool) {
+    fn begin_comparison(&mut self, cx: &mut Cx, txid: Txid, claim: bool) {
+        if cx.bug != Bug::StaleIndex {
+            self.publish(cx.now);
+        }
         let memory = mem!(self);
         memory.gate = Gate::Shut;
         memory.captured = None;
