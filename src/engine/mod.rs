@@ -62,6 +62,8 @@ pub struct Engine {
     hurry: bool,
     /// The database must be compared with the page table before anything else is closed.
     resync: bool,
+    /// Capture lost its place again while a comparison was under way.
+    diverged_meanwhile: bool,
     /// When the last file was closed.
     closed_at: Option<Millis>,
     job: Job,
@@ -124,6 +126,7 @@ impl Engine {
             closing_since: None,
             hurry: false,
             resync: false,
+            diverged_meanwhile: false,
             closed_at: None,
             job: Job::None,
             request: Request::None,
@@ -149,7 +152,10 @@ impl Engine {
             }
             Event::Diverged => {
                 self.resync = true;
-                // What the comparison finds was committed, at the latest now.
+                self.diverged_meanwhile = self.job == Job::Resync;
+                // The job under way may not take in what it was to, and what the comparison will
+                // find was committed at the latest now.
+                self.unclosed_since = earlier(self.closing_since.take(), self.unclosed_since);
                 self.unclosed_since.get_or_insert(now);
             }
             Event::Closed(closed) => self.on_closed(now, closed),
@@ -350,7 +356,7 @@ impl Engine {
         self.forget_failure(Failure::is_local);
         self.hurry = false;
         if was == Job::Resync {
-            self.resync = false;
+            self.resync = std::mem::take(&mut self.diverged_meanwhile);
         }
         if let Some(txid) = closed {
             self.closed_at = Some(now);
@@ -368,6 +374,7 @@ impl Engine {
     /// The local job came to nothing: its commits wait for the next.
     fn give_up_job(&mut self) {
         self.job = Job::None;
+        self.diverged_meanwhile = false;
         self.unclosed_since = earlier(self.closing_since.take(), self.unclosed_since);
     }
 
@@ -377,6 +384,7 @@ impl Engine {
         self.acked = txid;
         self.claimed = true;
         self.resync = false;
+        self.diverged_meanwhile = false;
         self.closed_at = Some(now);
         self.mode = Mode::Streaming;
         self.store_backoff.reset();

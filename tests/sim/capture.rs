@@ -186,6 +186,12 @@ impl Host {
             self.disk.save(&memory.state.clone())?;
         }
         let entry = Entry { len: bytes.len() as u64, ..entry };
+        cx.log(format_args!(
+            "host {}: {} holds {:?}",
+            self.id,
+            entry.file_name(),
+            sums.iter().map(|(pgno, _)| *pgno).collect::<Vec<_>>()
+        ));
         self.disk.publish(entry.clone(), bytes)?;
         for (pgno, sum) in sums {
             self.disk.set(pgno, sum)?;
@@ -264,9 +270,13 @@ impl Host {
             Ok(closed) => mem!(self).engine.handle(cx.now, Event::Closed(closed)),
             Err(Stop::Crash) => return Err(Stop::Crash),
             Err(Stop::Diverged(why)) => {
-                mem!(self).engine.handle(cx.now, Event::Closed(None));
+                if cx.bug == Bug::LagForgotten {
+                    mem!(self).engine.handle(cx.now, Event::Closed(None));
+                    self.diverge(cx, &why);
+                    return Ok(());
+                }
                 self.diverge(cx, &why);
-                mem!(self).engine.handle(cx.now, Event::Committed { at: cx.now });
+                mem!(self).engine.handle(cx.now, Event::Closed(None));
             }
             Err(Stop::Failed(message)) => {
                 mem!(self).gate = Gate::Shut;

@@ -81,6 +81,7 @@ pub struct Memory {
     pub captured: Option<(Salts, u32)>,
     pub gate: Gate,
     pub grant: Option<(Salts, u32)>,
+    keeps_grant: bool,
     pub watch_at: u64,
     pub started_at: u64,
 }
@@ -88,6 +89,19 @@ pub struct Memory {
 impl Memory {
     pub fn seq(&self) -> usize {
         self.seqs.len() - 1
+    }
+
+    /// A restart that was let through did not come: the generation went on instead.
+    fn end_grant(&mut self) {
+        if self.keeps_grant {
+            return;
+        }
+        if let (Some((salts, frame)), Some(index)) = (self.grant, self.published)
+            && salts == index.salts
+            && frame < index.max_frame
+        {
+            self.grant = None;
+        }
     }
 }
 
@@ -170,6 +184,7 @@ impl Host {
             captured: None,
             gate: Gate::Capturing,
             grant: None,
+            keeps_grant: cx.bug == Bug::StaleGrant,
             watch_at: cx.now,
             started_at: cx.now,
         });
@@ -359,6 +374,7 @@ impl Host {
         let memory = mem!(self);
         if memory.published != index {
             memory.published = index;
+            memory.end_grant();
             memory.seqs.push(head);
             memory.unreported_since.get_or_insert(at);
         }
@@ -433,6 +449,7 @@ impl Host {
             memory.watch_at = now + 1000;
             if index.is_some() && memory.published != index {
                 memory.published = index;
+                memory.end_grant();
                 memory.seqs.push(head);
                 memory.unreported_since.get_or_insert(now);
             }

@@ -74,6 +74,8 @@ fn known_mistakes_are_found() {
         Bug::ForgetDivergence,
         Bug::FenceIgnored,
         Bug::StaleIndex,
+        Bug::StaleGrant,
+        Bug::LagForgotten,
         Bug::CleanWhileUnknown,
     ];
     for bug in bugs {

@@ -251,8 +251,8 @@ impl Host {
             Ok(closed) => closed,
             Err(Stop::Diverged(why)) => {
                 let memory = mem!(self);
-                memory.engine.handle(cx.now, Event::Closed(None));
                 memory.engine.handle(cx.now, Event::Diverged);
+                memory.engine.handle(cx.now, Event::Closed(None));
                 cx.log(format_args!("host {}: {why}", self.id));
                 return Ok(());
             }

@@ -9,7 +9,7 @@ use walferry::units::WriterId;
 use crate::checks::Checks;
 use crate::database::{Database, checksum};
 use crate::disk::{Stop, Table};
-use crate::host::Host;
+use crate::host::{Cursor, Host};
 use crate::rng::Rng;
 use crate::store::Store;
 
@@ -35,6 +35,10 @@ pub enum Bug {
     FenceIgnored,
     /// After a comparison the newest known wal-index is older than what was compared.
     StaleIndex,
+    /// A restart that was let through and did not come counts for the next that nobody asked for.
+    StaleGrant,
+    /// A close that lost its place in the WAL forgets how long its commits have waited.
+    LagForgotten,
     /// A close in peace vouches for the database file although a comparison is due.
     CleanWhileUnknown,
 }
@@ -278,8 +282,11 @@ impl World {
                 cx.log(format_args!("host {id}: commit {} from outside", host.db.head()));
             }
             89..91 => {
+                // The pin keeps others from this. Only a cursor that knows its generation notices
+                // when the pin was lost.
+                let fresh = host.up.as_ref().is_some_and(|m| m.cursor == Cursor::Fresh);
                 host.db.checkpoint();
-                if host.db.may_begin_anew() {
+                if host.db.may_begin_anew() && !fresh {
                     host.db.restart(&mut cx.rng);
                     host.db.commit(&mut cx.rng, cx.now, true);
                     cx.log(format_args!("host {id}: the WAL is begun anew from outside"));
