@@ -282,11 +282,16 @@ impl World {
                 cx.log(format_args!("host {id}: commit {} from outside", host.db.head()));
             }
             89..91 => {
-                // The pin keeps others from this. Only a cursor that knows its generation notices
-                // when the pin was lost.
-                let fresh = host.up.as_ref().is_some_and(|m| m.cursor == Cursor::Fresh);
+                // The pin keeps others from this. When the pin was lost, only a cursor that is in the
+                // WAL's generation notices.
+                let salts = host.db.index.map(|index| index.salts);
+                let placed = host.up.as_ref().is_some_and(|memory| match memory.cursor {
+                    Cursor::At(at) => Some(at.salts) == salts,
+                    Cursor::Fresh => false,
+                    Cursor::Unknown => true,
+                });
                 host.db.checkpoint();
-                if host.db.may_begin_anew() && !fresh {
+                if host.db.may_begin_anew() && placed {
                     host.db.restart(&mut cx.rng);
                     host.db.commit(&mut cx.rng, cx.now, true);
                     cx.log(format_args!("host {id}: the WAL is begun anew from outside"));
