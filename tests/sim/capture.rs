@@ -39,6 +39,15 @@ impl Span {
     }
 }
 
+/// The bytes in the WAL are still those of this generation.
+fn check_generation(cx: &Cx, bytes: &[u8], salts: Salts) -> Result<(), Stop> {
+    let same = wal::WalHeader::read(bytes).is_some_and(|header| header.salts == salts);
+    if same || cx.bug == Bug::GenerationUnchecked {
+        return Ok(());
+    }
+    Err(Stop::Diverged("the WAL has another generation's frames".into()))
+}
+
 impl Host {
     /// Captures because somebody waits at the gate.
     pub fn capture_now(&mut self, cx: &mut Cx) -> Result<(), Stop> {
@@ -62,7 +71,7 @@ impl Host {
 
     /// Makes the newest published frames a piece, unless there are none.
     pub fn capture(&mut self, cx: &mut Cx) -> Result<(), Stop> {
-        let seq = self.take_frames()?;
+        let seq = self.take_frames(cx)?;
         if !mem!(self).frames.is_empty() {
             let entry = self.next_entry(None);
             self.write_frames(cx, entry)?;
@@ -74,7 +83,7 @@ impl Host {
         Ok(())
     }
 
-    fn take_frames(&mut self) -> Result<usize, Stop> {
+    fn take_frames(&mut self, cx: &Cx) -> Result<usize, Stop> {
         let memory = mem!(self);
         let seq = memory.seq();
         let Some(index) = memory.published.filter(|index| index.max_frame > 0) else {
@@ -99,6 +108,7 @@ impl Host {
         if index.max_frame < first || index.max_frame == memory.frames.last {
             return Ok(seq);
         }
+        check_generation(cx, self.db.wal(), index.salts)?;
         memory
             .frames
             .extend(self.db.wal(), page_size(), first, index.max_frame)
@@ -114,6 +124,7 @@ impl Host {
     fn write_frames(&mut self, cx: &mut Cx, entry: Entry) -> Result<(), Stop> {
         let memory = mem!(self);
         let (frames, salts) = (memory.frames.clone(), memory.frames_salts);
+        check_generation(cx, self.db.wal(), salts)?;
         let position = WalPosition { salts, frame: frames.last, checksum: frames.checksum };
         let grown = self.disk.table.commit() + 1..=frames.commit;
         if grown.clone().any(|pgno| !frames.newest.contains_key(&pgno)) {
@@ -288,7 +299,7 @@ impl Host {
 
     pub fn close_captured(&mut self, cx: &mut Cx, txid: Txid) -> Result<Option<Txid>, Stop> {
         if mem!(self).open.is_empty() {
-            let seq = self.take_frames()?;
+            let seq = self.take_frames(cx)?;
             if mem!(self).frames.is_empty() {
                 self.set_captured(seq);
                 self.nothing_to_close(seq);

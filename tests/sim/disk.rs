@@ -1,11 +1,13 @@
 //! What a host's disk holds of the local state, and when writing to it fails.
 
+use std::cmp::Reverse;
+
 use walferry::local::spool::Entry;
 use walferry::local::state::State;
 use walferry::ltx::{self, Checksum, DatabaseChecksum, Decoder};
 use walferry::units::Pgno;
 
-use crate::rng::Rng;
+use crate::world::{Bug, Cx};
 
 /// Why a step of the model did not go on.
 #[derive(Debug)]
@@ -134,12 +136,18 @@ impl Disk {
     }
 
     /// As the spool is read after a start: a directory lists its files in any order.
-    pub fn scan(&mut self, rng: &mut Rng, done: u64) -> Result<Vec<Entry>, Stop> {
+    pub fn scan(&mut self, cx: &mut Cx, done: u64) -> Result<Vec<Entry>, Stop> {
         let mut entries: Vec<Entry> = self.spool.iter().map(|(entry, _)| entry.clone()).collect();
         for i in (1..entries.len()).rev() {
-            entries.swap(i, rng.below(i as u64 + 1) as usize);
+            entries.swap(i, cx.rng.below(i as u64 + 1) as usize);
         }
-        entries.sort_by_key(|entry| (entry.pieces.0, entry.txid.is_none()));
+        // Of files that begin alike the one that contains the other comes first.
+        if cx.bug == Bug::JoinedComesLater {
+            entries.sort_by_key(|entry| (entry.pieces.0, entry.txid.is_none()));
+        } else {
+            let longest = |entry: &Entry| Reverse(entry.pieces.1);
+            entries.sort_by_key(|entry| (entry.pieces.0, entry.txid.is_none(), longest(entry)));
+        }
         let mut kept: Vec<Entry> = Vec::new();
         for entry in entries {
             let passed = kept.last().map_or(done, |last| last.pieces.1);

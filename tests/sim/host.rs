@@ -204,7 +204,7 @@ impl Host {
         let mut closed = Vec::new();
         match memory.state.base {
             None => {
-                for entry in self.disk.scan(&mut cx.rng, 0)? {
+                for entry in self.disk.scan(cx, 0)? {
                     self.disk.remove(&entry)?;
                 }
                 self.disk.set_commit(0)?;
@@ -212,7 +212,7 @@ impl Host {
             }
             Some(base) => {
                 self.disk.table.set_commit(base.commit);
-                let entries = self.disk.scan(&mut cx.rng, base.piece)?;
+                let entries = self.disk.scan(cx, base.piece)?;
                 let (mut expected, mut broken) =
                     (DatabaseChecksum::from_stored(base.checksum), false);
                 let mut position = base.position.map(WalPosition::from);

@@ -19,7 +19,7 @@ use world::{Bug, Tally, run};
 
 const SEEDS: u64 = 500;
 /// Within so many histories each mistake must show.
-const CANARY_SEEDS: u64 = 300;
+const CANARY_SEEDS: u64 = 4000;
 
 fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|value| value.parse().expect("a number"))
@@ -75,6 +75,8 @@ fn known_mistakes_are_found() {
         Bug::FenceIgnored,
         Bug::StaleIndex,
         Bug::StaleGrant,
+        Bug::GenerationUnchecked,
+        Bug::JoinedComesLater,
         Bug::LagForgotten,
         Bug::CleanWhileUnknown,
     ];

@@ -37,6 +37,10 @@ pub enum Bug {
     StaleIndex,
     /// A restart that was let through and did not come counts for the next that nobody asked for.
     StaleGrant,
+    /// Frames are read from the WAL without a look at its header.
+    GenerationUnchecked,
+    /// After a crash while pieces were joined, the joined one may be read after its parts.
+    JoinedComesLater,
     /// A close that lost its place in the WAL forgets how long its commits have waited.
     LagForgotten,
     /// A close in peace vouches for the database file although a comparison is due.
