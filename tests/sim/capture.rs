@@ -216,7 +216,13 @@ impl Host {
         Ok(entry)
     }
 
-    fn header(&mut self, now: u64, commit: u32, post_apply: DatabaseChecksum, span: Span) -> Header {
+    fn header(
+        &mut self,
+        now: u64,
+        commit: u32,
+        post_apply: DatabaseChecksum,
+        span: Span,
+    ) -> Header {
         let timestamp = self.timestamp(now);
         let memory = mem!(self);
         let point = memory.point.expect("there is a point to go on from");

@@ -6,9 +6,7 @@
 
 use std::collections::VecDeque;
 
-use walferry::engine::{
-    Action, Closed, Engine, Event, Failure, Need, Opened, Options, Phase,
-};
+use walferry::engine::{Action, Closed, Engine, Event, Failure, Need, Opened, Options, Phase};
 use walferry::local::spool::Entry;
 use walferry::local::state::{Base, Clean, State};
 use walferry::ltx::{DatabaseChecksum, FileName};
@@ -161,8 +159,7 @@ impl Host {
             Some(state) => state,
             None => fresh(cx),
         };
-        let options =
-            Options { sync_interval: self.sync_interval, jitter_seed: cx.rng.next() };
+        let options = Options { sync_interval: self.sync_interval, jitter_seed: cx.rng.next() };
         let engine = Engine::new(options, WriterId(state.writer));
         cx.log(format_args!("host {}: start, writer {:x}", self.id, state.writer & 0xffff));
         self.up = Some(Memory {
@@ -390,11 +387,9 @@ impl Host {
         }
         if cx.bug == Bug::GateOpenEarly && memory.gate == Gate::Capturing {
             if let Cursor::At(_) = memory.cursor {
-                let frame =
-                    FrameHeader::read(self.db.wal(), page_size(), index.max_frame).unwrap();
+                let frame = FrameHeader::read(self.db.wal(), page_size(), index.max_frame).unwrap();
                 let (salts, checksum) = (index.salts, frame.checksum);
-                memory.cursor =
-                    Cursor::At(WalPosition { salts, frame: index.max_frame, checksum });
+                memory.cursor = Cursor::At(WalPosition { salts, frame: index.max_frame, checksum });
             }
             return Ok(true);
         }

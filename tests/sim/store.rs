@@ -77,13 +77,14 @@ impl Store {
         incarnation: u64,
         request: Request,
     ) -> Result<(), String> {
-        if self.pending.iter().any(|p| {
-            p.host == host && p.incarnation == incarnation && p.answer_at.is_some()
-        }) {
+        if self
+            .pending
+            .iter()
+            .any(|p| p.host == host && p.incarnation == incarnation && p.answer_at.is_some())
+        {
             return Err(format!("host {host} has two requests in flight"));
         }
-        let is_upload =
-            matches!(request, Request::OpenUpload | Request::CompleteUpload { .. });
+        let is_upload = matches!(request, Request::OpenUpload | Request::CompleteUpload { .. });
         let failed = |kind| {
             let failure = Failure::Store { kind, message: format!("{kind:?}") };
             if is_upload { Answer::UploadFailed(failure) } else { Answer::Failed(failure) }
@@ -96,8 +97,7 @@ impl Store {
             let kind = if self.denied { ErrorKind::Denied } else { ErrorKind::Unavailable };
             (effect_at, fixed) = (None, Some(failed(kind)));
         } else if fate < 8 {
-            let kind =
-                if rng.chance(30) { ErrorKind::Throttled } else { ErrorKind::Unavailable };
+            let kind = if rng.chance(30) { ErrorKind::Throttled } else { ErrorKind::Unavailable };
             (effect_at, fixed) = (None, Some(failed(kind)));
         } else if fate < 16 {
             fixed = Some(failed(ErrorKind::Unavailable));
@@ -156,9 +156,9 @@ impl Store {
             .filter(|i| due(&self.pending[*i]).is_some_and(|at| at <= now))
             .min_by_key(|i| (due(&self.pending[*i]), *i))?;
         let mut pending = self.pending.remove(at);
-        let effect_first = pending.effect_at.is_some_and(|effect| {
-            pending.answer_at.is_none_or(|answer| effect <= answer)
-        });
+        let effect_first = pending
+            .effect_at
+            .is_some_and(|effect| pending.answer_at.is_none_or(|answer| effect <= answer));
         if effect_first {
             pending.effect_at = None;
             let natural = self.perform(&pending.request);

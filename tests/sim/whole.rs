@@ -23,8 +23,17 @@ const SLICE: u32 = 4;
 
 pub enum Job {
     None,
-    Image { head: Head, stage: Stage },
-    Resync { txid: Txid, claim: bool, scan: Scan, differs: Vec<(Pgno, Vec<u8>)>, sum: DatabaseChecksum },
+    Image {
+        head: Head,
+        stage: Stage,
+    },
+    Resync {
+        txid: Txid,
+        claim: bool,
+        scan: Scan,
+        differs: Vec<(Pgno, Vec<u8>)>,
+        sum: DatabaseChecksum,
+    },
 }
 
 pub struct Head {

@@ -206,8 +206,7 @@ impl World {
         let host = match copy {
             None => Host::new(1, Database::new(1, None), interval),
             Some((txid, stored)) => {
-                let mut host =
-                    Host::new(1, Database::new(1, Some(stored.state.clone())), interval);
+                let mut host = Host::new(1, Database::new(1, Some(stored.state.clone())), interval);
                 let mut table = Table::default();
                 for (pgno, page) in (1..).zip(&stored.state) {
                     table.set(pgno, Some(ltx::checksum::page(pgno, page)));
@@ -292,7 +291,7 @@ impl World {
                 let placed = host.up.as_ref().is_some_and(|memory| match memory.cursor {
                     Cursor::At(at) => Some(at.salts) == salts,
                     Cursor::Fresh => false,
-                    Cursor::Unknown => true,
+                    Cursor::Unknown => memory.job.is_none(),
                 });
                 host.db.checkpoint();
                 if host.db.may_begin_anew() && placed {
