@@ -176,7 +176,9 @@ impl Host {
         let sums: Vec<_> =
             pages.iter().map(|(pgno, page)| (*pgno, ltx::checksum::page(*pgno, page))).collect();
         let mut after = self.disk.table.clone();
-        sums.iter().for_each(|(pgno, sum)| after.set(*pgno, Some(*sum)));
+        for (pgno, sum) in &sums {
+            after.set(*pgno, Some(*sum));
+        }
         after.set_commit(commit);
         let header = self.header(cx.now, commit, after.checksum(), span);
         let bytes = to_vec(&header, pages.iter().map(|(pgno, page)| (*pgno, page.as_slice())))

@@ -6,17 +6,16 @@
 
 use std::collections::VecDeque;
 
-use walferry::engine::{Action, Closed, Engine, Event, Failure, Need, Opened, Options, Phase};
+use walferry::engine::{Closed, Engine, Event, Failure, Need, Opened, Options, Phase};
 use walferry::local::spool::Entry;
 use walferry::local::state::{Base, Clean, State};
-use walferry::ltx::{DatabaseChecksum, FileName};
-use walferry::store::Key;
+use walferry::ltx::DatabaseChecksum;
 use walferry::units::{Level, Salts, Timestamp, Txid, WalPosition, WriterId};
 use walferry::wal::{FrameHeader, FrameSet, WalHeader, WalIndex};
 
 use crate::database::{Database, page_size};
 use crate::disk::{Disk, Stop};
-use crate::store::{Answer, Request, header};
+use crate::store::header;
 use crate::whole::Job;
 use crate::world::{Bug, Cx};
 
@@ -232,12 +231,7 @@ impl Host {
                     memory.piece = entry.pieces.1;
                     match entry.txid {
                         Some(txid) => {
-                            point = Point {
-                                txid,
-                                checksum: expected,
-                                timestamp: head.timestamp.0,
-                                ..point
-                            };
+                            point = Point { txid, checksum: expected, timestamp: head.timestamp.0 };
                             let base = Base {
                                 txid: txid.0,
                                 piece: entry.pieces.1,
@@ -339,10 +333,7 @@ impl Host {
         let known = memory.cursor != Cursor::Unknown || cx.bug == Bug::CleanWhileUnknown;
         let clean = memory.frames.is_empty() && known;
         memory.state.clean = clean.then_some(Clean { fingerprint, piece: memory.piece });
-        match self.disk.save(&memory.state.clone()) {
-            Err(Stop::Crash) => return Err(Stop::Crash),
-            _ => {}
-        }
+        self.save_if_possible()?;
         cx.log(format_args!("host {}: closed", self.id));
         Ok(())
     }
@@ -468,136 +459,8 @@ impl Host {
         self.set_gate();
     }
 
-    fn perform(&mut self, cx: &mut Cx, action: Action) -> Result<(), Stop> {
-        match action {
-            Action::Close { txid } => self.close_file(cx, txid)?,
-            Action::Resync { txid, scan, claim } => self.begin_resync(cx, txid, scan, claim)?,
-            Action::Image { level, txid, pre_apply } => {
-                if self.alone && !self.image_allowed {
-                    return Err(Stop::Failed("an image without need".into()));
-                }
-                self.images += 1;
-                self.begin_image(cx, level, txid, pre_apply)?;
-            }
-            Action::FindHead => self.ship(cx, Request::FindHead)?,
-            Action::Put { txid } => {
-                let file = self.find_closed(txid)?;
-                let bytes = self.disk.read(&file.0).cloned();
-                let bytes = bytes.ok_or(Stop::Failed("a closed file is gone".into()))?;
-                let key = Key { level: Level::L0, name: FileName::single(txid) };
-                self.ship(cx, Request::Put { key, bytes })?;
-                if cx.bug == Bug::ReleaseBeforeAck {
-                    mem!(self).state.base = Some(file.1);
-                    self.disk.save(&mem!(self).state.clone())?;
-                    self.disk.remove(&file.0)?;
-                }
-            }
-            Action::Inspect { txid } => {
-                let file = self.find_closed(txid)?;
-                let ours = self.disk.read(&file.0).cloned().unwrap_or_default();
-                self.ship(cx, Request::Inspect { txid, ours })?;
-            }
-            Action::Confirm { level, min, max } => {
-                let memory = mem!(self);
-                let checksum = memory.state.image.map_or(0, |image| image.base.checksum);
-                let key = Key { level, name: FileName { min, max } };
-                let writer = memory.engine.writer();
-                self.ship(cx, Request::Confirm { key, writer, checksum })?;
-            }
-        }
-        Ok(())
-    }
-
-    fn find_closed(&mut self, txid: Txid) -> Result<(Entry, Base), Stop> {
-        let file = mem!(self).closed.iter().find(|file| file.entry.txid == Some(txid));
-        file.map(|file| (file.entry.clone(), file.base))
-            .ok_or(Stop::Failed(format!("no closed file {txid}")))
-    }
-
-    pub fn ship(&mut self, cx: &mut Cx, request: Request) -> Result<(), Stop> {
-        let (id, incarnation) = (self.id, self.incarnation);
-        cx.store.submit(&mut cx.rng, cx.now, id, incarnation, request).map_err(Stop::Failed)
-    }
-
-    /// Takes in the end of a request.
-    pub fn shipped(&mut self, cx: &mut Cx, answer: Answer) -> Result<(), Stop> {
-        let front = mem!(self).closed.front().and_then(|file| file.entry.txid);
-        cx.log(format_args!("host {}: {answer:?}", self.id));
-        let answer = match answer {
-            Answer::Failed(_) if cx.bug == Bug::AckBeforeDurable && front.is_some() => {
-                Answer::PutDone
-            }
-            Answer::Inspected { txid, .. } if cx.bug == Bug::FenceIgnored => {
-                Answer::Inspected { txid, verdict: walferry::engine::Verdict::Ours }
-            }
-            Answer::Head(Some(mut head)) if cx.bug == Bug::SkipTxid => {
-                head.txid = head.txid.next();
-                Answer::Head(Some(head))
-            }
-            answer => answer,
-        };
-        let event = match answer {
-            Answer::Head(head) => {
-                // What somebody else has written costs an image.
-                Event::HeadFound(head)
-            }
-            Answer::PutDone => {
-                let Some(txid) = front else { return Ok(()) };
-                mem!(self).engine.handle(cx.now, Event::PutDone { txid });
-                return self.acked(cx, txid);
-            }
-            Answer::PutRefused => {
-                let Some(txid) = front else { return Ok(()) };
-                Event::PutRefused { txid }
-            }
-            Answer::Inspected { txid, verdict } => {
-                if matches!(verdict, walferry::engine::Verdict::Foreign { .. }) {
-                    self.image_allowed = true;
-                }
-                let memory = mem!(self);
-                memory.engine.handle(cx.now, Event::Inspected { txid, verdict });
-                if memory.engine.status().acked >= txid {
-                    self.acked(cx, txid)?;
-                }
-                return Ok(());
-            }
-            Answer::Confirmed { arrived } => {
-                self.confirmed(cx, arrived)?;
-                Event::Confirmed { arrived }
-            }
-            Answer::Failed(failure) => Event::RequestFailed(failure),
-            upload => return self.upload_event(cx, upload),
-        };
-        mem!(self).engine.handle(cx.now, event);
-        Ok(())
-    }
-
-    /// The store confirmed a file: the state passes it, then it is removed.
-    fn acked(&mut self, cx: &mut Cx, txid: Txid) -> Result<(), Stop> {
-        loop {
-            let memory = mem!(self);
-            let Some(file) = memory.closed.pop_front_if(|file| file.entry.txid <= Some(txid))
-            else {
-                break;
-            };
-            memory.state.base = Some(file.base);
-            memory.state.claimed = true;
-            memory.state.image = None;
-            self.confirmed.push((file.base.txid(), memory.state.writer));
-            memory.acked_seq = memory.acked_seq.max(file.seq);
-            match self.disk.save(&memory.state.clone()) {
-                Ok(()) => self.disk.remove(&file.entry)?,
-                Err(Stop::Crash) => return Err(Stop::Crash),
-                Err(_) => self.leftover = true,
-            }
-        }
-        cx.log(format_args!("host {}: acked {txid}", self.id));
-        self.settle();
-        Ok(())
-    }
-
     /// A wait that began when nothing was left to ship is over at once.
-    fn settle(&mut self) {
+    pub fn settle(&mut self) {
         let memory = mem!(self);
         let whole = memory.job.is_none() && memory.frames.is_empty();
         let quiet = memory.unreported_since.is_none() && memory.engine.is_drained();
@@ -669,7 +532,7 @@ impl Host {
 
     pub fn timestamp(&self, now: u64) -> Timestamp {
         let after = self.up.as_ref().and_then(|m| m.point).map_or(0, |point| point.timestamp + 1);
-        Timestamp((now as i64).max(after))
+        Timestamp(now.cast_signed().max(after))
     }
 }
 

@@ -4,6 +4,7 @@
 //! `WALFERRY_SEED=n` runs one history and prints what happened in it; `WALFERRY_SEEDS=n` says how
 //! many histories to run.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
+#![allow(clippy::needless_pass_by_value)]
 
 mod capture;
 mod checks;
@@ -11,6 +12,7 @@ mod database;
 mod disk;
 mod host;
 mod rng;
+mod ship;
 mod store;
 mod whole;
 mod world;
@@ -51,7 +53,7 @@ fn every_history_keeps_what_was_promised() {
 }
 
 fn first(lines: &[String]) -> String {
-    lines.iter().take(20).map(|line| format!("{line}\n")).collect()
+    lines[..lines.len().min(20)].join("\n")
 }
 
 #[test]

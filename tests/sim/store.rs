@@ -179,10 +179,13 @@ impl Store {
     fn perform(&mut self, request: &Request) -> Answer {
         match request {
             Request::FindHead => Answer::Head(self.head()),
-            Request::Put { key, bytes } => match self.create(*key, bytes) {
-                true => Answer::PutDone,
-                false => Answer::PutRefused,
-            },
+            Request::Put { key, bytes } => {
+                if self.create(*key, bytes) {
+                    Answer::PutDone
+                } else {
+                    Answer::PutRefused
+                }
+            }
             Request::Inspect { txid, ours } => {
                 Answer::Inspected { txid: *txid, verdict: self.inspect(*txid, ours) }
             }
@@ -195,10 +198,13 @@ impl Store {
                 Answer::Confirmed { arrived }
             }
             Request::OpenUpload => Answer::UploadOpened,
-            Request::CompleteUpload { key, bytes } => match self.create(*key, bytes) {
-                true => Answer::UploadDone,
-                false => Answer::UploadRefused,
-            },
+            Request::CompleteUpload { key, bytes } => {
+                if self.create(*key, bytes) {
+                    Answer::UploadDone
+                } else {
+                    Answer::UploadRefused
+                }
+            }
         }
     }
 

@@ -284,7 +284,7 @@ impl Host {
         pre_apply: Option<DatabaseChecksum>,
     ) -> Result<(), Stop> {
         let pre_apply = pre_apply.unwrap_or(DatabaseChecksum::EMPTY);
-        let head = Head { level, txid, pre_apply, timestamp: Timestamp(cx.now as i64) };
+        let head = Head { level, txid, pre_apply, timestamp: Timestamp(cx.now.cast_signed()) };
         mem!(self).job = Job::Image { head, stage: Stage::Opening };
         self.ship(cx, Request::OpenUpload)
     }
@@ -328,7 +328,7 @@ impl Host {
         Ok(())
     }
 
-    fn save_if_possible(&mut self) -> Result<(), Stop> {
+    pub fn save_if_possible(&mut self) -> Result<(), Stop> {
         match self.disk.save(&mem!(self).state.clone()) {
             Err(Stop::Crash) => Err(Stop::Crash),
             _ => Ok(()),
