@@ -160,7 +160,10 @@ impl Engine {
             }
             Event::Closed(closed) => self.on_closed(now, closed),
             Event::LocalFailed(failure) => {
-                self.give_up_job();
+                // An image has an end of its own: this was a capture beside it.
+                if !matches!(self.job, Job::Image { .. }) {
+                    self.give_up_job();
+                }
                 self.local_backoff.fail(now, failure.is_lasting());
                 self.failure = Some(failure);
             }

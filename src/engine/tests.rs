@@ -254,3 +254,12 @@ fn the_lag_shows_from_the_start_when_something_is_due() {
         assert_eq!(engine.status().unacked_since, Some(7));
     }
 }
+
+#[test]
+fn a_failed_capture_does_not_end_an_image() {
+    let mut engine = imaging(Vec::new());
+    engine.handle(12, Event::LocalFailed(Failure::Local { message: "the disk is full".into() }));
+    assert_eq!((engine.poll(99_999), engine.wakeup(12)), (None, None), "it is under way");
+    engine.handle(13, Event::ImageSent { txid: Txid(6) });
+    assert!(engine.is_drained());
+}

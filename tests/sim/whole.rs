@@ -302,6 +302,7 @@ impl Host {
                 self.disk.set_commit(0)?;
                 let memory = mem!(self);
                 memory.cursor = Cursor::Unknown;
+                memory.frames = FrameSet::default();
                 let open = memory.open.drain(..);
                 let closed = memory.closed.drain(..).map(|file| file.entry);
                 for entry in open.chain(closed).collect::<Vec<_>>() {
