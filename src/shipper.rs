@@ -150,8 +150,13 @@ async fn find_head(store: &dyn Store) -> Result<Option<Head>, crate::store::Erro
     }
     let Some(key) = newest else { return Ok(None) };
     let header = read_header(store, key).await?;
-    let tag = header.ok().and_then(|header| header.tag);
-    Ok(Some(Head { txid: key.name.max, post_apply: tag.map(|tag| tag.post_apply) }))
+    let header = header.ok();
+    let tag = header.and_then(|header| header.tag);
+    Ok(Some(Head {
+        txid: key.name.max,
+        post_apply: tag.map(|tag| tag.post_apply),
+        writer: header.map(|header| header.writer).unwrap_or_default(),
+    }))
 }
 
 async fn read_header(

@@ -40,6 +40,16 @@ pub enum Event {
     },
     /// `Image` found a file of that name.
     ImageRefused,
+    /// `Image` was sent whole, but the store's answer leaves open whether it is there, or whose file
+    /// is.
+    ImageUnsure {
+        /// Level of the file.
+        level: Level,
+        /// First TXID in its name.
+        min: Txid,
+        /// Its TXID.
+        txid: Txid,
+    },
     /// `Image` failed.
     ImageFailed(Failure),
     /// The replica's newest TXID; `None` for an empty replica.
@@ -130,6 +140,8 @@ pub struct Head {
     pub txid: Txid,
     /// The database checksum that its file leaves, if it has our tag.
     pub post_apply: Option<DatabaseChecksum>,
+    /// Who wrote it; 0 for Litestream.
+    pub writer: WriterId,
 }
 
 /// Whose file has a TXID.

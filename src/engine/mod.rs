@@ -62,6 +62,8 @@ pub struct Engine {
     hurry: bool,
     /// The database must be compared with the page table before anything else is closed.
     resync: bool,
+    /// Capture lost its place again while a comparison was under way.
+    diverged_meanwhile: bool,
     /// When the last file was closed.
     closed_at: Option<Millis>,
     job: Job,
@@ -124,6 +126,7 @@ impl Engine {
             closing_since: None,
             hurry: false,
             resync: false,
+            diverged_meanwhile: false,
             closed_at: None,
             job: Job::None,
             request: Request::None,
@@ -148,29 +151,44 @@ impl Engine {
                 self.local_backoff.reset();
                 self.store_backoff.reset();
             }
-            Event::Diverged => self.resync = true,
+            Event::Diverged => {
+                self.resync = true;
+                self.diverged_meanwhile = self.job == Job::Resync;
+                // The job under way may not take in what it was to, and what the comparison will
+                // find was committed at the latest now.
+                self.unclosed_since = earlier(self.closing_since.take(), self.unclosed_since);
+                self.unclosed_since.get_or_insert(now);
+            }
             Event::Closed(closed) => self.on_closed(now, closed),
             Event::LocalFailed(failure) => {
-                self.job = Job::None;
-                self.unclosed_since = earlier(self.closing_since.take(), self.unclosed_since);
+                // An image has an end of its own: this was a capture beside it.
+                if !matches!(self.job, Job::Image { .. }) {
+                    self.give_up_job();
+                }
                 self.local_backoff.fail(now, failure.is_lasting());
                 self.failure = Some(failure);
             }
             Event::ImageSent { txid, complete } => self.on_image_sent(now, txid, complete),
             Event::ImageRefused => {
-                // Somebody else's file has that name: look again where the log stands.
-                self.job = Job::None;
+                // A file has that name, perhaps ours: look again where the log stands.
+                self.give_up_job();
                 self.mode = Mode::Locating { head: None };
                 self.store_backoff.fail(now, false);
             }
+            Event::ImageUnsure { level, min, txid } => {
+                self.give_up_job();
+                self.mode = Mode::Confirming { level, min, txid };
+                self.store_backoff.fail(now, false);
+            }
             Event::ImageFailed(failure) => {
-                self.job = Job::None;
+                self.give_up_job();
                 self.store_backoff.fail(now, failure.is_lasting());
                 self.failure = Some(failure);
             }
             Event::HeadFound(head) => self.on_head_found(head),
             Event::ImageNeeded => {
-                self.queue.clear();
+                self.drop_queue();
+                self.unclosed_since.get_or_insert(now);
                 if !matches!(self.mode, Mode::Fenced { .. }) {
                     self.mode = Mode::Locating { head: None };
                 }
@@ -240,6 +258,7 @@ impl Engine {
                 }
                 let txid = head.map_or(Txid(1), |head| head.txid.next());
                 self.job = Job::Image { txid };
+                self.closing_since = self.unclosed_since.take();
                 let level = if head.is_none() { Level::SNAPSHOT } else { Level::L0 };
                 Some(Action::Image {
                     level,
@@ -330,8 +349,12 @@ impl Engine {
             Need::Image => Mode::Locating { head: None },
             Need::Confirm { level, min, txid } => Mode::Confirming { level, min, txid },
         };
-        if opened.uncommitted_since_close {
+        // What the store lacks is not known while a comparison or an image is due.
+        if opened.uncommitted_since_close || opened.need != Need::Nothing {
             self.unclosed_since.get_or_insert(now);
+        }
+        if opened.need == Need::Image {
+            self.drop_queue();
         }
     }
 
@@ -342,7 +365,7 @@ impl Engine {
         self.forget_failure(Failure::is_local);
         self.hurry = false;
         if was == Job::Resync {
-            self.resync = false;
+            self.resync = std::mem::take(&mut self.diverged_meanwhile);
         }
         if let Some(txid) = closed {
             self.closed_at = Some(now);
@@ -350,14 +373,30 @@ impl Engine {
         }
     }
 
+    /// An image takes the place of the closed files: what is in them waits for it.
+    fn drop_queue(&mut self) {
+        let oldest = self.queue.front().map(|front| front.committed_at);
+        self.unclosed_since = earlier(oldest, self.unclosed_since);
+        self.queue.clear();
+    }
+
+    /// The local job came to nothing: its commits wait for the next.
+    fn give_up_job(&mut self) {
+        self.job = Job::None;
+        self.diverged_meanwhile = false;
+        self.unclosed_since = earlier(self.closing_since.take(), self.unclosed_since);
+    }
+
     fn on_image_sent(&mut self, now: Millis, txid: Txid, complete: bool) {
         self.job = Job::None;
+        self.closing_since = None;
         if complete {
             self.unclosed_since = None;
         }
         self.acked = txid;
         self.claimed = true;
         self.resync = false;
+        self.diverged_meanwhile = false;
         self.closed_at = Some(now);
         self.mode = Mode::Streaming;
         self.store_backoff.reset();
@@ -367,16 +406,18 @@ impl Engine {
 
     fn on_head_found(&mut self, head: Option<Head>) {
         self.request_done(Request::FindHead);
-        let newest = head.map_or(Txid::ZERO, |head| head.txid);
         if !matches!(self.mode, Mode::Locating { .. }) {
             return;
         }
-        // A lineage that is in the log already knows how far it came: one more may have arrived
-        // without our knowing, anything beyond is another writer's.
-        self.mode = if self.claimed && newest > self.acked.next() {
-            Mode::Fenced { by: WriterId::default(), at: newest }
-        } else {
-            Mode::Locating { head: Some(head) }
+        // Behind what we know to be acked there may be files of our own whose answers were lost, or
+        // that a crash made us forget. One of another writer's means that the log is no longer ours.
+        self.mode = match head {
+            Some(Head { txid, writer, .. })
+                if self.claimed && txid > self.acked && writer != self.writer =>
+            {
+                Mode::Fenced { by: writer, at: txid }
+            }
+            head => Mode::Locating { head: Some(head) },
         };
     }
 
@@ -422,7 +463,7 @@ impl Engine {
             // Or a file of our own that the disk has forgotten, as after a power loss: the same.
             Verdict::Foreign { .. } => {
                 self.claimed = false;
-                self.queue.clear();
+                self.drop_queue();
                 self.mode = Mode::Locating { head: None };
             }
         }

@@ -110,7 +110,10 @@ fn a_new_lineage_claims_its_place_and_steps_behind_a_stranger() {
     let verdict = Verdict::Foreign { writer: WriterId(9) };
     engine.handle(2, Event::Inspected { txid: Txid(6), verdict });
     assert_eq!(engine.poll(2), Some(Action::FindHead));
-    engine.handle(3, Event::HeadFound(Some(Head { txid: Txid(8), post_apply: None })));
+    engine.handle(
+        3,
+        Event::HeadFound(Some(Head { txid: Txid(8), post_apply: None, writer: WriterId(9) })),
+    );
     let image = Action::Image { level: Level::L0, txid: Txid(9), pre_apply: None };
     assert_eq!(engine.poll(3), Some(image));
     engine.handle(4, Event::ImageSent { txid: Txid(9), complete: true });
@@ -153,4 +156,110 @@ fn a_failed_inspection_is_asked_again_not_put_again() {
     engine.handle(2, Event::RequestFailed(store_failure(ErrorKind::Unavailable)));
     let at = engine.wakeup(2).unwrap();
     assert_eq!(engine.poll(at), Some(Action::Inspect { txid: Txid(6) }));
+}
+
+fn head(txid: u64, writer: u64) -> Event {
+    Event::HeadFound(Some(Head { txid: Txid(txid), post_apply: None, writer: WriterId(writer) }))
+}
+
+/// An engine whose page table is gone, up to the first image as TXID 6.
+fn imaging(closed: Vec<Closed>) -> Engine {
+    let options = Options { sync_interval: 0, jitter_seed: 1 };
+    let mut engine = Engine::new(options, WriterId(1));
+    let opened = Opened {
+        claimed: true,
+        acked: Txid(5),
+        closed,
+        uncommitted_since_close: false,
+        need: Need::Image,
+    };
+    engine.handle(10, Event::Opened(opened));
+    assert_eq!(engine.poll(10), Some(Action::FindHead));
+    engine.handle(11, head(5, 1));
+    assert!(matches!(engine.poll(11), Some(Action::Image { txid: Txid(6), .. })));
+    engine
+}
+
+#[test]
+fn images_whose_answers_were_lost_do_not_fence_their_own_writer() {
+    let mut engine = imaging(Vec::new());
+    let mut now = 11;
+    for txid in [6, 7, 8] {
+        // It arrived, the answer did not; the next attempt finds the name taken.
+        engine.handle(now, Event::ImageFailed(store_failure(ErrorKind::Unavailable)));
+        now = engine.wakeup(now).unwrap();
+        assert!(matches!(engine.poll(now), Some(Action::Image { .. })));
+        engine.handle(now, Event::ImageRefused);
+        now = engine.wakeup(now).unwrap();
+        assert_eq!(engine.poll(now), Some(Action::FindHead));
+        engine.handle(now, head(txid, 1));
+        let next = Txid(txid + 1);
+        assert!(matches!(engine.poll(now), Some(Action::Image { txid, .. }) if txid == next));
+    }
+}
+
+#[test]
+fn an_image_does_not_step_over_a_writer_that_came_after_us() {
+    let mut engine = imaging(Vec::new());
+    engine.handle(12, Event::ImageRefused);
+    let at = engine.wakeup(12).unwrap();
+    assert_eq!(engine.poll(at), Some(Action::FindHead));
+    engine.handle(at, head(6, 2));
+    let fenced = Phase::Fenced { by: WriterId(2), at: Txid(6) };
+    assert_eq!((engine.status().phase, engine.poll(99_999)), (fenced, None));
+}
+
+#[test]
+fn an_image_takes_the_place_of_closed_files_and_their_lag() {
+    let mut engine = imaging(vec![Closed::new(Txid(6), 3)]);
+    assert_eq!(engine.status().unacked_since, Some(3), "the closed file's commits");
+    engine.handle(20, Event::ImageSent { txid: Txid(6), complete: false });
+    assert_eq!(engine.poll(20), None, "nothing of the old queue is put");
+    assert!(engine.is_drained());
+    assert_eq!(engine.status().unacked_since, None);
+}
+
+#[test]
+fn the_lag_shows_while_a_comparison_is_due() {
+    let mut engine = engine(true, 5);
+    engine.handle(100, Event::Committed { at: 100 });
+    assert_eq!(engine.poll(100), Some(Action::Close { txid: Txid(6) }));
+    engine.handle(900, Event::Diverged);
+    engine.handle(900, Event::Closed(None));
+    assert_eq!(engine.status().unacked_since, Some(100));
+    let scan = Action::Resync { txid: Txid(6), scan: true, claim: false };
+    assert_eq!(engine.poll(900), Some(scan));
+    assert_eq!(engine.status().unacked_since, Some(100));
+    engine.handle(901, Event::Diverged);
+    engine.handle(902, Event::Closed(None));
+    assert_eq!(engine.poll(902), Some(scan), "what came during the comparison counts");
+    engine.handle(903, Event::Closed(None));
+    assert_eq!(engine.poll(903), None);
+    assert!(engine.is_drained());
+}
+
+#[test]
+fn the_lag_shows_from_the_start_when_something_is_due() {
+    for need in [Need::Resync, Need::Image] {
+        let options = Options { sync_interval: 0, jitter_seed: 1 };
+        let mut engine = Engine::new(options, WriterId(1));
+        let opened = Opened {
+            claimed: true,
+            acked: Txid(5),
+            closed: Vec::new(),
+            uncommitted_since_close: false,
+            need,
+        };
+        engine.handle(7, Event::Opened(opened));
+        assert_eq!(engine.status().unacked_since, Some(7));
+    }
+}
+
+#[test]
+fn a_failed_capture_does_not_end_an_image() {
+    let mut engine = imaging(Vec::new());
+    engine.handle(12, Event::LocalFailed(Failure::Local { message: "the disk is full".into() }));
+    assert_eq!((engine.poll(99_999), engine.wakeup(12)), (None, None), "it is under way");
+    engine.handle(13, Event::ImageSent { txid: Txid(6), complete: false });
+    assert!(engine.is_drained());
 }

@@ -103,7 +103,10 @@ impl Spool {
             entries.push(entry);
         }
         // A closed file before an open one that begins with the same piece.
-        entries.sort_by_key(|entry| (entry.pieces.0, entry.txid.is_none()));
+        // And of two open ones the longer: the other was joined into it.
+        entries.sort_by_key(|entry| {
+            (entry.pieces.0, entry.txid.is_none(), std::cmp::Reverse(entry.pieces.1))
+        });
         let mut kept: Vec<Entry> = Vec::new();
         for entry in entries {
             let passed = kept.last().map_or(done, |last| last.pieces.1);
@@ -188,13 +191,15 @@ mod tests {
             entry(None, 3, 3),
             entry(None, 4, 4),
             entry(None, 5, 5),
+            entry(None, 6, 7),
             entry(None, 6, 6),
+            entry(None, 7, 7),
         ];
         all.iter().for_each(put);
         std::fs::write(spool.temp_path(), b"half").unwrap();
         let pieces = |entries: &[Entry]| entries.iter().map(|e| e.pieces).collect::<Vec<_>>();
-        assert_eq!(pieces(&spool.scan(2).unwrap()), [(3, 5), (6, 6)]);
-        assert_eq!(pieces(&spool.scan(0).unwrap()), [(3, 5), (6, 6)], "the rest is gone");
+        assert_eq!(pieces(&spool.scan(2).unwrap()), [(3, 5), (6, 7)]);
+        assert_eq!(pieces(&spool.scan(0).unwrap()), [(3, 5), (6, 7)], "the rest is gone");
         assert!(!spool.temp_path().exists());
     }
 }

@@ -124,6 +124,19 @@ impl Replica {
                 self.job = LocalJob::Image(image);
             }
             (Outcome::UploadDone, Stage::Completing(done)) => self.image_sent(done),
+            (
+                outcome @ (Outcome::UploadRefused | Outcome::UploadFailed(_)),
+                Stage::Completing(done),
+            ) => {
+                // It may be there, and even a refusal may be the answer to our own repeated call.
+                if let Outcome::UploadFailed(failure) = &outcome {
+                    log::warn!("{}: {}", self.database.path().display(), failure.message());
+                }
+                let (level, min) = (image.level, Txid(done.image.min_txid));
+                let txid = done.image.base.txid();
+                let unsure = Event::ImageUnsure { level, min, txid };
+                self.engine.handle(self.process.now(), unsure);
+            }
             (Outcome::UploadRefused, _) => {
                 self.forget_image();
                 self.engine.handle(self.process.now(), Event::ImageRefused);
@@ -169,6 +182,7 @@ impl Replica {
         local.table.reset();
         let fingerprint = Fingerprint::of(self.database.path()).ok();
         self.cursor = Cursor::Unknown;
+        self.clear_frames();
         self.clear_spool().map_err(|stop| match stop {
             Stop::Failed(why) | Stop::Diverged(why) => why,
         })?;
@@ -308,6 +322,7 @@ impl Replica {
         local.state.clean = None;
         local.state.image = Some(image);
         local.state.save(&local.dir, true).map_err(|error| error.to_string())?;
+        self.counters().images += 1;
         sending.done = Some(Box::new(Done {
             image,
             seq: sending.seq,
@@ -349,7 +364,6 @@ impl Replica {
             log::error!("{}: {error}", self.database.path().display());
         }
         self.point = point_of(&base);
-        self.counters().images += 1;
         let now = self.process.now();
         let same_wal = done.attached && self.is_attached();
         if same_wal {

@@ -90,7 +90,9 @@ pub(super) fn open(database: &Path, replica: &str) -> Result<Opening, Error> {
         Err(error) => return Err(error),
     };
     let spool = Spool::open(&dir)?;
-    let table = PageTable::open(&dir, state.base.map_or(0, |base| base.commit))?;
+    // An image on its way has its page table already.
+    let base = state.base.or(state.image.map(|image| image.base));
+    let table = PageTable::open(&dir, base.map_or(0, |base| base.commit))?;
     let local = Local { _lock: lock, dir, state, table, spool };
     Ok(Opening::Ours(Box::new(read(local)?)))
 }
@@ -106,7 +108,9 @@ fn read(mut local: Local) -> Result<Found, Error> {
         for entry in local.spool.scan(0)? {
             local.spool.remove(&entry)?;
         }
-        local.table.reset();
+        if local.state.image.is_none() {
+            local.table.reset();
+        }
         let found = Found {
             local,
             closed: Vec::new(),

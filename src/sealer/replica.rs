@@ -493,16 +493,27 @@ impl Replica {
             return;
         }
         self.watch_at = now + WATCH_INTERVAL_MS;
-        let index = self.database.border().and_then(|border| border.wal_index());
-        if let Some(index) = index {
-            self.database.with(|shared| {
-                if shared.published != Some(index) {
-                    shared.published = Some(index);
-                    shared.commit_seq += 1;
-                    shared.unreported_since.get_or_insert(now);
-                }
-            });
-        }
+        self.refresh_published();
+    }
+
+    /// Publishes the wal-index as it is now. It is read under the lock under which the application's
+    /// threads publish, so that it is never older than what they said.
+    pub(super) fn refresh_published(&self) {
+        let Some(border) = self.database.border() else { return };
+        let now = self.process.now();
+        self.database.with(|shared| {
+            let index = border.wal_index();
+            if index.is_some() && shared.published != index {
+                shared.published = index;
+                shared.commit_seq += 1;
+                shared.unreported_since.get_or_insert(now);
+            }
+        });
+    }
+
+    /// Forgets frames that are in no piece: what comes next takes them in another way.
+    pub(super) fn clear_frames(&mut self) {
+        self.frames = FrameSet::default();
     }
 
     /// Tells the engine what the application did since.
@@ -646,6 +657,12 @@ impl Replica {
         let (Some(wal), Some(point)) = (&self.wal, self.point) else {
             return Err(Stop::Failed("the WAL is not there".into()));
         };
+        // A generation is known by the header in the file: the index may be ahead of it.
+        if first == 1
+            && crate::wal::WalHeader::read(wal).is_some_and(|header| header.salts != index.salts)
+        {
+            return Err(Stop::Diverged("the WAL's file is of another generation".into()));
+        }
         if index.page_size != point.page_size {
             self.need_image();
             return Ok(self.captured_seq);
@@ -654,6 +671,8 @@ impl Replica {
             .extend(wal, point.page_size, first, index.max_frame)
             .map_err(|error| Stop::Failed(format!("cannot read the WAL: {error}")))?;
         self.frames_salts = index.salts;
+        // A grant is for one new beginning.
+        self.database.with(|shared| shared.grant = shared.grant.filter(|_| first > 1));
         if self.cursor == Cursor::Fresh {
             // Only now is it known which generation it is.
             self.cursor =
@@ -772,9 +791,8 @@ impl Replica {
         match result {
             Ok(closed) => self.engine.handle(now, Event::Closed(closed)),
             Err(Stop::Diverged(why)) => {
-                self.engine.handle(now, Event::Closed(None));
                 self.diverge(&why);
-                self.engine.handle(now, Event::Committed { at: now });
+                self.engine.handle(now, Event::Closed(None));
             }
             Err(Stop::Failed(message)) => {
                 self.database.with(|shared| shared.set_gate(Gate::Shut));
@@ -870,7 +888,9 @@ impl Replica {
     // The store's side.
 
     fn put(&mut self, txid: Txid) {
-        let (Some(local), Some(file)) = (&self.local, self.find_closed(txid)) else { return };
+        let (Some(local), Some(file)) = (&self.local, self.find_closed(txid)) else {
+            return self.lost_file(txid);
+        };
         let body = Body::File(local.spool.path(&file.entry));
         let timestamp = Timestamp(file.base.timestamp);
         let key = Key { level: Level::L0, name: FileName::single(txid) };
@@ -878,7 +898,9 @@ impl Replica {
     }
 
     fn inspect(&mut self, txid: Txid) {
-        let (Some(local), Some(file)) = (&self.local, self.find_closed(txid)) else { return };
+        let (Some(local), Some(file)) = (&self.local, self.find_closed(txid)) else {
+            return self.lost_file(txid);
+        };
         match shipper::identity(&local.spool.path(&file.entry)) {
             Ok(ours) => self.ship(Task::Inspect { txid, ours }),
             Err(error) => {
@@ -888,6 +910,14 @@ impl Replica {
                 self.engine.handle(self.process.now(), failure);
             }
         }
+    }
+
+    /// Cannot be: the engine asks only for files that it was told of. Said rather than ignored.
+    fn lost_file(&mut self, txid: Txid) {
+        let message = format!("the file of transaction {txid} is not in the spool");
+        log::error!("{}: {message}", self.database.path().display());
+        let failure = Event::RequestFailed(Failure::Local { message });
+        self.engine.handle(self.process.now(), failure);
     }
 
     fn find_closed(&self, txid: Txid) -> Option<&ClosedFile> {

@@ -104,6 +104,8 @@ impl Replica {
         let seq = self.database.with(|shared| shared.commit_seq);
         self.cursor = Cursor::Unknown;
         let scan = self.open_scan()?;
+        self.clear_frames();
+        self.refresh_published();
         let Some(point) = self.point else { return Err("there is no base to compare with".into()) };
         if scan.page_size() != point.page_size {
             log::info!(
@@ -217,8 +219,8 @@ impl Replica {
             Ok(closed) => closed,
             Err(Stop::Failed(why)) => return Err(why),
             Err(Stop::Diverged(why)) => {
-                self.engine.handle(now, Event::Closed(None));
                 self.engine.handle(now, Event::Diverged);
+                self.engine.handle(now, Event::Closed(None));
                 log::info!("{}: {why}", self.database.path().display());
                 return Ok(());
             }
