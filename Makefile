@@ -1,9 +1,10 @@
 # Every target does its work in a script, so that this file is a list of what there is.
 
 ROUNDS ?= 200
+SEEDS ?= 100000
 
 .DEFAULT_GOAL := help
-.PHONY: help build test demo crash bench clean
+.PHONY: help build test demo sim crash bench clean
 
 help:  ## this list
 	@echo "walferry: SQLite replicated to object storage from inside the process that writes it"
@@ -18,6 +19,9 @@ test:  ## format, lints, unit tests, and the extension in real hosts against rea
 
 demo: build  ## write, kill, restore, compare: in the shell, with a folder as the replica
 	@tests/scripts/demo.sh
+
+sim:  ## SEEDS=100000 simulated histories of crashes, lost answers and two writers
+	@WALFERRY_SEEDS=$(SEEDS) cargo test --release --locked --test sim every_history -- --nocapture
 
 crash: build  ## ROUNDS=200 times SIGKILL at random moments
 	@tests/scripts/crash.sh $(ROUNDS)

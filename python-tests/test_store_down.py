@@ -37,7 +37,8 @@ def test_down_from_the_first_moment(fault, new_host, replica, proxy, tmp_path):
     commits(host, 3000)
     # The proxy answers nothing while these commits return: none of them waited for it.
     state = host.status(tmp_path / "app.db")
-    assert state["pending_bytes"] > 0 and state["lag_ms"] > 0, state
+    # Before the first image nothing needs to wait on the disk: the image will have it all.
+    assert state["pending_bytes"] == 0 and state["lag_ms"] > 0, state
     assert host.value("SELECT walferry_lag()") > 0
     assert host.facts()["rss_kib"] - before < 64 << 10, "memory grows while the store is away"
     with pytest.raises(HostError, match="(?i)walferry"):

@@ -490,6 +490,8 @@ unsafe impl Send for Shm {}
 // SAFETY: as above.
 unsafe impl Sync for Shm {}
 
+// A region is mapped at a page boundary, so its words are aligned.
+#[allow(clippy::cast_ptr_alignment)]
 impl Shm {
     /// A region that SQLite was given by `xShmMap`.
     pub fn from_pointer(region: *mut c_void) -> Option<Shm> {

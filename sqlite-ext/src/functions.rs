@@ -1,5 +1,7 @@
 //! What SQL can ask, and what is done with a new connection.
 
+#![allow(clippy::unnecessary_wraps)]
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +11,7 @@ use walferry::process::{self, Process};
 use crate::api::{Api, Connection, Value};
 use crate::shim;
 
+/// All functions answer alike, whether or not they can fail.
 type Answer = Result<Value, String>;
 
 /// Wait of `walferry_sync` and `walferry_wait` without an argument.

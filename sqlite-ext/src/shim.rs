@@ -113,7 +113,7 @@ pub fn replicated(path: &Path, lookup: &dyn Lookup, vfs: BaseVfs) -> Option<Repl
     match database {
         Ok(database) => {
             crate::drain_at_exit();
-            Some(Replicated(shimmed(database, vfs)))
+            Some(Replicated(shimmed(&database, vfs)))
         }
         Err(why) => {
             process::refuse(&path, &url, &why);
@@ -122,11 +122,11 @@ pub fn replicated(path: &Path, lookup: &dyn Lookup, vfs: BaseVfs) -> Option<Repl
     }
 }
 
-fn shimmed(database: Arc<Database>, vfs: BaseVfs) -> Arc<Shimmed> {
+fn shimmed(database: &Arc<Database>, vfs: BaseVfs) -> Arc<Shimmed> {
     let mut databases = DATABASES.lock();
     let databases = databases.get_or_insert_with(HashMap::new);
     if let Some(known) = databases.get(database.path()).and_then(Weak::upgrade)
-        && Arc::ptr_eq(&known.database, &database)
+        && Arc::ptr_eq(&known.database, database)
     {
         return known;
     }
@@ -657,7 +657,7 @@ impl WalFile<'_> {
         }
         let Some(page_size) = written.page_size else { return };
         let frame_len = u64::from(page_size.get()) + FRAME_HEADER_LEN as u64;
-        let is_header = len as usize == FRAME_HEADER_LEN
+        let is_header = usize::try_from(len) == Ok(FRAME_HEADER_LEN)
             && offset >= WAL_HEADER_LEN
             && (offset - WAL_HEADER_LEN).is_multiple_of(frame_len);
         if is_header && word(4) != 0 {

@@ -151,10 +151,10 @@ fn show_report(
         text += &format_untagged(report);
     }
     if let Some(why) = not_left {
-        text += &format!(
-            "no replication state could be left beside it ({why}): when it is replicated again, \
-             that begins with a full image\n"
-        );
+        text += "no replication state could be left beside it, so replicating it again begins with a \
+                 full image: ";
+        text += why;
+        text.push('\n');
     }
     print(&text)
 }

@@ -79,7 +79,7 @@ enum Mode {
     /// The shell has not yet said what it found on the disk.
     Opening,
     /// There is no usable base: the store must say which TXID is next, then an image is taken.
-    Locating { head: Option<Option<Head>> },
+    Locating { head: Option<Found> },
     /// An image was sent by an earlier process; the store must say whether it arrived.
     Confirming { level: Level, min: Txid, txid: Txid },
     /// The log goes on from the acked TXID.
@@ -87,6 +87,9 @@ enum Mode {
     /// Another writer owns the log.
     Fenced { by: WriterId, at: Txid },
 }
+
+/// The store's answer: its newest file, if it has any.
+type Found = Option<Head>;
 
 /// The local job under way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

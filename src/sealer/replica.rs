@@ -608,7 +608,7 @@ impl Replica {
         let seq = self.take_frames(purpose)?;
         if !self.frames.is_empty() {
             let entry = self.next_entry(None);
-            self.write_frames(entry)?;
+            self.write_frames(&entry)?;
             if self.open.len() >= OPEN_PIECES_MAX {
                 self.join_open()?;
             }
@@ -681,7 +681,7 @@ impl Replica {
         Ok(seq)
     }
 
-    fn write_frames(&mut self, entry: Entry) -> Result<(), Stop> {
+    fn write_frames(&mut self, entry: &Entry) -> Result<(), Stop> {
         let (Some(local), Some(point), Some(wal)) = (&mut self.local, self.point, &self.wal) else {
             return Err(Stop::Failed("the database is not open".into()));
         };
@@ -689,7 +689,7 @@ impl Replica {
         let salts = self.frames_salts;
         let position =
             WalPosition { salts, frame: self.frames.last, checksum: self.frames.checksum };
-        let entry = Entry { position: Some(position), ..entry };
+        let entry = Entry { position: Some(position), ..entry.clone() };
         let written = capture::write_frames(
             &local.spool,
             &mut local.table,
@@ -814,7 +814,7 @@ impl Replica {
             }
             self.captured_seq = seq;
             let entry = self.next_entry(Some(txid));
-            self.write_frames(entry)?;
+            self.write_frames(&entry)?;
             self.set_captured(seq);
             return Ok(Some(txid));
         }
