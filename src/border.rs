@@ -16,6 +16,9 @@ pub trait Border: Send + Sync {
     /// WAL was never used.
     fn wal_index(&self) -> Option<WalIndex>;
 
+    /// Whether to keep other processes from beginning the WAL anew: only the process that ships does.
+    fn hold(&self, hold: bool);
+
     /// Starts a read transaction on a connection of our own.
     fn open_reader(&self) -> io::Result<Box<dyn Reader>>;
 }
@@ -28,6 +31,9 @@ pub trait Reader {
 
     /// Fills `buffer` from byte `offset` of the database file.
     fn read_main(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+
+    /// The wal-index as it is now, seen through this reader.
+    fn index_now(&self) -> Option<WalIndex>;
 
     /// Whether everything read so far belongs to the one state. A read transaction sees to that by
     /// itself; without one it is known only afterwards.

@@ -25,6 +25,9 @@ const GATE_TIMEOUT: Duration = Duration::from_secs(1);
 /// comparisons of small databases are done by then, and nobody notices.
 const SHUT_PATIENCE: Duration = Duration::from_millis(250);
 
+/// The sealer is woken each time that so many frames were committed, to read their headers ahead.
+const FRAMES_AHEAD: u32 = 256;
+
 /// Committed frames, by reference: what the application's thread hands to the sealer. The bytes
 /// stay in the WAL, which gate and pin keep from being overwritten.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +67,8 @@ pub(crate) struct Shared {
     pub unreported_since: Option<u64>,
     /// The next commit must wake the sealer; else it comes by itself.
     pub wants_bell: bool,
+    /// Last frame at which the sealer was woken.
+    pub bell_frame: u32,
     /// Capture is complete up to this frame of this generation.
     pub captured: Option<(Salts, u32)>,
     gate: Gate,
@@ -127,6 +132,10 @@ impl std::fmt::Display for WaitError {
 impl std::error::Error for WaitError {}
 
 impl Shared {
+    pub(crate) fn is_shut(&self) -> bool {
+        self.gate == Gate::Shut
+    }
+
     pub(crate) fn set_gate(&mut self, gate: Gate) {
         if gate == Gate::Shut && self.gate != Gate::Shut {
             self.patience = SHUT_PATIENCE;
@@ -157,6 +166,7 @@ impl Database {
                 acked_seq: 0,
                 unreported_since: None,
                 wants_bell: true,
+                bell_frame: 0,
                 captured: None,
                 gate: Gate::Capturing,
                 patience: SHUT_PATIENCE,
@@ -241,7 +251,11 @@ impl Database {
             shared.published = Some(index);
             shared.commit_seq += 1;
             shared.unreported_since.get_or_insert(at);
-            Some(std::mem::replace(&mut shared.wants_bell, false))
+            let ahead = index.max_frame.wrapping_sub(shared.bell_frame) >= FRAMES_AHEAD;
+            if ahead {
+                shared.bell_frame = index.max_frame;
+            }
+            Some(std::mem::replace(&mut shared.wants_bell, false) || ahead)
         });
         if let Some(ring) = ring {
             process.commit(CommittedFrames { database: self.id, index, at }, ring);
@@ -297,9 +311,14 @@ impl Database {
     /// work takes too long.
     pub fn wait_captured(&self, index: WalIndex) -> bool {
         let mut shared = self.shared.lock();
+        if index.max_frame == 0 {
+            return true;
+        }
         if shared.published != Some(index) {
             shared.published = Some(index);
             shared.commit_seq += 1;
+            let now = self.process.upgrade().map_or(0, |process| process.now());
+            shared.unreported_since.get_or_insert(now);
         }
         let deadline = Instant::now() + GATE_TIMEOUT;
         let mut asked = false;
@@ -325,9 +344,17 @@ impl Database {
                 continue;
             }
             if self.changed.wait_until(&mut shared, deadline).timed_out() {
+                // Nobody else waits in vain: the gate opens again when capture has caught up.
+                shared.set_gate(Gate::Shut);
+                shared.patience = Duration::ZERO;
                 return false;
             }
         }
+    }
+
+    /// The new beginning that was let through did not come about.
+    pub fn restart_failed(&self) {
+        self.with(|shared| shared.grant = None);
     }
 
     /// The database was written outside the WAL, or the WAL was overwritten without our knowing:

@@ -41,7 +41,9 @@ pub(crate) enum Task {
         writer: WriterId,
         checksum: u64,
     },
+    /// `job` comes back with every outcome, so that a late one of an earlier job is known.
     OpenUpload {
+        job: u64,
         key: Key,
         timestamp: Timestamp,
     },
@@ -69,22 +71,23 @@ pub(crate) enum Outcome {
     Head(Option<Head>),
     PutDone,
     PutRefused,
-    Inspected {
-        txid: Txid,
-        verdict: Verdict,
-    },
-    Confirmed {
-        arrived: bool,
-    },
-    UploadOpened {
+    Inspected { txid: Txid, verdict: Verdict },
+    Confirmed { arrived: bool },
+    Upload { job: u64, outcome: UploadOutcome },
+    Failed(Failure),
+}
+
+/// How an upload goes on, and ends.
+#[derive(Debug)]
+pub(crate) enum UploadOutcome {
+    Opened {
         part_len: usize,
         parts: mpsc::Sender<Part>,
     },
     /// There is room for another part.
-    UploadReady,
-    UploadDone,
-    UploadRefused,
-    UploadFailed(Failure),
+    Ready,
+    Done,
+    Refused,
     Failed(Failure),
 }
 
@@ -130,8 +133,12 @@ async fn perform(process: &Process, job: Job) -> Outcome {
         Task::Confirm { key, writer, checksum } => confirm(&*store, key, writer, checksum)
             .await
             .map(|arrived| Outcome::Confirmed { arrived }),
-        Task::OpenUpload { key, timestamp } => {
-            return upload(process, database, &*store, key, timestamp).await;
+        Task::OpenUpload { job, key, timestamp } => {
+            let tell = |outcome| {
+                process.control(Control::Shipped(database, Outcome::Upload { job, outcome }));
+            };
+            let outcome = upload(&*store, key, timestamp, &tell).await;
+            return Outcome::Upload { job, outcome };
         }
     };
     result.unwrap_or_else(|error| Outcome::Failed(failure(&error)))
@@ -210,31 +217,29 @@ async fn confirm(
     }
 }
 
-/// Carries an image from the sealer to the store. Ends with `UploadDone`, `UploadRefused` or
-/// `UploadFailed`; after a failure the sealer's next send finds the channel closed.
+/// Carries an image from the sealer to the store. After a failure the sealer's next send finds the
+/// channel closed.
 async fn upload(
-    process: &Process,
-    database: u64,
     store: &dyn Store,
     key: Key,
     timestamp: Timestamp,
-) -> Outcome {
+    tell: &dyn Fn(UploadOutcome),
+) -> UploadOutcome {
     let mut upload = match store.upload_new(key, timestamp).await {
         Ok(upload) => upload,
         Err(error) => return ended(&error),
     };
     let (parts, mut waiting) = mpsc::channel(PARTS_WAITING);
-    let opened = Outcome::UploadOpened { part_len: upload.part_len(), parts };
-    process.control(Control::Shipped(database, opened));
-    match receive(process, database, &mut *upload, &mut waiting).await {
+    tell(UploadOutcome::Opened { part_len: upload.part_len(), parts });
+    match receive(&mut *upload, &mut waiting, tell).await {
         Ok(true) => match upload.complete().await {
-            Ok(()) => Outcome::UploadDone,
+            Ok(()) => UploadOutcome::Done,
             Err(error) => ended(&error),
         },
         Ok(false) => {
             upload.abort().await;
             let message = "the image was given up".to_string();
-            Outcome::UploadFailed(Failure::Local { message })
+            UploadOutcome::Failed(Failure::Local { message })
         }
         Err(error) => {
             upload.abort().await;
@@ -245,15 +250,14 @@ async fn upload(
 
 /// Sends parts until the sealer says that it was the last; `false` when it gave up.
 async fn receive(
-    process: &Process,
-    database: u64,
     upload: &mut dyn Upload,
     waiting: &mut mpsc::Receiver<Part>,
+    tell: &dyn Fn(UploadOutcome),
 ) -> Result<bool, crate::store::Error> {
     loop {
         match waiting.recv().await {
             Some(Part::Data { number, bytes }) => {
-                process.control(Control::Shipped(database, Outcome::UploadReady));
+                tell(UploadOutcome::Ready);
                 upload.part(number, bytes).await?;
             }
             Some(Part::Complete) => return Ok(true),
@@ -262,10 +266,10 @@ async fn receive(
     }
 }
 
-fn ended(error: &crate::store::Error) -> Outcome {
+fn ended(error: &crate::store::Error) -> UploadOutcome {
     match error.kind {
-        ErrorKind::AlreadyExists => Outcome::UploadRefused,
-        _ => Outcome::UploadFailed(failure(error)),
+        ErrorKind::AlreadyExists => UploadOutcome::Refused,
+        _ => UploadOutcome::Failed(failure(error)),
     }
 }
 

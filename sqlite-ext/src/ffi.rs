@@ -255,7 +255,7 @@ unsafe extern "C" fn main_shm_lock<L: Locate>(
 unsafe extern "C" fn main_shm_unmap<L: Locate>(f: File, delete: c_int) -> c_int {
     // SAFETY: an open file of ours.
     if let Some(handle) = unsafe { L::handle(f) } {
-        guarded((), || handle.set_shm(None));
+        guarded((), || handle.unmap_shm());
     }
     pass!(L, f, xShmUnmap(delete) else SQLITE_OK)
 }
@@ -435,7 +435,7 @@ unsafe extern "C" fn vfs_open(
         let shim = file.cast::<ShimFile>();
         (*shim).handle = ptr::null();
         if is_main {
-            let made = guarded(None, || Handle::open_main(handle, real));
+            let made = guarded(None, || Handle::open_main(handle, real, false));
             let version = real.version().min(3);
             (*file).pMethods =
                 if version >= 3 { &raw const EMBEDDED_3 } else { &raw const EMBEDDED_2 };
@@ -644,7 +644,7 @@ fn adopt(api: &'static Api, db: api::Connection, schema: &CStr) {
         let lookup = shim::UriLookup::new(|key| api.uri_parameter(name, key));
         let Some(replicated) = shim::replicated(&path, &lookup, base) else { return };
         let real = RawFile { file, methods };
-        let Some(handle) = Handle::open_main(Target::Main(replicated), real) else { return };
+        let Some(handle) = Handle::open_main(Target::Main(replicated), real, true) else { return };
         shim::adopt(file as usize, handle);
         (*file).pMethods =
             if real.version() >= 3 { &raw const ADOPTED_3 } else { &raw const ADOPTED_2 };

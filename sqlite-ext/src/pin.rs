@@ -30,7 +30,9 @@ pub struct Pin {
 impl Pin {
     /// Pins the WAL of a database that some connection of this process has open in WAL mode, and
     /// is reading: so its wal-index exists.
-    pub fn take(api: &'static Api, vfs: BaseVfs, path: &Path) -> Option<Pin> {
+    ///
+    /// `hold` takes a read slot at once; else that is left to [`Pin::hold_slot`].
+    pub fn take(api: &'static Api, vfs: BaseVfs, path: &Path, hold: bool) -> Option<Pin> {
         let file = OwnFile::open(api, vfs.0, path)?;
         let raw = file.raw();
         if !raw.has_shm() || raw.lock(SQLITE_LOCK_SHARED) != SQLITE_OK {
@@ -41,7 +43,9 @@ impl Pin {
             return None;
         };
         let mut pin = Pin { file, shm, slot: None };
-        pin.hold_slot();
+        if hold {
+            pin.hold_slot();
+        }
         Some(pin)
     }
 

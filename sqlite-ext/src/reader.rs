@@ -6,6 +6,7 @@ use std::path::Path;
 
 use walferry::border::{Reader, Snapshot};
 use walferry::units::PageSize;
+use walferry::wal::WalIndex;
 
 use crate::api::{Api, BaseVfs, OwnConnection, RawFile};
 use crate::pin::read_index;
@@ -58,6 +59,10 @@ impl SnapshotReader {
 impl Reader for SnapshotReader {
     fn snapshot(&self) -> Snapshot {
         self.snapshot
+    }
+
+    fn index_now(&self) -> Option<WalIndex> {
+        self.file.shm_header(false).and_then(read_index)
     }
 
     fn read_main(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {

@@ -48,6 +48,10 @@ pub struct Shimmed {
     /// Last frame at the last checkpoint that was let through with the gate shut.
     checkpointed: AtomicU32,
     pin: Mutex<Option<Pin>>,
+    /// Whether this process ships, and so keeps others from beginning the WAL anew.
+    holds: AtomicBool,
+    /// Attaching and detaching take turns.
+    turn: Mutex<()>,
     /// The connection that has the database to itself.
     alone: Mutex<Option<Arc<Handle>>>,
 }
@@ -138,6 +142,8 @@ fn shimmed(database: &Arc<Database>, vfs: BaseVfs) -> Arc<Shimmed> {
         written: AtomicBool::new(false),
         checkpointed: AtomicU32::new(0),
         pin: Mutex::new(None),
+        holds: AtomicBool::new(false),
+        turn: Mutex::new(()),
         alone: Mutex::new(None),
     });
     databases.insert(database.path().to_path_buf(), Arc::downgrade(&shimmed));
@@ -162,6 +168,14 @@ struct Edge {
 }
 
 impl Border for Edge {
+    fn hold(&self, hold: bool) {
+        let Some(shimmed) = find(&self.path) else { return };
+        shimmed.holds.store(hold, Ordering::Release);
+        if let Some(pin) = shimmed.pin.lock().as_mut() {
+            if hold { pin.hold_slot() } else { pin.drop_slot() }
+        }
+    }
+
     fn wal_index(&self) -> Option<WalIndex> {
         find(&self.path)?.pin.lock().as_ref().and_then(Pin::index)
     }
@@ -179,13 +193,15 @@ impl Border for Edge {
 impl Shimmed {
     /// The WAL was seen: pin it and tell the sealer. Called by a thread that holds a read lock.
     fn attach(&self, index: Option<WalIndex>) {
+        let _turn = self.turn.lock();
         if self.attached.swap(true, Ordering::AcqRel) {
             return;
         }
         let fingerprint = Fingerprint::of(self.database.path()).ok();
         self.written.store(false, Ordering::Release);
         if let Some(api) = api::api() {
-            let pin = Pin::take(api, self.vfs, self.database.path());
+            let hold = self.holds.load(Ordering::Acquire);
+            let pin = Pin::take(api, self.vfs, self.database.path(), hold);
             if pin.is_none() {
                 log::warn!(
                     "{}: its WAL cannot be protected from other processes",
@@ -203,6 +219,7 @@ impl Shimmed {
     }
 
     fn detach(&self, clean: Option<Fingerprint>) {
+        let _turn = self.turn.lock();
         self.unpin();
         if self.attached.swap(false, Ordering::AcqRel) {
             self.database.detached(clean);
@@ -227,6 +244,12 @@ impl AloneReader {
     fn begin(handle: Arc<Handle>) -> std::io::Result<AloneReader> {
         let disturbances = handle.disturbances.load(Ordering::Acquire);
         let index = handle.exclusive_index().filter(|index| index.max_frame > 0);
+        if handle.adopted && index.is_none() {
+            return Err(std::io::Error::other(
+                "it is held exclusively by the connection that loaded walferry; set \
+                 PRAGMA locking_mode=NORMAL there, or load walferry before the database is opened",
+            ));
+        }
         let mut header = [0; 100];
         read_alone(&handle, 0, &mut header)?;
         let not_wal = || std::io::Error::other("it is not in WAL mode");
@@ -270,6 +293,10 @@ impl Reader for AloneReader {
         read_alone(&self.handle, offset, buffer)
     }
 
+    fn index_now(&self) -> Option<WalIndex> {
+        self.handle.exclusive_index()
+    }
+
     fn is_intact(&self) -> bool {
         self.disturbances == self.handle.disturbances.load(Ordering::Acquire)
     }
@@ -281,6 +308,10 @@ pub struct Handle {
     real: RawFile,
     /// First region of the wal-index, as this connection has it mapped.
     shm: AtomicPtr<u8>,
+    /// SQLite unmapped it.
+    unmapped: AtomicBool,
+    /// The file was open before the extension was loaded: its WAL is not seen.
+    adopted: bool,
     /// It holds the checkpoint lock.
     checkpoints: AtomicBool,
     /// Between the two file controls that bracket the copying of frames.
@@ -314,7 +345,7 @@ struct WalWrites {
 
 impl Handle {
     /// Takes a main database's file over. `None` if it cannot be replicated.
-    pub fn open_main(target: Target, real: RawFile) -> Option<Arc<Handle>> {
+    pub fn open_main(target: Target, real: RawFile, adopted: bool) -> Option<Arc<Handle>> {
         let Target::Main(Replicated(shimmed)) = target else { return None };
         if !real.has_shm() {
             let why = "its VFS has no shared memory, which WAL mode needs";
@@ -327,6 +358,8 @@ impl Handle {
             shimmed,
             real,
             shm: AtomicPtr::default(),
+            unmapped: AtomicBool::new(false),
+            adopted,
             checkpoints: AtomicBool::new(false),
             copies: AtomicBool::new(false),
             exclusive: AtomicBool::new(false),
@@ -345,13 +378,23 @@ impl Handle {
 
     /// Notes where this connection has the wal-index mapped.
     pub fn set_shm(&self, shm: Option<Shm>) {
+        if shm.is_some() {
+            self.unmapped.store(false, Ordering::Release);
+        }
         self.shm.store(shm.map_or(std::ptr::null_mut(), Shm::as_pointer), Ordering::Release);
+    }
+
+    /// The wal-index is unmapped for good: mapping it again would outlive the file.
+    pub fn unmap_shm(&self) {
+        self.unmapped.store(true, Ordering::Release);
+        self.set_shm(None);
     }
 
     /// The wal-index header as it is now.
     fn index(&self) -> Option<WalIndex> {
         let mut shm = Shm::from_pointer(self.shm.load(Ordering::Acquire).cast());
-        if shm.is_none() && self.shimmed.is_attached() && !self.is_exclusive() {
+        let may_map = !self.is_exclusive() && !self.unmapped.load(Ordering::Acquire);
+        if shm.is_none() && self.shimmed.is_attached() && may_map {
             // The connection had it mapped before it was adopted.
             shm = self.real.shm_header(false);
             self.set_shm(shm);
@@ -441,7 +484,9 @@ impl MainFile<'_> {
             (READ_LOCK_1, READERS, LOCK_EXCL) => self.restart(forward),
             (READ_LOCK_1, READERS, UNLOCK_EXCL) => {
                 let rc = forward();
-                if let Some(pin) = handle.shimmed.pin.lock().as_mut() {
+                if handle.shimmed.holds.load(Ordering::Acquire)
+                    && let Some(pin) = handle.shimmed.pin.lock().as_mut()
+                {
                     pin.hold_slot();
                 }
                 rc
@@ -453,6 +498,8 @@ impl MainFile<'_> {
                         .or_else(|| handle.real.shm_header(false));
                     handle.set_shm(shm);
                     handle.shimmed.attach(shm.and_then(read_index));
+                    // Another connection may have committed while the pin was being taken.
+                    self.publish();
                 }
                 rc
             }
@@ -490,10 +537,13 @@ impl MainFile<'_> {
             pin.drop_slot();
         }
         let rc = forward();
-        if rc != SQLITE_OK
-            && let Some(pin) = pin.as_mut()
-        {
-            pin.hold_slot();
+        if rc != SQLITE_OK {
+            handle.database().restart_failed();
+            if handle.shimmed.holds.load(Ordering::Acquire)
+                && let Some(pin) = pin.as_mut()
+            {
+                pin.hold_slot();
+            }
         }
         rc
     }
@@ -533,7 +583,8 @@ impl MainFile<'_> {
             && let Some(api) = api::api()
         {
             let path = handle.database().path();
-            *handle.shimmed.pin.lock() = Pin::take(api, handle.shimmed.vfs, path);
+            let hold = handle.shimmed.holds.load(Ordering::Acquire);
+            *handle.shimmed.pin.lock() = Pin::take(api, handle.shimmed.vfs, path, hold);
         }
         rc
     }
@@ -595,7 +646,14 @@ impl MainFile<'_> {
 
     fn publish_exclusive(&self) {
         let handle = self.0;
-        let Some(index) = handle.exclusive_index() else { return };
+        let Some(index) = handle.exclusive_index() else {
+            if handle.adopted {
+                handle
+                    .database()
+                    .diverged("it is held exclusively by the connection that loaded walferry");
+            }
+            return;
+        };
         if !handle.shimmed.is_attached() {
             let begun = handle.written.lock().begun;
             let before = handle.before.lock().take();

@@ -151,6 +151,7 @@ impl Engine {
             Event::TakenIn { at } => self.closing_since = earlier(self.closing_since, Some(at)),
             Event::Hurry => {
                 self.hurry = true;
+                self.failure = None;
                 self.local_backoff.reset();
                 self.store_backoff.reset();
             }
@@ -502,6 +503,11 @@ impl Engine {
     /// Whether trying has become pointless for now: fenced, or waiting after a failure.
     pub fn is_stuck(&self) -> bool {
         matches!(self.mode, Mode::Fenced { .. }) || self.failure.is_some()
+    }
+
+    /// Whether a local job may be tried at `now`, after what failed before.
+    pub fn may_try_local(&self, now: Millis) -> bool {
+        self.local_backoff.is_due(now)
     }
 
     /// Whether a commit is known that no closed file has yet.

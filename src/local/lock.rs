@@ -9,7 +9,14 @@ use super::{Context, Error};
 /// The shipper's place, held until dropped or until the process ends in whatever way.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // A child of a fork may still hold the same open file: closing alone would not give it up.
+        let _ = self.file.unlock();
+    }
 }
 
 /// What an attempt to take the place found.
@@ -46,6 +53,6 @@ impl Lock {
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "{}", std::process::id()));
         written.context("cannot write", &path)?;
-        Ok(Attempt::Taken(Lock { _file: file }))
+        Ok(Attempt::Taken(Lock { file }))
     }
 }

@@ -141,7 +141,7 @@ impl PageTable {
             let capacity = needed.div_ceil(GROWTH).saturating_mul(GROWTH);
             self.map = None;
             let len = capacity.saturating_mul(ENTRY_LEN) as u64;
-            self.file.set_len(len).context("cannot grow", &self.path)?;
+            allocate(&self.file, len).context("cannot grow", &self.path)?;
             self.capacity = capacity;
             self.remap()?;
         }
@@ -187,6 +187,25 @@ impl PageTable {
             sum ^= u64::from_le_bytes(entry.try_into().unwrap_or_default());
         }
         self.checksum = DatabaseChecksum::from_stored(sum);
+    }
+}
+
+/// Makes room on the disk for what will be written through the mapping: on a full disk a write to
+/// a hole would end the process with SIGBUS.
+fn allocate(file: &File, len: u64) -> std::io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, len) {
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
+            let zeros = [0; 64 * 1024];
+            let mut at = file.metadata()?.len();
+            while at < len {
+                let count = zeros.len().min((len - at) as usize);
+                file.write_all_at(zeros.get(..count).unwrap_or(&zeros), at)?;
+                at += count as u64;
+            }
+            Ok(())
+        }
+        other => Ok(other?),
     }
 }
 

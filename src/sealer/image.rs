@@ -17,12 +17,14 @@ use crate::engine::{Event, Failure};
 use crate::local;
 use crate::local::state::{Base, Clean, Fingerprint, Image, Position};
 use crate::ltx::{self, DatabaseChecksum, Encoder, FileName, HEADER_LEN, Header, Tag};
-use crate::shipper::{Outcome, Part, Task};
+use crate::shipper::{Part, Task, UploadOutcome};
 use crate::store::Key;
 use crate::units::{Level, Timestamp, Txid};
 
 /// An image on its way.
 pub(super) struct ImageJob {
+    /// Tells the outcomes of this upload from those of earlier ones.
+    number: u64,
     level: Level,
     txid: Txid,
     pre_apply: DatabaseChecksum,
@@ -53,6 +55,8 @@ struct Sending {
     seq: u64,
     /// Whether the database was open in this process when the walk began.
     attached: bool,
+    /// How often the WAL had come and gone by then.
+    epoch: u64,
     fingerprint: Option<Fingerprint>,
     /// What is still to be sent when all pages are read.
     rest: Option<Vec<Part>>,
@@ -64,6 +68,7 @@ struct Done {
     seq: u64,
     cursor: Cursor,
     attached: bool,
+    epoch: u64,
     fingerprint: Option<Fingerprint>,
 }
 
@@ -98,17 +103,24 @@ impl Replica {
         log::info!("{path}: sending a full image as transaction {txid}");
         let pre_apply = pre_apply.unwrap_or(DatabaseChecksum::EMPTY);
         let stage = Stage::Opening;
-        self.job = LocalJob::Image(Box::new(ImageJob { level, txid, pre_apply, timestamp, stage }));
-        self.ship(Task::OpenUpload { key, timestamp });
+        let number = self.next_number();
+        let image = ImageJob { number, level, txid, pre_apply, timestamp, stage };
+        self.job = LocalJob::Image(Box::new(image));
+        self.ship(Task::OpenUpload { job: number, key, timestamp });
     }
 
     /// Takes in what the shipper says of an upload.
-    pub(super) fn upload_event(&mut self, outcome: Outcome) {
+    pub(super) fn upload_event(&mut self, number: u64, outcome: UploadOutcome) {
+        let ours = matches!(&self.job, LocalJob::Image(image) if image.number == number);
+        if !ours {
+            // The end of an upload that was given up.
+            return;
+        }
         let LocalJob::Image(mut image) = std::mem::replace(&mut self.job, LocalJob::None) else {
             return;
         };
         match (outcome, &mut image.stage) {
-            (Outcome::UploadOpened { part_len, parts }, Stage::Opening) => {
+            (UploadOutcome::Opened { part_len, parts }, Stage::Opening) => {
                 match self.begin_sending(parts, part_len) {
                     Ok(sending) => {
                         image.stage = Stage::Sending(Box::new(sending));
@@ -117,19 +129,19 @@ impl Replica {
                     Err(message) => self.image_failed(Failure::Local { message }),
                 }
             }
-            (Outcome::UploadReady, stage) => {
+            (UploadOutcome::Ready, stage) => {
                 if let Stage::Sending(sending) = stage {
                     sending.blocked = false;
                 }
                 self.job = LocalJob::Image(image);
             }
-            (Outcome::UploadDone, Stage::Completing(done)) => self.image_sent(done),
+            (UploadOutcome::Done, Stage::Completing(done)) => self.image_sent(done),
             (
-                outcome @ (Outcome::UploadRefused | Outcome::UploadFailed(_)),
+                outcome @ (UploadOutcome::Refused | UploadOutcome::Failed(_)),
                 Stage::Completing(done),
             ) => {
                 // It may be there, and even a refusal may be the answer to our own repeated call.
-                if let Outcome::UploadFailed(failure) = &outcome {
+                if let UploadOutcome::Failed(failure) = &outcome {
                     log::warn!("{}: {}", self.database.path().display(), failure.message());
                 }
                 let (level, min) = (image.level, Txid(done.image.min_txid));
@@ -137,11 +149,11 @@ impl Replica {
                 let unsure = Event::ImageUnsure { level, min, txid };
                 self.engine.handle(self.process.now(), unsure);
             }
-            (Outcome::UploadRefused, _) => {
+            (UploadOutcome::Refused, _) => {
                 self.forget_image();
                 self.engine.handle(self.process.now(), Event::ImageRefused);
             }
-            (Outcome::UploadFailed(failure), _) => self.image_failed(failure),
+            (UploadOutcome::Failed(failure), _) => self.image_failed(failure),
             _ => {
                 let message = "the store and the sealer lost step over an image".to_string();
                 self.image_failed(Failure::Local { message });
@@ -198,6 +210,7 @@ impl Replica {
             blocked: false,
             seq,
             attached: self.is_attached(),
+            epoch: self.epoch(),
             fingerprint,
             rest: None,
             done: None,
@@ -278,7 +291,7 @@ impl Replica {
 
     /// All pages are read: makes the header, and remembers what is about to appear at the store.
     fn finish_sending(&mut self, sending: &mut Sending, head: &Head) -> Result<(), String> {
-        self.check_generation(&sending.scan)?;
+        Self::check_generation(&sending.scan)?;
         let Some(local) = self.local.as_mut() else { return Err("the local state is gone".into()) };
         let snapshot = sending.scan.snapshot();
         local.table.set_commit(snapshot.page_count).map_err(|error| error.to_string())?;
@@ -328,25 +341,23 @@ impl Replica {
             seq: sending.seq,
             cursor: position.map_or(Cursor::Fresh, Cursor::At),
             attached: sending.attached,
+            epoch: sending.epoch,
             fingerprint: sending.fingerprint.filter(|_| position.is_none()),
         }));
         Ok(())
     }
 
     /// While the walk went on, the WAL must not have been begun anew.
-    pub(super) fn check_generation(&self, scan: &Scan) -> Result<(), String> {
+    pub(super) fn check_generation(scan: &Scan) -> Result<(), String> {
         if !scan.is_intact() {
             return Err("a checkpoint ran while the database was read".into());
         }
         let Some(before) = scan.snapshot().index.filter(|index| index.max_frame > 0) else {
             return Ok(());
         };
-        let now = self.database.border().and_then(|border| border.wal_index());
-        match now {
-            Some(now) if now.salts != before.salts => {
-                Err("the WAL was begun anew while the database was read".into())
-            }
-            _ => Ok(()),
+        match scan.index_now() {
+            Some(now) if now.salts == before.salts => Ok(()),
+            _ => Err("the WAL was begun anew while the database was read".into()),
         }
     }
 
@@ -365,7 +376,7 @@ impl Replica {
         }
         self.point = point_of(&base);
         let now = self.process.now();
-        let same_wal = done.attached && self.is_attached();
+        let same_wal = done.attached && self.is_attached() && done.epoch == self.epoch();
         if same_wal {
             self.cursor = done.cursor;
         }

@@ -26,6 +26,8 @@ use crate::wal::{FrameSet, WalIndex};
 const STANDBY_RETRY_MS: u64 = 1000;
 /// Open pieces are joined when so many have gathered, so that closing never opens too many files.
 const OPEN_PIECES_MAX: usize = 64;
+/// Frames whose headers are read ahead.
+const READ_AHEAD: u32 = 128;
 /// The spool's least cap, if none is set.
 const SPOOL_CAP_DEFAULT: u64 = 10 << 30;
 
@@ -58,6 +60,12 @@ pub(super) struct Replica {
     awake: bool,
     dead: Option<String>,
     counters: Counters,
+    /// How often the WAL came, went, or was lost track of.
+    epoch: u64,
+    /// Number of the last upload.
+    upload: u64,
+    /// Time passed between an attach and the opening of our state: what was seen then is old.
+    late: bool,
 }
 
 /// A file on its way to the store.
@@ -125,6 +133,9 @@ impl Replica {
             awake: true,
             dead: None,
             counters: Counters::default(),
+            epoch: 0,
+            upload: 0,
+            late: false,
         };
         if replica.store.is_none() {
             let why = replica.database.with(|shared| shared.report.last_error.clone());
@@ -186,6 +197,7 @@ impl Replica {
         let idle = matches!(self.job, LocalJob::None);
         unused
             && idle
+            && self.open.is_empty()
             && !self.attached
             && self.dead.is_none()
             && (self.local.is_none() || (self.engine.is_drained() && self.nothing_uncaptured()))
@@ -193,6 +205,7 @@ impl Replica {
 
     /// Leaves the local state whole for the next process.
     pub(super) fn release(&mut self) {
+        self.hold(false);
         if let Some(local) = self.local.take() {
             let saved = local.table.sync().and_then(|()| local.state.save(&local.dir, true));
             if let Err(error) = saved {
@@ -226,14 +239,26 @@ impl Replica {
                 Transition::Attached(attach) => {
                     if self.local.is_none() && !self.open_local() {
                         // Tried again later; until then nothing is captured.
+                        self.late = true;
                         return self.skip_what_is_over();
                     }
+                    let attach = self.brought_up_to_date(attach);
                     self.attach(&attach);
                 }
                 Transition::Detached(clean) => self.detach(clean),
             }
             self.database.with(|shared| shared.transitions.pop_front());
         }
+    }
+
+    /// What is seen of the WAL now, if what was seen at first is old: then nothing can be said of
+    /// the file without a WAL.
+    fn brought_up_to_date(&mut self, attach: Attach) -> Attach {
+        if !std::mem::replace(&mut self.late, false) {
+            return attach;
+        }
+        let index = self.database.border().and_then(|border| border.wal_index());
+        Attach { index, fingerprint: None }
     }
 
     /// While another process ships: a WAL that came and went is none of our business.
@@ -247,6 +272,7 @@ impl Replica {
 
     fn attach(&mut self, attach: &Attach) {
         self.database.with(|shared| shared.diverged = None);
+        self.epoch += 1;
         self.attached = true;
         self.frames = FrameSet::default();
         self.wal = File::open(local::wal_path(self.database.path())).ok();
@@ -344,6 +370,7 @@ impl Replica {
         self.piece = piece;
         self.cursor = position.map_or(Cursor::Unknown, Cursor::At);
         self.local = Some(local);
+        self.hold(true);
         self.engine.handle(now, Event::Opened(opened));
     }
 
@@ -378,6 +405,15 @@ impl Replica {
         if attach.index.is_some_and(|index| self.is_behind(&index)) {
             self.engine.handle(now, Event::Committed { at: now });
         }
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    pub(super) fn next_number(&mut self) -> u64 {
+        self.upload += 1;
+        self.upload
     }
 
     pub(super) fn is_attached(&self) -> bool {
@@ -430,11 +466,13 @@ impl Replica {
     fn detach(&mut self, clean: Option<Fingerprint>) {
         let known = self.attached && self.frames.is_empty() && self.cursor != Cursor::Unknown;
         let clean = clean.filter(|_| known);
+        self.epoch += 1;
         self.attached = false;
-        self.wal = None;
+        // A walk that is under way goes on: it has a connection of its own.
+        if matches!(self.job, LocalJob::None) {
+            self.wal = None;
+        }
         self.frames = FrameSet::default();
-        // A slice in progress holds a read transaction on a database that is being closed.
-        self.cancel_job("the database was closed");
         if let Some(local) = &mut self.local {
             local.state.clean = clean.map(|fingerprint| Clean { fingerprint, piece: self.piece });
             if let Err(error) = local.state.save(&local.dir, false) {
@@ -442,25 +480,6 @@ impl Replica {
             }
         }
         self.wake();
-    }
-
-    fn cancel_job(&mut self, why: &str) {
-        let now = self.process.now();
-        let failure = || Failure::Local { message: why.to_string() };
-        match std::mem::replace(&mut self.job, LocalJob::None) {
-            LocalJob::None => {}
-            LocalJob::Image(image) => {
-                if image.is_completing() {
-                    self.job = LocalJob::Image(image);
-                    return;
-                }
-                self.engine.handle(now, Event::ImageFailed(failure()));
-            }
-            LocalJob::Resync(_) => {
-                self.engine.handle(now, Event::Diverged);
-                self.engine.handle(now, Event::LocalFailed(failure()));
-            }
-        }
     }
 
     // Work.
@@ -480,6 +499,7 @@ impl Replica {
         }
         self.watch(now);
         self.take_in(now);
+        self.read_ahead();
         while let Some(action) = self.engine.poll(self.process.now()) {
             self.perform(action);
         }
@@ -493,7 +513,40 @@ impl Replica {
             return;
         }
         self.watch_at = now + WATCH_INTERVAL_MS;
+        self.hold(true);
         self.refresh_published();
+        let shut = self.database.with(|shared| shared.is_shut());
+        let idle = matches!(self.job, LocalJob::None) && self.cursor != Cursor::Unknown;
+        if shut && idle && self.engine.may_try_local(now) {
+            // Capture failed or was too slow: the gate opens again once it has caught up.
+            self.capture_now();
+        }
+    }
+
+    /// Keeps other processes from beginning the WAL anew, or lets them.
+    fn hold(&self, hold: bool) {
+        if let Some(border) = self.database.border() {
+            border.hold(hold);
+        }
+    }
+
+    /// Reads the headers of what was committed while there is time: at the gate only the rest is
+    /// left to do.
+    fn read_ahead(&mut self) {
+        let known = self.cursor != Cursor::Unknown && matches!(self.job, LocalJob::None);
+        let published = self.database.with(|shared| shared.published);
+        let behind = match (published, self.cursor) {
+            (Some(index), Cursor::At(at)) if index.salts == at.salts => {
+                index.max_frame.saturating_sub(at.frame.max(self.frames.last))
+            }
+            _ => 0,
+        };
+        if known
+            && behind >= READ_AHEAD
+            && let Err(stop) = self.take_frames(Purpose::Gate)
+        {
+            self.stopped(stop);
+        }
     }
 
     /// Publishes the wal-index as it is now. It is read under the lock under which the application's
@@ -518,8 +571,11 @@ impl Replica {
 
     /// Tells the engine what the application did since.
     fn take_in(&mut self, now: u64) {
-        let (since, diverged) =
-            self.database.with(|shared| (shared.unreported_since.take(), shared.diverged.take()));
+        let (since, diverged) = self.database.with(|shared| {
+            let since = shared.unreported_since.take();
+            shared.report.unacked_since = earlier(shared.report.unacked_since, since);
+            (since, shared.diverged.take())
+        });
         if let Some(why) = diverged {
             self.diverge(&why);
         }
@@ -537,6 +593,7 @@ impl Replica {
             "{}: {why}; comparing the database with the page table",
             self.database.path().display()
         );
+        self.epoch += 1;
         self.cursor = Cursor::Unknown;
         self.frames = FrameSet::default();
         self.database.with(|shared| shared.captured = None);
@@ -549,9 +606,7 @@ impl Replica {
         self.follow();
         let now = self.process.now();
         self.take_in(now);
-        if !self.engine.is_stuck() {
-            self.engine.handle(now, Event::Hurry);
-        }
+        self.engine.handle(now, Event::Hurry);
     }
 
     fn perform(&mut self, action: Action) {
@@ -624,6 +679,7 @@ impl Replica {
         let (published, seq, grant, since) = self.database.with(|shared| {
             let known = self.cursor != Cursor::Unknown;
             let since = if known { shared.unreported_since.take() } else { None };
+            shared.report.unacked_since = earlier(shared.report.unacked_since, since);
             (shared.published, shared.commit_seq, shared.grant, since)
         });
         if let Some(at) = since {
@@ -769,7 +825,12 @@ impl Replica {
                 log::error!("{}: {error}", self.database.path().display());
             }
         }
+        self.piece = match (self.closed.back(), local.state.base) {
+            (Some(file), _) => file.entry.pieces.1,
+            (None, base) => base.map_or(0, |base| base.piece),
+        };
         self.cursor = Cursor::Unknown;
+        self.epoch += 1;
         self.database.with(|shared| {
             shared.captured = None;
             shared.set_gate(Gate::Open);
@@ -843,7 +904,7 @@ impl Replica {
 
     /// Everything that was committed is with the store already.
     fn nothing_to_close(&mut self, seq: u64) {
-        if self.closed.is_empty() {
+        if self.closed.is_empty() && self.open.is_empty() {
             self.show();
             self.database.with(|shared| shared.acked_seq = shared.acked_seq.max(seq));
         }
@@ -957,7 +1018,7 @@ impl Replica {
                 log::warn!("{}: {}", self.database.path().display(), failure.message());
                 Event::RequestFailed(failure)
             }
-            upload => return self.upload_event(upload),
+            Outcome::Upload { job, outcome } => return self.upload_event(job, outcome),
         };
         self.engine.handle(now, event);
     }
@@ -1077,6 +1138,9 @@ impl Replica {
             (shared.published, shared.commit_seq, quiet)
         });
         let behind = published.is_some_and(|index| self.is_behind(&index));
+        if !self.open.is_empty() {
+            return;
+        }
         if quiet && !behind && self.cursor != Cursor::Unknown {
             self.set_captured(seq);
             self.nothing_to_close(seq);
@@ -1137,4 +1201,8 @@ fn forget(local: &mut Local, entry: &Entry) -> Result<(), String> {
         }
     }
     local.spool.remove(entry).map_err(|error| error.to_string())
+}
+
+fn earlier(a: Option<u64>, b: Option<u64>) -> Option<u64> {
+    [a, b].into_iter().flatten().min()
 }

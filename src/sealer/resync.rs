@@ -22,6 +22,8 @@ pub(super) struct ResyncJob {
     /// Commits up to this count are in what is read.
     seq: u64,
     attached: bool,
+    /// How often the WAL had come and gone when the walk began.
+    epoch: u64,
 }
 
 impl Replica {
@@ -121,7 +123,8 @@ impl Replica {
         self.counters().resyncs += 1;
         let total = DatabaseChecksum::EMPTY;
         let attached = self.is_attached();
-        let job = ResyncJob { txid, claim, scan, writer: None, total, seq, attached };
+        let epoch = self.epoch();
+        let job = ResyncJob { txid, claim, scan, writer: None, total, seq, attached, epoch };
         self.job = LocalJob::Resync(Box::new(job));
         Ok(())
     }
@@ -166,7 +169,7 @@ impl Replica {
     }
 
     fn finish_comparison(&mut self, mut job: ResyncJob) -> Result<(), String> {
-        self.check_generation(&job.scan)?;
+        Self::check_generation(&job.scan)?;
         let snapshot = job.scan.snapshot();
         let position = job.scan.position();
         let mut entry = self.next_entry(None);
@@ -210,7 +213,9 @@ impl Replica {
             return Ok(());
         }
         self.cursor = position.map_or(Cursor::Fresh, Cursor::At);
-        if !job.attached {
+        let same_wal = job.attached && job.epoch == self.epoch();
+        if !same_wal {
+            // What was read is right, but the WAL that it ends in is not the one that goes on.
             self.cursor = Cursor::Unknown;
         }
         let path = self.database.path().display();
@@ -225,6 +230,9 @@ impl Replica {
                 return Ok(());
             }
         };
+        if !same_wal && self.is_attached() {
+            self.engine.handle(now, Event::Diverged);
+        }
         self.engine.handle(now, Event::Closed(closed));
         if closed.is_none() {
             self.mark_acked(job.seq);

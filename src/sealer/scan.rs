@@ -47,6 +47,10 @@ impl Scan {
         self.snapshot.page_size
     }
 
+    pub(super) fn index_now(&self) -> Option<crate::wal::WalIndex> {
+        self.reader.index_now()
+    }
+
     pub(super) fn is_intact(&self) -> bool {
         self.reader.is_intact()
     }
