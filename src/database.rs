@@ -36,7 +36,8 @@ pub struct CommittedFrames {
     pub database: u64,
     /// The wal-index just after the commit.
     pub index: WalIndex,
-    /// When, in milliseconds of the process's clock.
+    /// When the oldest commit was made that the sealer did not know of, in milliseconds of the
+    /// process's clock.
     pub at: u64,
 }
 
@@ -243,21 +244,20 @@ impl Database {
     /// something was committed.
     pub fn committed(&self, index: WalIndex) {
         let Some(process) = self.process.upgrade() else { return };
-        let at = process.now();
-        let ring = self.with(|shared| {
+        let sent = self.with(|shared| {
             if shared.published == Some(index) {
                 return None;
             }
             shared.published = Some(index);
             shared.commit_seq += 1;
-            shared.unreported_since.get_or_insert(at);
+            let at = *shared.unreported_since.get_or_insert_with(|| process.now());
             let ahead = index.max_frame.wrapping_sub(shared.bell_frame) >= FRAMES_AHEAD;
             if ahead {
                 shared.bell_frame = index.max_frame;
             }
-            Some(std::mem::replace(&mut shared.wants_bell, false) || ahead)
+            Some((at, std::mem::replace(&mut shared.wants_bell, false) || ahead))
         });
-        if let Some(ring) = ring {
+        if let Some((at, ring)) = sent {
             process.commit(CommittedFrames { database: self.id, index, at }, ring);
         }
     }

@@ -35,7 +35,23 @@ trait Locate {
     unsafe fn real(file: File) -> RawFile;
     /// # Safety
     /// As above; the handle lives until the file is closed.
-    unsafe fn handle(file: File) -> Option<Arc<Handle>>;
+    unsafe fn handle<'a>(file: File) -> Option<HandleRef<'a>>;
+}
+
+/// A handle for the time of one call; borrowed where that is possible, since these calls are many.
+enum HandleRef<'a> {
+    Borrowed(&'a Handle),
+    Shared(Arc<Handle>),
+}
+
+impl std::ops::Deref for HandleRef<'_> {
+    type Target = Handle;
+    fn deref(&self) -> &Handle {
+        match self {
+            HandleRef::Borrowed(handle) => handle,
+            HandleRef::Shared(handle) => handle,
+        }
+    }
 }
 
 struct Embedded;
@@ -50,16 +66,9 @@ impl Locate for Embedded {
         }
     }
 
-    unsafe fn handle(file: File) -> Option<Arc<Handle>> {
+    unsafe fn handle<'a>(file: File) -> Option<HandleRef<'a>> {
         // SAFETY: xOpen stored a pointer from Arc::into_raw, which xClose takes back last.
-        unsafe {
-            let handle = (*file.cast::<ShimFile>()).handle;
-            if handle.is_null() {
-                return None;
-            }
-            Arc::increment_strong_count(handle);
-            Some(Arc::from_raw(handle))
-        }
+        unsafe { (*file.cast::<ShimFile>()).handle.as_ref().map(HandleRef::Borrowed) }
     }
 }
 
@@ -72,8 +81,8 @@ impl Locate for Adopted {
         }
     }
 
-    unsafe fn handle(file: File) -> Option<Arc<Handle>> {
-        shim::adopted(file as usize)
+    unsafe fn handle<'a>(file: File) -> Option<HandleRef<'a>> {
+        shim::adopted(file as usize).map(HandleRef::Shared)
     }
 }
 
@@ -289,7 +298,7 @@ unsafe extern "C" fn adopted_main_close(f: File) -> c_int {
 unsafe extern "C" fn wal_write(f: File, from: *const c_void, n: c_int, at: i64) -> c_int {
     // SAFETY: an open file of ours; SQLite gives `n` readable bytes.
     unsafe {
-        if let Some(handle) = Embedded::handle(f) {
+        if let Some(handle) = Embedded::handle(f).filter(|handle| handle.is_exclusive()) {
             let len = usize::try_from(n).unwrap_or(0).min(32);
             let front = std::slice::from_raw_parts(from.cast::<u8>(), len);
             let at = u64::try_from(at).unwrap_or(0);

@@ -304,6 +304,7 @@ impl Reader for AloneReader {
 
 /// One connection's file on a replicated database.
 pub struct Handle {
+    this: Weak<Handle>,
     shimmed: Arc<Shimmed>,
     real: RawFile,
     /// First region of the wal-index, as this connection has it mapped.
@@ -354,7 +355,8 @@ impl Handle {
         }
         shimmed.handles.fetch_add(1, Ordering::AcqRel);
         shimmed.database.connect();
-        Some(Arc::new(Handle {
+        Some(Arc::new_cyclic(|this| Handle {
+            this: this.clone(),
             shimmed,
             real,
             shm: AtomicPtr::default(),
@@ -402,7 +404,8 @@ impl Handle {
         shm.and_then(read_index)
     }
 
-    fn is_exclusive(&self) -> bool {
+    /// Whether this connection has the database to itself.
+    pub fn is_exclusive(&self) -> bool {
         self.exclusive.load(Ordering::Acquire)
     }
 
@@ -425,8 +428,8 @@ impl Handle {
     }
 
     /// Lets the sealer read the file, or ends that.
-    fn set_readable(self: &Arc<Self>, readable: bool) {
-        *self.shimmed.alone.lock() = readable.then(|| self.clone());
+    fn set_readable(&self, readable: bool) {
+        *self.shimmed.alone.lock() = self.this.upgrade().filter(|_| readable);
         *self.readable.lock() = readable;
     }
 
@@ -452,7 +455,7 @@ impl Handle {
 }
 
 /// The methods of a main database that are acted on.
-pub struct MainFile<'a>(pub &'a Arc<Handle>);
+pub struct MainFile<'a>(pub &'a Handle);
 
 impl MainFile<'_> {
     /// `xShmLock`.
