@@ -196,7 +196,7 @@ fn allocate(file: &File, len: u64) -> std::io::Result<()> {
     use std::os::unix::fs::FileExt;
     match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, len) {
         Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
-            let zeros = [0; 64 * 1024];
+            let zeros = [0; 8192];
             let mut at = file.metadata()?.len();
             while at < len {
                 let count = zeros.len().min((len - at) as usize);

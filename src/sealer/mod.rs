@@ -3,7 +3,10 @@
 //! It carries out the engines' local actions and hands the others to the shipper. Long work
 //! (images, comparisons) is done in slices, so that no database waits long for another.
 
+mod attach;
 mod capture;
+mod closing;
+mod frames;
 mod image;
 mod open;
 mod replica;

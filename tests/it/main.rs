@@ -5,3 +5,4 @@ mod cli;
 mod restore;
 mod store;
 mod support;
+mod tidy;

@@ -1,0 +1,248 @@
+//! How the WAL comes and goes: the shipper's place, the local state, and where the log goes on.
+
+use std::fs::File;
+
+use super::capture::Cursor;
+use super::open::{self, Found, Local, Opening, Resume};
+use super::replica::{ClosedFile, LocalJob, Replica};
+use crate::database::{Attach, Gate, Transition};
+use crate::engine::{Closed, Engine, Event, Need, Opened};
+use crate::local;
+use crate::local::spool::Entry;
+use crate::local::state::{Base, Clean, Fingerprint, Position};
+use crate::ltx::Header;
+use crate::shipper;
+use crate::units::{Level, Txid, WriterId};
+use crate::wal::FrameSet;
+
+/// How long to wait before the shipper's place is asked for again.
+const STANDBY_RETRY_MS: u64 = 1000;
+
+impl Replica {
+    /// Takes in how the WAL came and went, in order.
+    pub(super) fn follow(&mut self) {
+        while self.dead.is_none() {
+            let next = self.database.with(|shared| shared.transitions.front().copied());
+            let Some(next) = next else { return };
+            match next {
+                Transition::Attached(attach) => {
+                    if self.local.is_none() && !self.open_local() {
+                        // Tried again later; until then nothing is captured.
+                        self.late = true;
+                        return self.skip_what_is_over();
+                    }
+                    let attach = self.brought_up_to_date(attach);
+                    self.attach(&attach);
+                }
+                Transition::Detached(clean) => self.detach(clean),
+            }
+            self.database.with(|shared| shared.transitions.pop_front());
+        }
+    }
+
+    /// What is seen of the WAL now, if what was seen at first is old: then nothing can be said of
+    /// the file without a WAL.
+    pub(super) fn brought_up_to_date(&mut self, attach: Attach) -> Attach {
+        if !std::mem::replace(&mut self.late, false) {
+            return attach;
+        }
+        let index = self.database.border().and_then(|border| border.wal_index());
+        Attach { index, fingerprint: None }
+    }
+
+    /// While another process ships: a WAL that came and went is none of our business.
+    pub(super) fn skip_what_is_over(&mut self) {
+        self.database.with(|shared| {
+            while shared.transitions.len() >= 2 {
+                shared.transitions.drain(..2);
+            }
+        });
+    }
+
+    pub(super) fn attach(&mut self, attach: &Attach) {
+        self.database.with(|shared| shared.diverged = None);
+        self.epoch += 1;
+        self.attached = true;
+        self.frames = FrameSet::default();
+        self.wal = File::open(local::wal_path(self.database.path())).ok();
+        self.resume(attach);
+        self.set_gate();
+    }
+
+    /// Reads the local state; `false` when another process has it, or it cannot be read now.
+    pub(super) fn open_local(&mut self) -> bool {
+        let now = self.process.now();
+        let Some(store) = self.store.as_deref() else { return false };
+        let replica = crate::store::url::identity(store);
+        let found = match open::open(self.database.path(), &replica) {
+            Ok(Opening::Ours(found)) => *found,
+            Ok(Opening::HeldBy(pid)) => {
+                self.stand_by(pid);
+                return false;
+            }
+            Err(error) => {
+                self.retry_at = Some(now + STANDBY_RETRY_MS);
+                self.note_open_failure(&error.to_string());
+                return false;
+            }
+        };
+        self.retry_at = None;
+        self.holder = None;
+        self.take_over(found);
+        true
+    }
+
+    pub(super) fn stand_by(&mut self, pid: Option<u32>) {
+        self.retry_at = Some(self.process.now() + STANDBY_RETRY_MS);
+        if self.holder != pid || pid.is_none() {
+            let who = pid.map_or("another process".to_string(), |pid| format!("process {pid}"));
+            let path = self.database.path().display();
+            log::info!("{path} is shipped by {who}; this process stands by");
+            self.database.with(|shared| {
+                shared.set_gate(Gate::Shut);
+                shared.report.state = "standby";
+                shared.report.last_error = Some(format!("{who} ships this database"));
+            });
+            self.database.notify();
+        }
+        self.holder = pid;
+    }
+
+    pub(super) fn note_open_failure(&mut self, why: &str) {
+        let known = self.database.with(|shared| {
+            // Nothing can be captured: the application must not wait for it.
+            shared.set_gate(Gate::Open);
+            shared.report.state = "waiting";
+            shared.report.last_error.replace(why.to_string()).as_deref() == Some(why)
+        });
+        if !known {
+            log::error!("{}: {why}; trying again", self.database.path().display());
+        }
+        self.database.notify();
+    }
+
+    pub(super) fn take_over(&mut self, found: Found) {
+        let Found { local, closed, open, point, position, piece } = found;
+        let writer = WriterId(local.state.writer);
+        self.engine = Engine::new(Self::options(&self.database), writer);
+        let now = self.process.now();
+        let need = match (point, local.state.image) {
+            (Some(_), _) => Need::Nothing,
+            (None, Some(image)) => Need::Confirm {
+                level: Level::new(image.level).unwrap_or(Level::SNAPSHOT),
+                min: Txid(image.min_txid),
+                txid: image.base.txid(),
+            },
+            (None, None) => Need::Image,
+        };
+        let acked = local.state.base.map_or(Txid::ZERO, |base| base.txid());
+        let opened = Opened {
+            claimed: local.state.claimed,
+            acked,
+            closed: closed
+                .iter()
+                .filter_map(|entry| entry.txid)
+                .map(|txid| Closed::new(txid, now))
+                .collect(),
+            uncommitted_since_close: !open.is_empty(),
+            need,
+        };
+        self.closed = closed
+            .into_iter()
+            .filter_map(|entry| {
+                let base = base_of_closed(&local, &entry)?;
+                Some(ClosedFile { entry, base, seq: 0 })
+            })
+            .collect();
+        self.open = open;
+        self.point = point;
+        self.piece = piece;
+        self.cursor = position.map_or(Cursor::Unknown, Cursor::At);
+        self.local = Some(local);
+        self.hold(true);
+        self.engine.handle(now, Event::Opened(opened));
+    }
+
+    /// Decides how the log goes on with the WAL that was found.
+    pub(super) fn resume(&mut self, attach: &Attach) {
+        let now = self.process.now();
+        let (Some(local), Some(point)) = (&self.local, self.point) else {
+            self.cursor = Cursor::Unknown;
+            return;
+        };
+        let position = match self.cursor {
+            Cursor::At(position) => Some(position),
+            _ => None,
+        };
+        let path = self.database.path().display();
+        let wal = self.wal.as_ref();
+        match open::resume(position, self.piece, &local.state, point.page_size, attach, wal) {
+            Resume::At(cursor) => {
+                self.cursor = cursor;
+                log::debug!("{path}: the log goes on after {}", point.txid);
+            }
+            Resume::Compare(why) => {
+                log::info!("{path}: {why}; comparing the database with the page table");
+                self.cursor = Cursor::Unknown;
+                self.engine.handle(now, Event::Diverged);
+            }
+            Resume::OtherPageSize => {
+                log::info!("{path}: the page size changed; sending a full image");
+                self.need_image();
+            }
+        }
+        if attach.index.is_some_and(|index| self.is_behind(&index)) {
+            self.engine.handle(now, Event::Committed { at: now });
+        }
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    pub(super) fn is_attached(&self) -> bool {
+        self.attached
+    }
+
+    pub(super) fn need_image(&mut self) {
+        self.cursor = Cursor::Unknown;
+        self.point = None;
+        self.frames = FrameSet::default();
+        self.engine.handle(self.process.now(), Event::ImageNeeded);
+        self.set_gate();
+    }
+
+    pub(super) fn detach(&mut self, clean: Option<Fingerprint>) {
+        let known = self.attached && self.frames.is_empty() && self.cursor != Cursor::Unknown;
+        let clean = clean.filter(|_| known);
+        self.epoch += 1;
+        self.attached = false;
+        // A walk that is under way goes on: it has a connection of its own.
+        if matches!(self.job, LocalJob::None) {
+            self.wal = None;
+        }
+        self.frames = FrameSet::default();
+        if let Some(local) = &mut self.local {
+            local.state.clean = clean.map(|fingerprint| Clean { fingerprint, piece: self.piece });
+            if let Err(error) = local.state.save(&local.dir, false) {
+                log::error!("{}: {error}", self.database.path().display());
+            }
+        }
+        self.wake();
+    }
+}
+
+/// The point that a closed file in the spool makes, by its own header.
+fn base_of_closed(local: &Local, entry: &Entry) -> Option<Base> {
+    let identity = shipper::identity(&local.spool.path(entry)).ok()?;
+    let header = Header::decode(&identity.head).ok()?;
+    Some(Base {
+        txid: entry.txid?.0,
+        piece: entry.pieces.1,
+        page_size: header.page_size.get(),
+        commit: header.commit,
+        checksum: header.tag?.post_apply.get(),
+        timestamp: header.timestamp.0,
+        position: entry.position.map(Position::from),
+    })
+}

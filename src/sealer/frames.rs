@@ -1,0 +1,293 @@
+//! Taking committed frames out of the WAL: for the gate, and ahead of it.
+
+use std::fs::File;
+
+use super::WATCH_INTERVAL_MS;
+use super::capture::{self, Cursor, Stop};
+use super::open::Local;
+use super::replica::{LocalJob, Purpose, Replica, earlier, maker};
+use crate::database::Gate;
+use crate::engine::{Event, Failure};
+use crate::local;
+use crate::local::spool::Entry;
+use crate::units::{Txid, WalPosition};
+use crate::wal::{FrameSet, WalHeader};
+
+/// Open pieces are joined when so many have gathered, so that closing never opens too many files.
+const OPEN_PIECES_MAX: usize = 64;
+/// Frames whose headers are read ahead.
+const READ_AHEAD: u32 = 128;
+/// The spool's least cap, if none is set.
+const SPOOL_CAP_DEFAULT: u64 = 10 << 30;
+
+impl Replica {
+    /// Looks for commits of processes that do not tell us.
+    pub(super) fn watch(&mut self, now: u64) {
+        if !self.attached || self.watch_at > now {
+            return;
+        }
+        self.watch_at = now + WATCH_INTERVAL_MS;
+        self.hold(true);
+        self.refresh_published();
+        let shut = self.database.with(|shared| shared.is_shut());
+        let idle = matches!(self.job, LocalJob::None) && self.cursor != Cursor::Unknown;
+        if shut && idle && self.engine.may_try_local(now) {
+            self.capture_now();
+        }
+    }
+
+    /// Keeps other processes from beginning the WAL anew, or lets them.
+    pub(super) fn hold(&self, hold: bool) {
+        if let Some(border) = self.database.border() {
+            border.hold(hold);
+        }
+    }
+
+    /// Reads the headers of what was committed while there is time: at the gate only the rest is
+    /// left to do.
+    pub(super) fn read_ahead(&mut self) {
+        let known = self.cursor != Cursor::Unknown && matches!(self.job, LocalJob::None);
+        let published = self.database.with(|shared| shared.published);
+        let behind = match (published, self.cursor) {
+            (Some(index), Cursor::At(at)) if index.salts == at.salts => {
+                index.max_frame.saturating_sub(at.frame.max(self.frames.last))
+            }
+            _ => 0,
+        };
+        if known
+            && behind >= READ_AHEAD
+            && let Err(stop) = self.take_frames(Purpose::Gate)
+        {
+            self.stopped(stop);
+        }
+    }
+
+    /// Publishes the wal-index as it is now. It is read under the lock under which the application's
+    /// threads publish, so that it is never older than what they said.
+    pub(super) fn refresh_published(&self) {
+        let Some(border) = self.database.border() else { return };
+        let now = self.process.now();
+        self.database.with(|shared| {
+            let index = border.wal_index();
+            if index.is_some() && shared.published != index {
+                shared.published = index;
+                shared.commit_seq += 1;
+                shared.unreported_since.get_or_insert(now);
+            }
+        });
+    }
+
+    /// Forgets frames that are in no piece: what comes next takes them in another way.
+    pub(super) fn clear_frames(&mut self) {
+        self.frames = FrameSet::default();
+    }
+
+    /// Captures what is published, into a piece, because somebody waits at the gate.
+    pub(super) fn capture_now(&mut self) {
+        if self.local.is_none() || !self.attached || self.dead.is_some() {
+            return;
+        }
+        self.take_in(self.process.now());
+        if let Err(stop) = self.capture(Purpose::Gate) {
+            self.stopped(stop);
+        }
+        self.database.notify();
+    }
+
+    /// Makes the newest published frames a piece, unless there are none.
+    pub(super) fn capture(&mut self, purpose: Purpose) -> Result<(), Stop> {
+        let seq = self.take_frames(purpose)?;
+        if !self.frames.is_empty() {
+            let entry = self.next_entry(None);
+            self.write_frames(&entry)?;
+            if self.open.len() >= OPEN_PIECES_MAX {
+                self.join_open()?;
+            }
+            self.check_cap();
+        }
+        self.set_captured(seq);
+        Ok(())
+    }
+
+    /// Reads the headers of the frames published since; gives the count of commits that they end
+    /// with.
+    pub(super) fn take_frames(&mut self, purpose: Purpose) -> Result<u64, Stop> {
+        let (published, seq, grant, since) = self.database.with(|shared| {
+            let known = self.cursor != Cursor::Unknown;
+            let since = if known { shared.unreported_since.take() } else { None };
+            shared.report.unacked_since = earlier(shared.report.unacked_since, since);
+            (shared.published, shared.commit_seq, shared.grant, since)
+        });
+        if let Some(at) = since {
+            let event = match purpose {
+                Purpose::Gate => Event::Committed { at },
+                Purpose::Close => Event::TakenIn { at },
+            };
+            self.engine.handle(self.process.now(), event);
+        }
+        let Some(index) = published.filter(|index| index.max_frame > 0) else { return Ok(seq) };
+        let first = match self.cursor {
+            Cursor::Unknown => return Ok(self.captured_seq),
+            Cursor::Fresh => 1,
+            Cursor::At(at) if at.salts == index.salts => {
+                if index.max_frame < at.frame.max(self.frames.last) {
+                    return Err(Stop::Diverged("the WAL went back".into()));
+                }
+                at.frame + 1
+            }
+            Cursor::At(at) if grant == Some((at.salts, at.frame)) && self.frames.is_empty() => 1,
+            Cursor::At(_) => {
+                return Err(Stop::Diverged("the WAL was begun anew without our knowing".into()));
+            }
+        };
+        if index.max_frame < first || index.max_frame == self.frames.last {
+            return Ok(seq);
+        }
+        if self.wal.is_none() {
+            self.wal = File::open(local::wal_path(self.database.path())).ok();
+        }
+        let (Some(wal), Some(point)) = (&self.wal, self.point) else {
+            return Err(Stop::Failed("the WAL is not there".into()));
+        };
+        // A generation is known by the header in the file: the index may be ahead of it.
+        if first == 1 && WalHeader::read(wal).is_some_and(|header| header.salts != index.salts) {
+            return Err(Stop::Diverged("the WAL's file is of another generation".into()));
+        }
+        if index.page_size != point.page_size {
+            self.need_image();
+            return Ok(self.captured_seq);
+        }
+        self.frames
+            .extend(wal, point.page_size, first, index.max_frame)
+            .map_err(|error| Stop::Failed(format!("cannot read the WAL: {error}")))?;
+        self.frames_salts = index.salts;
+        // A grant is for one new beginning.
+        self.database.with(|shared| shared.grant = shared.grant.filter(|_| first > 1));
+        if self.cursor == Cursor::Fresh {
+            // Only now is it known which generation it is.
+            self.cursor =
+                Cursor::At(WalPosition { salts: index.salts, frame: 0, checksum: (0, 0) });
+        }
+        Ok(seq)
+    }
+
+    pub(super) fn write_frames(&mut self, entry: &Entry) -> Result<(), Stop> {
+        let (Some(local), Some(point), Some(wal)) = (&mut self.local, self.point, &self.wal) else {
+            return Err(Stop::Failed("the database is not open".into()));
+        };
+        let maker = maker(&self.engine, &point);
+        let salts = self.frames_salts;
+        let position =
+            WalPosition { salts, frame: self.frames.last, checksum: self.frames.checksum };
+        let entry = Entry { position: Some(position), ..entry.clone() };
+        let written = capture::write_frames(
+            &local.spool,
+            &mut local.table,
+            wal,
+            &self.frames,
+            salts,
+            &maker,
+            entry,
+        )?;
+        self.piece = written.pieces.1;
+        self.cursor = Cursor::At(position);
+        self.frames = FrameSet::default();
+        match written.txid {
+            None => self.open.push(written),
+            Some(_) => self.add_closed(written, maker.timestamp),
+        }
+        Ok(())
+    }
+
+    pub(super) fn next_entry(&self, txid: Option<Txid>) -> Entry {
+        let position = match self.cursor {
+            Cursor::At(at) if at.frame > 0 => Some(at),
+            _ => None,
+        };
+        Entry { txid, pieces: (self.piece + 1, self.piece + 1), position, len: 0 }
+    }
+
+    /// Publishes how far capture has come. The gate looks at it.
+    pub(super) fn set_captured(&mut self, seq: u64) {
+        let complete = match self.cursor {
+            Cursor::At(at) if self.frames.is_empty() => Some((at.salts, at.frame)),
+            _ => None,
+        };
+        self.captured_seq = seq;
+        let busy = !matches!(self.job, LocalJob::None);
+        self.database.with(|shared| {
+            shared.captured = complete;
+            shared.captured_seq = seq;
+            if complete.is_some() && !busy {
+                shared.set_gate(Gate::Capturing);
+            }
+        });
+    }
+
+    /// Capture did not succeed: tells the engine, and the gate not to wait for it.
+    pub(super) fn stopped(&mut self, stop: Stop) {
+        match stop {
+            Stop::Diverged(why) => self.diverge(&why),
+            Stop::Failed(message) => {
+                log::error!("{}: {message}", self.database.path().display());
+                self.database.with(|shared| shared.set_gate(Gate::Shut));
+                let now = self.process.now();
+                self.engine.handle(now, Event::Committed { at: now });
+                self.engine.handle(now, Event::LocalFailed(Failure::Local { message }));
+            }
+        }
+    }
+
+    /// Drops the captured pieces when they take too much room: the database is compared later.
+    pub(super) fn check_cap(&mut self) {
+        let pending: u64 = self.pending_bytes();
+        let Some((local, point)) = self.local.as_mut().zip(self.point) else { return };
+        let database = u64::from(local.table.commit()) * u64::from(point.page_size.get());
+        let cap = match self.database.settings().spool_cap {
+            0 => SPOOL_CAP_DEFAULT.max(2 * database),
+            cap => cap,
+        };
+        if pending <= cap || self.open.is_empty() {
+            return;
+        }
+        log::warn!(
+            "{}: {pending} bytes wait in the spool, more than its cap of {cap}: they are dropped, and what differs is sent when the store answers again",
+            self.database.path().display()
+        );
+        for entry in std::mem::take(&mut self.open) {
+            if let Err(error) = forget(local, &entry) {
+                log::error!("{}: {error}", self.database.path().display());
+            }
+        }
+        self.piece = match (self.closed.back(), local.state.base) {
+            (Some(file), _) => file.entry.pieces.1,
+            (None, base) => base.map_or(0, |base| base.piece),
+        };
+        self.cursor = Cursor::Unknown;
+        self.epoch += 1;
+        self.database.with(|shared| {
+            shared.captured = None;
+            shared.set_gate(Gate::Open);
+        });
+        self.engine.handle(self.process.now(), Event::Diverged);
+    }
+
+    pub(super) fn pending_bytes(&self) -> u64 {
+        let open = self.open.iter().map(|entry| entry.len).sum::<u64>();
+        open + self.closed.iter().map(|file| file.entry.len).sum::<u64>()
+    }
+}
+
+/// Takes an open piece out of the spool and out of the page table.
+fn forget(local: &mut Local, entry: &Entry) -> Result<(), String> {
+    let path = local.spool.path(entry);
+    let file = File::open(&path).map_err(|error| error.to_string())?;
+    let mut decoder = crate::ltx::Decoder::new(std::io::BufReader::new(file))
+        .map_err(|error| error.to_string())?;
+    while let Some(page) = decoder.next_page().map_err(|error| error.to_string())? {
+        if page.pgno <= local.table.commit() {
+            local.table.set(page.pgno, None).map_err(|error| error.to_string())?;
+        }
+    }
+    local.spool.remove(entry).map_err(|error| error.to_string())
+}
