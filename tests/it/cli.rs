@@ -59,7 +59,7 @@ fn restores_and_says_what() {
     assert_eq!(json["txid"], Txid(3).to_string());
     assert_eq!((&json["pages"], &json["page_size"]), (&4.into(), &512.into()));
     assert_eq!((&json["restored"], &json["proven"]), (&true.into(), &false.into()));
-    assert_eq!(names(dir.path()), ["older.db", "out.db"]);
+    assert_eq!(names(dir.path()), ["older.db", "older.db-walferry", "out.db", "out.db-walferry"]);
 }
 
 #[test]
