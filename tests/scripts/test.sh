@@ -53,8 +53,7 @@ say "unit and integration tests"
     WALFERRY_TEST_S3_SECOND_SECRET_ACCESS_KEY=$(setting "$scratch/second" AWS_SECRET_ACCESS_KEY)
     export "${!WALFERRY_TEST_@}"
     for manifest in "${workspaces[@]}"; do
-        # 4 is nextest's way of saying that a package has no tests.
-        cargo nextest run --release --locked --manifest-path "$manifest" || [ $? = 4 ]
+        cargo nextest run --release --locked --no-tests pass --manifest-path "$manifest"
     done
 )
 
