@@ -2,6 +2,8 @@
 
 import time
 
+import pytest
+
 from harness import (HOSTS, LOG_TABLE, SEED, assert_log_state, assert_restores, full_images, journal,
                      restore, txids)
 
@@ -68,12 +70,14 @@ def test_process_exit_without_close(new_host, replica, tmp_path):
     assert len(full_images(replica)) == 1
 
 
-def test_close_ships_what_is_left(new_host, replica, tmp_path):
+@pytest.mark.parametrize("closes", [True, False], ids=["closed", "left open"])
+def test_the_end_of_the_process_ships_what_is_left(closes, new_host, replica, tmp_path):
     host = new_host("system", replica, env={"WALFERRY_SYNC_INTERVAL": "1h"})
     host.open(tmp_path / "app.db")
     host.sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (x)")
     for n in range(5):
         host.sql("INSERT INTO t VALUES (%d)" % n)
-    host.close()
-    output = restore(replica, tmp_path / "restored.db")
-    assert output.read_bytes() == (tmp_path / "app.db").read_bytes()
+    if closes:
+        host.close()
+    assert host.finish() == 0
+    assert_restores(replica, tmp_path / "app.db", tmp_path)
