@@ -26,7 +26,8 @@ def test_litestream_restores_our_replica(scheme, new_host, new_replica, tmp_path
     assert_same_pages(live_image(tmp_path / "app.db"), latest, "ours")
     theirs = litestream_restore(tmp_path, replica, tmp_path / "theirs.db").read_bytes()
     assert_same_pages(latest, theirs, "Litestream, latest")
-    assert len(txids(replica)) > 12
+    # One for each sync; the first may be in the image.
+    assert len(txids(replica)) >= 12
     for txid in txids(replica):
         ours = restore(replica, tmp_path / ("ours-%d.db" % txid), txid).read_bytes()
         theirs = litestream_restore(tmp_path, replica, tmp_path / ("theirs-%d.db" % txid), txid)
