@@ -25,8 +25,8 @@ const GATE_TIMEOUT: Duration = Duration::from_secs(1);
 /// comparisons of small databases are done by then, and nobody notices.
 const SHUT_PATIENCE: Duration = Duration::from_millis(250);
 
-/// The sealer is woken each time that so many frames were committed, to read their headers ahead.
-const FRAMES_AHEAD: u32 = 256;
+/// The sealer is woken each time that so many frames were committed, to look at them ahead.
+const FRAMES_AHEAD: u32 = 4096;
 
 /// Committed frames, by reference: what the application's thread hands to the sealer. The bytes
 /// stay in the WAL, which gate and pin keep from being overwritten.

@@ -180,6 +180,10 @@ impl Border for Edge {
         find(&self.path)?.pin.lock().as_ref().and_then(Pin::index)
     }
 
+    fn frame_pages(&self, index: &WalIndex, first: u32, last: u32) -> Option<Vec<u32>> {
+        find(&self.path)?.pin.lock().as_mut()?.frame_pages(index, first, last)
+    }
+
     fn open_reader(&self) -> std::io::Result<Box<dyn Reader>> {
         let alone = find(&self.path).and_then(|shimmed| shimmed.alone.lock().clone());
         if let Some(handle) = alone {

@@ -157,9 +157,18 @@ impl Replica {
             self.need_image();
             return Ok(self.captured_seq);
         }
-        self.frames
-            .extend(wal, point.page_size, first, index.max_frame)
-            .map_err(|error| Stop::Failed(format!("cannot read the WAL: {error}")))?;
+        let from = if self.frames.is_empty() { first } else { self.frames.last + 1 };
+        let border = self.database.border();
+        let known = border.and_then(|border| border.frame_pages(&index, from, index.max_frame));
+        let added = known.is_some_and(|pages| {
+            self.frames.extend_known(wal, point.page_size, from, &pages).is_ok()
+        });
+        if !added {
+            // Without shared memory the headers in the file are all there is.
+            self.frames
+                .extend(wal, point.page_size, first, index.max_frame)
+                .map_err(|error| Stop::Failed(format!("cannot read the WAL: {error}")))?;
+        }
         self.frames_salts = index.salts;
         // A grant is for one new beginning.
         self.database.with(|shared| shared.grant = shared.grant.filter(|_| first > 1));
