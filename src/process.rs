@@ -16,7 +16,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::database::{CommittedFrames, Database};
 use crate::sealer;
 use crate::settings::Settings;
-use crate::shipper::{self, Job, Outcome};
+use crate::shipper::{self, Order, Outcome};
 use crate::status::Report;
 
 /// Commits that can wait in the channel. More are not lost: the newest position is kept with the
@@ -38,6 +38,8 @@ pub(crate) enum Control {
     Capture(u64),
     /// Capture, close and ship, now.
     Hurry(u64),
+    /// Another process asks for something.
+    Called(u64),
     /// The end of a job at the store.
     Shipped(u64, Outcome),
     /// The process ends: ship everything.
@@ -81,13 +83,12 @@ pub fn refused() -> Vec<Report> {
 /// Everything of this process that replicates.
 pub struct Process {
     pid: u32,
-    started: Instant,
     next_id: AtomicU64,
     databases: Mutex<HashMap<PathBuf, Arc<Database>>>,
     commits: Sender<CommittedFrames>,
     controls: Sender<Control>,
     bell: Bell,
-    jobs: tokio::sync::mpsc::UnboundedSender<Job>,
+    orders: tokio::sync::mpsc::UnboundedSender<Order>,
     drained: Mutex<bool>,
     drained_changed: Condvar,
 }
@@ -113,16 +114,15 @@ impl Process {
         }
         let (commits, commits_out) = crossbeam_channel::bounded(COMMITS_WAITING);
         let (controls, controls_out) = crossbeam_channel::unbounded();
-        let (jobs, jobs_out) = tokio::sync::mpsc::unbounded_channel();
+        let (orders, orders_out) = tokio::sync::mpsc::unbounded_channel();
         let process = Arc::new(Process {
             pid: std::process::id(),
-            started: Instant::now(),
             next_id: AtomicU64::new(1),
             databases: Mutex::new(HashMap::new()),
             commits,
             controls,
             bell: Bell::default(),
-            jobs,
+            orders,
             drained: Mutex::new(false),
             drained_changed: Condvar::new(),
         });
@@ -133,15 +133,18 @@ impl Process {
         })?;
         spawn("walferry-ship", {
             let process = process.clone();
-            move || shipper::run(process, jobs_out)
+            move || shipper::run(process, orders_out)
         })?;
         *current = Some(process.clone());
         Ok(process)
     }
 
-    /// Milliseconds since the process's instance started; never goes back.
+    /// Milliseconds since the machine started; never goes back, and is the same in all processes.
+    #[allow(clippy::unused_self)] // time is asked of the process, so that there is one clock
     pub fn now(&self) -> u64 {
-        self.started.elapsed().as_millis() as u64
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let millis = now.tv_sec.saturating_mul(1000).saturating_add(now.tv_nsec / 1_000_000);
+        u64::try_from(millis).unwrap_or(0)
     }
 
     /// The database at this canonical path, registered if it is new. Another database of this
@@ -207,8 +210,8 @@ impl Process {
         self.bell.ring();
     }
 
-    pub(crate) fn ship(&self, job: Job) {
-        let _ = self.jobs.send(job);
+    pub(crate) fn order(&self, order: Order) {
+        let _ = self.orders.send(order);
     }
 
     pub(crate) fn bell(&self) -> &Bell {

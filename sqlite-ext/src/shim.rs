@@ -422,7 +422,7 @@ impl Handle {
         let index = if self.is_exclusive() { self.exclusive_index() } else { self.index() };
         let Some(index) = index.filter(|_| self.shimmed.is_attached()) else { return true };
         let captured = self.database().wait_captured(index);
-        if !captured {
+        if !captured && !self.database().is_standing_by() {
             log::warn!(
                 "{}: the WAL may go before all of it is captured; what is missing is found by comparison",
                 self.database().path().display()
@@ -491,6 +491,7 @@ impl MainFile<'_> {
             (READ_LOCK_1, READERS, LOCK_EXCL) => self.restart(forward),
             (READ_LOCK_1, READERS, UNLOCK_EXCL) => {
                 let rc = forward();
+                handle.database().restarted();
                 if handle.shimmed.holds.load(Ordering::Acquire)
                     && let Some(pin) = handle.shimmed.pin.lock().as_mut()
                 {

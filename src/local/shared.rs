@@ -39,10 +39,10 @@ const AT_CALLS: usize = 3;
 const AT_STANDBY: usize = 4;
 /// When the oldest commit was made that the shipper was not told of.
 const AT_UNREPORTED: usize = 5;
-/// Where the WAL stands that somebody wants to begin anew: salts, frame.
+/// Where the WAL stands that somebody wants to begin anew: salts, frame; and the wish's number.
 const AT_WANTED: usize = 6;
 /// When the shipper was last alive, in milliseconds.
-const AT_ALIVE: usize = 8;
+const AT_ALIVE: usize = 9;
 const AT_VIEW: usize = 16;
 const VIEW_WORDS: usize = 16;
 const AT_ERROR: usize = AT_VIEW + VIEW_WORDS;
@@ -57,8 +57,10 @@ pub type Place = (Salts, u32);
 pub struct View {
     /// A number for each time that a process became the shipper; 0 while nobody is.
     pub term: u64,
-    /// Process id.
+    /// Process id, and the namespace in which it is one ([`pid_namespace`]).
     pub pid: u32,
+    /// See `pid`.
+    pub namespace: u64,
     /// The gate: 0 while capture goes on, 1 shut, 2 open.
     pub gate: u32,
     /// Everything up to here is captured.
@@ -69,6 +71,8 @@ pub struct View {
     pub acked_seq: u64,
     /// The WAL is free to be begun anew behind this position.
     pub released: Option<Place>,
+    /// The last wish to begin it anew that was answered, with `released` or without.
+    pub answered: u64,
     /// Last TXIDs closed and confirmed.
     pub sealed: u64,
     /// See `sealed`.
@@ -96,14 +100,22 @@ impl Call {
     pub const CAPTURE: Call = Call(2);
     /// Capture everything, then let the WAL be begun anew at the wanted position.
     pub const RELEASE: Call = Call(4);
-    /// The new beginning is made, or given up.
-    pub const RELEASED: Call = Call(8);
+    /// The new beginning is made.
+    pub const RESTARTED: Call = Call(8);
+    /// It did not come about.
+    pub const FAILED: Call = Call(16);
     /// Ship at once.
-    pub const HURRY: Call = Call(16);
+    pub const HURRY: Call = Call(32);
 
-    /// Whether this is among what is asked for.
+    /// Whether any of this is among what is asked for.
     pub fn has(self, other: Call) -> bool {
         self.0 & other.0 != 0
+    }
+
+    /// Both.
+    #[must_use]
+    pub fn and(self, other: Call) -> Call {
+        Call(self.0 | other.0)
     }
 }
 
@@ -135,8 +147,8 @@ impl SharedPage {
         &self.bell
     }
 
-    /// Becomes the shipper: a new term begins, whatever was left in the file.
-    pub fn begin_term(&self, now: u64) {
+    /// Becomes the shipper: a new term begins, whatever was left in the file. Gives its number.
+    pub fn begin_term(&self, now: u64) -> u64 {
         let sequence = self.load(AT_SEQUENCE);
         if sequence % 2 == 1 {
             // Somebody died in the middle of an entry.
@@ -144,8 +156,9 @@ impl SharedPage {
         }
         let term = self.load(AT_VIEW).max(super::state::random_id() >> 16).wrapping_add(1);
         self.alive(now);
-        let pid = std::process::id();
-        self.publish(&View { term, pid, gate: 1, ..View::default() });
+        let (pid, namespace) = (std::process::id(), pid_namespace());
+        self.publish(&View { term, pid, namespace, gate: 1, ..View::default() });
+        term
     }
 
     /// The shipper says how things stand, and wakes all who wait.
@@ -231,15 +244,17 @@ impl SharedPage {
     }
 
     /// Names the position at which the WAL is to be begun anew. Only who holds the WAL's write lock
-    /// does that, so that there is one at a time.
-    pub fn set_wanted(&self, (salts, frame): Place) {
+    /// does that, so that there is one at a time. Gives the wish's number.
+    pub fn want(&self, (salts, frame): Place) -> u64 {
         self.store(AT_WANTED, pack_salts(salts));
         self.store(AT_WANTED + 1, u64::from(frame));
+        self.words.word(AT_WANTED + 2).fetch_add(1, Ordering::AcqRel).wrapping_add(1)
     }
 
-    /// That position.
-    pub fn wanted(&self) -> Place {
-        (unpack_salts(self.load(AT_WANTED)), self.load(AT_WANTED + 1) as u32)
+    /// That position and the wish's number.
+    pub fn wanted(&self) -> (Place, u64) {
+        let number = self.load(AT_WANTED + 2);
+        ((unpack_salts(self.load(AT_WANTED)), self.load(AT_WANTED + 1) as u32), number)
     }
 
     /// The shipper is alive.
@@ -315,6 +330,13 @@ impl SharedPage {
     }
 }
 
+/// A number for the namespace in which our process id is one; 0 when there is no telling.
+pub fn pid_namespace() -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    static NUMBER: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+    *NUMBER.get_or_init(|| std::fs::metadata("/proc/self/ns/pid").map_or(0, |meta| meta.ino()))
+}
+
 /// Makes the pipe, unless it is there.
 pub fn make_bell(path: &Path) -> Result<(), Error> {
     let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP;
@@ -347,8 +369,8 @@ impl View {
             self.state,
             self.pending_bytes,
             self.spool_files,
-            0,
-            0,
+            self.answered,
+            self.namespace,
         ]
     }
 
@@ -358,15 +380,17 @@ impl View {
         };
         let [term, pid, c0, c1, captured_seq, acked_seq, r0, r1, sealed, acked, since, state, ..] =
             *words;
-        let [.., pending_bytes, spool_files, _, _] = *words;
+        let [.., pending_bytes, spool_files, answered, namespace] = *words;
         View {
             term,
             pid: pid as u32,
+            namespace,
             gate: (pid >> 32) as u32,
             captured: place(c0, c1),
             captured_seq,
             acked_seq,
             released: place(r0, r1),
+            answered,
             sealed,
             acked,
             unacked_since: since,
@@ -394,11 +418,13 @@ mod tests {
         View {
             term: 7,
             pid: n as u32,
+            namespace: n,
             gate: 2,
             captured: Some((Salts(n as u32, 2), 0)),
             captured_seq: n,
             acked_seq: n,
             released: None,
+            answered: n,
             sealed: n,
             acked: n,
             unacked_since: n,
@@ -421,8 +447,10 @@ mod tests {
                 if let Some(seen) = theirs.view().filter(|seen| seen.state != 0) {
                     let n = seen.sealed;
                     let expected = view(n);
-                    assert_eq!(View { error: String::new(), ..seen.clone() },
-                        View { error: String::new(), ..expected.clone() });
+                    assert_eq!(
+                        View { error: String::new(), ..seen.clone() },
+                        View { error: String::new(), ..expected.clone() }
+                    );
                     assert!(expected.error.starts_with(&seen.error));
                 }
             }

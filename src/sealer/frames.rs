@@ -27,7 +27,10 @@ impl Replica {
             return;
         }
         self.watch_at = now + WATCH_INTERVAL_MS;
-        self.hold(true);
+        self.look_for_others(now);
+        if !self.has_let_go() {
+            self.hold(true);
+        }
         self.refresh_published();
         let shut = self.database.with(|shared| shared.is_shut());
         let idle = matches!(self.job, LocalJob::None) && self.cursor != Cursor::Unknown;
@@ -112,6 +115,7 @@ impl Replica {
     /// Reads the headers of the frames published since; gives the count of commits that they end
     /// with.
     pub(super) fn take_frames(&mut self, purpose: Purpose) -> Result<u64, Stop> {
+        self.hear();
         let (published, seq, grant, since) = self.database.with(|shared| {
             let known = self.cursor != Cursor::Unknown;
             let since = if known { shared.unreported_since.take() } else { None };
