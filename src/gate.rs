@@ -24,6 +24,16 @@ impl Shared {
         self.gate == Gate::Shut
     }
 
+    /// Whether everything that this index has is captured. Others may commit meanwhile; that the WAL
+    /// was begun anew meanwhile means that all before was captured.
+    fn has_captured(&self, index: &WalIndex) -> bool {
+        let Some((salts, frame)) = self.captured else { return false };
+        match self.published {
+            Some(now) if now.salts != index.salts => salts == now.salts,
+            _ => salts == index.salts && frame >= index.max_frame,
+        }
+    }
+
     pub(crate) fn set_gate(&mut self, gate: Gate) {
         if gate == Gate::Shut && self.gate != Gate::Shut {
             self.patience = SHUT_PATIENCE;
@@ -90,6 +100,9 @@ impl Database {
             return false;
         }
         let mut shared = self.shared.lock();
+        // Read under the lock under which commits are published, so that it is not older than they
+        // are. With the database to itself a connection's own index is all there is.
+        let index = self.border().and_then(|border| border.wal_index()).unwrap_or(index);
         if shared.published != Some(index) {
             shared.published = Some(index);
             shared.commit_seq += 1;
@@ -99,8 +112,7 @@ impl Database {
         let deadline = Instant::now() + GATE_TIMEOUT;
         let mut asked = false;
         loop {
-            if shared.gate == Gate::Open || shared.captured == Some((index.salts, index.max_frame))
-            {
+            if shared.gate == Gate::Open || shared.has_captured(&index) {
                 return true;
             }
             if self.process.strong_count() == 0 {

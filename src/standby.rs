@@ -82,7 +82,9 @@ impl Database {
     /// Asks the shipper whether the WAL may be begun anew at this position. `None` when this
     /// process has become the shipper itself.
     pub(crate) fn ask_shipper(&self, page: &SharedPage, index: WalIndex) -> Option<bool> {
-        if self.with(|shared| shared.silent == Some(page.last_alive())) {
+        // Its caller holds the write lock: no time is spent on a shipper that does not hear.
+        if !page.listens() || self.with(|shared| shared.silent == Some(page.last_alive())) {
+            page.call(Call::CAPTURE);
             return Some(false);
         }
         let place: Place = (index.salts, index.max_frame);
@@ -97,6 +99,13 @@ impl Database {
                     return Some(false);
                 }
                 Some(view) if view.answered == wish => {
+                    log::debug!(
+                        "{}: wish {wish} for frame {}: {:?}, gate {}",
+                        self.path().display(),
+                        place.1,
+                        view.released.map(|place| place.1),
+                        view.gate
+                    );
                     return Some(view.released == Some(place));
                 }
                 _ => {}

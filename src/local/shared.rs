@@ -43,6 +43,8 @@ const AT_UNREPORTED: usize = 5;
 const AT_WANTED: usize = 6;
 /// When the shipper was last alive, in milliseconds.
 const AT_ALIVE: usize = 9;
+/// Whether the shipper hears the bell.
+const AT_LISTENS: usize = 10;
 const AT_VIEW: usize = 16;
 const VIEW_WORDS: usize = 16;
 const AT_ERROR: usize = AT_VIEW + VIEW_WORDS;
@@ -156,6 +158,7 @@ impl SharedPage {
         }
         let term = self.load(AT_VIEW).max(super::state::random_id() >> 16).wrapping_add(1);
         self.alive(now);
+        self.set_listens(false);
         let (pid, namespace) = (std::process::id(), pid_namespace());
         self.publish(&View { term, pid, namespace, gate: 1, ..View::default() });
         term
@@ -260,6 +263,16 @@ impl SharedPage {
     /// The shipper is alive.
     pub fn alive(&self, now: u64) {
         self.store(AT_ALIVE, now);
+    }
+
+    /// Whether it hears the bell; else it comes by once a second.
+    pub fn set_listens(&self, listens: bool) {
+        self.store(AT_LISTENS, u64::from(listens));
+    }
+
+    /// See [`SharedPage::set_listens`].
+    pub fn listens(&self) -> bool {
+        self.load(AT_LISTENS) != 0
     }
 
     /// When it was.

@@ -94,8 +94,8 @@ impl Replica {
         if there && self.others.listening.is_none() {
             self.listen(&page);
         }
-        if !there {
-            self.others.listening = None;
+        if !there && self.others.listening.take().is_some() {
+            page.set_listens(false);
         }
         self.database.with(|shared| {
             shared.others = there;
@@ -116,6 +116,7 @@ impl Replica {
         let bell = page.bell_path().to_path_buf();
         self.process.order(Order::Listen { database: self.database.id, bell, until });
         self.others.listening = Some(listening);
+        page.set_listens(true);
     }
 
     /// Whether the WAL was let go for another process, which has not yet said what came of it.
@@ -176,6 +177,17 @@ impl Replica {
         if free {
             self.hold(false);
             self.others.released_at = Some(self.process.now());
+        }
+        if !free {
+            self.database.with(|shared| {
+                log::debug!(
+                    "{}: the WAL cannot be let go at {place:?}: captured {:?}, published {:?}, gate {:?}",
+                    self.database.path().display(),
+                    shared.captured,
+                    shared.published.map(|index| (index.salts, index.max_frame)),
+                    shared.gate
+                );
+            });
         }
         self.database.with(|shared| {
             if free {
