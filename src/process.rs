@@ -5,9 +5,10 @@
 //! the first replicated one, and live until the process ends.
 
 use std::collections::HashMap;
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard as StdMutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
@@ -50,7 +51,8 @@ pub(crate) enum Control {
 pub type SpawnGuard = fn(&mut dyn FnMut());
 
 static SPAWN_GUARD: OnceLock<SpawnGuard> = OnceLock::new();
-static CURRENT: Mutex<Option<Arc<Process>>> = Mutex::new(None);
+/// Of the standard library's kind, as is [`REFUSED`]: both are held across a fork.
+static CURRENT: StdMutex<Option<Arc<Process>>> = StdMutex::new(None);
 
 /// Sets what is wrapped around the start of threads.
 pub fn set_spawn_guard(guard: SpawnGuard) {
@@ -58,9 +60,35 @@ pub fn set_spawn_guard(guard: SpawnGuard) {
 }
 
 /// Databases that were to be replicated, and are not, and why.
-static REFUSED: Mutex<Vec<Report>> = Mutex::new(Vec::new());
+static REFUSED: StdMutex<Vec<Report>> = StdMutex::new(Vec::new());
 /// Most refusals that are remembered.
 const REFUSED_MAX: usize = 100;
+
+fn lock<T>(mutex: &'static StdMutex<T>) -> StdMutexGuard<'static, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The locks of this library's own that are held while the process forks.
+pub struct Forking {
+    current: StdMutexGuard<'static, Option<Arc<Process>>>,
+    _refused: StdMutexGuard<'static, Vec<Report>>,
+    locks: StdMutexGuard<'static, Vec<RawFd>>,
+}
+
+/// To be called before a fork, by the thread that forks. Drop the answer in the parent, and call
+/// [`Forking::in_child`] in the child.
+pub fn before_fork() -> Forking {
+    Forking { current: lock(&CURRENT), _refused: lock(&REFUSED), locks: crate::local::lock::held() }
+}
+
+impl Forking {
+    /// The child has no instance: what it inherited is abandoned, not dropped. Gives the descriptors
+    /// that it must close.
+    pub fn in_child(mut self) -> Vec<RawFd> {
+        std::mem::forget(self.current.take());
+        std::mem::take(&mut *self.locks)
+    }
+}
 
 /// Notes that a database is not replicated although somebody asked for it.
 pub fn refuse(path: &Path, replica: &str, why: &str) {
@@ -68,7 +96,7 @@ pub fn refuse(path: &Path, replica: &str, why: &str) {
     let mut report = Report::new(path, replica);
     report.state = "error";
     report.last_error = Some(why.to_string());
-    let mut refused = REFUSED.lock();
+    let mut refused = lock(&REFUSED);
     refused.retain(|known| known.database != report.database);
     if refused.len() < REFUSED_MAX {
         refused.push(report);
@@ -77,7 +105,7 @@ pub fn refuse(path: &Path, replica: &str, why: &str) {
 
 /// The databases that are not replicated although somebody asked for it.
 pub fn refused() -> Vec<Report> {
-    REFUSED.lock().clone()
+    lock(&REFUSED).clone()
 }
 
 /// Everything of this process that replicates.
@@ -103,12 +131,12 @@ impl Process {
     /// The process's instance, if a replicated database was opened in it. A child of `fork` has
     /// none: threads do not survive the fork.
     pub fn current() -> Option<Arc<Process>> {
-        CURRENT.lock().as_ref().filter(|process| process.pid == std::process::id()).cloned()
+        lock(&CURRENT).as_ref().filter(|process| process.pid == std::process::id()).cloned()
     }
 
     /// The process's instance, started if need be.
     pub fn start() -> Result<Arc<Process>, String> {
-        let mut current = CURRENT.lock();
+        let mut current = lock(&CURRENT);
         if let Some(process) = current.as_ref().filter(|p| p.pid == std::process::id()) {
             return Ok(process.clone());
         }

@@ -616,6 +616,10 @@ pub struct OwnConnection {
     api: &'static Api,
 }
 
+// SAFETY: a SQLite with threads (the others are refused at load) lets a connection be used by any
+// thread, one at a time.
+unsafe impl Send for OwnConnection {}
+
 impl OwnConnection {
     /// Opens a database through a VFS; its close neither checkpoints nor removes the WAL.
     pub fn open(
@@ -684,4 +688,21 @@ pub fn without_signals(start: &mut dyn FnMut()) {
 pub fn at_exit(function: extern "C" fn()) {
     // SAFETY: the function stays mapped: the library is never unloaded.
     unsafe { libc::atexit(function) };
+}
+
+/// Has functions called around each fork: before it, after it in the parent, and in the child.
+pub fn at_fork(before: extern "C" fn(), parent: extern "C" fn(), child: extern "C" fn()) {
+    // SAFETY: the functions stay mapped: the library is never unloaded.
+    unsafe {
+        libc::pthread_atfork(Some(before), Some(parent), Some(child));
+    }
+}
+
+/// Closes descriptors of the parent in the child of a fork. What owned them is abandoned.
+pub fn close_inherited(descriptors: &[std::os::fd::RawFd]) {
+    for descriptor in descriptors {
+        // SAFETY: their owners are on the stacks of threads that do not exist in this process, so
+        // nobody uses or closes them again.
+        unsafe { libc::close(*descriptor) };
+    }
 }
