@@ -5,6 +5,7 @@ pub mod border;
 pub mod cli;
 pub mod database;
 pub mod engine;
+pub mod finding;
 mod gate;
 pub mod local;
 pub mod ltx;

@@ -264,7 +264,7 @@ unsafe extern "C" fn main_shm_lock<L: Locate>(
         Some(handle) => guarded(SQLITE_IOERR, || MainFile(&handle).shm_lock(offset, count, flags)),
         None => {
             if (offset, flags) == (0, api::SQLITE_SHM_UNLOCK | api::SQLITE_SHM_EXCLUSIVE) {
-                guarded((), fork::warn_of_inherited);
+                guarded((), fork::warn_if_inherited);
             }
             pass!(L, f, xShmLock(offset, count, flags) else SQLITE_IOERR)
         }
@@ -297,10 +297,10 @@ unsafe extern "C" fn embedded_main_close(f: File) -> c_int {
 
 /// Ends what a handle is to the library. One that a fork has brought here is the parent's.
 fn close_handle(handle: Arc<Handle>) {
-    if handle.is_current() {
-        guarded((), || MainFile(&handle).before_close());
-    } else {
+    if handle.is_inherited() {
         std::mem::forget(handle);
+    } else {
+        guarded((), || MainFile(&handle).before_close());
     }
 }
 
@@ -355,10 +355,10 @@ unsafe extern "C" fn wal_close(f: File) -> c_int {
         let real = Embedded::real(f);
         if !handle.is_null() {
             let main = Arc::from_raw(handle);
-            if main.is_current() {
-                guarded((), || drop(main));
-            } else {
+            if main.is_inherited() {
                 std::mem::forget(main);
+            } else {
+                guarded((), || drop(main));
             }
         }
         let rc = real.close();

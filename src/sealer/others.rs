@@ -24,10 +24,11 @@ pub(super) struct Others {
 impl Replica {
     /// Maps the shared page, once the folder of local state is there.
     fn map_page(&self) {
-        if self.database.with(|shared| shared.page.is_some()) {
+        let dir = crate::local::state_dir(self.database.path());
+        let known = self.database.with(|shared| shared.page.clone());
+        if known.is_some_and(|page| page.is_in_place(&dir)) {
             return;
         }
-        let dir = crate::local::state_dir(self.database.path());
         match SharedPage::open(&dir) {
             Ok(page) => self.database.with(|shared| shared.page = Some(page.into())),
             Err(error) => log::warn!(
@@ -35,6 +36,15 @@ impl Replica {
                 self.database.path().display()
             ),
         }
+    }
+
+    /// The page is gone with its folder.
+    pub(super) fn forget_page(&mut self) {
+        self.others = Others::default();
+        self.database.with(|shared| {
+            shared.role = Role::Unknown;
+            shared.page = None;
+        });
     }
 
     /// This process ships from now on.
