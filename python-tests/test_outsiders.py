@@ -223,7 +223,7 @@ def shared_page_damaged(tmp_path, database):
 
 @pytest.mark.parametrize("what, name, images", [
     (plain_writes, "changed-while-closed", 1),
-    (plain_leaves_a_wal, "unknown-wal", 1),
+    (plain_leaves_a_wal, "wal-restarted", 1),
     (plain_other_mode, "changed-while-closed", 1),
     (plain_page_size, "page-size-changed", 2),
     (older_copy, "changed-while-closed", 1),
@@ -253,6 +253,19 @@ def test_closed_and_changed(what, name, images, new_host, replica, tmp_path):
     # And it was a comparison if it was not an image: only what differs was sent.
     state = host.status(database)
     assert (state["images"], state["resyncs"]) == (images - 1, int(images == 1 and name is not None))
+
+
+def test_a_wal_where_the_log_ends_without_one(new_host, replica, tmp_path):
+    """A restored file that somebody else wrote to before walferry saw it."""
+    closed(begin(new_host, replica, tmp_path / "app.db"))
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    restore(replica, fresh / "app.db")
+    plain_leaves_a_wal(tmp_path, fresh / "app.db")
+    host = start(new_host, replica, fresh / "app.db")
+    host.sync()
+    assert found(host) == "unknown-wal", host.status()
+    goes_on(host, replica, tmp_path, images=1)
 
 
 def test_another_replica(new_host, new_replica, tmp_path):

@@ -97,7 +97,6 @@ impl Replica {
     /// The folder of local state was deleted or moved away while we had it: what was in it is lost,
     /// and nobody may take two places at once. All begins anew, as for a database without one.
     pub(super) fn state_is_gone(&mut self) {
-        self.note(Finding::StateDeleted);
         self.job = LocalJob::None;
         self.local = None;
         self.open.clear();
@@ -108,7 +107,9 @@ impl Replica {
         self.frames = FrameSet::default();
         self.epoch += 1;
         self.forget_page();
-        if self.open_local() && self.attached {
+        let opened = self.open_local();
+        self.note(Finding::StateDeleted);
+        if opened && self.attached {
             let index = self.database.border().and_then(|border| border.wal_index());
             self.attach(&Attach { index, fingerprint: None });
         }
