@@ -101,6 +101,9 @@ impl Opened {
 async fn open(source: Source, file: FileInfo) -> Result<Opened, Error> {
     let key = file.key;
     let refuse = |source| Error::File { key, source };
+    if file.len == 0 {
+        return Err(Error::corrupt(key, "it is empty, or a folder or link and no file"));
+    }
     if file.len < MIN_FILE_LEN {
         return Err(Error::truncated(key, "header"));
     }

@@ -95,6 +95,15 @@ pub(super) fn cut(
                     format!("the page index gives page {} {} bytes", entry.pgno, entry.len),
                 ));
             }
+            if entry.pgno > opened.header.commit {
+                return Err(Error::corrupt(
+                    key,
+                    format!(
+                        "it holds page {} of a database of {} pages",
+                        entry.pgno, opened.header.commit
+                    ),
+                ));
+            }
             if entry.pgno == page_size.lock_page() {
                 return Err(Error::corrupt(
                     key,
