@@ -196,7 +196,9 @@ fn execute(
     if frames.fold(1u64, u64::saturating_add) < u64::from(commit) {
         return Err(Error::corrupt(
             last_key,
-            format!("it speaks of {commit} pages of {page_size} bytes, more than the files can hold"),
+            format!(
+                "it speaks of {commit} pages of {page_size} bytes, more than the files can hold"
+            ),
         ));
     }
 

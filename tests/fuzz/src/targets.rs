@@ -12,7 +12,7 @@ use walferry::local::spool::Spool;
 use walferry::local::state::State;
 use walferry::ltx::checksum::FileDigest;
 use walferry::ltx::encode::to_vec;
-use walferry::ltx::index::{self, Builder, Entry, TAIL_LEN};
+use walferry::ltx::index::{self, Builder, Entry, Mark, TAIL_LEN};
 use walferry::ltx::merge::merge;
 use walferry::ltx::{self, Checksum, Decoder, FileName, HEADER_LEN, Header, PAGE_HEADER_LEN, page};
 use walferry::store::url;
@@ -67,9 +67,9 @@ pub fn ltx_file(bytes: &[u8]) {
         }
         Err(ltx::Error::Corrupt(why)) => {
             assert!(by_index.is_err(), "refused as a stream, but not by its index: {why}");
-            let right = why.strip_prefix("its checksum should be ").map(|hex| {
-                u64::from_str_radix(hex, 16).expect("a checksum in hexadecimal digits")
-            });
+            let right = why
+                .strip_prefix("its checksum should be ")
+                .map(|hex| u64::from_str_radix(hex, 16).expect("a checksum in hexadecimal digits"));
             if let Some((body, right)) = bytes.len().checked_sub(8).zip(right) {
                 assert_ne!(bytes[body..], right.to_be_bytes(), "refused for a right checksum");
                 ltx_file(&[&bytes[..body], &right.to_be_bytes()].concat());
@@ -112,8 +112,8 @@ fn read_by_index(
         if len > longest || reader.end_offset() > frames_end as u64 {
             return Err("a frame that cannot be".into());
         }
-        if pgno == header.page_size.lock_page() {
-            return Err("the lock page".into());
+        if pgno == header.page_size.lock_page() || pgno > header.commit {
+            return Err("the lock page, or one beyond the end".into());
         }
         page::decode(&bytes[offset as usize..][..len as usize], pgno, &mut page, &mut digest)?;
         assert!(len >= shortest, "a frame of {len} bytes, under {shortest}, was decoded");
@@ -132,10 +132,6 @@ fn read_by_index(
 
 fn check_written_again(bytes: &[u8], header: Header, pages: &Pages) {
     let borrowed = || pages.iter().map(|(pgno, page)| (*pgno, page.as_slice()));
-    if pages.last().is_some_and(|(pgno, _)| *pgno > header.commit) {
-        assert!(to_vec(&header, borrowed()).is_err(), "a page beyond the end was written");
-        return;
-    }
     let again = to_vec(&header, borrowed()).expect("what was read can be written");
     assert!(read_as_stream(&again).expect("our own file") == *pages);
     assert_eq!(Decoder::new(&again[..]).expect("our own header").header(), &header);
@@ -202,7 +198,8 @@ pub fn ltx_page(bytes: &[u8]) {
 
 /// The varints of a page index; and the end of a file, behind eight bytes for its length.
 pub fn ltx_index(bytes: &[u8]) {
-    let walk = || index::Reader::new(bytes).try_fold(0usize, |count, entry| entry.map(|_| count + 1));
+    let walk =
+        || index::Reader::new(bytes).try_fold(0usize, |count, entry| entry.map(|_| count + 1));
     let first = within(4096, walk);
     assert_eq!(text(&first), text(&walk()));
     if first.is_ok() {
@@ -226,11 +223,35 @@ pub fn ltx_index(bytes: &[u8]) {
         let again = index::Reader::new(&stored).map(|entry| entry.expect("our own index"));
         assert!(again.eq(entries));
     }
+    check_in_pieces(bytes, &first);
     let Some((len, tail)) = bytes.split_first_chunk::<8>() else { return };
     let file_len = u64::from_be_bytes(*len);
     if let Ok((start, len)) = index::locate(file_len, tail) {
         assert_eq!(start.checked_add(len).and_then(|end| end.checked_add(24)), Some(file_len));
         assert!(start >= 106 && len > 0);
+    }
+}
+
+/// An index that comes in two pieces, cut anywhere, is walked as it is in one.
+fn check_in_pieces(bytes: &[u8], whole: &Result<usize, ltx::Error>) {
+    for cut in (0..bytes.len()).step_by(1 + bytes.len() / 16) {
+        let (mut early, mut late) = (0, 0);
+        let count = |_| {
+            early += 1;
+            Ok(())
+        };
+        let Ok(mark) = index::Reader::resume(&bytes[..cut], Mark::default()).skip_whole(count)
+        else {
+            assert!(whole.is_err(), "a part is refused, but not the whole");
+            continue;
+        };
+        assert!(mark.walked <= cut);
+        let rest = index::Reader::resume(&bytes[mark.walked..], mark);
+        let ended = rest.into_iter().try_for_each(|entry| entry.map(|_| late += 1));
+        match whole {
+            Ok(count) => assert!(ended.is_ok() && early + late == *count),
+            Err(_) => assert!(ended.is_err()),
+        }
     }
 }
 
@@ -323,8 +344,7 @@ pub fn local(bytes: &[u8]) {
                 digest.update(rest);
                 let checksum = digest.checksum().to_string();
                 let envelope = serde_json(body);
-                let text =
-                    format!(r#"{{"version":1,"checksum":"{checksum}","body":{envelope}}}"#);
+                let text = format!(r#"{{"version":1,"checksum":"{checksum}","body":{envelope}}}"#);
                 state(folder, text.as_bytes());
             }
             _ => spool(folder, rest),

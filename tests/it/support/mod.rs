@@ -1,6 +1,8 @@
 //! What several modules need: a replica that is built transaction by transaction beside a model of
 //! the database, and a runtime to restore on.
 
+pub mod raw;
+
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
