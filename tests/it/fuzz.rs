@@ -26,6 +26,7 @@ struct Case<'a> {
 }
 
 impl Drop for Case<'_> {
+    #[allow(clippy::print_stderr)]
     fn drop(&mut self) {
         if std::thread::panicking() {
             let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fuzz-{}", self.target));

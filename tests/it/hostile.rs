@@ -301,9 +301,12 @@ fn objects_of_a_wrong_length() {
     }
 }
 
+/// What is wrong with a file, and how it is made so.
+type Lie = (&'static str, fn(&mut Raw));
+
 #[test]
 fn headers_that_lie() {
-    let lies: [(&str, fn(&mut Raw)); 19] = [
+    let lies: [Lie; 19] = [
         ("magic", |raw| raw.magic = *b"LTX2"),
         ("unknown flags", |raw| raw.flags = 6),
         ("checksums without a checksum", |raw| raw.flags = 0),
@@ -658,33 +661,33 @@ fn a_long_index_comes_in_pieces() {
         page[100..104].copy_from_slice(&pgno.to_be_bytes());
         if pgno == 1 { page_of(1, 1, size()) } else { page }
     };
-    let frames: Vec<Frame> = (1..=commit).map(|pgno| Frame::new(pgno, &pages(pgno))).collect();
-    let long = |change: &dyn Fn(&mut Raw)| {
+    let mut raw = Raw { commit, ..Raw::new(1, 1, 3, &[]) };
+    raw.frames = (1..=commit).map(|pgno| Frame::new(pgno, &pages(pgno))).collect();
+    let index = raw.entries();
+    // What is not asked for here is right, and so restored; else one entry repeats the page before
+    // it: in the first piece, in the middle, at the end.
+    for lie in [None, Some(5), Some(200_000), Some(399_990)] {
         let replica = Replica::new();
-        replica.only(|raw| {
-            (raw.commit, raw.frames) = (commit, frames.clone());
-            change(raw);
-        });
-        let index = fs::metadata(replica.path(SNAPSHOT)).unwrap().len() / 4;
-        assert!(index > 2 << 20, "it should come in pieces: {index}");
-        replica
-    };
-    let replica = long(&|_| ());
-    let (code, said) = restore(&replica, &[]);
-    assert_eq!(code, Some(0), "{said}");
-    let restored = fs::read(replica.dir.path().join("out/a.db")).unwrap();
-    let mut restored = restored.chunks(512).zip(1..);
-    assert!(restored.all(|(page, pgno)| page == pages(pgno)));
-    // A lie in the first piece, in the middle, and in the end.
-    for at in [5, 200_000, 399_990] {
-        let replica = long(&|raw| {
-            let mut index = raw.entries();
+        replica.only(|_| ());
+        let mut index = index.clone();
+        if let Some(at) = lie {
             index[at][0] = index[at - 1][0];
-            raw.index = Some(index);
-        });
+        }
+        raw.index = Some(index);
+        replica.put(SNAPSHOT, &raw.bytes());
         let (code, said) = restore(&replica, &[]);
-        assert_eq!(code, Some(4), "{at}: {said}");
-        assert!(said.contains(SNAPSHOT) && said.contains("page index"), "{at}: {said}");
-        assert_eq!(names(&replica.dir.path().join("out")), [""; 0]);
+        let out = replica.dir.path().join("out");
+        if lie.is_some() {
+            assert_eq!(code, Some(4), "{lie:?}: {said}");
+            assert!(said.contains(SNAPSHOT) && said.contains("page index"), "{lie:?}: {said}");
+            assert_eq!(names(&out), [""; 0]);
+        } else {
+            assert_eq!(code, Some(0), "{said}");
+            let restored = fs::read(out.join("a.db")).unwrap();
+            let mut restored = restored.chunks(512).zip(1..);
+            assert!(restored.all(|(page, pgno)| page == pages(pgno)));
+        }
     }
+    let index_len = raw.index().len();
+    assert!(index_len > 2 << 20, "it should come in pieces: {index_len}");
 }

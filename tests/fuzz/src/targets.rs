@@ -297,9 +297,9 @@ pub fn wal(bytes: &[u8]) {
         let whole = *frame as usize <= whole;
         assert!(wal::read_frame_page(wal, page_size, *frame, &mut page).is_ok() || !whole);
     }
-    let commits = headers.iter().filter(|header| header.commit != 0);
+    let mut commits = headers.iter().filter(|header| header.commit != 0);
     assert_eq!(set.commits as usize, commits.clone().count());
-    assert_eq!(set.commit, commits.last().map_or(0, |header| header.commit));
+    assert_eq!(set.commit, commits.next_back().map_or(0, |header| header.commit));
 }
 
 /// A name or URL.
@@ -343,7 +343,7 @@ pub fn local(bytes: &[u8]) {
                 let mut digest = FileDigest::new();
                 digest.update(rest);
                 let checksum = digest.checksum().to_string();
-                let envelope = serde_json(body);
+                let envelope = json_string(body);
                 let text = format!(r#"{{"version":1,"checksum":"{checksum}","body":{envelope}}}"#);
                 state(folder, text.as_bytes());
             }
@@ -353,12 +353,12 @@ pub fn local(bytes: &[u8]) {
 }
 
 /// A string of JSON.
-fn serde_json(text: &str) -> String {
+fn json_string(text: &str) -> String {
     let mut quoted = String::from('"');
     for c in text.chars() {
         match c {
             '"' | '\\' => quoted.extend(['\\', c]),
-            c if (c as u32) < 0x20 => quoted += &format!("\\u{:04x}", c as u32),
+            c if (c as u32) < 0x20 => quoted.extend(format!("\\u{:04x}", c as u32).chars()),
             c => quoted.push(c),
         }
     }

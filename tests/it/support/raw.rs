@@ -95,7 +95,8 @@ impl Raw {
             bytes.extend_from_slice(&field.to_be_bytes());
         }
         let timestamp = self.timestamp.cast_unsigned();
-        for field in [self.min, self.max, timestamp, self.pre_apply, self.wal_offset as u64] {
+        let wal_offset = self.wal_offset.cast_unsigned();
+        for field in [self.min, self.max, timestamp, self.pre_apply, wal_offset] {
             bytes.extend_from_slice(&field.to_be_bytes());
         }
         bytes.resize(80, 0);
@@ -119,7 +120,7 @@ impl Raw {
     }
 
     /// The index, its length, and the empty checksum behind it.
-    fn index(&self) -> Vec<u8> {
+    pub fn index(&self) -> Vec<u8> {
         let mut bytes = self.index_bytes.clone().unwrap_or_else(|| {
             let entries = self.index.clone().unwrap_or_else(|| self.entries());
             let mut bytes = Vec::new();
