@@ -277,17 +277,17 @@ pub fn wal(bytes: &[u8]) {
     let good = headers.len() == last as usize && headers.iter().all(|header| header.pgno != 0);
     assert_eq!(taken.is_ok(), good);
     if !good {
-        assert!(set.is_empty() && set.newest.is_empty() && set.commits == 0, "half a stretch");
+        assert_eq!(set, FrameSet::default(), "half a stretch");
         return;
     }
     // In two steps, and against a look at each frame in turn.
     let mut steps = FrameSet::default();
     steps.extend(wal, page_size, 1, last / 2).expect("a part of what was read");
-    let half = text(&steps);
+    let half = steps.clone();
     assert!(steps.extend(wal, page_size, 1, u32::MAX).is_err());
-    assert_eq!(text(&steps), half, "a failure changes nothing");
+    assert_eq!(steps, half, "a failure changes nothing");
     steps.extend(wal, page_size, 1, last).expect("the rest");
-    assert_eq!(text(&steps), text(&set));
+    assert_eq!(steps, set);
     for (header, frame) in headers.iter().zip(1..) {
         assert!(set.newest[&header.pgno] >= frame);
     }
@@ -298,8 +298,24 @@ pub fn wal(bytes: &[u8]) {
         assert!(wal::read_frame_page(wal, page_size, *frame, &mut page).is_ok() || !whole);
     }
     let mut commits = headers.iter().filter(|header| header.commit != 0);
-    assert_eq!(set.commits as usize, commits.clone().count());
     assert_eq!(set.commit, commits.next_back().map_or(0, |header| header.commit));
+    check_known(wal, page_size, &headers, &set);
+}
+
+/// The same stretch with the page numbers that a wal-index would give.
+fn check_known(wal: &[u8], page_size: PageSize, headers: &[FrameHeader], set: &FrameSet) {
+    let pages: Vec<Pgno> = headers.iter().map(|header| header.pgno).collect();
+    let mut known = FrameSet::default();
+    let taken = known.extend_known(wal, page_size, 1, &pages);
+    let ends_in_commit = headers.last().is_none_or(|header| header.commit != 0);
+    assert_eq!(taken.is_ok(), ends_in_commit);
+    assert_eq!(known, if ends_in_commit { set.clone() } else { FrameSet::default() });
+    // Page numbers that are not those of the frames, and more of them than there are frames.
+    for pages in [&[pages.as_slice(), &[7; 999]].concat(), &vec![0; pages.len() + 1]] {
+        let before = known.clone();
+        assert!(known.extend_known(wal, page_size, 1, pages).is_err());
+        assert_eq!(known, before);
+    }
 }
 
 /// A name or URL.
