@@ -1,5 +1,5 @@
 //! The methods of a main database that are acted on: when a commit is seen, when the WAL may be
-//! overwritten, when the pin gives way. Safe code; the calls come from `ffi.rs`.
+//! overwritten, when the pin gives way. Safe code; the calls come from `ffi/`.
 
 use std::sync::atomic::Ordering;
 

@@ -160,7 +160,7 @@ impl SharedPage {
     /// Becomes the shipper: a new term begins, whatever was left in the file. Gives its number.
     pub fn begin_term(&self, now: u64) -> u64 {
         let sequence = self.load(AT_SEQUENCE);
-        if sequence % 2 == 1 {
+        if !sequence.is_multiple_of(2) {
             // Somebody died in the middle of an entry.
             self.store(AT_SEQUENCE, sequence.wrapping_add(1));
         }
@@ -198,7 +198,7 @@ impl SharedPage {
             let error = self.error();
             fence(Ordering::Acquire);
             let after = self.words.word(AT_SEQUENCE).load(Ordering::Relaxed);
-            (before == after && before % 2 == 0).then(|| View::from_words(&words, error))
+            (before == after && before.is_multiple_of(2)).then(|| View::from_words(&words, error))
         })
     }
 

@@ -141,9 +141,9 @@ impl Replica {
     }
 
     pub(super) fn take_over(&mut self, found: Found) {
-        let Found { local, closed, open, point, position, piece, found } = found;
-        if let Some(found) = found {
-            self.note(found);
+        let Found { local, closed, open, point, position, piece, misfit } = found;
+        if let Some(misfit) = misfit {
+            self.note(misfit);
         }
         let writer = WriterId(local.state.writer);
         self.engine = Engine::new(Self::options(&self.database), writer);

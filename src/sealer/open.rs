@@ -50,7 +50,7 @@ pub(super) struct Found {
     /// Number of the last captured piece.
     pub piece: u64,
     /// What does not fit.
-    pub found: Option<Finding>,
+    pub misfit: Option<Finding>,
 }
 
 /// The end of the last closed file.
@@ -82,7 +82,7 @@ pub(super) fn open(database: &Path, replica: &str) -> Result<Opening, Error> {
         Attempt::Taken(lock) => lock,
         Attempt::HeldBy(pid) => return Ok(Opening::HeldBy(pid)),
     };
-    let mut found = None;
+    let mut misfit = None;
     let state = match State::load(&dir) {
         Ok(Some(state)) if state.replica == replica => state,
         Ok(Some(state)) => {
@@ -91,16 +91,16 @@ pub(super) fn open(database: &Path, replica: &str) -> Result<Opening, Error> {
                 database.display(),
                 state.replica
             );
-            found.get_or_insert(Finding::OtherReplica);
+            misfit.get_or_insert(Finding::OtherReplica);
             State::new(new_writer(), replica)
         }
         Ok(None) => {
-            found.get_or_insert(Finding::NoState);
+            misfit.get_or_insert(Finding::NoState);
             State::new(new_writer(), replica)
         }
         Err(error) if error.source.kind() == std::io::ErrorKind::InvalidData => {
             log::error!("{error}");
-            found.get_or_insert(Finding::StateDamaged);
+            misfit.get_or_insert(Finding::StateDamaged);
             State::new(new_writer(), replica)
         }
         Err(error) => return Err(error),
@@ -111,7 +111,7 @@ pub(super) fn open(database: &Path, replica: &str) -> Result<Opening, Error> {
     let table = PageTable::open(&dir, base.map_or(0, |base| base.commit))?;
     let local = Local { lock, dir, state, table, spool };
     let mut read = read(local)?;
-    read.found = found.or(read.found);
+    read.misfit = misfit.or(read.misfit);
     Ok(Opening::Ours(Box::new(read)))
 }
 
@@ -136,7 +136,7 @@ fn read(mut local: Local) -> Result<Found, Error> {
             point: None,
             position: None,
             piece: 0,
-            found: None,
+            misfit: None,
         };
         return Ok(found);
     };
@@ -162,13 +162,13 @@ fn read(mut local: Local) -> Result<Found, Error> {
     }
     let (closed, open): (Vec<_>, Vec<_>) = kept.into_iter().partition(|e| e.txid.is_some());
     let proven = local.table.checksum() == walk.expected;
-    let found = match (proven, walk.broken) {
+    let misfit = match (proven, walk.broken) {
         (false, _) => Some(Finding::TableDisproved),
         (true, true) => Some(Finding::SpoolDamaged),
         (true, false) => None,
     };
     let point = proven.then_some(walk.point).flatten();
-    Ok(Found { local, closed, open, point, position: walk.position, piece: walk.piece, found })
+    Ok(Found { local, closed, open, point, position: walk.position, piece: walk.piece, misfit })
 }
 
 /// Follows the spool's files from the base on.

@@ -6,6 +6,7 @@ use super::replica::Replica;
 use crate::database::{Gate, Role};
 use crate::local::shared::{self, Call, SharedPage};
 use crate::shipper::Order;
+use crate::standby::publish_view;
 
 /// A process that stood by so lately, in milliseconds, counts as there.
 const STANDBY_FRESH_MS: u64 = 5000;
@@ -88,7 +89,7 @@ impl Replica {
         self.database.with(|shared| {
             if shared.role == Role::Ships {
                 shared.term = 0;
-                self.database.publish_view(shared);
+                publish_view(shared);
             }
             shared.role = Role::Unknown;
         });
@@ -110,7 +111,7 @@ impl Replica {
         self.database.with(|shared| {
             shared.others = there;
             // Once a second for those who only look, too.
-            self.database.publish_view(shared);
+            publish_view(shared);
         });
         if self.others.released_at.is_some_and(|at| now.saturating_sub(at) >= RELEASE_MS) {
             self.take_back(false);
