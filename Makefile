@@ -1,11 +1,12 @@
 # Every target does its work in a script, so that this file is a list of what there is.
 
 ROUNDS ?= 200
+MINUTES ?= 60
 SEEDS ?= 100000
 SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help build test demo sim fuzz crash bench clean
+.PHONY: help build test demo sim fuzz crash soak bench clean
 
 help:  ## this list
 	@echo "walferry: SQLite replicated to object storage from inside the process that writes it"
@@ -27,8 +28,11 @@ sim:  ## SEEDS=100000 simulated histories of crashes, lost answers and two write
 fuzz:  ## SECONDS=60 each: any bytes as files of a replica, as WAL, as names, as local state
 	@tests/scripts/fuzz.sh $(SECONDS)
 
-crash: build  ## ROUNDS=200 times SIGKILL at random moments
+crash: build  ## ROUNDS=200 times SIGKILL at random moments and named points, one process and many
 	@tests/scripts/crash.sh $(ROUNDS)
+
+soak: build  ## MINUTES=60 of writes at full speed while the store fails half of the time
+	@tests/scripts/soak.sh $(MINUTES)
 
 bench: build  ## what replication costs a writer, and how fast a restore is
 	@tests/scripts/bench.sh

@@ -15,6 +15,7 @@ import queue
 import random
 import sys
 import threading
+import time
 
 KIND = sys.argv[1]
 ANSWERS = threading.Lock()
@@ -121,6 +122,19 @@ def writer(connection, seed, journal, wait_every=0, start=1, count=1 << 40, stop
     os.close(log)
 
 
+def churn(connection, rows, seed, seconds):
+    """One-row transactions as fast as they go; how many, and the seconds that the longest took."""
+    rng, commits, longest = random.Random(seed), 0, 0.0
+    end = time.monotonic() + seconds
+    before = time.monotonic()
+    while before < end:
+        connection.run("UPDATE t SET x = ? WHERE id = ?",
+                       ("%0200d" % commits, rng.randrange(rows) + 1))
+        now = time.monotonic()
+        longest, before, commits = max(longest, now - before), now, commits + 1
+    return [commits, longest]
+
+
 def process():
     """What the kernel says of this process: names of its threads, its memory."""
     threads = []
@@ -172,6 +186,8 @@ class Worker(threading.Thread):
             self.stop.clear()
             writer(self.connection, *request["args"], stop=self.stop)
             return True
+        if what == "churn":
+            return churn(self.connection, *request["args"])
         if what == "close":
             self.connection.close()
             self.connection = None
