@@ -19,6 +19,8 @@ use crate::wal::WalIndex;
 pub(crate) const SHUT: u32 = 1;
 /// How long to wait for the shipper before looking around: whether it is alive, and still it.
 const LOOK_AROUND: Duration = Duration::from_millis(50);
+/// A shipper is heard of once a second. After so long without, in milliseconds, its lock is asked for.
+const WELL_MS: u64 = 3000;
 /// A shipper that was not heard of for so long, in milliseconds, is said to be silent.
 const SILENT_MS: u64 = 5000;
 
@@ -122,6 +124,14 @@ impl Database {
 
     fn is_gone(&self, page: &SharedPage) -> bool {
         is_gone(page, self.process.upgrade().map_or(0, |process| process.now()))
+    }
+
+    /// Whether the shipper was lately heard of, so that there is no use in asking for its lock. Says
+    /// that this process is here.
+    pub(crate) fn shipper_is_well(&self, now: u64) -> bool {
+        let Some(page) = self.with(|shared| shared.shippers_page()) else { return false };
+        page.standing_by(now);
+        !is_gone(&page, now) && now.saturating_sub(page.last_alive()) <= WELL_MS
     }
 
     /// If the shipper is gone, waits until this process has taken its place.

@@ -17,7 +17,7 @@ use crate::units::{Level, Txid, WriterId};
 use crate::wal::FrameSet;
 
 /// How long to wait before the shipper's place is asked for again.
-const STANDBY_RETRY_MS: u64 = 500;
+pub(super) const STANDBY_RETRY_MS: u64 = 500;
 
 impl Replica {
     /// Takes in how the WAL came and went, in order.

@@ -18,6 +18,8 @@ const RELEASE_MS: u64 = 1000;
 pub(super) struct Others {
     /// Dropped to end listening.
     listening: Option<oneshot::Sender<()>>,
+    /// The pipe could not be made: said once.
+    deaf: bool,
     /// When the WAL was last let go for one of them.
     released_at: Option<u64>,
 }
@@ -119,8 +121,13 @@ impl Replica {
     }
 
     fn listen(&mut self, page: &SharedPage) {
+        if self.others.deaf {
+            return;
+        }
         if let Err(error) = shared::make_bell(page.bell_path()) {
-            log::warn!("{}: {error}", self.database.path().display());
+            let path = self.database.path().display();
+            log::warn!("{path}: {error}; other processes' commits are looked for once a second");
+            self.others.deaf = true;
             return;
         }
         let (listening, until) = oneshot::channel();

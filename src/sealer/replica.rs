@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::sync::Arc;
 
+use super::attach::STANDBY_RETRY_MS;
 use super::capture::{Cursor, Maker};
 use super::image::ImageJob;
 use super::open::{Local, Point};
@@ -271,8 +272,12 @@ impl Replica {
             return;
         }
         if self.retry_at.is_some_and(|at| at <= now) {
-            self.retry_at = None;
-            self.follow();
+            if self.database.shipper_is_well(now) {
+                self.retry_at = Some(now + STANDBY_RETRY_MS);
+            } else {
+                self.retry_at = None;
+                self.follow();
+            }
         }
         if self.local.is_none() {
             return;
