@@ -54,6 +54,9 @@ pub enum Event {
     ImageFailed(Failure),
     /// The replica's newest TXID; `None` for an empty replica.
     HeadFound(Option<Head>),
+    /// The replica does not hold any more what the store confirmed: somebody emptied or replaced
+    /// it. Whatever comes next would have nothing to follow.
+    ReplicaLost,
     /// Whether the image is there and ours.
     Confirmed {
         /// It is.

@@ -197,6 +197,12 @@ impl Engine {
                     self.mode = Mode::Locating { head: None };
                 }
             }
+            Event::ReplicaLost => {
+                self.request = Request::None;
+                self.drop_queue();
+                self.unclosed_since.get_or_insert(now);
+                self.mode = Mode::Locating { head: None };
+            }
             Event::Confirmed { arrived } => self.on_confirmed(arrived),
             Event::PutDone { txid } => self.on_acked(txid),
             Event::PutRefused { txid } => {
@@ -260,7 +266,11 @@ impl Engine {
                 if !self.store_backoff.is_due(now) || !self.local_backoff.is_due(now) {
                     return None;
                 }
-                let txid = head.map_or(Txid(1), |head| head.txid.next());
+                // A log that ends before what was confirmed has lost files. What comes next needs
+                // no predecessor then, and its number stays beyond all that were ever used: a late
+                // put of an old file finds no free place ahead of the log.
+                let head = head.filter(|head| head.txid >= self.acked || !self.claimed);
+                let txid = head.map_or(self.acked, |head| head.txid).next();
                 self.job = Job::Image { txid };
                 self.closing_since = self.unclosed_since.take();
                 let level = if head.is_none() { Level::SNAPSHOT } else { Level::L0 };
@@ -414,10 +424,11 @@ impl Engine {
             return;
         }
         // Behind what we know to be acked there may be files of our own whose answers were lost, or
-        // that a crash made us forget. One of another writer's means that the log is no longer ours.
+        // that a crash made us forget. One of another writer's means that the log is no longer ours;
+        // and so does a log that ends before it with another writer's file: it was begun anew.
         self.mode = match head {
             Some(Head { txid, writer, .. })
-                if self.claimed && txid > self.acked && writer != self.writer =>
+                if self.claimed && txid != self.acked && writer != self.writer =>
             {
                 Mode::Fenced { by: writer, at: txid }
             }
@@ -518,6 +529,17 @@ impl Engine {
     /// The lineage's id.
     pub fn writer(&self) -> WriterId {
         self.writer
+    }
+
+    /// Goes on as a new lineage, which has nothing in the log yet.
+    pub fn begin_lineage(&mut self, writer: WriterId) {
+        self.writer = writer;
+        self.claimed = false;
+    }
+
+    /// The store asks for no request before `at`, not even for somebody who waits.
+    pub fn hold_store_until(&mut self, at: Millis) {
+        self.store_backoff.hold_until(at);
     }
 
     /// A summary for people.

@@ -5,6 +5,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::time::Duration;
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::config::http::HttpResponse;
@@ -45,6 +46,9 @@ pub(super) struct Place {
     /// The server: its URL, or AWS with the region.
     pub(super) server: String,
 }
+
+/// The longest wish to be left alone that is granted: one more request after it does no harm.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
 
 /// What the SDK said, as text.
 #[derive(Debug)]
@@ -108,7 +112,13 @@ impl Place {
                 ),
             },
         };
-        self.error(kind, operation, object, &advice, Some(describe(err)))
+        let error = self.error(kind, operation, object, &advice, Some(describe(err)));
+        let answer = match err {
+            SdkError::ServiceError(answer) => Some(answer.raw()),
+            SdkError::ResponseError(answer) => Some(answer.raw()),
+            _ => None,
+        };
+        Error { retry_after: answer.and_then(retry_after), ..error }
     }
 
     /// An error in words of our own.
@@ -124,6 +134,7 @@ impl Place {
             kind,
             message: format!("{} of {object} in {}: {advice}", operation.name, self.url),
             source: cause.map(|text| Cause(text).into()),
+            retry_after: None,
         }
     }
 
@@ -272,6 +283,17 @@ impl Place {
             }
         }
     }
+}
+
+/// How long an answer that is not a success asks to be left alone.
+pub(super) fn retry_after(answer: &HttpResponse) -> Option<Duration> {
+    if answer.status().is_success() {
+        return None;
+    }
+    let seconds = answer.headers().get("retry-after")?;
+    // The other form, a date, is not one that stores send.
+    let seconds = seconds.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds).min(RETRY_AFTER_MAX))
 }
 
 /// The region in "the region 'us-east-1' is wrong; expecting 'eu-west-1'".
