@@ -194,6 +194,11 @@ impl Failure {
         matches!(self, Failure::Store { .. })
     }
 
+    /// Whether the place where the replica was is gone: what comes there next may be another.
+    pub fn is_no_replica(&self) -> bool {
+        matches!(self, Failure::Store { kind: ErrorKind::NoReplica, .. })
+    }
+
     /// Whether it will not pass by itself soon: somebody has to change something.
     pub(super) fn is_lasting(&self) -> bool {
         matches!(self, Failure::Store { kind, .. } if !kind.is_transient())

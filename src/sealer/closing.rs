@@ -4,14 +4,14 @@ use super::capture::{self, Stop};
 use super::open::Point;
 use super::replica::{ClosedFile, Purpose, Replica, maker};
 use crate::database::Gate;
-use crate::engine::{Event, Failure};
+use crate::engine::{Event, Failure, Head, Verdict};
 use crate::local::pages::PageTable;
 use crate::local::spool::Entry;
-use crate::local::state::{Base, Position};
+use crate::local::state::{Base, Position, random_id};
 use crate::ltx::FileName;
 use crate::shipper::{self, Outcome, Task};
 use crate::store::{Body, Key};
-use crate::units::{Level, Timestamp, Txid};
+use crate::units::{Level, Timestamp, Txid, WriterId};
 
 impl Replica {
     /// Closes what was captured as this TXID.
@@ -122,7 +122,9 @@ impl Replica {
         let body = Body::File(local.spool.path(&file.entry));
         let timestamp = Timestamp(file.base.timestamp);
         let key = Key { level: Level::L0, name: FileName::single(txid) };
-        self.ship(Task::Put { key, body, timestamp });
+        let acked = self.engine.status().acked;
+        let after = Some(acked).filter(|acked| self.unsure && *acked > Txid::ZERO);
+        self.ship(Task::Put { key, body, timestamp, after });
     }
 
     pub(super) fn inspect(&mut self, txid: Txid) {
@@ -157,8 +159,19 @@ impl Replica {
         self.wake();
         let now = self.process.now();
         let event = match outcome {
-            Outcome::Head(head) => Event::HeadFound(head),
+            Outcome::Head(head) => {
+                self.tell_own_twin(head);
+                Event::HeadFound(head)
+            }
+            Outcome::SlowDown(wait) => {
+                return self.engine.hold_store_until(now + wait.as_millis() as u64);
+            }
+            Outcome::Lost(head) => {
+                self.replica_lost(head);
+                Event::ReplicaLost
+            }
             Outcome::PutDone => {
+                self.unsure = false;
                 let Some(txid) = self.closed.front().and_then(|file| file.entry.txid) else {
                     return;
                 };
@@ -173,6 +186,9 @@ impl Replica {
                 Event::PutRefused { txid }
             }
             Outcome::Inspected { txid, verdict } => {
+                if let Verdict::Foreign { writer } = verdict {
+                    self.tell_own_twin(Some(Head { txid, post_apply: None, writer }));
+                }
                 self.engine.handle(now, Event::Inspected { txid, verdict });
                 self.after_inspection(txid);
                 return;
@@ -183,11 +199,55 @@ impl Replica {
             }
             Outcome::Failed(failure) => {
                 log::warn!("{}: {}", self.database.path().display(), failure.message());
+                self.unsure |= failure.is_no_replica();
                 Event::RequestFailed(failure)
             }
             Outcome::Upload { job, outcome } => return self.upload_event(job, outcome),
         };
         self.engine.handle(now, event);
+    }
+
+    /// Somebody emptied or replaced the replica. To go on where we were would leave a log that
+    /// nothing can be restored from, without a word.
+    fn replica_lost(&mut self, head: Option<Head>) {
+        let found = match head {
+            Some(head) => format!("ends with transaction {}", head.txid),
+            None => "is empty".to_string(),
+        };
+        log::error!(
+            "{}: {} {found}, although it had confirmed transaction {}: files were removed from it, or it was created anew. What it held is lost there; a full image begins it again",
+            self.database.path().display(),
+            crate::store::url::redacted(&self.database.settings().replica),
+            self.engine.status().acked
+        );
+        self.unsure = false;
+    }
+
+    /// A file behind the log's end that has our own id, but is not one that we know: the disk
+    /// forgot it, or a copy of this machine or folder writes too, with the same id. From here on
+    /// we have another, so that of two copies one finds the other's and stops.
+    fn tell_own_twin(&mut self, head: Option<Head>) {
+        let acked = self.engine.status().acked;
+        let ours = self.engine.writer();
+        let Some(head) = head.filter(|head| head.txid > acked && head.writer == ours) else {
+            return;
+        };
+        let Some(local) = &mut self.local else { return };
+        if !local.state.claimed {
+            return;
+        }
+        let writer = WriterId(random_id());
+        log::warn!(
+            "{}: transaction {} of the replica is from this writer ({ours}), but not from this disk, which either forgot it or is a copy; going on as writer {writer} with a full image",
+            self.database.path().display(),
+            head.txid
+        );
+        local.state.writer = writer.0;
+        local.state.claimed = false;
+        if let Err(error) = local.state.save(&local.dir, true) {
+            log::error!("{}: {error}", self.database.path().display());
+        }
+        self.engine.begin_lineage(writer);
     }
 
     pub(super) fn after_inspection(&mut self, txid: Txid) {

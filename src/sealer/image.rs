@@ -362,6 +362,7 @@ impl Replica {
     }
 
     fn image_sent(&mut self, done: &Done) {
+        self.unsure = false;
         let Some(local) = self.local.as_mut() else { return };
         let base = done.image.base;
         local.state.image = None;

@@ -54,6 +54,9 @@ pub(super) struct Replica {
     pub(super) epoch: u64,
     /// Number of the last upload.
     pub(super) upload: u64,
+    /// The next file goes out only if the replica has the one before it: nobody has looked since
+    /// this process began to ship, or since the bucket was missing.
+    pub(super) unsure: bool,
     /// Time passed between an attach and the opening of our state: what was seen then is old.
     pub(super) late: bool,
 }
@@ -125,6 +128,7 @@ impl Replica {
             counters: Counters::default(),
             epoch: 0,
             upload: 0,
+            unsure: true,
             late: false,
         };
         if replica.store.is_none() {
@@ -324,7 +328,7 @@ impl Replica {
             Action::Close { txid } => self.close(txid),
             Action::Resync { txid, scan, claim } => self.begin_resync(txid, scan, claim),
             Action::Image { level, txid, pre_apply } => self.begin_image(level, txid, pre_apply),
-            Action::FindHead => self.ship(Task::FindHead),
+            Action::FindHead => self.ship(Task::FindHead { acked: self.engine.status().acked }),
             Action::Put { txid } => self.put(txid),
             Action::Inspect { txid } => self.inspect(txid),
             Action::Confirm { level, min, max } => {
@@ -339,8 +343,8 @@ impl Replica {
     pub(super) fn ship(&mut self, task: Task) {
         let Some(store) = self.store.clone() else { return };
         self.counters.requests += match task {
-            Task::FindHead => 11,
-            Task::Inspect { .. } => 2,
+            Task::FindHead { .. } => 11,
+            Task::Inspect { .. } | Task::Put { after: Some(_), .. } => 2,
             _ => 1,
         };
         self.process.ship(Job { database: self.database.id, store, task });
