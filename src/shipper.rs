@@ -82,9 +82,17 @@ pub(crate) enum Outcome {
     Lost(Option<Head>),
     /// The store asks to be left alone for so long. The job's own end follows.
     SlowDown(Duration),
-    Inspected { txid: Txid, verdict: Verdict },
-    Confirmed { arrived: bool },
-    Upload { job: u64, outcome: UploadOutcome },
+    Inspected {
+        txid: Txid,
+        verdict: Verdict,
+    },
+    Confirmed {
+        arrived: bool,
+    },
+    Upload {
+        job: u64,
+        outcome: UploadOutcome,
+    },
     Failed(Failure),
 }
 

@@ -112,9 +112,10 @@ mod tests {
             let width = ((FIRST << failure.min(6)).min(LONGEST) / 2).max(1);
             assert!(last - first >= width * 9 / 10, "failure {failure}: {first} to {last}");
             let slot = width / 10;
-            let crowd = due.iter().enumerate().map(|(i, at)| {
-                due[i..].iter().take_while(|other| **other <= at + slot).count()
-            });
+            let crowd = due
+                .iter()
+                .enumerate()
+                .map(|(i, at)| due[i..].iter().take_while(|other| **other <= at + slot).count());
             let crowd = crowd.max().unwrap_or(0);
             assert!(crowd <= 200, "failure {failure}: {crowd} of 1000 within {slot} ms");
         }

@@ -48,7 +48,7 @@ pub(super) struct Place {
 }
 
 /// The longest wish to be left alone that is granted: one more request after it does no harm.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
+const RETRY_AFTER_MAX: Duration = Duration::from_mins(5);
 
 /// What the SDK said, as text.
 #[derive(Debug)]
