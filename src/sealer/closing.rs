@@ -233,7 +233,8 @@ impl Replica {
             return;
         };
         let Some(local) = &mut self.local else { return };
-        if !local.state.claimed {
+        // A promoted database has claimed the log with a file that is not from its disk.
+        if !local.state.claimed || acked == Txid::ZERO {
             return;
         }
         let writer = WriterId(random_id());
