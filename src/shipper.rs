@@ -28,10 +28,12 @@ pub(crate) struct Job {
 pub(crate) enum Task {
     /// `acked` is looked for by its name too, so that a listing that lags behind does not look like
     /// a log that has lost files.
+    /// With `claim`, a log of another writer is taken over for this one.
     FindHead {
         acked: Txid,
+        claim: Option<WriterId>,
     },
-    /// With `after`, the file goes out only if the replica still has that transaction.
+    /// With `after`, the file goes out only if the replica still holds that transaction.
     Put {
         key: Key,
         body: Body,
@@ -76,10 +78,12 @@ pub(crate) enum Part {
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Head(Option<Head>),
+    /// The log's end is a file that takes it over for us.
+    Claimed(Head),
     PutDone,
     PutRefused,
-    /// The replica ends with this file, before what it had confirmed.
-    Lost(Option<Head>),
+    /// The replica does not hold any more what it had confirmed; it ends with this transaction.
+    Lost(Option<Txid>),
     /// The store asks to be left alone for so long. The job's own end follows.
     SlowDown(Duration),
     Inspected {
@@ -142,7 +146,7 @@ async fn perform(process: &Process, job: Job) -> Outcome {
     let report = |outcome| process.control(Control::Shipped(database, outcome));
     let slow_down = |wait| report(Outcome::SlowDown(wait));
     let result = match task {
-        Task::FindHead { acked } => find_head(&*store, acked).await.map(Outcome::Head),
+        Task::FindHead { acked, claim } => find_or_claim(&*store, acked, claim).await,
         Task::Put { key, body, timestamp, after } => {
             put(&*store, key, body, timestamp, after).await
         }
@@ -190,16 +194,42 @@ async fn put(
     }
 }
 
-/// Whether the log ends before this transaction, and where: one request if it does not.
+/// Whether no file holds this transaction any more, and where the log ends then. One request if it
+/// is where it was put.
 async fn find_loss(
     store: &dyn Store,
-    acked: Txid,
-) -> Result<Option<Option<Head>>, crate::store::Error> {
-    if head_at(store, acked).await?.is_some() {
+    txid: Txid,
+) -> Result<Option<Option<Txid>>, crate::store::Error> {
+    if head_at(store, txid).await?.is_some() {
         return Ok(None);
     }
-    let head = find_head(store, acked).await?;
-    Ok(head.is_none_or(|head| head.txid < acked).then_some(head))
+    let mut head = None;
+    for level in Level::all() {
+        for file in store.list(level).await? {
+            let name = file.key.name;
+            if (name.min..=name.max).contains(&txid) {
+                return Ok(None);
+            }
+            head = head.max(Some(name.max));
+        }
+    }
+    Ok(Some(head))
+}
+
+/// The log's end; taken over for `claim`, if another writer made it.
+async fn find_or_claim(
+    store: &dyn Store,
+    acked: Txid,
+    claim: Option<WriterId>,
+) -> Result<Outcome, crate::store::Error> {
+    if let Some(writer) = claim
+        && let Some((_, Some(last))) = newest(store).await?
+        && last.writer != writer
+    {
+        let claimed = crate::claim::claim(store, &last, writer).await?;
+        return Ok(Outcome::Claimed(head_of(claimed.max_txid, Some(claimed))));
+    }
+    find_head(store, acked).await.map(Outcome::Head)
 }
 
 /// What the newest file over all levels says, or that of `acked` if a listing does not show it.

@@ -1,9 +1,8 @@
 //! `walferry promote`: a person decides which of two writers is the right one.
 //!
 //! The replica's log is a chain in which each TXID is created once. So the decision is made where
-//! everybody sees it: the next TXID is created with a new writer id. It is a file without pages:
-//! the state stays what the other writer made it, but its next file finds the place taken, and
-//! that writer stops. What follows is the full image that the next start of this database sends.
+//! everybody sees it: the next TXID is claimed for a new writer id ([`crate::claim`]). What follows
+//! is the full image that the next start of this database sends.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,16 +11,12 @@ use serde_json::{Value, json};
 
 use super::given_up::{self, Held};
 use super::{Error, print};
+use crate::claim::claim;
 use crate::local::state::{State, random_id};
-use crate::ltx::encode::to_vec;
-use crate::ltx::{FileName, Header, Tag};
-use crate::shipper::{newest, read_header};
-use crate::store::{self, Body, ErrorKind, Key, Store};
-use crate::units::{Level, Salts, Timestamp, Txid, WriterId};
-use crate::wal::WAL_HEADER_LEN;
-
-/// How often the other writer may be faster before this gives up.
-const ATTEMPTS: u32 = 100;
+use crate::ltx::Header;
+use crate::shipper::newest;
+use crate::store::{self, Store};
+use crate::units::{Txid, WriterId};
 
 /// Arguments of `walferry promote`.
 #[derive(clap::Args)]
@@ -136,7 +131,13 @@ impl Outcome {
     /// First the log, which can refuse; then the local state. If this ends in between, the log is
     /// nobody's until the command is run again: it then finds a stranger's file once more.
     async fn promote(&mut self, store: &Arc<dyn Store>) -> Result<(), Error> {
-        self.claimed = claim(store.as_ref(), self.head.as_ref(), self.writer).await?;
+        // Behind a file that cannot be read, or without any, nothing can be made: the image of the
+        // next start has to do.
+        let last = self.head.as_ref().and_then(|head| head.header);
+        if let Some(last) = last {
+            let claimed = claim(store.as_ref(), &last, self.writer).await?;
+            self.claimed = Some(claimed.max_txid);
+        }
         self.kept = self.held.give_up()?;
         let claimed = self.claimed.is_some();
         let state = State { claimed, ..State::new(self.writer, &self.identity) };
@@ -193,64 +194,5 @@ impl Outcome {
             lines.push("start this database now: it sends a full image as the next TXID".into());
         }
         lines.join("\n") + "\n"
-    }
-}
-
-/// Creates the next TXID of the log, as a file that changes nothing but its owner.
-async fn claim(
-    store: &dyn Store,
-    head: Option<&Head>,
-    writer: WriterId,
-) -> Result<Option<Txid>, Error> {
-    // Behind a file that cannot be read, or without any, nothing can be made: the next start's
-    // image has to do.
-    let Some((mut txid, mut last)) = head.and_then(|head| Some((head.txid.next(), head.header?)))
-    else {
-        return Ok(None);
-    };
-    for _ in 0..ATTEMPTS {
-        let key = Key { level: Level::L0, name: FileName::single(txid) };
-        let header = unchanged(&last, txid, writer);
-        let bytes = to_vec(&header, []).map_err(|error| unusable(key, &error))?;
-        match store.put_new(key, Body::Bytes(bytes.into()), header.timestamp).await {
-            Ok(()) => return Ok(Some(txid)),
-            Err(error) if error.kind == ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error.into()),
-        }
-        last = read_header(store, key).await?.map_err(|error| unusable(key, &error))?;
-        if last.writer == writer {
-            // Ours: an answer was lost on the way, and the request was repeated.
-            return Ok(Some(txid));
-        }
-        txid = txid.next();
-    }
-    Err(Error::Declined(format!(
-        "the other writer was faster {ATTEMPTS} times in a row; stop it, or try again"
-    )))
-}
-
-fn unusable(key: Key, error: &crate::ltx::Error) -> Error {
-    Error::Store(store::Error::new(ErrorKind::Other, format!("cannot go on behind {key}: {error}")))
-}
-
-/// The header of a file that follows `last` and leaves the database as it is.
-fn unchanged(last: &Header, txid: Txid, writer: WriterId) -> Header {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let now = now.map_or(0, |since| since.as_millis() as i64);
-    Header {
-        page_size: last.page_size,
-        commit: last.commit,
-        min_txid: txid,
-        max_txid: txid,
-        timestamp: Timestamp(now.max(last.timestamp.0 + 1)),
-        wal_offset: WAL_HEADER_LEN,
-        wal_size: 0,
-        salts: Salts::default(),
-        writer,
-        tag: last.tag.map(|tag| Tag {
-            pre_apply: tag.post_apply,
-            post_apply: tag.post_apply,
-            full_image: false,
-        }),
     }
 }

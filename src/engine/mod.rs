@@ -62,6 +62,8 @@ pub struct Engine {
     hurry: bool,
     /// The database must be compared with the page table before anything else is closed.
     resync: bool,
+    /// The replica was found not to hold what it had confirmed: the next image needs no predecessor.
+    lost: bool,
     /// Capture lost its place again while a comparison was under way.
     diverged_meanwhile: bool,
     /// When the last file was closed.
@@ -129,6 +131,7 @@ impl Engine {
             closing_since: None,
             hurry: false,
             resync: false,
+            lost: false,
             diverged_meanwhile: false,
             closed_at: None,
             job: Job::None,
@@ -199,6 +202,7 @@ impl Engine {
             }
             Event::ReplicaLost => {
                 self.request = Request::None;
+                self.lost = true;
                 self.drop_queue();
                 self.unclosed_since.get_or_insert(now);
                 self.mode = Mode::Locating { head: None };
@@ -269,8 +273,12 @@ impl Engine {
                 // A log that ends before what was confirmed has lost files. What comes next needs
                 // no predecessor then, and its number stays beyond all that were ever used: a late
                 // put of an old file finds no free place ahead of the log.
-                let head = head.filter(|head| head.txid >= self.acked || !self.claimed);
-                let txid = head.map_or(self.acked, |head| head.txid).next();
+                let whole = |head: &Head| !self.lost && (head.txid >= self.acked || !self.claimed);
+                let txid = match head {
+                    Some(head) if whole(&head) => head.txid.next(),
+                    head => head.map_or(self.acked, |head| head.txid.max(self.acked)).next(),
+                };
+                let head = head.filter(whole);
                 self.job = Job::Image { txid };
                 self.closing_since = self.unclosed_since.take();
                 let level = if head.is_none() { Level::SNAPSHOT } else { Level::L0 };
@@ -409,6 +417,7 @@ impl Engine {
         }
         self.acked = txid;
         self.claimed = true;
+        self.lost = false;
         self.resync = false;
         self.diverged_meanwhile = false;
         self.closed_at = Some(now);
@@ -535,6 +544,16 @@ impl Engine {
     pub fn begin_lineage(&mut self, writer: WriterId) {
         self.writer = writer;
         self.claimed = false;
+    }
+
+    /// Whether a file of this lineage is in the log.
+    pub fn has_claimed(&self) -> bool {
+        self.claimed
+    }
+
+    /// A file of this lineage is in the log now: one that only says so, and an image follows.
+    pub fn claim(&mut self) {
+        self.claimed = true;
     }
 
     /// The store asks for no request before `at`, not even for somebody who waits.

@@ -7,11 +7,14 @@ use crate::database::Gate;
 use crate::engine::{Event, Failure, Head, Verdict};
 use crate::local::pages::PageTable;
 use crate::local::spool::Entry;
-use crate::local::state::{Base, Position, random_id};
+use crate::local::state::{Base, Position, State, random_id};
 use crate::ltx::FileName;
 use crate::shipper::{self, Outcome, Task};
 use crate::store::{Body, Key};
 use crate::units::{Level, Timestamp, Txid, WriterId};
+
+/// How often a replica that is written to is looked at, whether it holds what it had confirmed.
+const CHECK_INTERVAL_MS: u64 = 60_000;
 
 impl Replica {
     /// Closes what was captured as this TXID.
@@ -122,8 +125,8 @@ impl Replica {
         let body = Body::File(local.spool.path(&file.entry));
         let timestamp = Timestamp(file.base.timestamp);
         let key = Key { level: Level::L0, name: FileName::single(txid) };
-        let acked = self.engine.status().acked;
-        let after = Some(acked).filter(|acked| self.unsure && *acked > Txid::ZERO);
+        let after = self.check_before_put();
+        self.checking = after.is_some();
         self.ship(Task::Put { key, body, timestamp, after });
     }
 
@@ -163,18 +166,22 @@ impl Replica {
                 self.tell_own_twin(head);
                 Event::HeadFound(head)
             }
+            Outcome::Claimed(head) => {
+                self.claimed(head.txid);
+                Event::HeadFound(Some(head))
+            }
             Outcome::SlowDown(wait) => {
                 return self.engine.hold_store_until(now + wait.as_millis() as u64);
             }
-            Outcome::Lost(head) => {
-                self.replica_lost(head);
+            Outcome::Lost(end) => {
+                self.replica_lost(end);
                 Event::ReplicaLost
             }
             Outcome::PutDone => {
-                self.unsure = false;
                 let Some(txid) = self.closed.front().and_then(|file| file.entry.txid) else {
                     return;
                 };
+                self.checked(txid);
                 self.engine.handle(now, Event::PutDone { txid });
                 self.acked(txid);
                 return;
@@ -199,7 +206,9 @@ impl Replica {
             }
             Outcome::Failed(failure) => {
                 log::warn!("{}: {}", self.database.path().display(), failure.message());
-                self.unsure |= failure.is_no_replica();
+                if failure.is_no_replica() {
+                    self.checked_at = None;
+                }
                 Event::RequestFailed(failure)
             }
             Outcome::Upload { job, outcome } => return self.upload_event(job, outcome),
@@ -207,20 +216,59 @@ impl Replica {
         self.engine.handle(now, event);
     }
 
+    /// The transaction that the replica must still hold, if it is time to look. It is the newest of
+    /// the last look: a replica that was emptied since does not hold it, whatever was sent there
+    /// meanwhile.
+    fn check_before_put(&self) -> Option<Txid> {
+        let now = self.process.now();
+        let fresh = self.checked_at.is_some_and(|at| now.saturating_sub(at) < CHECK_INTERVAL_MS);
+        let local = self.local.as_ref().filter(|_| !fresh)?;
+        let checked = Some(Txid(local.state.checked)).filter(|txid| *txid > Txid::ZERO);
+        checked.or(local.state.base.map(|base| base.txid()))
+    }
+
+    /// The store confirmed a file after a look at what it follows.
+    fn checked(&mut self, txid: Txid) {
+        if std::mem::take(&mut self.checking) || self.checked_at.is_none() {
+            self.checked_at = Some(self.process.now());
+            if let Some(local) = &mut self.local {
+                local.state.checked = txid.0;
+            }
+        }
+    }
+
     /// Somebody emptied or replaced the replica. To go on where we were would leave a log that
     /// nothing can be restored from, without a word.
-    fn replica_lost(&mut self, head: Option<Head>) {
-        let found = match head {
-            Some(head) => format!("ends with transaction {}", head.txid),
+    fn replica_lost(&mut self, end: Option<Txid>) {
+        let found = match end {
+            Some(end) => format!("ends with transaction {end}"),
             None => "is empty".to_string(),
         };
         log::error!(
-            "{}: {} {found}, although it had confirmed transaction {}: files were removed from it, or it was created anew. What it held is lost there; a full image begins it again",
+            "{}: {} {found} and lacks files that it had confirmed, up to transaction {}: they were removed, or the replica was created anew. A full image begins it again",
             self.database.path().display(),
             crate::store::url::redacted(&self.database.settings().replica),
             self.engine.status().acked
         );
-        self.unsure = false;
+    }
+
+    /// The log of another writer was taken over: from here on, whoever takes it from us fences us.
+    /// What our own log was based on is of no use there, so a crash finds that an image is due.
+    fn claimed(&mut self, at: Txid) {
+        log::warn!(
+            "{}: {} was written by another writer; it is taken over as transaction {at}, and a full image follows",
+            self.database.path().display(),
+            crate::store::url::redacted(&self.database.settings().replica)
+        );
+        self.claimed_at = at;
+        self.engine.claim();
+        let Some(local) = &mut self.local else { return };
+        let state =
+            State { claimed: true, ..State::new(self.engine.writer(), &local.state.replica) };
+        local.state = state;
+        if let Err(error) = local.state.save(&local.dir, true) {
+            log::error!("{}: {error}", self.database.path().display());
+        }
     }
 
     /// A file behind the log's end that has our own id, but is not one that we know: the disk
@@ -228,8 +276,8 @@ impl Replica {
     /// we have another, so that of two copies one finds the other's and stops.
     fn tell_own_twin(&mut self, head: Option<Head>) {
         let acked = self.engine.status().acked;
-        let ours = self.engine.writer();
-        let Some(head) = head.filter(|head| head.txid > acked && head.writer == ours) else {
+        let (known, ours) = (acked.max(self.claimed_at), self.engine.writer());
+        let Some(head) = head.filter(|head| head.txid > known && head.writer == ours) else {
             return;
         };
         let Some(local) = &mut self.local else { return };

@@ -362,9 +362,10 @@ impl Replica {
     }
 
     fn image_sent(&mut self, done: &Done) {
-        self.unsure = false;
+        self.checked_at = Some(self.process.now());
         let Some(local) = self.local.as_mut() else { return };
         let base = done.image.base;
+        local.state.checked = base.txid;
         local.state.image = None;
         local.state.base = Some(base);
         local.state.claimed = true;

@@ -54,9 +54,13 @@ pub(super) struct Replica {
     pub(super) epoch: u64,
     /// Number of the last upload.
     pub(super) upload: u64,
-    /// The next file goes out only if the replica has the one before it: nobody has looked since
-    /// this process began to ship, or since the bucket was missing.
-    pub(super) unsure: bool,
+    /// TXID of the file with which the log was taken over.
+    pub(super) claimed_at: Txid,
+    /// When the replica was last seen to hold what it had confirmed; `None` before this process
+    /// has looked, and after the bucket was missing.
+    pub(super) checked_at: Option<u64>,
+    /// The file on its way goes out only after that look.
+    pub(super) checking: bool,
     /// Time passed between an attach and the opening of our state: what was seen then is old.
     pub(super) late: bool,
 }
@@ -128,7 +132,9 @@ impl Replica {
             counters: Counters::default(),
             epoch: 0,
             upload: 0,
-            unsure: true,
+            claimed_at: Txid::ZERO,
+            checked_at: None,
+            checking: false,
             late: false,
         };
         if replica.store.is_none() {
@@ -328,7 +334,10 @@ impl Replica {
             Action::Close { txid } => self.close(txid),
             Action::Resync { txid, scan, claim } => self.begin_resync(txid, scan, claim),
             Action::Image { level, txid, pre_apply } => self.begin_image(level, txid, pre_apply),
-            Action::FindHead => self.ship(Task::FindHead { acked: self.engine.status().acked }),
+            Action::FindHead => {
+                let claim = (!self.engine.has_claimed()).then(|| self.engine.writer());
+                self.ship(Task::FindHead { acked: self.engine.status().acked, claim });
+            }
             Action::Put { txid } => self.put(txid),
             Action::Inspect { txid } => self.inspect(txid),
             Action::Confirm { level, min, max } => {
