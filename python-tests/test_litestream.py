@@ -45,7 +45,7 @@ class Litestream:
 
     def stop(self):
         """It ships what is left when it is told to end."""
-        self.process.send_signal(signal.SIGINT)
+        self.process.send_signal(signal.SIGTERM)  # SIGINT may be ignored
         try:
             self.process.wait(60)
         except subprocess.TimeoutExpired:

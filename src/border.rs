@@ -7,7 +7,7 @@
 
 use std::io;
 
-use crate::units::PageSize;
+use crate::units::{PageSize, Pgno};
 use crate::wal::WalIndex;
 
 /// One open database, seen through the host's SQLite.
@@ -15,6 +15,10 @@ pub trait Border: Send + Sync {
     /// The wal-index header as it is now, or `None` while nothing of ours has it mapped or the
     /// WAL was never used.
     fn wal_index(&self) -> Option<WalIndex>;
+
+    /// The pages that frames `first..=last` hold, as the wal-index has them, if it belongs to the
+    /// generation of `index` and has all of them. Such frames must be committed and in place.
+    fn frame_pages(&self, index: &WalIndex, first: u32, last: u32) -> Option<Vec<Pgno>>;
 
     /// Whether to keep other processes from beginning the WAL anew: only the process that ships does.
     fn hold(&self, hold: bool);

@@ -6,27 +6,21 @@
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
 use crate::border::Border;
+use crate::local::shared::{Call, Place, SharedPage};
 use crate::local::state::Fingerprint;
 use crate::process::{Control, Process};
 use crate::settings::Settings;
 use crate::status::Report;
-use crate::units::{Salts, Txid};
+use crate::units::Salts;
 use crate::wal::WalIndex;
 
-/// Longest time that a writer waits at the gate for local work to end.
-const GATE_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// How long application threads wait, all in all, each time that the gate is shut: most images and
-/// comparisons of small databases are done by then, and nobody notices.
-const SHUT_PATIENCE: Duration = Duration::from_millis(250);
-
-/// The sealer is woken each time that so many frames were committed, to read their headers ahead.
-const FRAMES_AHEAD: u32 = 256;
+/// The sealer is woken each time that so many frames were committed, to look at them ahead.
+const FRAMES_AHEAD: u32 = 4096;
 
 /// Committed frames, by reference: what the application's thread hands to the sealer. The bytes
 /// stay in the WAL, which gate and pin keep from being overwritten.
@@ -47,10 +41,10 @@ pub struct Database {
     pub id: u64,
     path: PathBuf,
     settings: Settings,
-    process: Weak<Process>,
+    pub(crate) process: Weak<Process>,
     border: OnceLock<Arc<dyn Border>>,
-    shared: Mutex<Shared>,
-    changed: Condvar,
+    pub(crate) shared: Mutex<Shared>,
+    pub(crate) changed: Condvar,
 }
 
 /// What application threads and the sealer both see.
@@ -72,9 +66,9 @@ pub(crate) struct Shared {
     pub bell_frame: u32,
     /// Capture is complete up to this frame of this generation.
     pub captured: Option<(Salts, u32)>,
-    gate: Gate,
+    pub(crate) gate: Gate,
     /// How long application threads may still wait, all in all, for a shut gate to open.
-    patience: Duration,
+    pub patience: Duration,
     /// A restart of the WAL was let through at this position.
     pub grant: Option<(Salts, u32)>,
     /// How the WAL came and went, as far as the sealer has not taken it in; in order.
@@ -82,6 +76,29 @@ pub(crate) struct Shared {
     /// Capture cannot vouch for completeness any more, and why.
     pub diverged: Option<String>,
     pub report: Report,
+    /// Who ships.
+    pub role: Role,
+    /// What the processes of this database tell each other, once it is open.
+    pub page: Option<Arc<SharedPage>>,
+    /// Our term as the shipper.
+    pub term: u64,
+    /// Other processes have the database open too.
+    pub others: bool,
+    /// The WAL was let go for another process: where, and the number of its wish.
+    pub released: (Option<Place>, u64),
+    /// The shipper did not answer when it was last alive at this time.
+    pub silent: Option<u64>,
+}
+
+/// Which process ships a database.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Role {
+    /// Not known yet.
+    Unknown,
+    /// This one.
+    Ships,
+    /// Another one, which has the lock.
+    StandsBy,
 }
 
 /// Whether the WAL may be overwritten.
@@ -132,19 +149,6 @@ impl std::fmt::Display for WaitError {
 
 impl std::error::Error for WaitError {}
 
-impl Shared {
-    pub(crate) fn is_shut(&self) -> bool {
-        self.gate == Gate::Shut
-    }
-
-    pub(crate) fn set_gate(&mut self, gate: Gate) {
-        if gate == Gate::Shut && self.gate != Gate::Shut {
-            self.patience = SHUT_PATIENCE;
-        }
-        self.gate = gate;
-    }
-}
-
 impl Database {
     pub(crate) fn new(
         id: u64,
@@ -170,11 +174,17 @@ impl Database {
                 bell_frame: 0,
                 captured: None,
                 gate: Gate::Capturing,
-                patience: SHUT_PATIENCE,
+                patience: Duration::ZERO,
                 grant: None,
                 transitions: VecDeque::new(),
                 diverged: None,
                 report,
+                role: Role::Unknown,
+                page: None,
+                term: 0,
+                others: false,
+                released: (None, 0),
+                silent: None,
             }),
             changed: Condvar::new(),
         }
@@ -203,9 +213,10 @@ impl Database {
         f(&mut self.shared.lock())
     }
 
-    /// Lets waiting threads look again.
+    /// Lets waiting threads look again, those of other processes too.
     pub(crate) fn notify(&self) {
         self.changed.notify_all();
+        self.tell_others();
     }
 
     /// A connection was opened.
@@ -244,117 +255,51 @@ impl Database {
     /// something was committed.
     pub fn committed(&self, index: WalIndex) {
         let Some(process) = self.process.upgrade() else { return };
-        let sent = self.with(|shared| {
+        enum News {
+            None,
+            Ours { at: u64, ring: bool },
+            Shippers(Arc<SharedPage>),
+        }
+        let news = self.with(|shared| {
             if shared.published == Some(index) {
-                return None;
+                return News::None;
             }
             shared.published = Some(index);
             shared.commit_seq += 1;
+            if let Some(page) = shared.shippers_page() {
+                return News::Shippers(page);
+            }
             let at = *shared.unreported_since.get_or_insert_with(|| process.now());
             let ahead = index.max_frame.wrapping_sub(shared.bell_frame) >= FRAMES_AHEAD;
             if ahead {
                 shared.bell_frame = index.max_frame;
             }
-            Some((at, std::mem::replace(&mut shared.wants_bell, false) || ahead))
+            News::Ours { at, ring: std::mem::replace(&mut shared.wants_bell, false) || ahead }
         });
-        if let Some((at, ring)) = sent {
-            process.commit(CommittedFrames { database: self.id, index, at }, ring);
+        match news {
+            News::None => {}
+            News::Ours { at, ring } => {
+                process.commit(CommittedFrames { database: self.id, index, at }, ring);
+            }
+            News::Shippers(page) => {
+                page.unreported(process.now());
+                page.call(Call::LOOK);
+            }
         }
     }
 
     /// A checkpoint begins: a restart of the WAL may follow, so capture goes ahead meanwhile.
     pub fn checkpoint_begins(&self) {
-        let pending = self.with(|shared| {
+        let (pending, page) = self.with(|shared| {
             let seen = shared.published.map(|index| (index.salts, index.max_frame));
-            shared.gate == Gate::Capturing && shared.captured != seen
+            let page = shared.shippers_page();
+            (shared.gate == Gate::Capturing && shared.captured != seen, page)
         });
-        if pending {
-            self.send(Control::Capture(self.id));
+        match page {
+            Some(page) => page.call(Call::CAPTURE),
+            None if pending => self.send(Control::Capture(self.id)),
+            None => {}
         }
-    }
-
-    /// Whether the gate stays shut for longer than an application's thread should wait, so that
-    /// checkpoints should be held back too.
-    pub fn gate_stays_shut(&self) -> bool {
-        let mut shared = self.shared.lock();
-        while shared.gate == Gate::Shut {
-            if !self.wait_shut(&mut shared) {
-                return true;
-            }
-        }
-        false
-    }
-
-    /// Waits a while for a shut gate; `false` when patience is used up.
-    fn wait_shut(&self, shared: &mut parking_lot::MutexGuard<'_, Shared>) -> bool {
-        if shared.patience.is_zero() || self.process.strong_count() == 0 {
-            return false;
-        }
-        let began = Instant::now();
-        let patience = shared.patience;
-        self.changed.wait_for(shared, patience);
-        shared.patience = shared.patience.saturating_sub(began.elapsed());
-        true
-    }
-
-    /// The gate: may the WAL, complete up to `index`, be overwritten? Waits for capture, which is
-    /// local work; never for the network.
-    pub fn may_restart(&self, index: WalIndex) -> bool {
-        let reached = self.wait_captured(index);
-        if reached {
-            self.with(|shared| shared.grant = Some((index.salts, index.max_frame)));
-        }
-        reached
-    }
-
-    /// Waits until everything up to `index` is captured; gives up when the gate is shut or local
-    /// work takes too long.
-    pub fn wait_captured(&self, index: WalIndex) -> bool {
-        let mut shared = self.shared.lock();
-        if index.max_frame == 0 {
-            return true;
-        }
-        if shared.published != Some(index) {
-            shared.published = Some(index);
-            shared.commit_seq += 1;
-            let now = self.process.upgrade().map_or(0, |process| process.now());
-            shared.unreported_since.get_or_insert(now);
-        }
-        let deadline = Instant::now() + GATE_TIMEOUT;
-        let mut asked = false;
-        loop {
-            if shared.gate == Gate::Open || shared.captured == Some((index.salts, index.max_frame))
-            {
-                return true;
-            }
-            if self.process.strong_count() == 0 {
-                return false;
-            }
-            if shared.gate == Gate::Shut {
-                if self.wait_shut(&mut shared) {
-                    continue;
-                }
-                return false;
-            }
-            if !asked {
-                asked = true;
-                parking_lot::MutexGuard::unlocked(&mut shared, || {
-                    self.send(Control::Capture(self.id));
-                });
-                continue;
-            }
-            if self.changed.wait_until(&mut shared, deadline).timed_out() {
-                // Nobody else waits in vain: the gate opens again when capture has caught up.
-                shared.set_gate(Gate::Shut);
-                shared.patience = Duration::ZERO;
-                return false;
-            }
-        }
-    }
-
-    /// The new beginning that was let through did not come about.
-    pub fn restart_failed(&self) {
-        self.with(|shared| shared.grant = None);
     }
 
     /// The database was written outside the WAL, or the WAL was overwritten without our knowing:
@@ -390,42 +335,6 @@ impl Database {
         });
     }
 
-    /// Waits until everything committed before the call is at the store; gives the TXID that the
-    /// store confirmed last. `hurry` ships at once instead of at the next interval.
-    pub fn wait(&self, timeout: Duration, hurry: bool) -> Result<Txid, WaitError> {
-        let deadline = Instant::now() + timeout;
-        // What other processes committed counts too.
-        if let Some(index) = self.border().and_then(|border| border.wal_index()) {
-            self.committed(index);
-        }
-        let mut shared = self.shared.lock();
-        let target = shared.commit_seq;
-        if shared.acked_seq < target {
-            let control = if hurry { Control::Hurry(self.id) } else { Control::Capture(self.id) };
-            parking_lot::MutexGuard::unlocked(&mut shared, || self.send(control));
-        }
-        loop {
-            if shared.acked_seq >= target {
-                return Ok(shared.report.acked);
-            }
-            if let Some(why) = shared.report.stopped() {
-                return Err(WaitError::Stopped(why));
-            }
-            if self.changed.wait_until(&mut shared, deadline).timed_out() {
-                log::debug!(
-                    "{}: a wait for commit {target} ended at {}: captured {} at {:?}, published {:?}, gate {:?}",
-                    self.path.display(),
-                    shared.acked_seq,
-                    shared.captured_seq,
-                    shared.captured,
-                    shared.published,
-                    shared.gate
-                );
-                return Err(WaitError::TimedOut(shared.report.in_the_way()));
-            }
-        }
-    }
-
     /// How the replication of this database stands.
     pub fn report(&self) -> Report {
         let now = self.process.upgrade().map_or(0, |process| process.now());
@@ -436,11 +345,14 @@ impl Database {
             report.unacked_since = oldest;
             report.lag_ms = oldest.map_or(0, |since| now.saturating_sub(since));
             report.connections = shared.connections;
+            if let Some(page) = shared.shippers_page() {
+                crate::standby::overlay(&mut report, &page, now);
+            }
             report
         })
     }
 
-    fn send(&self, control: Control) {
+    pub(crate) fn send(&self, control: Control) {
         if let Some(process) = self.process.upgrade() {
             process.control(control);
         }

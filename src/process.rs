@@ -5,9 +5,10 @@
 //! the first replicated one, and live until the process ends.
 
 use std::collections::HashMap;
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard as StdMutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
@@ -16,7 +17,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::database::{CommittedFrames, Database};
 use crate::sealer;
 use crate::settings::Settings;
-use crate::shipper::{self, Job, Outcome};
+use crate::shipper::{self, Order, Outcome};
 use crate::status::Report;
 
 /// Commits that can wait in the channel. More are not lost: the newest position is kept with the
@@ -38,6 +39,8 @@ pub(crate) enum Control {
     Capture(u64),
     /// Capture, close and ship, now.
     Hurry(u64),
+    /// Another process asks for something.
+    Called(u64),
     /// The end of a job at the store.
     Shipped(u64, Outcome),
     /// The process ends: ship everything.
@@ -48,7 +51,8 @@ pub(crate) enum Control {
 pub type SpawnGuard = fn(&mut dyn FnMut());
 
 static SPAWN_GUARD: OnceLock<SpawnGuard> = OnceLock::new();
-static CURRENT: Mutex<Option<Arc<Process>>> = Mutex::new(None);
+/// Of the standard library's kind, as is [`REFUSED`]: both are held across a fork.
+static CURRENT: StdMutex<Option<Arc<Process>>> = StdMutex::new(None);
 
 /// Sets what is wrapped around the start of threads.
 pub fn set_spawn_guard(guard: SpawnGuard) {
@@ -56,9 +60,35 @@ pub fn set_spawn_guard(guard: SpawnGuard) {
 }
 
 /// Databases that were to be replicated, and are not, and why.
-static REFUSED: Mutex<Vec<Report>> = Mutex::new(Vec::new());
+static REFUSED: StdMutex<Vec<Report>> = StdMutex::new(Vec::new());
 /// Most refusals that are remembered.
 const REFUSED_MAX: usize = 100;
+
+fn lock<T>(mutex: &'static StdMutex<T>) -> StdMutexGuard<'static, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The locks of this library's own that are held while the process forks.
+pub struct Forking {
+    current: StdMutexGuard<'static, Option<Arc<Process>>>,
+    _refused: StdMutexGuard<'static, Vec<Report>>,
+    locks: StdMutexGuard<'static, Vec<RawFd>>,
+}
+
+/// To be called before a fork, by the thread that forks. Drop the answer in the parent, and call
+/// [`Forking::in_child`] in the child.
+pub fn before_fork() -> Forking {
+    Forking { current: lock(&CURRENT), _refused: lock(&REFUSED), locks: crate::local::lock::held() }
+}
+
+impl Forking {
+    /// The child has no instance: what it inherited is abandoned, not dropped. Gives the descriptors
+    /// that it must close.
+    pub fn in_child(mut self) -> Vec<RawFd> {
+        std::mem::forget(self.current.take());
+        std::mem::take(&mut *self.locks)
+    }
+}
 
 /// Notes that a database is not replicated although somebody asked for it.
 pub fn refuse(path: &Path, replica: &str, why: &str) {
@@ -66,7 +96,7 @@ pub fn refuse(path: &Path, replica: &str, why: &str) {
     let mut report = Report::new(path, replica);
     report.state = "error";
     report.last_error = Some(why.to_string());
-    let mut refused = REFUSED.lock();
+    let mut refused = lock(&REFUSED);
     refused.retain(|known| known.database != report.database);
     if refused.len() < REFUSED_MAX {
         refused.push(report);
@@ -75,19 +105,18 @@ pub fn refuse(path: &Path, replica: &str, why: &str) {
 
 /// The databases that are not replicated although somebody asked for it.
 pub fn refused() -> Vec<Report> {
-    REFUSED.lock().clone()
+    lock(&REFUSED).clone()
 }
 
 /// Everything of this process that replicates.
 pub struct Process {
     pid: u32,
-    started: Instant,
     next_id: AtomicU64,
     databases: Mutex<HashMap<PathBuf, Arc<Database>>>,
     commits: Sender<CommittedFrames>,
     controls: Sender<Control>,
     bell: Bell,
-    jobs: tokio::sync::mpsc::UnboundedSender<Job>,
+    orders: tokio::sync::mpsc::UnboundedSender<Order>,
     drained: Mutex<bool>,
     drained_changed: Condvar,
 }
@@ -102,27 +131,26 @@ impl Process {
     /// The process's instance, if a replicated database was opened in it. A child of `fork` has
     /// none: threads do not survive the fork.
     pub fn current() -> Option<Arc<Process>> {
-        CURRENT.lock().as_ref().filter(|process| process.pid == std::process::id()).cloned()
+        lock(&CURRENT).as_ref().filter(|process| process.pid == std::process::id()).cloned()
     }
 
     /// The process's instance, started if need be.
     pub fn start() -> Result<Arc<Process>, String> {
-        let mut current = CURRENT.lock();
+        let mut current = lock(&CURRENT);
         if let Some(process) = current.as_ref().filter(|p| p.pid == std::process::id()) {
             return Ok(process.clone());
         }
         let (commits, commits_out) = crossbeam_channel::bounded(COMMITS_WAITING);
         let (controls, controls_out) = crossbeam_channel::unbounded();
-        let (jobs, jobs_out) = tokio::sync::mpsc::unbounded_channel();
+        let (orders, orders_out) = tokio::sync::mpsc::unbounded_channel();
         let process = Arc::new(Process {
             pid: std::process::id(),
-            started: Instant::now(),
             next_id: AtomicU64::new(1),
             databases: Mutex::new(HashMap::new()),
             commits,
             controls,
             bell: Bell::default(),
-            jobs,
+            orders,
             drained: Mutex::new(false),
             drained_changed: Condvar::new(),
         });
@@ -133,15 +161,18 @@ impl Process {
         })?;
         spawn("walferry-ship", {
             let process = process.clone();
-            move || shipper::run(process, jobs_out)
+            move || shipper::run(process, orders_out)
         })?;
         *current = Some(process.clone());
         Ok(process)
     }
 
-    /// Milliseconds since the process's instance started; never goes back.
+    /// Milliseconds since the machine started; never goes back, and is the same in all processes.
+    #[allow(clippy::unused_self)] // time is asked of the process, so that there is one clock
     pub fn now(&self) -> u64 {
-        self.started.elapsed().as_millis() as u64
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let millis = now.tv_sec.saturating_mul(1000).saturating_add(now.tv_nsec / 1_000_000);
+        u64::try_from(millis).unwrap_or(0)
     }
 
     /// The database at this canonical path, registered if it is new. Another database of this
@@ -207,8 +238,8 @@ impl Process {
         self.bell.ring();
     }
 
-    pub(crate) fn ship(&self, job: Job) {
-        let _ = self.jobs.send(job);
+    pub(crate) fn order(&self, order: Order) {
+        let _ = self.orders.send(order);
     }
 
     pub(crate) fn bell(&self) -> &Bell {

@@ -1,11 +1,13 @@
 //! The thread that talks to the stores: one runtime, any number of jobs, each reported back to the
 //! sealer with its end.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::net::unix::pipe;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::engine::{Failure, Head, Verdict};
 use crate::ltx::{FileName, HEADER_LEN, Header, MIN_FILE_LEN, TRAILER_LEN};
@@ -16,6 +18,14 @@ use crate::units::{Level, Timestamp, Txid, WriterId};
 /// Parts of an image that wait for their upload; with the part being filled and the one being
 /// sent, this bounds the memory of an image.
 const PARTS_WAITING: usize = 1;
+
+/// What the thread is told.
+pub(crate) enum Order {
+    /// Do this at the store.
+    Job(Job),
+    /// Pass on what other processes ask for, until told otherwise.
+    Listen { database: u64, bell: PathBuf, until: oneshot::Receiver<()> },
+}
 
 /// One job.
 pub(crate) struct Job {
@@ -115,7 +125,7 @@ pub(crate) enum UploadOutcome {
 }
 
 /// The thread's body.
-pub(crate) fn run(process: Arc<Process>, mut jobs: mpsc::UnboundedReceiver<Job>) {
+pub(crate) fn run(process: Arc<Process>, mut orders: mpsc::UnboundedReceiver<Order>) {
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_name("walferry-io")
@@ -130,15 +140,49 @@ pub(crate) fn run(process: Arc<Process>, mut jobs: mpsc::UnboundedReceiver<Job>)
     };
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
-        while let Some(job) = jobs.recv().await {
+        while let Some(order) = orders.recv().await {
             let process = process.clone();
             tokio::task::spawn_local(async move {
-                let database = job.database;
-                let outcome = perform(&process, job).await;
-                process.control(Control::Shipped(database, outcome));
+                match order {
+                    Order::Job(job) => {
+                        let database = job.database;
+                        let outcome = perform(&process, job).await;
+                        process.control(Control::Shipped(database, outcome));
+                    }
+                    Order::Listen { database, bell, until } => {
+                        listen(&process, database, &bell, until).await;
+                    }
+                }
             });
         }
     });
+}
+
+/// Hears the bell of a database's other processes. Without it the sealer looks by itself, once a
+/// second.
+async fn listen(process: &Process, database: u64, bell: &Path, mut until: oneshot::Receiver<()>) {
+    // Open for writing too, so that it does not end when the last caller goes.
+    let opened = pipe::OpenOptions::new().read_write(true).open_receiver(bell);
+    let receiver = match opened {
+        Ok(receiver) => receiver,
+        Err(error) => {
+            log::warn!("cannot listen to other processes at {}: {error}", bell.display());
+            return;
+        }
+    };
+    let mut rings = [0; 256];
+    loop {
+        tokio::select! {
+            _ = &mut until => return,
+            ready = receiver.readable() => {
+                if ready.is_err() {
+                    return;
+                }
+                while receiver.try_read(&mut rings).is_ok_and(|read| read == rings.len()) {}
+                process.control(Control::Called(database));
+            }
+        }
+    }
 }
 
 async fn perform(process: &Process, job: Job) -> Outcome {

@@ -6,6 +6,19 @@ use serde_json::{Value, json};
 
 use crate::units::Txid;
 
+/// The words for a database's state.
+pub const STATES: [&str; 9] = [
+    "opening",
+    "imaging",
+    "streaming",
+    "waiting",
+    "fenced",
+    "standby",
+    "error",
+    "not-wal",
+    "closed",
+];
+
 /// How the replication of one database stands.
 #[derive(Clone, Debug)]
 pub struct Report {
@@ -13,8 +26,10 @@ pub struct Report {
     pub database: String,
     /// URL of the replica, without secrets.
     pub replica: String,
-    /// One word: opening, imaging, streaming, waiting, fenced, standby, error, not-wal.
+    /// One of [`STATES`].
     pub state: &'static str,
+    /// The process that ships it, if it is another one.
+    pub shipper: Option<u32>,
     /// Last TXID given to a closed file.
     pub sealed: Txid,
     /// Last TXID that the store confirmed.
@@ -45,6 +60,7 @@ impl Report {
             database: database.display().to_string(),
             replica: crate::store::url::redacted(replica),
             state: "opening",
+            shipper: None,
             sealed: Txid::ZERO,
             acked: Txid::ZERO,
             unacked_since: None,
@@ -61,7 +77,7 @@ impl Report {
 
     /// Why waiting is pointless, if it is.
     pub(crate) fn stopped(&self) -> Option<String> {
-        matches!(self.state, "fenced" | "error" | "standby")
+        matches!(self.state, "fenced" | "error")
             .then(|| self.last_error.clone().unwrap_or_else(|| self.state.to_string()))
     }
 
@@ -80,6 +96,7 @@ impl Report {
             "database": self.database,
             "replica": self.replica,
             "state": self.state,
+            "shipper": self.shipper,
             "txid": txid(self.sealed),
             "acked": txid(self.acked),
             "lag_ms": self.lag_ms,

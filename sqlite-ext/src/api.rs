@@ -452,8 +452,14 @@ impl RawFile {
 
     /// `xShmMap` of the first region, where the wal-index header is.
     pub fn shm_header(&self, extend: bool) -> Option<Shm> {
+        self.shm_region(0, extend)
+    }
+
+    /// `xShmMap`; `None` for a region that does not exist, unless it may be made.
+    pub fn shm_region(&self, number: c_int, extend: bool) -> Option<Shm> {
         let mut region: *mut c_void = ptr::null_mut();
-        let rc = forward!(self.xShmMap(0, SHM_REGION, c_int::from(extend), (&raw mut region).cast())
+        let out = (&raw mut region).cast();
+        let rc = forward!(self.xShmMap(number, SHM_REGION, c_int::from(extend), out)
             else SQLITE_ERROR);
         NonNull::new(region.cast::<u8>()).filter(|_| rc == SQLITE_OK).map(Shm)
     }
@@ -480,7 +486,7 @@ impl RawFile {
     }
 }
 
-/// The first region of a wal-index, mapped.
+/// A region of a wal-index, mapped; most often the first.
 #[derive(Clone, Copy)]
 pub struct Shm(NonNull<u8>);
 
@@ -512,6 +518,15 @@ impl Shm {
             bytes.copy_from_slice(&word.to_ne_bytes());
         }
         copy
+    }
+
+    /// A word of the region, of its 8192; 0 beyond them.
+    pub fn word(self, at: usize) -> u32 {
+        if at >= SHM_REGION as usize / size_of::<u32>() {
+            return 0;
+        }
+        // SAFETY: within a region's 32768 bytes, and aligned.
+        unsafe { self.0.as_ptr().cast::<u32>().add(at).read_volatile() }
     }
 
     /// The read mark of a read slot (`aReadMark` at byte 100).
@@ -601,6 +616,10 @@ pub struct OwnConnection {
     api: &'static Api,
 }
 
+// SAFETY: a SQLite with threads (the others are refused at load) lets a connection be used by any
+// thread, one at a time.
+unsafe impl Send for OwnConnection {}
+
 impl OwnConnection {
     /// Opens a database through a VFS; its close neither checkpoints nor removes the WAL.
     pub fn open(
@@ -669,4 +688,21 @@ pub fn without_signals(start: &mut dyn FnMut()) {
 pub fn at_exit(function: extern "C" fn()) {
     // SAFETY: the function stays mapped: the library is never unloaded.
     unsafe { libc::atexit(function) };
+}
+
+/// Has functions called around each fork: before it, after it in the parent, and in the child.
+pub fn at_fork(before: extern "C" fn(), parent: extern "C" fn(), child: extern "C" fn()) {
+    // SAFETY: the functions stay mapped: the library is never unloaded.
+    unsafe {
+        libc::pthread_atfork(Some(before), Some(parent), Some(child));
+    }
+}
+
+/// Closes descriptors of the parent in the child of a fork. What owned them is abandoned.
+pub fn close_inherited(descriptors: &[std::os::fd::RawFd]) {
+    for descriptor in descriptors {
+        // SAFETY: their owners are on the stacks of threads that do not exist in this process, so
+        // nobody uses or closes them again.
+        unsafe { libc::close(*descriptor) };
+    }
 }

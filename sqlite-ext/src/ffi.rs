@@ -10,8 +10,12 @@ use std::sync::Arc;
 use libsqlite3_sys as sys;
 
 use crate::api::{self, Api, RawFile, SQLITE_ERROR, SQLITE_IOERR, SQLITE_OK, Shm};
+use crate::fork;
 use crate::functions;
-use crate::shim::{self, Handle, MainFile, WalFile};
+use crate::handle::Handle;
+use crate::main_file::MainFile;
+use crate::registry;
+use crate::wal_file::WalFile;
 
 type File = *mut sys::sqlite3_file;
 type Vfs = *mut sys::sqlite3_vfs;
@@ -68,13 +72,14 @@ impl Locate for Embedded {
 
     unsafe fn handle<'a>(file: File) -> Option<HandleRef<'a>> {
         // SAFETY: xOpen stored a pointer from Arc::into_raw, which xClose takes back last.
-        unsafe { (*file.cast::<ShimFile>()).handle.as_ref().map(HandleRef::Borrowed) }
+        let handle = unsafe { (*file.cast::<ShimFile>()).handle.as_ref() };
+        handle.filter(|handle| handle.is_current()).map(HandleRef::Borrowed)
     }
 }
 
 impl Locate for Adopted {
     unsafe fn real(file: File) -> RawFile {
-        match shim::adopted(file as usize) {
+        match registry::adopted(file as usize) {
             Some(handle) => handle.real(),
             // Cannot be: the methods are put back before the entry is removed.
             None => RawFile { file, methods: &raw const DEAD },
@@ -82,7 +87,7 @@ impl Locate for Adopted {
     }
 
     unsafe fn handle<'a>(file: File) -> Option<HandleRef<'a>> {
-        shim::adopted(file as usize).map(HandleRef::Shared)
+        registry::adopted(file as usize).filter(|h| h.is_current()).map(HandleRef::Shared)
     }
 }
 
@@ -257,7 +262,12 @@ unsafe extern "C" fn main_shm_lock<L: Locate>(
     // SAFETY: an open file of ours.
     match unsafe { L::handle(f) } {
         Some(handle) => guarded(SQLITE_IOERR, || MainFile(&handle).shm_lock(offset, count, flags)),
-        None => pass!(L, f, xShmLock(offset, count, flags) else SQLITE_IOERR),
+        None => {
+            if (offset, flags) == (0, api::SQLITE_SHM_UNLOCK | api::SQLITE_SHM_EXCLUSIVE) {
+                guarded((), fork::warn_of_inherited);
+            }
+            pass!(L, f, xShmLock(offset, count, flags) else SQLITE_IOERR)
+        }
     }
 }
 
@@ -277,7 +287,7 @@ unsafe extern "C" fn embedded_main_close(f: File) -> c_int {
         let real = Embedded::real(f);
         if !handle.is_null() {
             let handle = Arc::from_raw(handle);
-            guarded((), || MainFile(&handle).before_close());
+            close_handle(handle);
         }
         let rc = real.close();
         (*f).pMethods = ptr::null();
@@ -285,13 +295,22 @@ unsafe extern "C" fn embedded_main_close(f: File) -> c_int {
     }
 }
 
+/// Ends what a handle is to the library. One that a fork has brought here is the parent's.
+fn close_handle(handle: Arc<Handle>) {
+    if handle.is_current() {
+        guarded((), || MainFile(&handle).before_close());
+    } else {
+        std::mem::forget(handle);
+    }
+}
+
 unsafe extern "C" fn adopted_main_close(f: File) -> c_int {
-    let Some(handle) = shim::adopted(f as usize) else { return SQLITE_OK };
-    guarded((), || MainFile(&handle).before_close());
+    let Some(handle) = registry::adopted(f as usize) else { return SQLITE_OK };
     let real = handle.real();
+    close_handle(handle);
     // SAFETY: the file gets its own methods back before it is closed with them.
     unsafe { (*f).pMethods = real.methods };
-    shim::forget_adopted(f as usize);
+    registry::forget_adopted(f as usize);
     real.close()
 }
 
@@ -335,7 +354,12 @@ unsafe extern "C" fn wal_close(f: File) -> c_int {
         let handle = std::mem::replace(&mut (*shim).handle, ptr::null());
         let real = Embedded::real(f);
         if !handle.is_null() {
-            guarded((), || drop(Arc::from_raw(handle)));
+            let main = Arc::from_raw(handle);
+            if main.is_current() {
+                guarded((), || drop(main));
+            } else {
+                std::mem::forget(main);
+            }
         }
         let rc = real.close();
         (*f).pMethods = ptr::null();
@@ -462,7 +486,7 @@ unsafe extern "C" fn vfs_open(
 /// What a file that is being opened belongs to.
 pub enum Target {
     /// A database to be replicated.
-    Main(shim::Replicated),
+    Main(registry::Replicated),
     /// The WAL of one that is.
     Wal(Arc<Handle>),
 }
@@ -475,9 +499,9 @@ unsafe fn handle_for_unchecked(base: Vfs, name: *const c_char, flags: c_int) -> 
     unsafe {
         if flags & api::SQLITE_OPEN_MAIN_DB != 0 {
             let path = api::path_of(name)?;
-            let lookup = shim::UriLookup::new(|key| api.uri_parameter(name, key));
+            let lookup = registry::UriLookup::new(|key| api.uri_parameter(name, key));
             let base = NonNull::new(base)?;
-            return shim::replicated(&path, &lookup, api::BaseVfs(base)).map(Target::Main);
+            return registry::replicated(&path, &lookup, api::BaseVfs(base)).map(Target::Main);
         }
         if flags & api::SQLITE_OPEN_WAL != 0 {
             let main = api.database_file(name);
@@ -649,12 +673,12 @@ fn adopt(api: &'static Api, db: api::Connection, schema: &CStr) {
         if methods.is_null() || is_ours(methods) {
             return;
         }
-        let Some(base) = shim::base_vfs(api) else { return };
-        let lookup = shim::UriLookup::new(|key| api.uri_parameter(name, key));
-        let Some(replicated) = shim::replicated(&path, &lookup, base) else { return };
+        let Some(base) = registry::base_vfs(api) else { return };
+        let lookup = registry::UriLookup::new(|key| api.uri_parameter(name, key));
+        let Some(replicated) = registry::replicated(&path, &lookup, base) else { return };
         let real = RawFile { file, methods };
         let Some(handle) = Handle::open_main(Target::Main(replicated), real, true) else { return };
-        shim::adopt(file as usize, handle);
+        registry::adopt(file as usize, handle);
         (*file).pMethods =
             if real.version() >= 3 { &raw const ADOPTED_3 } else { &raw const ADOPTED_2 };
     }
@@ -757,6 +781,21 @@ pub unsafe extern "C" fn sqlite3_walferry_init(
             SQLITE_ERROR
         }
     }
+}
+
+/// Called by the thread that forks, before and after.
+pub extern "C" fn before_fork() {
+    guarded((), fork::prepare);
+}
+
+/// See [`before_fork`].
+pub extern "C" fn after_fork_in_parent() {
+    guarded((), fork::in_parent);
+}
+
+/// See [`before_fork`].
+pub extern "C" fn after_fork_in_child() {
+    guarded((), fork::in_child);
 }
 
 /// Called when the process exits.

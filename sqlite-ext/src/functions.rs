@@ -9,7 +9,7 @@ use walferry::database::Database;
 use walferry::process::{self, Process};
 
 use crate::api::{Api, Connection, Value};
-use crate::shim;
+use crate::registry;
 
 /// All functions answer alike, whether or not they can fail.
 type Answer = Result<Value, String>;
@@ -28,7 +28,7 @@ pub struct Call<'a> {
 impl Call<'_> {
     /// The connection's main database, if it is replicated.
     fn database(&self) -> Option<Arc<Database>> {
-        let path = shim::canonical(&self.api.main_path(self.db)?);
+        let path = registry::canonical(&self.api.main_path(self.db)?);
         Process::current()?.databases().into_iter().find(|database| database.path() == path)
     }
 }
@@ -103,7 +103,7 @@ fn wait_for(call: &Call<'_>, arguments: &[i64], hurry: bool) -> Answer {
 /// Puts a database that is to be replicated, and has something in it, into WAL mode. A new one is
 /// left alone: its page size may still be chosen, which WAL mode would end.
 pub fn prepare_connection(api: &Api, db: Connection) {
-    let Some(database) = shim::database_of(api, db) else { return };
+    let Some(database) = registry::database_of(api, db) else { return };
     if api.is_read_only(db, c"main") {
         return;
     }

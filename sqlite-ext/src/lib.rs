@@ -4,16 +4,23 @@
 //! database's wal-index (a commit is the moment in which the write lock is given up; a restart of
 //! the WAL is a request for all read slots at once), its file lock, and writes outside the WAL.
 //!
-//! `ffi.rs` holds the callbacks, `api.rs` the host's functions; `shim.rs` decides, `pin.rs` keeps
-//! other processes from overwriting the WAL, `reader.rs` reads the database as a whole.
+//! `ffi.rs` holds the callbacks, `api.rs` the host's functions. `main_file.rs` and `wal_file.rs`
+//! decide, on what `handle.rs` knows of a connection and `registry.rs` of a database; `pin.rs` keeps
+//! other processes from overwriting the WAL, `reader.rs` and `alone.rs` read the database as a
+//! whole, `fork.rs` makes a fork harmless.
 
+mod alone;
 mod api;
 mod ffi;
+mod fork;
 mod functions;
+mod handle;
 mod log_sink;
+mod main_file;
 mod pin;
 mod reader;
-mod shim;
+mod registry;
+mod wal_file;
 
 use std::sync::Once;
 
@@ -25,6 +32,7 @@ fn start(api: &'static api::Api) -> Result<(), String> {
     ONCE.call_once(|| {
         log_sink::install();
         walferry::process::set_spawn_guard(api::without_signals);
+        api::at_fork(ffi::before_fork, ffi::after_fork_in_parent, ffi::after_fork_in_child);
     });
     let default = std::env::var("WALFERRY_DEFAULT").map_or(true, |value| value != "0");
     ffi::register_vfs(api, default)

@@ -5,7 +5,6 @@ use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use parking_lot::Mutex;
 
 const SQLITE_NOTICE: i32 = 27;
 const SQLITE_WARNING: i32 = 28;
@@ -13,7 +12,8 @@ const SQLITE_WARNING: i32 = 28;
 static HOST_LOG: AtomicBool = AtomicBool::new(true);
 
 struct Sink {
-    file: Option<Mutex<File>>,
+    /// Written to by one call a line, without a lock: a fork may happen at any time.
+    file: Option<File>,
 }
 
 impl Log for Sink {
@@ -25,9 +25,9 @@ impl Log for Sink {
         if !self.enabled(record.metadata()) {
             return;
         }
-        if let Some(file) = &self.file {
+        if let Some(mut file) = self.file.as_ref() {
             let line = format!("{} walferry {}: {}\n", now(), record.level(), record.args());
-            let _ = file.lock().write_all(line.as_bytes());
+            let _ = file.write_all(line.as_bytes());
         } else if HOST_LOG.load(Ordering::Relaxed)
             && let Some(api) = crate::api::api()
         {
@@ -55,8 +55,7 @@ pub fn install() {
         _ => LevelFilter::Info,
     };
     let file = std::env::var_os("WALFERRY_LOG_FILE")
-        .and_then(|path| OpenOptions::new().create(true).append(true).open(path).ok())
-        .map(Mutex::new);
+        .and_then(|path| OpenOptions::new().create(true).append(true).open(path).ok());
     // The logger and the panic hook are those of this library's own copy of the standard library
     // and of `log`: the host's are not touched.
     if log::set_boxed_logger(Box::new(Sink { file })).is_ok() {

@@ -19,10 +19,19 @@ const NOT_USED: u32 = 0xffff_ffff;
 /// Lock of read slot 0 (`WAL_READ_LOCK(0)`).
 const READ_LOCK_0: i32 = 3;
 
+/// Words before the page numbers in the first region of the wal-index: both copies of the header
+/// and the checkpoint's part (`WALINDEX_HDR_SIZE` in `wal.c`, 136 bytes).
+const HEADER_WORDS: usize = 34;
+/// Page numbers in each region (`HASHTABLE_NPAGE`); the first has so many fewer as its header has
+/// words.
+const REGION_PAGES: usize = 4096;
+
 /// A pinned WAL.
 pub struct Pin {
     file: OwnFile,
     shm: Shm,
+    /// The regions of the wal-index behind the first.
+    more: Vec<Shm>,
     /// The read slot held, if one was to be had.
     slot: Option<usize>,
 }
@@ -42,7 +51,7 @@ impl Pin {
             raw.unlock(SQLITE_LOCK_NONE);
             return None;
         };
-        let mut pin = Pin { file, shm, slot: None };
+        let mut pin = Pin { file, shm, more: Vec::new(), slot: None };
         if hold {
             pin.hold_slot();
         }
@@ -87,6 +96,31 @@ impl Pin {
             let lock = READ_LOCK_0 + slot as i32;
             self.raw().shm_lock(lock, 1, SQLITE_SHM_UNLOCK | SQLITE_SHM_SHARED);
         }
+    }
+
+    /// The pages that these frames hold (`aPgno` in `wal.c`), if they belong to this generation.
+    pub fn frame_pages(&mut self, index: &WalIndex, first: u32, last: u32) -> Option<Vec<u32>> {
+        let frames = (first as usize).checked_sub(1)?..last as usize;
+        let mut pages = Vec::with_capacity(frames.len());
+        for frame in frames {
+            let at = frame + HEADER_WORDS;
+            let region = match at / REGION_PAGES {
+                0 => self.shm,
+                number => self.region(number - 1)?,
+            };
+            pages.push(region.word(at % REGION_PAGES));
+        }
+        self.raw().shm_barrier();
+        let now = self.index()?;
+        (now.salts == index.salts && now.max_frame >= last).then_some(pages)
+    }
+
+    fn region(&mut self, at: usize) -> Option<Shm> {
+        while self.more.len() <= at {
+            let number = i32::try_from(self.more.len() + 1).ok()?;
+            self.more.push(self.raw().shm_region(number, false)?);
+        }
+        self.more.get(at).copied()
     }
 
     /// The wal-index header.

@@ -3,17 +3,41 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use walferry::border::{Reader, Snapshot};
 use walferry::units::PageSize;
 use walferry::wal::WalIndex;
 
 use crate::api::{Api, BaseVfs, OwnConnection, RawFile};
+use crate::fork;
 use crate::pin::read_index;
 
-pub struct SnapshotReader {
+/// A read transaction on a connection of our own, until it is ended, as before a fork.
+pub struct Walk(Mutex<Option<Open>>);
+
+struct Open {
     connection: OwnConnection,
     file: RawFile,
+}
+
+impl Walk {
+    /// Ends the transaction and closes the connection.
+    pub fn end(&self) {
+        *self.0.lock() = None;
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let _ = self.connection.query(c"ROLLBACK");
+    }
+}
+
+/// Reads the state that a walk sees.
+pub struct SnapshotReader {
+    walk: Arc<Walk>,
     snapshot: Snapshot,
 }
 
@@ -25,6 +49,7 @@ impl SnapshotReader {
     }
 
     fn try_begin(api: &'static Api, vfs: BaseVfs, path: &Path) -> Result<SnapshotReader, String> {
+        let _inside = fork::in_sqlite();
         let connection = OwnConnection::open(api, vfs.0, path)?;
         connection.query(c"BEGIN")?;
         connection.query(c"SELECT count(*) FROM sqlite_master")?;
@@ -52,7 +77,9 @@ impl SnapshotReader {
             return Err("it is empty: there is nothing to replicate yet".into());
         }
         let snapshot = Snapshot { page_size, page_count, index };
-        Ok(SnapshotReader { connection, file, snapshot })
+        let walk = Arc::new(Walk(Mutex::new(Some(Open { connection, file }))));
+        fork::register_walk(&walk);
+        Ok(SnapshotReader { walk, snapshot })
     }
 }
 
@@ -62,16 +89,22 @@ impl Reader for SnapshotReader {
     }
 
     fn index_now(&self) -> Option<WalIndex> {
-        self.file.shm_header(false).and_then(read_index)
+        let _inside = fork::in_sqlite();
+        self.walk.0.lock().as_ref()?.file.shm_header(false).and_then(read_index)
     }
 
     fn read_main(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.file.read(buffer, offset)
+        let _inside = fork::in_sqlite();
+        match self.walk.0.lock().as_ref() {
+            Some(open) => open.file.read(buffer, offset),
+            None => Err(io::Error::other("the process forked while the database was read")),
+        }
     }
 }
 
 impl Drop for SnapshotReader {
     fn drop(&mut self) {
-        let _ = self.connection.query(c"ROLLBACK");
+        let _inside = fork::in_sqlite();
+        self.walk.end();
     }
 }

@@ -2,7 +2,9 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{Context, Error};
 
@@ -12,8 +14,18 @@ pub struct Lock {
     file: File,
 }
 
+/// The descriptors of all locks held. The child of a fork closes its copies: as long as one is open
+/// anywhere, the lock stays taken.
+static HELD: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
+
+/// See [`HELD`]. Of the standard library's kind, so that it can be held across a fork.
+pub(crate) fn held() -> MutexGuard<'static, Vec<RawFd>> {
+    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Drop for Lock {
     fn drop(&mut self) {
+        held().retain(|descriptor| *descriptor != self.file.as_raw_fd());
         // A child of a fork may still hold the same open file: closing alone would not give it up.
         let _ = self.file.unlock();
     }
@@ -53,6 +65,7 @@ impl Lock {
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "{}", std::process::id()));
         written.context("cannot write", &path)?;
+        held().push(file.as_raw_fd());
         Ok(Attempt::Taken(Lock { file }))
     }
 }

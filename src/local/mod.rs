@@ -6,6 +6,7 @@
 //! | `state` | who we are and where the log stands ([`state`]) |
 //! | `pages` | a checksum per page as of the last captured commit ([`pages`]) |
 //! | `spool/` | captured, not yet acknowledged transactions ([`spool`]) |
+//! | `shm`, `bell` | what the processes of one database tell each other ([`shared`]) |
 //!
 //! The order of writes makes every crash harmless: a spool file appears whole, by rename, before
 //! the page table follows it; the state moves past a spool file before that file is removed. What
@@ -14,6 +15,7 @@
 pub mod lock;
 mod mapping;
 pub mod pages;
+pub mod shared;
 pub mod spool;
 pub mod state;
 

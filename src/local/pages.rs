@@ -192,7 +192,7 @@ impl PageTable {
 
 /// Makes room on the disk for what will be written through the mapping: on a full disk a write to
 /// a hole would end the process with SIGBUS.
-fn allocate(file: &File, len: u64) -> std::io::Result<()> {
+pub(super) fn allocate(file: &File, len: u64) -> std::io::Result<()> {
     use std::os::unix::fs::FileExt;
     match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, len) {
         Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {

@@ -16,7 +16,7 @@ use crate::units::{Level, Txid, WriterId};
 use crate::wal::FrameSet;
 
 /// How long to wait before the shipper's place is asked for again.
-const STANDBY_RETRY_MS: u64 = 1000;
+const STANDBY_RETRY_MS: u64 = 500;
 
 impl Replica {
     /// Takes in how the WAL came and went, in order.
@@ -98,14 +98,10 @@ impl Replica {
             let who = pid.map_or("another process".to_string(), |pid| format!("process {pid}"));
             let path = self.database.path().display();
             log::info!("{path} is shipped by {who}; this process stands by");
-            self.database.with(|shared| {
-                shared.set_gate(Gate::Shut);
-                shared.report.state = "standby";
-                shared.report.last_error = Some(format!("{who} ships this database"));
-            });
-            self.database.notify();
         }
         self.holder = pid;
+        self.stands_by();
+        self.database.notify();
     }
 
     pub(super) fn note_open_failure(&mut self, why: &str) {
@@ -136,6 +132,15 @@ impl Replica {
             (None, None) => Need::Image,
         };
         let acked = local.state.base.map_or(Txid::ZERO, |base| base.txid());
+        // What an earlier process left counts as a commit of its own, for those who wait for it.
+        let left = !closed.is_empty() || !open.is_empty();
+        let seq = self.database.with(|shared| {
+            shared.commit_seq += u64::from(left);
+            shared.commit_seq
+        });
+        if left {
+            self.captured_seq = seq;
+        }
         let opened = Opened {
             claimed: local.state.claimed,
             acked,
@@ -151,7 +156,7 @@ impl Replica {
             .into_iter()
             .filter_map(|entry| {
                 let base = base_of_closed(&local, &entry)?;
-                Some(ClosedFile { entry, base, seq: 0 })
+                Some(ClosedFile { entry, base, seq })
             })
             .collect();
         self.open = open;
@@ -159,6 +164,7 @@ impl Replica {
         self.piece = piece;
         self.cursor = position.map_or(Cursor::Unknown, Cursor::At);
         self.local = Some(local);
+        self.ships();
         self.hold(true);
         self.engine.handle(now, Event::Opened(opened));
     }

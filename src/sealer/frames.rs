@@ -27,7 +27,10 @@ impl Replica {
             return;
         }
         self.watch_at = now + WATCH_INTERVAL_MS;
-        self.hold(true);
+        self.look_for_others(now);
+        if !self.has_let_go() {
+            self.hold(true);
+        }
         self.refresh_published();
         let shut = self.database.with(|shared| shared.is_shut());
         let idle = matches!(self.job, LocalJob::None) && self.cursor != Cursor::Unknown;
@@ -112,6 +115,7 @@ impl Replica {
     /// Reads the headers of the frames published since; gives the count of commits that they end
     /// with.
     pub(super) fn take_frames(&mut self, purpose: Purpose) -> Result<u64, Stop> {
+        self.hear();
         let (published, seq, grant, since) = self.database.with(|shared| {
             let known = self.cursor != Cursor::Unknown;
             let since = if known { shared.unreported_since.take() } else { None };
@@ -157,9 +161,18 @@ impl Replica {
             self.need_image();
             return Ok(self.captured_seq);
         }
-        self.frames
-            .extend(wal, point.page_size, first, index.max_frame)
-            .map_err(|error| Stop::Failed(format!("cannot read the WAL: {error}")))?;
+        let from = if self.frames.is_empty() { first } else { self.frames.last + 1 };
+        let border = self.database.border();
+        let known = border.and_then(|border| border.frame_pages(&index, from, index.max_frame));
+        let added = known.is_some_and(|pages| {
+            self.frames.extend_known(wal, point.page_size, from, &pages).is_ok()
+        });
+        if !added {
+            // Without shared memory the headers in the file are all there is.
+            self.frames
+                .extend(wal, point.page_size, first, index.max_frame)
+                .map_err(|error| Stop::Failed(format!("cannot read the WAL: {error}")))?;
+        }
         self.frames_salts = index.salts;
         // A grant is for one new beginning.
         self.database.with(|shared| shared.grant = shared.grant.filter(|_| first > 1));

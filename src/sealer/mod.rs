@@ -9,6 +9,7 @@ mod closing;
 mod frames;
 mod image;
 mod open;
+mod others;
 mod replica;
 mod resync;
 mod scan;
@@ -80,6 +81,11 @@ impl Sealer {
             Control::Hurry(id) => {
                 if let Some(replica) = self.replica(id) {
                     guard(replica, Replica::hurry);
+                }
+            }
+            Control::Called(id) => {
+                if let Some(replica) = self.replicas.get_mut(&id) {
+                    guard(replica, Replica::called);
                 }
             }
             Control::Detached(id) => {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::capture::{Cursor, Maker};
 use super::image::ImageJob;
 use super::open::{Local, Point};
+use super::others::Others;
 use super::resync::ResyncJob;
 use crate::database::{Database, Gate};
 use crate::engine::{Action, Engine, Event, Options, Phase};
@@ -16,7 +17,7 @@ use crate::local::spool::Entry;
 use crate::local::state::Base;
 use crate::ltx::FileName;
 use crate::process::Process;
-use crate::shipper::{Job, Task};
+use crate::shipper::{Job, Order, Task};
 use crate::store::{Key, Store};
 use crate::units::{Salts, Timestamp, Txid};
 use crate::wal::{FrameSet, WalIndex};
@@ -63,6 +64,7 @@ pub(super) struct Replica {
     pub(super) checking: bool,
     /// Time passed between an attach and the opening of our state: what was seen then is old.
     pub(super) late: bool,
+    pub(super) others: Others,
 }
 
 /// A file on its way to the store.
@@ -136,6 +138,7 @@ impl Replica {
             checked_at: None,
             checking: false,
             late: false,
+            others: Others::default(),
         };
         if replica.store.is_none() {
             let why = replica.database.with(|shared| shared.report.last_error.clone());
@@ -204,6 +207,7 @@ impl Replica {
     /// Leaves the local state whole for the next process.
     pub(super) fn release(&mut self) {
         self.hold(false);
+        self.leaves();
         if let Some(local) = self.local.take() {
             let saved = local.table.sync().and_then(|()| local.state.save(&local.dir, true));
             if let Err(error) = saved {
@@ -291,6 +295,7 @@ impl Replica {
 
     /// Tells the engine what the application did since.
     pub(super) fn take_in(&mut self, now: u64) {
+        self.hear();
         let (since, diverged) = self.database.with(|shared| {
             let since = shared.unreported_since.take();
             shared.report.unacked_since = earlier(shared.report.unacked_since, since);
@@ -356,7 +361,7 @@ impl Replica {
             Task::Inspect { .. } | Task::Put { after: Some(_), .. } => 2,
             _ => 1,
         };
-        self.process.ship(Job { database: self.database.id, store, task });
+        self.process.order(Order::Job(Job { database: self.database.id, store, task }));
     }
 
     pub(super) fn slice(&mut self) {

@@ -109,7 +109,7 @@ pub(super) fn word(bytes: &[u8], at: usize) -> Option<u32> {
 }
 
 /// A stretch of committed frames: of each page the newest frame, at a few bytes a page.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct FrameSet {
     /// First frame of the stretch; 0 while it is empty.
     pub first: u32,
@@ -119,8 +119,6 @@ pub struct FrameSet {
     pub newest: BTreeMap<Pgno, u32>,
     /// Size of the database in pages after the last commit of the stretch.
     pub commit: u32,
-    /// Frames with a commit mark: at least one for each transaction.
-    pub commits: u32,
     /// Checksum stored in the last frame's header.
     pub checksum: (u32, u32),
 }
@@ -160,9 +158,43 @@ impl FrameSet {
             self.checksum = header.checksum;
             if header.commit != 0 {
                 self.commit = header.commit;
-                self.commits = self.commits.saturating_add(1);
             }
         }
+        Ok(())
+    }
+
+    /// Adds committed frames whose pages are known from the wal-index (`aPgno` in `wal.c`): frame
+    /// `first` holds the first of them, and the last frame's header is read from the file. Saves
+    /// reading the header of each frame.
+    ///
+    /// On error the set is as before.
+    pub fn extend_known<R: ReadAt + ?Sized>(
+        &mut self,
+        wal: &R,
+        page_size: PageSize,
+        first: u32,
+        pages: &[Pgno],
+    ) -> io::Result<()> {
+        let last = match u32::try_from(pages.len()) {
+            Ok(0) => return Ok(()),
+            Ok(count) => first.saturating_add(count - 1),
+            Err(_) => return Err(io::ErrorKind::InvalidInput.into()),
+        };
+        let header = FrameHeader::read(wal, page_size, last)?;
+        if header.commit == 0 || pages.last() != Some(&header.pgno) || pages.contains(&0) {
+            return Err(io::Error::other(format!(
+                "the wal-index and frame {last} of the WAL disagree"
+            )));
+        }
+        for (frame, pgno) in (first..=last).zip(pages) {
+            self.newest.insert(*pgno, frame);
+        }
+        if self.first == 0 {
+            self.first = first;
+        }
+        self.last = last;
+        self.checksum = header.checksum;
+        self.commit = header.commit;
         Ok(())
     }
 }

@@ -34,11 +34,25 @@ fn the_newest_frame_of_each_page_wins() {
     set.extend(bytes.as_slice(), page_size(), 1, 2).unwrap();
     set.extend(bytes.as_slice(), page_size(), 1, 4).unwrap();
     assert_eq!(set.newest.into_iter().collect::<Vec<_>>(), [(1, 3), (2, 2), (3, 4)]);
-    assert_eq!((set.first, set.last, set.commit, set.commits), (1, 4, 3, 2));
+    assert_eq!((set.first, set.last, set.commit), (1, 4, 3));
     assert_eq!(set.checksum, (4, 2));
     let mut page = [0; 512];
     read_frame_page(bytes.as_slice(), page_size(), 3, &mut page).unwrap();
     assert_eq!(page, [3; 512]);
+}
+
+#[test]
+fn page_numbers_from_the_wal_index_give_the_same_set() {
+    let bytes = wal(&[(1, 0, 1), (2, 2, 2), (1, 0, 3), (3, 3, 4)]);
+    let (mut read, mut known) = (FrameSet::default(), FrameSet::default());
+    read.extend(bytes.as_slice(), page_size(), 1, 4).unwrap();
+    known.extend_known(bytes.as_slice(), page_size(), 1, &[1, 2]).unwrap();
+    known.extend_known(bytes.as_slice(), page_size(), 3, &[1, 3]).unwrap();
+    assert_eq!(known, read);
+    for wrong in [[1, 2].as_slice(), &[0, 3], &[1]] {
+        assert!(known.extend_known(bytes.as_slice(), page_size(), 3, wrong).is_err(), "{wrong:?}");
+    }
+    assert_eq!(known, read);
 }
 
 #[test]

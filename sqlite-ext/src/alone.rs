@@ -1,0 +1,84 @@
+//! Reading a database that one connection of this process has to itself.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use walferry::border::{Reader, Snapshot};
+use walferry::units::PageSize;
+use walferry::wal::WalIndex;
+
+use crate::fork;
+use crate::handle::Handle;
+
+/// Reads a database that one connection of this process has to itself, through the file of that
+/// connection: no other can be opened on it. What the connection writes meanwhile is found out at
+/// the end.
+pub struct AloneReader {
+    handle: Arc<Handle>,
+    snapshot: Snapshot,
+    disturbances: u32,
+}
+
+impl AloneReader {
+    /// Begins the walk.
+    pub fn begin(handle: Arc<Handle>) -> std::io::Result<AloneReader> {
+        let disturbances = handle.disturbances.load(Ordering::Acquire);
+        let index = handle.exclusive_index().filter(|index| index.max_frame > 0);
+        if handle.adopted && index.is_none() {
+            return Err(std::io::Error::other(
+                "it is held exclusively by the connection that loaded walferry; set \
+                 PRAGMA locking_mode=NORMAL there, or load walferry before the database is opened",
+            ));
+        }
+        let mut header = [0; 100];
+        read_alone(&handle, 0, &mut header)?;
+        let not_wal = || std::io::Error::other("it is not in WAL mode");
+        // Offset 19: file format read version, 2 for WAL (https://sqlite.org/fileformat2.html).
+        if index.is_none() && header.get(19) != Some(&2) {
+            return Err(not_wal());
+        }
+        let field = |at: usize| header.get(at..at + 4).and_then(|b| b.try_into().ok());
+        let in_file = field(28).map_or(0, u32::from_be_bytes);
+        let size = header.get(16..18).and_then(|b| b.try_into().ok()).map(u16::from_be_bytes);
+        let page_size = match index {
+            Some(index) => Some(index.page_size),
+            None => size.and_then(PageSize::from_u16),
+        };
+        let page_count = index.map_or(in_file, |index| index.page_count);
+        let snapshot = Snapshot { page_size: page_size.ok_or_else(not_wal)?, page_count, index };
+        Ok(AloneReader { handle, snapshot, disturbances })
+    }
+}
+
+fn read_alone(handle: &Handle, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+    let _inside = fork::in_sqlite();
+    let readable = handle.readable.lock();
+    if !*readable {
+        return Err(std::io::Error::other("the connection that had it to itself has let it go"));
+    }
+    if handle.real.is_mapped() {
+        return Err(std::io::Error::other(
+            "it is held exclusively by a connection with memory-mapped I/O; set \
+             PRAGMA mmap_size=0 or PRAGMA locking_mode=NORMAL there",
+        ));
+    }
+    handle.real.read(buffer, offset)
+}
+
+impl Reader for AloneReader {
+    fn snapshot(&self) -> Snapshot {
+        self.snapshot
+    }
+
+    fn read_main(&mut self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        read_alone(&self.handle, offset, buffer)
+    }
+
+    fn index_now(&self) -> Option<WalIndex> {
+        self.handle.exclusive_index()
+    }
+
+    fn is_intact(&self) -> bool {
+        self.disturbances == self.handle.disturbances.load(Ordering::Acquire)
+    }
+}

@@ -1,0 +1,119 @@
+//! What makes a fork harmless, in parent and child.
+//!
+//! A child inherits SQLite's notes on which locks the process holds, but not the locks. So before a
+//! fork everything of ours gives its locks up: the pins, and the connections that read a database as
+//! a whole. The parent takes the pins again; a walk that was under way begins anew. Our threads do
+//! not exist in the child, and what they had is abandoned there: a database that is opened in the
+//! child starts threads of its own. Connections that were open at the fork must not be used in the
+//! child, as SQLite says (<https://sqlite.org/howtocorrupt.html#_carrying_an_open_database_across_a_fork_>);
+//! there they are passed through, so that closing them does no harm.
+
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
+};
+
+use walferry::process::{self, Forking};
+
+use crate::api;
+use crate::pin::Pin;
+use crate::reader::Walk;
+use crate::registry::{self, Adopted, Databases, Shimmed};
+
+/// Held by our threads while they are in the host's SQLite, and across a fork: the child of a fork
+/// that happened in the middle of SQLite would find its mutexes locked for ever.
+static IN_SQLITE: RwLock<()> = RwLock::new(());
+/// How many forks lie between this process and the one that loaded the extension.
+static GENERATION: AtomicU32 = AtomicU32::new(0);
+/// The walks under way.
+static WALKS: Mutex<Vec<Weak<Walk>>> = Mutex::new(Vec::new());
+
+thread_local! {
+    /// What the forking thread holds until the fork is done.
+    static HELD: RefCell<Option<Held>> = const { RefCell::new(None) };
+}
+
+/// Locks of the standard library's kind: unlike others they can be given up in the child without
+/// touching anything that another thread may have held at the fork.
+struct Held {
+    pinned: Vec<Arc<Shimmed>>,
+    library: Forking,
+    databases: MutexGuard<'static, Databases>,
+    _adopted: RwLockWriteGuard<'static, Adopted>,
+    _in_sqlite: RwLockWriteGuard<'static, ()>,
+}
+
+/// Enters the host's SQLite, as a thread of ours.
+pub fn in_sqlite() -> RwLockReadGuard<'static, ()> {
+    IN_SQLITE.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The number of this process in the line of forks.
+pub fn generation() -> u32 {
+    GENERATION.load(Ordering::Relaxed)
+}
+
+/// Has a walk ended by a fork.
+pub fn register_walk(walk: &Arc<Walk>) {
+    let mut walks = WALKS.lock().unwrap_or_else(PoisonError::into_inner);
+    walks.retain(|known| known.strong_count() > 0);
+    walks.push(Arc::downgrade(walk));
+}
+
+/// Says, once, that a connection of the parent is used to write.
+pub fn warn_of_inherited() {
+    static TOLD: AtomicBool = AtomicBool::new(false);
+    if !TOLD.swap(true, Ordering::Relaxed) {
+        log::error!(
+            "a connection that was opened before fork() is written to in the child: this is not \
+             replicated from here, and SQLite forbids it; open databases after the fork"
+        );
+    }
+}
+
+/// Before the fork, in the thread that forks.
+pub fn prepare() {
+    let in_sqlite = IN_SQLITE.write().unwrap_or_else(PoisonError::into_inner);
+    let adopted = registry::adopted_files();
+    let databases = registry::databases();
+    let all = databases.iter().flat_map(|databases| databases.values());
+    let mut pinned = Vec::new();
+    for shimmed in all.filter_map(Weak::upgrade) {
+        if shimmed.pin.lock().take().is_some() {
+            pinned.push(shimmed);
+        }
+    }
+    for walk in WALKS.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        if let Some(walk) = walk.upgrade() {
+            walk.end();
+        }
+    }
+    let library = process::before_fork();
+    let held = Held { pinned, library, databases, _adopted: adopted, _in_sqlite: in_sqlite };
+    HELD.with(|cell| *cell.borrow_mut() = Some(held));
+}
+
+/// After it, in the parent.
+pub fn in_parent() {
+    let Some(held) = HELD.with(|cell| cell.borrow_mut().take()) else { return };
+    let Some(api) = api::api() else { return };
+    for shimmed in &held.pinned {
+        let mut pin = shimmed.pin.lock();
+        if pin.is_none() && shimmed.is_attached() {
+            let hold = shimmed.holds.load(Ordering::Acquire);
+            *pin = Pin::take(api, shimmed.vfs, shimmed.database.path(), hold);
+        }
+    }
+}
+
+/// After it, in the child.
+pub fn in_child() {
+    GENERATION.fetch_add(1, Ordering::Relaxed);
+    let Some(held) = HELD.with(|cell| cell.borrow_mut().take()) else { return };
+    let Held { pinned, library, mut databases, .. } = held;
+    // Not dropped: what they hold is the parent's.
+    std::mem::forget(pinned);
+    *databases = None;
+    api::close_inherited(&library.in_child());
+}

@@ -1,0 +1,176 @@
+//! One connection's file on a replicated database, and what is known of it.
+
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use walferry::database::Database;
+use walferry::local::state::Fingerprint;
+use walferry::units::{PageSize, Salts};
+use walferry::wal::WalIndex;
+
+use crate::api::{RawFile, Shm};
+use crate::ffi::Target;
+use crate::fork;
+use crate::pin::read_index;
+use crate::registry::{Replicated, Shimmed};
+
+/// One connection's file on a replicated database.
+pub struct Handle {
+    pub(crate) this: Weak<Handle>,
+    pub(crate) shimmed: Arc<Shimmed>,
+    pub(crate) real: RawFile,
+    /// First region of the wal-index, as this connection has it mapped.
+    pub(crate) shm: AtomicPtr<u8>,
+    /// SQLite unmapped it.
+    pub(crate) unmapped: AtomicBool,
+    /// The file was open before the extension was loaded: its WAL is not seen.
+    pub(crate) adopted: bool,
+    /// It holds the checkpoint lock.
+    pub(crate) checkpoints: AtomicBool,
+    /// Between the two file controls that bracket the copying of frames.
+    pub(crate) copies: AtomicBool,
+    /// It holds the file's EXCLUSIVE lock.
+    pub(crate) exclusive: AtomicBool,
+    /// Everything in the WAL was captured when that lock was taken.
+    pub(crate) complete: AtomicBool,
+    /// How the file looked when that lock was taken.
+    pub(crate) before: Mutex<Option<Fingerprint>>,
+    /// What it wrote to the WAL itself: all that is known of one without shared memory.
+    pub(crate) written: Mutex<WalWrites>,
+    /// Whether the file may be read by the sealer: while this connection has it to itself. Held
+    /// during each such read, so that the file is not closed meanwhile.
+    pub(crate) readable: Mutex<bool>,
+    /// Checkpoints and new beginnings of the WAL by this connection.
+    pub(crate) disturbances: AtomicU32,
+    /// In which process of a line of forks it was opened.
+    generation: u32,
+}
+
+/// What is seen of a WAL in its writes.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct WalWrites {
+    pub(crate) page_size: Option<PageSize>,
+    pub(crate) salts: Option<Salts>,
+    /// The WAL's header was written: frames count from 1.
+    pub(crate) begun: bool,
+    /// Last frame with a commit mark, and the database's size in it.
+    pub(crate) committed: Option<(u32, u32)>,
+    pub(crate) changes: u32,
+}
+
+impl Handle {
+    /// Takes a main database's file over. `None` if it cannot be replicated.
+    pub fn open_main(target: Target, real: RawFile, adopted: bool) -> Option<Arc<Handle>> {
+        let Target::Main(Replicated(shimmed)) = target else { return None };
+        if !real.has_shm() {
+            let why = "its VFS has no shared memory, which WAL mode needs";
+            log::error!("{}: {why}", shimmed.database.path().display());
+            return None;
+        }
+        shimmed.handles.fetch_add(1, Ordering::AcqRel);
+        shimmed.database.connect();
+        Some(Arc::new_cyclic(|this| Handle {
+            this: this.clone(),
+            shimmed,
+            real,
+            shm: AtomicPtr::default(),
+            unmapped: AtomicBool::new(false),
+            adopted,
+            checkpoints: AtomicBool::new(false),
+            copies: AtomicBool::new(false),
+            exclusive: AtomicBool::new(false),
+            complete: AtomicBool::new(false),
+            before: Mutex::new(None),
+            written: Mutex::new(WalWrites::default()),
+            readable: Mutex::new(false),
+            disturbances: AtomicU32::new(0),
+            generation: fork::generation(),
+        }))
+    }
+
+    /// Whether it was opened in this process, and not inherited by a fork.
+    pub fn is_current(&self) -> bool {
+        self.generation == fork::generation()
+    }
+
+    /// The file underneath.
+    pub fn real(&self) -> RawFile {
+        self.real
+    }
+
+    /// Notes where this connection has the wal-index mapped.
+    pub fn set_shm(&self, shm: Option<Shm>) {
+        if shm.is_some() {
+            self.unmapped.store(false, Ordering::Release);
+        }
+        self.shm.store(shm.map_or(std::ptr::null_mut(), Shm::as_pointer), Ordering::Release);
+    }
+
+    /// The wal-index is unmapped for good: mapping it again would outlive the file.
+    pub fn unmap_shm(&self) {
+        self.unmapped.store(true, Ordering::Release);
+        self.set_shm(None);
+    }
+
+    /// The wal-index header as it is now.
+    pub(crate) fn index(&self) -> Option<WalIndex> {
+        let mut shm = Shm::from_pointer(self.shm.load(Ordering::Acquire).cast());
+        let may_map = !self.is_exclusive() && !self.unmapped.load(Ordering::Acquire);
+        if shm.is_none() && self.shimmed.is_attached() && may_map {
+            // The connection had it mapped before it was adopted.
+            shm = self.real.shm_header(false);
+            self.set_shm(shm);
+        }
+        shm.and_then(read_index)
+    }
+
+    /// Whether this connection has the database to itself.
+    pub fn is_exclusive(&self) -> bool {
+        self.exclusive.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn database(&self) -> &Database {
+        &self.shimmed.database
+    }
+
+    /// Everything committed so far, if the sealer takes part: waits until it is captured.
+    pub(crate) fn wait_captured(&self) -> bool {
+        let index = if self.is_exclusive() { self.exclusive_index() } else { self.index() };
+        let Some(index) = index.filter(|_| self.shimmed.is_attached()) else { return true };
+        let captured = self.database().wait_captured(index);
+        if !captured && !self.database().is_standing_by() {
+            log::warn!(
+                "{}: the WAL may go before all of it is captured; what is missing is found by comparison",
+                self.database().path().display()
+            );
+        }
+        captured
+    }
+
+    /// Lets the sealer read the file, or ends that.
+    pub(crate) fn set_readable(&self, readable: bool) {
+        *self.shimmed.alone.lock() = self.this.upgrade().filter(|_| readable);
+        *self.readable.lock() = readable;
+    }
+
+    pub(crate) fn disturb(&self) {
+        self.disturbances.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// What was committed while this connection has the database to itself.
+    pub(crate) fn exclusive_index(&self) -> Option<WalIndex> {
+        if let Some(index) = self.index() {
+            return Some(index);
+        }
+        let written = *self.written.lock();
+        let (max_frame, page_count) = written.committed?;
+        Some(WalIndex {
+            change: written.changes,
+            max_frame,
+            page_count,
+            page_size: written.page_size?,
+            salts: written.salts?,
+        })
+    }
+}

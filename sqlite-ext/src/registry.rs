@@ -1,0 +1,259 @@
+//! The replicated databases of this process, and the sealer's way to them.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use walferry::border::{Border, Reader};
+use walferry::database::Database;
+use walferry::local::state::Fingerprint;
+use walferry::process::{self, Process};
+use walferry::settings::{Lookup, Settings};
+use walferry::wal::WalIndex;
+
+use crate::alone::AloneReader;
+use crate::api::{self, Api, BaseVfs, Connection};
+use crate::fork;
+use crate::handle::Handle;
+use crate::pin::Pin;
+use crate::reader::SnapshotReader;
+
+/// A replicated database in this process.
+pub struct Shimmed {
+    pub(crate) database: Arc<Database>,
+    pub(crate) vfs: BaseVfs,
+    /// Connections of this process that have the file open through the shim.
+    pub(crate) handles: AtomicUsize,
+    /// Whether the sealer was told of the WAL.
+    pub(crate) attached: AtomicBool,
+    /// The file was written outside the WAL since it was attached.
+    pub(crate) written: AtomicBool,
+    /// Last frame at the last checkpoint that was let through with the gate shut.
+    pub(crate) checkpointed: AtomicU32,
+    pub(crate) pin: Mutex<Option<Pin>>,
+    /// Whether this process ships, and so keeps others from beginning the WAL anew.
+    pub(crate) holds: AtomicBool,
+    /// Attaching and detaching take turns.
+    pub(crate) turn: Mutex<()>,
+    /// The connection that has the database to itself.
+    pub(crate) alone: Mutex<Option<Arc<Handle>>>,
+}
+
+/// A database that is to be replicated, not yet open.
+pub struct Replicated(pub(crate) Arc<Shimmed>);
+
+/// By canonical path.
+pub type Databases = Option<HashMap<PathBuf, Weak<Shimmed>>>;
+
+/// Of the standard library's kind, as its locks can be held across a fork ([`fork`]).
+static DATABASES: std::sync::Mutex<Databases> = std::sync::Mutex::new(None);
+static ADOPTED: std::sync::RwLock<Adopted> = std::sync::RwLock::new(None);
+
+/// By the address of the file.
+pub type Adopted = Option<HashMap<usize, Arc<Handle>>>;
+
+/// The files of connections that were open before the extension was loaded.
+pub fn adopted_files() -> std::sync::RwLockWriteGuard<'static, Adopted> {
+    ADOPTED.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// The databases that were opened through the shim.
+pub fn databases() -> std::sync::MutexGuard<'static, Databases> {
+    DATABASES.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Looks settings up: URI parameters, then the environment.
+pub struct UriLookup<F>(F);
+
+impl<F: Fn(&str) -> Option<String>> UriLookup<F> {
+    /// With the URI parameters of a database.
+    pub fn new(parameter: F) -> Self {
+        UriLookup(parameter)
+    }
+}
+
+impl<F: Fn(&str) -> Option<String>> Lookup for UriLookup<F> {
+    fn parameter(&self, name: &str) -> Option<String> {
+        (self.0)(name)
+    }
+
+    fn variable(&self, name: &str) -> Option<String> {
+        std::env::var(name).ok()
+    }
+}
+
+/// A path with links resolved, also when the file does not exist yet.
+pub fn canonical(path: &Path) -> PathBuf {
+    if let Ok(path) = std::fs::canonicalize(path) {
+        return path;
+    }
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => {
+            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            std::fs::canonicalize(parent).map_or_else(|_| path.to_path_buf(), |dir| dir.join(name))
+        }
+        _ => path.to_path_buf(),
+    }
+}
+
+/// The VFS under ours: the default one, or what ours wraps if ours is the default.
+pub fn base_vfs(api: &'static Api) -> Option<BaseVfs> {
+    api.find_base_vfs()
+}
+
+/// Whether this database is to be replicated, and where to.
+pub fn replicated(path: &Path, lookup: &dyn Lookup, vfs: BaseVfs) -> Option<Replicated> {
+    let path = canonical(path);
+    let settings = match Settings::resolve(&path, lookup) {
+        Ok(settings) => settings?,
+        Err(why) => {
+            process::refuse(&path, "", &why);
+            return None;
+        }
+    };
+    let url = settings.replica.clone();
+    let opened = walferry::store::url::open(&url).map_err(|error| error.to_string());
+    let database = opened.and_then(|_| Process::start()?.database(&path, settings));
+    match database {
+        Ok(database) => {
+            crate::drain_at_exit();
+            Some(Replicated(shimmed(&database, vfs)))
+        }
+        Err(why) => {
+            process::refuse(&path, &url, &why);
+            None
+        }
+    }
+}
+
+fn shimmed(database: &Arc<Database>, vfs: BaseVfs) -> Arc<Shimmed> {
+    let mut databases = databases();
+    let databases = databases.get_or_insert_with(HashMap::new);
+    if let Some(known) = databases.get(database.path()).and_then(Weak::upgrade)
+        && Arc::ptr_eq(&known.database, database)
+    {
+        return known;
+    }
+    let shimmed = Arc::new(Shimmed {
+        database: database.clone(),
+        vfs,
+        handles: AtomicUsize::new(0),
+        attached: AtomicBool::new(false),
+        written: AtomicBool::new(false),
+        checkpointed: AtomicU32::new(0),
+        pin: Mutex::new(None),
+        holds: AtomicBool::new(false),
+        turn: Mutex::new(()),
+        alone: Mutex::new(None),
+    });
+    databases.insert(database.path().to_path_buf(), Arc::downgrade(&shimmed));
+    database.set_border(Arc::new(Edge { path: database.path().to_path_buf(), vfs }));
+    shimmed
+}
+
+fn find(path: &Path) -> Option<Arc<Shimmed>> {
+    databases().as_ref()?.get(path).and_then(Weak::upgrade)
+}
+
+/// The replicated database that a connection has as its main one.
+pub fn database_of(api: &Api, db: Connection) -> Option<Arc<Database>> {
+    let path = api.main_path(db)?;
+    find(&canonical(&path)).map(|shimmed| shimmed.database.clone())
+}
+
+/// The sealer's way to the database.
+struct Edge {
+    path: PathBuf,
+    vfs: BaseVfs,
+}
+
+impl Border for Edge {
+    fn hold(&self, hold: bool) {
+        let Some(shimmed) = find(&self.path) else { return };
+        let _inside = fork::in_sqlite();
+        shimmed.holds.store(hold, Ordering::Release);
+        if let Some(pin) = shimmed.pin.lock().as_mut() {
+            if hold { pin.hold_slot() } else { pin.drop_slot() }
+        }
+    }
+
+    fn wal_index(&self) -> Option<WalIndex> {
+        let shimmed = find(&self.path)?;
+        shimmed.pin.lock().as_ref().and_then(Pin::index)
+    }
+
+    fn frame_pages(&self, index: &WalIndex, first: u32, last: u32) -> Option<Vec<u32>> {
+        let shimmed = find(&self.path)?;
+        let _inside = fork::in_sqlite();
+        shimmed.pin.lock().as_mut()?.frame_pages(index, first, last)
+    }
+
+    fn open_reader(&self) -> std::io::Result<Box<dyn Reader>> {
+        let alone = find(&self.path).and_then(|shimmed| shimmed.alone.lock().clone());
+        if let Some(handle) = alone {
+            return Ok(Box::new(AloneReader::begin(handle)?));
+        }
+        let api = api::api().ok_or_else(|| std::io::Error::other("SQLite is not there"))?;
+        Ok(Box::new(SnapshotReader::begin(api, self.vfs, &self.path)?))
+    }
+}
+
+impl Shimmed {
+    /// The WAL was seen: pin it and tell the sealer. Called by a thread that holds a read lock.
+    pub(crate) fn attach(&self, index: Option<WalIndex>) {
+        let _turn = self.turn.lock();
+        if self.attached.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let fingerprint = Fingerprint::of(self.database.path()).ok();
+        self.written.store(false, Ordering::Release);
+        if let Some(api) = api::api() {
+            let hold = self.holds.load(Ordering::Acquire);
+            let pin = Pin::take(api, self.vfs, self.database.path(), hold);
+            if pin.is_none() {
+                log::warn!(
+                    "{}: its WAL cannot be protected from other processes",
+                    self.database.path().display()
+                );
+            }
+            *self.pin.lock() = pin;
+        }
+        self.database.attached(index, fingerprint);
+    }
+
+    /// Gives the WAL free for good: somebody takes it over exclusively, or the last connection goes.
+    pub(crate) fn unpin(&self) {
+        *self.pin.lock() = None;
+    }
+
+    pub(crate) fn detach(&self, clean: Option<Fingerprint>) {
+        let _turn = self.turn.lock();
+        self.unpin();
+        if self.attached.swap(false, Ordering::AcqRel) {
+            self.database.detached(clean);
+        }
+    }
+
+    pub(crate) fn is_attached(&self) -> bool {
+        self.attached.load(Ordering::Acquire)
+    }
+}
+
+/// Remembers the file of a connection that was open before the extension was loaded.
+pub fn adopt(file: usize, handle: Arc<Handle>) {
+    adopted_files().get_or_insert_with(HashMap::new).insert(file, handle);
+}
+
+/// The handle of such a file.
+pub fn adopted(file: usize) -> Option<Arc<Handle>> {
+    ADOPTED.read().unwrap_or_else(std::sync::PoisonError::into_inner).as_ref()?.get(&file).cloned()
+}
+
+/// Forgets such a file.
+pub fn forget_adopted(file: usize) {
+    if let Some(adopted) = adopted_files().as_mut() {
+        adopted.remove(&file);
+    }
+}

@@ -1,0 +1,65 @@
+//! The methods of a WAL that are acted on.
+
+use walferry::units::{PageSize, Salts};
+use walferry::wal::{FRAME_HEADER_LEN, WAL_HEADER_LEN};
+
+use crate::handle::Handle;
+
+/// The methods of a WAL that are acted on: all that tells of commits and restarts while a
+/// connection has the database to itself.
+pub struct WalFile<'a>(pub &'a Handle);
+
+impl WalFile<'_> {
+    /// Before `xWrite`: `front` holds the first bytes of what is written at `offset`.
+    pub fn before_write(&self, front: &[u8], len: i32, offset: u64) {
+        let handle = self.0;
+        if !handle.is_exclusive() {
+            return;
+        }
+        let word = |at: usize| {
+            front.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_be_bytes)
+        };
+        if offset == 0 {
+            self.before_overwrite();
+            let mut written = handle.written.lock();
+            written.page_size = PageSize::new(word(8));
+            written.salts = Some(Salts(word(16), word(20)));
+            written.begun = true;
+            written.committed = None;
+            return;
+        }
+        let mut written = handle.written.lock();
+        if written.page_size.is_none() {
+            // The WAL was there before: its header was written by somebody else.
+            let path = walferry::local::wal_path(handle.database().path());
+            let header =
+                std::fs::File::open(path).ok().and_then(|wal| walferry::wal::WalHeader::read(&wal));
+            written.page_size = header.map(|header| header.page_size);
+            written.salts = header.map(|header| header.salts);
+        }
+        let Some(page_size) = written.page_size else { return };
+        let frame_len = u64::from(page_size.get()) + FRAME_HEADER_LEN as u64;
+        let is_header = usize::try_from(len) == Ok(FRAME_HEADER_LEN)
+            && offset >= WAL_HEADER_LEN
+            && (offset - WAL_HEADER_LEN).is_multiple_of(frame_len);
+        if is_header && word(4) != 0 {
+            let frame = u32::try_from((offset - WAL_HEADER_LEN) / frame_len + 1).unwrap_or(0);
+            written.committed = Some((frame, word(4)));
+            written.changes = written.changes.wrapping_add(1);
+        }
+    }
+
+    /// Before the WAL is begun anew or cut off without a word to the gate.
+    pub fn before_overwrite(&self) {
+        let handle = self.0;
+        handle.disturb();
+        if !handle.is_exclusive() || !handle.shimmed.is_attached() {
+            return;
+        }
+        if let Some(index) = handle.exclusive_index().filter(|index| index.max_frame > 0)
+            && !handle.database().may_restart(index)
+        {
+            handle.database().diverged("the WAL was begun anew under an exclusive lock");
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! The gate: whether the WAL may be overwritten, and how long an application's thread waits to know.
+//!
+//! It waits for local work, never for the network. Where another process ships the database, the
+//! question goes there ([`crate::standby`]).
+
+use std::time::{Duration, Instant};
+
+use parking_lot::MutexGuard;
+
+use crate::database::{Database, Gate, Shared};
+use crate::local::shared::Call;
+use crate::process::Control;
+use crate::wal::WalIndex;
+
+/// Longest time that a writer waits at the gate for local work to end.
+pub(crate) const GATE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long application threads wait, all in all, each time that the gate is shut: most images and
+/// comparisons of small databases are done by then, and nobody notices.
+const SHUT_PATIENCE: Duration = Duration::from_millis(250);
+
+impl Shared {
+    pub(crate) fn is_shut(&self) -> bool {
+        self.gate == Gate::Shut
+    }
+
+    /// Whether everything that this index has is captured. Others may commit meanwhile; that the WAL
+    /// was begun anew meanwhile means that all before was captured.
+    fn has_captured(&self, index: &WalIndex) -> bool {
+        let Some((salts, frame)) = self.captured else { return false };
+        match self.published {
+            Some(now) if now.salts != index.salts => salts == now.salts,
+            _ => salts == index.salts && frame >= index.max_frame,
+        }
+    }
+
+    pub(crate) fn set_gate(&mut self, gate: Gate) {
+        if gate == Gate::Shut && self.gate != Gate::Shut {
+            self.patience = SHUT_PATIENCE;
+        }
+        self.gate = gate;
+    }
+}
+
+impl Database {
+    /// Whether the gate stays shut for longer than an application's thread should wait, so that
+    /// checkpoints should be held back too.
+    pub fn gate_stays_shut(&self) -> bool {
+        let mut shared = self.shared.lock();
+        if let Some(page) = shared.shippers_page() {
+            return page.view().is_some_and(|view| view.gate == crate::standby::SHUT);
+        }
+        while shared.gate == Gate::Shut {
+            if !self.wait_shut(&mut shared) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Waits a while for a shut gate; `false` when patience is used up.
+    fn wait_shut(&self, shared: &mut MutexGuard<'_, Shared>) -> bool {
+        if shared.patience.is_zero() || self.process.strong_count() == 0 {
+            return false;
+        }
+        let began = Instant::now();
+        let patience = shared.patience;
+        self.changed.wait_for(shared, patience);
+        shared.patience = shared.patience.saturating_sub(began.elapsed());
+        true
+    }
+
+    /// The gate: may the WAL, complete up to `index`, be overwritten? Waits for capture, which is
+    /// local work; never for the network.
+    pub fn may_restart(&self, index: WalIndex) -> bool {
+        let page = self.with(|shared| shared.shippers_page());
+        if let Some(page) = page
+            && let Some(answer) = self.ask_shipper(&page, index)
+        {
+            return answer;
+        }
+        let reached = self.wait_captured(index);
+        if reached {
+            self.with(|shared| shared.grant = Some((index.salts, index.max_frame)));
+        }
+        reached
+    }
+
+    /// Waits until everything up to `index` is captured; gives up when the gate is shut or local
+    /// work takes too long.
+    pub fn wait_captured(&self, index: WalIndex) -> bool {
+        if index.max_frame == 0 {
+            return true;
+        }
+        let page = self.with(|shared| shared.shippers_page());
+        if let Some(page) = page
+            && !self.takes_over(&page)
+        {
+            // It is the other process that captures.
+            return false;
+        }
+        let mut shared = self.shared.lock();
+        // Read under the lock under which commits are published, so that it is not older than they
+        // are. With the database to itself a connection's own index is all there is.
+        let index = self.border().and_then(|border| border.wal_index()).unwrap_or(index);
+        if shared.published != Some(index) {
+            shared.published = Some(index);
+            shared.commit_seq += 1;
+            let now = self.process.upgrade().map_or(0, |process| process.now());
+            shared.unreported_since.get_or_insert(now);
+        }
+        let deadline = Instant::now() + GATE_TIMEOUT;
+        let mut asked = false;
+        loop {
+            if shared.gate == Gate::Open || shared.has_captured(&index) {
+                return true;
+            }
+            if self.process.strong_count() == 0 {
+                return false;
+            }
+            if shared.gate == Gate::Shut {
+                if self.wait_shut(&mut shared) {
+                    continue;
+                }
+                return false;
+            }
+            if !asked {
+                asked = true;
+                MutexGuard::unlocked(&mut shared, || {
+                    self.send(Control::Capture(self.id));
+                });
+                continue;
+            }
+            if self.changed.wait_until(&mut shared, deadline).timed_out() {
+                // Nobody else waits in vain: the gate opens again when capture has caught up.
+                shared.set_gate(Gate::Shut);
+                shared.patience = Duration::ZERO;
+                return false;
+            }
+        }
+    }
+
+    /// The new beginning that was let through did not come about.
+    pub fn restart_failed(&self) {
+        let page = self.with(|shared| {
+            shared.grant = None;
+            shared.shippers_page()
+        });
+        if let Some(page) = page {
+            page.call(Call::FAILED);
+        }
+    }
+
+    /// The new beginning that was let through is made, or will be by who holds the write lock.
+    pub fn restarted(&self) {
+        if let Some(page) = self.with(|shared| shared.shippers_page()) {
+            page.call(Call::RESTARTED);
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! The other processes of a database: saying who ships, and answering what they ask.
+
+use tokio::sync::oneshot;
+
+use super::replica::Replica;
+use crate::database::{Gate, Role};
+use crate::local::shared::{self, Call, SharedPage};
+use crate::shipper::Order;
+
+/// A process that stood by so lately, in milliseconds, counts as there.
+const STANDBY_FRESH_MS: u64 = 5000;
+/// A process that was let through and does not say what became of it has so long, in milliseconds.
+const RELEASE_MS: u64 = 1000;
+
+/// What the shipper keeps of the others.
+#[derive(Default)]
+pub(super) struct Others {
+    /// Dropped to end listening.
+    listening: Option<oneshot::Sender<()>>,
+    /// When the WAL was last let go for one of them.
+    released_at: Option<u64>,
+}
+
+impl Replica {
+    /// Maps the shared page, once the folder of local state is there.
+    fn map_page(&self) {
+        if self.database.with(|shared| shared.page.is_some()) {
+            return;
+        }
+        let dir = crate::local::state_dir(self.database.path());
+        match SharedPage::open(&dir) {
+            Ok(page) => self.database.with(|shared| shared.page = Some(page.into())),
+            Err(error) => log::warn!(
+                "{}: {error}; its processes cannot talk to each other",
+                self.database.path().display()
+            ),
+        }
+    }
+
+    /// This process ships from now on.
+    pub(super) fn ships(&mut self) {
+        self.map_page();
+        let now = self.process.now();
+        self.database.with(|shared| {
+            shared.role = Role::Ships;
+            shared.others = false;
+            shared.released = (None, 0);
+            shared.report.shipper = None;
+            shared.report.last_error = None;
+            if let Some(page) = &shared.page {
+                shared.term = page.begin_term(now);
+            }
+        });
+        self.look_for_others(now);
+    }
+
+    /// Another process ships.
+    pub(super) fn stands_by(&mut self) {
+        self.map_page();
+        self.others = Others::default();
+        let now = self.process.now();
+        self.database.with(|shared| {
+            // What this process has seen committed is the shipper's business now.
+            shared.unreported_since = None;
+            // Without a page nobody can be asked: writers append.
+            let alone = shared.page.is_none();
+            shared.role = if alone { Role::Unknown } else { Role::StandsBy };
+            shared.set_gate(Gate::Shut);
+            if let Some(page) = &shared.page {
+                page.standing_by(now);
+            }
+        });
+    }
+
+    /// The place is given up: whoever stands by may have it.
+    pub(super) fn leaves(&mut self) {
+        self.others = Others::default();
+        self.database.with(|shared| {
+            if shared.role == Role::Ships {
+                shared.term = 0;
+                self.database.publish_view(shared);
+            }
+            shared.role = Role::Unknown;
+        });
+    }
+
+    /// Once a second: whether others are there, and a sign of life for them.
+    pub(super) fn look_for_others(&mut self, now: u64) {
+        let page = self.database.with(|shared| shared.page.clone());
+        let Some(page) = page else { return };
+        page.alive(now);
+        let there =
+            now.saturating_sub(page.last_standby()) <= STANDBY_FRESH_MS && page.last_standby() != 0;
+        if there && self.others.listening.is_none() {
+            self.listen(&page);
+        }
+        if !there && self.others.listening.take().is_some() {
+            page.set_listens(false);
+        }
+        self.database.with(|shared| {
+            shared.others = there;
+            // Once a second for those who only look, too.
+            self.database.publish_view(shared);
+        });
+        if self.others.released_at.is_some_and(|at| now.saturating_sub(at) >= RELEASE_MS) {
+            self.take_back(false);
+        }
+    }
+
+    fn listen(&mut self, page: &SharedPage) {
+        if let Err(error) = shared::make_bell(page.bell_path()) {
+            log::warn!("{}: {error}", self.database.path().display());
+            return;
+        }
+        let (listening, until) = oneshot::channel();
+        let bell = page.bell_path().to_path_buf();
+        self.process.order(Order::Listen { database: self.database.id, bell, until });
+        self.others.listening = Some(listening);
+        page.set_listens(true);
+    }
+
+    /// Whether the WAL was let go for another process, which has not yet said what came of it.
+    pub(super) fn has_let_go(&self) -> bool {
+        self.others.released_at.is_some()
+    }
+
+    /// Answers what other processes ask for.
+    pub(super) fn called(&mut self) {
+        let page = self.database.with(|shared| {
+            let page = shared.page.clone().filter(|_| shared.role == Role::Ships);
+            shared.others |= page.is_some();
+            page
+        });
+        let Some(page) = page else { return };
+        let calls = page.take_calls();
+        if calls.has(Call::RESTARTED.and(Call::FAILED)) {
+            self.take_back(calls.has(Call::FAILED));
+        }
+        self.hear();
+        if calls.has(Call::CAPTURE.and(Call::RELEASE)) {
+            self.capture_now();
+        }
+        if calls.has(Call::RELEASE) {
+            self.let_go(&page);
+        }
+        if calls.has(Call::HURRY) {
+            self.hurry();
+        }
+        self.wake();
+    }
+
+    /// Takes in what other processes have committed.
+    pub(super) fn hear(&mut self) {
+        let page = self.database.with(|shared| shared.page.clone().filter(|_| shared.others));
+        let Some(page) = page else { return };
+        if !self.engine.has_unclosed() {
+            // Before the look, so that a commit just after it rings.
+            page.listen();
+        }
+        if let Some(since) = page.take_unreported() {
+            self.database.with(|shared| {
+                let known = shared.unreported_since.unwrap_or(since);
+                shared.unreported_since = Some(known.min(since));
+            });
+        }
+        self.refresh_published();
+    }
+
+    /// Lets another process, which holds the write lock, begin the WAL anew: if all is captured.
+    fn let_go(&mut self, page: &SharedPage) {
+        let (place, wish) = page.wanted();
+        let free = self.attached
+            && self.database.with(|shared| {
+                shared.gate == Gate::Open
+                    || (shared.gate == Gate::Capturing && shared.captured == Some(place))
+            });
+        if free {
+            self.hold(false);
+            self.others.released_at = Some(self.process.now());
+        }
+        if !free {
+            self.database.with(|shared| {
+                log::debug!(
+                    "{}: the WAL cannot be let go at {place:?}: captured {:?}, published {:?}, gate {:?}",
+                    self.database.path().display(),
+                    shared.captured,
+                    shared.published.map(|index| (index.salts, index.max_frame)),
+                    shared.gate
+                );
+            });
+        }
+        self.database.with(|shared| {
+            if free {
+                shared.grant = Some(place);
+            }
+            shared.released = (free.then_some(place), wish);
+        });
+        self.database.notify();
+    }
+
+    /// Keeps other processes from beginning the WAL anew again.
+    fn take_back(&mut self, failed: bool) {
+        self.others.released_at = None;
+        self.database.with(|shared| {
+            if failed {
+                shared.grant = None;
+            }
+            shared.released.0 = None;
+        });
+        self.hold(true);
+    }
+}

@@ -1,0 +1,248 @@
+//! A database that another process ships: what this process asks it for, and what it is told.
+//!
+//! All goes through the shared page ([`SharedPage`]) and takes microseconds while the shipper is
+//! well. When it is gone, its lock is free: the sealer of a process that stands by takes over.
+//! When it is there and silent (stopped, swapped out), writers append to the WAL and lose nothing.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::database::{Database, Gate, Role, Shared, WaitError};
+use crate::gate::GATE_TIMEOUT;
+use crate::local::shared::{Call, Place, SharedPage, View, pid_namespace};
+use crate::process::Control;
+use crate::status::{Report, STATES};
+use crate::units::Txid;
+use crate::wal::WalIndex;
+
+/// A shut gate, in a [`View`].
+pub(crate) const SHUT: u32 = 1;
+/// How long to wait for the shipper before looking around: whether it is alive, and still it.
+const LOOK_AROUND: Duration = Duration::from_millis(50);
+/// A shipper that was not heard of for so long, in milliseconds, is said to be silent.
+const SILENT_MS: u64 = 5000;
+
+impl Shared {
+    /// The page by which to reach the shipper, if that is another process.
+    pub(crate) fn shippers_page(&self) -> Option<Arc<SharedPage>> {
+        self.page.clone().filter(|_| self.role == Role::StandsBy)
+    }
+
+    fn view(&self) -> View {
+        let report = &self.report;
+        let oldest = [report.unacked_since, self.unreported_since].into_iter().flatten().min();
+        let state = STATES.iter().position(|state| *state == report.state).unwrap_or(0);
+        View {
+            term: self.term,
+            pid: std::process::id(),
+            namespace: pid_namespace(),
+            gate: match self.gate {
+                Gate::Capturing => 0,
+                Gate::Shut => SHUT,
+                Gate::Open => 2,
+            },
+            captured: self.captured,
+            captured_seq: self.captured_seq,
+            acked_seq: self.acked_seq,
+            released: self.released.0,
+            answered: self.released.1,
+            sealed: report.sealed.0,
+            acked: report.acked.0,
+            unacked_since: oldest.map_or(0, |since| since + 1),
+            state: state as u64,
+            pending_bytes: report.pending_bytes,
+            spool_files: report.spool_files,
+            error: report.last_error.clone().unwrap_or_default(),
+        }
+    }
+}
+
+impl Database {
+    /// Whether another process ships it.
+    pub fn is_standing_by(&self) -> bool {
+        self.with(|shared| shared.role == Role::StandsBy)
+    }
+
+    /// The shipper says how things stand, if anybody is there to hear it.
+    pub(crate) fn tell_others(&self) {
+        self.with(|shared| {
+            if shared.role == Role::Ships && shared.others {
+                self.publish_view(shared);
+            }
+        });
+    }
+
+    /// Says it in any case: under the lock, so that an older view never follows a newer one.
+    pub(crate) fn publish_view(&self, shared: &Shared) {
+        if let Some(page) = &shared.page {
+            page.publish(&shared.view());
+        }
+    }
+
+    /// Asks the shipper whether the WAL may be begun anew at this position. `None` when this
+    /// process has become the shipper itself.
+    pub(crate) fn ask_shipper(&self, page: &SharedPage, index: WalIndex) -> Option<bool> {
+        // Its caller holds the write lock: no time is spent on a shipper that does not hear.
+        if !page.listens() || self.with(|shared| shared.silent == Some(page.last_alive())) {
+            page.call(Call::CAPTURE);
+            return Some(false);
+        }
+        let place: Place = (index.salts, index.max_frame);
+        let wish = page.want(place);
+        page.call(Call::RELEASE);
+        let deadline = Instant::now() + GATE_TIMEOUT;
+        loop {
+            let mark = page.mark();
+            match page.view() {
+                Some(view) if view.term == 0 => {
+                    self.send(Control::Capture(self.id));
+                    return Some(false);
+                }
+                Some(view) if view.answered == wish => {
+                    log::debug!(
+                        "{}: wish {wish} for frame {}: {:?}, gate {}",
+                        self.path().display(),
+                        place.1,
+                        view.released.map(|place| place.1),
+                        view.gate
+                    );
+                    return Some(view.released == Some(place));
+                }
+                _ => {}
+            }
+            if self.with(|shared| shared.role != Role::StandsBy) {
+                return None;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                self.with(|shared| shared.silent = Some(page.last_alive()));
+                return Some(false);
+            }
+            let asked = Instant::now();
+            page.wait(mark, left.min(LOOK_AROUND));
+            if asked.elapsed() >= LOOK_AROUND && self.is_gone(page) {
+                self.send(Control::Capture(self.id));
+                return Some(false);
+            }
+        }
+    }
+
+    fn is_gone(&self, page: &SharedPage) -> bool {
+        is_gone(page, self.process.upgrade().map_or(0, |process| process.now()))
+    }
+
+    /// If the shipper is gone, waits until this process has taken its place.
+    pub(crate) fn takes_over(&self, page: &SharedPage) -> bool {
+        if !self.is_gone(page) {
+            return false;
+        }
+        self.send(Control::Capture(self.id));
+        let deadline = Instant::now() + GATE_TIMEOUT;
+        let mut shared = self.shared.lock();
+        while shared.role != Role::Ships {
+            if self.changed.wait_until(&mut shared, deadline).timed_out() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Waits until what this process sees committed is at the store. `None` when this process has
+    /// become the shipper itself.
+    pub(crate) fn wait_for_shipper(
+        &self,
+        page: &SharedPage,
+        deadline: Instant,
+        hurry: bool,
+    ) -> Option<Result<Txid, WaitError>> {
+        let index = || self.border().and_then(|border| border.wal_index());
+        let place = index().map(|index| (index.salts, index.max_frame));
+        page.call(if hurry { Call::HURRY.and(Call::CAPTURE) } else { Call::CAPTURE });
+        // The term in which our commits were captured, and the capture that took them in.
+        let mut target: Option<(u64, u64)> = None;
+        loop {
+            let mark = page.mark();
+            let view = page.view().filter(|view| view.term != 0);
+            if let Some(view) = &view {
+                if target.is_none_or(|(term, _)| term != view.term) {
+                    let restarted = || index().map(|index| index.salts) != place.map(|p| p.0);
+                    let captured = match (view.captured, place) {
+                        (Some((salts, frame)), Some(place)) if salts == place.0 => frame >= place.1,
+                        // A new beginning is let through only when all before it is captured.
+                        (Some(_), _) => place.is_none_or(|place| place.1 == 0) || restarted(),
+                        (None, _) => false,
+                    };
+                    target = captured.then_some((view.term, view.captured_seq));
+                }
+                if target.is_some_and(|(_, seq)| view.acked_seq >= seq) {
+                    return Some(Ok(Txid(view.acked)));
+                }
+                if matches!(state_of(view), "fenced" | "error") {
+                    return Some(Err(WaitError::Stopped(view.error.clone())));
+                }
+            }
+            if self.with(|shared| shared.role != Role::StandsBy) {
+                return None;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let why = match view {
+                    Some(view) if !view.error.is_empty() => view.error,
+                    Some(view) => format!("process {}, which ships it, has not done so", view.pid),
+                    None => "no process ships it at the moment".to_string(),
+                };
+                return Some(Err(WaitError::TimedOut(why)));
+            }
+            page.wait(mark, left.min(LOOK_AROUND));
+            if self.is_gone(page) {
+                self.send(Control::Capture(self.id));
+            }
+        }
+    }
+}
+
+/// Puts what the shipper says over this process's own report.
+pub(crate) fn overlay(report: &mut Report, page: &SharedPage, now: u64) {
+    report.state = "standby";
+    let view = page.view().filter(|view| view.term != 0);
+    let unacked = view.as_ref().and_then(|view| view.unacked_since.checked_sub(1));
+    let oldest = [unacked, page.peek_unreported()].into_iter().flatten().min();
+    report.unacked_since = oldest;
+    report.lag_ms = oldest.map_or(0, |since| now.saturating_sub(since));
+    let Some(view) = view else {
+        report.shipper = None;
+        report.last_error = Some("no process ships this database at the moment".to_string());
+        return;
+    };
+    report.shipper = Some(view.pid);
+    report.sealed = Txid(view.sealed);
+    report.acked = Txid(view.acked);
+    report.pending_bytes = view.pending_bytes;
+    report.spool_files = view.spool_files;
+    let quiet_for = now.saturating_sub(page.last_alive());
+    report.last_error = match state_of(&view) {
+        _ if quiet_for > SILENT_MS => Some(format!(
+            "process {} ships this database, but was not heard of for {} s: is it stopped?",
+            view.pid,
+            quiet_for / 1000
+        )),
+        "fenced" | "error" => Some(format!("process {}: {}", view.pid, view.error)),
+        _ if view.error.is_empty() => None,
+        _ => Some(view.error),
+    };
+}
+
+fn state_of(view: &View) -> &'static str {
+    STATES.get(view.state as usize).copied().unwrap_or("opening")
+}
+
+/// Whether there is no shipper, or its process is no more. A reason to ask for the lock, and nothing
+/// more. In another container its process id says nothing: then only its silence tells.
+fn is_gone(page: &SharedPage, now: u64) -> bool {
+    let Some(view) = page.view().filter(|view| view.term != 0) else { return true };
+    if view.namespace != pid_namespace() {
+        return now.saturating_sub(page.last_alive()) > SILENT_MS;
+    }
+    let pid = i32::try_from(view.pid).ok().and_then(rustix::process::Pid::from_raw);
+    pid.is_none_or(|pid| rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH))
+}
