@@ -220,14 +220,14 @@ def test_no_herd(new_host, s3, proxy, tmp_path):
     for n in range(50):
         host.sql("INSERT INTO t VALUES (1)", conn="c%d" % n)
     # Six failures of each are behind us when the longest wait is reached.
-    proxy.wait(rule, hits=50 * 3 * 6, seconds=120)
+    proxy.wait(rule, hits=50 * 7, seconds=180)
     begun = len(proxy.log())
-    proxy.wait(rule, hits=begun + 300, seconds=120)
-    times = [entry["t"] for entry in proxy.log()[begun:begun + 300]]
-    # Each asks three times in 7.5 to 15 s: 10 to 20 a second, all together.
-    assert 300 / (times[-1] - times[0]) < 25, times
+    proxy.wait(rule, hits=begun + 150, seconds=180)
+    times = [entry["t"] for entry in proxy.log()[begun:begun + 150]]
+    # Each asks at most three times in 7.5 to 15 s: 10 to 20 a second, all together.
+    assert 150 / (times[-1] - times[0]) < 25, times
     crowd = max(sum(1 for other in times if t <= other < t + 1) for t in times)
-    assert crowd < 75, "%d requests in one second" % crowd
+    assert crowd < 60, "%d requests in one second" % crowd
     assert all(one["lag_ms"] > 0 and one["state"] == "waiting" for one in host.status(conn="c0"))
     proxy.heal()
     for n in range(50):
@@ -310,12 +310,13 @@ def log_text(tmp_path):
 
 
 @pytest.mark.parametrize("meanwhile", ["commits", "nothing", "a restart"])
-def test_the_bucket_is_deleted_and_created_again(meanwhile, new_host, replica, tmp_path):
+def test_the_bucket_is_deleted_and_created_again(meanwhile, new_host, servers, tmp_path):
     """The log must not go on behind files that are no longer there: it begins again, and says so."""
     database = tmp_path / "app.db"
-    replica.bucket = "outage-%s" % tmp_path.name.replace("_", "-").lower()[-40:].strip("-")
+    # The first server makes a bucket that is missing by itself.
+    replica = S3Replica(servers("s3_second.py"), "app")
+    replica.bucket = "outage-" + meanwhile.replace(" ", "-")
     replica.url = "s3://%s/app" % replica.bucket
-    replica.prefix = "app"
     replica.client.create_bucket(Bucket=replica.bucket)
     host = start(new_host, replica, database)
     commits(host, 20)
@@ -423,8 +424,9 @@ def test_the_clock_jumps(new_host, new_replica, misfortune, tmp_path):
     assert stamps == sorted(set(stamps)), "timestamps go back"
 
 
-def test_the_store_does_not_believe_the_clock(new_host, replica, misfortune, tmp_path):
+def test_the_store_does_not_believe_the_clock(new_host, replica, proxy, misfortune, tmp_path):
     database = tmp_path / "app.db"
+    proxy.rule("skew", seconds=900)
     misfortune.set("clock", 0)
     host = start(new_host, replica, database, **misfortune.env)
     host.sync()

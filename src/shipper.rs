@@ -43,12 +43,12 @@ pub(crate) enum Task {
         acked: Txid,
         claim: Option<WriterId>,
     },
-    /// With `after`, the file goes out only if the replica still holds that transaction.
+    /// The file goes out only if the replica still holds the transactions in `after`.
     Put {
         key: Key,
         body: Body,
         timestamp: Timestamp,
-        after: Option<Txid>,
+        after: Vec<Txid>,
     },
     /// Compare the file of this name with what we put: its first and last bytes and its length.
     Inspect {
@@ -192,7 +192,7 @@ async fn perform(process: &Process, job: Job) -> Outcome {
     let result = match task {
         Task::FindHead { acked, claim } => find_or_claim(&*store, acked, claim).await,
         Task::Put { key, body, timestamp, after } => {
-            put(&*store, key, body, timestamp, after).await
+            put(&*store, key, body, timestamp, &after).await
         }
         Task::Inspect { txid, ours } => {
             inspect(&*store, txid, &ours).await.map(|verdict| Outcome::Inspected { txid, verdict })
@@ -224,12 +224,12 @@ async fn put(
     key: Key,
     body: Body,
     timestamp: Timestamp,
-    after: Option<Txid>,
+    after: &[Txid],
 ) -> Result<Outcome, crate::store::Error> {
-    if let Some(after) = after
-        && let Some(lost) = find_loss(store, after).await?
-    {
-        return Ok(Outcome::Lost(lost));
+    for before in after {
+        if let Some(end) = find_loss(store, *before).await? {
+            return Ok(Outcome::Lost(end));
+        }
     }
     match store.put_new(key, body, timestamp).await {
         Ok(()) => Ok(Outcome::PutDone),

@@ -556,6 +556,11 @@ impl Engine {
         self.claimed = true;
     }
 
+    /// Something failed that is no end of a request or job: it shows until one succeeds.
+    pub fn note(&mut self, failure: Failure) {
+        self.failure = Some(failure);
+    }
+
     /// The store asks for no request before `at`, not even for somebody who waits.
     pub fn hold_store_until(&mut self, at: Millis) {
         self.store_backoff.hold_until(at);

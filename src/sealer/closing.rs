@@ -126,7 +126,7 @@ impl Replica {
         let timestamp = Timestamp(file.base.timestamp);
         let key = Key { level: Level::L0, name: FileName::single(txid) };
         let after = self.check_before_put();
-        self.checking = after.is_some();
+        self.checking = !after.is_empty();
         self.ship(Task::Put { key, body, timestamp, after });
     }
 
@@ -216,15 +216,18 @@ impl Replica {
         self.engine.handle(now, event);
     }
 
-    /// The transaction that the replica must still hold, if it is time to look. It is the newest of
-    /// the last look: a replica that was emptied since does not hold it, whatever was sent there
-    /// meanwhile.
-    fn check_before_put(&self) -> Option<Txid> {
+    /// The transactions that the replica must still hold, if it is time to look: the last one, and
+    /// the last one of the look before. A replica that was emptied in between does not hold that,
+    /// whatever was sent there since.
+    fn check_before_put(&self) -> Vec<Txid> {
         let now = self.process.now();
         let fresh = self.checked_at.is_some_and(|at| now.saturating_sub(at) < CHECK_INTERVAL_MS);
-        let local = self.local.as_ref().filter(|_| !fresh)?;
-        let checked = Some(Txid(local.state.checked)).filter(|txid| *txid > Txid::ZERO);
-        checked.or(local.state.base.map(|base| base.txid()))
+        let Some(local) = self.local.as_ref().filter(|_| !fresh) else { return Vec::new() };
+        let base = local.state.base.map_or(0, |base| base.txid);
+        let mut after = vec![Txid(base), Txid(local.state.checked)];
+        after.dedup();
+        after.retain(|txid| *txid > Txid::ZERO);
+        after
     }
 
     /// The store confirmed a file after a look at what it follows.

@@ -141,8 +141,9 @@ impl Replica {
                 Stage::Completing(done),
             ) => {
                 // It may be there, and even a refusal may be the answer to our own repeated call.
-                if let UploadOutcome::Failed(failure) = &outcome {
+                if let UploadOutcome::Failed(failure) = outcome {
                     log::warn!("{}: {}", self.database.path().display(), failure.message());
+                    self.engine.note(failure);
                 }
                 let (level, min) = (image.level, Txid(done.image.min_txid));
                 let txid = done.image.base.txid();

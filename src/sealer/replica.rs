@@ -358,7 +358,8 @@ impl Replica {
         let Some(store) = self.store.clone() else { return };
         self.counters.requests += match task {
             Task::FindHead { .. } => 11,
-            Task::Inspect { .. } | Task::Put { after: Some(_), .. } => 2,
+            Task::Put { ref after, .. } => 1 + after.len() as u64,
+            Task::Inspect { .. } => 2,
             _ => 1,
         };
         self.process.order(Order::Job(Job { database: self.database.id, store, task }));

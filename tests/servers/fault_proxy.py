@@ -15,6 +15,7 @@ A rule: {"kind": K, ...}. Any rule may narrow itself with "method" and "path" (a
 searched in the target), skip its first "skip" matches, act at most "count" times, and act with
 probability "rate", drawn from a generator seeded with "seed".
 
+    skew           answer 403 RequestTimeTooSkewed if the request's date is off by more "seconds"
     latency        wait "ms" before the request goes on
     status         answer "code" with the S3 error "s3_code"; the server never sees the request;
                    with "retry_after", the answer asks to be left alone for so many seconds
@@ -30,6 +31,7 @@ probability "rate", drawn from a generator seeded with "seed".
                    the server never sees it, or "response"
 """
 
+import calendar
 import http.client
 import http.server
 import json
@@ -49,7 +51,7 @@ import common
 KINDS = {
     "latency": {"ms"}, "status": {"code", "s3_code", "retry_after"}, "lost_response": set(), "reset": set(),
     "refuse": set(), "blackhole": {"where"}, "hold": {"where"}, "cut": {"where", "bytes"},
-    "token": {"token", "key", "secret"},
+    "token": {"token", "key", "secret"}, "skew": {"seconds"},
 }
 NARROWING = {"kind", "method", "path", "skip", "count", "rate", "seed"}
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "proxy-connection"}
@@ -200,6 +202,10 @@ class Proxy(http.server.BaseHTTPRequestHandler):
             entry["status"] = acting["status"].get("code", 503)
             self.answer_error(acting["status"])
             return
+        if "skew" in acting and abs(self.date() - time.time()) > acting["skew"]["seconds"]:
+            entry["status"] = 403
+            self.answer_error({"code": 403, "s3_code": "RequestTimeTooSkewed"})
+            return
         if "token" in acting:
             if self.headers.get("x-amz-security-token") != acting["token"]["token"]:
                 entry["status"] = 400
@@ -271,6 +277,10 @@ class Proxy(http.server.BaseHTTPRequestHandler):
                 if fresh:
                     raise
         raise Dropped
+
+    def date(self):
+        stamp = time.strptime(self.headers.get("x-amz-date", ""), "%Y%m%dT%H%M%SZ")
+        return calendar.timegm(stamp)
 
     def sign_anew(self, spec):
         """As if the server's own key had made the request: the body's digest stays as it is sent."""
