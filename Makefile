@@ -4,7 +4,7 @@ ROUNDS ?= 200
 SEEDS ?= 100000
 
 .DEFAULT_GOAL := help
-.PHONY: help build test demo sim crash bench clean
+.PHONY: help build test demo sim crash duel bench clean
 
 help:  ## this list
 	@echo "walferry: SQLite replicated to object storage from inside the process that writes it"
@@ -25,6 +25,9 @@ sim:  ## SEEDS=100000 simulated histories of crashes, lost answers and two write
 
 crash: build  ## ROUNDS=200 times SIGKILL at random moments
 	@tests/scripts/crash.sh $(ROUNDS)
+
+duel: build  ## ROUNDS=100 times two writers on one replica, on a folder and on S3
+	@tests/scripts/duel.sh $(ROUNDS)
 
 bench: build  ## what replication costs a writer, and how fast a restore is
 	@tests/scripts/bench.sh
