@@ -58,3 +58,58 @@ fn checksum(big_endian: bool, from: (u32, u32), bytes: &[u8]) -> (u32, u32) {
     }
     (a, b)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+    use crate::units::Salts;
+
+    /// A WAL with right checksums, and the position where it ends.
+    fn wal(big_endian: bool, frames: u32) -> (Vec<u8>, WalPosition) {
+        let page_size = PageSize::new(512).unwrap();
+        let mut bytes = Vec::new();
+        for field in [0x377f_0682 | u32::from(big_endian), 3_007_000, 512, 0, 7, 8] {
+            bytes.extend_from_slice(&field.to_be_bytes());
+        }
+        let mut sum = checksum(big_endian, (0, 0), &bytes);
+        let put = |bytes: &mut Vec<u8>, words: &[u32]| {
+            words.iter().for_each(|word| bytes.extend_from_slice(&word.to_be_bytes()));
+        };
+        put(&mut bytes, &[sum.0, sum.1]);
+        for frame in 1..=frames {
+            let at = bytes.len();
+            put(&mut bytes, &[frame, frame, 7, 8]);
+            sum = checksum(big_endian, sum, &bytes[at..at + 8]);
+            let page = vec![frame as u8; page_size.bytes()];
+            sum = checksum(big_endian, sum, &page);
+            put(&mut bytes, &[sum.0, sum.1]);
+            bytes.extend_from_slice(&page);
+        }
+        (bytes, WalPosition { salts: Salts(7, 8), frame: frames, checksum: sum })
+    }
+
+    #[test]
+    fn only_an_unbroken_chain_reaches_its_end() {
+        let page_size = PageSize::new(512).unwrap();
+        for big_endian in [false, true] {
+            let (bytes, end) = wal(big_endian, 5);
+            assert!(reaches(bytes.as_slice(), page_size, end));
+            assert!(!reaches(&bytes[..bytes.len() - 1], page_size, end), "cut off");
+            for at in (0..bytes.len()).filter(|at| *at < 60 || at % 97 == 0) {
+                let mut bad = bytes.clone();
+                bad[at] ^= 4;
+                assert!(!reaches(bad.as_slice(), page_size, end), "byte {at}");
+            }
+            let other = |change: fn(&mut WalPosition)| {
+                let mut end = end;
+                change(&mut end);
+                !reaches(bytes.as_slice(), page_size, end)
+            };
+            assert!(other(|end| end.salts = Salts(7, 9)));
+            assert!(other(|end| end.frame -= 1));
+            assert!(other(|end| end.checksum.0 ^= 1));
+            assert!(!reaches(bytes.as_slice(), PageSize::new(1024).unwrap(), end));
+        }
+    }
+}

@@ -349,6 +349,7 @@ pub(super) fn words(err: &(dyn StdError + 'static)) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -399,6 +400,27 @@ mod tests {
             let (kind, advice) = place.judge(LIST, 400, Some(code), message, header);
             assert_eq!(kind, ErrorKind::Invalid);
             assert!(advice.contains("region=eu-west-1 "), "{advice}");
+        }
+    }
+
+    #[test]
+    fn a_wish_to_be_left_alone_is_read_and_bounded() {
+        use aws_sdk_s3::config::http::HttpResponse;
+        let wish = |status: u16, value: Option<&'static str>| {
+            let status = status.try_into().unwrap();
+            let mut answer = HttpResponse::new(status, "".into());
+            if let Some(value) = value {
+                answer.headers_mut().insert("retry-after", value);
+            }
+            retry_after(&answer)
+        };
+        assert_eq!(wish(503, Some("3")), Some(Duration::from_secs(3)));
+        assert_eq!(wish(429, Some(" 7 ")), Some(Duration::from_secs(7)));
+        assert_eq!(wish(503, Some("999999999999")), Some(RETRY_AFTER_MAX));
+        for (status, value) in
+            [(503, None), (200, Some("3")), (503, Some("soon")), (503, Some("-1"))]
+        {
+            assert_eq!(wish(status, value), None, "{status} {value:?}");
         }
     }
 }
