@@ -2,9 +2,10 @@
 
 ROUNDS ?= 200
 SEEDS ?= 100000
+SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help build test demo sim crash duel bench clean
+.PHONY: help build test demo sim fuzz crash duel bench clean
 
 help:  ## this list
 	@echo "walferry: SQLite replicated to object storage from inside the process that writes it"
@@ -22,6 +23,9 @@ demo: build  ## write, kill, restore, compare: in the shell, with a folder as th
 
 sim:  ## SEEDS=100000 simulated histories of crashes, lost answers and two writers
 	@WALFERRY_SEEDS=$(SEEDS) cargo test --release --locked --test sim every_history -- --nocapture
+
+fuzz:  ## SECONDS=60 each: any bytes as files of a replica, as WAL, as names, as local state
+	@tests/scripts/fuzz.sh $(SECONDS)
 
 crash: build  ## ROUNDS=200 times SIGKILL at random moments
 	@tests/scripts/crash.sh $(ROUNDS)

@@ -30,10 +30,12 @@ class Connection:
         uri = name.startswith("file:")
         if KIND == "apsw":
             import apsw
+            self.errors = apsw.Error
             self.raw = apsw.Connection(name, flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
                                        | (apsw.SQLITE_OPEN_URI if uri else 0))
             self.raw.set_busy_timeout(20000)
         else:
+            self.errors = module().Error
             self.raw = module().connect(name, uri=uri, timeout=20, isolation_level=None,
                                         check_same_thread=False)
         # Not in every build the default; the tests say when they mean something else.
@@ -88,7 +90,8 @@ def payload(seed, number):
 
 
 def writer(connection, seed, journal, wait_every=0, start=1, count=1 << 40, stop=None):
-    """Commits numbered rows and notes each in a file, once COMMIT has returned.
+    """Commits numbered rows and notes each in a file, once COMMIT has returned. With `start` 0 it
+    shares the table with writers of other processes.
 
     Commit n inserts row n and deletes row n - 50 now and then, so that what the database must
     hold follows from n alone. A line `acked n` is noted when walferry_wait() has returned.
@@ -98,6 +101,8 @@ def writer(connection, seed, journal, wait_every=0, start=1, count=1 << 40, stop
         if stop and stop.is_set():
             break
         connection.run("BEGIN IMMEDIATE")
+        if start == 0:  # others write too: the next number is what the table says
+            number = (connection.run("SELECT max(n) FROM log")[0][0] or 0) + 1
         connection.run("INSERT INTO log (n, body) VALUES (?, ?)", (number, payload(seed, number)))
         if number % 3 == 0:
             connection.run("DELETE FROM log WHERE n = ?", (number - 50,))
@@ -106,7 +111,12 @@ def writer(connection, seed, journal, wait_every=0, start=1, count=1 << 40, stop
         connection.run("COMMIT")
         os.write(log, b"done %d\n" % number)
         if wait_every and number % wait_every == 0:
-            connection.run("SELECT walferry_wait(20000)")
+            try:
+                connection.run("SELECT walferry_wait(20000)")
+            except connection.errors:
+                if start:
+                    raise
+                continue  # the store is away for longer than this
             os.write(log, b"acked %d\n" % number)
     os.close(log)
 

@@ -23,6 +23,10 @@ pub trait Border: Send + Sync {
     /// Whether to keep other processes from beginning the WAL anew: only the process that ships does.
     fn hold(&self, hold: bool);
 
+    /// Whether the database's path still names the file that is open. If not, connections that have
+    /// the old one are replicated no more.
+    fn is_in_place(&self) -> bool;
+
     /// Starts a read transaction on a connection of our own.
     fn open_reader(&self) -> io::Result<Box<dyn Reader>>;
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use crate::border::Border;
+use crate::finding::Finding;
 use crate::local::shared::{Call, Place, SharedPage};
 use crate::local::state::Fingerprint;
 use crate::process::{Control, Process};
@@ -74,7 +75,7 @@ pub(crate) struct Shared {
     /// How the WAL came and went, as far as the sealer has not taken it in; in order.
     pub transitions: VecDeque<Transition>,
     /// Capture cannot vouch for completeness any more, and why.
-    pub diverged: Option<String>,
+    pub diverged: Option<Finding>,
     pub report: Report,
     /// Who ships.
     pub role: Role,
@@ -304,10 +305,10 @@ impl Database {
 
     /// The database was written outside the WAL, or the WAL was overwritten without our knowing:
     /// capture must compare the whole database before it goes on.
-    pub fn diverged(&self, why: &str) {
+    pub fn diverged(&self, found: Finding) {
         let first = self.with(|shared| {
             let first = shared.diverged.is_none();
-            shared.diverged.get_or_insert_with(|| why.to_string());
+            shared.diverged.get_or_insert(found);
             first
         });
         if first {

@@ -6,6 +6,7 @@ mod claim;
 pub mod cli;
 pub mod database;
 pub mod engine;
+pub mod finding;
 mod gate;
 pub mod local;
 pub mod ltx;

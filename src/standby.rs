@@ -67,16 +67,9 @@ impl Database {
     pub(crate) fn tell_others(&self) {
         self.with(|shared| {
             if shared.role == Role::Ships && shared.others {
-                self.publish_view(shared);
+                publish_view(shared);
             }
         });
-    }
-
-    /// Says it in any case: under the lock, so that an older view never follows a newer one.
-    pub(crate) fn publish_view(&self, shared: &Shared) {
-        if let Some(page) = &shared.page {
-            page.publish(&shared.view());
-        }
     }
 
     /// Asks the shipper whether the WAL may be begun anew at this position. `None` when this
@@ -198,6 +191,13 @@ impl Database {
                 self.send(Control::Capture(self.id));
             }
         }
+    }
+}
+
+/// Says how things stand: under the lock, so that an older view never follows a newer one.
+pub(crate) fn publish_view(shared: &Shared) {
+    if let Some(page) = &shared.page {
+        page.publish(&shared.view());
     }
 }
 

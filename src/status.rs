@@ -50,6 +50,8 @@ pub struct Report {
     pub resyncs: u64,
     /// Connections of this process.
     pub connections: usize,
+    /// What did not fit last ([`crate::finding`]), by its name.
+    pub found: Option<&'static str>,
     /// Why the last attempt failed, until one succeeds.
     pub last_error: Option<String>,
 }
@@ -71,6 +73,7 @@ impl Report {
             images: 0,
             resyncs: 0,
             connections: 0,
+            found: None,
             last_error: None,
         }
     }
@@ -106,6 +109,7 @@ impl Report {
             "images": self.images,
             "resyncs": self.resyncs,
             "connections": self.connections,
+            "found": self.found,
             "last_error": self.last_error,
         })
     }

@@ -52,7 +52,9 @@ impl FromStr for Txid {
 
     /// Takes up to sixteen hex digits, as a person types them.
     fn from_str(text: &str) -> Result<Txid, String> {
-        if text.is_empty() || text.len() > 16 {
+        // The standard library would take a sign.
+        let digits = text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if text.is_empty() || text.len() > 16 || !digits {
             return Err(format!("'{text}' is not a TXID: give 1 to 16 hexadecimal digits"));
         }
         match u64::from_str_radix(text, 16) {
@@ -64,14 +66,20 @@ impl FromStr for Txid {
     }
 }
 
-/// Parses exactly sixteen lowercase hexadecimal digits.
+/// Parses exactly sixteen lowercase hexadecimal digits, and no sign.
 pub fn parse_hex_u64(text: &str) -> Option<u64> {
-    let lower = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-    if text.len() == 16 && text.bytes().all(lower) {
-        u64::from_str_radix(text, 16).ok()
-    } else {
-        None
-    }
+    (text.len() == 16 && text.bytes().all(is_lower_hex))
+        .then(|| u64::from_str_radix(text, 16).ok())?
+}
+
+/// Parses exactly eight lowercase hexadecimal digits, and no sign.
+pub fn parse_hex_u32(text: &str) -> Option<u32> {
+    (text.len() == 8 && text.bytes().all(is_lower_hex))
+        .then(|| u32::from_str_radix(text, 16).ok())?
+}
+
+fn is_lower_hex(byte: u8) -> bool {
+    byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte)
 }
 
 /// Page number, from 1.
@@ -252,7 +260,9 @@ mod tests {
             assert_eq!(Txid::parse_hex(wrong), None, "{wrong}");
         }
         assert_eq!("1f".parse(), Ok(Txid(31)));
-        assert!("0".parse::<Txid>().is_err() && "".parse::<Txid>().is_err());
+        for wrong in ["0", "", "+1f", "1g", "00000000000000001"] {
+            assert!(wrong.parse::<Txid>().is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The host's SQLite: its API pointers, and the objects behind pointers, as methods.
 //!
-//! One of the two files with `unsafe`; the other is `ffi.rs`. The pointers come from the
+//! One of the two rooms with `unsafe`; the other is `ffi/`. The pointers come from the
 //! `sqlite3_api_routines` that the host hands to the entry point, each checked for null, so that one
 //! library file serves every host from SQLite 3.34 on.
 

@@ -61,10 +61,11 @@ pub fn register_walk(walk: &Arc<Walk>) {
     walks.push(Arc::downgrade(walk));
 }
 
-/// Says, once, that a connection of the parent is used to write.
-pub fn warn_of_inherited() {
+/// Says, once, that a connection of the parent is used to write: called for connections that are
+/// passed through.
+pub fn warn_if_inherited() {
     static TOLD: AtomicBool = AtomicBool::new(false);
-    if !TOLD.swap(true, Ordering::Relaxed) {
+    if generation() > 0 && !TOLD.swap(true, Ordering::Relaxed) {
         log::error!(
             "a connection that was opened before fork() is written to in the child: this is not \
              replicated from here, and SQLite forbids it; open databases after the fork"

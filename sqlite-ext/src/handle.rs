@@ -13,7 +13,7 @@ use crate::api::{RawFile, Shm};
 use crate::ffi::Target;
 use crate::fork;
 use crate::pin::read_index;
-use crate::registry::{Replicated, Shimmed};
+use crate::registry::{self, Replicated, Shimmed};
 
 /// One connection's file on a replicated database.
 pub struct Handle {
@@ -68,6 +68,7 @@ impl Handle {
             log::error!("{}: {why}", shimmed.database.path().display());
             return None;
         }
+        let shimmed = registry::of_file_now(shimmed);
         shimmed.handles.fetch_add(1, Ordering::AcqRel);
         shimmed.database.connect();
         Some(Arc::new_cyclic(|this| Handle {
@@ -89,9 +90,14 @@ impl Handle {
         }))
     }
 
-    /// Whether it was opened in this process, and not inherited by a fork.
+    /// Whether it was opened by the parent, before a fork.
+    pub fn is_inherited(&self) -> bool {
+        self.generation != fork::generation()
+    }
+
+    /// Whether it is replicated: it is this process's, and its file is where it was.
     pub fn is_current(&self) -> bool {
-        self.generation == fork::generation()
+        !self.is_inherited() && !self.shimmed.is_orphaned()
     }
 
     /// The file underneath.

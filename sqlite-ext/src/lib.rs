@@ -4,7 +4,7 @@
 //! database's wal-index (a commit is the moment in which the write lock is given up; a restart of
 //! the WAL is a request for all read slots at once), its file lock, and writes outside the WAL.
 //!
-//! `ffi.rs` holds the callbacks, `api.rs` the host's functions. `main_file.rs` and `wal_file.rs`
+//! `ffi/` holds the callbacks, `api.rs` the host's functions. `main_file.rs` and `wal_file.rs`
 //! decide, on what `handle.rs` knows of a connection and `registry.rs` of a database; `pin.rs` keeps
 //! other processes from overwriting the WAL, `reader.rs` and `alone.rs` read the database as a
 //! whole, `fork.rs` makes a fork harmless.

@@ -1,8 +1,9 @@
 //! The methods of a main database that are acted on: when a commit is seen, when the WAL may be
-//! overwritten, when the pin gives way. Safe code; the calls come from `ffi.rs`.
+//! overwritten, when the pin gives way. Safe code; the calls come from `ffi/`.
 
 use std::sync::atomic::Ordering;
 
+use walferry::finding::Finding;
 use walferry::local::state::Fingerprint;
 
 use crate::api::{
@@ -222,9 +223,7 @@ impl MainFile<'_> {
         let handle = self.0;
         let Some(index) = handle.exclusive_index() else {
             if handle.adopted {
-                handle
-                    .database()
-                    .diverged("it is held exclusively by the connection that loaded walferry");
+                handle.database().diverged(Finding::HeldExclusively);
             }
             return;
         };
@@ -245,7 +244,8 @@ impl MainFile<'_> {
         if handle.is_exclusive() {
             handle.set_readable(false);
         }
-        if shimmed.handles.fetch_sub(1, Ordering::AcqRel) == 1 {
+        let last = shimmed.handles.fetch_sub(1, Ordering::AcqRel) == 1;
+        if last && !shimmed.is_orphaned() {
             if shimmed.is_attached() {
                 handle.wait_captured();
             }

@@ -39,6 +39,10 @@ pub struct Shimmed {
     pub(crate) turn: Mutex<()>,
     /// The connection that has the database to itself.
     pub(crate) alone: Mutex<Option<Arc<Handle>>>,
+    /// Which file it is: device and inode.
+    file: Mutex<Option<(u64, u64)>>,
+    /// The path names another file by now: connections to this one are passed through.
+    orphaned: AtomicBool,
 }
 
 /// A database that is to be replicated, not yet open.
@@ -136,21 +140,30 @@ fn shimmed(database: &Arc<Database>, vfs: BaseVfs) -> Arc<Shimmed> {
     {
         return known;
     }
-    let shimmed = Arc::new(Shimmed {
-        database: database.clone(),
-        vfs,
-        handles: AtomicUsize::new(0),
-        attached: AtomicBool::new(false),
-        written: AtomicBool::new(false),
-        checkpointed: AtomicU32::new(0),
-        pin: Mutex::new(None),
-        holds: AtomicBool::new(false),
-        turn: Mutex::new(()),
-        alone: Mutex::new(None),
-    });
+    let shimmed = Shimmed::new(database, vfs);
     databases.insert(database.path().to_path_buf(), Arc::downgrade(&shimmed));
     database.set_border(Arc::new(Edge { path: database.path().to_path_buf(), vfs }));
     shimmed
+}
+
+/// The database to which a file belongs that was just opened by its path: another one than we knew
+/// if the file was replaced meanwhile.
+pub fn of_file_now(known: Arc<Shimmed>) -> Arc<Shimmed> {
+    let path = known.database.path();
+    let Ok(now) = Fingerprint::of(path) else { return known };
+    let mut databases = databases();
+    let newest = databases.as_ref().and_then(|all| all.get(path)).and_then(Weak::upgrade);
+    let known = newest.unwrap_or(known);
+    let before = *known.file.lock().get_or_insert(now.file);
+    if before == now.file && !known.is_orphaned() {
+        return known;
+    }
+    known.orphan();
+    let renewed = Shimmed::new(&known.database, known.vfs);
+    *renewed.file.lock() = Some(now.file);
+    let all = databases.get_or_insert_with(HashMap::new);
+    all.insert(known.database.path().to_path_buf(), Arc::downgrade(&renewed));
+    renewed
 }
 
 fn find(path: &Path) -> Option<Arc<Shimmed>> {
@@ -190,6 +203,17 @@ impl Border for Edge {
         shimmed.pin.lock().as_mut()?.frame_pages(index, first, last)
     }
 
+    fn is_in_place(&self) -> bool {
+        let Some(shimmed) = find(&self.path) else { return true };
+        let opened = *shimmed.file.lock();
+        let now = Fingerprint::of(&self.path).map(|now| now.file).ok();
+        if opened.is_none() || opened == now {
+            return !shimmed.is_orphaned();
+        }
+        shimmed.orphan();
+        false
+    }
+
     fn open_reader(&self) -> std::io::Result<Box<dyn Reader>> {
         let alone = find(&self.path).and_then(|shimmed| shimmed.alone.lock().clone());
         if let Some(handle) = alone {
@@ -201,6 +225,42 @@ impl Border for Edge {
 }
 
 impl Shimmed {
+    fn new(database: &Arc<Database>, vfs: BaseVfs) -> Arc<Shimmed> {
+        Arc::new(Shimmed {
+            database: database.clone(),
+            vfs,
+            handles: AtomicUsize::new(0),
+            attached: AtomicBool::new(false),
+            written: AtomicBool::new(false),
+            checkpointed: AtomicU32::new(0),
+            pin: Mutex::new(None),
+            holds: AtomicBool::new(false),
+            turn: Mutex::new(()),
+            alone: Mutex::new(None),
+            file: Mutex::new(None),
+            orphaned: AtomicBool::new(false),
+        })
+    }
+
+    /// Whether the path has got another file since it was opened.
+    pub(crate) fn is_orphaned(&self) -> bool {
+        self.orphaned.load(Ordering::Acquire)
+    }
+
+    /// The file was deleted or replaced while it was open: SQLite goes on with a file that no path
+    /// names, and nobody could ever restore to it.
+    fn orphan(&self) {
+        if self.orphaned.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        log::error!(
+            "{}: the file was deleted or replaced while it was open; connections that were opened \
+             before write to the old file, which is not replicated: open the database again",
+            self.database.path().display()
+        );
+        self.detach(None);
+    }
+
     /// The WAL was seen: pin it and tell the sealer. Called by a thread that holds a read lock.
     pub(crate) fn attach(&self, index: Option<WalIndex>) {
         let _turn = self.turn.lock();

@@ -1,5 +1,6 @@
 //! The methods of a WAL that are acted on.
 
+use walferry::finding::Finding;
 use walferry::units::{PageSize, Salts};
 use walferry::wal::{FRAME_HEADER_LEN, WAL_HEADER_LEN};
 
@@ -59,7 +60,7 @@ impl WalFile<'_> {
         if let Some(index) = handle.exclusive_index().filter(|index| index.max_frame > 0)
             && !handle.database().may_restart(index)
         {
-            handle.database().diverged("the WAL was begun anew under an exclusive lock");
+            handle.database().diverged(Finding::RestartedExclusively);
         }
     }
 }

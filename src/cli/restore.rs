@@ -98,7 +98,7 @@ fn nothing_done(args: &Args, text: &str) -> Result<(), Error> {
 }
 
 fn show_plan(args: &Args, plan: &Plan) -> Result<(), Error> {
-    let bytes: u64 = plan.files.iter().map(|file| file.len).sum();
+    let bytes = plan.files.iter().fold(0u64, |sum, file| sum.saturating_add(file.len));
     if args.json {
         let files: Vec<_> = plan.files.iter().map(table::json).collect();
         let text = json!({ "txid": plan.txid.to_string(), "bytes": bytes, "files": files });

@@ -41,6 +41,16 @@ pub enum Attempt {
 }
 
 impl Lock {
+    /// Whether the folder still has the file that is locked: it may have been deleted, and then
+    /// another process could take the place too.
+    pub fn is_in_place(&self, dir: &Path) -> bool {
+        use std::os::unix::fs::MetadataExt;
+        let id = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
+        let ours = self.file.metadata().map(id);
+        let there = std::fs::metadata(dir.join("lock")).map(id);
+        matches!((ours, there), (Ok(ours), Ok(there)) if ours == there)
+    }
+
     /// Tries to take the place in this folder, without waiting.
     pub fn try_take(dir: &Path) -> Result<Attempt, Error> {
         let path = dir.join("lock");

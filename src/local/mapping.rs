@@ -25,6 +25,8 @@ pub(super) struct Words {
     map: MmapMut,
 }
 
+// A mapping begins at the boundary of a memory page, so its words are aligned.
+#[allow(clippy::cast_ptr_alignment)]
 impl Words {
     /// Maps `count` words of 8 bytes. The file is as long, and nobody shortens it.
     pub(super) fn map(file: &File, count: usize) -> io::Result<Words> {

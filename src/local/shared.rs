@@ -125,6 +125,8 @@ impl Call {
 #[derive(Debug)]
 pub struct SharedPage {
     words: Words,
+    /// Device and inode of the file.
+    file: (u64, u64),
     bell: PathBuf,
     /// The pipe as a caller has it open.
     ringing: Mutex<Option<File>>,
@@ -141,7 +143,13 @@ impl SharedPage {
         super::pages::allocate(&file, WORDS as u64 * 8).context("cannot make room for", &path)?;
         let words = Words::map(&file, WORDS).context("cannot map", &path)?;
         words.word(AT_MAGIC).store(MAGIC, Ordering::Release);
-        Ok(SharedPage { words, bell: dir.join("bell"), ringing: Mutex::new(None) })
+        let file = id(&file.metadata().context("cannot look at", &path)?);
+        Ok(SharedPage { words, file, bell: dir.join("bell"), ringing: Mutex::new(None) })
+    }
+
+    /// Whether the folder still has the file that is mapped.
+    pub fn is_in_place(&self, dir: &Path) -> bool {
+        std::fs::metadata(dir.join("shm")).is_ok_and(|meta| id(&meta) == self.file)
     }
 
     /// Where callers ring.
@@ -152,7 +160,7 @@ impl SharedPage {
     /// Becomes the shipper: a new term begins, whatever was left in the file. Gives its number.
     pub fn begin_term(&self, now: u64) -> u64 {
         let sequence = self.load(AT_SEQUENCE);
-        if sequence % 2 == 1 {
+        if !sequence.is_multiple_of(2) {
             // Somebody died in the middle of an entry.
             self.store(AT_SEQUENCE, sequence.wrapping_add(1));
         }
@@ -190,7 +198,7 @@ impl SharedPage {
             let error = self.error();
             fence(Ordering::Acquire);
             let after = self.words.word(AT_SEQUENCE).load(Ordering::Relaxed);
-            (before == after && before % 2 == 0).then(|| View::from_words(&words, error))
+            (before == after && before.is_multiple_of(2)).then(|| View::from_words(&words, error))
         })
     }
 
@@ -341,6 +349,11 @@ impl SharedPage {
         bytes.truncate(len);
         String::from_utf8_lossy(&bytes).into_owned()
     }
+}
+
+fn id(meta: &std::fs::Metadata) -> (u64, u64) {
+    use std::os::unix::fs::MetadataExt;
+    (meta.dev(), meta.ino())
 }
 
 /// A number for the namespace in which our process id is one; 0 when there is no telling.

@@ -13,7 +13,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{Context, Error};
-use crate::units::{Salts, Txid, WalPosition, parse_hex_u64};
+use crate::units::{Salts, Txid, WalPosition, parse_hex_u32, parse_hex_u64};
 
 /// A file in the spool.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -53,7 +53,7 @@ impl Entry {
         let position = match fields.next()? {
             "none" => None,
             hex if hex.len() == 40 && hex.is_ascii() => {
-                let word = |at: usize| u32::from_str_radix(hex.get(at..at + 8)?, 16).ok();
+                let word = |at: usize| parse_hex_u32(hex.get(at..at + 8)?);
                 Some(WalPosition {
                     salts: Salts(word(0)?, word(8)?),
                     frame: word(16)?,

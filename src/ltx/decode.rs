@@ -88,6 +88,10 @@ impl<R: Read> Decoder<R> {
         if pgno <= self.last {
             return corrupt(format!("page {pgno} after page {}", self.last));
         }
+        if pgno > self.header.commit {
+            let commit = self.header.commit;
+            return corrupt(format!("it holds page {pgno} of a database of {commit} pages"));
+        }
         if pgno == self.header.page_size.lock_page() {
             return corrupt(format!("it holds page {pgno}, the lock page"));
         }

@@ -7,6 +7,9 @@ use super::error::{Error, corrupt};
 use super::{HEADER_LEN, INDEX_SIZE_LEN, PAGE_HEADER_LEN, TRAILER_LEN};
 use crate::units::Pgno;
 
+/// Most bytes of an entry: three varints of up to 64 bits.
+const ENTRY_MAX: usize = 30;
+
 /// Where one page's frame is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Entry {
@@ -76,10 +79,53 @@ pub struct Reader<'a> {
     finished: bool,
 }
 
+/// How far a walk has come.
+#[derive(Clone, Copy, Debug)]
+pub struct Mark {
+    expected_offset: u64,
+    last: Pgno,
+    /// Bytes of the last part that were walked.
+    pub walked: usize,
+}
+
+impl Default for Mark {
+    fn default() -> Mark {
+        Mark { expected_offset: HEADER_LEN as u64, last: 0, walked: 0 }
+    }
+}
+
 impl<'a> Reader<'a> {
     /// Takes the index's varints, without the length field behind them.
     pub fn new(bytes: &'a [u8]) -> Reader<'a> {
         Reader { rest: bytes, expected_offset: HEADER_LEN as u64, last: 0, finished: false }
+    }
+
+    /// Goes on in an index of which only a part is at hand: `bytes` follow what `before` has walked.
+    pub fn resume(bytes: &'a [u8], before: Mark) -> Reader<'a> {
+        let Mark { expected_offset, last, .. } = before;
+        Reader { rest: bytes, expected_offset, last, finished: false }
+    }
+
+    /// Walks the entries that are whole in these bytes, which the rest of the index follows. An
+    /// end is an error here.
+    pub fn skip_whole(
+        mut self,
+        mut each: impl FnMut(Entry) -> Result<(), Error>,
+    ) -> Result<Mark, Error> {
+        let len = self.rest.len();
+        loop {
+            let before = self.clone();
+            match self.step() {
+                Ok(Some(entry)) => each(entry)?,
+                Ok(None) => return corrupt("bytes behind the end of the page index"),
+                Err(Error::Truncated(_)) if before.rest.len() < ENTRY_MAX => {
+                    let Reader { rest, expected_offset, last, .. } = before;
+                    let walked = len.saturating_sub(rest.len());
+                    return Ok(Mark { expected_offset, last, walked });
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Offset just behind the frames walked so far: after the last entry, where the six zero

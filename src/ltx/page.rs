@@ -7,7 +7,7 @@
 //! The file checksum covers the frame's header, the length field where there is one, and the
 //! page's plain bytes; not the compressed ones.
 
-use std::io::Read;
+use std::io::{self, Read};
 
 use super::checksum::FileDigest;
 use super::error::{Error, corrupt};
@@ -19,6 +19,12 @@ pub const FLAG_BLOCK: u16 = 1;
 
 /// Length of the size prefix of a block in bytes.
 pub const BLOCK_SIZE_LEN: usize = 4;
+
+/// How an LZ4 frame begins.
+const LZ4_MAGIC: [u8; 4] = [0x04, 0x22, 0x4d, 0x18];
+
+/// The bits of a frame's sixth byte that give the largest size of its blocks.
+const LZ4_BLOCKS_OF_64K: u8 = 0x40;
 
 /// Longest LZ4 block that a page can need: one literal run (LZ4 block format description).
 pub fn max_block_len(page_size: PageSize) -> usize {
@@ -35,6 +41,13 @@ pub fn max_frame_len(page_size: PageSize) -> usize {
 /// Longest page frame of either encoding, header included.
 pub fn max_page_frame_len(page_size: PageSize) -> usize {
     max_frame_len(page_size).saturating_add(PAGE_HEADER_LEN + BLOCK_SIZE_LEN)
+}
+
+/// Shortest page frame of either encoding, header included: one byte of an LZ4 block stands for at
+/// most 255 of the page. So a file's length bounds what it can expand to.
+pub fn min_page_frame_len(page_size: PageSize) -> u64 {
+    let least = page_size.bytes() / 255;
+    least.saturating_add(PAGE_HEADER_LEN + BLOCK_SIZE_LEN) as u64
 }
 
 /// Splits a frame's header into page number and flags.
@@ -57,17 +70,54 @@ pub fn expand_block(block: &[u8], pgno: Pgno, page: &mut [u8]) -> Result<(), Err
 }
 
 /// Expands one LZ4 frame to exactly one page, leaving `input` just behind the frame.
+///
+/// Only frames of blocks up to 64 KiB are taken, as Litestream writes them: the decoder makes
+/// buffers of the size that the frame claims, and no page is larger.
 pub fn expand_frame(input: &mut impl Read, pgno: Pgno, page: &mut [u8]) -> Result<(), Error> {
-    let mut frame = lz4_flex::frame::FrameDecoder::new(input);
-    let bad = |error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::UnexpectedEof => Error::Truncated("page frames"),
+    let bad = |error: io::Error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => Error::Truncated("page frames"),
         _ => Error::Corrupt(format!("page {pgno} does not expand: {error}")),
     };
+    let mut head = [0; 6];
+    input.read_exact(&mut head).map_err(bad)?;
+    let [magic @ .., _, sizes] = head;
+    if magic != LZ4_MAGIC || sizes & 0x70 != LZ4_BLOCKS_OF_64K {
+        return corrupt(format!("page {pgno} is no LZ4 frame of blocks of 64 KiB"));
+    }
+    let mut input = Tail { inner: input, last: [0; 8], count: 0 };
+    let mut frame = lz4_flex::frame::FrameDecoder::new(head.chain(&mut input));
     frame.read_exact(page).map_err(bad)?;
+    let before = frame.get_mut().get_mut().1.count;
     // One more read takes the end mark and the content checksum, and must find no more data.
-    match frame.read(&mut [0]).map_err(bad)? {
-        0 => Ok(()),
-        _ => corrupt(format!("page {pgno} expands to more than {} bytes", page.len())),
+    if frame.read(&mut [0]).map_err(bad)? != 0 {
+        return corrupt(format!("page {pgno} expands to more than {} bytes", page.len()));
+    }
+    // To the decoder an early end of input, or an empty block, is an end of data like the end mark.
+    let end = u64::from_be_bytes(input.last);
+    match input.count.saturating_sub(before) {
+        4 if end as u32 == 0 => Ok(()),
+        8 if end >> 32 == 0 => Ok(()),
+        0..4 => Err(Error::Truncated("page frames")),
+        _ => corrupt(format!("page {pgno} has an LZ4 frame without an end")),
+    }
+}
+
+/// Passes bytes on, counts them and keeps the last eight.
+struct Tail<R> {
+    inner: R,
+    last: [u8; 8],
+    count: u64,
+}
+
+impl<R: Read> Read for Tail<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        let kept = n.min(self.last.len());
+        self.last.rotate_left(kept);
+        let (_, place) = self.last.split_at_mut(8usize.saturating_sub(kept));
+        place.copy_from_slice(buffer.get(n.saturating_sub(kept)..n).unwrap_or_default());
+        self.count = self.count.saturating_add(n as u64);
+        Ok(n)
     }
 }
 

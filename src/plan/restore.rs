@@ -8,6 +8,7 @@
 use std::cmp::Reverse;
 use std::fmt;
 
+use crate::ltx::MIN_FILE_LEN;
 use crate::store::FileInfo;
 use crate::units::Txid;
 
@@ -136,10 +137,11 @@ fn walk(files: &[FileInfo], end: Txid) -> Vec<FileInfo> {
 }
 
 /// The greater is chosen: the one that leads furthest, then the one that repeats the least, is the
-/// shortest, and is at the level where files live longest.
+/// shortest, and is at the level where files live longest. One that is too short to be a file is
+/// taken only when no other leads as far, so that it is missed rather than passed over.
 fn preference(file: &FileInfo) -> impl Ord + use<> {
     let key = file.key;
-    (key.name.max, key.name.min, Reverse(file.len), key.level)
+    (key.name.max, file.len >= MIN_FILE_LEN, key.name.min, Reverse(file.len), key.level)
 }
 
 fn why_not(files: &[FileInfo], end: Txid, reached: Txid) -> Error {

@@ -8,7 +8,7 @@ use crate::ltx;
 use crate::ltx::DatabaseChecksum;
 use crate::plan;
 use crate::store::{self, Key};
-use crate::units::{Pgno, Txid};
+use crate::units::Pgno;
 
 /// Why nothing was restored. Whatever the reason, no output file exists.
 #[derive(Debug)]
@@ -44,8 +44,8 @@ pub enum Error {
         first: Pgno,
         /// How many there are.
         count: u64,
-        /// The state that was to be restored.
-        txid: Txid,
+        /// The last file of the plan, which says how many pages the database has.
+        key: Key,
     },
     /// The result is not the database that the last file was made from.
     Database {
@@ -147,10 +147,10 @@ impl fmt::Display for Error {
                 f,
                 "the page size changes from file {older} to file {newer}, which is no full image"
             ),
-            Error::Missing { first, count, txid } => write!(
+            Error::Missing { first, count, key } => write!(
                 f,
-                "{count} pages of the database at TXID {txid} are in none of the files, the first \
-                 is page {first}"
+                "{count} pages of the database that file {key} leads to are in none of the files, \
+                 the first is page {first}"
             ),
             Error::Database { key, expected, found } => write!(
                 f,

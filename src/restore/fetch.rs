@@ -10,8 +10,8 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use super::error::Error;
-use crate::ltx::index::{self, TAIL_LEN};
-use crate::ltx::{Checksum, HEADER_LEN, Header, MIN_FILE_LEN, PAGE_HEADER_LEN};
+use crate::ltx::index::{self, Entry, Mark, Reader, TAIL_LEN};
+use crate::ltx::{self, Checksum, HEADER_LEN, Header, MIN_FILE_LEN, PAGE_HEADER_LEN, page};
 use crate::store::{FileInfo, Key, Store};
 
 /// Files up to this length in bytes are read in one request.
@@ -19,6 +19,9 @@ const WHOLE_LEN: u64 = 1 << 20;
 
 /// Most bytes read from a file's end in the hope that the index is in them.
 const TAIL_MAX: u64 = 2 << 20;
+
+/// Bytes of a long index that are read at once.
+const INDEX_PIECE: u64 = 1 << 20;
 
 /// An index entry takes at most this many bytes: a page number of 32 bits, an offset and a length.
 const ENTRY_MAX: u64 = 20;
@@ -101,6 +104,9 @@ impl Opened {
 async fn open(source: Source, file: FileInfo) -> Result<Opened, Error> {
     let key = file.key;
     let refuse = |source| Error::File { key, source };
+    if file.len == 0 {
+        return Err(Error::corrupt(key, "it is empty, or a folder or link and no file"));
+    }
     if file.len < MIN_FILE_LEN {
         return Err(Error::truncated(key, "header"));
     }
@@ -133,14 +139,63 @@ async fn open(source: Source, file: FileInfo) -> Result<Opened, Error> {
     let tail = if let Some(at) = frames_end.checked_sub(end_start) {
         end.slice(at as usize..)
     } else {
-        let front = source.get(key, frames_end, end_start).await?;
-        Bytes::from([&front[..], &end[..]].concat())
+        let mut tail = index_front(&source, key, &header, frames_end, end_start).await?;
+        tail.extend_from_slice(&end);
+        Bytes::from(tail)
     };
     if !tail.starts_with(&[0; PAGE_HEADER_LEN]) {
         return Err(Error::corrupt(key, "its pages do not end where the index begins"));
     }
     let whole = (end_start == 0).then_some(end);
     Ok(Opened { key, header, header_bytes: *header_bytes, tail, frames_end, whole })
+}
+
+/// Reads the part of a file's index that is before `end_start`, with the end of the pages in front.
+///
+/// It comes piece by piece, and each piece is looked at before the next is asked for: an index that
+/// is long only by its own word, such as one in a hole of a file, takes no memory.
+async fn index_front(
+    source: &Source,
+    key: Key,
+    header: &Header,
+    frames_end: u64,
+    end_start: u64,
+) -> Result<Vec<u8>, Error> {
+    let refuse = |source| Error::File { key, source };
+    let (mut bytes, mut mark) = (Vec::new(), Mark::default());
+    let (mut at, mut walked) = (frames_end, PAGE_HEADER_LEN);
+    while at < end_start {
+        let next = end_start.min(at.saturating_add(INDEX_PIECE));
+        bytes.extend_from_slice(&source.get(key, at, next).await?);
+        at = next;
+        let rest = bytes.get(walked..).unwrap_or_default();
+        let check = |entry: Entry| check_entry(&entry, header, frames_end);
+        mark = Reader::resume(rest, mark).skip_whole(check).map_err(refuse)?;
+        walked += mark.walked;
+    }
+    Ok(bytes)
+}
+
+/// Whether an entry of the index may stand for a page frame of this file.
+pub(super) fn check_entry(
+    entry: &Entry,
+    header: &Header,
+    frames_end: u64,
+) -> Result<(), ltx::Error> {
+    let Entry { pgno, offset, len } = *entry;
+    let corrupt = |what: String| Err(ltx::Error::Corrupt(what));
+    let possible = page::min_page_frame_len(header.page_size)
+        ..=page::max_page_frame_len(header.page_size) as u64;
+    if !possible.contains(&len) || offset.saturating_add(len) > frames_end {
+        return corrupt(format!("the page index gives page {pgno} {len} bytes"));
+    }
+    if pgno > header.commit {
+        return corrupt(format!("it holds page {pgno} of a database of {} pages", header.commit));
+    }
+    if pgno == header.page_size.lock_page() {
+        return corrupt(format!("it holds page {pgno}, the lock page"));
+    }
+    Ok(())
 }
 
 /// Opens files in order, a few ahead of the one that is asked for.

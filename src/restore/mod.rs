@@ -9,7 +9,7 @@
 //! What comes from the store is not trusted: lengths are checked against the listing before
 //! anything is allocated, and nothing is written but the temporary file.
 //!
-//! Memory, whatever the size of the database: one bit a page; for each request at a time a stretch
+//! Memory, whatever the size of the database: one bit a page that there is; for each request at a time a stretch
 //! with its page list (4 MiB and 0.2 MiB), and again for each thread with a write buffer; for each
 //! file that is opened ahead (as many as there may be requests) its page index, about ten bytes a
 //! page of that file, or the whole file where it is under 1 MiB.
@@ -36,7 +36,7 @@ use tokio::task::JoinSet;
 pub use error::Error;
 pub use handover::restore_with_state;
 
-use crate::ltx::{DatabaseChecksum, Header, PAGE_HEADER_LEN};
+use crate::ltx::{DatabaseChecksum, Header, page};
 use crate::plan::{self, Plan};
 use crate::store::{self, FileInfo, Store};
 use crate::units::{Level, PageSize, Timestamp, Txid};
@@ -189,13 +189,16 @@ fn execute(
     let Header { commit, page_size, .. } = last.header;
     let (last_key, last_header) = (last.key, last.header);
 
-    // A page frame takes more than its header, so that the length of the files bounds the number
-    // of pages before anything is made of that size.
-    let frames = plan.files.iter().map(|file| file.len / PAGE_HEADER_LEN as u64);
+    // A page frame has a least length, so that the length of the files bounds the number of pages,
+    // but for the lock page, before anything is made of that size.
+    let least = page::min_page_frame_len(page_size);
+    let frames = plan.files.iter().map(|file| file.len / least);
     if frames.fold(1u64, u64::saturating_add) < u64::from(commit) {
         return Err(Error::corrupt(
             last_key,
-            format!("it speaks of {commit} pages, more than the files can hold"),
+            format!(
+                "it speaks of {commit} pages of {page_size} bytes, more than the files can hold"
+            ),
         ));
     }
 
@@ -207,13 +210,14 @@ fn execute(
         path: output.temporary_path(),
         page_table: table.as_ref().map(|table| (&table.file, table.path())),
     };
-    allocate(&target, commit)?;
-    let done = Run { source, runtime, target, requests }.pages(last, &mut opener, plan.txid)?;
+    let done = Run { source, runtime, target, requests }.pages(last, &mut opener)?;
 
+    set_lengths(&target, commit)?;
     let expected = last_header.tag.map(|tag| tag.post_apply);
     if let Some(expected) = expected.filter(|expected| *expected != done.checksum) {
         return Err(Error::Database { key: last_key, expected, found: done.checksum });
     }
+    verify::first_page(output.file(), output.temporary_path(), last_key, &last_header)?;
     #[cfg(feature = "cli")]
     integrity::check(output.temporary_path(), options.integrity)?;
     if let Some(table) = &table {
@@ -238,8 +242,9 @@ fn execute(
     })
 }
 
-/// Gives the files their length: what is not written reads as zeros, and is only the lock page.
-fn allocate(target: &Target<'_>, commit: u32) -> Result<(), Error> {
+/// Gives the files their length, now that every page is known to be there: what was not written
+/// reads as zeros, and is only the lock page.
+fn set_lengths(target: &Target<'_>, commit: u32) -> Result<(), Error> {
     let len = u64::from(commit) * u64::from(target.page_size.get());
     target.database.set_len(len).map_err(failed("setting the length of", target.path))?;
     if let Some((file, path)) = target.page_table {
@@ -269,7 +274,7 @@ impl Run<'_> {
         std::thread::available_parallelism().map_or(1, NonZero::get).min(self.requests)
     }
 
-    fn pages(&self, last: Opened, opener: &mut Opener<'_>, txid: Txid) -> Result<Done, Error> {
+    fn pages(&self, last: Opened, opener: &mut Opener<'_>) -> Result<Done, Error> {
         let (proven, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
         let total = Mutex::new(DatabaseChecksum::EMPTY);
         let failure: Mutex<Option<Error>> = Mutex::new(None);
@@ -280,7 +285,7 @@ impl Run<'_> {
         // Stretches in the channel are being fetched already.
         let (sender, stretches) = crossbeam_channel::bounded::<Stretch>(self.requests);
         let mut claims = Claims::new(last.header.commit, last.header.page_size);
-        let mut chain = Chain::default();
+        let (last_key, mut chain) = (last.key, Chain::default());
         let mut files = 0;
         std::thread::scope(|scope| {
             for _ in 0..self.threads() {
@@ -336,7 +341,7 @@ impl Run<'_> {
         // Only now are the headers and indexes proven from which the chain was read.
         let untagged = chain.untagged;
         chain.finish()?;
-        claims.finish(txid)?;
+        claims.finish(last_key)?;
         let checksum = *total.lock();
         Ok(Done { checksum, files, untagged })
     }

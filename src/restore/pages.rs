@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use super::error::Error;
-use super::fetch::{Opened, Source};
+use super::fetch::{self, Opened, Source};
 use super::output::failed;
 use super::verify::{Claims, FileProof};
 use crate::ltx::checksum::{self, FileDigest};
@@ -74,8 +74,6 @@ pub(super) fn cut(
     workers: &Sender<Stretch>,
 ) -> Result<bool, Error> {
     let key = opened.key;
-    let page_size = opened.header.page_size;
-    let longest = page::max_page_frame_len(page_size) as u64;
     let proof = Arc::new(FileProof::new(key));
     let mut head = FileDigest::new();
     head.update(&opened.header_bytes);
@@ -89,18 +87,8 @@ pub(super) fn cut(
     loop {
         let entry = reader.next().transpose().map_err(|source| Error::File { key, source })?;
         if let Some(entry) = entry {
-            if entry.len > longest || reader.end_offset() > opened.frames_end {
-                return Err(Error::corrupt(
-                    key,
-                    format!("the page index gives page {} {} bytes", entry.pgno, entry.len),
-                ));
-            }
-            if entry.pgno == page_size.lock_page() {
-                return Err(Error::corrupt(
-                    key,
-                    format!("it holds page {}, the lock page", entry.pgno),
-                ));
-            }
+            fetch::check_entry(&entry, &opened.header, opened.frames_end)
+                .map_err(|source| Error::File { key, source })?;
             let newest = claims.claim(entry.pgno);
             pages.push(Piece { pgno: entry.pgno, len: entry.len as u32, newest });
         }

@@ -2,15 +2,19 @@
 //! that every page is there.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
 use super::error::Error;
+use super::output::failed;
 use crate::ltx::checksum::FileDigest;
 use crate::ltx::{Checksum, Header};
 use crate::store::Key;
-use crate::units::{PageSize, Pgno, Txid};
+use crate::units::{PageSize, Pgno};
 
 /// Joins the digests of a file's stretches, which come in any order, to the file's checksum.
 pub(super) struct FileProof {
@@ -127,9 +131,14 @@ impl Chain {
     }
 }
 
+/// Words of 64 bits in a chunk of the bitmap.
+const CHUNK_WORDS: usize = 1024;
+
 /// Which pages are decided: one bit a page. Files claim their pages from the newest to the oldest.
 pub(super) struct Claims {
-    bits: Vec<u64>,
+    /// Made when the first of its pages is claimed: a number of pages that is only said to be
+    /// there takes no memory.
+    chunks: Vec<Option<Box<[u64; CHUNK_WORDS]>>>,
     commit: u32,
     lock_page: Pgno,
     /// The smallest database since: what lay behind its end was cut off, and only newer files can
@@ -140,9 +149,9 @@ pub(super) struct Claims {
 
 impl Claims {
     pub(super) fn new(commit: u32, page_size: PageSize) -> Claims {
-        let words = (commit as usize).div_ceil(64);
+        let chunks = vec![None; (commit as usize).div_ceil(64 * CHUNK_WORDS)];
         let lock_page = page_size.lock_page();
-        Claims { bits: vec![0; words], commit, lock_page, limit: commit, claimed: 0 }
+        Claims { chunks, commit, lock_page, limit: commit, claimed: 0 }
     }
 
     /// Moves on to an older file, with this many pages.
@@ -155,29 +164,66 @@ impl Claims {
         let Some(index) = pgno.checked_sub(1).filter(|_| pgno <= self.limit) else {
             return false;
         };
-        let (word, bit) = ((index / 64) as usize, 1u64 << (index % 64));
-        match self.bits.get_mut(word) {
-            Some(word) if *word & bit == 0 => {
-                *word |= bit;
-                self.claimed += 1;
-                true
-            }
-            _ => false,
+        let (chunk, word, bit) = place(index);
+        let Some(chunk) = self.chunks.get_mut(chunk) else { return false };
+        let chunk = chunk.get_or_insert_with(|| Box::new([0; CHUNK_WORDS]));
+        if chunk[word] & bit != 0 {
+            return false;
         }
+        chunk[word] |= bit;
+        self.claimed += 1;
+        true
     }
 
-    /// Checks that every page was claimed but the lock page.
-    pub(super) fn finish(&self, txid: Txid) -> Result<(), Error> {
+    /// Checks that every page was claimed but the lock page. `key` is the newest file.
+    pub(super) fn finish(&self, key: Key) -> Result<(), Error> {
         let pages = u64::from(self.commit) - u64::from(self.lock_page <= self.commit);
         if self.claimed == pages {
             return Ok(());
         }
         let missing = |pgno: &Pgno| {
-            let index = pgno - 1;
-            let word = self.bits.get((index / 64) as usize).copied().unwrap_or(0);
-            *pgno != self.lock_page && word & (1 << (index % 64)) == 0
+            let (chunk, word, bit) = place(pgno - 1);
+            let chunk = self.chunks.get(chunk).and_then(Option::as_ref);
+            *pgno != self.lock_page && chunk.is_none_or(|chunk| chunk[word] & bit == 0)
         };
         let first = (1..=self.commit).find(missing).unwrap_or(0);
-        Err(Error::Missing { first, count: pages.saturating_sub(self.claimed), txid })
+        Err(Error::Missing { first, count: pages.saturating_sub(self.claimed), key })
     }
+}
+
+/// Chunk, word in it and bit of a page's index from 0.
+fn place(index: u32) -> (usize, usize, u64) {
+    let word = (index / 64) as usize;
+    (word / CHUNK_WORDS, word % CHUNK_WORDS, 1 << (index % 64))
+}
+
+/// How an SQLite database file begins; the page size follows.
+const SQLITE_MAGIC: &[u8; 16] = b"SQLite format 3\0";
+
+/// Checks that what came out begins as a database of this page size does.
+///
+/// A file that carries our tag is believed to hold what it was made from: databases that their
+/// SQLite encrypts begin with other bytes. Litestream replicates none of these.
+pub(super) fn first_page(
+    database: &File,
+    path: &Path,
+    key: Key,
+    header: &Header,
+) -> Result<(), Error> {
+    let mut head = [0; 18];
+    database.read_exact_at(&mut head, 0).map_err(failed("reading", path))?;
+    let [magic @ .., high, low] = head;
+    if magic != *SQLITE_MAGIC {
+        return match header.tag {
+            Some(_) => Ok(()),
+            None => Err(Error::corrupt(key, "what it leads to is not a SQLite database")),
+        };
+    }
+    if PageSize::from_u16(u16::from_be_bytes([high, low])) != Some(header.page_size) {
+        return Err(Error::corrupt(
+            key,
+            format!("the database that it leads to has no pages of {} bytes", header.page_size),
+        ));
+    }
+    Ok(())
 }

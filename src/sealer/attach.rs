@@ -7,6 +7,7 @@ use super::open::{self, Found, Local, Opening, Resume};
 use super::replica::{ClosedFile, LocalJob, Replica};
 use crate::database::{Attach, Gate, Transition};
 use crate::engine::{Closed, Engine, Event, Need, Opened};
+use crate::finding::Finding;
 use crate::local;
 use crate::local::spool::Entry;
 use crate::local::state::{Base, Clean, Fingerprint, Position};
@@ -63,6 +64,7 @@ impl Replica {
         self.database.with(|shared| shared.diverged = None);
         self.epoch += 1;
         self.attached = true;
+        self.astray = false;
         self.frames = FrameSet::default();
         self.wal = File::open(local::wal_path(self.database.path())).ok();
         self.resume(attach);
@@ -90,6 +92,27 @@ impl Replica {
         self.holder = None;
         self.take_over(found);
         true
+    }
+
+    /// The folder of local state was deleted or moved away while we had it: what was in it is lost,
+    /// and nobody may take two places at once. All begins anew, as for a database without one.
+    pub(super) fn state_is_gone(&mut self) {
+        self.job = LocalJob::None;
+        self.local = None;
+        self.open.clear();
+        self.closed.clear();
+        self.point = None;
+        self.piece = 0;
+        self.cursor = Cursor::Unknown;
+        self.frames = FrameSet::default();
+        self.epoch += 1;
+        self.forget_page();
+        let opened = self.open_local();
+        self.note(Finding::StateDeleted);
+        if opened && self.attached {
+            let index = self.database.border().and_then(|border| border.wal_index());
+            self.attach(&Attach { index, fingerprint: None });
+        }
     }
 
     pub(super) fn stand_by(&mut self, pid: Option<u32>) {
@@ -121,7 +144,10 @@ impl Replica {
     }
 
     pub(super) fn take_over(&mut self, found: Found) {
-        let Found { local, closed, open, point, position, piece } = found;
+        let Found { local, closed, open, point, position, piece, misfit } = found;
+        if let Some(misfit) = misfit {
+            self.note(misfit);
+        }
         let writer = WriterId(local.state.writer);
         self.engine = Engine::new(Self::options(&self.database), writer);
         let now = self.process.now();
@@ -135,15 +161,6 @@ impl Replica {
             (None, None) => Need::Image,
         };
         let acked = local.state.base.map_or(Txid::ZERO, |base| base.txid());
-        // What an earlier process left counts as a commit of its own, for those who wait for it.
-        let left = !closed.is_empty() || !open.is_empty();
-        let seq = self.database.with(|shared| {
-            shared.commit_seq += u64::from(left);
-            shared.commit_seq
-        });
-        if left {
-            self.captured_seq = seq;
-        }
         let opened = Opened {
             claimed: local.state.claimed,
             acked,
@@ -159,7 +176,8 @@ impl Replica {
             .into_iter()
             .filter_map(|entry| {
                 let base = base_of_closed(&local, &entry)?;
-                Some(ClosedFile { entry, base, seq })
+                // No commit of this process is in it: its arrival ends nobody's wait.
+                Some(ClosedFile { entry, base, seq: 0 })
             })
             .collect();
         self.open = open;
@@ -183,20 +201,20 @@ impl Replica {
             Cursor::At(position) => Some(position),
             _ => None,
         };
-        let path = self.database.path().display();
         let wal = self.wal.as_ref();
         match open::resume(position, self.piece, &local.state, point.page_size, attach, wal) {
             Resume::At(cursor) => {
                 self.cursor = cursor;
+                let path = self.database.path().display();
                 log::debug!("{path}: the log goes on after {}", point.txid);
             }
-            Resume::Compare(why) => {
-                log::info!("{path}: {why}; comparing the database with the page table");
+            Resume::Compare(found) => {
+                self.note(found);
                 self.cursor = Cursor::Unknown;
                 self.engine.handle(now, Event::Diverged);
             }
             Resume::OtherPageSize => {
-                log::info!("{path}: the page size changed; sending a full image");
+                self.note(Finding::PageSizeChanged);
                 self.need_image();
             }
         }

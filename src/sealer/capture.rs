@@ -5,6 +5,7 @@ use std::io::{self, BufReader, BufWriter, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use crate::finding::Finding;
 use crate::local::pages::PageTable;
 use crate::local::spool::{Entry, Spool};
 use crate::ltx::{
@@ -19,7 +20,16 @@ pub(super) enum Stop {
     /// The local disk: try again later.
     Failed(String),
     /// The log cannot go on from here without comparing the whole database.
-    Diverged(String),
+    Diverged(Finding),
+}
+
+impl std::fmt::Display for Stop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Stop::Failed(why) => f.write_str(why),
+            Stop::Diverged(found) => found.fmt(f),
+        }
+    }
 }
 
 impl From<crate::local::Error> for Stop {
@@ -107,17 +117,15 @@ pub(super) fn write_frames(
     entry: Entry,
 ) -> Result<Entry, Stop> {
     if frames.commit == 0 {
-        return Err(Stop::Diverged("the WAL commits an empty database".into()));
+        return Err(Stop::Diverged(Finding::EmptyCommit));
     }
     let lock_page = maker.page_size.lock_page();
     let grown = table.commit().saturating_add(1)..=frames.commit;
     if let Some(missing) =
         grown.clone().find(|pgno| *pgno != lock_page && !frames.newest.contains_key(pgno))
     {
-        return Err(Stop::Diverged(format!(
-            "the database grew to {} pages, but page {missing} is not in the WAL",
-            frames.commit
-        )));
+        log::warn!("page {missing} of {} is not in the WAL", frames.commit);
+        return Err(Stop::Diverged(Finding::PagesMissing));
     }
     let mut writer = PieceWriter::begin(spool, maker.page_size)?;
     let mut page = vec![0; maker.page_size.bytes()];
@@ -210,7 +218,10 @@ pub(super) fn merge(
     let out = BufWriter::with_capacity(256 * 1024, file);
     let (out, encoded) = ltx::merge::merge(inputs, &header, out).map_err(|error| match error {
         ltx::Error::Io(error) => Stop::Failed(format!("cannot join spool files: {error}")),
-        other => Stop::Diverged(format!("a spool file is damaged: {other}")),
+        other => {
+            log::error!("a file in the spool is damaged: {other}");
+            Stop::Diverged(Finding::SpoolDamaged)
+        }
     })?;
     complete(spool, out, &encoded, entry)
 }

@@ -23,8 +23,8 @@ impl Replica {
         let now = self.process.now();
         match result {
             Ok(closed) => self.engine.handle(now, Event::Closed(closed)),
-            Err(Stop::Diverged(why)) => {
-                self.diverge(&why);
+            Err(Stop::Diverged(found)) => {
+                self.diverge(found);
                 self.engine.handle(now, Event::Closed(None));
             }
             Err(Stop::Failed(message)) => {

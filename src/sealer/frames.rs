@@ -8,6 +8,7 @@ use super::open::Local;
 use super::replica::{LocalJob, Purpose, Replica, earlier, maker};
 use crate::database::Gate;
 use crate::engine::{Event, Failure};
+use crate::finding::Finding;
 use crate::local;
 use crate::local::spool::Entry;
 use crate::units::{Txid, WalPosition};
@@ -27,6 +28,9 @@ impl Replica {
             return;
         }
         self.watch_at = now + WATCH_INTERVAL_MS;
+        if !self.is_in_place() {
+            return;
+        }
         self.look_for_others(now);
         if !self.has_let_go() {
             self.hold(true);
@@ -37,6 +41,22 @@ impl Replica {
         if shut && idle && self.engine.may_try_local(now) {
             self.capture_now();
         }
+    }
+
+    /// Whether database and local state are where they were when they were opened.
+    fn is_in_place(&mut self) -> bool {
+        let database = self.database.border().is_none_or(|border| border.is_in_place());
+        if !database {
+            if !std::mem::replace(&mut self.astray, true) {
+                self.note(Finding::FileReplaced);
+            }
+            return false;
+        }
+        let state = self.local.as_ref().is_none_or(Local::is_in_place);
+        if !state {
+            self.state_is_gone();
+        }
+        state
     }
 
     /// Keeps other processes from beginning the WAL anew, or lets them.
@@ -135,13 +155,13 @@ impl Replica {
             Cursor::Fresh => 1,
             Cursor::At(at) if at.salts == index.salts => {
                 if index.max_frame < at.frame.max(self.frames.last) {
-                    return Err(Stop::Diverged("the WAL went back".into()));
+                    return Err(Stop::Diverged(Finding::WalWentBack));
                 }
                 at.frame + 1
             }
             Cursor::At(at) if grant == Some((at.salts, at.frame)) && self.frames.is_empty() => 1,
             Cursor::At(_) => {
-                return Err(Stop::Diverged("the WAL was begun anew without our knowing".into()));
+                return Err(Stop::Diverged(Finding::WalRestartedUnseen));
             }
         };
         if index.max_frame < first || index.max_frame == self.frames.last {
@@ -155,9 +175,10 @@ impl Replica {
         };
         // A generation is known by the header in the file: the index may be ahead of it.
         if first == 1 && WalHeader::read(wal).is_some_and(|header| header.salts != index.salts) {
-            return Err(Stop::Diverged("the WAL's file is of another generation".into()));
+            return Err(Stop::Diverged(Finding::WalOfAnother));
         }
         if index.page_size != point.page_size {
+            self.note(Finding::PageSizeChanged);
             self.need_image();
             return Ok(self.captured_seq);
         }
@@ -240,7 +261,7 @@ impl Replica {
     /// Capture did not succeed: tells the engine, and the gate not to wait for it.
     pub(super) fn stopped(&mut self, stop: Stop) {
         match stop {
-            Stop::Diverged(why) => self.diverge(&why),
+            Stop::Diverged(found) => self.diverge(found),
             Stop::Failed(message) => {
                 log::error!("{}: {message}", self.database.path().display());
                 self.database.with(|shared| shared.set_gate(Gate::Shut));
@@ -264,7 +285,7 @@ impl Replica {
             return;
         }
         log::warn!(
-            "{}: {pending} bytes wait in the spool, more than its cap of {cap}: they are dropped, and what differs is sent when the store answers again",
+            "{}: {pending} bytes wait in the spool, more than its cap of {cap}",
             self.database.path().display()
         );
         for entry in std::mem::take(&mut self.open) {
@@ -282,6 +303,7 @@ impl Replica {
             shared.captured = None;
             shared.set_gate(Gate::Open);
         });
+        self.note(Finding::SpoolFull);
         self.engine.handle(self.process.now(), Event::Diverged);
     }
 

@@ -9,7 +9,7 @@ use std::fs::File;
 use bytes::Bytes;
 use tokio::sync::mpsc::{self, error::TrySendError};
 
-use super::capture::{Cursor, Span, Stop};
+use super::capture::{Cursor, Span};
 use super::open::Point;
 use super::replica::{LocalJob, Replica};
 use super::scan::Scan;
@@ -196,9 +196,7 @@ impl Replica {
         let fingerprint = Fingerprint::of(self.database.path()).ok();
         self.cursor = Cursor::Unknown;
         self.clear_frames();
-        self.clear_spool().map_err(|stop| match stop {
-            Stop::Failed(why) | Stop::Diverged(why) => why,
-        })?;
+        self.clear_spool().map_err(|stop| stop.to_string())?;
         let page_size = scan.page_size();
         Ok(Sending {
             scan,

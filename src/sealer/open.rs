@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::capture::Cursor;
 use crate::database::Attach;
+use crate::finding::Finding;
 use crate::local::lock::{Attempt, Lock};
 use crate::local::pages::{ApplyError, PageTable};
 use crate::local::spool::{Entry, Spool};
@@ -21,11 +22,18 @@ use crate::wal::{FrameHeader, WalHeader};
 
 /// The local state of a database whose shipper we are.
 pub(super) struct Local {
-    _lock: Lock,
+    lock: Lock,
     pub dir: PathBuf,
     pub state: State,
     pub table: PageTable,
     pub spool: Spool,
+}
+
+impl Local {
+    /// Whether the folder is still the one whose lock we hold.
+    pub(super) fn is_in_place(&self) -> bool {
+        self.lock.is_in_place(&self.dir)
+    }
 }
 
 /// What the spool and the state add up to.
@@ -41,6 +49,8 @@ pub(super) struct Found {
     pub position: Option<WalPosition>,
     /// Number of the last captured piece.
     pub piece: u64,
+    /// What does not fit.
+    pub misfit: Option<Finding>,
 }
 
 /// The end of the last closed file.
@@ -72,6 +82,7 @@ pub(super) fn open(database: &Path, replica: &str) -> Result<Opening, Error> {
         Attempt::Taken(lock) => lock,
         Attempt::HeldBy(pid) => return Ok(Opening::HeldBy(pid)),
     };
+    let mut misfit = None;
     let state = match State::load(&dir) {
         Ok(Some(state)) if state.replica == replica => state,
         Ok(Some(state)) => {
@@ -80,11 +91,16 @@ pub(super) fn open(database: &Path, replica: &str) -> Result<Opening, Error> {
                 database.display(),
                 state.replica
             );
+            misfit.get_or_insert(Finding::OtherReplica);
             State::new(new_writer(), replica)
         }
-        Ok(None) => State::new(new_writer(), replica),
+        Ok(None) => {
+            misfit.get_or_insert(Finding::NoState);
+            State::new(new_writer(), replica)
+        }
         Err(error) if error.source.kind() == std::io::ErrorKind::InvalidData => {
-            log::error!("{error}; the log begins anew with a full image");
+            log::error!("{error}");
+            misfit.get_or_insert(Finding::StateDamaged);
             State::new(new_writer(), replica)
         }
         Err(error) => return Err(error),
@@ -93,8 +109,10 @@ pub(super) fn open(database: &Path, replica: &str) -> Result<Opening, Error> {
     // An image on its way has its page table already.
     let base = state.base.or(state.image.map(|image| image.base));
     let table = PageTable::open(&dir, base.map_or(0, |base| base.commit))?;
-    let local = Local { _lock: lock, dir, state, table, spool };
-    Ok(Opening::Ours(Box::new(read(local)?)))
+    let local = Local { lock, dir, state, table, spool };
+    let mut read = read(local)?;
+    read.misfit = misfit.or(read.misfit);
+    Ok(Opening::Ours(Box::new(read)))
 }
 
 fn new_writer() -> WriterId {
@@ -118,6 +136,7 @@ fn read(mut local: Local) -> Result<Found, Error> {
             point: None,
             position: None,
             piece: 0,
+            misfit: None,
         };
         return Ok(found);
     };
@@ -143,14 +162,13 @@ fn read(mut local: Local) -> Result<Found, Error> {
     }
     let (closed, open): (Vec<_>, Vec<_>) = kept.into_iter().partition(|e| e.txid.is_some());
     let proven = local.table.checksum() == walk.expected;
-    if !proven {
-        log::error!(
-            "the page table in {} does not fit the log: a full image is due",
-            local.dir.display()
-        );
-    }
+    let misfit = match (proven, walk.broken) {
+        (false, _) => Some(Finding::TableDisproved),
+        (true, true) => Some(Finding::SpoolDamaged),
+        (true, false) => None,
+    };
     let point = proven.then_some(walk.point).flatten();
-    Ok(Found { local, closed, open, point, position: walk.position, piece: walk.piece })
+    Ok(Found { local, closed, open, point, position: walk.position, piece: walk.piece, misfit })
 }
 
 /// Follows the spool's files from the base on.
@@ -223,8 +241,8 @@ impl Walk {
 pub(super) enum Resume {
     /// Here.
     At(Cursor),
-    /// It does not: compare the database. The text says what was found.
-    Compare(String),
+    /// It does not: compare the database.
+    Compare(Finding),
     /// The page size is another: the page table is of no use.
     OtherPageSize,
 }
@@ -246,21 +264,21 @@ pub(super) fn resume(
         let clean = state.clean.filter(|clean| clean.piece == piece);
         return match (clean, attach.fingerprint) {
             (Some(clean), Some(now)) if clean.fingerprint == now => Resume::At(Cursor::Fresh),
-            (Some(_), _) => Resume::Compare("the database file changed while it was closed".into()),
-            (None, _) => Resume::Compare("the WAL is gone, and we did not see it go".into()),
+            (Some(_), _) => Resume::Compare(Finding::ChangedWhileClosed),
+            (None, _) => Resume::Compare(Finding::WalGone),
         };
     };
     let Some(position) = found_position else {
-        return Resume::Compare("there is a WAL of which the log knows nothing".into());
+        return Resume::Compare(Finding::UnknownWal);
     };
     if position.salts != index.salts {
-        return Resume::Compare("the WAL was begun anew while nobody watched".into());
+        return Resume::Compare(Finding::WalRestarted);
     }
     if position.frame > index.max_frame {
-        return Resume::Compare("the WAL ends before the log does, as after a power loss".into());
+        return Resume::Compare(Finding::WalCutShort);
     }
     let Some(wal) = wal else {
-        return Resume::Compare("the WAL cannot be read".into());
+        return Resume::Compare(Finding::WalUnreadable);
     };
     let same_generation = WalHeader::read(wal).is_some_and(|h| h.salts == position.salts);
     let frame = FrameHeader::read(wal, page_size, position.frame);
@@ -268,7 +286,10 @@ pub(super) fn resume(
         Ok(frame) if same_generation && frame.checksum == position.checksum => {
             Resume::At(Cursor::At(position))
         }
-        Ok(_) => Resume::Compare("the WAL has other frames than those in the log".into()),
-        Err(error) => Resume::Compare(format!("the WAL cannot be read: {error}")),
+        Ok(_) => Resume::Compare(Finding::OtherFrames),
+        Err(error) => {
+            log::warn!("the WAL cannot be read: {error}");
+            Resume::Compare(Finding::WalUnreadable)
+        }
     }
 }

@@ -6,6 +6,7 @@ use super::replica::Replica;
 use crate::database::{Gate, Role};
 use crate::local::shared::{self, Call, SharedPage};
 use crate::shipper::Order;
+use crate::standby::publish_view;
 
 /// A process that stood by so lately, in milliseconds, counts as there.
 const STANDBY_FRESH_MS: u64 = 5000;
@@ -24,10 +25,11 @@ pub(super) struct Others {
 impl Replica {
     /// Maps the shared page, once the folder of local state is there.
     fn map_page(&self) {
-        if self.database.with(|shared| shared.page.is_some()) {
+        let dir = crate::local::state_dir(self.database.path());
+        let known = self.database.with(|shared| shared.page.clone());
+        if known.is_some_and(|page| page.is_in_place(&dir)) {
             return;
         }
-        let dir = crate::local::state_dir(self.database.path());
         match SharedPage::open(&dir) {
             Ok(page) => self.database.with(|shared| shared.page = Some(page.into())),
             Err(error) => log::warn!(
@@ -35,6 +37,15 @@ impl Replica {
                 self.database.path().display()
             ),
         }
+    }
+
+    /// The page is gone with its folder.
+    pub(super) fn forget_page(&mut self) {
+        self.others = Others::default();
+        self.database.with(|shared| {
+            shared.role = Role::Unknown;
+            shared.page = None;
+        });
     }
 
     /// This process ships from now on.
@@ -78,7 +89,7 @@ impl Replica {
         self.database.with(|shared| {
             if shared.role == Role::Ships {
                 shared.term = 0;
-                self.database.publish_view(shared);
+                publish_view(shared);
             }
             shared.role = Role::Unknown;
         });
@@ -100,7 +111,7 @@ impl Replica {
         self.database.with(|shared| {
             shared.others = there;
             // Once a second for those who only look, too.
-            self.database.publish_view(shared);
+            publish_view(shared);
         });
         if self.others.released_at.is_some_and(|at| now.saturating_sub(at) >= RELEASE_MS) {
             self.take_back(false);

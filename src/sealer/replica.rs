@@ -12,6 +12,7 @@ use super::others::Others;
 use super::resync::ResyncJob;
 use crate::database::{Database, Gate};
 use crate::engine::{Action, Engine, Event, Options, Phase};
+use crate::finding::Finding;
 use crate::local;
 use crate::local::spool::Entry;
 use crate::local::state::Base;
@@ -65,6 +66,8 @@ pub(super) struct Replica {
     /// Time passed between an attach and the opening of our state: what was seen then is old.
     pub(super) late: bool,
     pub(super) others: Others,
+    /// The database file is not the one that its path names.
+    pub(super) astray: bool,
 }
 
 /// A file on its way to the store.
@@ -139,6 +142,7 @@ impl Replica {
             checking: false,
             late: false,
             others: Others::default(),
+            astray: false,
         };
         if replica.store.is_none() {
             let why = replica.database.with(|shared| shared.report.last_error.clone());
@@ -301,8 +305,8 @@ impl Replica {
             shared.report.unacked_since = earlier(shared.report.unacked_since, since);
             (since, shared.diverged.take())
         });
-        if let Some(why) = diverged {
-            self.diverge(&why);
+        if let Some(found) = diverged {
+            self.diverge(found);
         }
         if let Some(at) = since {
             self.engine.handle(now, Event::Committed { at });
@@ -313,11 +317,20 @@ impl Replica {
         });
     }
 
-    pub(super) fn diverge(&mut self, why: &str) {
-        log::info!(
-            "{}: {why}; comparing the database with the page table",
-            self.database.path().display()
-        );
+    /// Says what does not fit, and what is done about it.
+    pub(super) fn note(&mut self, found: Finding) {
+        let path = self.database.path().display();
+        // A new database has no state: that is no news.
+        let level = match found {
+            Finding::NoState => log::Level::Info,
+            _ => log::Level::Warn,
+        };
+        log::log!(level, "{path}: {found}");
+        self.database.with(|shared| shared.report.found = Some(found.name()));
+    }
+
+    pub(super) fn diverge(&mut self, found: Finding) {
+        self.note(found);
         self.epoch += 1;
         self.cursor = Cursor::Unknown;
         self.frames = FrameSet::default();
@@ -419,7 +432,10 @@ impl Replica {
                 Phase::Waiting => "waiting",
                 Phase::Fenced { .. } => "fenced",
             };
-            if !matches!(status.phase, Phase::Fenced { .. }) {
+            if self.astray {
+                report.state = "error";
+                report.last_error = Some(Finding::FileReplaced.to_string());
+            } else if !matches!(status.phase, Phase::Fenced { .. }) {
                 report.last_error = status.failure.as_ref().map(|f| f.message().to_string());
             }
             report.sealed = status.sealed;

@@ -8,6 +8,7 @@ use super::replica::{LocalJob, Purpose, Replica, maker};
 use super::scan::Scan;
 use crate::database::Gate;
 use crate::engine::{Event, Failure};
+use crate::finding::Finding;
 use crate::ltx::{self, DatabaseChecksum};
 use crate::units::Txid;
 
@@ -51,8 +52,8 @@ impl Replica {
         match self.capture(Purpose::Close) {
             Ok(()) => {}
             Err(Stop::Failed(why)) => return Err(why),
-            Err(Stop::Diverged(why)) => {
-                log::info!("{}: {why}", self.database.path().display());
+            Err(Stop::Diverged(found)) => {
+                self.note(found);
                 return self.begin_comparison(txid, true);
             }
         }
@@ -73,7 +74,7 @@ impl Replica {
                 self.engine.handle(now, Event::Closed(closed));
                 Ok(())
             }
-            Err(Stop::Failed(why) | Stop::Diverged(why)) => Err(why),
+            Err(stop) => Err(stop.to_string()),
         }
     }
 
@@ -94,7 +95,7 @@ impl Replica {
                 self.open.push(entry);
                 Ok(())
             }
-            Err(Stop::Failed(why) | Stop::Diverged(why)) => Err(why),
+            Err(stop) => Err(stop.to_string()),
         }
     }
 
@@ -110,12 +111,7 @@ impl Replica {
         self.refresh_published();
         let Some(point) = self.point else { return Err("there is no base to compare with".into()) };
         if scan.page_size() != point.page_size {
-            log::info!(
-                "{}: the page size changed from {} to {}; sending a full image",
-                self.database.path().display(),
-                point.page_size,
-                scan.page_size()
-            );
+            self.note(Finding::PageSizeChanged);
             self.engine.handle(self.process.now(), Event::Closed(None));
             self.need_image();
             return Ok(());
@@ -163,9 +159,7 @@ impl Replica {
                     None => Ok(()),
                 }
             })
-            .map_err(|stop| match stop {
-                Stop::Failed(why) | Stop::Diverged(why) => why,
-            })
+            .map_err(|stop| stop.to_string())
     }
 
     fn finish_comparison(&mut self, mut job: ResyncJob) -> Result<(), String> {
@@ -180,7 +174,7 @@ impl Replica {
         let shorter = snapshot.page_count != local.table.commit();
         if shorter && job.writer.is_none() {
             let begun = PieceWriter::begin(&local.spool, point.page_size);
-            job.writer = Some(begun.map_err(|stop| format!("{stop:?}"))?);
+            job.writer = Some(begun.map_err(|stop| stop.to_string())?);
         }
         let differs = job.writer.is_some();
         if let Some(writer) = job.writer {
@@ -197,17 +191,14 @@ impl Replica {
                     self.piece = entry.pieces.1;
                     self.open.push(entry);
                 }
-                Err(Stop::Failed(why) | Stop::Diverged(why)) => return Err(why),
+                Err(stop) => return Err(stop.to_string()),
             }
         }
         let proven = self.local.as_ref().is_some_and(|l| l.table.checksum() == job.total);
         drop(job.scan);
         let now = self.process.now();
         if !proven {
-            log::error!(
-                "{}: the page table does not add up after a comparison; sending a full image",
-                self.database.path().display()
-            );
+            self.note(Finding::TableDisproved);
             self.engine.handle(now, Event::Closed(None));
             self.need_image();
             return Ok(());
@@ -223,10 +214,10 @@ impl Replica {
         let closed = match self.close_captured(job.txid) {
             Ok(closed) => closed,
             Err(Stop::Failed(why)) => return Err(why),
-            Err(Stop::Diverged(why)) => {
+            Err(Stop::Diverged(found)) => {
                 self.engine.handle(now, Event::Diverged);
                 self.engine.handle(now, Event::Closed(None));
-                log::info!("{}: {why}", self.database.path().display());
+                self.note(found);
                 return Ok(());
             }
         };

@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use rustix::fs::{CWD, RenameFlags};
+use rustix::fs::{CWD, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::parts::Parts;
@@ -177,16 +177,16 @@ impl Directory {
             let entry = entry.map_err(|err| fail("list", &folder, err))?;
             let Some(name) = entry.file_name().to_str().and_then(FileName::parse) else { continue };
             let path = entry.path();
-            let metadata = match fs::metadata(&path) {
+            let metadata = match fs::symlink_metadata(&path) {
                 Ok(metadata) => metadata,
                 // Deleted since the folder was read.
                 Err(err) if err.kind() == io::ErrorKind::NotFound => continue,
                 Err(err) => return Err(fail("list", &path, err)),
             };
-            if metadata.is_file() {
-                let key = Key { level, name };
-                files.push(FileInfo { key, len: metadata.len(), modified: modified(&metadata) });
-            }
+            // A folder or a link takes the name, so it is not passed over: whoever needs the file
+            // finds that it holds nothing. Links are not followed, out of the replica or at all.
+            let len = if metadata.is_file() { metadata.len() } else { 0 };
+            files.push(FileInfo { key: Key { level, name }, len, modified: modified(&metadata) });
         }
         files.sort_unstable_by_key(|file| file.key);
         Ok(files)
@@ -217,8 +217,14 @@ impl Directory {
 
     fn get(&self, key: Key, range: Option<&Range<u64>>) -> Result<Bytes, Error> {
         let path = self.path(key);
-        let file = match File::open(&path) {
+        // The listing has told files from links and pipes; what took a file's place since is neither
+        // followed nor waited for.
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+        let file = match OpenOptions::new().read(true).custom_flags(flags).open(&path) {
             Ok(file) => file,
+            Err(err) if err.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
+                return Err(not_a_file(&path));
+            }
             Err(err) => {
                 if err.kind() == io::ErrorKind::NotFound {
                     self.look_for_root()?;
@@ -226,7 +232,11 @@ impl Directory {
                 return Err(fail("read", &path, err));
             }
         };
-        let len = file.metadata().map_err(|err| fail("read", &path, err))?.len();
+        let metadata = file.metadata().map_err(|err| fail("read", &path, err))?;
+        if !metadata.is_file() {
+            return Err(not_a_file(&path));
+        }
+        let len = metadata.len();
         let range = range::within(range, len, path.display())?;
         let mut buffer = vec![0; usize::try_from(range.end - range.start).unwrap_or(usize::MAX)];
         file.read_exact_at(&mut buffer, range.start).map_err(|err| fail("read", &path, err))?;
@@ -509,6 +519,11 @@ fn fail(what: &str, path: &Path, err: io::Error) -> Error {
     };
     let message = format!("cannot {what} {}: {advice}", path.display());
     Error::caused(kind, message, err)
+}
+
+fn not_a_file(path: &Path) -> Error {
+    let message = format!("{} is a folder or a link, not a file of a replica", path.display());
+    Error::new(ErrorKind::NotFound, message)
 }
 
 fn not_a_directory(path: &Path, err: Option<io::Error>) -> Error {

@@ -30,6 +30,9 @@ pub fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
         Some((scheme, _)) => {
             Err(invalid(format!("{scheme}:// is not known; a replica may be {FORMS}")))
         }
+        None if url.contains('\0') => {
+            Err(invalid(format!("{url:?}: a path cannot hold a zero byte")))
+        }
         None => Ok(Arc::new(FileStore::new(url))),
     }
 }

@@ -10,7 +10,7 @@ use walferry::ltx::encode::to_vec;
 use walferry::store::file::FileStore;
 use walferry::units::{PageSize, Txid};
 
-use crate::support::{golden, header, key, names, put};
+use crate::support::{begin_database, golden, header, key, names, put};
 
 fn walferry() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_walferry"));
@@ -189,7 +189,8 @@ fn a_reader_that_goes_away_is_no_failure() {
 fn killed_in_the_middle_leaves_no_database() {
     let replica = TempDir::new().unwrap();
     let size = PageSize::new(65536).unwrap();
-    let (page, commit) = (vec![7; size.bytes()], 2000);
+    let (mut page, commit) = (vec![7; size.bytes()], 2000);
+    begin_database(&mut page, size);
     let pages = (1..=commit).map(|pgno| (pgno, page.as_slice()));
     let file = to_vec(&header(size, commit, 1, 1), pages).unwrap();
     put(&FileStore::new(replica.path()), key(9, 1, 1), file);

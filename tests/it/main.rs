@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod cli;
+mod fuzz;
+mod hostile;
 mod restore;
 mod store;
 mod support;

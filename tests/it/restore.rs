@@ -11,7 +11,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use tempfile::TempDir;
 use walferry::ltx::encode::to_vec;
-use walferry::ltx::{DatabaseChecksum, Encoder, checksum};
+use walferry::ltx::{DatabaseChecksum, Encoder, Tag, checksum};
 use walferry::plan::{self, Target};
 use walferry::restore::{Error, Integrity, Options};
 use walferry::store::file::FileStore;
@@ -530,7 +530,14 @@ fn replica_of(path: &Path, change: impl FnOnce(&mut Vec<u8>)) -> MemoryStore {
     let mut bytes = fs::read(path).unwrap();
     change(&mut bytes);
     let size = PageSize::new(4096).unwrap();
-    let header = header(size, (bytes.len() / 4096) as u32, 1, 1);
+    let mut header = header(size, (bytes.len() / 4096) as u32, 1, 1);
+    let mut sum = DatabaseChecksum::EMPTY;
+    for (page, pgno) in bytes.chunks(4096).zip(1..) {
+        sum.toggle(checksum::page(pgno, page));
+    }
+    // Its tag says that this is what was there: only SQLite can know better.
+    let pre_apply = DatabaseChecksum::EMPTY;
+    header.tag = Some(Tag { pre_apply, post_apply: sum, full_image: true });
     let store = MemoryStore::new();
     put(&store, key(9, 1, 1), to_vec(&header, (1..).zip(bytes.chunks(4096))).unwrap());
     store

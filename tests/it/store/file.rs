@@ -91,10 +91,27 @@ async fn foreign_names_are_passed_over() {
     ] {
         fs::write(level.join(name), b"x").unwrap();
     }
-    fs::create_dir(level.join("0000000000000003-0000000000000003.ltx")).unwrap();
     let keys: Vec<_> =
         store.list(Level::L0).await.unwrap().into_iter().map(|file| file.key).collect();
     assert_eq!(keys, [key(0, 1)]);
+}
+
+#[tokio::test]
+async fn what_takes_a_files_name_is_listed_as_empty_and_never_followed() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = FileStore::new(folder.path());
+    store.put_new(key(0, 1), some_bytes(), NOW).await.unwrap();
+    let path = |txid| folder.path().join("ltx/0").join(key(0, txid).name.to_string());
+    fs::create_dir(path(2)).unwrap();
+    std::os::unix::fs::symlink(path(1), path(3)).unwrap();
+    std::os::unix::fs::symlink("nowhere", path(4)).unwrap();
+    let listed = store.list(Level::L0).await.unwrap();
+    let empty: Vec<_> = listed.iter().map(|file| (file.key, file.len == 0)).collect();
+    assert_eq!(empty, [1, 2, 3, 4].map(|txid| (key(0, txid), txid != 1)));
+    for txid in 2..=4 {
+        let error = store.get(key(0, txid), None).await.unwrap_err();
+        assert!(error.message.contains("not a file of a replica"), "{error}");
+    }
 }
 
 #[tokio::test]

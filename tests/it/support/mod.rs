@@ -1,6 +1,8 @@
 //! What several modules need: a replica that is built transaction by transaction beside a model of
 //! the database, and a runtime to restore on.
 
+pub mod raw;
+
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
@@ -30,17 +32,28 @@ pub fn key(level: u8, min: u64, max: u64) -> Key {
     Key { level: Level::new(level).unwrap(), name }
 }
 
-/// A page that differs by number and version.
+/// A page that differs by number and version. The first begins as that of a database.
 pub fn page_of(pgno: Pgno, version: u64, page_size: PageSize) -> Vec<u8> {
     let mut page = vec![0; page_size.bytes()];
-    page[..8].copy_from_slice(&version.to_be_bytes());
-    page[8..12].copy_from_slice(&pgno.to_be_bytes());
     let mut seed = version.wrapping_mul(31).wrapping_add(u64::from(pgno));
-    for byte in &mut page[12..200] {
+    for byte in &mut page[32..220] {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         *byte = (seed >> 56) as u8;
     }
+    page[20..28].copy_from_slice(&version.to_be_bytes());
+    page[28..32].copy_from_slice(&pgno.to_be_bytes());
+    if pgno == 1 {
+        begin_database(&mut page, page_size);
+    }
     page
+}
+
+/// What SQLite writes at the beginning of a database: its name, and the page size.
+pub fn begin_database(page: &mut [u8], page_size: PageSize) {
+    page[..16].copy_from_slice(b"SQLite format 3\0");
+    // 65536 is written as 1.
+    let size = u16::try_from(page_size.get()).unwrap_or(1);
+    page[16..18].copy_from_slice(&size.to_be_bytes());
 }
 
 pub fn header(page_size: PageSize, commit: u32, min: u64, max: u64) -> Header {

@@ -1,0 +1,155 @@
+//! Where SQLite enters: the extension's entry point, its SQL functions, and what is called at the
+//! start of a connection, at a fork and at the end of the process.
+
+use std::ffi::{CStr, c_char, c_int};
+use std::ptr::NonNull;
+
+use libsqlite3_sys as sys;
+
+use super::file::{ADOPTED_2, ADOPTED_3, is_ours};
+use super::{Target, guarded};
+use crate::api::{self, Api, RawFile, SQLITE_ERROR, SQLITE_OK};
+use crate::fork;
+use crate::functions;
+use crate::handle::Handle;
+use crate::registry;
+
+/// Wraps the file of a database that was opened before the extension was loaded.
+fn adopt(api: &'static Api, db: api::Connection, schema: &CStr) {
+    let name = api.file_name(db, schema);
+    // SAFETY: the name is SQLite's own, with its parameters behind it; the file is open, and its
+    // connection is in the hands of this thread while the extension is loaded.
+    unsafe {
+        let Some(path) = api::path_of(name) else { return };
+        let Some(file) = api.file_of(db, schema).map(NonNull::as_ptr) else { return };
+        let methods = (*file).pMethods;
+        if methods.is_null() || is_ours(methods) {
+            return;
+        }
+        let Some(base) = registry::base_vfs(api) else { return };
+        let lookup = registry::UriLookup::new(|key| api.uri_parameter(name, key));
+        let Some(replicated) = registry::replicated(&path, &lookup, base) else { return };
+        let real = RawFile { file, methods };
+        let Some(handle) = Handle::open_main(Target::Main(replicated), real, true) else { return };
+        registry::adopt(file as usize, handle);
+        (*file).pMethods =
+            if real.version() >= 3 { &raw const ADOPTED_3 } else { &raw const ADOPTED_2 };
+    }
+}
+
+macro_rules! sql_function {
+    ($name:ident => $body:path) => {
+        unsafe extern "C" fn $name(
+            context: *mut sys::sqlite3_context,
+            count: c_int,
+            values: *mut *mut sys::sqlite3_value,
+        ) {
+            let Some(api) = api::api() else { return };
+            // SAFETY: SQLite gives as many values as it says.
+            let arguments = unsafe { api.integers(count, values) };
+            let call = functions::Call { api, db: api.connection_of(context) };
+            let panicked = Err("an internal error of walferry".to_string());
+            api.result(context, guarded(panicked, || $body(&call, &arguments)));
+        }
+    };
+}
+
+sql_function!(version => functions::version);
+sql_function!(txid => functions::txid);
+sql_function!(lag => functions::lag);
+sql_function!(status => functions::status);
+sql_function!(sync_now => functions::sync);
+sql_function!(wait => functions::wait);
+
+fn define_functions(api: &Api, db: api::Connection) {
+    api.define(db, c"walferry_version", 0, version);
+    api.define(db, c"walferry_txid", 0, txid);
+    api.define(db, c"walferry_lag", 0, lag);
+    api.define(db, c"walferry_status", 0, status);
+    api.define(db, c"walferry_sync", -1, sync_now);
+    api.define(db, c"walferry_wait", -1, wait);
+}
+
+/// Called by SQLite for each connection that is opened after the extension was loaded.
+unsafe extern "C" fn on_open(
+    db: api::Connection,
+    _message: *mut *mut c_char,
+    _routines: *const sys::sqlite3_api_routines,
+) -> c_int {
+    if let Some(api) = api::api() {
+        guarded((), || {
+            define_functions(api, db);
+            functions::prepare_connection(api, db);
+        });
+    }
+    SQLITE_OK
+}
+
+/// The extension's entry point: `load_extension('walferry')` finds it by this name.
+///
+/// # Safety
+/// Called by SQLite, as <https://sqlite.org/loadext.html> says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sqlite3_walferry_init(
+    db: api::Connection,
+    message: *mut *mut c_char,
+    routines: *const sys::sqlite3_api_routines,
+) -> c_int {
+    let result = guarded(Err("an internal error of walferry".to_string()), || {
+        // SAFETY: vouched for by SQLite.
+        let api = unsafe { api::load(routines)? };
+        crate::start(api)?;
+        define_functions(api, db);
+        adopt(api, db, c"main");
+        functions::prepare_connection(api, db);
+        // SAFETY: SQLite calls an automatic extension with an entry point's arguments, whatever
+        // type the registration asks for (https://sqlite.org/c3ref/auto_extension.html).
+        let entry = unsafe {
+            std::mem::transmute::<
+                unsafe extern "C" fn(
+                    api::Connection,
+                    *mut *mut c_char,
+                    *const sys::sqlite3_api_routines,
+                ) -> c_int,
+                unsafe extern "C" fn(),
+            >(on_open)
+        };
+        match api.on_open(entry) {
+            SQLITE_OK => Ok(()),
+            rc => Err(format!("SQLite refused the automatic extension (error {rc})")),
+        }
+    });
+    match result {
+        Ok(()) => sys::SQLITE_OK_LOAD_PERMANENTLY,
+        Err(why) => {
+            // SAFETY: SQLite frees the message, so it must be of SQLite's own memory.
+            unsafe {
+                let api = api::api();
+                if let (false, Some(api)) = (message.is_null(), api) {
+                    *message = api.allocate_text(&why);
+                }
+            }
+            SQLITE_ERROR
+        }
+    }
+}
+
+/// Called by the thread that forks, before and after.
+pub extern "C" fn before_fork() {
+    guarded((), fork::prepare);
+}
+
+/// See [`before_fork`].
+pub extern "C" fn after_fork_in_parent() {
+    guarded((), fork::in_parent);
+}
+
+/// See [`before_fork`].
+pub extern "C" fn after_fork_in_child() {
+    guarded((), fork::in_child);
+}
+
+/// Called when the process exits.
+pub extern "C" fn at_exit() {
+    guarded((), crate::drain);
+}

@@ -1,0 +1,424 @@
+//! The methods of a file that was opened through our VFS, or of the one that was open before.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ptr;
+use std::sync::Arc;
+
+use libsqlite3_sys as sys;
+
+use super::{File, guarded};
+use crate::api::{self, RawFile, SQLITE_IOERR, SQLITE_OK, Shm};
+use crate::fork;
+use crate::handle::Handle;
+use crate::main_file::MainFile;
+use crate::registry;
+use crate::wal_file::WalFile;
+
+/// What stands where SQLite expects a file of ours: our own part, then the real file.
+#[repr(C, align(8))]
+pub(super) struct ShimFile {
+    base: sys::sqlite3_file,
+    /// An `Arc<Handle>` turned into a pointer.
+    pub(super) handle: *const Handle,
+}
+
+/// Where in our file object the real one begins.
+pub(super) const REAL_OFFSET: usize = size_of::<ShimFile>();
+
+/// How a method finds its handle: in the file object itself, or, for the file of the connection
+/// that loaded the extension, in a list.
+trait Locate {
+    /// # Safety
+    /// `file` is an open file with methods of this kind.
+    unsafe fn real(file: File) -> RawFile;
+    /// # Safety
+    /// As above; the handle lives until the file is closed.
+    unsafe fn handle<'a>(file: File) -> Option<HandleRef<'a>>;
+}
+
+/// A handle for the time of one call; borrowed where that is possible, since these calls are many.
+enum HandleRef<'a> {
+    Borrowed(&'a Handle),
+    Shared(Arc<Handle>),
+}
+
+impl std::ops::Deref for HandleRef<'_> {
+    type Target = Handle;
+    fn deref(&self) -> &Handle {
+        match self {
+            HandleRef::Borrowed(handle) => handle,
+            HandleRef::Shared(handle) => handle,
+        }
+    }
+}
+
+struct Embedded;
+struct Adopted;
+
+impl Locate for Embedded {
+    unsafe fn real(file: File) -> RawFile {
+        // SAFETY: xOpen laid the real file out behind our part.
+        unsafe {
+            let real: File = file.cast::<u8>().add(REAL_OFFSET).cast();
+            RawFile { file: real, methods: (*real).pMethods }
+        }
+    }
+
+    unsafe fn handle<'a>(file: File) -> Option<HandleRef<'a>> {
+        // SAFETY: xOpen stored a pointer from Arc::into_raw, which xClose takes back last.
+        let handle = unsafe { (*file.cast::<ShimFile>()).handle.as_ref() };
+        handle.filter(|handle| handle.is_current()).map(HandleRef::Borrowed)
+    }
+}
+
+impl Locate for Adopted {
+    unsafe fn real(file: File) -> RawFile {
+        match registry::adopted(file as usize) {
+            Some(handle) => handle.real(),
+            // Cannot be: the methods are put back before the entry is removed.
+            None => RawFile { file, methods: &raw const DEAD },
+        }
+    }
+
+    unsafe fn handle<'a>(file: File) -> Option<HandleRef<'a>> {
+        registry::adopted(file as usize).filter(|h| h.is_current()).map(HandleRef::Shared)
+    }
+}
+
+/// Methods of a file that is gone: none.
+static DEAD: sys::sqlite3_io_methods = sys::sqlite3_io_methods {
+    iVersion: 1,
+    xClose: None,
+    xRead: None,
+    xWrite: None,
+    xTruncate: None,
+    xSync: None,
+    xFileSize: None,
+    xLock: None,
+    xUnlock: None,
+    xCheckReservedLock: None,
+    xFileControl: None,
+    xSectorSize: None,
+    xDeviceCharacteristics: None,
+    xShmMap: None,
+    xShmLock: None,
+    xShmBarrier: None,
+    xShmUnmap: None,
+    xFetch: None,
+    xUnfetch: None,
+};
+
+macro_rules! pass {
+    ($locate:ident, $file:ident, $method:ident($($argument:expr),*) else $default:expr) => {
+        // SAFETY: SQLite calls with an open file of ours and arguments that fit the method.
+        unsafe {
+            let real = $locate::real($file);
+            match (*real.methods).$method {
+                Some(method) => method(real.file, $($argument),*),
+                None => $default,
+            }
+        }
+    };
+}
+
+unsafe extern "C" fn read<L: Locate>(f: File, to: *mut c_void, n: c_int, at: i64) -> c_int {
+    pass!(L, f, xRead(to, n, at) else SQLITE_IOERR)
+}
+
+unsafe extern "C" fn sync<L: Locate>(f: File, flags: c_int) -> c_int {
+    pass!(L, f, xSync(flags) else SQLITE_OK)
+}
+
+unsafe extern "C" fn file_size<L: Locate>(f: File, size: *mut i64) -> c_int {
+    pass!(L, f, xFileSize(size) else SQLITE_IOERR)
+}
+
+unsafe extern "C" fn check_reserved<L: Locate>(f: File, out: *mut c_int) -> c_int {
+    pass!(L, f, xCheckReservedLock(out) else SQLITE_OK)
+}
+
+unsafe extern "C" fn sector_size<L: Locate>(f: File) -> c_int {
+    pass!(L, f, xSectorSize() else 0)
+}
+
+unsafe extern "C" fn characteristics<L: Locate>(f: File) -> c_int {
+    pass!(L, f, xDeviceCharacteristics() else 0)
+}
+
+unsafe extern "C" fn shm_barrier<L: Locate>(f: File) {
+    pass!(L, f, xShmBarrier() else ());
+}
+
+unsafe extern "C" fn fetch<L: Locate>(f: File, at: i64, n: c_int, to: *mut *mut c_void) -> c_int {
+    pass!(L, f, xFetch(at, n, to) else SQLITE_OK)
+}
+
+unsafe extern "C" fn unfetch<L: Locate>(f: File, at: i64, p: *mut c_void) -> c_int {
+    pass!(L, f, xUnfetch(at, p) else SQLITE_OK)
+}
+
+unsafe extern "C" fn main_write<L: Locate>(
+    f: File,
+    from: *const c_void,
+    n: c_int,
+    at: i64,
+) -> c_int {
+    // SAFETY: an open file of ours.
+    if let Some(handle) = unsafe { L::handle(f) } {
+        guarded((), || MainFile(&handle).before_write());
+    }
+    pass!(L, f, xWrite(from, n, at) else SQLITE_IOERR)
+}
+
+unsafe extern "C" fn main_truncate<L: Locate>(f: File, size: i64) -> c_int {
+    pass!(L, f, xTruncate(size) else SQLITE_IOERR)
+}
+
+unsafe extern "C" fn main_lock<L: Locate>(f: File, level: c_int) -> c_int {
+    // SAFETY: an open file of ours.
+    match unsafe { L::handle(f) } {
+        Some(handle) => guarded(SQLITE_IOERR, || MainFile(&handle).lock(level)),
+        None => pass!(L, f, xLock(level) else SQLITE_OK),
+    }
+}
+
+unsafe extern "C" fn main_unlock<L: Locate>(f: File, level: c_int) -> c_int {
+    // SAFETY: an open file of ours.
+    if let Some(handle) = unsafe { L::handle(f) } {
+        guarded((), || MainFile(&handle).before_unlock(level));
+    }
+    pass!(L, f, xUnlock(level) else SQLITE_OK)
+}
+
+unsafe extern "C" fn main_control<L: Locate>(f: File, op: c_int, argument: *mut c_void) -> c_int {
+    // SAFETY: an open file of ours.
+    if let Some(handle) = unsafe { L::handle(f) } {
+        guarded((), || MainFile(&handle).before_control(op));
+    }
+    let rc = pass!(L, f, xFileControl(op, argument) else sys::SQLITE_NOTFOUND);
+    if op == api::SQLITE_FCNTL_VFSNAME && rc == SQLITE_OK {
+        // SAFETY: this control's argument is where the VFS underneath stored a text of SQLite's.
+        guarded((), || unsafe { prefix_name(argument.cast()) });
+    }
+    rc
+}
+
+/// Puts our name before that of the VFS underneath.
+///
+/// # Safety
+/// `name` holds null or a text allocated by SQLite.
+unsafe fn prefix_name(name: *mut *mut c_char) {
+    let Some(api) = api::api() else { return };
+    // SAFETY: vouched for by the caller; the old text is freed and replaced by one of SQLite's own.
+    unsafe {
+        if name.is_null() || (*name).is_null() {
+            return;
+        }
+        let prefixed = format!("walferry/{}", CStr::from_ptr(*name).to_string_lossy());
+        let replacement = api.allocate_text(&prefixed);
+        if !replacement.is_null() {
+            api.free_text(*name);
+            *name = replacement;
+        }
+    }
+}
+
+unsafe extern "C" fn main_shm_map<L: Locate>(
+    f: File,
+    region: c_int,
+    size: c_int,
+    extend: c_int,
+    out: *mut *mut c_void,
+) -> c_int {
+    let rc = pass!(L, f, xShmMap(region, size, extend, out) else SQLITE_IOERR);
+    if region == 0 && rc == SQLITE_OK {
+        // SAFETY: on success the region's address, or null, is stored.
+        let shm = Shm::from_pointer(unsafe { *out }.cast_const().cast_mut());
+        // SAFETY: an open file of ours.
+        if let Some(handle) = unsafe { L::handle(f) } {
+            guarded((), || handle.set_shm(shm));
+        }
+    }
+    rc
+}
+
+unsafe extern "C" fn main_shm_lock<L: Locate>(
+    f: File,
+    offset: c_int,
+    count: c_int,
+    flags: c_int,
+) -> c_int {
+    // SAFETY: an open file of ours.
+    match unsafe { L::handle(f) } {
+        Some(handle) => guarded(SQLITE_IOERR, || MainFile(&handle).shm_lock(offset, count, flags)),
+        None => {
+            if (offset, flags) == (0, api::SQLITE_SHM_UNLOCK | api::SQLITE_SHM_EXCLUSIVE) {
+                guarded((), fork::warn_if_inherited);
+            }
+            pass!(L, f, xShmLock(offset, count, flags) else SQLITE_IOERR)
+        }
+    }
+}
+
+unsafe extern "C" fn main_shm_unmap<L: Locate>(f: File, delete: c_int) -> c_int {
+    // SAFETY: an open file of ours.
+    if let Some(handle) = unsafe { L::handle(f) } {
+        guarded((), || handle.unmap_shm());
+    }
+    pass!(L, f, xShmUnmap(delete) else SQLITE_OK)
+}
+
+unsafe extern "C" fn embedded_main_close(f: File) -> c_int {
+    // SAFETY: an open file of ours; the Arc is taken back exactly once, here.
+    unsafe {
+        let shim = f.cast::<ShimFile>();
+        let handle = std::mem::replace(&mut (*shim).handle, ptr::null());
+        let real = Embedded::real(f);
+        if !handle.is_null() {
+            let handle = Arc::from_raw(handle);
+            close_handle(handle);
+        }
+        let rc = real.close();
+        (*f).pMethods = ptr::null();
+        rc
+    }
+}
+
+/// Ends what a handle is to the library. One that a fork has brought here is the parent's.
+fn close_handle(handle: Arc<Handle>) {
+    if handle.is_inherited() {
+        std::mem::forget(handle);
+    } else {
+        guarded((), || MainFile(&handle).before_close());
+    }
+}
+
+unsafe extern "C" fn adopted_main_close(f: File) -> c_int {
+    let Some(handle) = registry::adopted(f as usize) else { return SQLITE_OK };
+    let real = handle.real();
+    close_handle(handle);
+    // SAFETY: the file gets its own methods back before it is closed with them.
+    unsafe { (*f).pMethods = real.methods };
+    registry::forget_adopted(f as usize);
+    real.close()
+}
+
+unsafe extern "C" fn wal_write(f: File, from: *const c_void, n: c_int, at: i64) -> c_int {
+    // SAFETY: an open file of ours; SQLite gives `n` readable bytes.
+    unsafe {
+        if let Some(handle) = Embedded::handle(f).filter(|handle| handle.is_exclusive()) {
+            let len = usize::try_from(n).unwrap_or(0).min(32);
+            let front = std::slice::from_raw_parts(from.cast::<u8>(), len);
+            let at = u64::try_from(at).unwrap_or(0);
+            guarded((), || WalFile(&handle).before_write(front, n, at));
+        }
+    }
+    pass!(Embedded, f, xWrite(from, n, at) else SQLITE_IOERR)
+}
+
+unsafe extern "C" fn wal_truncate(f: File, size: i64) -> c_int {
+    // SAFETY: an open file of ours.
+    if let Some(handle) = unsafe { Embedded::handle(f) } {
+        guarded((), || WalFile(&handle).before_overwrite());
+    }
+    pass!(Embedded, f, xTruncate(size) else SQLITE_IOERR)
+}
+
+unsafe extern "C" fn wal_lock(f: File, level: c_int) -> c_int {
+    pass!(Embedded, f, xLock(level) else SQLITE_OK)
+}
+
+unsafe extern "C" fn wal_unlock(f: File, level: c_int) -> c_int {
+    pass!(Embedded, f, xUnlock(level) else SQLITE_OK)
+}
+
+unsafe extern "C" fn wal_control(f: File, op: c_int, argument: *mut c_void) -> c_int {
+    pass!(Embedded, f, xFileControl(op, argument) else sys::SQLITE_NOTFOUND)
+}
+
+unsafe extern "C" fn wal_close(f: File) -> c_int {
+    // SAFETY: an open file of ours; the Arc is taken back exactly once, here.
+    unsafe {
+        let shim = f.cast::<ShimFile>();
+        let handle = std::mem::replace(&mut (*shim).handle, ptr::null());
+        let real = Embedded::real(f);
+        if !handle.is_null() {
+            let main = Arc::from_raw(handle);
+            if main.is_inherited() {
+                std::mem::forget(main);
+            } else {
+                guarded((), || drop(main));
+            }
+        }
+        let rc = real.close();
+        (*f).pMethods = ptr::null();
+        rc
+    }
+}
+
+const fn main_methods<L: Locate>(
+    version: c_int,
+    close: unsafe extern "C" fn(File) -> c_int,
+) -> sys::sqlite3_io_methods {
+    sys::sqlite3_io_methods {
+        iVersion: version,
+        xClose: Some(close),
+        xRead: Some(read::<L>),
+        xWrite: Some(main_write::<L>),
+        xTruncate: Some(main_truncate::<L>),
+        xSync: Some(sync::<L>),
+        xFileSize: Some(file_size::<L>),
+        xLock: Some(main_lock::<L>),
+        xUnlock: Some(main_unlock::<L>),
+        xCheckReservedLock: Some(check_reserved::<L>),
+        xFileControl: Some(main_control::<L>),
+        xSectorSize: Some(sector_size::<L>),
+        xDeviceCharacteristics: Some(characteristics::<L>),
+        xShmMap: Some(main_shm_map::<L>),
+        xShmLock: Some(main_shm_lock::<L>),
+        xShmBarrier: Some(shm_barrier::<L>),
+        xShmUnmap: Some(main_shm_unmap::<L>),
+        xFetch: Some(fetch::<L>),
+        xUnfetch: Some(unfetch::<L>),
+    }
+}
+
+pub(super) static EMBEDDED_2: sys::sqlite3_io_methods =
+    main_methods::<Embedded>(2, embedded_main_close);
+pub(super) static EMBEDDED_3: sys::sqlite3_io_methods =
+    main_methods::<Embedded>(3, embedded_main_close);
+pub(super) static ADOPTED_2: sys::sqlite3_io_methods =
+    main_methods::<Adopted>(2, adopted_main_close);
+pub(super) static ADOPTED_3: sys::sqlite3_io_methods =
+    main_methods::<Adopted>(3, adopted_main_close);
+/// A WAL has neither shared memory nor memory-mapped pages.
+pub(super) static WAL_1: sys::sqlite3_io_methods = sys::sqlite3_io_methods {
+    iVersion: 1,
+    xClose: Some(wal_close),
+    xRead: Some(read::<Embedded>),
+    xWrite: Some(wal_write),
+    xTruncate: Some(wal_truncate),
+    xSync: Some(sync::<Embedded>),
+    xFileSize: Some(file_size::<Embedded>),
+    xLock: Some(wal_lock),
+    xUnlock: Some(wal_unlock),
+    xCheckReservedLock: Some(check_reserved::<Embedded>),
+    xFileControl: Some(wal_control),
+    xSectorSize: Some(sector_size::<Embedded>),
+    xDeviceCharacteristics: Some(characteristics::<Embedded>),
+    xShmMap: None,
+    xShmLock: None,
+    xShmBarrier: None,
+    xShmUnmap: None,
+    xFetch: None,
+    xUnfetch: None,
+};
+
+pub(super) fn is_ours(methods: *const sys::sqlite3_io_methods) -> bool {
+    [&EMBEDDED_2, &EMBEDDED_3, &ADOPTED_2, &ADOPTED_3].iter().any(|ours| ptr::eq(*ours, methods))
+}
+
+/// Whether a file was open before the extension was loaded.
+pub(super) fn is_adopted(methods: *const sys::sqlite3_io_methods) -> bool {
+    ptr::eq(&raw const ADOPTED_2, methods) || ptr::eq(&raw const ADOPTED_3, methods)
+}

@@ -1,0 +1,24 @@
+//! The callbacks that SQLite calls: the VFS's and the files' methods, the SQL functions, and the
+//! entry point. Each only finds its object, runs safe code behind `catch_unwind`, and answers with
+//! an SQLite code. What is not walferry's business goes straight to the VFS underneath.
+
+mod entry;
+mod file;
+mod vfs;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use libsqlite3_sys as sys;
+
+pub use entry::{
+    after_fork_in_child, after_fork_in_parent, at_exit, before_fork, sqlite3_walferry_init,
+};
+pub use vfs::{Target, register_vfs};
+
+type File = *mut sys::sqlite3_file;
+type Vfs = *mut sys::sqlite3_vfs;
+
+/// Runs safe code; a panic becomes this answer instead of crossing into SQLite.
+fn guarded<T>(on_panic: T, body: impl FnOnce() -> T) -> T {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or(on_panic)
+}

@@ -1,0 +1,243 @@
+//! The methods of our VFS: all but `xOpen` pass on what they get.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+
+use libsqlite3_sys as sys;
+
+use super::file::{EMBEDDED_2, EMBEDDED_3, REAL_OFFSET, ShimFile, WAL_1, is_adopted, is_ours};
+use super::{File, Vfs, guarded};
+use crate::api::{self, Api, RawFile, SQLITE_ERROR, SQLITE_OK};
+use crate::handle::Handle;
+use crate::registry;
+
+/// The VFS underneath.
+///
+/// # Safety
+/// `vfs` is ours.
+unsafe fn base_of(vfs: Vfs) -> Vfs {
+    // SAFETY: set when it was registered, never changed.
+    unsafe { (*vfs).pAppData.cast() }
+}
+
+unsafe extern "C" fn vfs_open(
+    vfs: Vfs,
+    name: *const c_char,
+    file: File,
+    flags: c_int,
+    out_flags: *mut c_int,
+) -> c_int {
+    // SAFETY: SQLite gives a name of its own, memory of szOsFile bytes, and our own VFS.
+    unsafe {
+        let base = base_of(vfs);
+        let Some(open) = (*base).xOpen else { return SQLITE_ERROR };
+        (*file).pMethods = ptr::null();
+        let handle = guarded(None, || handle_for(base, name, flags));
+        let Some(handle) = handle else {
+            // Not ours to look at: SQLite gets the real file itself.
+            return open(base, name, file, flags, out_flags);
+        };
+        let real: File = file.cast::<u8>().add(REAL_OFFSET).cast();
+        ptr::write_bytes(real.cast::<u8>(), 0, usize::try_from((*base).szOsFile).unwrap_or(0));
+        let rc = open(base, name, real, flags, out_flags);
+        let methods = (*real).pMethods;
+        if rc != SQLITE_OK || methods.is_null() {
+            if !methods.is_null() {
+                RawFile { file: real, methods }.close();
+            }
+            return rc;
+        }
+        let is_main = flags & api::SQLITE_OPEN_MAIN_DB != 0;
+        let real = RawFile { file: real, methods };
+        let shim = file.cast::<ShimFile>();
+        (*shim).handle = ptr::null();
+        if is_main {
+            let made = guarded(None, || Handle::open_main(handle, real, false));
+            let version = real.version().min(3);
+            (*file).pMethods =
+                if version >= 3 { &raw const EMBEDDED_3 } else { &raw const EMBEDDED_2 };
+            // Without a handle, as when the VFS cannot share memory, the methods pass all on.
+            (*shim).handle = made.map_or(ptr::null(), Arc::into_raw);
+        } else {
+            (*file).pMethods = &raw const WAL_1;
+            let Target::Wal(main) = handle else { return rc };
+            (*shim).handle = Arc::into_raw(main);
+        }
+        rc
+    }
+}
+
+/// What a file that is being opened belongs to.
+pub enum Target {
+    /// A database to be replicated.
+    Main(registry::Replicated),
+    /// The WAL of one that is.
+    Wal(Arc<Handle>),
+}
+
+/// # Safety
+/// `base` is the VFS underneath and `name` comes from SQLite.
+unsafe fn handle_for_unchecked(base: Vfs, name: *const c_char, flags: c_int) -> Option<Target> {
+    let api = api::api()?;
+    // SAFETY: vouched for by the caller.
+    unsafe {
+        if flags & api::SQLITE_OPEN_MAIN_DB != 0 {
+            let path = api::path_of(name)?;
+            let lookup = registry::UriLookup::new(|key| api.uri_parameter(name, key));
+            let base = NonNull::new(base)?;
+            return registry::replicated(&path, &lookup, api::BaseVfs(base)).map(Target::Main);
+        }
+        if flags & api::SQLITE_OPEN_WAL != 0 {
+            let main = api.database_file(name);
+            if main.is_null() || !is_ours((*main).pMethods) || is_adopted((*main).pMethods) {
+                return None;
+            }
+            let handle = (*main.cast::<ShimFile>()).handle;
+            if handle.is_null() {
+                return None;
+            }
+            Arc::increment_strong_count(handle);
+            return Some(Target::Wal(Arc::from_raw(handle)));
+        }
+    }
+    None
+}
+
+fn handle_for(base: Vfs, name: *const c_char, flags: c_int) -> Option<Target> {
+    if name.is_null() {
+        return None;
+    }
+    // SAFETY: called by vfs_open alone, with what SQLite gave it.
+    unsafe { handle_for_unchecked(base, name, flags) }
+}
+
+macro_rules! pass_vfs {
+    ($vfs:ident.$method:ident($($argument:expr),*) else $default:expr) => {
+        // SAFETY: SQLite calls with our VFS and arguments that fit the method.
+        unsafe {
+            let base = base_of($vfs);
+            match (*base).$method {
+                Some(method) => method(base, $($argument),*),
+                None => $default,
+            }
+        }
+    };
+}
+
+unsafe extern "C" fn vfs_delete(vfs: Vfs, name: *const c_char, sync: c_int) -> c_int {
+    pass_vfs!(vfs.xDelete(name, sync) else SQLITE_ERROR)
+}
+
+unsafe extern "C" fn vfs_access(
+    vfs: Vfs,
+    name: *const c_char,
+    flags: c_int,
+    out: *mut c_int,
+) -> c_int {
+    pass_vfs!(vfs.xAccess(name, flags, out) else SQLITE_ERROR)
+}
+
+unsafe extern "C" fn vfs_full_pathname(
+    vfs: Vfs,
+    name: *const c_char,
+    n: c_int,
+    out: *mut c_char,
+) -> c_int {
+    pass_vfs!(vfs.xFullPathname(name, n, out) else SQLITE_ERROR)
+}
+
+unsafe extern "C" fn vfs_dl_open(vfs: Vfs, name: *const c_char) -> *mut c_void {
+    pass_vfs!(vfs.xDlOpen(name) else ptr::null_mut())
+}
+
+unsafe extern "C" fn vfs_dl_error(vfs: Vfs, n: c_int, out: *mut c_char) {
+    pass_vfs!(vfs.xDlError(n, out) else ());
+}
+
+type Symbol = Option<unsafe extern "C" fn(Vfs, *mut c_void, *const c_char)>;
+
+unsafe extern "C" fn vfs_dl_sym(vfs: Vfs, library: *mut c_void, name: *const c_char) -> Symbol {
+    pass_vfs!(vfs.xDlSym(library, name) else None)
+}
+
+unsafe extern "C" fn vfs_dl_close(vfs: Vfs, library: *mut c_void) {
+    pass_vfs!(vfs.xDlClose(library) else ());
+}
+
+unsafe extern "C" fn vfs_randomness(vfs: Vfs, n: c_int, out: *mut c_char) -> c_int {
+    pass_vfs!(vfs.xRandomness(n, out) else 0)
+}
+
+unsafe extern "C" fn vfs_sleep(vfs: Vfs, microseconds: c_int) -> c_int {
+    pass_vfs!(vfs.xSleep(microseconds) else 0)
+}
+
+unsafe extern "C" fn vfs_current_time(vfs: Vfs, out: *mut f64) -> c_int {
+    pass_vfs!(vfs.xCurrentTime(out) else SQLITE_ERROR)
+}
+
+unsafe extern "C" fn vfs_last_error(vfs: Vfs, n: c_int, out: *mut c_char) -> c_int {
+    pass_vfs!(vfs.xGetLastError(n, out) else 0)
+}
+
+unsafe extern "C" fn vfs_current_time_64(vfs: Vfs, out: *mut i64) -> c_int {
+    pass_vfs!(vfs.xCurrentTimeInt64(out) else SQLITE_ERROR)
+}
+
+unsafe extern "C" fn vfs_set_call(
+    vfs: Vfs,
+    name: *const c_char,
+    call: sys::sqlite3_syscall_ptr,
+) -> c_int {
+    pass_vfs!(vfs.xSetSystemCall(name, call) else sys::SQLITE_NOTFOUND)
+}
+
+unsafe extern "C" fn vfs_get_call(vfs: Vfs, name: *const c_char) -> sys::sqlite3_syscall_ptr {
+    pass_vfs!(vfs.xGetSystemCall(name) else None)
+}
+
+unsafe extern "C" fn vfs_next_call(vfs: Vfs, name: *const c_char) -> *const c_char {
+    pass_vfs!(vfs.xNextSystemCall(name) else ptr::null())
+}
+
+/// Registers our VFS around the host's default one, once.
+pub fn register_vfs(api: &'static Api, default: bool) -> Result<(), String> {
+    const NAME: &CStr = c"walferry";
+    if api.find_vfs(Some(NAME)).is_some() {
+        return Ok(());
+    }
+    let base = api.find_vfs(None).ok_or("this SQLite has no VFS")?;
+    // SAFETY: a registered VFS.
+    let under = unsafe { base.as_ref() };
+    let has = |version: c_int| under.iVersion >= version;
+    let vfs = Box::leak(Box::new(sys::sqlite3_vfs {
+        iVersion: under.iVersion.min(3),
+        szOsFile: under.szOsFile.saturating_add(c_int::try_from(REAL_OFFSET).unwrap_or(64)),
+        mxPathname: under.mxPathname,
+        pNext: ptr::null_mut(),
+        zName: NAME.as_ptr(),
+        pAppData: base.as_ptr().cast(),
+        xOpen: Some(vfs_open),
+        xDelete: Some(vfs_delete),
+        xAccess: Some(vfs_access),
+        xFullPathname: Some(vfs_full_pathname),
+        xDlOpen: under.xDlOpen.map(|_| vfs_dl_open as _),
+        xDlError: under.xDlError.map(|_| vfs_dl_error as _),
+        xDlSym: under.xDlSym.map(|_| vfs_dl_sym as _),
+        xDlClose: under.xDlClose.map(|_| vfs_dl_close as _),
+        xRandomness: Some(vfs_randomness),
+        xSleep: Some(vfs_sleep),
+        xCurrentTime: Some(vfs_current_time),
+        xGetLastError: under.xGetLastError.map(|_| vfs_last_error as _),
+        xCurrentTimeInt64: (has(2) && under.xCurrentTimeInt64.is_some())
+            .then_some(vfs_current_time_64 as _),
+        xSetSystemCall: has(3).then_some(vfs_set_call as _),
+        xGetSystemCall: has(3).then_some(vfs_get_call as _),
+        xNextSystemCall: has(3).then_some(vfs_next_call as _),
+    }));
+    match api.register_vfs(vfs, default) {
+        SQLITE_OK => Ok(()),
+        rc => Err(format!("SQLite refused the VFS walferry (error {rc})")),
+    }
+}

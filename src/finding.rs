@@ -1,0 +1,105 @@
+//! What can be found when database, WAL, spool, local state and replica do not fit together, and
+//! what is done about each: the whole list, so that nothing is ever missed silently.
+
+use std::fmt;
+
+/// How a finding is answered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Answer {
+    /// The database is compared with the page table, and what differs is sent.
+    Compare,
+    /// There is nothing to compare with: a full image is sent as the next TXID.
+    Image,
+    /// Nothing can be done for the connections that are open: they must be opened anew.
+    Reopen,
+}
+
+macro_rules! findings {
+    ($($(#[$doc:meta])* $variant:ident $name:literal $answer:ident $text:literal;)*) => {
+        /// Something that does not fit.
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        pub enum Finding { $($(#[$doc])* $variant,)* }
+
+        impl Finding {
+            /// All of them.
+            pub const ALL: &'static [Finding] = &[$(Finding::$variant,)*];
+
+            /// A short name, for status and documents.
+            pub fn name(self) -> &'static str {
+                match self { $(Finding::$variant => $name,)* }
+            }
+
+            /// What is done about it.
+            pub fn answer(self) -> Answer {
+                match self { $(Finding::$variant => Answer::$answer,)* }
+            }
+
+            fn text(self) -> &'static str {
+                match self { $(Finding::$variant => $text,)* }
+            }
+        }
+    };
+}
+
+findings! {
+    /// No local state: a new database, or its folder was deleted.
+    NoState "no-state" Image "there is no local state for it";
+    /// The state file does not stand up to its checksum.
+    StateDamaged "state-damaged" Image "its state file is damaged";
+    /// The state belongs to another replica URL.
+    OtherReplica "other-replica" Image "its local state belongs to another replica";
+    /// The folder was deleted under a running process.
+    StateDeleted "state-deleted" Image "its state folder was deleted while it was in use";
+    /// The sum over the page table is not the log's checksum, as after a power loss.
+    TableDisproved "table-disproved" Image "its page table does not add up to the log's checksum";
+    /// VACUUM in another journal mode, or another database.
+    PageSizeChanged "page-size-changed" Image "its page size changed";
+    /// A file in the spool cannot be used, nor those behind it.
+    SpoolDamaged "spool-damaged" Compare "a file in its spool is damaged or missing";
+    /// More waits than may.
+    SpoolFull "spool-full" Compare "its spool reached its cap and was dropped";
+    /// Written by somebody while no process of ours had it.
+    ChangedWhileClosed "changed-while-closed" Compare "the file changed while it was closed";
+    /// Checkpointed and removed by somebody else.
+    WalGone "wal-gone" Compare "its WAL is gone, and nobody of ours saw it go";
+    /// A log that ends without a WAL, and now there is one.
+    UnknownWal "unknown-wal" Compare "it has a WAL of which the log knows nothing";
+    /// Another generation than the log's last.
+    WalRestarted "wal-restarted" Compare "its WAL was begun anew while nobody of ours watched";
+    /// Frames that were shipped are not on the disk.
+    WalCutShort "wal-cut-short" Compare "its WAL ends before the log does, as after a power loss";
+    /// The same generation, with other frames than those captured.
+    OtherFrames "other-frames" Compare "its WAL has other frames than those in the log";
+    /// No descriptor, or a read error.
+    WalUnreadable "wal-unreadable" Compare "its WAL cannot be read";
+    /// Fewer frames than were captured, while it was open.
+    WalWentBack "wal-went-back" Compare "its WAL has fewer frames than it had";
+    /// Restarted past the gate, while it was open.
+    WalRestartedUnseen "wal-restarted-unseen" Compare "its WAL was begun anew past the gate";
+    /// Header and wal-index name two generations.
+    WalOfAnother "wal-of-another" Compare "its WAL's file is of another generation than its index";
+    /// Growth without frames for it: the file was written by another way.
+    PagesMissing "pages-missing" Compare "it grew by pages that are not in the WAL";
+    /// A commit of no pages at all.
+    EmptyCommit "empty-commit" Compare "its WAL commits an empty database";
+    /// By a connection that has it to itself, when capture could not keep up.
+    RestartedExclusively "restarted-exclusively" Compare
+        "its WAL was begun anew under an exclusive lock before all of it was captured";
+    /// By the connection that loaded the extension, whose WAL is not seen.
+    HeldExclusively "held-exclusively" Compare
+        "the connection that loaded walferry has it to itself";
+    /// Deleted, renamed or replaced.
+    FileReplaced "file-replaced" Reopen
+        "the file was deleted or replaced while it was open; open it again";
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text())?;
+        f.write_str(match self.answer() {
+            Answer::Compare => ": comparing it with the page table; what differs is sent",
+            Answer::Image => ": sending a full image",
+            Answer::Reopen => "",
+        })
+    }
+}
