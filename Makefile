@@ -6,7 +6,7 @@ SEEDS ?= 100000
 SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help build test demo sim fuzz crash soak bench clean
+.PHONY: help build test demo sim fuzz crash duel soak bench clean
 
 help:  ## this list
 	@echo "walferry: SQLite replicated to object storage from inside the process that writes it"
@@ -33,6 +33,9 @@ crash: build  ## ROUNDS=200 times SIGKILL at random moments and named points, on
 
 soak: build  ## MINUTES=60 of writes at full speed while the store fails half of the time
 	@tests/scripts/soak.sh $(MINUTES)
+
+duel: build  ## ROUNDS=100 times two writers on one replica, on a folder and on S3
+	@tests/scripts/duel.sh $(ROUNDS)
 
 bench: build  ## what replication costs a writer, and how fast a restore is
 	@tests/scripts/bench.sh

@@ -17,6 +17,8 @@ def pytest_report_header(config):
 
 def pytest_addoption(parser):
     parser.addoption("--crash-rounds", type=int, default=15, help="rounds of the SIGKILL test")
+    parser.addoption("--duel-rounds", type=int, default=6, help="rounds of the duel of two writers")
+    parser.addoption("--duel-scheme", choices=("file", "s3"), help="where they meet; else by chance")
 
 
 def pytest_configure(config):

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::net::unix::pipe;
@@ -35,11 +36,19 @@ pub(crate) struct Job {
 
 /// What is to be done.
 pub(crate) enum Task {
-    FindHead,
+    /// `acked` is looked for by its name too, so that a listing that lags behind does not look like
+    /// a log that has lost files.
+    /// With `claim`, a log of another writer is taken over for this one.
+    FindHead {
+        acked: Txid,
+        claim: Option<WriterId>,
+    },
+    /// The file goes out only if the replica still holds the transactions in `after`.
     Put {
         key: Key,
         body: Body,
         timestamp: Timestamp,
+        after: Vec<Txid>,
     },
     /// Compare the file of this name with what we put: its first and last bytes and its length.
     Inspect {
@@ -79,11 +88,25 @@ pub(crate) enum Part {
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Head(Option<Head>),
+    /// The log's end is a file that takes it over for us.
+    Claimed(Head),
     PutDone,
     PutRefused,
-    Inspected { txid: Txid, verdict: Verdict },
-    Confirmed { arrived: bool },
-    Upload { job: u64, outcome: UploadOutcome },
+    /// The replica does not hold any more what it had confirmed; it ends with this transaction.
+    Lost(Option<Txid>),
+    /// The store asks to be left alone for so long. The job's own end follows.
+    SlowDown(Duration),
+    Inspected {
+        txid: Txid,
+        verdict: Verdict,
+    },
+    Confirmed {
+        arrived: bool,
+    },
+    Upload {
+        job: u64,
+        outcome: UploadOutcome,
+    },
     Failed(Failure),
 }
 
@@ -164,13 +187,13 @@ async fn listen(process: &Process, database: u64, bell: &Path, mut until: onesho
 
 async fn perform(process: &Process, job: Job) -> Outcome {
     let Job { database, store, task } = job;
+    let report = |outcome| process.control(Control::Shipped(database, outcome));
+    let slow_down = |wait| report(Outcome::SlowDown(wait));
     let result = match task {
-        Task::FindHead => find_head(&*store).await.map(Outcome::Head),
-        Task::Put { key, body, timestamp } => match store.put_new(key, body, timestamp).await {
-            Ok(()) => Ok(Outcome::PutDone),
-            Err(error) if error.kind == ErrorKind::AlreadyExists => Ok(Outcome::PutRefused),
-            Err(error) => Err(error),
-        },
+        Task::FindHead { acked, claim } => find_or_claim(&*store, acked, claim).await,
+        Task::Put { key, body, timestamp, after } => {
+            put(&*store, key, body, timestamp, &after).await
+        }
         Task::Inspect { txid, ours } => {
             inspect(&*store, txid, &ours).await.map(|verdict| Outcome::Inspected { txid, verdict })
         }
@@ -178,18 +201,115 @@ async fn perform(process: &Process, job: Job) -> Outcome {
             .await
             .map(|arrived| Outcome::Confirmed { arrived }),
         Task::OpenUpload { job, key, timestamp } => {
-            let tell = |outcome| {
-                process.control(Control::Shipped(database, Outcome::Upload { job, outcome }));
-            };
+            let tell = |outcome| report(Outcome::Upload { job, outcome });
             let outcome = upload(&*store, key, timestamp, &tell).await;
-            return Outcome::Upload { job, outcome };
+            return Outcome::Upload {
+                job,
+                outcome: outcome.unwrap_or_else(|error| {
+                    error.retry_after.into_iter().for_each(slow_down);
+                    ended(&error)
+                }),
+            };
         }
     };
-    result.unwrap_or_else(|error| Outcome::Failed(failure(&error)))
+    result.unwrap_or_else(|error| {
+        error.retry_after.into_iter().for_each(slow_down);
+        Outcome::Failed(failure(&error))
+    })
 }
 
-/// The newest file over all levels, and what its tag says.
-async fn find_head(store: &dyn Store) -> Result<Option<Head>, crate::store::Error> {
+/// Creates a file, if the one before it is where it was.
+async fn put(
+    store: &dyn Store,
+    key: Key,
+    body: Body,
+    timestamp: Timestamp,
+    after: &[Txid],
+) -> Result<Outcome, crate::store::Error> {
+    for before in after {
+        if let Some(end) = find_loss(store, *before).await? {
+            return Ok(Outcome::Lost(end));
+        }
+    }
+    match store.put_new(key, body, timestamp).await {
+        Ok(()) => Ok(Outcome::PutDone),
+        Err(error) if error.kind == ErrorKind::AlreadyExists => Ok(Outcome::PutRefused),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether no file holds this transaction any more, and where the log ends then. One request if it
+/// is where it was put.
+async fn find_loss(
+    store: &dyn Store,
+    txid: Txid,
+) -> Result<Option<Option<Txid>>, crate::store::Error> {
+    if head_at(store, txid).await?.is_some() {
+        return Ok(None);
+    }
+    let mut head = None;
+    for level in Level::all() {
+        for file in store.list(level).await? {
+            let name = file.key.name;
+            if (name.min..=name.max).contains(&txid) {
+                return Ok(None);
+            }
+            head = head.max(Some(name.max));
+        }
+    }
+    Ok(Some(head))
+}
+
+/// The log's end; taken over for `claim`, if another writer made it.
+async fn find_or_claim(
+    store: &dyn Store,
+    acked: Txid,
+    claim: Option<WriterId>,
+) -> Result<Outcome, crate::store::Error> {
+    if let Some(writer) = claim
+        && let Some((_, Some(last))) = newest(store).await?
+        && last.writer != writer
+    {
+        let claimed = crate::claim::claim(store, &last, writer).await?;
+        return Ok(Outcome::Claimed(head_of(claimed.max_txid, Some(claimed))));
+    }
+    find_head(store, acked).await.map(Outcome::Head)
+}
+
+/// What the newest file over all levels says, or that of `acked` if a listing does not show it.
+async fn find_head(store: &dyn Store, acked: Txid) -> Result<Option<Head>, crate::store::Error> {
+    let head = newest(store).await?.map(|(key, header)| head_of(key.name.max, header));
+    match head {
+        Some(head) if head.txid >= acked => Ok(Some(head)),
+        head => Ok(head_at(store, acked).await?.or(head)),
+    }
+}
+
+/// The head that the file of a transaction of its own makes, if it is there.
+async fn head_at(store: &dyn Store, txid: Txid) -> Result<Option<Head>, crate::store::Error> {
+    if txid == Txid::ZERO {
+        return Ok(None);
+    }
+    let key = Key { level: Level::L0, name: FileName::single(txid) };
+    match read_header(store, key).await {
+        Ok(header) => Ok(Some(head_of(txid, header.ok()))),
+        Err(error) if error.kind == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn head_of(txid: Txid, header: Option<Header>) -> Head {
+    Head {
+        txid,
+        post_apply: header.and_then(|header| header.tag).map(|tag| tag.post_apply),
+        writer: header.map(|header| header.writer).unwrap_or_default(),
+    }
+}
+
+/// The newest file over all levels, and its header if it has one that can be read.
+pub(crate) async fn newest(
+    store: &dyn Store,
+) -> Result<Option<(Key, Option<Header>)>, crate::store::Error> {
     let mut newest: Option<Key> = None;
     for level in Level::all() {
         for file in store.list(level).await? {
@@ -200,17 +320,11 @@ async fn find_head(store: &dyn Store) -> Result<Option<Head>, crate::store::Erro
         }
     }
     let Some(key) = newest else { return Ok(None) };
-    let header = read_header(store, key).await?;
-    let header = header.ok();
-    let tag = header.and_then(|header| header.tag);
-    Ok(Some(Head {
-        txid: key.name.max,
-        post_apply: tag.map(|tag| tag.post_apply),
-        writer: header.map(|header| header.writer).unwrap_or_default(),
-    }))
+    Ok(Some((key, read_header(store, key).await?.ok())))
 }
 
-async fn read_header(
+/// A file's header, or why it is none.
+pub(crate) async fn read_header(
     store: &dyn Store,
     key: Key,
 ) -> Result<Result<Header, crate::ltx::Error>, crate::store::Error> {
@@ -268,26 +382,20 @@ async fn upload(
     key: Key,
     timestamp: Timestamp,
     tell: &dyn Fn(UploadOutcome),
-) -> UploadOutcome {
-    let mut upload = match store.upload_new(key, timestamp).await {
-        Ok(upload) => upload,
-        Err(error) => return ended(&error),
-    };
+) -> Result<UploadOutcome, crate::store::Error> {
+    let mut upload = store.upload_new(key, timestamp).await?;
     let (parts, mut waiting) = mpsc::channel(PARTS_WAITING);
     tell(UploadOutcome::Opened { part_len: upload.part_len(), parts });
     match receive(&mut *upload, &mut waiting, tell).await {
-        Ok(true) => match upload.complete().await {
-            Ok(()) => UploadOutcome::Done,
-            Err(error) => ended(&error),
-        },
+        Ok(true) => upload.complete().await.map(|()| UploadOutcome::Done),
         Ok(false) => {
             upload.abort().await;
             let message = "the image was given up".to_string();
-            UploadOutcome::Failed(Failure::Local { message })
+            Ok(UploadOutcome::Failed(Failure::Local { message }))
         }
         Err(error) => {
             upload.abort().await;
-            ended(&error)
+            Err(error)
         }
     }
 }

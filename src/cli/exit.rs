@@ -22,10 +22,12 @@ pub enum Exit {
     Unreachable = 5,
     /// The output cannot be put there: something exists already, or the directory does not.
     Output = 6,
+    /// Another process ships the database, or nothing calls for what was asked.
+    Declined = 7,
 }
 
 /// Number and meaning of each status, as the help shows them.
-pub const TABLE: [(Exit, &str); 7] = [
+pub const TABLE: [(Exit, &str); 8] = [
     (Exit::Success, "success"),
     (Exit::Failure, "any other failure"),
     (Exit::Usage, "wrong usage or setting"),
@@ -33,6 +35,7 @@ pub const TABLE: [(Exit, &str); 7] = [
     (Exit::Damaged, "the replica is damaged or incomplete"),
     (Exit::Unreachable, "the store is unreachable or denies access"),
     (Exit::Output, "the output exists already, or cannot be there"),
+    (Exit::Declined, "another process ships the database, or nothing calls for it"),
 ];
 
 impl From<Exit> for ExitCode {

@@ -1,7 +1,10 @@
 //! The command line: one file a subcommand. Errors are shown here, once, and nowhere else.
 
 mod exit;
+mod given_up;
 mod ltx;
+mod promote;
+mod reset;
 mod restore;
 mod table;
 mod version;
@@ -9,13 +12,14 @@ mod version;
 use std::error::Error as _;
 use std::fmt;
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 pub use exit::Exit;
 
-use crate::{restore as restoring, store};
+use crate::{local, restore as restoring, store};
 
 /// Replicates SQLite databases to object storage from inside the process that writes them, and
 /// restores them.
@@ -32,6 +36,10 @@ enum Command {
     Restore(restore::Args),
     /// List the files of a replica and what can be restored from them
     Ltx(ltx::Args),
+    /// Give up what walferry keeps beside a database, so that its next start sends a full image
+    Reset(reset::Args),
+    /// Decide that a database which lost its replica to another writer is the right one
+    Promote(promote::Args),
     /// Print the version
     Version,
 }
@@ -64,6 +72,8 @@ fn run(cli: Cli) -> Result<(), Error> {
     match cli.command {
         Command::Restore(args) => on_runtime(restore::run(args)),
         Command::Ltx(args) => on_runtime(ltx::run(args)),
+        Command::Reset(args) => reset::run(&args),
+        Command::Promote(args) => on_runtime(promote::run(args)),
         Command::Version => version::run(),
     }
 }
@@ -81,8 +91,23 @@ fn on_runtime(work: impl Future<Output = Result<(), Error>>) -> Result<(), Error
 #[derive(Debug)]
 enum Error {
     Restore(restoring::Error),
-    Replica { url: String, source: restoring::Error },
+    Replica {
+        url: String,
+        source: restoring::Error,
+    },
     Store(store::Error),
+    Local(local::Error),
+    /// There is neither a database at this path nor anything that walferry kept for one.
+    NoDatabase(PathBuf),
+    /// Another process ships the database.
+    InUse {
+        database: PathBuf,
+        pid: Option<u32>,
+    },
+    /// What was asked for makes no sense as things are.
+    Declined(String),
+    /// A setting contradicts what is there.
+    Usage(String),
     Write(io::Error),
     System(io::Error),
 }
@@ -92,7 +117,9 @@ impl Error {
         match self {
             Error::Restore(error) | Error::Replica { source: error, .. } => exit::of_restore(error),
             Error::Store(error) => exit::of_store(error.kind),
-            Error::Write(_) | Error::System(_) => Exit::Failure,
+            Error::NoDatabase(_) | Error::Usage(_) => Exit::Usage,
+            Error::InUse { .. } | Error::Declined(_) => Exit::Declined,
+            Error::Local(_) | Error::Write(_) | Error::System(_) => Exit::Failure,
         }
     }
 
@@ -115,6 +142,19 @@ impl fmt::Display for Error {
             Error::Restore(error) => error.fmt(f),
             Error::Replica { url, source } => write!(f, "{url}: {source}"),
             Error::Store(error) => error.fmt(f),
+            Error::Local(error) => f.write_str(&error.message),
+            Error::NoDatabase(path) => {
+                write!(f, "there is no database {}, and no state of one", path.display())
+            }
+            Error::InUse { database, pid } => {
+                let who = pid.map_or("another process".to_string(), |pid| format!("process {pid}"));
+                write!(
+                    f,
+                    "{} is in use: {who} ships it; end that process first",
+                    database.display()
+                )
+            }
+            Error::Declined(why) | Error::Usage(why) => f.write_str(why),
             Error::Write(_) => f.write_str("the output could not be written"),
             Error::System(_) => f.write_str("the program could not start its threads"),
         }
@@ -127,6 +167,10 @@ impl std::error::Error for Error {
             // Shown as the error itself, so what counts is the cause underneath.
             Error::Restore(error) | Error::Replica { source: error, .. } => error.source(),
             Error::Store(error) => error.source(),
+            Error::Local(error) => Some(&error.source),
+            Error::NoDatabase(_) | Error::InUse { .. } | Error::Declined(_) | Error::Usage(_) => {
+                None
+            }
             Error::Write(error) | Error::System(error) => Some(error),
         }
     }
@@ -135,6 +179,12 @@ impl std::error::Error for Error {
 impl From<restoring::Error> for Error {
     fn from(error: restoring::Error) -> Error {
         Error::Restore(error)
+    }
+}
+
+impl From<local::Error> for Error {
+    fn from(error: local::Error) -> Error {
+        Error::Local(error)
     }
 }
 

@@ -14,13 +14,15 @@ const LASTING: Millis = 30_000;
 pub struct Backoff {
     failures: u32,
     due: Millis,
+    /// The other side asked to be left alone until then, whatever else happens.
+    not_before: Millis,
     random: u64,
 }
 
 impl Backoff {
     /// No failure yet. Equal seeds give equal waits.
     pub fn new(seed: u64) -> Backoff {
-        Backoff { failures: 0, due: 0, random: seed | 1 }
+        Backoff { failures: 0, due: 0, not_before: 0, random: seed | 1 }
     }
 
     /// Notes a failure at `now`.
@@ -33,6 +35,11 @@ impl Backoff {
         self.due = now.saturating_add(wait - spread);
     }
 
+    /// The other side asks for no call before `at`. That outlasts [`Backoff::reset`].
+    pub fn hold_until(&mut self, at: Millis) {
+        self.not_before = self.not_before.max(at);
+    }
+
     /// Forgets all failures.
     pub fn reset(&mut self) {
         self.failures = 0;
@@ -41,12 +48,12 @@ impl Backoff {
 
     /// Whether the wait is over.
     pub fn is_due(&self, now: Millis) -> bool {
-        now >= self.due
+        now >= self.due()
     }
 
     /// When the wait is over; 0 when there is none.
     pub fn due(&self) -> Millis {
-        self.due
+        self.due.max(self.not_before)
     }
 
     /// xorshift64: enough to spread waits.
@@ -55,5 +62,76 @@ impl Backoff {
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
         self.random
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The waits of the first failures, each counted from the end of the one before.
+    fn waits(seed: u64, lasting: bool) -> Vec<Millis> {
+        let mut backoff = Backoff::new(seed);
+        let mut now = 1_000_000;
+        let mut waits = Vec::new();
+        for _ in 0..12 {
+            backoff.fail(now, lasting);
+            waits.push(backoff.due() - now);
+            now = backoff.due();
+        }
+        waits
+    }
+
+    fn seeds() -> impl Iterator<Item = u64> {
+        // As far apart as the random ids that seed real databases.
+        (1..=1000u64).map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+
+    #[test]
+    fn waits_double_up_to_a_limit() {
+        for seed in seeds() {
+            let mut doubled = FIRST;
+            for wait in waits(seed, false) {
+                assert!((doubled / 2..=doubled).contains(&wait), "{wait} of {doubled}");
+                doubled = (doubled * 2).min(LONGEST);
+            }
+            let lasting = waits(seed, true);
+            assert!(lasting[4..].iter().all(|wait| (LASTING / 2..=LASTING).contains(wait)));
+        }
+    }
+
+    #[test]
+    fn databases_that_fail_together_do_not_come_back_together() {
+        // A thousand databases lose their store at the same moment. Nowhere may there be a tenth
+        // of a wait's width in which more than a fifth of them ask again.
+        for failure in 0..12 {
+            let mut due: Vec<Millis> =
+                seeds().map(|seed| waits(seed, false)[..=failure].iter().sum()).collect();
+            due.sort_unstable();
+            let (first, last) = (due[0], due[due.len() - 1]);
+            let width = ((FIRST << failure.min(6)).min(LONGEST) / 2).max(1);
+            assert!(last - first >= width * 9 / 10, "failure {failure}: {first} to {last}");
+            let slot = width / 10;
+            let crowd = due
+                .iter()
+                .enumerate()
+                .map(|(i, at)| due[i..].iter().take_while(|other| **other <= at + slot).count());
+            let crowd = crowd.max().unwrap_or(0);
+            assert!(crowd <= 200, "failure {failure}: {crowd} of 1000 within {slot} ms");
+        }
+    }
+
+    #[test]
+    fn what_the_other_side_asks_for_outlasts_a_reset() {
+        let mut backoff = Backoff::new(7);
+        backoff.hold_until(5000);
+        backoff.fail(0, false);
+        assert_eq!(backoff.due(), 5000);
+        backoff.reset();
+        assert!(!backoff.is_due(4999) && backoff.is_due(5000));
+        backoff.hold_until(1000);
+        assert_eq!(backoff.due(), 5000, "a shorter wish does not shorten a longer one");
+        backoff.fail(20_000, false);
+        assert!(backoff.due() > 20_000);
     }
 }

@@ -54,6 +54,9 @@ pub enum Event {
     ImageFailed(Failure),
     /// The replica's newest TXID; `None` for an empty replica.
     HeadFound(Option<Head>),
+    /// The replica does not hold any more what the store confirmed: somebody emptied or replaced
+    /// it. Whatever comes next would have nothing to follow.
+    ReplicaLost,
     /// Whether the image is there and ours.
     Confirmed {
         /// It is.
@@ -189,6 +192,11 @@ impl Failure {
 
     pub(super) fn is_store(&self) -> bool {
         matches!(self, Failure::Store { .. })
+    }
+
+    /// Whether the place where the replica was is gone: what comes there next may be another.
+    pub fn is_no_replica(&self) -> bool {
+        matches!(self, Failure::Store { kind: ErrorKind::NoReplica, .. })
     }
 
     /// Whether it will not pass by itself soon: somebody has to change something.

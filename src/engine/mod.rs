@@ -62,6 +62,8 @@ pub struct Engine {
     hurry: bool,
     /// The database must be compared with the page table before anything else is closed.
     resync: bool,
+    /// The replica was found not to hold what it had confirmed: the next image needs no predecessor.
+    lost: bool,
     /// Capture lost its place again while a comparison was under way.
     diverged_meanwhile: bool,
     /// When the last file was closed.
@@ -129,6 +131,7 @@ impl Engine {
             closing_since: None,
             hurry: false,
             resync: false,
+            lost: false,
             diverged_meanwhile: false,
             closed_at: None,
             job: Job::None,
@@ -197,6 +200,13 @@ impl Engine {
                     self.mode = Mode::Locating { head: None };
                 }
             }
+            Event::ReplicaLost => {
+                self.request = Request::None;
+                self.lost = true;
+                self.drop_queue();
+                self.unclosed_since.get_or_insert(now);
+                self.mode = Mode::Locating { head: None };
+            }
             Event::Confirmed { arrived } => self.on_confirmed(arrived),
             Event::PutDone { txid } => self.on_acked(txid),
             Event::PutRefused { txid } => {
@@ -260,7 +270,15 @@ impl Engine {
                 if !self.store_backoff.is_due(now) || !self.local_backoff.is_due(now) {
                     return None;
                 }
-                let txid = head.map_or(Txid(1), |head| head.txid.next());
+                // A log that ends before what was confirmed has lost files. What comes next needs
+                // no predecessor then, and its number stays beyond all that were ever used: a late
+                // put of an old file finds no free place ahead of the log.
+                let whole = |head: &Head| !self.lost && (head.txid >= self.acked || !self.claimed);
+                let txid = match head {
+                    Some(head) if whole(&head) => head.txid.next(),
+                    head => head.map_or(self.acked, |head| head.txid.max(self.acked)).next(),
+                };
+                let head = head.filter(whole);
                 self.job = Job::Image { txid };
                 self.closing_since = self.unclosed_since.take();
                 let level = if head.is_none() { Level::SNAPSHOT } else { Level::L0 };
@@ -399,6 +417,7 @@ impl Engine {
         }
         self.acked = txid;
         self.claimed = true;
+        self.lost = false;
         self.resync = false;
         self.diverged_meanwhile = false;
         self.closed_at = Some(now);
@@ -414,10 +433,11 @@ impl Engine {
             return;
         }
         // Behind what we know to be acked there may be files of our own whose answers were lost, or
-        // that a crash made us forget. One of another writer's means that the log is no longer ours.
+        // that a crash made us forget. One of another writer's means that the log is no longer ours;
+        // and so does a log that ends before it with another writer's file: it was begun anew.
         self.mode = match head {
             Some(Head { txid, writer, .. })
-                if self.claimed && txid > self.acked && writer != self.writer =>
+                if self.claimed && txid != self.acked && writer != self.writer =>
             {
                 Mode::Fenced { by: writer, at: txid }
             }
@@ -518,6 +538,32 @@ impl Engine {
     /// The lineage's id.
     pub fn writer(&self) -> WriterId {
         self.writer
+    }
+
+    /// Goes on as a new lineage, which has nothing in the log yet.
+    pub fn begin_lineage(&mut self, writer: WriterId) {
+        self.writer = writer;
+        self.claimed = false;
+    }
+
+    /// Whether a file of this lineage is in the log.
+    pub fn has_claimed(&self) -> bool {
+        self.claimed
+    }
+
+    /// A file of this lineage is in the log now: one that only says so, and an image follows.
+    pub fn claim(&mut self) {
+        self.claimed = true;
+    }
+
+    /// Something failed that is no end of a request or job: it shows until one succeeds.
+    pub fn note(&mut self, failure: Failure) {
+        self.failure = Some(failure);
+    }
+
+    /// The store asks for no request before `at`, not even for somebody who waits.
+    pub fn hold_store_until(&mut self, at: Millis) {
+        self.store_backoff.hold_until(at);
     }
 
     /// A summary for people.

@@ -263,3 +263,74 @@ fn a_failed_capture_does_not_end_an_image() {
     engine.handle(13, Event::ImageSent { txid: Txid(6), complete: false });
     assert!(engine.is_drained());
 }
+
+#[test]
+fn a_replica_that_was_emptied_begins_again_beyond_all_that_was_used() {
+    for (found, level, txid) in
+        [(None, Level::SNAPSHOT, 6), (Some(3), Level::SNAPSHOT, 6), (Some(5), Level::SNAPSHOT, 6)]
+    {
+        let mut engine = engine(true, 5);
+        engine.handle(10, Event::Committed { at: 10 });
+        close(&mut engine, 10, 6);
+        engine.handle(20, Event::ReplicaLost);
+        assert_eq!(engine.status().unacked_since, Some(10), "what was closed waits for the image");
+        assert_eq!(engine.poll(20), Some(Action::FindHead));
+        engine.handle(21, found.map_or(Event::HeadFound(None), |txid| head(txid, 1)));
+        let image = Action::Image { level, txid: Txid(txid), pre_apply: None };
+        assert_eq!(engine.poll(21), Some(image), "{found:?}");
+        engine.handle(30, Event::ImageSent { txid: Txid(txid), complete: true });
+        assert!(engine.is_drained());
+        assert_eq!(engine.status().acked, Txid(txid));
+        // From here on it is a log like any other.
+        engine.handle(2000, Event::Committed { at: 2000 });
+        close(&mut engine, 2000, txid + 1);
+    }
+}
+
+#[test]
+fn a_replica_that_another_began_anew_is_not_taken_from_it() {
+    for txid in [2, 9] {
+        let mut engine = engine(true, 5);
+        engine.handle(10, Event::Committed { at: 10 });
+        close(&mut engine, 10, 6);
+        engine.handle(20, Event::ReplicaLost);
+        assert_eq!(engine.poll(20), Some(Action::FindHead));
+        engine.handle(21, head(txid, 2));
+        let fenced = Phase::Fenced { by: WriterId(2), at: Txid(txid) };
+        assert_eq!((engine.status().phase, engine.poll(99_999)), (fenced, None));
+    }
+}
+
+#[test]
+fn a_lineage_that_has_claimed_its_place_is_fenced_by_the_next() {
+    let mut engine = engine(false, 5);
+    assert!(matches!(engine.poll(0), Some(Action::Resync { claim: true, .. })));
+    engine.handle(0, Event::Closed(Some(Txid(6))));
+    assert_eq!(engine.poll(0), Some(Action::Put { txid: Txid(6) }));
+    engine.handle(1, Event::PutRefused { txid: Txid(6) });
+    assert_eq!(engine.poll(1), Some(Action::Inspect { txid: Txid(6) }));
+    let verdict = Verdict::Foreign { writer: WriterId(9) };
+    engine.handle(2, Event::Inspected { txid: Txid(6), verdict });
+    assert_eq!(engine.poll(2), Some(Action::FindHead));
+    // The shell found the stranger's file 8, and put ours behind it.
+    engine.claim();
+    engine.handle(3, head(9, 1));
+    assert!(matches!(engine.poll(3), Some(Action::Image { txid: Txid(10), .. })));
+    engine.handle(4, Event::ImageRefused);
+    let at = engine.wakeup(4).unwrap();
+    assert_eq!(engine.poll(at), Some(Action::FindHead));
+    engine.handle(at, head(10, 9));
+    assert!(matches!(engine.status().phase, Phase::Fenced { .. }));
+}
+
+#[test]
+fn a_store_that_asks_to_be_left_alone_is_even_in_a_hurry() {
+    let mut engine = engine(true, 5);
+    engine.handle(0, Event::Committed { at: 0 });
+    close(&mut engine, 0, 6);
+    engine.hold_store_until(9000);
+    engine.handle(10, Event::RequestFailed(store_failure(ErrorKind::Throttled)));
+    engine.handle(20, Event::Hurry);
+    assert_eq!((engine.poll(8999), engine.wakeup(20)), (None, Some(9000)));
+    assert_eq!(engine.poll(9000), Some(Action::Put { txid: Txid(6) }));
+}

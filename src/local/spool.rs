@@ -85,38 +85,48 @@ impl Spool {
         Ok(Spool { dir })
     }
 
+    /// The spool of a state folder, if it has one.
+    pub fn existing(state_dir: &Path) -> Option<Spool> {
+        let dir = state_dir.join("spool");
+        dir.is_dir().then_some(Spool { dir })
+    }
+
     /// All files in the order of their pieces, without what a crash left behind: unfinished
     /// files, open files that a closed one contains, and files up to piece `done`, which the state
     /// has already passed. Those are removed.
     pub fn scan(&self, done: u64) -> Result<Vec<Entry>, Error> {
-        let mut entries = Vec::new();
+        let (entries, unfinished) = self.list()?;
+        for path in unfinished {
+            remove_path(&path)?;
+        }
+        let (kept, superseded) = sort_out(entries, done);
+        for entry in superseded {
+            self.remove(&entry)?;
+        }
+        Ok(kept)
+    }
+
+    /// As [`Spool::scan`], but only looks: nothing is removed.
+    pub fn look(&self, done: u64) -> Result<Vec<Entry>, Error> {
+        Ok(sort_out(self.list()?.0, done).0)
+    }
+
+    /// All entries in no order, and the paths of unfinished files.
+    fn list(&self) -> Result<(Vec<Entry>, Vec<PathBuf>), Error> {
+        let (mut entries, mut unfinished) = (Vec::new(), Vec::new());
         for file in std::fs::read_dir(&self.dir).context("cannot list", &self.dir)? {
             let file = file.context("cannot list", &self.dir)?;
             let name = file.file_name();
             let Some(mut entry) = name.to_str().and_then(Entry::parse) else {
                 if name.to_string_lossy().ends_with(".tmp") {
-                    remove_path(&file.path())?;
+                    unfinished.push(file.path());
                 }
                 continue;
             };
             entry.len = file.metadata().context("cannot look at", &file.path())?.len();
             entries.push(entry);
         }
-        // A closed file before an open one that begins with the same piece.
-        // And of two open ones the longer: the other was joined into it.
-        entries.sort_by_key(|entry| {
-            (entry.pieces.0, entry.txid.is_none(), std::cmp::Reverse(entry.pieces.1))
-        });
-        let mut kept: Vec<Entry> = Vec::new();
-        for entry in entries {
-            let passed = kept.last().map_or(done, |last| last.pieces.1);
-            if entry.pieces.1 <= passed {
-                self.remove(&entry)?;
-            } else {
-                kept.push(entry);
-            }
-        }
-        Ok(kept)
+        Ok((entries, unfinished))
     }
 
     /// Whether no captured transaction waits here.
@@ -147,6 +157,25 @@ impl Spool {
     pub fn remove(&self, entry: &Entry) -> Result<(), Error> {
         remove_path(&self.path(entry))
     }
+}
+
+/// Entries in the order of their pieces, and those whose pieces are in others or up to `done`.
+fn sort_out(mut entries: Vec<Entry>, done: u64) -> (Vec<Entry>, Vec<Entry>) {
+    // A closed file before an open one that begins with the same piece.
+    // And of two open ones the longer: the other was joined into it.
+    entries.sort_by_key(|entry| {
+        (entry.pieces.0, entry.txid.is_none(), std::cmp::Reverse(entry.pieces.1))
+    });
+    let (mut kept, mut superseded): (Vec<Entry>, Vec<Entry>) = (Vec::new(), Vec::new());
+    for entry in entries {
+        let passed = kept.last().map_or(done, |last| last.pieces.1);
+        if entry.pieces.1 <= passed {
+            superseded.push(entry);
+        } else {
+            kept.push(entry);
+        }
+    }
+    (kept, superseded)
 }
 
 fn remove_path(path: &Path) -> Result<(), Error> {
@@ -198,6 +227,8 @@ mod tests {
         all.iter().for_each(put);
         std::fs::write(spool.temp_path(), b"half").unwrap();
         let pieces = |entries: &[Entry]| entries.iter().map(|e| e.pieces).collect::<Vec<_>>();
+        assert_eq!(pieces(&spool.look(2).unwrap()), [(3, 5), (6, 7)]);
+        assert!(spool.temp_path().exists(), "a look changes nothing");
         assert_eq!(pieces(&spool.scan(2).unwrap()), [(3, 5), (6, 7)]);
         assert_eq!(pieces(&spool.scan(0).unwrap()), [(3, 5), (6, 7)], "the rest is gone");
         assert!(!spool.temp_path().exists());

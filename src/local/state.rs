@@ -25,6 +25,9 @@ pub struct State {
     pub base: Option<Base>,
     /// A full image that was sent, but whose arrival was not confirmed yet.
     pub image: Option<Image>,
+    /// TXID that the replica was last seen to hold still, long after it was sent.
+    #[serde(default)]
+    pub checked: u64,
     /// The database file as it was left when its WAL had been checkpointed whole and removed.
     pub clean: Option<Clean>,
 }
@@ -140,6 +143,7 @@ impl State {
             claimed: false,
             base: None,
             image: None,
+            checked: 0,
             clean: None,
         }
     }

@@ -128,10 +128,13 @@ impl Replica {
     }
 
     pub(super) fn note_open_failure(&mut self, why: &str) {
+        let now = self.process.now();
         let known = self.database.with(|shared| {
             // Nothing can be captured: the application must not wait for it.
             shared.set_gate(Gate::Open);
             shared.report.state = "waiting";
+            // What the store lacks is not known.
+            shared.report.unacked_since.get_or_insert(now);
             shared.report.last_error.replace(why.to_string()).as_deref() == Some(why)
         });
         if !known {

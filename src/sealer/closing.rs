@@ -4,14 +4,17 @@ use super::capture::{self, Stop};
 use super::open::Point;
 use super::replica::{ClosedFile, Purpose, Replica, maker};
 use crate::database::Gate;
-use crate::engine::{Event, Failure};
+use crate::engine::{Event, Failure, Head, Verdict};
 use crate::local::pages::PageTable;
 use crate::local::spool::Entry;
-use crate::local::state::{Base, Position};
+use crate::local::state::{Base, Position, State, random_id};
 use crate::ltx::FileName;
 use crate::shipper::{self, Outcome, Task};
 use crate::store::{Body, Key};
-use crate::units::{Level, Timestamp, Txid};
+use crate::units::{Level, Timestamp, Txid, WriterId};
+
+/// How often a replica that is written to is looked at, whether it holds what it had confirmed.
+const CHECK_INTERVAL_MS: u64 = 60_000;
 
 impl Replica {
     /// Closes what was captured as this TXID.
@@ -122,7 +125,9 @@ impl Replica {
         let body = Body::File(local.spool.path(&file.entry));
         let timestamp = Timestamp(file.base.timestamp);
         let key = Key { level: Level::L0, name: FileName::single(txid) };
-        self.ship(Task::Put { key, body, timestamp });
+        let after = self.check_before_put();
+        self.checking = !after.is_empty();
+        self.ship(Task::Put { key, body, timestamp, after });
     }
 
     pub(super) fn inspect(&mut self, txid: Txid) {
@@ -157,11 +162,26 @@ impl Replica {
         self.wake();
         let now = self.process.now();
         let event = match outcome {
-            Outcome::Head(head) => Event::HeadFound(head),
+            Outcome::Head(head) => {
+                self.tell_own_twin(head);
+                Event::HeadFound(head)
+            }
+            Outcome::Claimed(head) => {
+                self.claimed(head.txid);
+                Event::HeadFound(Some(head))
+            }
+            Outcome::SlowDown(wait) => {
+                return self.engine.hold_store_until(now + wait.as_millis() as u64);
+            }
+            Outcome::Lost(end) => {
+                self.replica_lost(end);
+                Event::ReplicaLost
+            }
             Outcome::PutDone => {
                 let Some(txid) = self.closed.front().and_then(|file| file.entry.txid) else {
                     return;
                 };
+                self.checked(txid);
                 self.engine.handle(now, Event::PutDone { txid });
                 self.acked(txid);
                 return;
@@ -173,6 +193,9 @@ impl Replica {
                 Event::PutRefused { txid }
             }
             Outcome::Inspected { txid, verdict } => {
+                if let Verdict::Foreign { writer } = verdict {
+                    self.tell_own_twin(Some(Head { txid, post_apply: None, writer }));
+                }
                 self.engine.handle(now, Event::Inspected { txid, verdict });
                 self.after_inspection(txid);
                 return;
@@ -183,11 +206,100 @@ impl Replica {
             }
             Outcome::Failed(failure) => {
                 log::warn!("{}: {}", self.database.path().display(), failure.message());
+                if failure.is_no_replica() {
+                    self.checked_at = None;
+                }
                 Event::RequestFailed(failure)
             }
             Outcome::Upload { job, outcome } => return self.upload_event(job, outcome),
         };
         self.engine.handle(now, event);
+    }
+
+    /// The transactions that the replica must still hold, if it is time to look: the last one, and
+    /// the last one of the look before. A replica that was emptied in between does not hold that,
+    /// whatever was sent there since.
+    fn check_before_put(&self) -> Vec<Txid> {
+        let now = self.process.now();
+        let fresh = self.checked_at.is_some_and(|at| now.saturating_sub(at) < CHECK_INTERVAL_MS);
+        let Some(local) = self.local.as_ref().filter(|_| !fresh) else { return Vec::new() };
+        let base = local.state.base.map_or(0, |base| base.txid);
+        let mut after = vec![Txid(base), Txid(local.state.checked)];
+        after.dedup();
+        after.retain(|txid| *txid > Txid::ZERO);
+        after
+    }
+
+    /// The store confirmed a file after a look at what it follows.
+    fn checked(&mut self, txid: Txid) {
+        if std::mem::take(&mut self.checking) || self.checked_at.is_none() {
+            self.checked_at = Some(self.process.now());
+            if let Some(local) = &mut self.local {
+                local.state.checked = txid.0;
+            }
+        }
+    }
+
+    /// Somebody emptied or replaced the replica. To go on where we were would leave a log that
+    /// nothing can be restored from, without a word.
+    fn replica_lost(&mut self, end: Option<Txid>) {
+        let found = match end {
+            Some(end) => format!("ends with transaction {end}"),
+            None => "is empty".to_string(),
+        };
+        log::error!(
+            "{}: {} {found} and lacks files that it had confirmed, up to transaction {}: they were removed, or the replica was created anew. A full image begins it again",
+            self.database.path().display(),
+            crate::store::url::redacted(&self.database.settings().replica),
+            self.engine.status().acked
+        );
+    }
+
+    /// The log of another writer was taken over: from here on, whoever takes it from us fences us.
+    /// What our own log was based on is of no use there, so a crash finds that an image is due.
+    fn claimed(&mut self, at: Txid) {
+        log::warn!(
+            "{}: {} was written by another writer; it is taken over as transaction {at}, and a full image follows",
+            self.database.path().display(),
+            crate::store::url::redacted(&self.database.settings().replica)
+        );
+        self.claimed_at = at;
+        self.engine.claim();
+        let Some(local) = &mut self.local else { return };
+        let state =
+            State { claimed: true, ..State::new(self.engine.writer(), &local.state.replica) };
+        local.state = state;
+        if let Err(error) = local.state.save(&local.dir, true) {
+            log::error!("{}: {error}", self.database.path().display());
+        }
+    }
+
+    /// A file behind the log's end that has our own id, but is not one that we know: the disk
+    /// forgot it, or a copy of this machine or folder writes too, with the same id. From here on
+    /// we have another, so that of two copies one finds the other's and stops.
+    fn tell_own_twin(&mut self, head: Option<Head>) {
+        let acked = self.engine.status().acked;
+        let (known, ours) = (acked.max(self.claimed_at), self.engine.writer());
+        let Some(head) = head.filter(|head| head.txid > known && head.writer == ours) else {
+            return;
+        };
+        let Some(local) = &mut self.local else { return };
+        // A promoted database has claimed the log with a file that is not from its disk.
+        if !local.state.claimed || acked == Txid::ZERO {
+            return;
+        }
+        let writer = WriterId(random_id());
+        log::warn!(
+            "{}: transaction {} of the replica is from this writer ({ours}), but not from this disk, which either forgot it or is a copy; going on as writer {writer} with a full image",
+            self.database.path().display(),
+            head.txid
+        );
+        local.state.writer = writer.0;
+        local.state.claimed = false;
+        if let Err(error) = local.state.save(&local.dir, true) {
+            log::error!("{}: {error}", self.database.path().display());
+        }
+        self.engine.begin_lineage(writer);
     }
 
     pub(super) fn after_inspection(&mut self, txid: Txid) {

@@ -141,8 +141,9 @@ impl Replica {
                 Stage::Completing(done),
             ) => {
                 // It may be there, and even a refusal may be the answer to our own repeated call.
-                if let UploadOutcome::Failed(failure) = &outcome {
+                if let UploadOutcome::Failed(failure) = outcome {
                     log::warn!("{}: {}", self.database.path().display(), failure.message());
+                    self.engine.note(failure);
                 }
                 let (level, min) = (image.level, Txid(done.image.min_txid));
                 let txid = done.image.base.txid();
@@ -360,8 +361,10 @@ impl Replica {
     }
 
     fn image_sent(&mut self, done: &Done) {
+        self.checked_at = Some(self.process.now());
         let Some(local) = self.local.as_mut() else { return };
         let base = done.image.base;
+        local.state.checked = base.txid;
         local.state.image = None;
         local.state.base = Some(base);
         local.state.claimed = true;

@@ -57,6 +57,13 @@ pub(super) struct Replica {
     pub(super) epoch: u64,
     /// Number of the last upload.
     pub(super) upload: u64,
+    /// TXID of the file with which the log was taken over.
+    pub(super) claimed_at: Txid,
+    /// When the replica was last seen to hold what it had confirmed; `None` before this process
+    /// has looked, and after the bucket was missing.
+    pub(super) checked_at: Option<u64>,
+    /// The file on its way goes out only after that look.
+    pub(super) checking: bool,
     /// Time passed between an attach and the opening of our state: what was seen then is old.
     pub(super) late: bool,
     pub(super) others: Others,
@@ -131,6 +138,9 @@ impl Replica {
             counters: Counters::default(),
             epoch: 0,
             upload: 0,
+            claimed_at: Txid::ZERO,
+            checked_at: None,
+            checking: false,
             late: false,
             others: Others::default(),
             astray: false,
@@ -347,7 +357,10 @@ impl Replica {
             Action::Close { txid } => self.close(txid),
             Action::Resync { txid, scan, claim } => self.begin_resync(txid, scan, claim),
             Action::Image { level, txid, pre_apply } => self.begin_image(level, txid, pre_apply),
-            Action::FindHead => self.ship(Task::FindHead),
+            Action::FindHead => {
+                let claim = (!self.engine.has_claimed()).then(|| self.engine.writer());
+                self.ship(Task::FindHead { acked: self.engine.status().acked, claim });
+            }
             Action::Put { txid } => self.put(txid),
             Action::Inspect { txid } => self.inspect(txid),
             Action::Confirm { level, min, max } => {
@@ -362,7 +375,8 @@ impl Replica {
     pub(super) fn ship(&mut self, task: Task) {
         let Some(store) = self.store.clone() else { return };
         self.counters.requests += match task {
-            Task::FindHead => 11,
+            Task::FindHead { .. } => 11,
+            Task::Put { ref after, .. } => 1 + after.len() as u64,
             Task::Inspect { .. } => 2,
             _ => 1,
         };

@@ -86,6 +86,7 @@ pub(super) async fn blocking<T: Send + 'static>(
             kind: ErrorKind::Other,
             message: "a file system call was given up because the program is stopping".to_string(),
             source: Some(err.into()),
+            retry_after: None,
         })
     })
 }
@@ -117,6 +118,7 @@ impl Store for FileStore {
                         kind: ErrorKind::Other,
                         message: format!("cannot read the local file {}", from.display()),
                         source: Some(err.into()),
+                        retry_after: None,
                     })?;
                     io::copy(&mut source, &mut temp.file).map_err(|err| {
                         fail(&format!("copy {} to", from.display()), &temp.path, err)
@@ -204,6 +206,7 @@ impl Directory {
                             self.root.display()
                         ),
                         source: Some(err.into()),
+                        retry_after: None,
                     });
                 }
             }
@@ -308,6 +311,7 @@ impl Directory {
                 path.display()
             ),
             source: Some(err.into()),
+            retry_after: None,
         })?;
         let bit = 1 << key.level.get();
         if self.swept.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
@@ -514,7 +518,7 @@ fn fail(what: &str, path: &Path, err: io::Error) -> Error {
         _ => (ErrorKind::Other, "the system refused"),
     };
     let message = format!("cannot {what} {}: {advice}", path.display());
-    Error { kind, message, source: Some(err.into()) }
+    Error::caused(kind, message, err)
 }
 
 fn not_a_file(path: &Path) -> Error {
@@ -531,6 +535,7 @@ fn not_a_directory(path: &Path, err: Option<io::Error>) -> Error {
             path.display()
         ),
         source: err.map(Into::into),
+        retry_after: None,
     }
 }
 

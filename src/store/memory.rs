@@ -81,6 +81,7 @@ impl Store for MemoryStore {
                     kind: ErrorKind::Other,
                     message: format!("cannot read {}", path.display()),
                     source: Some(err.into()),
+                    retry_after: None,
                 })?
                 .into(),
         };

@@ -15,6 +15,7 @@ pub mod url;
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -100,12 +101,23 @@ pub struct Error {
     pub message: String,
     /// The cause underneath, if there is one.
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    /// How long the store asked to be left alone.
+    pub retry_after: Option<Duration>,
 }
 
 impl Error {
     /// An error without a cause underneath.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Error {
-        Error { kind, message: message.into(), source: None }
+        Error { kind, message: message.into(), source: None, retry_after: None }
+    }
+
+    /// An error with the cause underneath.
+    pub fn caused(
+        kind: ErrorKind,
+        message: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Error {
+        Error { source: Some(source.into()), ..Error::new(kind, message) }
     }
 }
 

@@ -7,11 +7,13 @@
 
 #![deny(clippy::indexing_slicing)]
 
+mod chain;
 mod frames;
 mod index;
 #[cfg(test)]
 mod tests;
 
+pub use chain::reaches;
 pub use frames::{FrameHeader, FrameSet, ReadAt, WalHeader, frame_offset, read_frame_page};
 pub use index::WalIndex;
 

@@ -213,3 +213,62 @@ fn killed_in_the_middle_leaves_no_database() {
     }
     panic!("the restore was always done before it could be killed");
 }
+
+#[test]
+fn reset_and_promote_say_what_they_lack() {
+    let dir = TempDir::new().unwrap();
+    let database = dir.path().join("app.db");
+    for command in ["reset", "promote"] {
+        let said = check(&[command, text(&database)], 2);
+        assert!(said.contains("there is no database") && said.contains("app.db"), "{said}");
+    }
+    fs::write(&database, b"").unwrap();
+    let said = check(&["reset", text(&database)], 0);
+    assert!(said.contains("nothing to reset"), "{said}");
+    let said = check(&["reset", "--json", text(&database)], 0);
+    assert!(said.contains("\"reset\":false"), "{said}");
+    let said = check(&["promote", text(&database)], 7);
+    assert!(said.contains("takes the replica by itself"), "{said}");
+    assert_eq!(names(dir.path()), ["app.db"]);
+}
+
+#[test]
+fn a_damaged_state_is_given_up_and_its_files_are_kept() {
+    let dir = TempDir::new().unwrap();
+    let (database, state) = (dir.path().join("app.db"), dir.path().join("app.db-walferry"));
+    fs::create_dir_all(state.join("spool")).unwrap();
+    fs::write(&database, b"").unwrap();
+    fs::write(state.join("state"), b"not what we wrote").unwrap();
+    let name = "0000000000000007-0000000000000001-0000000000000002-none.ltx";
+    fs::write(state.join("spool").join(name), b"precious").unwrap();
+    let said = check(&["promote", text(&database)], 2);
+    assert!(said.contains("give --replica"), "{said}");
+    let said = check(&["reset", "--dry-run", text(&database)], 0);
+    assert!(said.contains("TXID 0000000000000007") && said.contains("would be moved"), "{said}");
+    assert!(state.join("state").exists());
+    let said = check(&["reset", text(&database)], 0);
+    assert!(said.contains("kept-1"), "{said}");
+    assert_eq!(fs::read(state.join("kept-1").join(name)).unwrap(), b"precious");
+    assert_eq!(names(&state), ["kept-1", "lock"]);
+    // Nothing is put on top of what was kept before.
+    fs::create_dir_all(state.join("spool")).unwrap();
+    fs::write(state.join("spool").join(name), b"more").unwrap();
+    assert!(check(&["reset", text(&database)], 0).contains("kept-2"));
+    assert_eq!(fs::read(state.join("kept-1").join(name)).unwrap(), b"precious");
+}
+
+#[test]
+fn a_database_in_use_is_left_alone() {
+    let dir = TempDir::new().unwrap();
+    let (database, state) = (dir.path().join("app.db"), dir.path().join("app.db-walferry"));
+    fs::create_dir_all(&state).unwrap();
+    fs::write(&database, b"").unwrap();
+    let lock = walferry::local::lock::Lock::try_take(&state).unwrap();
+    let pid = format!("process {}", std::process::id());
+    for command in ["reset", "promote"] {
+        let said = check(&[command, text(&database)], 7);
+        assert!(said.contains(&pid), "{said}");
+    }
+    drop(lock);
+    check(&["reset", text(&database)], 0);
+}

@@ -201,14 +201,19 @@ def signed(method, url, key, secret, body=b"", service="s3", headers=None):
     canonical += ["%s:%s" % (name, sent[name]) for name in names]
     canonical += ["", ";".join(names), digest]
     scope = "/".join((stamp[:8], "us-east-1", service, "aws4_request"))
+    sent["authorization"] = "AWS4-HMAC-SHA256 Credential=%s/%s, SignedHeaders=%s, Signature=%s" % (
+        key, scope, ";".join(names), signature("\n".join(canonical), scope, stamp, secret))
+    return request(method, url, body, sent)
+
+
+def signature(canonical, scope, stamp, secret):
+    """The signature (version 4) of a canonical request."""
     text = "\n".join(("AWS4-HMAC-SHA256", stamp, scope,
-                      hashlib.sha256("\n".join(canonical).encode()).hexdigest()))
+                      hashlib.sha256(canonical.encode()).hexdigest()))
     chain = ("AWS4" + secret).encode()
     for part in scope.split("/") + [text]:
         chain = hmac.new(chain, part.encode(), hashlib.sha256).digest()
-    sent["authorization"] = "AWS4-HMAC-SHA256 Credential=%s/%s, SignedHeaders=%s, Signature=%s" % (
-        key, scope, ";".join(names), chain.hex())
-    return request(method, url, body, sent)
+    return chain.hex()
 
 
 # ---- command line ----------------------------------------------------------------------------

@@ -15,15 +15,23 @@ A rule: {"kind": K, ...}. Any rule may narrow itself with "method" and "path" (a
 searched in the target), skip its first "skip" matches, act at most "count" times, and act with
 probability "rate", drawn from a generator seeded with "seed".
 
+    skew           answer 403 RequestTimeTooSkewed if the request's date is off by more "seconds"
     latency        wait "ms" before the request goes on
-    status         answer "code" with the S3 error "s3_code"; the server never sees the request
+    status         answer "code" with the S3 error "s3_code"; the server never sees the request;
+                   with "retry_after", the answer asks to be left alone for so many seconds
+    token          answer 400 ExpiredToken unless the request carries the session "token"; one that
+                   does is signed anew with the server's "key" and "secret", which knows no tokens
     lost_response  the server does its work, the client's connection is reset instead of an answer
     reset          the connection is reset; the server never sees the request
     refuse         as reset, for every connection at once when it is made
     blackhole      "where": "request" (default) swallow it, "response" apply it; never answer
-    hold           "where" as above: wait for POST /release, then go on
+    hold           "where" as above: wait for POST /release, then go on; a request is held whole,
+                   and goes on even if its client is gone by then
+    cut            the connection is reset after "bytes" of the body: "where": "request" (default),
+                   the server never sees it, or "response"
 """
 
+import calendar
 import http.client
 import http.server
 import json
@@ -41,8 +49,9 @@ import urllib.parse
 import common
 
 KINDS = {
-    "latency": {"ms"}, "status": {"code", "s3_code"}, "lost_response": set(), "reset": set(),
-    "refuse": set(), "blackhole": {"where"}, "hold": {"where"},
+    "latency": {"ms"}, "status": {"code", "s3_code", "retry_after"}, "lost_response": set(), "reset": set(),
+    "refuse": set(), "blackhole": {"where"}, "hold": {"where"}, "cut": {"where", "bytes"},
+    "token": {"token", "key", "secret"}, "skew": {"seconds"},
 }
 NARROWING = {"kind", "method", "path", "skip", "count", "rate", "seed"}
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "proxy-connection"}
@@ -176,6 +185,9 @@ class Proxy(http.server.BaseHTTPRequestHandler):
         def at(kind, place):
             return kind in acting and acting[kind].get("where", "request") == place
 
+        if at("cut", "request"):
+            self.rfile.read(acting["cut"]["bytes"])
+            raise Dropped
         body = self.read_body()
         entry["bytes"] = len(body)
         if "latency" in acting:
@@ -190,6 +202,16 @@ class Proxy(http.server.BaseHTTPRequestHandler):
             entry["status"] = acting["status"].get("code", 503)
             self.answer_error(acting["status"])
             return
+        if "skew" in acting and abs(self.date() - time.time()) > acting["skew"]["seconds"]:
+            entry["status"] = 403
+            self.answer_error({"code": 403, "s3_code": "RequestTimeTooSkewed"})
+            return
+        if "token" in acting:
+            if self.headers.get("x-amz-security-token") != acting["token"]["token"]:
+                entry["status"] = 400
+                self.answer_error({"code": 400, "s3_code": "ExpiredToken"})
+                return
+            self.sign_anew(acting["token"])
         status, reason, headers, data = self.ask_upstream(body)
         entry["status"] = status
         if at("hold", "response"):
@@ -208,6 +230,10 @@ class Proxy(http.server.BaseHTTPRequestHandler):
         elif status not in (204, 304):
             self.send_header("Content-Length", str(len(data)))
         self.end_headers()
+        if at("cut", "response"):
+            self.wfile.write(data[:acting["cut"]["bytes"]])
+            self.wfile.flush()
+            raise Dropped
         self.wfile.write(data)
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = relay
@@ -252,6 +278,29 @@ class Proxy(http.server.BaseHTTPRequestHandler):
                     raise
         raise Dropped
 
+    def date(self):
+        stamp = time.strptime(self.headers.get("x-amz-date", ""), "%Y%m%dT%H%M%SZ")
+        return calendar.timegm(stamp)
+
+    def sign_anew(self, spec):
+        """As if the server's own key had made the request: the body's digest stays as it is sent."""
+        del self.headers["x-amz-security-token"]
+        given = self.headers["authorization"]
+        names = re.search("SignedHeaders=([^,]+)", given).group(1).split(";")
+        names = [name for name in names if name != "x-amz-security-token"]
+        scope = re.search("Credential=[^/]+/([^,]+)", given).group(1)
+        path, _, query = self.path.partition("?")
+        fields = sorted(part if "=" in part else part + "=" for part in query.split("&") if part)
+        canonical = [self.command, path, "&".join(fields)]
+        canonical += ["%s:%s" % (name, " ".join(self.headers[name].split())) for name in names]
+        canonical += ["", ";".join(names), self.headers["x-amz-content-sha256"]]
+        signature = common.signature("\n".join(canonical), scope, self.headers["x-amz-date"],
+                                     spec["secret"])
+        del self.headers["authorization"]
+        self.headers["authorization"] = (
+            "AWS4-HMAC-SHA256 Credential=%s/%s, SignedHeaders=%s, Signature=%s" % (
+                spec["key"], scope, ";".join(names), signature))
+
     def answer_error(self, spec):
         code = spec.get("code", 503)
         name = spec.get("s3_code", "SlowDown" if code == 503 else "InternalError")
@@ -260,6 +309,8 @@ class Proxy(http.server.BaseHTTPRequestHandler):
         self.send_response_only(code, "Injected")
         self.send_header("Content-Type", "application/xml")
         self.send_header("Content-Length", str(len(text)))
+        if "retry_after" in spec:
+            self.send_header("Retry-After", str(spec["retry_after"]))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(text)

@@ -12,9 +12,12 @@ use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::Region;
+use aws_sdk_s3::config::interceptors::InterceptorContext;
+use aws_sdk_s3::config::retry::{ClassifyRetry, RetryAction};
 use aws_smithy_http_client::tls;
 
 use super::Credentials;
+use super::error::retry_after;
 use super::settings::Settings;
 
 /// How long a connection may take to be made.
@@ -78,8 +81,28 @@ pub(super) async fn build(settings: &Settings, credentials: Option<Credentials>)
     }
     let shared = loader.load().await;
     let path_style = settings.force_path_style.unwrap_or_else(|| shared.endpoint_url().is_some());
-    let config = aws_sdk_s3::config::Builder::from(&shared).force_path_style(path_style);
+    let config = aws_sdk_s3::config::Builder::from(&shared)
+        .force_path_style(path_style)
+        .retry_classifier(LeftAlone);
     Client::from_conf(config.build())
+}
+
+/// Whoever is asked to come back later is not to repeat the request at once: that wait is longer
+/// than the SDK's, and the caller's.
+#[derive(Debug)]
+struct LeftAlone;
+
+impl ClassifyRetry for LeftAlone {
+    fn classify_retry(&self, context: &InterceptorContext) -> RetryAction {
+        match context.response().and_then(retry_after) {
+            Some(_) => RetryAction::RetryForbidden,
+            None => RetryAction::NoActionIndicated,
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        "leave the store alone as long as it asks"
+    }
 }
 
 /// Time-outs of a request that moves `bytes`.

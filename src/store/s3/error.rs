@@ -5,6 +5,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::time::Duration;
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::config::http::HttpResponse;
@@ -45,6 +46,9 @@ pub(super) struct Place {
     /// The server: its URL, or AWS with the region.
     pub(super) server: String,
 }
+
+/// The longest wish to be left alone that is granted: one more request after it does no harm.
+const RETRY_AFTER_MAX: Duration = Duration::from_mins(5);
 
 /// What the SDK said, as text.
 #[derive(Debug)]
@@ -108,7 +112,13 @@ impl Place {
                 ),
             },
         };
-        self.error(kind, operation, object, &advice, Some(describe(err)))
+        let error = self.error(kind, operation, object, &advice, Some(describe(err)));
+        let answer = match err {
+            SdkError::ServiceError(answer) => Some(answer.raw()),
+            SdkError::ResponseError(answer) => Some(answer.raw()),
+            _ => None,
+        };
+        Error { retry_after: answer.and_then(retry_after), ..error }
     }
 
     /// An error in words of our own.
@@ -124,6 +134,7 @@ impl Place {
             kind,
             message: format!("{} of {object} in {}: {advice}", operation.name, self.url),
             source: cause.map(|text| Cause(text).into()),
+            retry_after: None,
         }
     }
 
@@ -274,6 +285,17 @@ impl Place {
     }
 }
 
+/// How long an answer that is not a success asks to be left alone.
+pub(super) fn retry_after(answer: &HttpResponse) -> Option<Duration> {
+    if answer.status().is_success() {
+        return None;
+    }
+    let seconds = answer.headers().get("retry-after")?;
+    // The other form, a date, is not one that stores send.
+    let seconds = seconds.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds).min(RETRY_AFTER_MAX))
+}
+
 /// The region in "the region 'us-east-1' is wrong; expecting 'eu-west-1'".
 fn expected_region(message: &str) -> Option<&str> {
     let (_, after) = message.split_once("expecting '")?;
@@ -327,6 +349,7 @@ pub(super) fn words(err: &(dyn StdError + 'static)) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -377,6 +400,27 @@ mod tests {
             let (kind, advice) = place.judge(LIST, 400, Some(code), message, header);
             assert_eq!(kind, ErrorKind::Invalid);
             assert!(advice.contains("region=eu-west-1 "), "{advice}");
+        }
+    }
+
+    #[test]
+    fn a_wish_to_be_left_alone_is_read_and_bounded() {
+        use aws_sdk_s3::config::http::HttpResponse;
+        let wish = |status: u16, value: Option<&'static str>| {
+            let status = status.try_into().unwrap();
+            let mut answer = HttpResponse::new(status, "".into());
+            if let Some(value) = value {
+                answer.headers_mut().insert("retry-after", value);
+            }
+            retry_after(&answer)
+        };
+        assert_eq!(wish(503, Some("3")), Some(Duration::from_secs(3)));
+        assert_eq!(wish(429, Some(" 7 ")), Some(Duration::from_secs(7)));
+        assert_eq!(wish(503, Some("999999999999")), Some(RETRY_AFTER_MAX));
+        for (status, value) in
+            [(503, None), (200, Some("3")), (503, Some("soon")), (503, Some("-1"))]
+        {
+            assert_eq!(wish(status, value), None, "{status} {value:?}");
         }
     }
 }

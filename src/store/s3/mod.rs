@@ -18,15 +18,18 @@ use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::ResponseChecksumValidation;
+use aws_sdk_s3::config::http::HttpResponse;
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
 use bytes::Bytes;
-use tokio::sync::OnceCell;
+use parking_lot::Mutex;
 
-use self::error::{DELETE, GET, LIST, PUT, Place};
+use self::error::{DELETE, GET, LIST, Operation, PUT, Place};
 use self::settings::Settings;
 use self::sse::{CustomerKey, with_customer_key};
 use super::{Body, Error, ErrorKind, FileInfo, Key, Store, Upload};
@@ -45,7 +48,8 @@ struct Replica {
     settings: Settings,
     place: Place,
     credentials: Option<Credentials>,
-    connection: OnceCell<Connection>,
+    /// Made anew after the store refused the credentials: others may be there by now.
+    connection: Mutex<Option<Arc<Connection>>>,
 }
 
 /// Credentials from a configuration file. Its `Debug` shows nothing of them.
@@ -65,7 +69,7 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// What is made with the first request.
+/// What is made with the first request, and lasts as long as the credentials are accepted.
 struct Connection {
     client: Client,
     customer_key: Option<CustomerKey>,
@@ -93,7 +97,7 @@ impl S3Store {
             (None, None) => "AWS".to_string(),
         };
         let place = Place { url: settings.url.clone(), bucket: settings.bucket.clone(), server };
-        let connection = OnceCell::new();
+        let connection = Mutex::new(None);
         Ok(S3Store(Arc::new(Replica { settings, place, credentials, connection })))
     }
 }
@@ -105,14 +109,17 @@ impl Store for S3Store {
     }
 
     async fn list(&self, level: Level) -> Result<Vec<FileInfo>, Error> {
-        self.0.list(level).await
+        patiently(|| self.0.list(level)).await
     }
 
     async fn get(&self, key: Key, range: Option<Range<u64>>) -> Result<Bytes, Error> {
         match range {
             // Nothing to ask for, and nothing that a range header could say.
             Some(range) if range.start >= range.end => Ok(Bytes::new()),
-            range => self.0.get(&self.0.object(key), range).await,
+            range => {
+                let object = self.0.object(key);
+                patiently(|| self.0.get(&object, range.clone())).await
+            }
         }
     }
 
@@ -129,24 +136,61 @@ impl Store for S3Store {
     }
 }
 
+/// The longest wish to be left alone for which a read waits by itself. Writes leave that to the
+/// caller, who has other things to do meanwhile.
+const READER_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Repeats a read when the store says when.
+async fn patiently<T, F>(read: impl Fn() -> F) -> Result<T, Error>
+where
+    F: Future<Output = Result<T, Error>>,
+{
+    for _ in 1..client::attempts() {
+        match read().await {
+            Err(Error { retry_after: Some(wait), .. }) if wait <= READER_PATIENCE => {
+                tokio::time::sleep(wait).await;
+            }
+            result => return result,
+        }
+    }
+    read().await
+}
+
 impl Replica {
     fn object(&self, key: Key) -> String {
         format!("{}{}", self.settings.prefix(key.level), key.name)
     }
 
-    async fn connection(&self) -> Result<&Connection, Error> {
-        self.connection
-            .get_or_try_init(|| async {
-                let customer_key = match self.settings.customer_key_path.clone() {
-                    None => None,
-                    Some(path) => {
-                        Some(super::file::blocking(move || CustomerKey::read(&path)).await?)
-                    }
-                };
-                let client = client::build(&self.settings, self.credentials.clone()).await;
-                Ok(Connection { client, customer_key })
-            })
-            .await
+    async fn connection(&self) -> Result<Arc<Connection>, Error> {
+        let known = self.connection.lock().clone();
+        if let Some(connection) = known {
+            return Ok(connection);
+        }
+        let customer_key = match self.settings.customer_key_path.clone() {
+            None => None,
+            Some(path) => Some(super::file::blocking(move || CustomerKey::read(&path)).await?),
+        };
+        let client = client::build(&self.settings, self.credentials.clone()).await;
+        let made = Arc::new(Connection { client, customer_key });
+        Ok(self.connection.lock().get_or_insert(made).clone())
+    }
+
+    /// The error of a failed call for `object`. After a refusal the next call looks for the
+    /// credentials again: files and roles are renewed while the process lives.
+    fn failed<E>(
+        &self,
+        operation: Operation,
+        object: &str,
+        err: &SdkError<E, HttpResponse>,
+    ) -> Error
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        let error = self.place.failed(operation, object, err);
+        if matches!(error.kind, ErrorKind::Unauthenticated | ErrorKind::Denied) {
+            *self.connection.lock() = None;
+        }
+        error
     }
 
     async fn list(&self, level: Level) -> Result<Vec<FileInfo>, Error> {
@@ -156,9 +200,8 @@ impl Replica {
         let mut tokens = HashSet::new();
         let mut token = None;
         loop {
-            let page = self
-                .connection()
-                .await?
+            let connection = self.connection().await?;
+            let page = connection
                 .client
                 .list_objects_v2()
                 .bucket(&self.settings.bucket)
@@ -168,7 +211,7 @@ impl Replica {
                 .set_continuation_token(token)
                 .send()
                 .await
-                .map_err(|err| self.place.failed(LIST, &prefix, &err))?;
+                .map_err(|err| self.failed(LIST, &prefix, &err))?;
             for object in page.contents() {
                 let name = object.key().and_then(|key| key.strip_prefix(prefix.as_str()));
                 let Some(name) = name.and_then(FileName::parse) else { continue };
@@ -220,7 +263,8 @@ impl Replica {
         object: &str,
         range: Option<&Range<u64>>,
     ) -> Result<Result<Bytes, String>, Error> {
-        let Connection { client, customer_key } = self.connection().await?;
+        let connection = self.connection().await?;
+        let Connection { client, customer_key } = &*connection;
         let request = client.get_object().bucket(&self.settings.bucket).key(object);
         let request = with_customer_key!(request, customer_key.as_ref());
         let answer = match range {
@@ -238,7 +282,7 @@ impl Replica {
                 request.range(range).customize().config_override(unchecked).send().await
             }
         };
-        let answer = answer.map_err(|err| self.place.failed(GET, object, &err))?;
+        let answer = answer.map_err(|err| self.failed(GET, object, &err))?;
         let len = answer.content_length().and_then(|len| u64::try_from(len).ok());
         let transfer = answer.body.collect();
         let limit = client::transfer_time(len.unwrap_or_default());
@@ -265,7 +309,8 @@ impl Replica {
         bytes: Bytes,
         timestamp: Timestamp,
     ) -> Result<(), Error> {
-        let Connection { client, customer_key } = self.connection().await?;
+        let connection = self.connection().await?;
+        let Connection { client, customer_key } = &*connection;
         let timeouts = client::timeouts(bytes.len() as u64);
         let request = client
             .put_object()
@@ -283,15 +328,16 @@ impl Replica {
             .config_override(aws_sdk_s3::config::Config::builder().timeout_config(timeouts))
             .send()
             .await
-            .map_err(|err| self.place.failed(PUT, object, &err))?;
+            .map_err(|err| self.failed(PUT, object, &err))?;
         Ok(())
     }
 
     async fn delete(&self, object: &str) -> Result<(), Error> {
-        let request = self.connection().await?.client.delete_object();
+        let connection = self.connection().await?;
+        let request = connection.client.delete_object();
         match request.bucket(&self.settings.bucket).key(object).send().await {
             Ok(_) => Ok(()),
-            Err(err) => match self.place.failed(DELETE, object, &err) {
+            Err(err) => match self.failed(DELETE, object, &err) {
                 Error { kind: ErrorKind::NotFound, .. } => Ok(()),
                 err => Err(err),
             },

@@ -33,6 +33,7 @@ impl CustomerKey {
             kind: ErrorKind::Invalid,
             message: format!("cannot read sse-customer-key-path {}", path.display()),
             source: Some(err.into()),
+            retry_after: None,
         })?;
         let key = if content.len() == KEY_LEN { Some(content) } else { decode(&content) };
         match key {

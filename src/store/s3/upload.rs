@@ -83,6 +83,7 @@ fn join<T>(
             kind: ErrorKind::Other,
             message: "an upload was given up because the program is stopping".to_string(),
             source: Some(err.into()),
+            retry_after: None,
         }),
     }
 }
@@ -140,6 +141,7 @@ fn unreadable(path: &std::path::Path, err: std::io::Error) -> Error {
         kind: ErrorKind::Other,
         message: format!("cannot read the local file {}", path.display()),
         source: Some(err.into()),
+        retry_after: None,
     }
 }
 
@@ -157,7 +159,8 @@ impl Multipart {
         object: String,
         timestamp: Timestamp,
     ) -> Result<Multipart, Error> {
-        let Connection { client, customer_key } = replica.connection().await?;
+        let connection = replica.connection().await?;
+        let Connection { client, customer_key } = &*connection;
         let request = client
             .create_multipart_upload()
             .bucket(&replica.settings.bucket)
@@ -170,7 +173,7 @@ impl Multipart {
         let answer = with_customer_key!(request, customer_key.as_ref())
             .send()
             .await
-            .map_err(|err| replica.place.failed(CREATE_UPLOAD, &object, &err))?;
+            .map_err(|err| replica.failed(CREATE_UPLOAD, &object, &err))?;
         match answer.upload_id {
             Some(id) => Ok(Multipart { replica, object: object.into(), id: id.into() }),
             None => Err(replica.place.error(
@@ -187,7 +190,8 @@ impl Multipart {
     async fn send(&self, number: u32, bytes: Bytes) -> Result<CompletedPart, Error> {
         // S3 counts from 1.
         let number = number.cast_signed().saturating_add(1);
-        let Connection { client, customer_key } = self.replica.connection().await?;
+        let connection = self.replica.connection().await?;
+        let Connection { client, customer_key } = &*connection;
         let timeouts = client::timeouts(bytes.len() as u64);
         let request = client
             .upload_part()
@@ -201,7 +205,7 @@ impl Multipart {
             .config_override(aws_sdk_s3::config::Config::builder().timeout_config(timeouts))
             .send()
             .await
-            .map_err(|err| self.replica.place.failed(UPLOAD_PART, &self.object, &err))?;
+            .map_err(|err| self.replica.failed(UPLOAD_PART, &self.object, &err))?;
         Ok(CompletedPart::builder()
             .part_number(number)
             .set_e_tag(answer.e_tag)
@@ -223,7 +227,8 @@ impl Multipart {
 
     async fn complete(&self, mut parts: Vec<CompletedPart>) -> Result<(), Error> {
         parts.sort_unstable_by_key(CompletedPart::part_number);
-        let Connection { client, customer_key } = self.replica.connection().await?;
+        let connection = self.replica.connection().await?;
+        let Connection { client, customer_key } = &*connection;
         let request = client
             .complete_multipart_upload()
             .bucket(&self.replica.settings.bucket)
@@ -238,7 +243,7 @@ impl Multipart {
             .config_override(aws_sdk_s3::config::Config::builder().timeout_config(timeouts))
             .send()
             .await
-            .map_err(|err| self.replica.place.failed(COMPLETE_UPLOAD, &self.object, &err))?;
+            .map_err(|err| self.replica.failed(COMPLETE_UPLOAD, &self.object, &err))?;
         // S3 answers 200 before it knows the outcome. The SDK takes an error in the body for what
         // it is; a body that is neither is not a success either.
         if answer.e_tag.is_none() {
@@ -254,8 +259,9 @@ impl Multipart {
     }
 
     async fn abort(&self) {
-        let Ok(Connection { client, .. }) = self.replica.connection().await else { return };
-        let request = client
+        let Ok(connection) = self.replica.connection().await else { return };
+        let request = connection
+            .client
             .abort_multipart_upload()
             .bucket(&self.replica.settings.bucket)
             .key(&*self.object)
@@ -263,7 +269,7 @@ impl Multipart {
         if let Err(err) = request.send().await {
             // An upload that was completed after all is gone, which is what an abort is for.
             if err.code() != Some("NoSuchUpload") {
-                let err = self.replica.place.failed(ABORT_UPLOAD, &self.object, &err);
+                let err = self.replica.failed(ABORT_UPLOAD, &self.object, &err);
                 log::warn!("{err}; a lifecycle rule of the bucket can remove what was sent");
             }
         }

@@ -1,0 +1,148 @@
+/* Misfortunes that need no privilege: preloaded into a host, it makes chosen system calls fail.
+ *
+ * The folder named by MISFORTUNE says what goes wrong at the moment:
+ *     dns     if it exists, no name is resolved
+ *     clock   seconds by which the wall clock is wrong
+ *     full    paths, one a line: whatever would take room at or below one fails with ENOSPC
+ * CLOCK_MONOTONIC is left alone, as it is when somebody sets a clock.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <netdb.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+
+#define REAL(type, name, ...) ((type (*)(__VA_ARGS__)) dlsym(RTLD_NEXT, name))
+
+/* Reads a control file by system calls of its own: -1 if it is not there. */
+static long control(const char *name, char *text, size_t size) {
+    char path[PATH_MAX];
+    const char *folder = getenv("MISFORTUNE");
+    int saved = errno;
+    long got = -1;
+    if (folder && snprintf(path, sizeof path, "%s/%s", folder, name) < (int) sizeof path) {
+        int fd = (int) syscall(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
+        if (fd >= 0) {
+            got = syscall(SYS_read, fd, text, size - 1);
+            syscall(SYS_close, fd);
+        }
+    }
+    if (got >= 0)
+        text[got] = 0;
+    errno = saved;
+    return got;
+}
+
+static int is_full(const char *path) {
+    char list[8 * PATH_MAX], *rest = list, *line;
+    if (!path || control("full", list, sizeof list) < 0)
+        return 0;
+    while ((line = strsep(&rest, "\n"))) {
+        size_t len = strlen(line);
+        if (len && !strncmp(path, line, len) && strchr("/-", path[len]) != NULL) {
+            errno = ENOSPC;
+            return 1;
+        }
+    }
+    return 0;
+}
+
+static int fd_is_full(int fd) {
+    char link[64], path[PATH_MAX];
+    ssize_t len;
+    int saved = errno;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    len = readlink(link, path, sizeof path - 1);
+    errno = saved;
+    if (len < 0 || path[0] != '/')
+        return 0;
+    path[len] = 0;
+    return is_full(path);
+}
+
+ssize_t write(int fd, const void *bytes, size_t count) {
+    return fd_is_full(fd) ? -1 : REAL(ssize_t, "write", int, const void *, size_t)(fd, bytes, count);
+}
+
+ssize_t pwrite(int fd, const void *bytes, size_t count, off_t at) {
+    return fd_is_full(fd) ? -1 : REAL(ssize_t, "pwrite", int, const void *, size_t, off_t)(fd, bytes, count, at);
+}
+
+ssize_t pwrite64(int fd, const void *bytes, size_t count, off64_t at) {
+    return fd_is_full(fd) ? -1 : REAL(ssize_t, "pwrite64", int, const void *, size_t, off64_t)(fd, bytes, count, at);
+}
+
+ssize_t copy_file_range(int in, off64_t *in_at, int out, off64_t *out_at, size_t count, unsigned flags) {
+    return fd_is_full(out) ? -1 : REAL(ssize_t, "copy_file_range", int, off64_t *, int, off64_t *, size_t, unsigned)(
+        in, in_at, out, out_at, count, flags);
+}
+
+static int creates(int flags) {
+    return (flags & O_CREAT) != 0;
+}
+
+/* Opening takes room only where it makes a file. */
+#define OPEN(name)                                                                              \
+    int name(const char *path, int flags, ...) {                                                \
+        mode_t mode = 0;                                                                        \
+        va_list rest;                                                                           \
+        va_start(rest, flags);                                                                  \
+        if (creates(flags))                                                                     \
+            mode = va_arg(rest, mode_t);                                                        \
+        va_end(rest);                                                                           \
+        if (creates(flags) && faccessat(AT_FDCWD, path, F_OK, 0) != 0 && is_full(path))         \
+            return -1;                                                                          \
+        return REAL(int, #name, const char *, int, ...)(path, flags, mode);                     \
+    }
+OPEN(open)
+OPEN(open64)
+
+int mkdir(const char *path, mode_t mode) {
+    return is_full(path) ? -1 : REAL(int, "mkdir", const char *, mode_t)(path, mode);
+}
+
+int getaddrinfo(const char *node, const char *service, const struct addrinfo *hints,
+                struct addrinfo **found) {
+    char text[2];
+    if (node && control("dns", text, sizeof text) >= 0)
+        return EAI_AGAIN;
+    return REAL(int, "getaddrinfo", const char *, const char *, const struct addrinfo *,
+                struct addrinfo **)(node, service, hints, found);
+}
+
+static long wrong_by(void) {
+    char text[32];
+    return control("clock", text, sizeof text) > 0 ? atol(text) : 0;
+}
+
+int clock_gettime(clockid_t which, struct timespec *now) {
+    int failed = REAL(int, "clock_gettime", clockid_t, struct timespec *)(which, now);
+    if (!failed && which == CLOCK_REALTIME)
+        now->tv_sec += wrong_by();
+    return failed;
+}
+
+int gettimeofday(struct timeval *restrict now, void *restrict zone) {
+    int failed = REAL(int, "gettimeofday", struct timeval *, void *)(now, zone);
+    if (!failed)
+        now->tv_sec += wrong_by();
+    return failed;
+}
+
+time_t time(time_t *out) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (out)
+        *out = now.tv_sec;
+    return now.tv_sec;
+}

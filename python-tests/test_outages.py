@@ -1,0 +1,593 @@
+"""Stores, disks and clocks that misbehave: the application does not notice, the lag is told as it
+is, and nothing is lost or sent twice when all is well again."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+
+import pytest
+
+from harness import (UNREACHABLE, HostError, S3Replica, assert_restores, check_integrity, full_images,
+                     restore, rows, txids, walferry)
+
+DAY = 86400
+
+
+@pytest.fixture
+def replica(proxy, s3, tmp_path):
+    """A replica behind the proxy; read back without it."""
+    return S3Replica(s3, "outage/%s" % tmp_path.name, proxy.endpoint)
+
+
+@pytest.fixture(scope="session")
+def misfortune_library(tmp_path_factory):
+    library = tmp_path_factory.mktemp("misfortune") / "misfortune.so"
+    source = os.path.join(os.path.dirname(__file__), "misfortune.c")
+    subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", str(library), source, "-ldl"], check=True)
+    return library
+
+
+class Misfortune:
+    """What befalls a host; see misfortune.c."""
+
+    def __init__(self, folder, library):
+        folder.mkdir()
+        self.folder = folder
+        self.env = {"LD_PRELOAD": str(library), "MISFORTUNE": str(folder)}
+
+    def set(self, name, text=""):
+        part = self.folder / (name + ".new")
+        part.write_text(str(text))
+        part.rename(self.folder / name)
+
+    def over(self, name):
+        (self.folder / name).unlink()
+
+
+@pytest.fixture
+def misfortune(tmp_path, misfortune_library):
+    return Misfortune(tmp_path / "misfortune", misfortune_library)
+
+
+def start(new_host, replica, database, **env):
+    host = new_host("system", replica, env=env)
+    host.open(database)
+    # Small checkpoints: the WAL is to be begun anew many times while something is wrong.
+    host.sql("PRAGMA journal_mode=WAL", "PRAGMA wal_autocheckpoint=20",
+             "CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, x)")
+    return host
+
+
+def commits(host, number, size=2000):
+    host.call("fill", sql="INSERT INTO t (x) VALUES (?)", size=size, times=number, seed=number)
+
+
+def unbothered(host, database, number=150):
+    """Commits go through, and it is told that the replica does not have them."""
+    commits(host, number)
+    state = host.status(database)
+    assert state["lag_ms"] > 0 and host.value("SELECT walferry_lag()") > 0, state
+    return state
+
+
+def until(host, database, condition, seconds=60):
+    """Waits for a state; the state."""
+    deadline = time.monotonic() + seconds
+    while True:
+        state = host.status(database)
+        if condition(state):
+            return state
+        assert time.monotonic() < deadline, state
+        time.sleep(0.02)
+
+
+def all_well(host, database, replica, folder, images=1):
+    """Everything is on the replica, and it took no image that was not needed."""
+    host.sync()
+    state = host.status(database)
+    assert (state["state"], state["lag_ms"], state["pending_bytes"]) == ("streaming", 0, 0), state
+    assert state["last_error"] is None, state
+    assert_restores(replica, database, folder)
+    assert len(full_images(replica)) == images, full_images(replica)
+    every = txids(replica)
+    assert every == list(range(every[0], every[-1] + 1)), "a hole in the log"
+    return every
+
+
+# ---- the network and the store ---------------------------------------------------------------
+
+
+def test_a_slow_store_makes_larger_files_not_a_queue(new_host, replica, proxy, tmp_path):
+    database = tmp_path / "app.db"
+    host = start(new_host, replica, database, WALFERRY_SYNC_INTERVAL="0")
+    host.sync()
+    before = len(txids(replica))
+    rule = proxy.rule("latency", ms=300)
+    for _ in range(6):
+        unbothered(host, database, 60)
+        assert host.status(database)["spool_files"] < 50
+    proxy.wait(rule)
+    host.sync()
+    assert len(txids(replica)) - before < 60, "a file for each commit although the store is slow"
+    proxy.heal()
+    all_well(host, database, replica, tmp_path)
+
+
+@pytest.mark.parametrize("of", ["files", "the first image"])
+def test_a_store_that_asks_to_be_left_alone_is(of, new_host, replica, proxy, tmp_path):
+    """For as long as it asks, even when somebody waits with walferry_sync()."""
+    database, wish = tmp_path / "app.db", 3
+    if of == "files":
+        host = start(new_host, replica, database)
+        host.sync()
+        rule = proxy.rule("status", code=503, retry_after=wish, method="PUT", count=2)
+    else:
+        rule = proxy.rule("status", code=503, retry_after=wish, method="PUT", count=2)
+        host = start(new_host, replica, database)
+    unbothered(host, database)
+    proxy.wait(rule)
+    state = until(host, database, lambda state: state["last_error"])
+    assert "slow down" in state["last_error"], state
+    all_well(host, database, replica, tmp_path)
+    log = proxy.log()
+    asked = [n for n, entry in enumerate(log) if entry["faults"] == ["status"]]
+    assert len(asked) == 2
+    for n in asked:
+        # Both times are those of the proxy, which notes a request when it has come in.
+        assert log[n + 1]["t"] - log[n]["t"] >= wish - 0.01, log[n:n + 2]
+
+
+def test_a_restore_waits_when_it_is_asked_to(new_host, replica, proxy, tmp_path):
+    database = tmp_path / "app.db"
+    host = start(new_host, replica, database)
+    host.sync()
+    proxy.rule("status", code=503, retry_after=1, method="GET", count=2, skip=1)
+    walferry("restore", "-o", tmp_path / "out.db", replica.url, env=replica.env)
+    check_integrity(tmp_path / "out.db")
+
+
+def test_the_answer_is_lost_after_the_write(new_host, replica, proxy, tmp_path):
+    database = tmp_path / "app.db"
+    host = start(new_host, replica, database)
+    host.sync()
+    for kind, spec in (("lost_response", {}), ("blackhole", {"where": "response"})):
+        rule = proxy.rule(kind, method="PUT", **spec)
+        commits(host, 20)
+        proxy.wait(rule)
+        unbothered(host, database)
+        proxy.heal()
+        host.sync()
+    all_well(host, database, replica, tmp_path)
+
+
+def test_connections_are_cut_in_the_body(new_host, replica, proxy, tmp_path):
+    database = tmp_path / "app.db"
+    rule = proxy.rule("cut", where="request", bytes=700, method="PUT", count=7)
+    host = start(new_host, replica, database)
+    # More than one part, for the image and for a file.
+    commits(host, 24, size=1_000_000)
+    host.sync()
+    proxy.wait(rule, hits=7)
+    rule = proxy.rule("cut", where="request", bytes=300_000, method="PUT", count=7)
+    host.sql("BEGIN IMMEDIATE")
+    commits(host, 12, size=1_000_000)
+    host.sql("COMMIT")
+    proxy.wait(rule)
+    all_well(host, database, replica, tmp_path)
+    # On the way back it is repeated where it broke off, and given up if that never ends.
+    proxy.rule("cut", where="response", bytes=5000, method="GET", path=r"\.ltx", count=2)
+    walferry("restore", "-o", tmp_path / "out.db", replica.url, env=replica.env)
+    assert rows(tmp_path / "out.db", "SELECT count(*) FROM t") == [(36,)]
+    proxy.rule("cut", where="response", bytes=50, method="GET", path=r"\.ltx")
+    said = walferry("restore", "-o", tmp_path / "no.db", replica.url, env=replica.env,
+                    code=UNREACHABLE).stderr
+    assert "broke off" in said and not (tmp_path / "no.db").exists()
+
+
+def test_names_are_not_resolved(new_host, replica, proxy, misfortune, tmp_path):
+    database = tmp_path / "app.db"
+    replica.env["AWS_ENDPOINT_URL"] = replica.endpoint.replace("127.0.0.1", "localhost")
+    host = start(new_host, replica, database, **misfortune.env)
+    host.sync()
+    for _ in range(2):
+        misfortune.set("dns")
+        # The connection that is open needs no name.
+        rule = proxy.rule("reset", count=1)
+        commits(host, 5)
+        proxy.wait(rule)
+        state = until(host, database, lambda state: "dns" in (state["last_error"] or ""))
+        assert state["state"] == "waiting" and "localhost" in state["last_error"], state
+        unbothered(host, database)
+        proxy.heal()
+        misfortune.over("dns")
+        host.sync()
+    all_well(host, database, replica, tmp_path)
+
+
+def test_no_herd(new_host, s3, proxy, tmp_path):
+    """Fifty databases of one process and a dead store: few requests, and not all at once."""
+    replica = S3Replica(s3, "herd/%s/{name}" % tmp_path.name, proxy.endpoint)
+    host = new_host("system", replica)
+    for n in range(50):
+        host.open(tmp_path / ("%d.db" % n), conn="c%d" % n)
+        host.sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (x)", conn="c%d" % n)
+    for n in range(50):
+        host.sync(conn="c%d" % n)
+    proxy.ask("DELETE", "/log")
+    rule = proxy.rule("status", code=503)
+    for n in range(50):
+        host.sql("INSERT INTO t VALUES (1)", conn="c%d" % n)
+    # Six failures of each are behind us when the longest wait is reached.
+    proxy.wait(rule, hits=50 * 7, seconds=180)
+    begun = len(proxy.log())
+    proxy.wait(rule, hits=begun + 150, seconds=180)
+    times = [entry["t"] for entry in proxy.log()[begun:begun + 150]]
+    # Each asks at most three times in 7.5 to 15 s: 10 to 20 a second, all together.
+    assert 150 / (times[-1] - times[0]) < 25, times
+    crowd = max(sum(1 for other in times if t <= other < t + 1) for t in times)
+    assert crowd < 60, "%d requests in one second" % crowd
+    assert all(one["lag_ms"] > 0 and one["state"] == "waiting" for one in host.status(conn="c0"))
+    proxy.heal()
+    for n in range(50):
+        host.sync(conn="c%d" % n)
+    assert all(one["lag_ms"] == 0 for one in host.status(conn="c0"))
+
+
+# ---- credentials -----------------------------------------------------------------------------
+
+
+def profile(folder, replica, way, secret, token):
+    """Credentials that a host finds in ~/.aws, in one of two ways."""
+    key = "ASIAWALFERRYTESTS001"
+    if way == "file":
+        lines = ["aws_access_key_id=" + key, "aws_secret_access_key=" + secret,
+                 "aws_session_token=" + token]
+    else:
+        answer = {"Version": 1, "AccessKeyId": key, "SecretAccessKey": secret, "SessionToken": token,
+                  "Expiration": "2099-01-01T00:00:00Z"}
+        (folder / "answer").write_text(json.dumps(answer))
+        lines = ["credential_process=cat %s" % (folder / "answer")]
+    (folder / "config.new").write_text("\n".join(["[default]"] + lines) + "\n")
+    (folder / "config.new").rename(folder / "config")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        replica.env.pop(name, None)
+    replica.env.update(AWS_CONFIG_FILE=str(folder / "config"),
+                       AWS_SHARED_CREDENTIALS_FILE=str(folder / "none"))
+
+
+@pytest.mark.parametrize("way", ["file", "process"])
+def test_credentials_expire_and_are_renewed(way, new_host, replica, proxy, s3, tmp_path):
+    """The store refuses a token before its time is over; the next one is found without a restart."""
+    database = tmp_path / "app.db"
+    server = {"key": s3["AWS_ACCESS_KEY_ID"], "secret": s3["AWS_SECRET_ACCESS_KEY"]}
+    profile(tmp_path, replica, way, "secret of the first", "first")
+    proxy.rule("token", token="first", **server)
+    host = start(new_host, replica, database)
+    host.sync()
+    for old, new in (("first", "second"), ("second", "third")):
+        proxy.heal()
+        rule = proxy.rule("token", token=new, **server)
+        commits(host, 10)
+        proxy.wait(rule)
+        state = until(host, database, lambda state: "ExpiredToken" in (state["last_error"] or ""))
+        assert state["state"] == "waiting" and "secret of" not in json.dumps(state)
+        unbothered(host, database)
+        profile(tmp_path, replica, way, "secret of the " + new, new)
+        host.sync()
+    proxy.heal()
+    proxy.rule("token", token="third", **server)
+    all_well(host, database, replica, tmp_path)
+
+
+def test_wrong_credentials_and_then_right_ones(new_host, replica, s3, tmp_path):
+    database = tmp_path / "app.db"
+    config = tmp_path / "config"
+    text = "[default]\naws_access_key_id=%s\naws_secret_access_key=%%s\n" % s3["AWS_ACCESS_KEY_ID"]
+    config.write_text(text % "wrong")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        replica.env.pop(name)
+    replica.env.update(AWS_CONFIG_FILE=str(config), AWS_SHARED_CREDENTIALS_FILE=str(tmp_path / "none"))
+    host = start(new_host, replica, database)
+    state = until(host, database, lambda state: state["last_error"])
+    assert "does not accept the credentials" in state["last_error"], state
+    unbothered(host, database)
+    config.write_text(text % s3["AWS_SECRET_ACCESS_KEY"])
+    all_well(host, database, replica, tmp_path)
+
+
+# ---- a replica that is gone ------------------------------------------------------------------
+
+
+def empty_bucket(replica):
+    for key in replica.objects():
+        replica.client.delete_object(Bucket=replica.bucket, Key=key)
+
+
+def log_text(tmp_path):
+    return (tmp_path / "walferry.log").read_text()
+
+
+@pytest.mark.parametrize("meanwhile", ["commits", "nothing", "a restart"])
+def test_the_bucket_is_deleted_and_created_again(meanwhile, new_host, servers, tmp_path):
+    """The log must not go on behind files that are no longer there: it begins again, and says so."""
+    database = tmp_path / "app.db"
+    # The first server makes a bucket that is missing by itself.
+    replica = S3Replica(servers("s3_second.py"), "app")
+    replica.bucket = "outage-" + meanwhile.replace(" ", "-")
+    replica.url = "s3://%s/app" % replica.bucket
+    replica.client.create_bucket(Bucket=replica.bucket)
+    host = start(new_host, replica, database)
+    commits(host, 20)
+    before = int(host.sync(), 16)
+    empty_bucket(replica)
+    replica.client.delete_bucket(Bucket=replica.bucket)
+    if meanwhile == "commits":
+        commits(host, 5)
+        state = until(host, database, lambda state: "does not exist" in (state["last_error"] or ""))
+        assert state["state"] == "waiting", state
+        unbothered(host, database)
+    elif meanwhile == "a restart":
+        host.finish()
+    replica.client.create_bucket(Bucket=replica.bucket)
+    if meanwhile == "a restart":
+        host = start(new_host, replica, database)
+    commits(host, 5)
+    if meanwhile == "nothing":
+        # Nothing told this process: what it ships until its next start has no base.
+        host.sync()
+        host.finish()
+        host = start(new_host, replica, database)
+        commits(host, 5)
+    every = all_well(host, database, replica, tmp_path, images=1)
+    assert every[-1] > before, "TXIDs go on, so that a late file of the old log finds no free place"
+    assert "lacks files that it had confirmed" in log_text(tmp_path)
+
+
+def test_the_folder_is_emptied_between_two_starts(new_host, new_replica, tmp_path):
+    replica, database = new_replica(), tmp_path / "app.db"
+    host = start(new_host, replica, database)
+    before = int(host.sync(), 16)
+    host.finish()
+    shutil.rmtree(replica.folder)
+    replica.folder.mkdir()
+    host = start(new_host, replica, database)
+    commits(host, 5)
+    every = all_well(host, database, replica, tmp_path)
+    assert every[0] > before and "is empty and lacks files" in log_text(tmp_path)
+
+
+def test_the_folder_is_away_for_a_while(new_host, new_replica, tmp_path):
+    """As a disk that is unmounted and mounted again: nothing is written to the place below it."""
+    replica, database = new_replica(), tmp_path / "app.db"
+    host = start(new_host, replica, database)
+    host.sync()
+    away = tmp_path / "away"
+    replica.folder.rename(away)
+    commits(host, 5)
+    state = until(host, database, lambda state: "is gone" in (state["last_error"] or ""))
+    assert state["state"] == "waiting"
+    unbothered(host, database)
+    assert not replica.folder.exists()
+    away.rename(replica.folder)
+    all_well(host, database, replica, tmp_path)
+    assert "lacks files" not in log_text(tmp_path)
+
+
+def test_the_replica_is_rolled_back(new_host, new_replica, tmp_path):
+    """An older state of the replica was put back: what came after it is sent again, as a whole."""
+    replica, database = new_replica(), tmp_path / "app.db"
+    host = start(new_host, replica, database)
+    host.sync()
+    commits(host, 5)
+    kept = int(host.sync(), 16)
+    for _ in range(3):
+        commits(host, 5)
+        host.sync()
+    last = txids(replica)[-1]
+    host.finish()
+    for level, first, end in replica.keys():
+        if end > kept:
+            replica.path(level, first, end).unlink()
+    host = start(new_host, replica, database)
+    commits(host, 5)
+    host.sync()
+    assert_restores(replica, database, tmp_path)
+    assert txids(replica)[-1] > last and "ends with transaction %016x" % kept in log_text(tmp_path)
+    restore(replica, tmp_path / "older.db", kept)
+    assert rows(tmp_path / "older.db", "SELECT count(*) FROM t") == [(5,)]
+
+
+# ---- the clock -------------------------------------------------------------------------------
+
+
+def times(replica):
+    """Timestamps of the files in the order of their TXIDs."""
+    return [int.from_bytes(replica.read(*key)[32:40], "big", signed=True)
+            for key in sorted(replica.keys(), key=lambda key: key[2])]
+
+
+def test_the_clock_jumps(new_host, new_replica, misfortune, tmp_path):
+    replica, database = new_replica(), tmp_path / "app.db"
+    misfortune.set("clock", 0)
+    host = start(new_host, replica, database, **misfortune.env)
+    host.sync()
+    for wrong in (DAY, -DAY, 400 * DAY, 0, -20000 * DAY, 1):
+        misfortune.set("clock", wrong)
+        commits(host, 10)
+        state = host.status(database)
+        assert 0 <= state["lag_ms"] < 3_600_000, state
+        host.sync()
+    all_well(host, database, replica, tmp_path)
+    stamps = times(replica)
+    assert stamps == sorted(set(stamps)), "timestamps go back"
+
+
+def test_the_store_does_not_believe_the_clock(new_host, replica, proxy, misfortune, tmp_path):
+    database = tmp_path / "app.db"
+    proxy.rule("skew", seconds=900)
+    misfortune.set("clock", 0)
+    host = start(new_host, replica, database, **misfortune.env)
+    host.sync()
+    for wrong in (2 * DAY, -2 * DAY):
+        misfortune.set("clock", wrong)
+        commits(host, 10)
+        state = until(host, database, lambda state: state["last_error"])
+        assert state["state"] == "waiting" and "clock" in state["last_error"], state
+        unbothered(host, database)
+        misfortune.set("clock", 0)
+        host.sync()
+    all_well(host, database, replica, tmp_path)
+
+
+# ---- the disk --------------------------------------------------------------------------------
+
+
+def can_mount(folder):
+    return os.geteuid() == 0 and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)], capture_output=True,
+    ).returncode == 0 and subprocess.run(["umount", str(folder)]).returncode == 0
+
+
+class PretendedDisk:
+    """Calls that need room fail, by the preloaded library."""
+
+    def __init__(self, misfortune, place):
+        self.misfortune, self.place, self.env = misfortune, place, misfortune.env
+
+    def fill(self):
+        self.misfortune.set("full", self.place)
+
+    def make_room(self):
+        self.misfortune.over("full")
+
+    def remove(self):
+        pass
+
+
+class SmallDisk:
+    """A disk of its own, filled for real."""
+
+    env = {}
+
+    def __init__(self, place, megabytes=24):
+        self.place = place
+        place.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=%dm" % megabytes, "none", str(place)],
+                       check=True)
+
+    def fill(self):
+        with open(self.place / "ballast", "ab", buffering=0) as ballast:
+            for size in (1 << 20, 4096, 1):
+                try:
+                    while ballast.write(bytes(size)) == size:
+                        pass
+                except OSError:
+                    pass
+
+    def make_room(self):
+        (self.place / "ballast").unlink()
+
+    def remove(self):
+        subprocess.run(["umount", "-l", str(self.place)], check=True)
+
+
+@pytest.fixture(params=["pretended", "real"])
+def new_disk(request, misfortune, tmp_path):
+    """Makes a disk that can be full. A real one needs to be root; else it is pretended twice."""
+    disks = []
+
+    def make(place):
+        (tmp_path / "probe").mkdir(exist_ok=True)
+        if request.param == "real" and can_mount(tmp_path / "probe"):
+            disks.append(SmallDisk(place))
+        else:
+            disks.append(PretendedDisk(misfortune, place))
+        return disks[-1]
+
+    yield make
+    for disk in disks:
+        disk.remove()
+
+
+@pytest.mark.parametrize("then", ["goes on", "is killed"])
+def test_no_room_for_spool_and_state(then, new_host, replica, new_disk, tmp_path):
+    database = tmp_path / "app.db"
+    disk = new_disk(tmp_path / "app.db-walferry")
+    host = start(new_host, replica, database, **disk.env)
+    commits(host, 20)
+    host.sync()
+    disk.fill()
+    state = unbothered(host, database)
+    state = until(host, database, lambda state: state["last_error"])
+    assert "No space left" in state["last_error"] and "app.db-walferry" in state["last_error"], state
+    assert state["state"] == "waiting"
+    with pytest.raises(HostError, match="No space left"):
+        host.value("SELECT walferry_wait(300)")
+    unbothered(host, database)
+    if then == "is killed":
+        host.kill()
+        host = start(new_host, replica, database, **disk.env)
+        state = until(host, database, lambda state: state["last_error"])
+        assert "No space left" in state["last_error"] and state["lag_ms"] > 0, state
+        commits(host, 50)
+    disk.make_room()
+    all_well(host, database, replica, tmp_path)
+
+
+def test_no_room_when_the_store_confirms(new_host, replica, proxy, new_disk, tmp_path):
+    """A file is on its way when the disk fills up: it is confirmed, and nothing is sent twice."""
+    database = tmp_path / "app.db"
+    disk = new_disk(tmp_path / "app.db-walferry")
+    host = start(new_host, replica, database, **disk.env)
+    host.sync()
+    for _ in range(2):
+        rule = proxy.rule("hold", method="PUT", count=1)
+        commits(host, 5)
+        proxy.wait(rule)
+        commits(host, 5)
+        disk.fill()
+        proxy.heal()
+        until(host, database, lambda state: state["last_error"])
+        commits(host, 50)
+        host.kill()
+        disk.make_room()
+        host = start(new_host, replica, database, **disk.env)
+        commits(host, 5)
+        host.sync()
+    all_well(host, database, replica, tmp_path)
+
+
+def test_no_room_for_the_database(new_host, replica, new_disk, tmp_path):
+    """SQLite's own error, and only that; database, WAL and our state share the disk."""
+    disk = new_disk(tmp_path / "disk")
+    (tmp_path / "disk").mkdir(exist_ok=True)
+    database = tmp_path / "disk" / "app.db"
+    host = start(new_host, replica, database, **disk.env)
+    commits(host, 20)
+    host.sync()
+    for _ in range(2):
+        disk.fill()
+        with pytest.raises(HostError, match="disk is full|disk I/O"):
+            commits(host, 300)
+        known = host.value("SELECT count(*) FROM t")
+        disk.make_room()
+        commits(host, 5)
+        assert host.value("SELECT count(*) FROM t") == known + 5
+        host.sync()
+    all_well(host, database, replica, tmp_path)
+
+
+def test_no_room_on_the_replica(new_host, new_replica, new_disk, tmp_path):
+    replica, database = new_replica(), tmp_path / "app.db"
+    disk = new_disk(replica.folder)
+    host = start(new_host, replica, database, **disk.env)
+    host.sync()
+    disk.fill()
+    commits(host, 5)
+    state = until(host, database, lambda state: state["last_error"])
+    assert "the disk is full" in state["last_error"], state
+    unbothered(host, database)
+    disk.make_room()
+    all_well(host, database, replica, tmp_path)

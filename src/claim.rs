@@ -1,0 +1,136 @@
+//! Taking a log over from another writer: its next TXID is created as a file without pages.
+//!
+//! The state stays what the other writer made it, but that writer's next file finds its place
+//! taken, and it stops. A full image alone would not do: while it is on its way, a writer that goes
+//! on takes one TXID after the other, and the image would have to be sent again and again.
+
+use crate::ltx::encode::to_vec;
+use crate::ltx::{FileName, Header, Tag};
+use crate::shipper::read_header;
+use crate::store::{Body, Error, ErrorKind, Key, Store};
+use crate::units::{Level, Salts, Timestamp, Txid, WriterId};
+use crate::wal::WAL_HEADER_LEN;
+
+/// How often the other writer may be faster before this gives up.
+const ATTEMPTS: u32 = 100;
+
+/// Creates the next file of the log behind `last`, or behind whatever has been created meanwhile.
+/// Gives its header.
+pub(crate) async fn claim(
+    store: &dyn Store,
+    last: &Header,
+    writer: WriterId,
+) -> Result<Header, Error> {
+    let mut last = *last;
+    for _ in 0..ATTEMPTS {
+        let header = unchanged(&last, writer);
+        let key = Key { level: Level::L0, name: FileName::single(header.max_txid) };
+        let bytes = to_vec(&header, []).map_err(|error| unusable(key, &error))?;
+        match store.put_new(key, Body::Bytes(bytes.into()), header.timestamp).await {
+            Ok(()) => return Ok(header),
+            Err(error) if error.kind == ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+        last = read_header(store, key).await?.map_err(|error| unusable(key, &error))?;
+        if last.writer == writer {
+            // An answer was lost on the way, and the request was repeated.
+            return Ok(last);
+        }
+    }
+    let why =
+        format!("another writer of {} was faster {ATTEMPTS} times in a row; stop it", store.url());
+    Err(Error::new(ErrorKind::Unavailable, why))
+}
+
+fn unusable(key: Key, error: &crate::ltx::Error) -> Error {
+    Error::new(ErrorKind::Other, format!("cannot go on behind {key}: {error}"))
+}
+
+/// The header of a file that follows `last` and leaves the database as it is.
+fn unchanged(last: &Header, writer: WriterId) -> Header {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now = now.map_or(0, |since| since.as_millis() as i64);
+    let txid: Txid = last.max_txid.next();
+    Header {
+        min_txid: txid,
+        max_txid: txid,
+        timestamp: Timestamp(now.max(last.timestamp.0.saturating_add(1))),
+        wal_offset: WAL_HEADER_LEN,
+        wal_size: 0,
+        salts: Salts::default(),
+        writer,
+        tag: last.tag.map(|tag| Tag {
+            pre_apply: tag.post_apply,
+            post_apply: tag.post_apply,
+            full_image: false,
+        }),
+        ..*last
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::ltx::DatabaseChecksum;
+    use crate::store::memory::MemoryStore;
+    use crate::units::PageSize;
+
+    fn header(txid: u64, writer: u64) -> Header {
+        let checksum = |n| DatabaseChecksum::from_stored(1 << 63 | n);
+        Header {
+            page_size: PageSize::new(512).unwrap(),
+            commit: 7,
+            min_txid: Txid(txid),
+            max_txid: Txid(txid),
+            timestamp: Timestamp(i64::MAX - 1000),
+            wal_offset: 0,
+            wal_size: 0,
+            salts: Salts::default(),
+            writer: WriterId(writer),
+            tag: Some(Tag {
+                pre_apply: checksum(txid - 1),
+                post_apply: checksum(txid),
+                full_image: false,
+            }),
+        }
+    }
+
+    async fn put(store: &MemoryStore, header: &Header) {
+        let key = Key { level: Level::L0, name: FileName::single(header.max_txid) };
+        let bytes = to_vec(header, []).unwrap();
+        store.put_new(key, Body::Bytes(bytes.into()), header.timestamp).await.unwrap();
+    }
+
+    fn on_runtime(test: impl Future<Output = ()>) {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(test);
+    }
+
+    #[test]
+    fn a_claim_goes_behind_whatever_came_meanwhile_and_changes_nothing() {
+        on_runtime(async {
+            let store = MemoryStore::new();
+            put(&store, &header(5, 1)).await;
+            put(&store, &header(6, 1)).await;
+            put(&store, &header(7, 1)).await;
+            let claimed = claim(&store, &header(5, 1), WriterId(2)).await.unwrap();
+            assert_eq!((claimed.max_txid, claimed.commit), (Txid(8), 7));
+            let tag = claimed.tag.unwrap();
+            assert_eq!(tag.pre_apply, header(7, 1).tag.unwrap().post_apply);
+            assert_eq!(tag.post_apply, tag.pre_apply);
+            assert!(claimed.timestamp > header(7, 1).timestamp);
+            assert_eq!(store.files().len(), 4);
+        });
+    }
+
+    #[test]
+    fn a_claim_that_is_repeated_finds_itself() {
+        on_runtime(async {
+            let store = MemoryStore::new();
+            put(&store, &header(6, 2)).await;
+            let claimed = claim(&store, &header(5, 1), WriterId(2)).await.unwrap();
+            assert_eq!(claimed.max_txid, Txid(6));
+            assert_eq!(store.files().len(), 1);
+        });
+    }
+}

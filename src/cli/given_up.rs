@@ -1,0 +1,195 @@
+//! The local state of a database that nobody ships from: what is in it, and how it is given up
+//! without losing a commit.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::{Error, table};
+use crate::local::lock::{Attempt, Lock};
+use crate::local::spool::{Entry, Spool};
+use crate::local::state::{Fingerprint, State};
+use crate::local::{self, Context as _};
+use crate::units::{PageSize, Txid, WalPosition, WriterId};
+use crate::wal;
+
+/// The state folder, with the shipper's place taken: nobody else works in it meanwhile.
+pub(super) struct Held {
+    _lock: Lock,
+    database: PathBuf,
+    dir: PathBuf,
+    /// `None` when there is none, or none that can be read.
+    pub(super) state: Option<State>,
+    /// Captured transactions that the store has not confirmed, oldest first.
+    unshipped: Vec<Entry>,
+    /// The database is known to hold all of them.
+    contained: bool,
+}
+
+/// Takes the shipper's place of a database. `Ok(None)` when walferry keeps nothing beside it.
+pub(super) fn hold(database: &Path) -> Result<Option<Held>, Error> {
+    // SQLite follows links too, and the state lies beside the file itself.
+    let database = match fs::canonicalize(database) {
+        Ok(path) => path,
+        Err(_) => std::path::absolute(database).unwrap_or(database.to_path_buf()),
+    };
+    let dir = local::state_dir(&database);
+    if !dir.is_dir() {
+        if database.exists() {
+            return Ok(None);
+        }
+        return Err(Error::NoDatabase(database));
+    }
+    let lock = match Lock::try_take(&dir)? {
+        Attempt::Taken(lock) => lock,
+        Attempt::HeldBy(pid) => return Err(Error::InUse { database, pid }),
+    };
+    let state = match State::load(&dir) {
+        Ok(state) => state,
+        // What a damaged state says is of no use, and giving it up is what was asked for.
+        Err(error) if error.source.kind() == std::io::ErrorKind::InvalidData => None,
+        Err(error) => return Err(error.into()),
+    };
+    let base = state.as_ref().and_then(|state| state.base);
+    let unshipped = match Spool::existing(&dir) {
+        Some(spool) => spool.look(base.map_or(0, |base| base.piece))?,
+        None => Vec::new(),
+    };
+    let contained = match (&state, unshipped.last()) {
+        (_, None) => true,
+        (Some(state), Some(last)) => holds_all(&database, state, last),
+        (None, Some(_)) => false,
+    };
+    Ok(Some(Held { _lock: lock, database, dir, state, unshipped, contained }))
+}
+
+/// Whether the database as it lies there holds everything up to the end of `last`. Only a proof
+/// counts: the WAL with an unbroken chain of frames up to the place where the file ends, or the
+/// very file, untouched since, whose WAL was captured and then checkpointed.
+///
+/// An older copy that was put back, a WAL of which a power loss took the end, or a file that a
+/// program without walferry has written since, give no such proof.
+fn holds_all(database: &Path, state: &State, last: &Entry) -> bool {
+    let wal = local::wal_path(database);
+    let no_wal = fs::metadata(&wal).map_or(true, |wal| wal.len() == 0);
+    let untouched = state.clean.is_some_and(|clean| {
+        clean.piece == last.pieces.1
+            && Fingerprint::of(database).is_ok_and(|now| now == clean.fingerprint)
+    });
+    if no_wal && untouched {
+        return true;
+    }
+    let page_size = state.base.and_then(|base| PageSize::new(base.page_size));
+    let (Some(position), Some(page_size)) = (last.position, page_size) else { return false };
+    // A file of the WAL that has no database beside it proves nothing.
+    database.exists() && reaches(&wal, page_size, position)
+}
+
+fn reaches(wal: &Path, page_size: PageSize, position: WalPosition) -> bool {
+    File::open(wal).is_ok_and(|wal| wal::reaches(&wal, page_size, position))
+}
+
+impl Held {
+    pub(super) fn database(&self) -> &Path {
+        &self.database
+    }
+
+    /// Last TXID that the store confirmed.
+    pub(super) fn acked(&self) -> Txid {
+        let base = self.state.as_ref().and_then(|state| state.base);
+        base.map_or(Txid::ZERO, |base| base.txid())
+    }
+
+    pub(super) fn writer(&self) -> Option<WriterId> {
+        self.state.as_ref().map(|state| WriterId(state.writer))
+    }
+
+    fn bytes(&self) -> u64 {
+        self.unshipped.iter().map(|entry| entry.len).sum()
+    }
+
+    /// Where the unshipped files go; `None` if they need not be kept.
+    pub(super) fn keep_at(&self) -> Option<PathBuf> {
+        if self.unshipped.is_empty() || self.contained {
+            return None;
+        }
+        (1..=u32::MAX).map(|n| self.dir.join(format!("kept-{n}"))).find(|folder| !folder.exists())
+    }
+
+    /// Removes page table, state and spool. Files that the database may not hold are moved aside
+    /// first; where to, is the answer. What a crash leaves half done is found by the next start,
+    /// which then sends a full image, and by the next call of this.
+    pub(super) fn give_up(&self) -> Result<Option<PathBuf>, Error> {
+        let kept = self.keep_at();
+        if let Some(kept) = &kept {
+            let spool = self.dir.join("spool");
+            fs::create_dir(kept).context("cannot create", kept)?;
+            for entry in &self.unshipped {
+                let (from, to) = (spool.join(entry.file_name()), kept.join(entry.file_name()));
+                fs::rename(&from, to).context("cannot move aside", &from)?;
+            }
+            sync(kept)?;
+            sync(&self.dir)?;
+        }
+        // Without a state, what is in the spool means nothing and the page table proves nothing.
+        remove(fs::remove_file, &self.dir.join("state"))?;
+        remove(fs::remove_file, &self.dir.join("pages"))?;
+        remove(fs::remove_dir_all, &self.dir.join("spool"))?;
+        sync(&self.dir)?;
+        Ok(kept)
+    }
+
+    /// Makes a state of a lineage that begins with a full image.
+    pub(super) fn begin(&self, state: &State) -> Result<(), Error> {
+        Ok(state.save(&self.dir, true)?)
+    }
+
+    pub(super) fn json(&self) -> Value {
+        let txid = |txid: Txid| (txid != Txid::ZERO).then(|| txid.to_string());
+        json!({
+            "txid": txid(self.acked()),
+            "writer": self.writer().map(|writer| writer.to_string()),
+            "unshipped": self.unshipped.iter().map(|entry| json!({
+                "txid": entry.txid.map(|txid| txid.to_string()),
+                "bytes": entry.len,
+            })).collect::<Vec<_>>(),
+            "unshipped_bytes": self.bytes(),
+            "in_database": self.contained,
+        })
+    }
+
+    /// What has not been shipped, and where it is or would be kept, for people.
+    pub(super) fn lines(&self, kept: Option<&Path>, dry_run: bool) -> Vec<String> {
+        if self.unshipped.is_empty() {
+            return vec!["not shipped: nothing is in the spool".to_string()];
+        }
+        let closed: Vec<Txid> = self.unshipped.iter().filter_map(|entry| entry.txid).collect();
+        let open = self.unshipped.len() - closed.len();
+        let mut what: Vec<String> = closed.iter().map(|txid| format!("TXID {txid}")).collect();
+        if open > 0 {
+            what.push(format!("{} without a TXID yet", table::count(open, "file")));
+        }
+        let count = table::count(self.unshipped.len(), "file");
+        let fate = match kept.map(Path::display) {
+            None => "the database holds what is in them; they go".to_string(),
+            Some(kept) if dry_run => format!("they would be moved to {kept}"),
+            Some(kept) => format!("they were moved to {kept}"),
+        };
+        let bytes = self.bytes();
+        vec![format!("not shipped: {count} with {bytes} bytes ({}); {fate}", what.join(", "))]
+    }
+}
+
+fn remove(how: impl Fn(PathBuf) -> std::io::Result<()>, path: &Path) -> Result<(), Error> {
+    match how(path.to_path_buf()) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Ok(Err(error).context("cannot remove", path)?)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn sync(folder: &Path) -> Result<(), Error> {
+    Ok(File::open(folder).and_then(|dir| dir.sync_all()).context("cannot sync", folder)?)
+}
