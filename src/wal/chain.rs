@@ -74,7 +74,9 @@ mod tests {
         }
         let mut sum = checksum(big_endian, (0, 0), &bytes);
         let put = |bytes: &mut Vec<u8>, words: &[u32]| {
-            words.iter().for_each(|word| bytes.extend_from_slice(&word.to_be_bytes()));
+            for word in words {
+                bytes.extend_from_slice(&word.to_be_bytes());
+            }
         };
         put(&mut bytes, &[sum.0, sum.1]);
         for frame in 1..=frames {
