@@ -154,8 +154,11 @@ def process():
     """What the kernel says of this process: names of its threads, its memory."""
     threads = []
     for task in os.listdir("/proc/self/task"):
-        with open("/proc/self/task/%s/comm" % task) as comm:
-            threads.append(comm.read().strip())
+        try:
+            with open("/proc/self/task/%s/comm" % task) as comm:
+                threads.append(comm.read().strip())
+        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+            pass
     with open("/proc/self/status") as status:
         memory = [line.split()[1] for line in status if line.startswith("VmRSS:")]
     return {"threads": sorted(threads), "rss_kib": int(memory[0]), "sqlite": version(),
