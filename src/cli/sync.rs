@@ -51,7 +51,7 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    fn new(exit: Exit, message: impl Into<String>) -> Error {
+    fn because(exit: Exit, message: impl Into<String>) -> Error {
         Error::Sync(Failure { message: message.into(), exit, source: None })
     }
 
@@ -87,7 +87,7 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
         let places: Vec<_> = places.iter().map(|place| place.display().to_string()).collect();
         let text = "the extension is not at";
         let advice = "name it with --extension or WALFERRY_EXTENSION";
-        Failure::new(Exit::Usage, format!("{text} {}: {advice}", places.join(" nor at ")))
+        Failure::because(Exit::Usage, format!("{text} {}: {advice}", places.join(" nor at ")))
     })?;
     extension::load(&extension).map_err(|error| {
         Failure::sqlite(format!("cannot load the extension {}", extension.display()), error)
@@ -101,7 +101,7 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
 
 /// The database's path with links resolved, so that all processes mean the same file.
 fn existing(path: &Path) -> Result<PathBuf, Error> {
-    let about = |why: String| Failure::new(Exit::Usage, format!("{}: {why}", path.display()));
+    let about = |why: String| Failure::because(Exit::Usage, format!("{}: {why}", path.display()));
     let found = path.canonicalize().map_err(|error| about(error.to_string()))?;
     if found.is_file() { Ok(found) } else { Err(about("this is no file".into())) }
 }
@@ -112,14 +112,14 @@ fn replica_of(database: &Path, given: Option<&str>) -> Result<String, Error> {
         return Ok(given.to_string());
     }
     let named = Settings::resolve(database, &Environment)
-        .map_err(|why| Failure::new(Exit::Usage, why))?
+        .map_err(|why| Failure::because(Exit::Usage, why))?
         .map(|settings| settings.replica);
     let state = State::load(&state_dir(database))
-        .map_err(|error| Failure::new(Exit::Failure, error.to_string()))?;
+        .map_err(|error| Failure::because(Exit::Failure, error.to_string()))?;
     let Some(state) = state else {
         return named.ok_or_else(|| {
             let text = "it was never replicated from here: name its replica with --replica";
-            Failure::new(Exit::Usage, format!("{}: {text}", database.display()))
+            Failure::because(Exit::Usage, format!("{}: {text}", database.display()))
         });
     };
     // The state keeps no options of a URL, such as an endpoint; the environment may know them.
@@ -176,7 +176,7 @@ fn sync(db: &Connection, database: &Path, timeout: Duration) -> Result<String, E
         let said = error.to_string();
         let late = said.starts_with(crate::database::NOT_IN_TIME);
         let exit = if late { Exit::Unreachable } else { Exit::Failure };
-        Failure::new(exit, format!("{}: {said}", database.display()))
+        Failure::because(exit, format!("{}: {said}", database.display()))
     })
 }
 
@@ -203,7 +203,7 @@ fn refuse_another_replica(database: &Path, wanted: &str, status: &Value) -> Resu
         database.display(),
         state.replica
     );
-    Err(Failure::new(Exit::Failure, text))
+    Err(Failure::because(Exit::Failure, text))
 }
 
 fn report(
