@@ -125,9 +125,8 @@ impl Error {
             Error::Store(error) => exit::of_store(error.kind),
             Error::NoDatabase(_) | Error::Usage(_) => Exit::Usage,
             Error::InUse { .. } | Error::Declined(_) => Exit::Declined,
-            Error::Local(_) | Error::Write(_) | Error::System(_) => Exit::Failure,
             Error::Sync(error) => error.exit(),
-            Error::Write(_) | Error::System(_) => Exit::Failure,
+            Error::Local(_) | Error::Write(_) | Error::System(_) => Exit::Failure,
         }
     }
 
