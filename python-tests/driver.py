@@ -135,12 +135,30 @@ def churn(connection, rows, seed, seconds):
     return [commits, longest]
 
 
+def inserter(connection, name, journal, count=1 << 40, start=1, stop=None):
+    """Commits the rows (name, 1), (name, 2), ... and notes each in a file once it is committed.
+
+    Any number of these write to one database at once; what has to be in it follows from the notes.
+    """
+    log = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for number in range(start, start + count):
+        if stop and stop.is_set():
+            break
+        connection.run("INSERT INTO t (w, n, x) VALUES (?, ?, ?)",
+                       (name, number, payload(name, number)))
+        os.write(log, b"done %d\n" % number)
+    os.close(log)
+
+
 def process():
     """What the kernel says of this process: names of its threads, its memory."""
     threads = []
     for task in os.listdir("/proc/self/task"):
-        with open("/proc/self/task/%s/comm" % task) as comm:
-            threads.append(comm.read().strip())
+        try:
+            with open("/proc/self/task/%s/comm" % task) as comm:
+                threads.append(comm.read().strip())
+        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+            pass
     with open("/proc/self/status") as status:
         memory = [line.split()[1] for line in status if line.startswith("VmRSS:")]
     return {"threads": sorted(threads), "rss_kib": int(memory[0]), "sqlite": version(),
@@ -188,6 +206,10 @@ class Worker(threading.Thread):
             return True
         if what == "churn":
             return churn(self.connection, *request["args"])
+        if what == "inserter":
+            self.stop.clear()
+            inserter(self.connection, *request["args"], stop=self.stop)
+            return True
         if what == "close":
             self.connection.close()
             self.connection = None

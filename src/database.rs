@@ -130,6 +130,9 @@ pub(crate) struct Attach {
     pub fingerprint: Option<Fingerprint>,
 }
 
+/// How the text of [`WaitError::TimedOut`] begins.
+pub(crate) const NOT_IN_TIME: &str = "not replicated in time";
+
 /// Why a wait ended without success.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum WaitError {
@@ -142,7 +145,7 @@ pub enum WaitError {
 impl std::fmt::Display for WaitError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            WaitError::TimedOut(why) => write!(f, "not replicated in time: {why}"),
+            WaitError::TimedOut(why) => write!(f, "{NOT_IN_TIME}: {why}"),
             WaitError::Stopped(why) => write!(f, "not replicated: {why}"),
         }
     }

@@ -176,6 +176,10 @@ impl Database {
                         (None, _) => false,
                     };
                     target = captured.then_some((view.term, view.captured_seq));
+                    if hurry && target.is_some_and(|(_, seq)| view.acked_seq < seq) {
+                        // What was closed at our first call may end before the capture seen here.
+                        page.call(Call::HURRY);
+                    }
                 }
                 if target.is_some_and(|(_, seq)| view.acked_seq >= seq) {
                     return Some(Ok(Txid(view.acked)));

@@ -14,11 +14,20 @@ impl Database {
     /// store confirmed last. `hurry` ships at once instead of at the next interval.
     pub fn wait(&self, timeout: Duration, hurry: bool) -> Result<Txid, WaitError> {
         let deadline = Instant::now() + timeout;
-        if let Some(page) = self.with(|shared| shared.shippers_page())
-            && let Some(end) = self.wait_for_shipper(&page, deadline, hurry)
-        {
-            return end;
+        loop {
+            // Who ships may change while we wait, and is not known at first.
+            let end = match self.with(|shared| shared.shippers_page()) {
+                Some(page) => self.wait_for_shipper(&page, deadline, hurry),
+                None => self.wait_here(deadline, hurry),
+            };
+            if let Some(end) = end {
+                return end;
+            }
         }
+    }
+
+    /// Waits as the process that ships. `None` when another one turns out to do so.
+    fn wait_here(&self, deadline: Instant, hurry: bool) -> Option<Result<Txid, WaitError>> {
         // What other processes committed counts too.
         if let Some(index) = self.border().and_then(|border| border.wal_index()) {
             self.committed(index);
@@ -30,11 +39,14 @@ impl Database {
             MutexGuard::unlocked(&mut shared, || self.send(control));
         }
         loop {
+            if shared.shippers_page().is_some() {
+                return None;
+            }
             if shared.acked_seq >= target {
-                return Ok(shared.report.acked);
+                return Some(Ok(shared.report.acked));
             }
             if let Some(why) = shared.report.stopped() {
-                return Err(WaitError::Stopped(why));
+                return Some(Err(WaitError::Stopped(why)));
             }
             if self.changed.wait_until(&mut shared, deadline).timed_out() {
                 log::debug!(
@@ -46,7 +58,7 @@ impl Database {
                     shared.published,
                     shared.gate
                 );
-                return Err(WaitError::TimedOut(shared.report.in_the_way()));
+                return Some(Err(WaitError::TimedOut(shared.report.in_the_way())));
             }
         }
     }

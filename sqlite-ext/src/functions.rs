@@ -118,9 +118,14 @@ pub fn prepare_connection(api: &Api, db: Connection) {
             database.path().display(),
             mode.unwrap_or_default()
         ),
-        Err(why) => log::warn!(
-            "{}: it cannot be put into WAL mode, and only WAL mode is replicated: {why}",
-            database.path().display()
-        ),
+        Err(why) => {
+            log::warn!(
+                "{}: it cannot be put into WAL mode, and only WAL mode is replicated: {why}",
+                database.path().display()
+            );
+            // SQLite would take the error that the connection remembers for one of its opening, and
+            // refuse the application a database that is only busy. Success clears it.
+            let _ = api.query(db, c"SELECT 1");
+        }
     }
 }

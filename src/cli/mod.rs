@@ -1,11 +1,13 @@
 //! The command line: one file a subcommand. Errors are shown here, once, and nowhere else.
 
 mod exit;
+mod extension;
 mod given_up;
 mod ltx;
 mod promote;
 mod reset;
 mod restore;
+mod sync;
 mod table;
 mod version;
 
@@ -40,6 +42,8 @@ enum Command {
     Reset(reset::Args),
     /// Decide that a database which lost its replica to another writer is the right one
     Promote(promote::Args),
+    /// Ship what a database has and its replica has not
+    Sync(sync::Args),
     /// Print the version
     Version,
 }
@@ -74,6 +78,7 @@ fn run(cli: Cli) -> Result<(), Error> {
         Command::Ltx(args) => on_runtime(ltx::run(args)),
         Command::Reset(args) => reset::run(&args),
         Command::Promote(args) => on_runtime(promote::run(args)),
+        Command::Sync(args) => sync::run(&args),
         Command::Version => version::run(),
     }
 }
@@ -108,6 +113,7 @@ enum Error {
     Declined(String),
     /// A setting contradicts what is there.
     Usage(String),
+    Sync(sync::Failure),
     Write(io::Error),
     System(io::Error),
 }
@@ -119,6 +125,7 @@ impl Error {
             Error::Store(error) => exit::of_store(error.kind),
             Error::NoDatabase(_) | Error::Usage(_) => Exit::Usage,
             Error::InUse { .. } | Error::Declined(_) => Exit::Declined,
+            Error::Sync(error) => error.exit(),
             Error::Local(_) | Error::Write(_) | Error::System(_) => Exit::Failure,
         }
     }
@@ -155,6 +162,7 @@ impl fmt::Display for Error {
                 )
             }
             Error::Declined(why) | Error::Usage(why) => f.write_str(why),
+            Error::Sync(error) => error.fmt(f),
             Error::Write(_) => f.write_str("the output could not be written"),
             Error::System(_) => f.write_str("the program could not start its threads"),
         }
@@ -171,6 +179,7 @@ impl std::error::Error for Error {
             Error::NoDatabase(_) | Error::InUse { .. } | Error::Declined(_) | Error::Usage(_) => {
                 None
             }
+            Error::Sync(error) => error.source(),
             Error::Write(error) | Error::System(error) => Some(error),
         }
     }

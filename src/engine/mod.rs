@@ -515,9 +515,13 @@ impl Engine {
 
     /// Whether everything that was committed is at the store.
     pub fn is_drained(&self) -> bool {
-        let idle = self.job == Job::None && self.request == Request::None;
         let empty = self.queue.is_empty() && self.unclosed_since.is_none() && !self.resync;
-        self.mode == Mode::Streaming && idle && empty && self.claimed
+        self.mode == Mode::Streaming && self.is_idle() && empty && self.claimed
+    }
+
+    /// Whether neither a local job nor a request is under way.
+    pub fn is_idle(&self) -> bool {
+        self.job == Job::None && self.request == Request::None
     }
 
     /// Whether trying has become pointless for now: fenced, or waiting after a failure.

