@@ -484,9 +484,10 @@ impl Engine {
                 self.mode = Mode::Fenced { by: writer, at: txid };
             }
             // Not in the log yet: there is nothing of ours to protect, so start behind the other.
-            // Or a file of our own that the disk has forgotten, as after a power loss: the same.
-            Verdict::Foreign { .. } => {
-                self.claimed = false;
+            // Or a file of our own that the disk has forgotten, as after a power loss: the same, as
+            // long as the log is still ours at its end.
+            Verdict::Foreign { writer } => {
+                self.claimed |= writer == self.writer;
                 self.drop_queue();
                 self.mode = Mode::Locating { head: None };
             }

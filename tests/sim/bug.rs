@@ -71,10 +71,12 @@ pub enum Bug {
     LagForgottenByImage,
     /// What was committed behind a walk, in a WAL that is gone by its end, is left to the next open.
     LaterCommitsLeft,
+    /// A walk reads the WAL through a file that was opened before the WAL was removed.
+    StaleWalFile,
 }
 
 /// All of them.
-pub const ALL: [Bug; 34] = [
+pub const ALL: [Bug; 35] = [
     Bug::AckBeforeDurable,
     Bug::StateBeforeSpool,
     Bug::ReleaseBeforeAck,
@@ -109,4 +111,5 @@ pub const ALL: [Bug; 34] = [
     Bug::UnusableKept,
     Bug::LagForgottenByImage,
     Bug::LaterCommitsLeft,
+    Bug::StaleWalFile,
 ];

@@ -30,6 +30,8 @@ pub struct Host {
     pub is_copy: bool,
     /// Somebody has the database file to himself: nobody can commit.
     pub exclusive: bool,
+    /// Somebody holds the WAL's write lock for longer than a commit.
+    pub writing: bool,
     /// The next end of the process is one of the whole host.
     pub power_fails: bool,
     /// The content that a loss of power left, if it took commits from the database.
@@ -80,6 +82,7 @@ impl Host {
             alone: false,
             is_copy: false,
             exclusive: false,
+            writing: false,
             power_fails: false,
             undone: None,
             lives: 0,
@@ -130,6 +133,7 @@ impl Host {
         self.disk.fuse = None;
         self.db.readers.remove(&crate::sqlite::ReaderId::Scan(p));
         self.exclusive = false;
+        self.writing = false;
         if !self.is_open() {
             self.db.abandon();
         }

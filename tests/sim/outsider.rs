@@ -42,7 +42,7 @@ impl Host {
     /// Something that happens while the sealer, or another thread, is in the midst of a step: a
     /// commit of this process, of one that stands by, or from outside.
     pub fn meanwhile(&mut self, cx: &mut Cx, p: usize) {
-        if cx.calm || cx.within || self.exclusive || !cx.rng.chance(4) {
+        if cx.calm || cx.within || self.exclusive || self.writing || !cx.rng.chance(4) {
             return;
         }
         cx.within = true;

@@ -32,7 +32,10 @@ pub struct Checks {
     pub newest: HashMap<usize, usize>,
     /// Writers that were told that the log is another's.
     fenced: BTreeSet<u64>,
-    acked: HashMap<(usize, u64), Txid>,
+    /// By host, life of the process, and when it became the shipper.
+    acked: HashMap<(usize, u64, u64), Txid>,
+    /// By writer, what it was last told to be at the store.
+    ever_acked: HashMap<u64, Txid>,
     /// Files that were there at the last look.
     files: usize,
 }

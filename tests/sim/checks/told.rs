@@ -20,7 +20,9 @@ impl Checks {
                 Some(stored) if stored.writer != writer => {
                     return Err(format!("host {}: {txid} acked, but another's", host.id));
                 }
-                Some(_) => {}
+                Some(_) => {
+                    self.ever_acked.insert(writer, txid);
+                }
             }
         }
         let shippers = (0..host.procs.len()).filter(|p| host.is_shipper(*p)).count();
@@ -75,7 +77,9 @@ impl Checks {
         if status.sealed < status.acked {
             return Err(format!("host {id}: sealed {} behind acked", status.sealed));
         }
-        let last = self.acked.entry((id, process.incarnation)).or_insert(status.acked);
+        // A full disk may keep the state from what was acked, until the next one that opens it.
+        let term = (id, process.incarnation, replica.took_over_at);
+        let last = self.acked.entry(term).or_insert(status.acked);
         if status.acked < *last {
             return Err(format!("host {id}: acked went back from {last}"));
         }
@@ -120,10 +124,13 @@ impl Checks {
     /// The oldest commit that the process may not take for acked. One that the store has, and whose
     /// answer is on its way, still counts.
     fn oldest_unacked(&self, host: &Host, process: &Process) -> usize {
+        // What was acked before may be forgotten with a full disk, and is acked all the same.
+        let writer = process.replica.as_ref().map_or(0, |replica| replica.engine.writer().0);
+        let ever = self.ever_acked.get(&writer).copied().unwrap_or(Txid::ZERO);
         // A restored copy begins with a state that is at the store.
         let first = if host.is_copy { 1 } else { 0 };
         let ships = process.replica.as_ref().filter(|replica| replica.local.is_some());
-        let acked = ships.map_or(Txid(u64::MAX), |replica| replica.engine.status().acked);
+        let acked = ships.map_or(Txid(u64::MAX), |replica| replica.engine.status().acked.max(ever));
         let known = self.states.range(..=acked).rev().find(|(_, stored)| stored.host == host.id);
         let known = known.map_or(first, |(_, stored)| {
             let same = |number: &usize| host.db.history[*number].state == stored.state;

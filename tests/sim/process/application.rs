@@ -60,7 +60,10 @@ impl Host {
     /// Somebody who holds the write lock wants to begin the WAL anew.
     fn restart(&mut self, cx: &mut Cx, p: usize, truncate: bool) -> Result<(), Stop> {
         let Some(index) = self.db.index else { return Ok(()) };
-        if !self.may_restart(cx, p, index)? {
+        self.writing = true;
+        let allowed = self.may_restart(cx, p, index)?;
+        self.writing = false;
+        if !allowed {
             return Ok(());
         }
         self.procs[p].slot = false;

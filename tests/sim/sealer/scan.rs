@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use walferry::units::{PageSize, Pgno, WalPosition};
 use walferry::wal::{self, FrameSet, WalIndex};
 
+use crate::bug::Bug;
 use crate::disk::Stop;
 use crate::host::{Host, re, sh};
 use crate::sqlite::{ReaderId, WalFile};
@@ -44,7 +45,8 @@ impl Host {
         let page_size = self.db.page_size();
         let wal = self.db.open_wal();
         let replica = re!(self, p);
-        if replica.wal.is_none() {
+        // Without the transaction the WAL may have gone and come since its file was opened.
+        if replica.wal.is_none() || cx.bug != Bug::StaleWalFile {
             replica.wal = wal;
         }
         let wal = replica.wal.clone();
