@@ -73,10 +73,14 @@ pub enum Bug {
     LaterCommitsLeft,
     /// A walk reads the WAL through a file that was opened before the WAL was removed.
     StaleWalFile,
+    /// That a lineage is in the log is not synced: a loss of power makes it a new one.
+    ClaimNotSynced,
+    /// What others did to the WAL while its pin was dropped for a close is not looked at.
+    UnpinnedBelieved,
 }
 
 /// All of them.
-pub const ALL: [Bug; 35] = [
+pub const ALL: [Bug; 37] = [
     Bug::AckBeforeDurable,
     Bug::StateBeforeSpool,
     Bug::ReleaseBeforeAck,
@@ -112,4 +116,6 @@ pub const ALL: [Bug; 35] = [
     Bug::LagForgottenByImage,
     Bug::LaterCommitsLeft,
     Bug::StaleWalFile,
+    Bug::ClaimNotSynced,
+    Bug::UnpinnedBelieved,
 ];

@@ -24,11 +24,14 @@ impl World {
 
 fn application(host: &mut Host, cx: &mut Cx, p: usize) -> Result<(), Stop> {
     let roll = cx.rng.below(100);
+    if host.procs[p].ends_at.is_none() && cx.rng.chance(6) {
+        return host.script(cx, p);
+    }
     if !host.procs[p].alive {
         if roll < 60 {
             host.start(cx, p);
             if cx.rng.chance(80) {
-                host.attach(cx, p);
+                host.attach(cx, p)?;
             }
         }
         return Ok(());
@@ -39,7 +42,7 @@ fn application(host: &mut Host, cx: &mut Cx, p: usize) -> Result<(), Stop> {
     if host.procs[p].connections == 0 {
         if roll < 50 {
             host.connect(cx, p);
-            host.attach(cx, p);
+            host.attach(cx, p)?;
         } else if roll < 60 {
             host.end(cx, p)?;
         }
@@ -48,7 +51,7 @@ fn application(host: &mut Host, cx: &mut Cx, p: usize) -> Result<(), Stop> {
     match roll {
         0..58 => host.commit(cx, p)?,
         58..61 => {
-            host.attach(cx, p);
+            host.attach(cx, p)?;
             host.db.roll_back(&mut cx.rng);
         }
         61..75 => host.checkpoint(cx, p)?,
@@ -60,7 +63,7 @@ fn application(host: &mut Host, cx: &mut Cx, p: usize) -> Result<(), Stop> {
         95..100 => {
             // A reader begins or ends.
             if host.db.readers.remove(&ReaderId::Application).is_none() {
-                host.attach(cx, p);
+                host.attach(cx, p)?;
                 host.db.read(ReaderId::Application);
             }
         }
@@ -76,6 +79,14 @@ fn application(host: &mut Host, cx: &mut Cx, p: usize) -> Result<(), Stop> {
 fn death(host: &mut Host, cx: &mut Cx) -> Result<(), Stop> {
     let roll = cx.rng.below(100);
     host.power_fails = cx.rng.chance(25);
+    if roll < 8 {
+        // The machine comes back, and somebody writes before walferry is there.
+        host.lose_power(cx);
+        for _ in 0..cx.rng.below(6) {
+            host.act_from_outside(cx, 0);
+        }
+        return Ok(());
+    }
     if roll < 50 || host.disk.fuse.is_some() {
         if roll % 3 == 0 {
             host.db.checkpoint_in_part(&mut cx.rng);

@@ -31,7 +31,7 @@ impl Host {
         }
         if !self.is_open() {
             // It was alone: its close is the last one.
-            if cx.rng.chance(80) {
+            if cx.rng.chance(60) {
                 self.db.close();
             } else {
                 self.db.abandon();

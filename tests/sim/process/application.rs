@@ -23,9 +23,9 @@ impl Host {
     }
 
     /// The first read: the WAL is pinned, and the sealer told of it.
-    pub fn attach(&mut self, cx: &mut Cx, p: usize) {
+    pub fn attach(&mut self, cx: &mut Cx, p: usize) -> Result<(), Stop> {
         if self.procs[p].attached {
-            return;
+            return Ok(());
         }
         self.db.open();
         let index = self.db.index;
@@ -35,13 +35,33 @@ impl Host {
         process.pinned = true;
         process.slot = process.holds;
         let fingerprint = Some(self.db.fingerprint());
-        self.attached(cx, p, Attach { index, fingerprint });
+        self.attached(cx, p, Attach { index, fingerprint })?;
         // Another connection may have committed while the pin was being taken.
         self.publish(cx, p);
+        Ok(())
+    }
+
+    /// What a script does: it opens the database, writes, checkpoints, writes, and is gone.
+    pub fn script(&mut self, cx: &mut Cx, p: usize) -> Result<(), Stop> {
+        if !self.procs[p].alive {
+            self.start(cx, p);
+        } else if self.procs[p].connections == 0 {
+            self.connect(cx, p);
+        }
+        for _ in 0..=cx.rng.below(4) {
+            self.commit(cx, p)?;
+            if cx.rng.chance(60) {
+                self.checkpoint(cx, p)?;
+            }
+        }
+        if cx.rng.chance(60) {
+            self.close(cx, p)?;
+        }
+        Ok(())
     }
 
     pub fn commit(&mut self, cx: &mut Cx, p: usize) -> Result<(), Stop> {
-        self.attach(cx, p);
+        self.attach(cx, p)?;
         if self.db.may_begin_anew() && cx.rng.chance(70) {
             self.restart(cx, p, false)?;
         }
@@ -84,7 +104,7 @@ impl Host {
     }
 
     pub fn checkpoint(&mut self, cx: &mut Cx, p: usize) -> Result<(), Stop> {
-        self.attach(cx, p);
+        self.attach(cx, p)?;
         let shared = &sh!(self, p);
         if shared.gate == super::Gate::Shut && cx.rng.chance(80) {
             return Ok(());

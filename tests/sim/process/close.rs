@@ -27,6 +27,7 @@ impl Host {
     }
 
     fn close_last(&mut self, cx: &mut Cx, p: usize) -> Result<(), Stop> {
+        let before = self.db.index;
         let complete = self.wait_all_captured(cx, p)?;
         self.meanwhile(cx, p);
         self.unpin(p);
@@ -34,22 +35,28 @@ impl Host {
         self.procs[p].connections = 0;
         let alone = !self.is_open();
         self.procs[p].connections = 1;
+        let now = self.db.index;
+        let same_wal = before.map(|index| index.salts) == now.map(|index| index.salts);
         if alone {
             self.exclusive = true;
-            // What came between the capture and the lock is captured now.
-            let complete = complete && (cx.bug == Bug::CloseRace || self.wait_all_captured(cx, p)?);
+            // What came between the capture and the lock is captured now, or found by comparison.
+            let complete = complete
+                && (cx.bug == Bug::CloseRace
+                    || before == now
+                    || (same_wal && self.wait_all_captured(cx, p)?));
             self.db.close();
             self.exclusive = false;
-            cx.log(format_args!("host {}.{p}: closed, the WAL is gone", self.id));
-            self.detach(cx, p, complete);
-            return Ok(());
+            cx.log(format_args!("host {}.{p}: closed, the WAL is gone, seen whole: {complete}", self.id));
+            return self.detach(cx, p, complete);
+        }
+        if !same_wal && cx.bug != Bug::UnpinnedBelieved {
+            self.diverged(cx, p, "the WAL was begun anew while it was not pinned");
         }
         self.procs[p].pinned = true;
         self.procs[p].slot = self.procs[p].holds;
         self.wait_all_captured(cx, p)?;
         cx.log(format_args!("host {}.{p}: closed", self.id));
-        self.detach(cx, p, false);
-        Ok(())
+        self.detach(cx, p, false)
     }
 
     fn wait_all_captured(&mut self, cx: &mut Cx, p: usize) -> Result<bool, Stop> {
@@ -64,10 +71,10 @@ impl Host {
         self.procs[p].slot = false;
     }
 
-    fn detach(&mut self, cx: &mut Cx, p: usize, clean: bool) {
+    fn detach(&mut self, cx: &mut Cx, p: usize, clean: bool) -> Result<(), Stop> {
         self.unpin(p);
         self.procs[p].attached = false;
-        self.detached(cx, p, clean);
+        self.detached(cx, p, clean)
     }
 
     /// The process ends in order: all connections are closed, or not, and it waits for the store.

@@ -31,7 +31,7 @@ impl Host {
     }
 
     /// The WAL was opened and its index read for the first time.
-    pub fn attached(&mut self, cx: &mut Cx, p: usize, attach: Attach) {
+    pub fn attached(&mut self, cx: &mut Cx, p: usize, attach: Attach) -> Result<(), Stop> {
         let head = self.db.head();
         let shared = &mut sh!(self, p);
         shared.transitions.push_back(Transition::Attached(attach));
@@ -43,16 +43,32 @@ impl Host {
             shared.gate = Gate::Capturing;
         }
         self.meanwhile(cx, p);
+        self.sealer_is_quicker(cx, p)?;
         self.control(cx, p, Control::Attached);
+        Ok(())
+    }
+
+    /// The sealer comes by before it is told.
+    fn sealer_is_quicker(&mut self, cx: &mut Cx, p: usize) -> Result<(), Stop> {
+        let quick = !cx.calm && !cx.within && cx.rng.chance(8);
+        if quick && self.procs[p].replica.is_some() { self.work(cx, p) } else { Ok(()) }
+    }
+
+    /// Capture cannot vouch for completeness any more.
+    pub fn diverged(&mut self, cx: &mut Cx, p: usize, why: &'static str) {
+        sh!(self, p).diverged.get_or_insert(why);
+        self.control(cx, p, Control::Capture);
     }
 
     /// Nobody of this process has the WAL any more.
-    pub fn detached(&mut self, cx: &mut Cx, p: usize, clean: bool) {
+    pub fn detached(&mut self, cx: &mut Cx, p: usize, clean: bool) -> Result<(), Stop> {
         let clean = clean.then(|| self.db.fingerprint());
         let shared = &mut sh!(self, p);
         shared.captured = None;
         shared.transitions.push_back(Transition::Detached(clean));
+        self.sealer_is_quicker(cx, p)?;
         self.control(cx, p, Control::Detached);
+        Ok(())
     }
 
     /// The write lock is about to be given up.

@@ -107,12 +107,14 @@ impl Host {
             };
             let state = &mut state!(self, p);
             state.base = Some(file.base);
+            // Once a lineage is in the log it must never forget that.
+            let first = !state.claimed && cx.bug != Bug::ClaimNotSynced;
             state.claimed = true;
             state.image = None;
             let state = state.clone();
             self.confirmed.push((file.base.txid(), state.writer));
             seq = seq.max(file.seq);
-            if self.disk.save_if_possible(&state, false)? {
+            if self.disk.save_if_possible(&state, first)? {
                 self.disk.remove(&file.entry)?;
             } else {
                 self.leftover = true;

@@ -198,7 +198,7 @@ impl Host {
         head: Head,
         sending: &mut Sending,
     ) -> Result<Option<(Done, Vec<u8>)>, Stop> {
-        for (pgno, page) in self.next_pages(&mut sending.scan)? {
+        for (pgno, page) in self.next_pages(cx, &mut sending.scan)? {
             self.disk.set(pgno, Some(ltx::checksum::page(pgno, &page)))?;
             sending.pages.push((pgno, page));
         }

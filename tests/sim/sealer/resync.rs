@@ -131,7 +131,7 @@ impl Host {
         p: usize,
         mut job: Box<Comparison>,
     ) -> Result<(), Stop> {
-        let done = match self.step_comparison(&mut job) {
+        let done = match self.step_comparison(cx, &mut job) {
             Ok(()) if !job.scan.is_done() => {
                 re!(self, p).job = Job::Resync(job);
                 self.set_gate(p);
@@ -148,8 +148,8 @@ impl Host {
         Ok(())
     }
 
-    fn step_comparison(&mut self, job: &mut Comparison) -> Result<(), Stop> {
-        for (pgno, page) in self.next_pages(&mut job.scan)? {
+    fn step_comparison(&mut self, cx: &mut Cx, job: &mut Comparison) -> Result<(), Stop> {
+        for (pgno, page) in self.next_pages(cx, &mut job.scan)? {
             let sum = ltx::checksum::page(pgno, &page);
             job.total.toggle(sum);
             let known = self.disk.table.get(pgno) == Some(sum);

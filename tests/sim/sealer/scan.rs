@@ -94,7 +94,14 @@ impl Host {
         Ok(page)
     }
 
-    pub fn next_pages(&self, scan: &mut Scan) -> Result<Vec<(Pgno, Vec<u8>)>, Stop> {
+    pub fn next_pages(
+        &self,
+        cx: &mut Cx,
+        scan: &mut Scan,
+    ) -> Result<Vec<(Pgno, Vec<u8>)>, Stop> {
+        if !cx.calm && cx.rng.chance(2) {
+            return Err(Stop::Failed("input/output error".into()));
+        }
         let last = scan.count.min(scan.next + SLICE - 1);
         let pages = (scan.next..=last)
             .map(|pgno| Ok((pgno, self.page(scan, pgno)?)))

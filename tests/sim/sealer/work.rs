@@ -121,7 +121,7 @@ impl Host {
         Ok(())
     }
 
-    fn work(&mut self, cx: &mut Cx, p: usize) -> Result<(), Stop> {
+    pub fn work(&mut self, cx: &mut Cx, p: usize) -> Result<(), Stop> {
         let replica = re!(self, p);
         replica.awake = false;
         let retries = replica.retry_at.is_some_and(|at| at <= cx.now);

@@ -29,8 +29,12 @@ impl Store {
         let answer_at = effect + slow(rng, 30);
         let sure = |answer| Fate { effect_at: Some(effect), answer_at, answer };
         let lost = |answer| Fate { effect_at: None, answer_at, answer: Some(answer) };
-        if !self.faults || matches!(request, Request::AbortUpload { .. }) {
+        if !self.faults {
             return sure(None);
+        }
+        if matches!(request, Request::AbortUpload { .. }) {
+            let answer_at = if rng.chance(50) { effect + rng.below(3000) } else { answer_at };
+            return Fate { effect_at: Some(effect), answer_at, answer: None };
         }
         if now < self.down_until {
             let kind = if self.denied { ErrorKind::Denied } else { ErrorKind::Unavailable };
