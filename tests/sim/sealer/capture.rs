@@ -155,6 +155,12 @@ impl Host {
                 pages.push((*pgno, page));
             }
         }
+        // A new generation's header is written before its frames: if it is still ours, all that was
+        // read is.
+        let header = WalHeader::read(wal.borrow().as_slice());
+        if header.is_none_or(|header| header.salts != salts) && cx.bug != Bug::GenerationUnchecked {
+            return Err(Stop::Diverged("the WAL was written over while it was read".into()));
+        }
         let span = Span::frames(point.page_size, salts, frames.first, frames.last);
         let entry = Entry { position: Some(position), ..entry };
         let written = self.write_piece(cx, p, pages, frames.commit, span, entry)?;
