@@ -77,10 +77,12 @@ pub enum Bug {
     ClaimNotSynced,
     /// What others did to the WAL while its pin was dropped for a close is not looked at.
     UnpinnedBelieved,
+    /// The cap drops what is just being closed, and the close says that there was nothing.
+    CapWhileClosing,
 }
 
 /// All of them.
-pub const ALL: [Bug; 37] = [
+pub const ALL: [Bug; 38] = [
     Bug::AckBeforeDurable,
     Bug::StateBeforeSpool,
     Bug::ReleaseBeforeAck,
@@ -118,4 +120,5 @@ pub const ALL: [Bug; 37] = [
     Bug::StaleWalFile,
     Bug::ClaimNotSynced,
     Bug::UnpinnedBelieved,
+    Bug::CapWhileClosing,
 ];

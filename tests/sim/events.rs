@@ -1,7 +1,7 @@
 //! One thing that an application, an operator or fate does to a host.
 
 use crate::disk::Stop;
-use crate::host::Host;
+use crate::host::{Host, PAGE_SIZE_CHANGED};
 use crate::sqlite::ReaderId;
 use crate::world::{Cx, World};
 
@@ -127,7 +127,7 @@ fn outsider(host: &mut Host, cx: &mut Cx, p: usize) -> Result<(), Stop> {
             let other_size = cx.rng.chance(30);
             host.db.rewrite(&mut cx.rng, cx.now, other_size);
             if other_size {
-                host.image_reason = Some("the page size changed");
+                host.image_reason = Some(PAGE_SIZE_CHANGED);
             }
             cx.log(format_args!("host {id}: rewritten outside WAL, other size: {other_size}"));
         }

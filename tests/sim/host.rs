@@ -7,6 +7,9 @@ use crate::process::Process;
 use crate::sqlite::Database;
 use crate::world::Cx;
 
+/// The one reason for an image that lasts until there is one.
+pub const PAGE_SIZE_CHANGED: &str = "the page size changed";
+
 pub struct Host {
     pub id: usize,
     pub db: Database,

@@ -114,7 +114,7 @@ impl World {
         host.alone = !rivals;
         host.db.synchronous = rng.chance(30);
         if rng.chance(25) {
-            host.spool_cap = 2000 + rng.below(4000);
+            host.spool_cap = 300 + rng.below(900);
         }
         let cx = Cx { now: 0, rng, store, bug, calm: false, within: false, prints: false, lines: Vec::new() };
         World { cx, hosts: vec![host], checks: Checks::default(), rivals, tally: Tally::default() }

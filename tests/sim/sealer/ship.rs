@@ -12,7 +12,7 @@ use super::image::Stage;
 use super::work::Job;
 use crate::bug::Bug;
 use crate::disk::Stop;
-use crate::host::{Host, re, state};
+use crate::host::{Host, PAGE_SIZE_CHANGED, re, state};
 use crate::store::{Answer, Request};
 use crate::world::Cx;
 
@@ -113,6 +113,8 @@ impl Host {
             Answer::Head(head) => Event::HeadFound(head),
             Answer::PutDone => {
                 let Some(txid) = front else { return Ok(()) };
+                // The end of the log is ours: what might have cost an image did not.
+                self.image_reason = self.image_reason.filter(|why| *why == PAGE_SIZE_CHANGED);
                 re!(self, p).engine.handle(cx.now, Event::PutDone { txid });
                 return self.acked(cx, p, txid);
             }
