@@ -127,7 +127,7 @@ fn outsider(host: &mut Host, cx: &mut Cx, p: usize) -> Result<(), Stop> {
             let other_size = cx.rng.chance(30);
             host.db.rewrite(&mut cx.rng, cx.now, other_size);
             if other_size {
-                host.image_reason = Some(PAGE_SIZE_CHANGED);
+                host.may_cost_image(PAGE_SIZE_CHANGED);
             }
             cx.log(format_args!("host {id}: rewritten outside WAL, other size: {other_size}"));
         }
@@ -137,12 +137,12 @@ fn outsider(host: &mut Host, cx: &mut Cx, p: usize) -> Result<(), Stop> {
         }
         74..79 => {
             host.disk.delete_table();
-            host.image_reason = Some("the page table was deleted");
+            host.may_cost_image("the page table was deleted");
             cx.log(format_args!("host {id}: the page table is deleted"));
         }
         79..83 => {
             host.disk.delete();
-            host.image_reason = Some("the state was deleted");
+            host.may_cost_image("the state was deleted");
             cx.log(format_args!("host {id}: the state folder is deleted"));
         }
         _ => {}

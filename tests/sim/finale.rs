@@ -22,9 +22,7 @@ impl World {
                 for p in 0..host.procs.len() {
                     host.procs[p].busy_until = 0;
                 }
-                let lives = |p: &usize| {
-                    host.procs[*p].alive && host.procs[*p].ends_at.is_none()
-                };
+                let lives = |p: &usize| host.procs[*p].alive && host.procs[*p].ends_at.is_none();
                 let shipper = host.shipper().filter(lives);
                 let p = shipper.or_else(|| (0..host.procs.len()).find(lives)).unwrap_or(0);
                 if host.procs[p].alive && host.procs[p].ends_at.is_some() {
@@ -72,7 +70,10 @@ impl World {
                 return Err(format!("host {id}.{p}: a wait never ends"));
             }
             if host.disk.spool_len() > 0 && !host.leftover {
-                return Err(format!("host {id} keeps files that are acked: {:?}", host.disk.spool_names()));
+                return Err(format!(
+                    "host {id} keeps files that are acked: {:?}",
+                    host.disk.spool_names()
+                ));
             }
             if !self.checks.is_stored(host, host.db.head()) {
                 return Err(format!("host {id}: its last commit is not at the store"));

@@ -92,6 +92,13 @@ impl Host {
         }
     }
 
+    /// Something happened that may cost an image.
+    pub fn may_cost_image(&mut self, why: &'static str) {
+        if self.image_reason != Some(PAGE_SIZE_CHANGED) {
+            self.image_reason = Some(why);
+        }
+    }
+
     /// Whether a process with walferry, or its sealer's walk, has the database open.
     pub fn is_open(&self) -> bool {
         self.is_open_but(usize::MAX) || self.procs.iter().any(Process::has_open)
@@ -125,10 +132,10 @@ impl Host {
             sent || replica.job.is_image()
         });
         if imaging {
-            self.image_reason = Some("a process died while it sent one");
+            self.may_cost_image("a process died while it sent one");
         }
         if process.replica.as_ref().is_some_and(|replica| replica.dropped) {
-            self.image_reason = Some("a process died while dropped pieces were not compared");
+            self.may_cost_image("a process died while dropped pieces were not compared");
         }
         if self.lock == Some(p) {
             self.lock = None;
@@ -152,7 +159,7 @@ impl Host {
             }
         }
         self.power_fails = false;
-        self.image_reason = Some("the power was lost");
+        self.may_cost_image("the power was lost");
         let before = self.db.head();
         self.db.lose_power(&mut cx.rng, cx.now);
         self.disk.lose_power(&mut cx.rng);

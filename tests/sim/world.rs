@@ -116,7 +116,16 @@ impl World {
         if rng.chance(25) {
             host.spool_cap = 300 + rng.below(900);
         }
-        let cx = Cx { now: 0, rng, store, bug, calm: false, within: false, prints: false, lines: Vec::new() };
+        let cx = Cx {
+            now: 0,
+            rng,
+            store,
+            bug,
+            calm: false,
+            within: false,
+            prints: false,
+            lines: Vec::new(),
+        };
         World { cx, hosts: vec![host], checks: Checks::default(), rivals, tally: Tally::default() }
     }
 

@@ -61,9 +61,11 @@ impl Checks {
         let content = &host.db.history[commit].state;
         let undone = host.undone == Some(commit)
             && self.states.values().any(|s| s.host == host.id && s.state == *content);
-        undone || self.newest.get(&host.id).is_some_and(|newest| {
-            *newest >= commit || host.db.commit_of(&host.db.history[*newest].state, commit).is_some()
-        })
+        undone
+            || self.newest.get(&host.id).is_some_and(|newest| {
+                *newest >= commit
+                    || host.db.commit_of(&host.db.history[*newest].state, commit).is_some()
+            })
     }
 
     fn status(&mut self, host: &Host, p: usize) -> Result<(), String> {

@@ -29,7 +29,11 @@ impl Disk {
             self.state.clone_from(&self.synced_state);
             return;
         }
-        let which = if rng.chance(60) { unsynced.len() - 1 } else { rng.below(unsynced.len() as u64) as usize };
+        let which = if rng.chance(60) {
+            unsynced.len() - 1
+        } else {
+            rng.below(unsynced.len() as u64) as usize
+        };
         let torn = rng.chance(10);
         self.state = Some(if torn { Stored::Torn } else { Stored::Whole(unsynced[which].clone()) });
     }

@@ -46,7 +46,10 @@ impl Host {
                     || (same_wal && self.wait_all_captured(cx, p)?));
             self.db.close();
             self.exclusive = false;
-            cx.log(format_args!("host {}.{p}: closed, the WAL is gone, seen whole: {complete}", self.id));
+            cx.log(format_args!(
+                "host {}.{p}: closed, the WAL is gone, seen whole: {complete}",
+                self.id
+            ));
             return self.detach(cx, p, complete);
         }
         if !same_wal && cx.bug != Bug::UnpinnedBelieved {

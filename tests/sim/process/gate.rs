@@ -106,7 +106,8 @@ impl Host {
         let (Some(wal), Cursor::At(_)) = (wal, replica.cursor) else { return false };
         let size = self.db.page_size();
         let frame =
-            walferry::wal::FrameHeader::read(wal.borrow().as_slice(), size, index.max_frame).unwrap();
+            walferry::wal::FrameHeader::read(wal.borrow().as_slice(), size, index.max_frame)
+                .unwrap();
         let (salts, checksum) = (index.salts, frame.checksum);
         let at = walferry::units::WalPosition { salts, frame: index.max_frame, checksum };
         replica.cursor = Cursor::At(at);
@@ -128,7 +129,8 @@ impl Host {
         }
         for asked in [false, true] {
             let shared = &mut sh!(self, p);
-            if shared.gate == Gate::Open || shared.captured == Some((index.salts, index.max_frame)) {
+            if shared.gate == Gate::Open || shared.captured == Some((index.salts, index.max_frame))
+            {
                 return Ok(true);
             }
             if shared.gate == Gate::Shut {

@@ -91,11 +91,7 @@ impl Host {
         let opened = Opened {
             claimed: found.state.claimed,
             acked: found.state.base.map_or(Txid::ZERO, |base| base.txid()),
-            closed: found
-                .closed
-                .iter()
-                .map(|file| Closed::new(file.base.txid(), cx.now))
-                .collect(),
+            closed: found.closed.iter().map(|file| Closed::new(file.base.txid(), cx.now)).collect(),
             uncommitted_since_close: !found.open.is_empty(),
             need,
         };
@@ -125,7 +121,15 @@ impl Host {
             _ => None,
         };
         let wal = replica.wal.as_ref();
-        let resumed = match resume(cx.bug, position, replica.piece, &local.state, point.page_size, attach, wal) {
+        let resumed = match resume(
+            cx.bug,
+            position,
+            replica.piece,
+            &local.state,
+            point.page_size,
+            attach,
+            wal,
+        ) {
             // Others may have written before the pin was held.
             Resume::At(Cursor::Fresh)
                 if attach.fingerprint != Some(fingerprint) && cx.bug != Bug::FreshUnpinned =>
@@ -165,12 +169,7 @@ impl Host {
         self.set_gate(p);
     }
 
-    fn detach_wal(
-        &mut self,
-        cx: &Cx,
-        p: usize,
-        clean: Option<Fingerprint>,
-    ) -> Result<(), Stop> {
+    fn detach_wal(&mut self, cx: &Cx, p: usize, clean: Option<Fingerprint>) -> Result<(), Stop> {
         let replica = re!(self, p);
         let known = replica.cursor != Cursor::Unknown || cx.bug == Bug::CleanWhileUnknown;
         let known = replica.attached && replica.frames.is_empty() && known;

@@ -5,9 +5,9 @@ use walferry::local::spool::Entry;
 use walferry::units::WalPosition;
 use walferry::wal::{self, FrameSet, WalHeader};
 
+use super::Cursor;
 use super::files::Span;
 use super::work::earlier;
-use super::Cursor;
 use crate::bug::Bug;
 use crate::disk::Stop;
 use crate::host::{Host, re, sh, state};

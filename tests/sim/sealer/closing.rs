@@ -6,8 +6,8 @@ use walferry::local::spool::Entry;
 use walferry::local::state::Base;
 use walferry::units::Txid;
 
-use super::capture::Purpose;
 use super::ClosedFile;
+use super::capture::Purpose;
 use crate::bug::Bug;
 use crate::disk::Stop;
 use crate::host::{Host, re, sh, state};

@@ -321,8 +321,8 @@ impl Host {
                 replica.point = Some(Point::of(&image.base));
                 replica.engine.handle(cx.now, Event::Diverged);
             } else {
-                self.image_reason = Some("the page table is not that of the image");
                 replica.engine.handle(cx.now, Event::ImageNeeded);
+                self.may_cost_image("the page table is not that of the image");
             }
         }
         let state = state!(self, p).clone();

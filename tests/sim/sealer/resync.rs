@@ -5,11 +5,11 @@ use walferry::ltx::{self, DatabaseChecksum};
 use walferry::units::{Pgno, Txid};
 use walferry::wal::FrameSet;
 
+use super::Cursor;
 use super::capture::Purpose;
 use super::files::Span;
 use super::scan::Scan;
 use super::work::Job;
-use super::Cursor;
 use crate::bug::Bug;
 use crate::disk::Stop;
 use crate::host::{Host, re, sh};
@@ -37,11 +37,8 @@ impl Host {
         scan: bool,
         claim: bool,
     ) -> Result<(), Stop> {
-        let begun = if scan {
-            self.begin_comparison(cx, p, txid, claim)
-        } else {
-            self.claim(cx, p, txid)
-        };
+        let begun =
+            if scan { self.begin_comparison(cx, p, txid, claim) } else { self.claim(cx, p, txid) };
         self.or_fail(cx, p, begun, scan)?;
         self.set_gate(p);
         Ok(())

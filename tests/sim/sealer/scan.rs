@@ -94,11 +94,7 @@ impl Host {
         Ok(page)
     }
 
-    pub fn next_pages(
-        &self,
-        cx: &mut Cx,
-        scan: &mut Scan,
-    ) -> Result<Vec<(Pgno, Vec<u8>)>, Stop> {
+    pub fn next_pages(&self, cx: &mut Cx, scan: &mut Scan) -> Result<Vec<(Pgno, Vec<u8>)>, Stop> {
         if !cx.calm && cx.rng.chance(2) {
             return Err(Stop::Failed("input/output error".into()));
         }

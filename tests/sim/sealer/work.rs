@@ -74,8 +74,10 @@ impl Host {
     }
 
     fn receive(&mut self, cx: &mut Cx, p: usize, control: Control) -> Result<(), Stop> {
-        let creates =
-            matches!(control, Control::Connected | Control::Attached | Control::Capture | Control::Hurry);
+        let creates = matches!(
+            control,
+            Control::Connected | Control::Attached | Control::Capture | Control::Hurry
+        );
         if self.procs[p].replica.is_none() {
             if !creates {
                 return Ok(());

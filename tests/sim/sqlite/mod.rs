@@ -92,7 +92,8 @@ pub struct Database {
 impl Database {
     /// A database of one page or more, made without a WAL.
     pub fn new(id: u64, state: Option<State>) -> Database {
-        let size = state.as_ref().and_then(|state| state.first()).map_or(SMALL as usize, |p| p.len());
+        let size =
+            state.as_ref().and_then(|state| state.first()).map_or(SMALL as usize, |p| p.len());
         let mut db = Database {
             id,
             page_size: PageSize::new(size as u32).unwrap(),

@@ -54,7 +54,8 @@ impl Database {
 
     /// One statement that sets the same field in two pages.
     fn change_alike(&mut self, rng: &mut Rng, now: &State, changed: &mut BTreeMap<Pgno, Page>) {
-        let known: Vec<Pgno> = (1..).zip(now).filter(|(_, p)| !p.is_empty()).map(|(n, _)| n).collect();
+        let known: Vec<Pgno> =
+            (1..).zip(now).filter(|(_, p)| !p.is_empty()).map(|(n, _)| n).collect();
         if known.len() < 2 {
             return;
         }

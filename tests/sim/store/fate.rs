@@ -42,7 +42,8 @@ impl Store {
         }
         match rng.below(100) {
             0..8 => {
-                let kind = if rng.chance(30) { ErrorKind::Throttled } else { ErrorKind::Unavailable };
+                let kind =
+                    if rng.chance(30) { ErrorKind::Throttled } else { ErrorKind::Unavailable };
                 lost(failed(request, kind))
             }
             8..16 => sure(Some(failed(request, ErrorKind::Unavailable))),

@@ -19,7 +19,9 @@ impl Pending {
     fn is_upload(&self) -> bool {
         matches!(
             self.request,
-            Request::OpenUpload { .. } | Request::CompleteUpload { .. } | Request::AbortUpload { .. }
+            Request::OpenUpload { .. }
+                | Request::CompleteUpload { .. }
+                | Request::AbortUpload { .. }
         )
     }
 
@@ -42,9 +44,10 @@ impl Store {
         let broken = failed(&request, ErrorKind::Unavailable);
         let answer_at = Some(answer_at);
         let pending = Pending { client, request, effect_at, answer_at, answer };
-        let in_flight = self.pending.iter().any(|other| {
-            other.client == client && other.answer_at.is_some() && !other.is_upload()
-        });
+        let in_flight = self
+            .pending
+            .iter()
+            .any(|other| other.client == client && other.answer_at.is_some() && !other.is_upload());
         if in_flight && !pending.is_upload() {
             return Err(format!("host {} has two requests in flight", client.0));
         }
@@ -121,7 +124,8 @@ impl Store {
     fn at_last(&self, answer: Answer) -> Answer {
         let Answer::Head(first) = answer else { return answer };
         let last = self.head(&[Level::SNAPSHOT]);
-        let newest = [first, last].into_iter().flatten().reduce(|a, b| if b.txid > a.txid { b } else { a });
+        let newest =
+            [first, last].into_iter().flatten().reduce(|a, b| if b.txid > a.txid { b } else { a });
         Answer::Head(newest)
     }
 
