@@ -147,9 +147,7 @@ impl Engine {
         match event {
             Event::Opened(opened) => self.on_opened(now, opened),
             Event::Committed { at } => {
-                if self.unclosed_since.is_none() {
-                    self.unclosed_since = Some(at);
-                }
+                self.unclosed_since = earlier(self.unclosed_since, Some(at));
             }
             Event::TakenIn { at } => self.closing_since = earlier(self.closing_since, Some(at)),
             Event::Hurry => {
@@ -195,6 +193,8 @@ impl Engine {
             Event::HeadFound(head) => self.on_head_found(head),
             Event::ImageNeeded => {
                 self.drop_queue();
+                // The job under way will not take in what it was to.
+                self.unclosed_since = earlier(self.closing_since.take(), self.unclosed_since);
                 self.unclosed_since.get_or_insert(now);
                 if !matches!(self.mode, Mode::Fenced { .. }) {
                     self.mode = Mode::Locating { head: None };
@@ -484,9 +484,10 @@ impl Engine {
                 self.mode = Mode::Fenced { by: writer, at: txid };
             }
             // Not in the log yet: there is nothing of ours to protect, so start behind the other.
-            // Or a file of our own that the disk has forgotten, as after a power loss: the same.
-            Verdict::Foreign { .. } => {
-                self.claimed = false;
+            // Or a file of our own that the disk has forgotten, as after a power loss: the same, as
+            // long as the log is still ours at its end.
+            Verdict::Foreign { writer } => {
+                self.claimed |= writer == self.writer;
                 self.drop_queue();
                 self.mode = Mode::Locating { head: None };
             }

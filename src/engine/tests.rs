@@ -334,3 +334,38 @@ fn a_store_that_asks_to_be_left_alone_is_even_in_a_hurry() {
     assert_eq!((engine.poll(8999), engine.wakeup(20)), (None, Some(9000)));
     assert_eq!(engine.poll(9000), Some(Action::Put { txid: Txid(6) }));
 }
+
+#[test]
+fn the_oldest_commit_counts_whenever_it_is_told() {
+    let mut engine = engine(true, 5);
+    engine.handle(200, Event::Committed { at: 200 });
+    engine.handle(210, Event::Committed { at: 100 });
+    assert_eq!(engine.status().unacked_since, Some(100), "told late, and made before");
+}
+
+#[test]
+fn commits_that_a_close_was_to_take_in_wait_for_the_image() {
+    let mut engine = engine(true, 5);
+    engine.handle(100, Event::Diverged);
+    assert!(matches!(engine.poll(100), Some(Action::Resync { .. })));
+    engine.handle(500, Event::ImageNeeded);
+    engine.handle(500, Event::Closed(None));
+    assert_eq!(engine.status().unacked_since, Some(100));
+}
+
+#[test]
+fn a_file_of_our_own_that_was_forgotten_does_not_lift_a_fence() {
+    let mut engine = engine(true, 5);
+    engine.handle(0, Event::Committed { at: 0 });
+    close(&mut engine, 0, 6);
+    engine.handle(1, Event::PutRefused { txid: Txid(6) });
+    assert_eq!(engine.poll(1), Some(Action::Inspect { txid: Txid(6) }));
+    let verdict = Verdict::Foreign { writer: WriterId(1) };
+    engine.handle(2, Event::Inspected { txid: Txid(6), verdict });
+    assert_eq!(engine.poll(2), Some(Action::FindHead));
+    // The power took our memory of it, but others have gone on since.
+    let head = Head { txid: Txid(9), post_apply: None, writer: WriterId(2) };
+    engine.handle(3, Event::HeadFound(Some(head)));
+    assert_eq!(engine.status().phase, Phase::Fenced { by: WriterId(2), at: Txid(9) });
+    assert_eq!(engine.poll(60_000), None);
+}

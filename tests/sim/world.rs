@@ -6,46 +6,14 @@ use walferry::local::state::{Base, Clean, State};
 use walferry::ltx;
 use walferry::units::WriterId;
 
+use crate::bug::Bug;
 use crate::checks::Checks;
-use crate::database::{Database, checksum};
-use crate::disk::{Stop, Table};
-use crate::host::{Cursor, Host};
+use crate::disk::Stop;
+use crate::host::Host;
+use crate::process::Control;
 use crate::rng::Rng;
+use crate::sqlite::{Database, checksum};
 use crate::store::Store;
-
-/// Mistakes that the checks must find: each is made in the model of the shell, never in the engine.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Bug {
-    None,
-    /// A put that failed counts as done.
-    AckBeforeDurable,
-    /// The state passes a file before it is in the spool.
-    StateBeforeSpool,
-    /// The spool forgets a file when it is sent.
-    ReleaseBeforeAck,
-    /// The log may get a hole.
-    SkipTxid,
-    /// The WAL is begun anew before it was captured, and nobody notices.
-    GateOpenEarly,
-    /// A file lacks a page that was changed.
-    DropPage,
-    /// A WAL that does not go on from the log is taken as if it did.
-    ForgetDivergence,
-    /// Another writer's file counts as ours.
-    FenceIgnored,
-    /// After a comparison the newest known wal-index is older than what was compared.
-    StaleIndex,
-    /// A restart that was let through and did not come counts for the next that nobody asked for.
-    StaleGrant,
-    /// Frames are read from the WAL without a look at its header.
-    GenerationUnchecked,
-    /// After a crash while pieces were joined, the joined one may be read after its parts.
-    JoinedComesLater,
-    /// A close that lost its place in the WAL forgets how long its commits have waited.
-    LagForgotten,
-    /// A close in peace vouches for the database file although a comparison is due.
-    CleanWhileUnknown,
-}
 
 /// What everybody shares.
 pub struct Cx {
@@ -53,12 +21,22 @@ pub struct Cx {
     pub rng: Rng,
     pub store: Store,
     pub bug: Bug,
+    /// The faults have stopped.
+    pub calm: bool,
+    /// Something happens in the midst of a step: not again within.
+    pub within: bool,
+    /// Show each line at once: a history may end in a panic.
+    pub prints: bool,
     lines: Vec<String>,
 }
 
 impl Cx {
     pub fn log(&mut self, what: Arguments<'_>) {
-        self.lines.push(format!("{:>7} {what}", self.now));
+        let line = format!("{:>7} {what}", self.now);
+        if self.prints {
+            println!("{line}");
+        }
+        self.lines.push(line);
     }
 }
 
@@ -72,46 +50,82 @@ pub struct Outcome {
 /// What a history was made of, to see that it is worth its time.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Tally {
+    pub histories: u64,
     pub commits: u64,
     pub crashes: u64,
+    pub power_losses: u64,
+    pub takeovers: u64,
     pub files: u64,
     pub images: u64,
+    pub resyncs: u64,
     pub fenced: u64,
 }
 
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Tally) {
+        self.histories += other.histories;
+        self.commits += other.commits;
+        self.crashes += other.crashes;
+        self.power_losses += other.power_losses;
+        self.takeovers += other.takeovers;
+        self.files += other.files;
+        self.images += other.images;
+        self.resyncs += other.resyncs;
+        self.fenced += other.fenced;
+    }
+}
+
 pub fn run(seed: u64, bug: Bug) -> Outcome {
+    run_and(seed, bug, false)
+}
+
+/// Runs a history, and prints what happens in it.
+pub fn run_and(seed: u64, bug: Bug, prints: bool) -> Outcome {
     let mut world = World::new(seed, bug);
+    world.cx.prints = prints;
     let verdict = world.run();
+    world.tally.histories = 1;
     world.tally.files = world.cx.store.files.len() as u64;
     for host in &world.hosts {
         world.tally.images += host.images;
+        world.tally.resyncs += host.resyncs;
         world.tally.commits += host.db.head() as u64;
     }
     Outcome { verdict, lines: world.cx.lines, tally: world.tally }
 }
 
-struct World {
-    cx: Cx,
-    hosts: Vec<Host>,
-    checks: Checks,
+pub struct World {
+    pub cx: Cx,
+    pub hosts: Vec<Host>,
+    pub checks: Checks,
     rivals: bool,
-    tally: Tally,
+    pub tally: Tally,
 }
-
-/// Longest time in which everything must arrive once the faults have stopped, in milliseconds: the
-/// longest backoff, a few times over.
-const CATCH_UP: u64 = 180_000;
 
 impl World {
     fn new(seed: u64, bug: Bug) -> World {
         let mut rng = Rng::new(seed);
         let rivals = seed.is_multiple_of(3);
         let interval = [0, 100, 1000][rng.below(3) as usize];
+        let processes = 1 + rng.below(3) as usize;
         let mut store = Store::default();
         store.faults = true;
-        let cx = Cx { now: 0, rng, store, bug, lines: Vec::new() };
-        let mut host = Host::new(0, Database::new(0, None), interval);
+        let mut host = Host::new(0, Database::new(0, None), processes, interval);
         host.alone = !rivals;
+        host.db.synchronous = rng.chance(30);
+        if rng.chance(25) {
+            host.spool_cap = 300 + rng.below(900);
+        }
+        let cx = Cx {
+            now: 0,
+            rng,
+            store,
+            bug,
+            calm: false,
+            within: false,
+            prints: false,
+            lines: Vec::new(),
+        };
         World { cx, hosts: vec![host], checks: Checks::default(), rivals, tally: Tally::default() }
     }
 
@@ -135,7 +149,7 @@ impl World {
     }
 
     /// Does what is due up to a time, in order.
-    fn work_until(&mut self, until: u64) -> Result<(), String> {
+    pub fn work_until(&mut self, until: u64) -> Result<(), String> {
         let mut spins = 0;
         while let Some(at) = self.due().filter(|at| *at <= until) {
             if at > self.cx.now {
@@ -146,23 +160,9 @@ impl World {
                 return Err("time stands still: something asks for a turn and does nothing".into());
             }
             if self.cx.store.due().is_some_and(|at| at <= self.cx.now) {
-                if let Some((host, incarnation, answer)) = self.cx.store.step(self.cx.now) {
-                    let host = &mut self.hosts[host];
-                    if host.up.is_some() && host.incarnation == incarnation {
-                        let done = host.shipped(&mut self.cx, answer);
-                        let done = done.and_then(|()| host.work(&mut self.cx));
-                        let id = host.id;
-                        self.judge(id, done)?;
-                    }
-                }
+                self.answer();
             } else {
-                for id in 0..self.hosts.len() {
-                    let host = &mut self.hosts[id];
-                    if host.due_at(self.cx.now).is_some_and(|at| at <= self.cx.now) {
-                        let done = host.work(&mut self.cx);
-                        self.judge(id, done)?;
-                    }
-                }
+                self.turn()?;
             }
             self.after_step()?;
         }
@@ -170,31 +170,76 @@ impl World {
         Ok(())
     }
 
+    /// The store does what is due; an answer goes to who asked, if that process lives.
+    fn answer(&mut self) {
+        let Some(((host, incarnation), answer)) = self.cx.store.step(self.cx.now) else { return };
+        let host = &mut self.hosts[host];
+        let asker = (0..host.procs.len())
+            .find(|p| host.procs[*p].alive && host.procs[*p].incarnation == incarnation);
+        if let Some(p) = asker {
+            host.control(&mut self.cx, p, Control::Shipped(answer));
+        }
+    }
+
+    /// The sealers that are due have their turn, and processes that were to end do.
+    fn turn(&mut self) -> Result<(), String> {
+        for id in 0..self.hosts.len() {
+            for p in 0..self.hosts[id].procs.len() {
+                let host = &mut self.hosts[id];
+                let due = host.procs[p].due_at(self.cx.now, host.db.index, host.lock.is_none());
+                if due.is_none_or(|at| at > self.cx.now) {
+                    continue;
+                }
+                let shipped = host.shipper();
+                if host.procs[p].busy_until <= self.cx.now {
+                    let done = host.run_sealer(&mut self.cx, p);
+                    self.judge(id, p, done)?;
+                }
+                let host = &mut self.hosts[id];
+                if shipped.is_none() && host.shipper() == Some(p) {
+                    self.tally.takeovers += 1;
+                }
+                if host.procs[p].alive && host.may_end(self.cx.now, p) {
+                    host.kill(&mut self.cx, p);
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn due(&self) -> Option<u64> {
-        let hosts = self.hosts.iter().filter_map(|host| host.due_at(self.cx.now));
+        let now = self.cx.now;
+        let hosts = self.hosts.iter().flat_map(|host| {
+            let free = host.lock.is_none();
+            host.procs.iter().filter_map(move |process| process.due_at(now, host.db.index, free))
+        });
         hosts.chain(self.cx.store.due()).min()
     }
 
-    fn after_step(&mut self) -> Result<(), String> {
-        for host in &self.hosts {
-            if let Some(memory) = &host.up {
-                self.checks.writers.insert(memory.state.writer, host.id);
-            }
-        }
-        self.checks.step(&mut self.cx.store, &mut self.hosts)
+    pub fn after_step(&mut self) -> Result<(), String> {
+        self.checks.step(self.cx.now, &mut self.cx.store, &mut self.hosts)
     }
 
-    /// A process that came to its end at a write dies; any other failure is one of the model's
-    /// promises broken.
-    fn judge(&mut self, host: usize, done: Result<(), Stop>) -> Result<(), String> {
+    /// A process that came to its end at a write dies, or its whole host does; any other failure is
+    /// one of the model's promises broken.
+    pub fn judge(&mut self, id: usize, p: usize, done: Result<(), Stop>) -> Result<(), String> {
+        self.cx.within = false;
+        let host = &mut self.hosts[id];
         match done {
             Ok(()) => Ok(()),
-            Err(Stop::Crash) => {
-                self.tally.crashes += 1;
-                self.hosts[host].crash(&mut self.cx);
+            Err(Stop::Crash) if host.power_fails => {
+                self.tally.power_losses += 1;
+                host.lose_power(&mut self.cx);
                 Ok(())
             }
-            Err(Stop::Failed(why) | Stop::Diverged(why)) => Err(format!("host {host}: {why}")),
+            Err(Stop::Crash) => {
+                self.tally.crashes += 1;
+                host.kill(&mut self.cx, p);
+                Ok(())
+            }
+            Err(Stop::Failed(why) | Stop::Diverged(why) | Stop::Broken(why)) => {
+                Err(format!("host {id}.{p}: {why}"))
+            }
         }
     }
 
@@ -204,170 +249,31 @@ impl World {
         let interval = self.hosts[0].sync_interval;
         let copy = self.checks.states.last_key_value().filter(|_| self.cx.rng.chance(50));
         let host = match copy {
-            None => Host::new(1, Database::new(1, None), interval),
+            None => Host::new(1, Database::new(1, None), 1, interval),
             Some((txid, stored)) => {
-                let mut host = Host::new(1, Database::new(1, Some(stored.state.clone())), interval);
-                let mut table = Table::default();
+                let db = Database::new(1, Some(stored.state.clone()));
+                let mut host = Host::new(1, db, 1, interval);
                 for (pgno, page) in (1..).zip(&stored.state) {
-                    table.set(pgno, Some(ltx::checksum::page(pgno, page)));
+                    host.disk.table.set(pgno, Some(ltx::checksum::page(pgno, page)));
                 }
-                host.disk.table = table;
                 let mut state = State::new(WriterId(self.cx.rng.next() | 1), "sim");
                 state.base = Some(Base {
                     txid: txid.0,
                     piece: 0,
-                    page_size: 512,
+                    page_size: host.db.page_size().get(),
                     commit: stored.state.len() as u32,
                     checksum: checksum(&stored.state).get(),
                     timestamp: 0,
                     position: None,
                 });
                 state.clean = Some(Clean { fingerprint: host.db.fingerprint(), piece: 0 });
-                host.disk.state = Some(state);
+                let _ = host.disk.save(&state, true);
+                host.disk.write_back();
                 host.is_copy = true;
                 host
             }
         };
         self.cx.log(format_args!("host 1 is there, copy: {}", host.is_copy));
         self.hosts.push(host);
-    }
-
-    /// One thing that an application, an operator or fate does to a host.
-    fn event(&mut self, id: usize) -> Result<(), String> {
-        let cx = &mut self.cx;
-        let host = &mut self.hosts[id];
-        let roll = cx.rng.below(100);
-        let mut done = Ok(());
-        if host.up.is_none() {
-            match roll {
-                0..60 => {
-                    done = host.start(cx).and_then(|()| host.work(cx));
-                }
-                60..75 => {
-                    host.db.commit(&mut cx.rng, cx.now, true);
-                    if cx.rng.chance(50) {
-                        host.db.checkpoint();
-                        if cx.rng.chance(50) {
-                            host.db.restart(&mut cx.rng);
-                        }
-                    }
-                    if cx.rng.chance(50) {
-                        host.db.close();
-                    }
-                    cx.log(format_args!("host {id}: commit {} while down", host.db.head()));
-                }
-                75..78 => {
-                    host.disk.table = Table::default();
-                    host.image_allowed = true;
-                    cx.log(format_args!("host {id}: the page table is lost"));
-                }
-                78..79 => {
-                    host.disk.state = None;
-                    host.image_allowed = true;
-                    cx.log(format_args!("host {id}: the state is lost"));
-                }
-                _ => {}
-            }
-            return self.judge(id, done);
-        }
-        match roll {
-            0..50 => done = host.commit(cx),
-            50..53 => host.db.roll_back(&mut cx.rng),
-            53..67 => host.db.checkpoint(),
-            67..71 => done = Err(Stop::Crash),
-            71..76 => host.disk.fuse = Some(cx.rng.below(12)),
-            76..80 => {
-                done = host.close(cx).and(Err(Stop::Crash));
-            }
-            80..85 => host.hurry(cx),
-            85..89 => {
-                host.db.commit(&mut cx.rng, cx.now, true);
-                cx.log(format_args!("host {id}: commit {} from outside", host.db.head()));
-            }
-            89..91 => {
-                // The pin keeps others from this. When the pin was lost, only a cursor that is in the
-                // WAL's generation notices.
-                let salts = host.db.index.map(|index| index.salts);
-                let placed = host.up.as_ref().is_some_and(|memory| match memory.cursor {
-                    Cursor::At(at) => Some(at.salts) == salts,
-                    Cursor::Fresh => false,
-                    Cursor::Unknown => memory.job.is_none(),
-                });
-                host.db.checkpoint();
-                if host.db.may_begin_anew() && placed {
-                    host.db.restart(&mut cx.rng);
-                    host.db.commit(&mut cx.rng, cx.now, true);
-                    cx.log(format_args!("host {id}: the WAL is begun anew from outside"));
-                }
-            }
-            91..94 => host.disk.full = !host.disk.full,
-            94..97 => {
-                cx.store.denied = cx.rng.chance(30);
-                cx.store.down_until = cx.now + cx.rng.below(8000);
-            }
-            _ => {}
-        }
-        if host.disk.full && cx.rng.chance(30) {
-            host.disk.full = false;
-        }
-        let done = done.and_then(|()| self.hosts[id].work(&mut self.cx));
-        self.judge(id, done)
-    }
-
-    /// The faults stop: everything arrives, the loser is fenced, and then nothing happens.
-    fn settle(&mut self) -> Result<(), String> {
-        self.cx.log(format_args!("the faults stop"));
-        self.cx.store.faults = false;
-        for _ in 0..3 {
-            for id in 0..self.hosts.len() {
-                let host = &mut self.hosts[id];
-                host.disk.full = false;
-                host.disk.fuse = None;
-                let mut done = Ok(());
-                if host.up.is_none() {
-                    done = host.start(&mut self.cx);
-                }
-                let done = done.and_then(|()| host.commit(&mut self.cx));
-                let done = done.and_then(|()| host.work(&mut self.cx));
-                self.judge(id, done)?;
-                self.after_step()?;
-            }
-            self.work_until(self.cx.now + CATCH_UP)?;
-        }
-        self.all_arrived()
-    }
-
-    fn all_arrived(&mut self) -> Result<(), String> {
-        let mut owner = None;
-        for host in &self.hosts {
-            let Some(memory) = &host.up else { continue };
-            let id = host.id;
-            if host.is_fenced() {
-                self.tally.fenced += 1;
-                continue;
-            }
-            if owner.replace(id).is_some() {
-                return Err("two hosts ship to one replica".into());
-            }
-            let status = memory.engine.status();
-            if !memory.engine.is_drained() || status.unacked_since.is_some() {
-                return Err(format!("host {id} is not drained: {status:?}"));
-            }
-            let idle = (memory.engine.wakeup(self.cx.now), host.due_at(self.cx.now));
-            if idle != (None, None) || self.cx.store.is_awaited(id, host.incarnation) {
-                return Err(format!("host {id} has all done and still wants {idle:?}"));
-            }
-            if host.disk.spool_len() > 0 && !host.leftover {
-                return Err(format!("host {id} keeps files that are acked"));
-            }
-            if self.checks.newest.get(&id) != Some(&host.db.head()) {
-                return Err(format!("host {id}: its last commit is not at the store"));
-            }
-            let last = self.checks.states.last_key_value();
-            if last.is_none_or(|(_, stored)| stored.state != *host.db.now()) {
-                return Err(format!("host {id}: the replica's newest state is not its own"));
-            }
-        }
-        if owner.is_none() { Err("everybody is fenced".into()) } else { Ok(()) }
     }
 }

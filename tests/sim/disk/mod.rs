@@ -1,77 +1,56 @@
 //! What a host's disk holds of the local state, and when writing to it fails.
+//!
+//! A process that dies leaves the page cache as it is; a loss of power takes of what was not synced
+//! whatever it likes ([`power`]).
+
+mod power;
+mod table;
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
 use walferry::local::spool::Entry;
 use walferry::local::state::State;
-use walferry::ltx::{self, Checksum, DatabaseChecksum, Decoder};
 use walferry::units::Pgno;
 
-use crate::world::{Bug, Cx};
+pub use table::Table;
+use walferry::ltx::Checksum;
+
+use crate::bug::Bug;
+use crate::world::Cx;
 
 /// Why a step of the model did not go on.
 #[derive(Debug)]
 pub enum Stop {
-    /// The process dies here; what is on the disk stays.
+    /// The process dies here, or the whole host; what is on the disk stays.
     Crash,
-    /// The disk is full.
+    /// The disk is full, or the database cannot be read now.
     Failed(String),
     /// Capture cannot go on from here.
     Diverged(String),
+    /// One of the model's promises is broken.
+    Broken(String),
 }
 
-/// The page table: as the production's, without its file.
-#[derive(Clone, Default)]
-pub struct Table {
-    sums: Vec<Option<Checksum>>,
-}
-
-impl Table {
-    pub fn commit(&self) -> u32 {
-        self.sums.len() as u32
-    }
-
-    pub fn get(&self, pgno: Pgno) -> Option<Checksum> {
-        *self.sums.get(pgno as usize - 1)?
-    }
-
-    pub fn checksum(&self) -> DatabaseChecksum {
-        let mut sum = DatabaseChecksum::EMPTY;
-        self.sums.iter().flatten().for_each(|page| sum.toggle(*page));
-        sum
-    }
-
-    pub fn set(&mut self, pgno: Pgno, sum: Option<Checksum>) {
-        if self.sums.len() < pgno as usize {
-            self.sums.resize(pgno as usize, None);
-        }
-        self.sums[pgno as usize - 1] = sum;
-    }
-
-    pub fn set_commit(&mut self, commit: u32) {
-        self.sums.resize(commit as usize, None);
-    }
-
-    /// As recovery applies a captured file.
-    pub fn apply(&mut self, bytes: &[u8]) -> Result<(), ltx::Error> {
-        let mut decoder = Decoder::new(bytes)?;
-        let commit = decoder.header().commit;
-        while let Some(page) = decoder.next_page()? {
-            if page.pgno <= commit {
-                let sum = ltx::checksum::page(page.pgno, page.data);
-                self.set(page.pgno, Some(sum));
-            }
-        }
-        self.set_commit(commit);
-        decoder.finish().map(|_| ())
-    }
+/// The state file.
+#[derive(Clone)]
+pub enum Stored {
+    Whole(State),
+    /// Its checksum shows that it is damaged.
+    Torn,
 }
 
 #[derive(Default)]
 pub struct Disk {
-    pub state: Option<State>,
+    pub state: Option<Stored>,
     pub table: Table,
-    spool: Vec<(Entry, Vec<u8>)>,
+    spool: BTreeMap<String, (Entry, Vec<u8>)>,
+    /// What a loss of power cannot take.
+    synced_state: Option<Stored>,
+    synced_table: Table,
+    synced_spool: BTreeMap<String, (Entry, Vec<u8>)>,
+    /// States that were written since one was synced.
+    unsynced_states: Vec<State>,
     /// The process dies instead of making the write with this number.
     pub fuse: Option<u64>,
     pub full: bool,
@@ -94,29 +73,44 @@ impl Disk {
         if self.full { Err(Stop::Failed("the disk is full".into())) } else { Ok(()) }
     }
 
-    pub fn save(&mut self, state: &State) -> Result<(), Stop> {
+    /// Replaces the state, durably or not.
+    pub fn save(&mut self, state: &State, durable: bool) -> Result<(), Stop> {
         self.write_new()?;
-        self.state = Some(state.clone());
+        self.state = Some(Stored::Whole(state.clone()));
+        if durable {
+            self.synced_state.clone_from(&self.state);
+            self.unsynced_states.clear();
+        } else {
+            self.unsynced_states.push(state.clone());
+        }
         Ok(())
     }
 
-    pub fn publish(&mut self, entry: Entry, bytes: Vec<u8>) -> Result<(), Stop> {
+    /// A failure to save is said in the log and nowhere else.
+    pub fn save_if_possible(&mut self, state: &State, durable: bool) -> Result<bool, Stop> {
+        match self.save(state, durable) {
+            Ok(()) => Ok(true),
+            Err(Stop::Failed(_)) => Ok(false),
+            Err(stop) => Err(stop),
+        }
+    }
+
+    pub fn publish(&mut self, entry: &Entry, bytes: Vec<u8>) -> Result<(), Stop> {
         self.write_new()?;
-        self.spool.retain(|(other, _)| other.file_name() != entry.file_name());
-        self.spool.push((entry, bytes));
+        self.spool.insert(entry.file_name(), (entry.clone(), bytes));
         Ok(())
     }
 
     pub fn remove(&mut self, entry: &Entry) -> Result<(), Stop> {
         self.write()?;
-        self.spool.retain(|(other, _)| other.file_name() != entry.file_name());
+        self.spool.remove(&entry.file_name());
         Ok(())
     }
 
     /// The page table is a mapped file: changing it is a write that cannot fail.
-    pub fn set(&mut self, pgno: Pgno, sum: Checksum) -> Result<(), Stop> {
+    pub fn set(&mut self, pgno: Pgno, sum: Option<Checksum>) -> Result<(), Stop> {
         self.write()?;
-        self.table.set(pgno, Some(sum));
+        self.table.set(pgno, sum);
         Ok(())
     }
 
@@ -126,9 +120,18 @@ impl Disk {
         Ok(())
     }
 
+    pub fn sync_table(&mut self) -> Result<(), Stop> {
+        self.write()?;
+        self.synced_table.clone_from(&self.table);
+        Ok(())
+    }
+
     pub fn read(&self, entry: &Entry) -> Option<&Vec<u8>> {
-        let name = entry.file_name();
-        self.spool.iter().find(|(other, _)| other.file_name() == name).map(|(_, bytes)| bytes)
+        self.spool.get(&entry.file_name()).map(|(_, bytes)| bytes)
+    }
+
+    pub fn spool_names(&self) -> Vec<&String> {
+        self.spool.keys().collect()
     }
 
     pub fn spool_len(&self) -> usize {
@@ -137,7 +140,7 @@ impl Disk {
 
     /// As the spool is read after a start: a directory lists its files in any order.
     pub fn scan(&mut self, cx: &mut Cx, done: u64) -> Result<Vec<Entry>, Stop> {
-        let mut entries: Vec<Entry> = self.spool.iter().map(|(entry, _)| entry.clone()).collect();
+        let mut entries: Vec<Entry> = self.spool.values().map(|(entry, _)| entry.clone()).collect();
         for i in (1..entries.len()).rev() {
             entries.swap(i, cx.rng.below(i as u64 + 1) as usize);
         }

@@ -1,0 +1,101 @@
+//! The replica: after each new file, what can be restored from it.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use walferry::ltx::{Decoder, Header};
+use walferry::plan::Target;
+use walferry::plan::restore::{Run, coverage, restore};
+use walferry::store::Key;
+use walferry::units::Txid;
+
+use super::{Checks, Restorable};
+use crate::host::Host;
+use crate::sqlite::{State, checksum};
+use crate::store::Store;
+
+impl Checks {
+    /// A file appeared: nothing that could be restored may change, the new TXID must be a state
+    /// that was committed, later than what is there, and the log must have no hole.
+    pub fn arrived(&mut self, store: &Store, hosts: &[Host], key: Key) -> Result<(), String> {
+        self.files += 1;
+        let txid = key.name.max;
+        if self.states.contains_key(&txid) {
+            return Err(format!("{key}: there is a file for this TXID already"));
+        }
+        let listing = store.listing();
+        let whole = [Run { first: Txid(1), last: txid }];
+        if coverage(&listing) != whole {
+            return Err(format!("{key}: the log is {:?}", coverage(&listing)));
+        }
+        let plan = restore(&listing, Target::Txid(txid)).map_err(|error| error.to_string())?;
+        let plan: Vec<Key> = plan.files.iter().map(|file| file.key).collect();
+        let before = self.states.get(&key.name.min.prev());
+        let expected = before.map(|before| before.plan.as_slice()).unwrap_or_default();
+        if plan.split_last() != Some((&key, expected)) {
+            return Err(format!("{key}: unexpected plan {plan:?}"));
+        }
+        let none = Vec::new();
+        let before = before.map_or(&none, |before| &before.state);
+        let (header, state) = apply(&store.files[&key], before)
+            .map_err(|why| format!("{key} cannot be applied: {why}"))?;
+        let writer = header.writer.0;
+        if self.fenced.contains(&writer) {
+            return Err(format!("{key}: its writer was told that it is fenced"));
+        }
+        let host = *self.writers.get(&writer).ok_or(format!("{key}: unknown writer"))?;
+        let last = self.newest.get(&host).copied().unwrap_or(0);
+        let commit = hosts[host].db.commit_of(&state, last).ok_or_else(|| {
+            match hosts[host].db.commit_of(&state, 0) {
+                Some(commit) => format!("{key} goes back from commit {last} to {commit}"),
+                None => format!("{key} of host {host} gives a state that never was"),
+            }
+        })?;
+        self.newest.insert(host, commit);
+        self.states.insert(txid, Restorable { state, host, writer, commit, plan });
+        Ok(())
+    }
+
+    /// Restores each TXID anew from the files alone, by the production's plan.
+    pub fn restore_all(&self, store: &Store) -> Result<(), String> {
+        let listing = store.listing();
+        for (txid, known) in &self.states {
+            let plan = restore(&listing, Target::Txid(*txid)).map_err(|error| error.to_string())?;
+            let mut state = State::new();
+            for file in &plan.files {
+                state = apply(&store.files[&file.key], &state)
+                    .map_err(|why| format!("{} cannot be applied: {why}", file.key))?
+                    .1;
+            }
+            if state != known.state {
+                return Err(format!("{txid} restores to something else than before"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Applies a file to a state, as a restore does, and proves the chain.
+fn apply(bytes: &[u8], before: &State) -> Result<(Header, State), String> {
+    let mut decoder = Decoder::new(bytes).map_err(|error| error.to_string())?;
+    let header = *decoder.header();
+    let tag = header.tag.ok_or("no tag")?;
+    let mut pages: BTreeMap<u32, Rc<Vec<u8>>> = BTreeMap::new();
+    if tag.full_image {
+        // Whatever was before is superseded.
+    } else if tag.pre_apply != checksum(before) {
+        return Err("the chain is broken before it".into());
+    } else {
+        pages.extend((1..).zip(before.iter().cloned()));
+    }
+    while let Some(page) = decoder.next_page().map_err(|error| error.to_string())? {
+        pages.insert(page.pgno, Rc::new(page.data.to_vec()));
+    }
+    decoder.finish().map_err(|error| error.to_string())?;
+    let state: Option<State> = (1..=header.commit).map(|pgno| pages.get(&pgno).cloned()).collect();
+    let state = state.ok_or("a page is missing")?;
+    if tag.post_apply != checksum(&state) {
+        return Err("its own checksum of the result is wrong".into());
+    }
+    Ok((header, state))
+}

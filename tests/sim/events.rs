@@ -1,0 +1,167 @@
+//! One thing that an application, an operator or fate does to a host.
+
+use crate::disk::Stop;
+use crate::host::{Host, PAGE_SIZE_CHANGED};
+use crate::sqlite::ReaderId;
+use crate::world::{Cx, World};
+
+impl World {
+    pub fn event(&mut self, id: usize) -> Result<(), String> {
+        let p = self.cx.rng.below(self.hosts[id].procs.len() as u64) as usize;
+        let (cx, host) = (&mut self.cx, &mut self.hosts[id]);
+        let done = match cx.rng.below(100) {
+            0..70 => application(host, cx, p),
+            70..80 => death(host, cx),
+            80..90 => outsider(host, cx, p),
+            _ => weather(host, cx, p),
+        };
+        if host.disk.full && cx.rng.chance(30) {
+            host.disk.full = false;
+        }
+        self.judge(id, p, done)
+    }
+}
+
+fn application(host: &mut Host, cx: &mut Cx, p: usize) -> Result<(), Stop> {
+    let roll = cx.rng.below(100);
+    if host.procs[p].ends_at.is_none() && cx.rng.chance(6) {
+        return host.script(cx, p);
+    }
+    if !host.procs[p].alive {
+        if roll < 60 {
+            host.start(cx, p);
+            if cx.rng.chance(80) {
+                host.attach(cx, p)?;
+            }
+        }
+        return Ok(());
+    }
+    if host.procs[p].ends_at.is_some() {
+        return Ok(());
+    }
+    if host.procs[p].connections == 0 {
+        if roll < 50 {
+            host.connect(cx, p);
+            host.attach(cx, p)?;
+        } else if roll < 60 {
+            host.end(cx, p)?;
+        }
+        return Ok(());
+    }
+    match roll {
+        0..58 => host.commit(cx, p)?,
+        58..61 => {
+            host.attach(cx, p)?;
+            host.db.roll_back(&mut cx.rng);
+        }
+        61..75 => host.checkpoint(cx, p)?,
+        75..80 => host.wait(cx, p, true),
+        80..84 => host.wait(cx, p, false),
+        84..90 => host.close(cx, p)?,
+        90..93 => host.end(cx, p)?,
+        93..95 if host.procs[p].connections < 2 => host.connect(cx, p),
+        95..100 => {
+            // A reader begins or ends.
+            if host.db.readers.remove(&ReaderId::Application).is_none() {
+                host.attach(cx, p)?;
+                host.db.read(ReaderId::Application);
+            }
+        }
+        _ => {}
+    }
+    if !host.procs.iter().any(|process| process.connections > 0) {
+        host.db.readers.remove(&ReaderId::Application);
+    }
+    Ok(())
+}
+
+/// A process is killed, now or at one of its next writes; or the power fails.
+fn death(host: &mut Host, cx: &mut Cx) -> Result<(), Stop> {
+    let roll = cx.rng.below(100);
+    host.power_fails = cx.rng.chance(25);
+    if roll < 8 {
+        // The machine comes back, and somebody writes before walferry is there.
+        host.lose_power(cx);
+        for _ in 0..cx.rng.below(6) {
+            host.act_from_outside(cx, 0);
+        }
+        return Ok(());
+    }
+    if roll < 50 || host.disk.fuse.is_some() {
+        if roll % 3 == 0 {
+            host.db.checkpoint_in_part(&mut cx.rng);
+        }
+        if roll % 2 == 0 || host.power_fails {
+            return Err(Stop::Crash);
+        }
+        // Who ships is killed.
+        if let Some(p) = host.shipper() {
+            host.kill(cx, p);
+        }
+        return Ok(());
+    }
+    host.disk.fuse = Some(cx.rng.below(12));
+    Ok(())
+}
+
+/// Processes without walferry, and people with a shell.
+fn outsider(host: &mut Host, cx: &mut Cx, p: usize) -> Result<(), Stop> {
+    if host.procs.iter().any(|process| process.alive) {
+        host.act_from_outside(cx, p);
+        return Ok(());
+    }
+    let id = host.id;
+    match cx.rng.below(100) {
+        0..50 => {
+            host.db.open();
+            host.db.commit(&mut cx.rng, cx.now, None);
+            host.act_from_outside(cx, p);
+            if cx.rng.chance(50) {
+                host.db.close();
+            } else {
+                host.db.abandon();
+            }
+            cx.log(format_args!("host {id}: commit {} while down", host.db.head()));
+        }
+        50..62 => {
+            let other_size = cx.rng.chance(30);
+            host.db.rewrite(&mut cx.rng, cx.now, other_size);
+            if other_size {
+                host.may_cost_image(PAGE_SIZE_CHANGED);
+            }
+            cx.log(format_args!("host {id}: rewritten outside WAL, other size: {other_size}"));
+        }
+        62..74 => {
+            host.db.replace(&mut cx.rng, cx.now);
+            cx.log(format_args!("host {id}: the file is replaced"));
+        }
+        74..79 => {
+            host.disk.delete_table();
+            host.may_cost_image("the page table was deleted");
+            cx.log(format_args!("host {id}: the page table is deleted"));
+        }
+        79..83 => {
+            host.disk.delete();
+            host.may_cost_image("the state was deleted");
+            cx.log(format_args!("host {id}: the state folder is deleted"));
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Disks, networks, stores, schedulers.
+fn weather(host: &mut Host, cx: &mut Cx, p: usize) -> Result<(), Stop> {
+    match cx.rng.below(100) {
+        0..20 => host.disk.full = !host.disk.full,
+        20..40 => host.disk.write_back(),
+        40..60 => {
+            cx.store.denied = cx.rng.chance(30);
+            cx.store.down_until = cx.now + cx.rng.below(8000);
+        }
+        60..70 => cx.store.down_until = cx.now + 10_000 + cx.rng.below(30_000),
+        70..90 => host.procs[p].busy_until = cx.now + cx.rng.below(1500),
+        _ => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,139 @@
+//! One process: what its application's threads and its sealer share (`src/database.rs`,
+//! `src/process.rs`), and what the VFS knows (`sqlite-ext/src/shim.rs`).
+
+pub mod application;
+pub mod close;
+pub mod gate;
+
+use std::collections::VecDeque;
+
+use walferry::local::state::Fingerprint;
+use walferry::units::Salts;
+use walferry::wal::WalIndex;
+
+use crate::sealer::Replica;
+use crate::store::Answer;
+
+/// Whether the WAL may be overwritten.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Gate {
+    Capturing,
+    Shut,
+    Open,
+}
+
+/// How the WAL comes and goes.
+#[derive(Clone, Copy, Debug)]
+pub enum Transition {
+    Attached(Attach),
+    Detached(Option<Fingerprint>),
+}
+
+/// What was there when the WAL was seen first.
+#[derive(Clone, Copy, Debug)]
+pub struct Attach {
+    pub index: Option<WalIndex>,
+    pub fingerprint: Option<Fingerprint>,
+}
+
+/// What the sealer is told, apart from commits.
+#[derive(Clone, Debug)]
+pub enum Control {
+    Connected,
+    Disconnected,
+    Attached,
+    Detached,
+    Capture,
+    Hurry,
+    Drain,
+    Shipped(Answer),
+}
+
+/// What application threads and the sealer both see.
+pub struct Shared {
+    pub published: Option<WalIndex>,
+    /// For each change of `published`, the newest commit of the database at that moment.
+    pub seqs: Vec<usize>,
+    pub captured_seq: usize,
+    pub acked_seq: usize,
+    pub unreported_since: Option<u64>,
+    pub captured: Option<(Salts, u32)>,
+    pub gate: Gate,
+    pub grant: Option<(Salts, u32)>,
+    pub transitions: VecDeque<Transition>,
+    pub diverged: Option<&'static str>,
+    /// As the report shows it.
+    pub unacked_since: Option<u64>,
+}
+
+impl Default for Shared {
+    fn default() -> Shared {
+        Shared {
+            published: None,
+            seqs: vec![0],
+            captured_seq: 0,
+            acked_seq: 0,
+            unreported_since: None,
+            captured: None,
+            gate: Gate::Capturing,
+            grant: None,
+            transitions: VecDeque::new(),
+            diverged: None,
+            unacked_since: None,
+        }
+    }
+}
+
+impl Shared {
+    pub fn seq(&self) -> usize {
+        self.seqs.len() - 1
+    }
+
+    /// The lag's beginning, as `walferry_lag()` takes it.
+    pub fn lag_since(&self) -> Option<u64> {
+        [self.unacked_since, self.unreported_since].into_iter().flatten().min()
+    }
+}
+
+#[derive(Default)]
+pub struct Process {
+    pub alive: bool,
+    /// Which life of the host's processes it is.
+    pub incarnation: u64,
+    pub started_at: u64,
+    pub connections: u32,
+    /// The WAL was seen.
+    pub attached: bool,
+    /// The pin's lock on the main file, and on a read slot.
+    pub pinned: bool,
+    pub slot: bool,
+    /// Whether this process ships, and so holds a read slot.
+    pub holds: bool,
+    pub shared: Shared,
+    pub replica: Option<Replica>,
+    pub controls: VecDeque<Control>,
+    /// The bell rang: when the sealer comes to look.
+    pub wake_at: Option<u64>,
+    /// The sealer is kept from its work until then, by other databases or the system.
+    pub busy_until: u64,
+    /// It drains, and then ends in any case at this time.
+    pub ends_at: Option<u64>,
+}
+
+impl Process {
+    /// Whether it has the database's file open.
+    pub fn has_open(&self) -> bool {
+        self.connections > 0 || self.pinned
+    }
+
+    /// When the sealer has something to do.
+    pub fn due_at(&self, now: u64, index: Option<WalIndex>, lock_is_free: bool) -> Option<u64> {
+        if !self.alive {
+            return None;
+        }
+        let replica = self.replica.as_ref();
+        let work = replica.and_then(|replica| replica.due_at(self, now, index, lock_is_free));
+        let due = [self.wake_at, work].into_iter().flatten().min();
+        [due.map(|at| at.max(self.busy_until)), self.ends_at].into_iter().flatten().min()
+    }
+}

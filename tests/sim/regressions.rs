@@ -1,0 +1,61 @@
+//! Histories that once broke a promise. What a seed leads to changes with the simulation; the story
+//! is what each is kept for.
+
+use crate::bug::Bug;
+use crate::runner::verdict;
+
+fn holds(seed: u64) {
+    verdict(seed, Bug::None).0.unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+}
+
+/// A walk over the database read the WAL through a file that was opened before the last close.
+#[test]
+fn a_walk_opens_the_wal_anew() {
+    holds(639);
+    holds(1214);
+}
+
+/// A loss of power took the memory of newer files: the host found an old file of its own at its next
+/// TXID, began behind the head, which was another's, and took the log from it.
+#[test]
+fn a_fence_outlives_the_memory_of_it() {
+    [315, 2226, 2436, 2550, 4707].into_iter().for_each(holds);
+}
+
+/// Others committed between the capture of a closing process and its exclusive lock.
+#[test]
+fn a_last_close_captures_what_came_before_its_lock() {
+    [44, 131, 335, 10_282].into_iter().for_each(holds);
+}
+
+/// The WAL was begun anew twice while a pending capture knew only its position in the old one.
+#[test]
+fn frames_are_proven_after_they_are_read() {
+    holds(2506);
+}
+
+/// What was committed during an image was in no WAL any more when the image was done.
+#[test]
+fn commits_during_an_image_outlive_the_wal() {
+    holds(108);
+    holds(171);
+}
+
+/// The cap of the spool dropped what a comparison had just found, and the wait for it ended.
+#[test]
+fn the_cap_spares_what_is_being_closed() {
+    [2, 67, 136, 200, 259].into_iter().for_each(holds);
+}
+
+/// A process that stood by took over, and its lag began with that.
+#[test]
+fn the_lag_of_a_standby_begins_with_its_commits() {
+    [3, 10, 11, 14].into_iter().for_each(holds);
+}
+
+/// A comparison found pages of another size, and forgot since when its commits had waited.
+#[test]
+fn the_lag_outlives_a_change_of_the_page_size() {
+    holds(218);
+    holds(273);
+}

@@ -1,0 +1,148 @@
+//! Closing files, and following them to the store until they are confirmed
+//! (`src/sealer/closing.rs`).
+
+use walferry::engine::Event;
+use walferry::local::spool::Entry;
+use walferry::local::state::Base;
+use walferry::units::Txid;
+
+use super::ClosedFile;
+use super::capture::Purpose;
+use crate::bug::Bug;
+use crate::disk::Stop;
+use crate::host::{Host, re, sh, state};
+use crate::process::Gate;
+use crate::world::Cx;
+
+impl Host {
+    /// Closes what was captured as this TXID.
+    pub fn close_file(&mut self, cx: &mut Cx, p: usize, txid: Txid) -> Result<(), Stop> {
+        match self.close_captured(cx, p, txid) {
+            Ok(closed) => re!(self, p).engine.handle(cx.now, Event::Closed(closed)),
+            Err(Stop::Diverged(why)) => {
+                if cx.bug == Bug::LagForgotten {
+                    re!(self, p).engine.handle(cx.now, Event::Closed(None));
+                    self.diverge(cx, p, &why);
+                    return Ok(());
+                }
+                self.diverge(cx, p, &why);
+                re!(self, p).engine.handle(cx.now, Event::Closed(None));
+            }
+            Err(Stop::Failed(message)) => {
+                sh!(self, p).gate = Gate::Shut;
+                self.local_failed(cx, p, message);
+            }
+            Err(stop) => return Err(stop),
+        }
+        Ok(())
+    }
+
+    pub fn close_captured(
+        &mut self,
+        cx: &mut Cx,
+        p: usize,
+        txid: Txid,
+    ) -> Result<Option<Txid>, Stop> {
+        if re!(self, p).open.is_empty() {
+            let seq = self.take_frames(cx, p, Purpose::Close)?;
+            if re!(self, p).frames.is_empty() {
+                self.set_captured(p, seq);
+                self.nothing_to_close(p, seq);
+                return Ok(None);
+            }
+            sh!(self, p).captured_seq = seq;
+            let entry = self.next_entry(p, Some(txid));
+            self.write_frames(cx, p, entry)?;
+            self.set_captured(p, seq);
+            return Ok(Some(txid));
+        }
+        self.capture(cx, p, Purpose::Close)?;
+        if re!(self, p).open.is_empty() {
+            return Ok(None);
+        }
+        let closed = self.join_pieces(cx, p, Some(txid))?;
+        self.add_closed(cx, p, closed);
+        Ok(Some(txid))
+    }
+
+    /// Everything that was committed is with the store already.
+    pub fn nothing_to_close(&mut self, p: usize, seq: usize) {
+        let replica = re!(self, p);
+        if replica.closed.is_empty() && replica.open.is_empty() {
+            self.show(p);
+            let shared = &mut sh!(self, p);
+            shared.acked_seq = shared.acked_seq.max(seq);
+        }
+    }
+
+    pub fn add_closed(&mut self, cx: &mut Cx, p: usize, entry: Entry) {
+        let (checksum, commit) = (self.disk.table.checksum(), self.disk.table.commit());
+        let timestamp = self.timestamp(cx.now, p).0;
+        let seq = sh!(self, p).captured_seq;
+        let replica = re!(self, p);
+        let point = replica.point.as_mut().expect("there is a point to go on from");
+        point.txid = entry.txid.expect("a closed file has a TXID");
+        point.checksum = checksum;
+        point.timestamp = timestamp;
+        let base = Base {
+            txid: point.txid.0,
+            piece: entry.pieces.1,
+            page_size: point.page_size.get(),
+            commit,
+            checksum: checksum.get(),
+            timestamp,
+            position: entry.position.map(Into::into),
+        };
+        replica.closed.push_back(ClosedFile { entry, base, seq });
+    }
+
+    /// The store confirmed a file: the state passes it, then it is removed.
+    pub fn acked(&mut self, cx: &mut Cx, p: usize, txid: Txid) -> Result<(), Stop> {
+        let mut seq = 0;
+        loop {
+            let replica = re!(self, p);
+            let Some(file) = replica.closed.pop_front_if(|file| file.entry.txid <= Some(txid))
+            else {
+                break;
+            };
+            let state = &mut state!(self, p);
+            state.base = Some(file.base);
+            // Once a lineage is in the log it must never forget that.
+            let first = !state.claimed && cx.bug != Bug::ClaimNotSynced;
+            state.claimed = true;
+            state.image = None;
+            let state = state.clone();
+            self.confirmed.push((file.base.txid(), state.writer));
+            seq = seq.max(file.seq);
+            if self.disk.save_if_possible(&state, first)? {
+                self.disk.remove(&file.entry)?;
+            } else {
+                self.leftover = true;
+            }
+        }
+        cx.log(format_args!("host {}.{p}: acked {txid}", self.id));
+        self.show(p);
+        let shared = &mut sh!(self, p);
+        shared.acked_seq = shared.acked_seq.max(seq);
+        self.report(p);
+        Ok(())
+    }
+
+    pub fn mark_acked(&mut self, p: usize, seq: usize) {
+        self.show(p);
+        let shared = &mut sh!(self, p);
+        shared.captured_seq = seq;
+        shared.acked_seq = shared.acked_seq.max(seq);
+    }
+
+    /// Forgets everything that waits: an image supersedes it.
+    pub fn clear_spool(&mut self, p: usize) -> Result<(), Stop> {
+        let replica = re!(self, p);
+        let open = replica.open.drain(..);
+        let closed = replica.closed.drain(..).map(|file| file.entry);
+        for entry in open.chain(closed).collect::<Vec<_>>() {
+            self.disk.remove(&entry)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,167 @@
+//! The sealer's half of a process: what carries the engine's actions out, write for write as
+//! `src/sealer/` does it, on the model's disk. Every file goes through the production's codec.
+//!
+//! A process may die before any write. Now and then something happens in the midst of a step
+//! ([`Host::meanwhile`]), since in production the application's threads run beside the sealer's.
+
+mod attach;
+mod capture;
+mod closing;
+mod files;
+mod image;
+mod open;
+mod resync;
+mod scan;
+mod ship;
+mod work;
+
+use std::collections::VecDeque;
+
+use walferry::engine::Engine;
+use walferry::local::spool::Entry;
+use walferry::local::state::{Base, State};
+use walferry::ltx::DatabaseChecksum;
+use walferry::units::{PageSize, Salts, Txid, WalPosition};
+use walferry::wal::{FrameSet, WalIndex};
+
+use crate::process::{Gate, Process};
+use crate::sqlite::WalFile;
+pub use work::Job;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cursor {
+    Unknown,
+    Fresh,
+    At(WalPosition),
+}
+
+/// The end of the last closed file.
+#[derive(Clone, Copy, Debug)]
+pub struct Point {
+    pub txid: Txid,
+    pub page_size: PageSize,
+    pub checksum: DatabaseChecksum,
+    pub timestamp: i64,
+}
+
+impl Point {
+    pub fn of(base: &Base) -> Point {
+        Point {
+            txid: base.txid(),
+            page_size: PageSize::new(base.page_size).unwrap(),
+            checksum: DatabaseChecksum::from_stored(base.checksum),
+            timestamp: base.timestamp,
+        }
+    }
+}
+
+pub struct ClosedFile {
+    pub entry: Entry,
+    pub base: Base,
+    pub seq: usize,
+}
+
+/// The local state, while this process ships.
+pub struct Local {
+    pub state: State,
+}
+
+pub struct Replica {
+    pub engine: Engine,
+    pub local: Option<Local>,
+    pub wal: Option<WalFile>,
+    pub cursor: Cursor,
+    pub frames: FrameSet,
+    pub frames_salts: Salts,
+    pub open: Vec<Entry>,
+    pub closed: VecDeque<ClosedFile>,
+    pub point: Option<Point>,
+    pub piece: u64,
+    pub job: Job,
+    pub attached: bool,
+    pub retry_at: Option<u64>,
+    pub watch_at: u64,
+    pub awake: bool,
+    pub epoch: u64,
+    pub upload: u64,
+    pub late: bool,
+    /// The spool's cap was reached: the page table lacks pages until the next comparison.
+    pub dropped: bool,
+    pub took_over_at: u64,
+}
+
+impl Replica {
+    fn new(engine: Engine, now: u64) -> Replica {
+        Replica {
+            engine,
+            local: None,
+            wal: None,
+            cursor: Cursor::Unknown,
+            frames: FrameSet::default(),
+            frames_salts: Salts::default(),
+            open: Vec::new(),
+            closed: VecDeque::new(),
+            point: None,
+            piece: 0,
+            job: Job::None,
+            attached: false,
+            retry_at: None,
+            watch_at: 0,
+            awake: true,
+            epoch: 0,
+            upload: 0,
+            late: false,
+            dropped: false,
+            took_over_at: now,
+        }
+    }
+
+    /// When there is something to do. What would be done without any effect is left out: a look at
+    /// a wal-index that is known, an attempt at a lock that is held.
+    pub fn due_at(
+        &self,
+        process: &Process,
+        now: u64,
+        index: Option<WalIndex>,
+        lock_is_free: bool,
+    ) -> Option<u64> {
+        let slice = (self.awake || self.job.can_step()).then_some(now);
+        let news = process.pinned && index.is_some() && process.shared.published != index;
+        let to_see = news || process.shared.gate == Gate::Shut || !process.slot;
+        let watches = self.attached && self.local.is_some() && to_see;
+        let watch = watches.then(|| self.watch_at.max(now));
+        let retry = self.retry_at.filter(|_| lock_is_free);
+        let engine = self.engine.wakeup(now);
+        [slice, watch, retry, engine].into_iter().flatten().min()
+    }
+
+    pub fn is_behind(&self, index: &WalIndex) -> bool {
+        if index.max_frame == 0 {
+            return false;
+        }
+        match self.cursor {
+            Cursor::At(at) => at.salts != index.salts || at.frame < index.max_frame,
+            Cursor::Fresh => true,
+            Cursor::Unknown => false,
+        }
+    }
+
+    pub fn is_drained_or_stuck(&self, process: &Process) -> bool {
+        self.local.is_none()
+            || self.engine.is_stuck()
+            || (self.engine.is_drained() && nothing_uncaptured(process))
+    }
+
+    pub fn is_finished(&self, process: &Process) -> bool {
+        process.connections == 0
+            && process.shared.transitions.is_empty()
+            && self.job.is_none()
+            && self.open.is_empty()
+            && !self.attached
+            && (self.local.is_none() || (self.engine.is_drained() && nothing_uncaptured(process)))
+    }
+}
+
+fn nothing_uncaptured(process: &Process) -> bool {
+    process.shared.unreported_since.is_none() && process.shared.diverged.is_none()
+}

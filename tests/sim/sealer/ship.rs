@@ -1,0 +1,142 @@
+//! The engine's actions on their way out, the store's answers on their way in
+//! (`src/sealer/replica.rs`, `src/sealer/closing.rs`, `src/shipper.rs`).
+
+use walferry::engine::{Action, Event, Verdict};
+use walferry::local::spool::Entry;
+use walferry::local::state::Base;
+use walferry::ltx::FileName;
+use walferry::store::Key;
+use walferry::units::{Level, Txid};
+
+use super::image::Stage;
+use super::work::Job;
+use crate::bug::Bug;
+use crate::disk::Stop;
+use crate::host::{Host, PAGE_SIZE_CHANGED, re, state};
+use crate::store::{Answer, Request};
+use crate::world::Cx;
+
+impl Host {
+    /// Carries an action of the engine out.
+    pub fn perform(&mut self, cx: &mut Cx, p: usize, action: Action) -> Result<(), Stop> {
+        match action {
+            Action::Close { txid } => self.close_file(cx, p, txid),
+            Action::Resync { txid, scan, claim } => self.begin_resync(cx, p, txid, scan, claim),
+            Action::Image { level, txid, pre_apply } => {
+                if self.alone && self.image_reason.is_none() {
+                    return Err(Stop::Broken("an image without need".into()));
+                }
+                self.images += 1;
+                self.begin_image(cx, p, level, txid, pre_apply)
+            }
+            Action::FindHead => self.ship(cx, p, Request::FindHead),
+            Action::Put { txid } => self.put(cx, p, txid),
+            Action::Inspect { txid } => {
+                let (entry, _) = self.find_closed(p, txid)?;
+                let ours = self.disk.read(&entry).cloned().unwrap_or_default();
+                self.ship(cx, p, Request::Inspect { txid, ours })
+            }
+            Action::Confirm { level, min, max } => {
+                let checksum = state!(self, p).image.map_or(0, |image| image.base.checksum);
+                let key = Key { level, name: FileName { min, max } };
+                let writer = re!(self, p).engine.writer();
+                self.ship(cx, p, Request::Confirm { key, writer, checksum })
+            }
+        }
+    }
+
+    fn put(&mut self, cx: &mut Cx, p: usize, txid: Txid) -> Result<(), Stop> {
+        let (entry, base) = self.find_closed(p, txid)?;
+        let bytes = self.disk.read(&entry).cloned();
+        let bytes = bytes.ok_or(Stop::Broken("a closed file is gone".into()))?;
+        let key = Key { level: Level::L0, name: FileName::single(txid) };
+        self.ship(cx, p, Request::Put { key, bytes })?;
+        if cx.bug == Bug::ReleaseBeforeAck {
+            state!(self, p).base = Some(base);
+            let state = state!(self, p).clone();
+            self.disk.save(&state, false)?;
+            self.disk.remove(&entry)?;
+        }
+        Ok(())
+    }
+
+    fn find_closed(&mut self, p: usize, txid: Txid) -> Result<(Entry, Base), Stop> {
+        let file = re!(self, p).closed.iter().find(|file| file.entry.txid == Some(txid));
+        file.map(|file| (file.entry.clone(), file.base))
+            .ok_or(Stop::Broken(format!("no closed file {txid}")))
+    }
+
+    pub fn ship(&mut self, cx: &mut Cx, p: usize, request: Request) -> Result<(), Stop> {
+        let incarnation = self.procs[p].incarnation;
+        cx.store.submit(&mut cx.rng, cx.now, (self.id, incarnation), request).map_err(Stop::Broken)
+    }
+
+    /// The upload is dropped: the shipper aborts it, and says so some time.
+    pub fn give_up_upload(&mut self, cx: &mut Cx, p: usize, number: u64) -> Result<(), Stop> {
+        self.ship(cx, p, Request::AbortUpload { job: number })
+    }
+
+    pub fn slice(&mut self, cx: &mut Cx, p: usize) -> Result<(), Stop> {
+        match std::mem::replace(&mut re!(self, p).job, Job::None) {
+            Job::None => Ok(()),
+            Job::Image { number, head, stage: Stage::Sending(sending) } => {
+                self.step_image(cx, p, number, head, sending)
+            }
+            Job::Resync(comparison) => self.step_resync(cx, p, comparison),
+            job @ Job::Image { .. } => {
+                re!(self, p).job = job;
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes in the end of a request.
+    pub fn shipped(&mut self, cx: &mut Cx, p: usize, answer: Answer) -> Result<(), Stop> {
+        cx.log(format_args!("host {}.{p}: {answer:?}", self.id));
+        let replica = re!(self, p);
+        replica.awake = true;
+        let front = replica.closed.front().and_then(|file| file.entry.txid);
+        let answer = match answer {
+            Answer::Failed(_) if cx.bug == Bug::AckBeforeDurable && front.is_some() => {
+                Answer::PutDone
+            }
+            Answer::Inspected { txid, .. } if cx.bug == Bug::FenceIgnored => {
+                Answer::Inspected { txid, verdict: Verdict::Ours }
+            }
+            Answer::Head(Some(mut head)) if cx.bug == Bug::SkipTxid => {
+                head.txid = head.txid.next();
+                Answer::Head(Some(head))
+            }
+            answer => answer,
+        };
+        let event = match answer {
+            Answer::Head(head) => Event::HeadFound(head),
+            Answer::PutDone => {
+                let Some(txid) = front else { return Ok(()) };
+                // The end of the log is ours: what might have cost an image did not.
+                self.image_reason = self.image_reason.filter(|why| *why == PAGE_SIZE_CHANGED);
+                re!(self, p).engine.handle(cx.now, Event::PutDone { txid });
+                return self.acked(cx, p, txid);
+            }
+            Answer::PutRefused => {
+                let Some(txid) = front else { return Ok(()) };
+                Event::PutRefused { txid }
+            }
+            Answer::Inspected { txid, verdict } => {
+                re!(self, p).engine.handle(cx.now, Event::Inspected { txid, verdict });
+                if re!(self, p).engine.status().acked >= txid {
+                    self.acked(cx, p, txid)?;
+                }
+                return Ok(());
+            }
+            Answer::Confirmed { arrived } => {
+                self.confirmed_image(cx, p, arrived)?;
+                Event::Confirmed { arrived }
+            }
+            Answer::Failed(failure) => Event::RequestFailed(failure),
+            Answer::Upload { job, outcome } => return self.upload_event(cx, p, job, outcome),
+        };
+        re!(self, p).engine.handle(cx.now, event);
+        Ok(())
+    }
+}

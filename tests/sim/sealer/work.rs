@@ -1,0 +1,281 @@
+//! What the sealer does when it wakes (`src/sealer/mod.rs`, `src/sealer/replica.rs`).
+
+use walferry::engine::{Engine, Event, Failure, Options, Phase};
+use walferry::units::{Timestamp, WriterId};
+use walferry::wal::FrameSet;
+
+use super::image::{Head, Stage};
+use super::resync::Comparison;
+use super::{Cursor, Replica};
+use crate::disk::Stop;
+use crate::host::{Host, re, sh, state};
+use crate::process::{Control, Gate};
+use crate::world::Cx;
+
+/// How often the wal-index of an open database is looked at for commits of other processes.
+const WATCH_INTERVAL: u64 = 1000;
+
+/// The local job under way, if it is one that takes more than one step.
+pub enum Job {
+    None,
+    Image { number: u64, head: Head, stage: Stage },
+    Resync(Box<Comparison>),
+}
+
+impl Job {
+    pub fn is_none(&self) -> bool {
+        matches!(self, Job::None)
+    }
+
+    pub fn is_image(&self) -> bool {
+        matches!(self, Job::Image { .. })
+    }
+
+    pub fn can_step(&self) -> bool {
+        matches!(self, Job::Resync(_) | Job::Image { stage: Stage::Sending(_), .. })
+    }
+
+    fn holds_wal(&self) -> bool {
+        match self {
+            Job::None | Job::Image { stage: Stage::Opening, .. } => false,
+            Job::Resync(_) | Job::Image { .. } => true,
+        }
+    }
+}
+
+impl Host {
+    fn new_engine(&self, cx: &mut Cx, writer: WriterId) -> Engine {
+        let options = Options { sync_interval: self.sync_interval, jitter_seed: cx.rng.next() };
+        Engine::new(options, writer)
+    }
+
+    pub fn reset_engine(&mut self, cx: &mut Cx, p: usize, writer: u64) {
+        let engine = self.new_engine(cx, WriterId(writer));
+        re!(self, p).engine = engine;
+    }
+
+    /// One turn of the sealer's thread.
+    pub fn run_sealer(&mut self, cx: &mut Cx, p: usize) -> Result<(), Stop> {
+        self.procs[p].wake_at = None;
+        while let Some(control) = self.procs[p].controls.pop_front() {
+            self.receive(cx, p, control)?;
+        }
+        self.meanwhile(cx, p);
+        let Some(replica) = &self.procs[p].replica else { return Ok(()) };
+        let (index, free) = (self.db.index, self.lock.is_none());
+        if replica.due_at(&self.procs[p], cx.now, index, free).is_some_and(|at| at <= cx.now) {
+            self.work(cx, p)?;
+        }
+        let process = &self.procs[p];
+        if process.replica.as_ref().is_some_and(|replica| replica.is_finished(process)) {
+            self.release(cx, p)?;
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self, cx: &mut Cx, p: usize, control: Control) -> Result<(), Stop> {
+        let creates = matches!(
+            control,
+            Control::Connected | Control::Attached | Control::Capture | Control::Hurry
+        );
+        if self.procs[p].replica.is_none() {
+            if !creates {
+                return Ok(());
+            }
+            let engine = self.new_engine(cx, WriterId::default());
+            self.procs[p].replica = Some(Replica::new(engine, cx.now));
+        }
+        match control {
+            Control::Connected | Control::Attached | Control::Capture => {
+                re!(self, p).awake = true;
+                self.follow(cx, p)?;
+                self.capture_now(cx, p)?;
+            }
+            Control::Hurry | Control::Drain => {
+                re!(self, p).awake = true;
+                self.follow(cx, p)?;
+                // While this process stands by, its engine is one that will be thrown away.
+                if self.is_shipper(p) || cx.bug == crate::bug::Bug::StandbyLagForgotten {
+                    self.take_in(cx, p);
+                    re!(self, p).engine.handle(cx.now, Event::Hurry);
+                }
+            }
+            Control::Detached => self.follow(cx, p)?,
+            Control::Disconnected => re!(self, p).awake = true,
+            Control::Shipped(answer) => self.shipped(cx, p, answer)?,
+        }
+        Ok(())
+    }
+
+    /// Leaves the local state whole for the next process.
+    fn release(&mut self, cx: &mut Cx, p: usize) -> Result<(), Stop> {
+        let shipper = self.is_shipper(p);
+        self.hold(p, false);
+        if shipper {
+            self.disk.sync_table()?;
+            let state = state!(self, p).clone();
+            self.disk.save_if_possible(&state, true)?;
+            self.lock = None;
+        }
+        self.procs[p].replica = None;
+        sh!(self, p).captured = None;
+        cx.log(format_args!("host {}.{p}: released", self.id));
+        Ok(())
+    }
+
+    pub fn work(&mut self, cx: &mut Cx, p: usize) -> Result<(), Stop> {
+        let replica = re!(self, p);
+        replica.awake = false;
+        let retries = replica.retry_at.is_some_and(|at| at <= cx.now);
+        if retries {
+            replica.retry_at = None;
+        }
+        if retries || (self.is_shipper(p) && cx.bug != crate::bug::Bug::TransitionsPassed) {
+            self.follow(cx, p)?;
+        }
+        if !self.is_shipper(p) {
+            return Ok(());
+        }
+        self.watch(cx, p)?;
+        self.take_in(cx, p);
+        self.meanwhile(cx, p);
+        while let Some(action) = re!(self, p).engine.poll(cx.now) {
+            cx.log(format_args!("host {}.{p}: {action:?}", self.id));
+            self.perform(cx, p, action)?;
+        }
+        self.slice(cx, p)?;
+        self.report(p);
+        Ok(())
+    }
+
+    /// Looks for commits of processes that do not tell us.
+    fn watch(&mut self, cx: &mut Cx, p: usize) -> Result<(), Stop> {
+        let replica = re!(self, p);
+        if !replica.attached || replica.watch_at > cx.now {
+            return Ok(());
+        }
+        replica.watch_at = cx.now + WATCH_INTERVAL;
+        self.hold(p, true);
+        if cx.bug != crate::bug::Bug::StandbyForgotten {
+            self.refresh_published(cx, p);
+        }
+        let shut = sh!(self, p).gate == Gate::Shut;
+        let replica = re!(self, p);
+        let idle = replica.job.is_none() && replica.cursor != Cursor::Unknown;
+        if shut && idle && replica.engine.may_try_local(cx.now) {
+            self.capture_now(cx, p)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps other processes from beginning the WAL anew, or lets them.
+    pub fn hold(&mut self, p: usize, hold: bool) {
+        let process = &mut self.procs[p];
+        process.holds = hold;
+        process.slot = hold && process.pinned;
+    }
+
+    /// Publishes the wal-index as it is now.
+    pub fn refresh_published(&mut self, cx: &mut Cx, p: usize) {
+        let Some(index) = self.wal_index(p) else { return };
+        let head = self.db.head();
+        let shared = &mut sh!(self, p);
+        if shared.published != Some(index) {
+            shared.published = Some(index);
+            shared.seqs.push(head);
+            shared.unreported_since.get_or_insert(cx.now);
+        }
+    }
+
+    /// The wal-index through the pin.
+    pub fn wal_index(&self, p: usize) -> Option<walferry::wal::WalIndex> {
+        self.db.index.filter(|_| self.procs[p].pinned)
+    }
+
+    /// Tells the engine what the application did since.
+    pub fn take_in(&mut self, cx: &mut Cx, p: usize) {
+        let shared = &mut sh!(self, p);
+        let since = shared.unreported_since.take();
+        shared.unacked_since = earlier(shared.unacked_since, since);
+        if let Some(why) = shared.diverged.take() {
+            self.diverge(cx, p, why);
+        }
+        if let Some(at) = since {
+            re!(self, p).engine.handle(cx.now, Event::Committed { at });
+        }
+    }
+
+    pub fn diverge(&mut self, cx: &mut Cx, p: usize, why: &str) {
+        cx.log(format_args!("host {}.{p}: diverged: {why}", self.id));
+        let replica = re!(self, p);
+        replica.epoch += 1;
+        replica.cursor = Cursor::Unknown;
+        replica.frames = FrameSet::default();
+        replica.engine.handle(cx.now, Event::Diverged);
+        sh!(self, p).captured = None;
+        self.set_gate(p);
+    }
+
+    pub fn set_gate(&mut self, p: usize) {
+        let fenced = self.is_fenced(p);
+        let replica = re!(self, p);
+        sh!(self, p).gate = match (&replica.job, replica.cursor) {
+            _ if fenced => Gate::Open,
+            (job, _) if job.holds_wal() => Gate::Shut,
+            (_, Cursor::Unknown) => Gate::Open,
+            _ => Gate::Capturing,
+        };
+    }
+
+    pub fn is_fenced(&self, p: usize) -> bool {
+        let replica = self.procs[p].replica.as_ref();
+        replica.is_some_and(|r| matches!(r.engine.status().phase, Phase::Fenced { .. }))
+    }
+
+    /// Shows how things stand (`publish`).
+    pub fn report(&mut self, p: usize) {
+        if self.is_fenced(p) {
+            sh!(self, p).gate = Gate::Open;
+        }
+        let replica = re!(self, p);
+        if replica.attached && replica.job.is_none() && replica.frames.is_empty() {
+            self.settle(p);
+        }
+        self.show(p);
+    }
+
+    pub fn show(&mut self, p: usize) {
+        sh!(self, p).unacked_since = re!(self, p).engine.status().unacked_since;
+    }
+
+    /// A wait that began when nothing was left to ship is over at once.
+    fn settle(&mut self, p: usize) {
+        let replica = re!(self, p);
+        if !replica.engine.is_drained() || !replica.open.is_empty() {
+            return;
+        }
+        let known = replica.cursor != Cursor::Unknown;
+        let shared = &sh!(self, p);
+        let (published, seq) = (shared.published, shared.seq());
+        let quiet = shared.unreported_since.is_none();
+        let behind = published.is_some_and(|index| re!(self, p).is_behind(&index));
+        if quiet && !behind && known {
+            self.set_captured(p, seq);
+            self.nothing_to_close(p, seq);
+        }
+    }
+
+    pub fn local_failed(&mut self, cx: &Cx, p: usize, message: String) {
+        let failure = Failure::Local { message };
+        re!(self, p).engine.handle(cx.now, Event::LocalFailed(failure));
+    }
+
+    pub fn timestamp(&self, now: u64, p: usize) -> Timestamp {
+        let point = self.procs[p].replica.as_ref().and_then(|replica| replica.point);
+        Timestamp(now.cast_signed().max(point.map_or(0, |point| point.timestamp + 1)))
+    }
+}
+
+pub fn earlier(a: Option<u64>, b: Option<u64>) -> Option<u64> {
+    [a, b].into_iter().flatten().min()
+}

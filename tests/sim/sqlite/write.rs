@@ -1,0 +1,273 @@
+//! What writers, checkpoints and closes do to the files.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use walferry::units::{PageSize, Pgno, Salts};
+use walferry::wal::{self, WalIndex};
+
+use super::{Author, Database, PAGES_MAX, Page, State, log};
+use crate::rng::Rng;
+
+impl Database {
+    /// One transaction: some pages, sometimes more or fewer of them, some written twice as after a
+    /// spill, some changed alike.
+    pub fn commit(&mut self, rng: &mut Rng, at: u64, by: Author) {
+        let mut next = self.now().clone();
+        let before = next.len() as u32;
+        let count = match rng.below(10) {
+            0..2 => (before + 1 + rng.below(3) as u32).min(PAGES_MAX),
+            2 => (before / 2).max(1),
+            _ => before,
+        };
+        let mut changed: BTreeMap<Pgno, Page> = BTreeMap::new();
+        for pgno in before + 1..=count {
+            changed.insert(pgno, self.new_page());
+        }
+        next.resize(count as usize, Rc::new(Vec::new()));
+        for _ in 0..=rng.below(3) {
+            let pgno = 1 + rng.below(u64::from(count)) as u32;
+            changed.insert(pgno, self.new_page());
+        }
+        if count > 1 && rng.chance(20) {
+            self.change_alike(rng, &next, &mut changed);
+        }
+        for (pgno, page) in &changed {
+            next[*pgno as usize - 1] = page.clone();
+        }
+        let mut frames: Vec<(Pgno, Page)> = Vec::new();
+        if rng.chance(20) {
+            frames.push((*changed.keys().next().unwrap(), self.new_page()));
+        }
+        frames.extend(changed);
+        self.begin_wal(rng);
+        let last = frames.len();
+        for (at, (pgno, page)) in (1..).zip(frames) {
+            self.append(pgno, if at == last { count } else { 0 }, &page);
+        }
+        self.set_index(count);
+        if self.synchronous {
+            self.sync_wal();
+        }
+        self.remember(next, at, by);
+    }
+
+    /// One statement that sets the same field in two pages.
+    fn change_alike(&mut self, rng: &mut Rng, now: &State, changed: &mut BTreeMap<Pgno, Page>) {
+        let known: Vec<Pgno> =
+            (1..).zip(now).filter(|(_, p)| !p.is_empty()).map(|(n, _)| n).collect();
+        if known.len() < 2 {
+            return;
+        }
+        let first = rng.below(known.len() as u64 - 1) as usize;
+        changed.clear();
+        let with = rng.next() as u8 | 1;
+        for pgno in &known[first..first + 2] {
+            let mut page = now[*pgno as usize - 1].to_vec();
+            page[100] ^= with;
+            self.fill += 1;
+            changed.insert(*pgno, Rc::new(page));
+        }
+        let grown = (1..).zip(now).filter(|(_, p)| p.is_empty()).map(|(n, _)| n);
+        for pgno in grown.collect::<Vec<_>>() {
+            changed.insert(pgno, self.new_page());
+        }
+    }
+
+    /// A transaction that spilled and was rolled back: frames that nobody may believe.
+    pub fn roll_back(&mut self, rng: &mut Rng) {
+        self.begin_wal(rng);
+        let kept = self.sums;
+        let page = self.new_page();
+        self.append(1, 0, &page);
+        self.append(1, 0, &page);
+        // The next transaction writes over them.
+        self.sums = kept;
+    }
+
+    /// The WAL's file is there, with the header of the generation that is about to be written.
+    fn begin_wal(&mut self, rng: &mut Rng) {
+        let wal = self.wal.get_or_insert_default().clone();
+        if self.frames() == 0 {
+            let (salts, restarts) = match self.next_salts {
+                // A connection that never began the WAL anew draws salts of its own.
+                Some((salts, restarts)) if restarts > 0 && (self.keeps_salts || rng.chance(70)) => {
+                    (salts, restarts)
+                }
+                _ => (Salts(rng.next() as u32, rng.next() as u32), 0),
+            };
+            let (header, sums) = log::header(self.page_size, restarts, salts);
+            overwrite(&mut wal.borrow_mut(), 0, &header);
+            self.sums = sums;
+            self.next_salts = Some((salts, restarts));
+            self.sync_wal();
+            self.backfilled = 0;
+        }
+        self.cut = self.frames();
+    }
+
+    fn set_index(&mut self, page_count: u32) {
+        let (salts, _) = self.next_salts.unwrap();
+        let change = self.index.map_or(0, |index| index.change) + 1;
+        let (max_frame, page_size) = (self.cut, self.page_size);
+        self.index = Some(WalIndex { change, max_frame, page_count, page_size, salts });
+    }
+
+    fn append(&mut self, pgno: Pgno, commit: u32, page: &[u8]) {
+        let (salts, _) = self.next_salts.unwrap();
+        self.cut += 1;
+        let (frame, sums) = log::frame(pgno, commit, salts, page, self.sums);
+        self.sums = sums;
+        let at = wal::frame_offset(self.page_size, self.cut) as usize;
+        overwrite(&mut self.wal.as_ref().unwrap().borrow_mut(), at, &frame);
+    }
+
+    fn sync_wal(&mut self) {
+        self.wal_synced = self.wal.as_ref().map(|wal| wal.borrow().clone());
+    }
+
+    /// Copies frames into the main file, as far as readers allow.
+    pub fn checkpoint(&mut self) {
+        let Some((mark, limit)) = self.checkpoint_limit() else { return };
+        self.sync_wal();
+        for (pgno, page) in self.frames_between(mark, limit) {
+            self.write_main(pgno, page);
+        }
+        self.backfilled = limit;
+        self.version += 1;
+        if limit == self.frames() {
+            self.main.truncate(self.index.unwrap().page_count as usize);
+            assert_eq!(&self.main, self.now(), "the model's own checkpoint");
+        }
+    }
+
+    /// A checkpoint that ends in its middle, with the process or the power: some pages are written,
+    /// some torn. The WAL has them all.
+    pub fn checkpoint_in_part(&mut self, rng: &mut Rng) {
+        let Some((mark, limit)) = self.checkpoint_limit() else { return };
+        self.sync_wal();
+        for (pgno, page) in self.frames_between(mark, limit) {
+            if rng.chance(60) {
+                let mut bytes = page.to_vec();
+                if rng.chance(30) {
+                    bytes[200..].fill(0xee);
+                }
+                self.write_main(pgno, Rc::new(bytes));
+            }
+        }
+        self.version += 1;
+    }
+
+    fn checkpoint_limit(&self) -> Option<(u32, u32)> {
+        if self.readers.values().any(|mark| mark.file_only) {
+            return None;
+        }
+        let oldest = self.readers.values().map(|mark| mark.frame).min();
+        let limit = oldest.unwrap_or(u32::MAX).min(self.frames());
+        (limit > self.backfilled).then_some((self.backfilled, limit))
+    }
+
+    fn frames_between(&self, from: u32, to: u32) -> Vec<(Pgno, Page)> {
+        let wal = self.wal.as_ref().unwrap().borrow();
+        let mut pages = Vec::new();
+        for frame in from + 1..=to {
+            let header = wal::FrameHeader::read(wal.as_slice(), self.page_size, frame).unwrap();
+            let mut page = vec![0; self.page_size.bytes()];
+            wal::read_frame_page(wal.as_slice(), self.page_size, frame, &mut page).unwrap();
+            pages.push((header.pgno, Rc::new(page)));
+        }
+        pages
+    }
+
+    fn write_main(&mut self, pgno: Pgno, page: Page) {
+        let at = pgno as usize - 1;
+        if self.main.len() <= at {
+            self.main.resize(at + 1, Rc::new(vec![0; self.page_size.bytes()]));
+        }
+        self.main[at] = page;
+    }
+
+    /// Begins the WAL anew; all of it must be in the main file. The file keeps its bytes until they
+    /// are written over.
+    pub fn restart(&mut self, rng: &mut Rng) {
+        assert!(self.may_begin_anew());
+        let index = self.index.as_mut().unwrap();
+        index.salts = Salts(index.salts.0.wrapping_add(1), rng.next() as u32);
+        index.max_frame = 0;
+        let restarts = self.next_salts.map_or(0, |(_, restarts)| restarts) + 1;
+        self.next_salts = Some((index.salts, restarts));
+        self.keeps_salts = true;
+        self.backfilled = 0;
+    }
+
+    /// Checkpoint TRUNCATE: the file is cut off as well.
+    pub fn truncate(&mut self, rng: &mut Rng) {
+        self.restart(rng);
+        self.keeps_salts = false;
+        self.wal.as_ref().unwrap().borrow_mut().clear();
+    }
+
+    /// The last close: everything goes to the main file, the WAL goes. Its name may come back with
+    /// a power loss.
+    pub fn close(&mut self) {
+        self.readers.clear();
+        self.checkpoint();
+        assert_eq!(&self.main, self.now(), "the model's own close");
+        self.forget_wal();
+    }
+
+    fn forget_wal(&mut self) {
+        self.wal = None;
+        self.index = None;
+        self.next_salts = None;
+        self.backfilled = 0;
+        self.unknown = false;
+    }
+
+    /// The file is written in another journal mode, perhaps with pages of another size, and is in
+    /// WAL mode again. Nobody has it open meanwhile.
+    pub fn rewrite(&mut self, rng: &mut Rng, at: u64, other_size: bool) {
+        self.open();
+        self.close();
+        self.wal_synced = None;
+        let mut pages = self.now().clone();
+        if other_size {
+            let size = if self.page_size.get() == 512 { 1024 } else { 512 };
+            self.page_size = PageSize::new(size).unwrap();
+            pages = pages.iter().map(|_| self.new_page()).collect();
+        } else {
+            let pgno = rng.below(pages.len() as u64) as usize;
+            pages[pgno] = self.new_page();
+        }
+        self.main.clone_from(&pages);
+        self.version += 1;
+        self.remember(pages, at, None);
+    }
+
+    /// Another file takes the place of this one: an older copy, or another database. Nobody has it
+    /// open meanwhile.
+    pub fn replace(&mut self, rng: &mut Rng, at: u64) {
+        self.open();
+        self.close();
+        self.wal_synced = None;
+        let size = self.page_size.bytes();
+        let old = rng.below(self.history.len() as u64) as usize;
+        let same_size = self.history[old].state[0].len() == size;
+        let pages = if same_size && rng.chance(60) {
+            self.history[old].state.clone()
+        } else {
+            (0..=rng.below(6)).map(|_| self.new_page()).collect()
+        };
+        self.main.clone_from(&pages);
+        self.inode += 1;
+        self.version += 1;
+        self.remember(pages, at, None);
+    }
+}
+
+fn overwrite(file: &mut Vec<u8>, at: usize, bytes: &[u8]) {
+    if file.len() < at + bytes.len() {
+        file.resize(at + bytes.len(), 0);
+    }
+    file[at..at + bytes.len()].copy_from_slice(bytes);
+}
