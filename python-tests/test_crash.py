@@ -1,6 +1,7 @@
 """SIGKILL at any moment: nothing acknowledged is lost, nothing is sent twice, no state is torn."""
 
 import itertools
+import sqlite3
 import subprocess
 import time
 from pathlib import Path
@@ -108,15 +109,15 @@ def test_campaign(request, new_host, s3, proxy, rng, crash_points, tmp_path):
             assert crash_at, "%s ended by itself" % host
 
     def committed():
-        plain = new_host(load=False)
-        plain.open(database)
+        # Read-only, so that its close leaves the WAL to those who come next.
+        plain = sqlite3.connect("file:%s?mode=ro" % database, uri=True, timeout=20)
         try:
-            return plain.value("SELECT max(n) FROM log") or 0
-        except HostError as error:
-            assert "no such table" in str(error), error
+            return plain.execute("SELECT max(n) FROM log").fetchone()[0] or 0
+        except sqlite3.OperationalError as error:
+            assert "no such table" in str(error) or "unable to open" in str(error), error
             return 0
         finally:
-            plain.kill()
+            plain.close()
 
     for round_ in range(rounds):
         proxy.heal()

@@ -70,6 +70,8 @@ pub(crate) struct Shared {
     pub(crate) gate: Gate,
     /// How long application threads may still wait, all in all, for a shut gate to open.
     pub patience: Duration,
+    /// Replication has ended for this process: nobody will open the gate again.
+    pub given_up: bool,
     /// A restart of the WAL was let through at this position.
     pub grant: Option<(Salts, u32)>,
     /// How the WAL came and went, as far as the sealer has not taken it in; in order.
@@ -179,6 +181,7 @@ impl Database {
                 captured: None,
                 gate: Gate::Capturing,
                 patience: Duration::ZERO,
+                given_up: false,
                 grant: None,
                 transitions: VecDeque::new(),
                 diverged: None,
@@ -251,6 +254,10 @@ impl Database {
             shared.captured = None;
             shared.grant = None;
             shared.commit_seq += 1;
+            if shared.gate == Gate::Open && !shared.given_up {
+                // It was opened for the WAL before.
+                shared.set_gate(Gate::Capturing);
+            }
         });
         self.send(Control::Attached(self.id));
     }

@@ -145,16 +145,27 @@ impl MainFile<'_> {
         if level < SQLITE_LOCK_EXCLUSIVE || handle.is_exclusive() {
             return handle.real.lock(level);
         }
+        let before = handle.index();
         let complete = handle.wait_captured();
-        handle.complete.store(complete, Ordering::Release);
         handle.shimmed.unpin();
         let fingerprint = Fingerprint::of(handle.database().path()).ok();
         let rc = handle.real.lock(level);
+        let now = handle.index();
+        let same_wal = before.map(|index| index.salts) == now.map(|index| index.salts);
         if rc == SQLITE_OK {
             *handle.before.lock() = fingerprint;
             handle.exclusive.store(true, Ordering::Release);
+            // Others may have committed before we were alone.
+            let complete =
+                if before == now { complete } else { same_wal && handle.wait_captured() };
+            handle.complete.store(complete, Ordering::Release);
             handle.set_readable(true);
-        } else if handle.shimmed.is_attached()
+            return rc;
+        }
+        if !complete && !same_wal && !handle.database().is_standing_by() {
+            handle.database().diverged(Finding::WalRestartedUnseen);
+        }
+        if handle.shimmed.is_attached()
             && let Some(api) = api::api()
         {
             let path = handle.database().path();

@@ -153,6 +153,14 @@ impl Spool {
         std::fs::rename(temp, self.path(entry)).context("cannot rename to", &self.path(entry))
     }
 
+    /// Takes a file that cannot be used out of the log, and keeps it for a person to look at.
+    pub fn set_aside(&self, entry: &Entry) -> Result<PathBuf, Error> {
+        let path = self.path(entry);
+        let aside = path.with_extension("ltx.unusable");
+        std::fs::rename(&path, &aside).context("cannot set aside", &path)?;
+        Ok(aside)
+    }
+
     /// Removes an entry's file.
     pub fn remove(&self, entry: &Entry) -> Result<(), Error> {
         remove_path(&self.path(entry))

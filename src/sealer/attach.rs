@@ -67,7 +67,14 @@ impl Replica {
         self.astray = false;
         self.frames = FrameSet::default();
         self.wal = File::open(local::wal_path(self.database.path())).ok();
+        self.hold(true);
         self.resume(attach);
+        if self.cursor == Cursor::Fresh
+            && Fingerprint::of(self.database.path()).ok() != attach.fingerprint
+        {
+            // Between that look and the pin somebody may have come and gone.
+            self.diverge(Finding::ChangedWhileClosed);
+        }
         self.set_gate();
     }
 
@@ -244,10 +251,8 @@ impl Replica {
         let clean = clean.filter(|_| known);
         self.epoch += 1;
         self.attached = false;
-        // A walk that is under way goes on: it has a connection of its own.
-        if matches!(self.job, LocalJob::None) {
-            self.wal = None;
-        }
+        // A walk that is under way goes on: it has a connection and a WAL of its own.
+        self.wal = None;
         self.frames = FrameSet::default();
         if let Some(local) = &mut self.local {
             local.state.clean = clean.map(|fingerprint| Clean { fingerprint, piece: self.piece });

@@ -135,6 +135,11 @@ pub(super) fn write_frames(
             writer.page(*pgno, &page)?;
         }
     }
+    // All of it was there to the end: had the WAL been begun anew past all guards, its header would
+    // tell.
+    if wal::WalHeader::read(wal).is_none_or(|header| header.salts != salts) {
+        return Err(Stop::Diverged(Finding::WalOfAnother));
+    }
     let span = Span::frames(maker.page_size, salts, frames.first, frames.last);
     writer.finish(spool, table, frames.commit, span, maker, entry)
 }

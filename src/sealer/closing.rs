@@ -315,10 +315,13 @@ impl Replica {
         while self.closed.front().is_some_and(|file| file.entry.txid <= Some(txid)) {
             let Some(file) = self.closed.pop_front() else { break };
             local.state.base = Some(file.base);
-            local.state.claimed = true;
+            // That the log is ours must not be forgotten in a power loss: we would take it again.
+            let durable = !std::mem::replace(&mut local.state.claimed, true);
             local.state.image = None;
-            let removed =
-                local.state.save(&local.dir, false).and_then(|()| local.spool.remove(&file.entry));
+            let removed = local
+                .state
+                .save(&local.dir, durable)
+                .and_then(|()| local.spool.remove(&file.entry));
             if let Err(error) = removed {
                 log::error!("{}: {error}", self.database.path().display());
             }

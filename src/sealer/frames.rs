@@ -126,7 +126,9 @@ impl Replica {
             if self.open.len() >= OPEN_PIECES_MAX {
                 self.join_open()?;
             }
-            self.check_cap();
+            if purpose == Purpose::Gate {
+                self.check_cap();
+            }
         }
         self.set_captured(seq);
         Ok(())
@@ -136,12 +138,17 @@ impl Replica {
     /// with.
     pub(super) fn take_frames(&mut self, purpose: Purpose) -> Result<u64, Stop> {
         self.hear();
-        let (published, seq, grant, since) = self.database.with(|shared| {
+        let taken = self.database.with(|shared| {
+            if !shared.transitions.is_empty() {
+                // What is published may belong to a WAL that came after the one that is read.
+                return None;
+            }
             let known = self.cursor != Cursor::Unknown;
             let since = if known { shared.unreported_since.take() } else { None };
             shared.report.unacked_since = earlier(shared.report.unacked_since, since);
-            (shared.published, shared.commit_seq, shared.grant, since)
+            Some((shared.published, shared.commit_seq, shared.grant, since))
         });
+        let Some((published, seq, grant, since)) = taken else { return Ok(self.captured_seq) };
         if let Some(at) = since {
             let event = match purpose {
                 Purpose::Gate => Event::Committed { at },

@@ -4,8 +4,6 @@
 //! so is sent last. In memory are at the most: the first part, the part being filled, one waiting
 //! and one being sent.
 
-use std::fs::File;
-
 use bytes::Bytes;
 use tokio::sync::mpsc::{self, error::TrySendError};
 
@@ -222,11 +220,7 @@ impl Replica {
         let path = self.database.path();
         let failed = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
         let reader = border.open_reader().map_err(failed)?;
-        let wal_path = local::wal_path(path);
-        if self.wal.is_none() {
-            self.wal = File::open(&wal_path).ok();
-        }
-        Scan::begin(reader, self.wal.as_ref()).map_err(failed)
+        Scan::begin(reader, &local::wal_path(path)).map_err(failed)
     }
 
     pub(super) fn step_image(&mut self, mut image: Box<ImageJob>) {
@@ -275,7 +269,7 @@ impl Replica {
         let (encoder, table) = (&mut sending.encoder, &mut local.table);
         let more = sending
             .scan
-            .step(self.wal.as_ref(), |pgno, page| -> Result<(), SliceError> {
+            .step(|pgno, page| -> Result<(), SliceError> {
                 encoder.page(pgno, page).map_err(|error| SliceError(error.to_string()))?;
                 let sum = ltx::checksum::page(pgno, page);
                 table.set(pgno, Some(sum)).map_err(|error| SliceError(error.to_string()))
@@ -390,7 +384,9 @@ impl Replica {
         if !complete {
             self.engine.handle(now, Event::Committed { at: now });
         }
-        if self.is_attached() && !same_wal {
+        if !same_wal && (self.is_attached() || later) {
+            // What was committed meanwhile is in a WAL that capture cannot go on with, or that is
+            // gone.
             self.engine.handle(now, Event::Diverged);
         }
     }

@@ -147,9 +147,12 @@ fn read(mut local: Local) -> Result<Found, Error> {
         match walk.follow(&mut local, &entry) {
             Ok(()) => kept.push(entry),
             Err(why) => {
+                // Out of the way, since its piece's number will be given again.
+                let aside = local.spool.set_aside(&entry)?;
                 log::error!(
-                    "{} is not used: {why}; what it holds is captured anew",
-                    local.spool.path(&entry).display()
+                    "{} is not used: {why}; what it holds is captured anew, and it is kept as {}",
+                    local.spool.path(&entry).display(),
+                    aside.display()
                 );
                 walk.broken = true;
             }

@@ -229,6 +229,7 @@ impl Replica {
         self.dead = Some(why.to_string());
         self.job = LocalJob::None;
         self.database.with(|shared| {
+            shared.given_up = true;
             shared.set_gate(Gate::Open);
             shared.report.state = "error";
             shared.report.last_error = Some(why.to_string());
@@ -293,6 +294,7 @@ impl Replica {
         if self.local.is_none() {
             return;
         }
+        self.follow();
         self.watch(now);
         self.take_in(now);
         self.read_ahead();
@@ -348,6 +350,10 @@ impl Replica {
     pub(super) fn hurry(&mut self) {
         self.wake();
         self.follow();
+        if self.local.is_none() {
+            // What was committed is for whoever ships.
+            return;
+        }
         let now = self.process.now();
         self.take_in(now);
         self.engine.handle(now, Event::Hurry);

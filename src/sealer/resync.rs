@@ -59,7 +59,7 @@ impl Replica {
         }
         if self.open.is_empty() {
             let mut scan = self.open_scan()?;
-            let page = scan.page(self.wal.as_ref(), 1).map_err(|error| error.to_string())?;
+            let page = scan.page(1).map_err(|error| error.to_string())?;
             let sum = ltx::checksum::page(1, &page);
             let known = self.local.as_ref().and_then(|local| local.table.get(1));
             if known != Some(sum) {
@@ -112,8 +112,8 @@ impl Replica {
         let Some(point) = self.point else { return Err("there is no base to compare with".into()) };
         if scan.page_size() != point.page_size {
             self.note(Finding::PageSizeChanged);
-            self.engine.handle(self.process.now(), Event::Closed(None));
             self.need_image();
+            self.engine.handle(self.process.now(), Event::Closed(None));
             return Ok(());
         }
         self.counters().resyncs += 1;
@@ -145,7 +145,7 @@ impl Replica {
         let page_size = job.scan.page_size();
         let (writer, total, claim) = (&mut job.writer, &mut job.total, job.claim);
         job.scan
-            .step(self.wal.as_ref(), |pgno, page| -> Result<(), Stop> {
+            .step(|pgno, page| -> Result<(), Stop> {
                 let sum = ltx::checksum::page(pgno, page);
                 total.toggle(sum);
                 if local.table.get(pgno) == Some(sum) && !(claim && pgno == 1) {
@@ -199,8 +199,8 @@ impl Replica {
         let now = self.process.now();
         if !proven {
             self.note(Finding::TableDisproved);
-            self.engine.handle(now, Event::Closed(None));
             self.need_image();
+            self.engine.handle(now, Event::Closed(None));
             return Ok(());
         }
         self.cursor = position.map_or(Cursor::Fresh, Cursor::At);
@@ -221,7 +221,8 @@ impl Replica {
                 return Ok(());
             }
         };
-        if !same_wal && self.is_attached() {
+        let later = self.database.with(|shared| shared.commit_seq > job.seq);
+        if !same_wal && (self.is_attached() || later) {
             self.engine.handle(now, Event::Diverged);
         }
         self.engine.handle(now, Event::Closed(closed));

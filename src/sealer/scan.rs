@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::path::Path;
 
 use crate::border::{Reader, Snapshot};
 use crate::units::{PageSize, Pgno, WalPosition};
-use crate::wal::{self, FrameSet};
+use crate::wal::{self, FrameSet, WalHeader};
 
 /// Pages of one slice, in bytes.
 const SLICE: usize = 1 << 20;
@@ -14,6 +15,9 @@ const SLICE: usize = 1 << 20;
 /// A walk in ascending page order; holds a read transaction.
 pub(super) struct Scan {
     reader: Box<dyn Reader>,
+    /// The WAL that belongs to the reader's state: opened for this walk, since the one that capture
+    /// has may be of an earlier time.
+    wal: Option<File>,
     snapshot: Snapshot,
     newest: BTreeMap<Pgno, u32>,
     position: Option<WalPosition>,
@@ -22,13 +26,17 @@ pub(super) struct Scan {
 }
 
 impl Scan {
-    /// Begins a walk; the WAL is read through `wal`.
-    pub(super) fn begin(reader: Box<dyn Reader>, wal: Option<&File>) -> io::Result<Scan> {
+    /// Begins a walk; the WAL is at this path.
+    pub(super) fn begin(reader: Box<dyn Reader>, wal: &Path) -> io::Result<Scan> {
         let snapshot = reader.snapshot();
         let mut frames = FrameSet::default();
         let mut position = None;
+        let wal = File::open(wal).ok();
         if let (Some(index), true) = (snapshot.index, snapshot.frames() > 0) {
-            let wal = wal.ok_or_else(|| io::Error::other("the WAL is not there"))?;
+            let wal = wal.as_ref().ok_or_else(|| io::Error::other("the WAL is not there"))?;
+            if WalHeader::read(wal).is_none_or(|header| header.salts != index.salts) {
+                return Err(io::Error::other("the WAL's file is of another generation"));
+            }
             frames.extend(wal, snapshot.page_size, 1, index.max_frame)?;
             position = Some(WalPosition {
                 salts: index.salts,
@@ -36,7 +44,8 @@ impl Scan {
                 checksum: frames.checksum,
             });
         }
-        Ok(Scan { reader, snapshot, newest: frames.newest, position, next: 1, buffer: Vec::new() })
+        let newest = frames.newest;
+        Ok(Scan { reader, wal, snapshot, newest, position, next: 1, buffer: Vec::new() })
     }
 
     pub(super) fn snapshot(&self) -> Snapshot {
@@ -63,7 +72,6 @@ impl Scan {
     /// Hands the next slice of pages to `each`, without the lock page. `false` when all are done.
     pub(super) fn step<E: From<io::Error>>(
         &mut self,
-        wal: Option<&File>,
         mut each: impl FnMut(Pgno, &[u8]) -> Result<(), E>,
     ) -> Result<bool, E> {
         let page_len = self.page_size().bytes();
@@ -78,7 +86,7 @@ impl Scan {
         self.read_main()?;
         let lock_page = self.page_size().lock_page();
         for (pgno, page) in (self.next..=last).zip(self.buffer.chunks_exact_mut(page_len)) {
-            if let (Some(frame), Some(wal)) = (self.newest.get(&pgno), wal) {
+            if let (Some(frame), Some(wal)) = (self.newest.get(&pgno), &self.wal) {
                 wal::read_frame_page(wal, self.snapshot.page_size, *frame, page)?;
             }
             if pgno != lock_page {
@@ -111,9 +119,9 @@ impl Scan {
     }
 
     /// Reads one page of the state.
-    pub(super) fn page(&mut self, wal: Option<&File>, pgno: Pgno) -> io::Result<Vec<u8>> {
+    pub(super) fn page(&mut self, pgno: Pgno) -> io::Result<Vec<u8>> {
         let mut page = vec![0; self.page_size().bytes()];
-        match (self.newest.get(&pgno), wal) {
+        match (self.newest.get(&pgno), &self.wal) {
             (Some(frame), Some(wal)) => {
                 wal::read_frame_page(wal, self.snapshot.page_size, *frame, &mut page)?;
             }
