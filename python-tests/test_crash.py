@@ -26,6 +26,27 @@ FAULTS = [
 ]
 
 
+def assert_history(host, replica, database, tmp_path, rng):
+    """Everything is shipped, with one image, and every TXID restores to a state that was committed,
+    none before the one before it. The last commit and the last TXID."""
+    host.open(database)
+    last = int(host.sync(), 16)
+    assert_restores(replica, database, tmp_path)
+    assert len(full_images(replica)) == 1, full_images(replica)
+    # However many there are, each restores; a long run looks at a random part of the middle.
+    every = txids(replica)
+    assert every == list(range(1, last + 1))
+    chosen = every if len(every) <= 150 else sorted({*every[:20], *every[-20:], *rng.sample(every, 150)})
+    reached = 0
+    for txid in chosen:
+        got = assert_log_state(restore(replica, tmp_path / "at.db", txid), str(SEED))
+        assert got >= reached, "TXID %d goes back to commit %d" % (txid, got)
+        reached = got
+        (tmp_path / "at.db").unlink()
+    assert reached == host.value("SELECT max(n) FROM log")
+    return reached, last
+
+
 def test_sigkill_at_random_moments(request, new_host, new_replica, rng, tmp_path):
     """`make crash ROUNDS=200` runs it longer."""
     rounds = request.config.getoption("--crash-rounds")
@@ -55,22 +76,7 @@ def test_sigkill_at_random_moments(request, new_host, new_replica, rng, tmp_path
             assert acked <= got <= committed + 1, "round %d: %d acked, %d restored, %d committed" % (
                 round_, acked, got, committed)
             (tmp_path / "now.db").unlink()
-    host = new_host("system", replica)
-    host.open(database)
-    last = int(host.sync(), 16)
-    assert_restores(replica, database, tmp_path)
-    assert len(full_images(replica)) == 1, full_images(replica)
-    # However many there are, each restores; a long run looks at a random part of the middle.
-    every = txids(replica)
-    assert every == list(range(1, last + 1))
-    chosen = every if len(every) <= 150 else sorted({*every[:20], *every[-20:], *rng.sample(every, 150)})
-    reached = 0
-    for txid in chosen:
-        got = assert_log_state(restore(replica, tmp_path / "at.db", txid), seed)
-        assert got >= reached, "TXID %d goes back to commit %d" % (txid, got)
-        reached = got
-        (tmp_path / "at.db").unlink()
-    assert reached == host.value("SELECT max(n) FROM log")
+    assert_history(new_host("system", replica), replica, database, tmp_path, rng)
 
 
 @pytest.fixture
@@ -150,19 +156,7 @@ def test_campaign(request, new_host, s3, proxy, rng, crash_points, tmp_path):
     done = max(journal(notes)[0] for notes in journals)
     assert committed() >= done, "SQLite itself lost a commit"
     host = new_host("system", replica)
-    host.open(database)
-    last = int(host.sync(), 16)
-    assert_restores(replica, database, tmp_path)
-    assert len(full_images(replica)) == 1, full_images(replica)
-    every = txids(replica)
-    assert every == list(range(1, last + 1))
-    chosen = every if len(every) <= 100 else sorted({*every[:10], *every[-10:], *rng.sample(every, 100)})
-    reached = 0
-    for txid in chosen:
-        got = assert_log_state(restore(replica, tmp_path / "at.db", txid), seed)
-        assert got >= reached, "TXID %d goes back to commit %d" % (txid, got)
-        reached = got
-        (tmp_path / "at.db").unlink()
+    reached, last = assert_history(host, replica, database, tmp_path, rng)
     print("%d rounds, %d processes killed, %d commits, %d files" % (rounds, killed, reached, last))
 
 

@@ -156,17 +156,23 @@ def plain_writes(tmp_path, database):
     shell(database, "UPDATE t SET x = 'changed' WHERE id % 20 = 0", "DELETE FROM t WHERE id > 90")
 
 
-def plain_leaves_a_wal(tmp_path, database):
-    """As if it had been killed: its frames are in a WAL of its own making."""
+def write_and_die(tmp_path, database, statements):
+    """A plain SQLite commits each statement, and leaves database and WAL as a killed process does."""
     other = sqlite3.connect(database)
     other.execute("PRAGMA wal_autocheckpoint=0")
-    other.execute("UPDATE t SET x = 'changed' WHERE id % 20 = 0")
-    other.commit()
+    for sql in statements:
+        other.execute(sql)
+        other.commit()
     for end in ("", "-wal"):
         shutil.copy(str(database) + end, str(tmp_path / "aside") + end)
     other.close()
     for end in ("", "-wal"):
         shutil.copyfile(str(tmp_path / "aside") + end, str(database) + end)
+
+
+def plain_leaves_a_wal(tmp_path, database):
+    """As if it had been killed: its frames are in a WAL of its own making."""
+    write_and_die(tmp_path, database, ["UPDATE t SET x = 'changed' WHERE id % 20 = 0"])
 
 
 def plain_other_mode(tmp_path, database):
@@ -339,16 +345,7 @@ def test_the_same_generation_with_other_frames(new_host, replica, tmp_path):
     os.unlink(tmp_path / "app.db-shm")
     for end in ("", "-wal"):
         shutil.copyfile(str(tmp_path / "older") + end, str(database) + end)
-    other = sqlite3.connect(database)
-    other.execute("PRAGMA wal_autocheckpoint=0")
-    for n in range(60):
-        other.execute("UPDATE t SET x = 'another history %d'" % n)
-        other.commit()
-    for end in ("", "-wal"):
-        shutil.copy(str(database) + end, str(tmp_path / "aside") + end)
-    other.close()
-    for end in ("", "-wal"):
-        shutil.copyfile(str(tmp_path / "aside") + end, str(database) + end)
+    write_and_die(tmp_path, database, ["UPDATE t SET x = 'another history %d'" % n for n in range(60)])
     host = start(new_host, replica, database)
     host.sync()
     assert found(host) == "other-frames", host.status()

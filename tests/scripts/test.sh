@@ -16,7 +16,9 @@ fi
 workspaces=(Cargo.toml sqlite-ext/Cargo.toml)
 
 say "format"
-for manifest in "${workspaces[@]}"; do cargo fmt --manifest-path "$manifest" --check; done
+for manifest in "${workspaces[@]}" tests/fuzz/Cargo.toml; do
+    cargo fmt --manifest-path "$manifest" --check
+done
 
 say "lints"
 for manifest in "${workspaces[@]}"; do
