@@ -77,12 +77,14 @@ pub enum Bug {
     ClaimNotSynced,
     /// What others did to the WAL while its pin was dropped for a close is not looked at.
     UnpinnedBelieved,
+    /// A lineage that goes on for one whose files the disk forgot takes the log from anybody.
+    TwinTakesAny,
     /// The cap drops what is just being closed, and the close says that there was nothing.
     CapWhileClosing,
 }
 
 /// Those that are found, each with a history that shows it: the place to look first.
-pub const FOUND: [(Bug, u64); 30] = [
+pub const FOUND: [(Bug, u64); 31] = [
     (Bug::AckBeforeDurable, 0),
     (Bug::StateBeforeSpool, 0),
     (Bug::ReleaseBeforeAck, 0),
@@ -113,6 +115,7 @@ pub const FOUND: [(Bug, u64); 30] = [
     (Bug::LaterCommitsLeft, 30),
     (Bug::StaleWalFile, 30),
     (Bug::CapWhileClosing, 2),
+    (Bug::TwinTakesAny, 543),
 ];
 
 /// Those for which no history is known yet that shows them; `WALFERRY_BUG=name` looks for one.

@@ -1,6 +1,8 @@
 //! One host: a database, a disk, and the processes that have walferry in them.
 
-use walferry::units::Txid;
+use std::collections::{BTreeMap, BTreeSet};
+
+use walferry::units::{Txid, WriterId};
 
 use crate::disk::Disk;
 use crate::process::Process;
@@ -23,12 +25,17 @@ pub struct Host {
     pub image_reason: Option<&'static str>,
     pub images: u64,
     pub resyncs: u64,
-    /// TXIDs that the store confirmed as ours, with the writer that we were.
-    pub confirmed: Vec<(Txid, u64)>,
+    /// TXIDs that the store confirmed as ours.
+    pub confirmed: Vec<Txid>,
     /// A full disk kept the state from passing a file: the file stays until the next start.
     pub leftover: bool,
     /// Nobody else writes to the replica.
     pub alone: bool,
+    /// Lineages that began because nothing was known of an earlier one.
+    pub born: BTreeSet<u64>,
+    /// Lineages that go on for one of which files were found that this disk did not know: by which
+    /// one. It stands in the state beside the lineage.
+    pub former: BTreeMap<u64, WriterId>,
     /// The database was restored from the replica.
     pub is_copy: bool,
     /// Somebody has the database file to himself: nobody can commit.
@@ -83,6 +90,8 @@ impl Host {
             confirmed: Vec::new(),
             leftover: false,
             alone: false,
+            born: BTreeSet::new(),
+            former: BTreeMap::new(),
             is_copy: false,
             exclusive: false,
             writing: false,

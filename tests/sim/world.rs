@@ -172,7 +172,10 @@ impl World {
 
     /// The store does what is due; an answer goes to who asked, if that process lives.
     fn answer(&mut self) {
-        let Some(((host, incarnation), answer)) = self.cx.store.step(self.cx.now) else { return };
+        let Some(((host, incarnation), answer)) = self.cx.store.step(&mut self.cx.rng, self.cx.now)
+        else {
+            return;
+        };
         let host = &mut self.hosts[host];
         let asker = (0..host.procs.len())
             .find(|p| host.procs[*p].alive && host.procs[*p].incarnation == incarnation);
@@ -269,6 +272,7 @@ impl World {
                 state.clean = Some(Clean { fingerprint: host.db.fingerprint(), piece: 0 });
                 let _ = host.disk.save(&state, true);
                 host.disk.write_back();
+                host.born.insert(state.writer);
                 host.is_copy = true;
                 host
             }

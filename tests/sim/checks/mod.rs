@@ -34,8 +34,8 @@ pub struct Checks {
     fenced: BTreeSet<u64>,
     /// By host, life of the process, and when it became the shipper.
     acked: HashMap<(usize, u64, u64), Txid>,
-    /// By writer, what it was last told to be at the store.
-    ever_acked: HashMap<u64, Txid>,
+    /// By host, what it was last told to be at the store.
+    ever_acked: HashMap<usize, Txid>,
     /// Files that were there at the last look.
     files: usize,
 }

@@ -36,14 +36,26 @@ impl Checks {
             return Err(format!("{key}: unexpected plan {plan:?}"));
         }
         let none = Vec::new();
-        let before = before.map_or(&none, |before| &before.state);
-        let (header, state) = apply(&store.files[&key], before)
+        let base = before.map_or(&none, |before| &before.state);
+        let Applied { header, state, pages } = apply(&store.files[&key], base)
             .map_err(|why| format!("{key} cannot be applied: {why}"))?;
         let writer = header.writer.0;
         if self.fenced.contains(&writer) {
             return Err(format!("{key}: its writer was told that it is fenced"));
         }
         let host = *self.writers.get(&writer).ok_or(format!("{key}: unknown writer"))?;
+        if let Some(before) = before.filter(|before| before.writer != writer) {
+            // Who was in the log already and lost it must not take it back.
+            if self.writers[&before.writer] != host && !hosts[host].born.contains(&writer) {
+                return Err(format!("{key} takes the log from its new owner"));
+            }
+            if pages == 0 && before.state == state {
+                // It says whose the log is from here on, and nothing else.
+                let (commit, host) = (before.commit, before.host);
+                self.states.insert(txid, Restorable { state, host, writer, commit, plan });
+                return Ok(());
+            }
+        }
         let last = self.newest.get(&host).copied().unwrap_or(0);
         let commit = hosts[host].db.commit_of(&state, last).ok_or_else(|| {
             match hosts[host].db.commit_of(&state, 0) {
@@ -65,7 +77,7 @@ impl Checks {
             for file in &plan.files {
                 state = apply(&store.files[&file.key], &state)
                     .map_err(|why| format!("{} cannot be applied: {why}", file.key))?
-                    .1;
+                    .state;
             }
             if state != known.state {
                 return Err(format!("{txid} restores to something else than before"));
@@ -75,8 +87,16 @@ impl Checks {
     }
 }
 
+/// What a file makes of the state before it.
+struct Applied {
+    header: Header,
+    state: State,
+    /// How many it holds.
+    pages: usize,
+}
+
 /// Applies a file to a state, as a restore does, and proves the chain.
-fn apply(bytes: &[u8], before: &State) -> Result<(Header, State), String> {
+fn apply(bytes: &[u8], before: &State) -> Result<Applied, String> {
     let mut decoder = Decoder::new(bytes).map_err(|error| error.to_string())?;
     let header = *decoder.header();
     let tag = header.tag.ok_or("no tag")?;
@@ -88,7 +108,9 @@ fn apply(bytes: &[u8], before: &State) -> Result<(Header, State), String> {
     } else {
         pages.extend((1..).zip(before.iter().cloned()));
     }
+    let mut count = 0;
     while let Some(page) = decoder.next_page().map_err(|error| error.to_string())? {
+        count += 1;
         pages.insert(page.pgno, Rc::new(page.data.to_vec()));
     }
     decoder.finish().map_err(|error| error.to_string())?;
@@ -97,5 +119,5 @@ fn apply(bytes: &[u8], before: &State) -> Result<(Header, State), String> {
     if tag.post_apply != checksum(&state) {
         return Err("its own checksum of the result is wrong".into());
     }
-    Ok((header, state))
+    Ok(Applied { header, state, pages: count })
 }

@@ -14,14 +14,14 @@ const SEEN_AFTER: u64 = 8000;
 impl Checks {
     /// What was reported as confirmed is at the store, and is the reporter's own.
     pub fn confirmed(&mut self, host: &mut Host) -> Result<(), String> {
-        for (txid, writer) in host.confirmed.drain(..) {
+        for txid in host.confirmed.drain(..) {
             match self.states.get(&txid) {
                 None => return Err(format!("host {}: {txid} acked, but not stored", host.id)),
-                Some(stored) if stored.writer != writer => {
+                Some(stored) if stored.host != host.id => {
                     return Err(format!("host {}: {txid} acked, but another's", host.id));
                 }
                 Some(_) => {
-                    self.ever_acked.insert(writer, txid);
+                    self.ever_acked.insert(host.id, txid);
                 }
             }
         }
@@ -127,8 +127,7 @@ impl Checks {
     /// answer is on its way, still counts.
     fn oldest_unacked(&self, host: &Host, process: &Process) -> usize {
         // What was acked before may be forgotten with a full disk, and is acked all the same.
-        let writer = process.replica.as_ref().map_or(0, |replica| replica.engine.writer().0);
-        let ever = self.ever_acked.get(&writer).copied().unwrap_or(Txid::ZERO);
+        let ever = self.ever_acked.get(&host.id).copied().unwrap_or(Txid::ZERO);
         // A restored copy begins with a state that is at the store.
         let first = if host.is_copy { 1 } else { 0 };
         let ships = process.replica.as_ref().filter(|replica| replica.local.is_some());

@@ -1,10 +1,10 @@
 //! Closing files, and following them to the store until they are confirmed
 //! (`src/sealer/closing.rs`).
 
-use walferry::engine::Event;
+use walferry::engine::{Event, Head};
 use walferry::local::spool::Entry;
-use walferry::local::state::Base;
-use walferry::units::Txid;
+use walferry::local::state::{Base, State};
+use walferry::units::{Txid, WriterId};
 
 use super::ClosedFile;
 use super::capture::Purpose;
@@ -112,7 +112,7 @@ impl Host {
             state.claimed = true;
             state.image = None;
             let state = state.clone();
-            self.confirmed.push((file.base.txid(), state.writer));
+            self.confirmed.push(file.base.txid());
             seq = seq.max(file.seq);
             if self.disk.save_if_possible(&state, first)? {
                 self.disk.remove(&file.entry)?;
@@ -125,6 +125,54 @@ impl Host {
         let shared = &mut sh!(self, p);
         shared.acked_seq = shared.acked_seq.max(seq);
         self.report(p);
+        Ok(())
+    }
+
+    /// The log of another writer was taken over: from here on, whoever takes it from us fences us.
+    /// What our own log was based on is of no use there.
+    pub fn claimed(&mut self, cx: &mut Cx, p: usize, at: Txid) -> Result<(), Stop> {
+        let replica = re!(self, p);
+        replica.claimed_at = at;
+        replica.engine.claim();
+        let writer = replica.engine.writer();
+        let state = &mut state!(self, p);
+        *state = State { claimed: true, ..State::new(writer, "sim") };
+        let state = state.clone();
+        self.may_cost_image("the log was taken over");
+        self.disk.save_if_possible(&state, cx.bug != Bug::ClaimNotSynced)?;
+        Ok(())
+    }
+
+    /// A lineage that goes on for another may not take the log from a third.
+    pub fn tell_lost_log(&mut self, cx: &Cx, p: usize, head: Option<Head>) {
+        let engine = &mut re!(self, p).engine;
+        let (ours, former) = (engine.writer(), self.former.get(&engine.writer().0));
+        let lost = head.zip(former).is_some_and(|(head, former)| {
+            head.writer != ours && head.writer != *former && cx.bug != Bug::TwinTakesAny
+        });
+        if lost {
+            engine.claim();
+        }
+    }
+
+    /// The log ends with a file that has our own id, but is not one that we know: the disk forgot
+    /// it, or a copy of it writes too. From here on we have another id.
+    pub fn tell_own_twin(&mut self, cx: &mut Cx, p: usize, head: Option<Head>) -> Result<(), Stop> {
+        let replica = re!(self, p);
+        let acked = replica.engine.status().acked;
+        let (known, ours) = (acked.max(replica.claimed_at), replica.engine.writer());
+        let twin = head.is_some_and(|head| head.txid > known && head.writer == ours);
+        if !twin || acked == Txid::ZERO || !state!(self, p).claimed {
+            return Ok(());
+        }
+        let writer = WriterId(cx.rng.next() | 1);
+        cx.log(format_args!("host {}.{p}: goes on as another writer", self.id));
+        self.former.insert(writer.0, ours);
+        let state = &mut state!(self, p);
+        (state.writer, state.claimed) = (writer.0, false);
+        let state = state.clone();
+        self.disk.save_if_possible(&state, true)?;
+        re!(self, p).engine.begin_lineage(writer);
         Ok(())
     }
 

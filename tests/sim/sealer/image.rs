@@ -278,7 +278,7 @@ impl Host {
             .filter(|_| !done.attached)
             .map(|fingerprint| Clean { fingerprint, piece: base.piece });
         let state = state.clone();
-        self.confirmed.push((base.txid(), state.writer));
+        self.confirmed.push(base.txid());
         self.disk.save_if_possible(&state, true)?;
         self.image_reason = None;
         let replica = re!(self, p);
@@ -313,7 +313,7 @@ impl Host {
             let state = &mut state!(self, p);
             state.base = Some(image.base);
             state.claimed = true;
-            self.confirmed.push((image.base.txid(), state.writer));
+            self.confirmed.push(image.base.txid());
             re!(self, p).piece = image.base.piece;
             self.disk.set_commit(image.base.commit)?;
             let replica = re!(self, p);

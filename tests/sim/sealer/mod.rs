@@ -85,6 +85,8 @@ pub struct Replica {
     pub epoch: u64,
     pub upload: u64,
     pub late: bool,
+    /// The file that took the log over.
+    pub claimed_at: Txid,
     /// The spool's cap was reached: the page table lacks pages until the next comparison.
     pub dropped: bool,
     pub took_over_at: u64,
@@ -111,6 +113,7 @@ impl Replica {
             epoch: 0,
             upload: 0,
             late: false,
+            claimed_at: Txid::ZERO,
             dropped: false,
             took_over_at: now,
         }

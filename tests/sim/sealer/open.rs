@@ -27,7 +27,11 @@ impl Host {
         let state = match self.disk.state.clone() {
             Some(Stored::Whole(state)) => state,
             // The log begins anew.
-            Some(Stored::Torn) | None => State::new(WriterId(cx.rng.next() | 1), "sim"),
+            Some(Stored::Torn) | None => {
+                let state = State::new(WriterId(cx.rng.next() | 1), "sim");
+                self.born.insert(state.writer);
+                state
+            }
         };
         let base = state.base.or(state.image.map(|image| image.base));
         self.disk.table.set_commit(base.map_or(0, |base| base.commit));

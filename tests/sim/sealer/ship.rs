@@ -13,7 +13,7 @@ use super::work::Job;
 use crate::bug::Bug;
 use crate::disk::Stop;
 use crate::host::{Host, PAGE_SIZE_CHANGED, re, state};
-use crate::store::{Answer, Request};
+use crate::store::{Answer, Claim, Request};
 use crate::world::Cx;
 
 impl Host {
@@ -29,7 +29,14 @@ impl Host {
                 self.images += 1;
                 self.begin_image(cx, p, level, txid, pre_apply)
             }
-            Action::FindHead => self.ship(cx, p, Request::FindHead),
+            Action::FindHead => {
+                let engine = &re!(self, p).engine;
+                let (writer, claims) = (engine.writer(), !engine.has_claimed());
+                let from =
+                    self.former.get(&writer.0).copied().filter(|_| cx.bug != Bug::TwinTakesAny);
+                let claim = claims.then_some(Claim { writer, from });
+                self.ship(cx, p, Request::FindHead { claim })
+            }
             Action::Put { txid } => self.put(cx, p, txid),
             Action::Inspect { txid } => {
                 let (entry, _) = self.find_closed(p, txid)?;
@@ -110,7 +117,15 @@ impl Host {
             answer => answer,
         };
         let event = match answer {
-            Answer::Head(head) => Event::HeadFound(head),
+            Answer::Head(head) => {
+                self.tell_lost_log(cx, p, head);
+                self.tell_own_twin(cx, p, head)?;
+                Event::HeadFound(head)
+            }
+            Answer::Claimed(head) => {
+                self.claimed(cx, p, head.txid)?;
+                Event::HeadFound(Some(head))
+            }
             Answer::PutDone => {
                 let Some(txid) = front else { return Ok(()) };
                 // The end of the log is ours: what might have cost an image did not.
@@ -123,6 +138,10 @@ impl Host {
                 Event::PutRefused { txid }
             }
             Answer::Inspected { txid, verdict } => {
+                if let Verdict::Foreign { writer } = verdict {
+                    let found = walferry::engine::Head { txid, post_apply: None, writer };
+                    self.tell_own_twin(cx, p, Some(found))?;
+                }
                 re!(self, p).engine.handle(cx.now, Event::Inspected { txid, verdict });
                 if re!(self, p).engine.status().acked >= txid {
                     self.acked(cx, p, txid)?;

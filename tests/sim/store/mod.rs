@@ -9,33 +9,84 @@ mod requests;
 use std::collections::BTreeMap;
 
 use walferry::engine::{Failure, Head, Verdict};
-use walferry::ltx::{FileName, HEADER_LEN, Header};
+use walferry::ltx::encode::to_vec;
+use walferry::ltx::{FileName, HEADER_LEN, Header, Tag};
 use walferry::store::{FileInfo, Key};
-use walferry::units::{Level, Timestamp, Txid, WriterId};
+use walferry::units::{Level, Salts, Timestamp, Txid, WriterId};
 
 use requests::Pending;
 
 /// What is asked.
 #[derive(Clone, Debug)]
 pub enum Request {
-    FindHead,
-    Put { key: Key, bytes: Vec<u8> },
-    Inspect { txid: Txid, ours: Vec<u8> },
-    Confirm { key: Key, writer: WriterId, checksum: u64 },
-    OpenUpload { job: u64 },
-    CompleteUpload { job: u64, key: Key, bytes: Vec<u8> },
-    AbortUpload { job: u64 },
+    /// With `claim`, a log of another writer is taken over for this one.
+    FindHead {
+        claim: Option<Claim>,
+    },
+    /// The second half of a claim: a file without pages, if there is none of its name.
+    TakeOver {
+        header: Box<Header>,
+        claim: Claim,
+    },
+    Put {
+        key: Key,
+        bytes: Vec<u8>,
+    },
+    Inspect {
+        txid: Txid,
+        ours: Vec<u8>,
+    },
+    Confirm {
+        key: Key,
+        writer: WriterId,
+        checksum: u64,
+    },
+    OpenUpload {
+        job: u64,
+    },
+    CompleteUpload {
+        job: u64,
+        key: Key,
+        bytes: Vec<u8>,
+    },
+    AbortUpload {
+        job: u64,
+    },
+}
+
+/// A lineage that is to be put behind a log of another.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim {
+    pub writer: WriterId,
+    /// The only other lineage whose log it may take, if not any.
+    pub from: Option<WriterId>,
+}
+
+impl Claim {
+    fn takes(self, other: WriterId) -> bool {
+        other != self.writer && self.from.is_none_or(|from| from == other)
+    }
 }
 
 /// What comes back.
 #[derive(Clone, Debug)]
 pub enum Answer {
     Head(Option<Head>),
+    /// The log's end is a file that takes it over for us.
+    Claimed(Head),
     PutDone,
     PutRefused,
-    Inspected { txid: Txid, verdict: Verdict },
-    Confirmed { arrived: bool },
-    Upload { job: u64, outcome: Upload },
+    Inspected {
+        txid: Txid,
+        verdict: Verdict,
+    },
+    Confirmed {
+        arrived: bool,
+    },
+    Upload {
+        job: u64,
+        outcome: Upload,
+    },
     Failed(Failure),
 }
 
@@ -67,7 +118,13 @@ impl Store {
         let upload = |job: &u64, outcome| Some(Answer::Upload { job: *job, outcome });
         match request {
             // The levels are listed one after the other: see `listed`.
-            Request::FindHead => Some(Answer::Head(self.head(&[Level::L0]))),
+            Request::FindHead { .. } => Some(Answer::Head(self.head(&[Level::L0]))),
+            Request::TakeOver { header, .. } => {
+                let key = claim_key(header);
+                self.create(key, &to_vec(header, []).unwrap());
+                let there = self::header(&self.files[&key]);
+                (there.writer == header.writer).then(|| Answer::Claimed(head_of(&there)))
+            }
             Request::Put { key, bytes } => {
                 Some(if self.create(*key, bytes) { Answer::PutDone } else { Answer::PutRefused })
             }
@@ -112,13 +169,7 @@ impl Store {
                 newest = Some((*key, bytes));
             }
         }
-        let (key, bytes) = newest?;
-        let header = header(bytes);
-        Some(Head {
-            txid: key.name.max,
-            post_apply: header.tag.map(|tag| tag.post_apply),
-            writer: header.writer,
-        })
+        newest.map(|(_, bytes)| head_of(&header(bytes)))
     }
 
     fn inspect(&self, txid: Txid, ours: &[u8]) -> Verdict {
@@ -137,6 +188,35 @@ impl Store {
             modified: Timestamp(0),
         };
         self.files.iter().map(info).collect()
+    }
+}
+
+fn head_of(header: &Header) -> Head {
+    let post_apply = header.tag.map(|tag| tag.post_apply);
+    Head { txid: header.max_txid, post_apply, writer: header.writer }
+}
+
+fn claim_key(header: &Header) -> Key {
+    Key { level: Level::L0, name: FileName::single(header.max_txid) }
+}
+
+/// What takes a log over behind `last`: a file that leaves the database as it is (`src/claim.rs`).
+fn unchanged(last: &Header, writer: WriterId) -> Header {
+    let txid = last.max_txid.next();
+    Header {
+        min_txid: txid,
+        max_txid: txid,
+        timestamp: Timestamp(last.timestamp.0 + 1),
+        wal_offset: 32,
+        wal_size: 0,
+        salts: Salts(0, 0),
+        writer,
+        tag: last.tag.map(|tag| Tag {
+            pre_apply: tag.post_apply,
+            post_apply: tag.post_apply,
+            full_image: false,
+        }),
+        ..*last
     }
 }
 

@@ -4,8 +4,9 @@ use walferry::store::ErrorKind;
 use walferry::units::Level;
 
 use super::fate::{Fate, failed};
-use super::{Answer, Client, Request, Store, Upload};
+use super::{Answer, Client, Request, Store, Upload, claim_key, header, unchanged};
 use crate::rng::Rng;
+use walferry::engine::Head;
 
 pub struct Pending {
     client: Client,
@@ -90,7 +91,7 @@ impl Store {
     }
 
     /// Does the earliest thing that is due; an answer goes to its process, if that lives.
-    pub fn step(&mut self, now: u64) -> Option<(Client, Answer)> {
+    pub fn step(&mut self, rng: &mut Rng, now: u64) -> Option<(Client, Answer)> {
         let at = (0..self.pending.len())
             .filter(|i| self.pending[*i].due().is_some_and(|at| at <= now))
             .min_by_key(|i| (self.pending[*i].due(), *i))?;
@@ -109,8 +110,25 @@ impl Store {
             return None;
         }
         pending.answer_at = None;
-        let answer = pending.answer.take().map(|answer| self.at_last(answer));
         let client = pending.client;
+        let request = pending.request.clone();
+        let answer = match pending.answer.take().map(|answer| self.at_last(answer)) {
+            Some(Answer::Head(Some(head))) => match self.claim_behind(&request, head) {
+                Some(claim) => {
+                    self.go_on(rng, now, client, claim);
+                    None
+                }
+                None => Some(Answer::Head(Some(head))),
+            },
+            None if pending.effect_at.is_none() => match self.claim_again(&request) {
+                Some(claim) => {
+                    self.go_on(rng, now, client, claim);
+                    None
+                }
+                None => Some(failed(&request, ErrorKind::Unavailable)),
+            },
+            answer => answer,
+        };
         if pending.effect_at.is_some() {
             self.pending.insert(at, pending);
         }
@@ -118,6 +136,34 @@ impl Store {
             self.end_upload(client, *job, outcome);
         }
         answer.map(|answer| (client, answer))
+    }
+
+    /// A job of the shipper that takes more than one request has its next.
+    fn go_on(&mut self, rng: &mut Rng, now: u64, client: Client, request: Request) {
+        let Fate { effect_at, answer_at, answer } = self.draw(rng, now, &request);
+        let answer_at = Some(answer_at);
+        self.pending.push(Pending { client, request, effect_at, answer_at, answer });
+    }
+
+    /// The file that takes over the log which ends with `head`, if it was asked for and the log is
+    /// another's.
+    fn claim_behind(&self, request: &Request, head: Head) -> Option<Request> {
+        let Request::FindHead { claim: Some(claim) } = request else { return None };
+        let last = self.files.iter().find(|(key, _)| key.name.max == head.txid);
+        let (_, last) = last.filter(|_| claim.takes(head.writer))?;
+        let header = Box::new(unchanged(&header(last), claim.writer));
+        Some(Request::TakeOver { header, claim: *claim })
+    }
+
+    /// Another was faster: behind its file, then.
+    fn claim_again(&self, request: &Request) -> Option<Request> {
+        let Request::TakeOver { header: ours, claim } = request else { return None };
+        let last = header(self.files.get(&claim_key(ours))?);
+        if !claim.takes(last.writer) {
+            return None;
+        }
+        let header = Box::new(unchanged(&last, claim.writer));
+        Some(Request::TakeOver { header, claim: *claim })
     }
 
     /// The levels of a replica are listed one after the other, and the snapshots last.
