@@ -142,6 +142,7 @@ fn outsider(host: &mut Host, cx: &mut Cx, p: usize) -> Result<(), Stop> {
         }
         79..83 => {
             host.disk.delete();
+            host.claimed = None;
             host.may_cost_image("the state was deleted");
             cx.log(format_args!("host {id}: the state folder is deleted"));
         }

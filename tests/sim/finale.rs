@@ -66,6 +66,9 @@ impl World {
             if idle != (None, None) || self.cx.store.is_awaited((id, process.incarnation)) {
                 return Err(format!("host {id}.{p} has all done and still wants {idle:?}"));
             }
+            if self.cx.store.has_upload((id, process.incarnation)) {
+                return Err(format!("host {id}.{p} left an upload open"));
+            }
             if process.shared.acked_seq < process.shared.seq() {
                 return Err(format!("host {id}.{p}: a wait never ends"));
             }

@@ -31,6 +31,8 @@ pub struct Host {
     pub leftover: bool,
     /// Nobody else writes to the replica.
     pub alone: bool,
+    /// The lineage that the disk may not forget: it was saved durably that it is in the log.
+    pub claimed: Option<u64>,
     /// Lineages that began because nothing was known of an earlier one.
     pub born: BTreeSet<u64>,
     /// Lineages that go on for one of which files were found that this disk did not know: by which
@@ -90,6 +92,7 @@ impl Host {
             confirmed: Vec::new(),
             leftover: false,
             alone: false,
+            claimed: None,
             born: BTreeSet::new(),
             former: BTreeMap::new(),
             is_copy: false,

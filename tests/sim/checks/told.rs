@@ -101,7 +101,9 @@ impl Checks {
         let process = &host.procs[p];
         let oldest = self.oldest_unacked(host, process);
         let missing = &host.db.history[oldest..];
-        let own = missing.iter().find(|commit| commit.by == Some((p, process.incarnation)));
+        let own = missing.iter().find(|commit| {
+            commit.by == Some((p, process.incarnation)) && commit.at > process.left_at
+        });
         match (process.shared.lag_since(), own) {
             (None, Some(commit)) => {
                 Err(format!("host {}.{p}: unacked since {}, no lag shows", host.id, commit.at))

@@ -128,7 +128,13 @@ impl Host {
             shared.unreported_since.get_or_insert(cx.now);
         }
         for asked in [false, true] {
+            let fenced = self.is_fenced(p);
             let shared = &mut sh!(self, p);
+            if shared.gate == Gate::Open && !shared.transitions.is_empty() && !fenced {
+                return Err(Stop::Broken(
+                    "the gate is open for a WAL that nobody looked at".into(),
+                ));
+            }
             if shared.gate == Gate::Open || shared.captured == Some((index.salts, index.max_frame))
             {
                 return Ok(true);

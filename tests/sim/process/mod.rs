@@ -102,6 +102,8 @@ pub struct Process {
     pub incarnation: u64,
     pub started_at: u64,
     pub connections: u32,
+    /// When it gave up the shipper's place: the lag of what it had committed is another's to tell.
+    pub left_at: u64,
     /// The WAL was seen.
     pub attached: bool,
     /// The pin's lock on the main file, and on a read slot.

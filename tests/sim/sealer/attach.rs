@@ -15,7 +15,7 @@ use crate::sqlite::WalFile;
 use crate::world::Cx;
 
 /// How long to wait before the shipper's place is asked for again.
-const STANDBY_RETRY: u64 = 1000;
+const STANDBY_RETRY: u64 = 500;
 
 impl Host {
     /// Takes in how the WAL came and went, in order.
@@ -43,11 +43,12 @@ impl Host {
     }
 
     /// What is seen of the WAL now, if what was seen at first is old.
-    fn brought_up_to_date(&mut self, cx: &Cx, p: usize, attach: Attach) -> Attach {
+    fn brought_up_to_date(&mut self, cx: &mut Cx, p: usize, attach: Attach) -> Attach {
         let late = std::mem::replace(&mut re!(self, p).late, false);
         if !late || cx.bug == Bug::StaleAttachBelieved {
             return attach;
         }
+        self.refresh_published(cx, p);
         Attach { index: self.wal_index(p), fingerprint: None }
     }
 

@@ -89,6 +89,11 @@ impl Host {
             Cursor::Fresh => 1,
             Cursor::At(at) if at.salts == index.salts => {
                 if index.max_frame < at.frame.max(replica.frames.last) {
+                    let now = self.db.index.filter(|now| now.salts == at.salts);
+                    if now.is_some_and(|now| now.max_frame >= at.frame) {
+                        let why = "what was captured is newer than what was published";
+                        return Err(Stop::Broken(why.into()));
+                    }
                     return Err(Stop::Diverged("the WAL went back".into()));
                 }
                 at.frame + 1

@@ -115,6 +115,7 @@ impl Host {
             self.confirmed.push(file.base.txid());
             seq = seq.max(file.seq);
             if self.disk.save_if_possible(&state, first)? {
+                self.claimed = Some(state.writer);
                 self.disk.remove(&file.entry)?;
             } else {
                 self.leftover = true;
@@ -139,7 +140,9 @@ impl Host {
         *state = State { claimed: true, ..State::new(writer, "sim") };
         let state = state.clone();
         self.may_cost_image("the log was taken over");
-        self.disk.save_if_possible(&state, cx.bug != Bug::ClaimNotSynced)?;
+        if self.disk.save_if_possible(&state, cx.bug != Bug::ClaimNotSynced)? {
+            self.claimed = Some(writer.0);
+        }
         Ok(())
     }
 
@@ -157,23 +160,31 @@ impl Host {
 
     /// The log ends with a file that has our own id, but is not one that we know: the disk forgot
     /// it, or a copy of it writes too. From here on we have another id.
-    pub fn tell_own_twin(&mut self, cx: &mut Cx, p: usize, head: Option<Head>) -> Result<(), Stop> {
+    pub fn tell_own_twin(
+        &mut self,
+        cx: &mut Cx,
+        p: usize,
+        head: Option<Head>,
+    ) -> Result<bool, Stop> {
         let replica = re!(self, p);
         let acked = replica.engine.status().acked;
         let (known, ours) = (acked.max(replica.claimed_at), replica.engine.writer());
         let twin = head.is_some_and(|head| head.txid > known && head.writer == ours);
         if !twin || acked == Txid::ZERO || !state!(self, p).claimed {
-            return Ok(());
+            return Ok(true);
         }
         let writer = WriterId(cx.rng.next() | 1);
         cx.log(format_args!("host {}.{p}: goes on as another writer", self.id));
+        let renamed = State { writer: writer.0, claimed: false, ..state!(self, p).clone() };
+        if !self.disk.save_if_possible(&renamed, true)? {
+            // What the disk does not know must not be in the log: later, then.
+            return Ok(false);
+        }
         self.former.insert(writer.0, ours);
-        let state = &mut state!(self, p);
-        (state.writer, state.claimed) = (writer.0, false);
-        let state = state.clone();
-        self.disk.save_if_possible(&state, true)?;
+        self.claimed = None;
+        state!(self, p) = renamed;
         re!(self, p).engine.begin_lineage(writer);
-        Ok(())
+        Ok(true)
     }
 
     pub fn mark_acked(&mut self, p: usize, seq: usize) {

@@ -148,6 +148,9 @@ impl Host {
         sh!(self, p).gate = Gate::Shut;
         let seq = self.seq_before_scan(p);
         let scan = self.open_scan(cx, p)?;
+        if cx.bug != Bug::StaleIndex {
+            self.refresh_published(cx, p);
+        }
         self.disk.set_commit(0)?;
         let fingerprint = self.db.fingerprint();
         let replica = re!(self, p);
@@ -279,7 +282,9 @@ impl Host {
             .map(|fingerprint| Clean { fingerprint, piece: base.piece });
         let state = state.clone();
         self.confirmed.push(base.txid());
-        self.disk.save_if_possible(&state, true)?;
+        if self.disk.save_if_possible(&state, true)? {
+            self.claimed = Some(state.writer);
+        }
         self.image_reason = None;
         let replica = re!(self, p);
         replica.dropped = false;

@@ -155,13 +155,15 @@ impl Replica {
             || (self.engine.is_drained() && nothing_uncaptured(process))
     }
 
-    pub fn is_finished(&self, process: &Process) -> bool {
+    /// Whether nobody has the database open and everything is shipped, or left to another process.
+    pub fn is_finished(&self, process: &Process, others_wait: bool) -> bool {
+        let shipped = self.open.is_empty() && self.engine.is_drained();
+        let left = self.engine.is_idle() && others_wait;
         process.connections == 0
             && process.shared.transitions.is_empty()
             && self.job.is_none()
-            && self.open.is_empty()
             && !self.attached
-            && (self.local.is_none() || (self.engine.is_drained() && nothing_uncaptured(process)))
+            && (self.local.is_none() || ((shipped || left) && nothing_uncaptured(process)))
     }
 }
 

@@ -33,6 +33,13 @@ impl Host {
                 state
             }
         };
+        if matches!(self.disk.state, Some(Stored::Torn)) {
+            self.claimed = None;
+        }
+        let remembers = |writer| state.writer == writer && state.claimed;
+        if !self.claimed.is_none_or(remembers) {
+            return Err(Stop::Broken("that the log is ours was forgotten".into()));
+        }
         let base = state.base.or(state.image.map(|image| image.base));
         self.disk.table.set_commit(base.map_or(0, |base| base.commit));
         let Some(base) = state.base else {

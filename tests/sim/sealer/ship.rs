@@ -1,7 +1,7 @@
 //! The engine's actions on their way out, the store's answers on their way in
 //! (`src/sealer/replica.rs`, `src/sealer/closing.rs`, `src/shipper.rs`).
 
-use walferry::engine::{Action, Event, Verdict};
+use walferry::engine::{Action, Event, Failure, Verdict};
 use walferry::local::spool::Entry;
 use walferry::local::state::Base;
 use walferry::ltx::FileName;
@@ -119,8 +119,12 @@ impl Host {
         let event = match answer {
             Answer::Head(head) => {
                 self.tell_lost_log(cx, p, head);
-                self.tell_own_twin(cx, p, head)?;
-                Event::HeadFound(head)
+                if self.tell_own_twin(cx, p, head)? {
+                    Event::HeadFound(head)
+                } else {
+                    let message = "the state cannot be saved".to_string();
+                    Event::RequestFailed(Failure::Local { message })
+                }
             }
             Answer::Claimed(head) => {
                 self.claimed(cx, p, head.txid)?;

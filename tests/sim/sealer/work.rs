@@ -9,7 +9,7 @@ use super::resync::Comparison;
 use super::{Cursor, Replica};
 use crate::disk::Stop;
 use crate::host::{Host, re, sh, state};
-use crate::process::{Control, Gate};
+use crate::process::{Control, Gate, Process};
 use crate::world::Cx;
 
 /// How often the wal-index of an open database is looked at for commits of other processes.
@@ -66,8 +66,8 @@ impl Host {
         if replica.due_at(&self.procs[p], cx.now, index, free).is_some_and(|at| at <= cx.now) {
             self.work(cx, p)?;
         }
-        let process = &self.procs[p];
-        if process.replica.as_ref().is_some_and(|replica| replica.is_finished(process)) {
+        let (process, others) = (&self.procs[p], self.others_wait(cx.now, p));
+        if process.replica.as_ref().is_some_and(|replica| replica.is_finished(process, others)) {
             self.release(cx, p)?;
         }
         Ok(())
@@ -107,9 +107,21 @@ impl Host {
         Ok(())
     }
 
+    /// Whether another process would ship at once if this one did not.
+    fn others_wait(&self, now: u64, p: usize) -> bool {
+        let waits = |process: &Process| {
+            let stands_by = process.replica.as_ref().is_some_and(|r| r.retry_at.is_some());
+            process.alive && stands_by && process.busy_until <= now
+        };
+        self.procs.iter().enumerate().any(|(other, process)| other != p && waits(process))
+    }
+
     /// Leaves the local state whole for the next process.
     fn release(&mut self, cx: &mut Cx, p: usize) -> Result<(), Stop> {
         let shipper = self.is_shipper(p);
+        if re!(self, p).dropped {
+            self.may_cost_image("it was handed over while dropped pieces were not compared");
+        }
         self.hold(p, false);
         if shipper {
             self.disk.sync_table()?;
@@ -118,6 +130,7 @@ impl Host {
             self.lock = None;
         }
         self.procs[p].replica = None;
+        self.procs[p].left_at = cx.now;
         sh!(self, p).captured = None;
         cx.log(format_args!("host {}.{p}: released", self.id));
         Ok(())

@@ -6,7 +6,7 @@
 mod fate;
 mod requests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use walferry::engine::{Failure, Head, Verdict};
 use walferry::ltx::encode::to_vec;
@@ -108,6 +108,8 @@ pub struct Store {
     /// Files in the order in which they appeared, since somebody last looked.
     pub arrived: Vec<Key>,
     pending: Vec<Pending>,
+    /// Uploads that are under way.
+    uploads: BTreeSet<(Client, u64)>,
     pub down_until: u64,
     pub denied: bool,
     pub faults: bool,

@@ -49,6 +49,11 @@ impl Store {
             .pending
             .iter()
             .any(|other| other.client == client && other.answer_at.is_some() && !other.is_upload());
+        if let Request::CompleteUpload { job, .. } = &pending.request
+            && !self.uploads.contains(&(client, *job))
+        {
+            return Err(format!("host {} completes an upload that is not under way", client.0));
+        }
         if in_flight && !pending.is_upload() {
             return Err(format!("host {} has two requests in flight", client.0));
         }
@@ -65,6 +70,11 @@ impl Store {
         }
         self.pending.push(pending);
         Ok(())
+    }
+
+    /// Whether an upload was begun that nobody completes or gives up.
+    pub fn has_upload(&self, client: Client) -> bool {
+        self.uploads.iter().any(|(other, _)| *other == client)
     }
 
     /// The process died: nobody waits for answers any more, but what it sent may still land.
@@ -179,8 +189,10 @@ impl Store {
     /// way comes to nothing or is done.
     fn end_upload(&mut self, client: Client, job: u64, outcome: &Upload) {
         if matches!(outcome, Upload::Opened) {
+            self.uploads.insert((client, job));
             return;
         }
+        self.uploads.remove(&(client, job));
         for pending in &mut self.pending {
             let of_job = match &pending.request {
                 Request::OpenUpload { job: other }
