@@ -447,10 +447,11 @@ impl Engine {
 
     fn on_confirmed(&mut self, arrived: bool) {
         self.request_done(Request::Confirm);
+        // The log is ours also when the image is of no use here, and another one was asked for.
+        self.claimed |= arrived;
         if let Mode::Confirming { txid, .. } = self.mode {
             self.mode = if arrived {
                 self.acked = txid;
-                self.claimed = true;
                 Mode::Streaming
             } else {
                 Mode::Locating { head: None }

@@ -369,3 +369,27 @@ fn a_file_of_our_own_that_was_forgotten_does_not_lift_a_fence() {
     assert_eq!(engine.status().phase, Phase::Fenced { by: WriterId(2), at: Txid(9) });
     assert_eq!(engine.poll(60_000), None);
 }
+
+#[test]
+fn an_image_that_arrived_claims_the_log_even_if_another_is_needed() {
+    let options = Options { sync_interval: 0, jitter_seed: 1 };
+    let mut engine = Engine::new(options, WriterId(1));
+    let (level, txid) = (Level::SNAPSHOT, Txid(1));
+    let opened = Opened {
+        claimed: false,
+        acked: Txid::ZERO,
+        closed: Vec::new(),
+        uncommitted_since_close: false,
+        need: Need::Confirm { level, min: txid, txid },
+    };
+    engine.handle(0, Event::Opened(opened));
+    assert_eq!(engine.poll(0), Some(Action::Confirm { level, min: txid, max: txid }));
+    // The page table is not that of the image.
+    engine.handle(1, Event::ImageNeeded);
+    engine.handle(1, Event::Confirmed { arrived: true });
+    assert!(engine.has_claimed());
+    assert_eq!(engine.poll(1), Some(Action::FindHead));
+    engine.handle(2, head(5, 2));
+    let fenced = Phase::Fenced { by: WriterId(2), at: Txid(5) };
+    assert_eq!((engine.status().phase, engine.poll(99_999)), (fenced, None));
+}

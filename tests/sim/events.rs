@@ -3,13 +3,14 @@
 use crate::disk::Stop;
 use crate::host::{Host, PAGE_SIZE_CHANGED};
 use crate::sqlite::ReaderId;
-use crate::world::{Cx, World};
+use crate::world::{Cx, Stress, World};
 
 impl World {
     pub fn event(&mut self, id: usize) -> Result<(), String> {
         let p = self.cx.rng.below(self.hosts[id].procs.len() as u64) as usize;
         let (cx, host) = (&mut self.cx, &mut self.hosts[id]);
         let done = match cx.rng.below(100) {
+            _ if cx.stress != Stress::None && cx.rng.chance(30) => stressed(host, cx, p),
             0..70 => application(host, cx, p),
             70..80 => death(host, cx),
             80..90 => outsider(host, cx, p),
@@ -20,6 +21,58 @@ impl World {
         }
         self.judge(id, p, done)
     }
+}
+
+/// What the history is made to have more of.
+fn stressed(host: &mut Host, cx: &mut Cx, p: usize) -> Result<(), Stop> {
+    match cx.stress {
+        Stress::None => {}
+        Stress::Pieces => {
+            if !host.procs[p].alive {
+                host.start(cx, p);
+            }
+            if host.procs[p].ends_at.is_some() || host.procs[p].connections == 0 {
+                return Ok(());
+            }
+            cx.store.down_until = cx.store.down_until.max(cx.now + 3000);
+            for _ in 0..=cx.rng.below(4) {
+                host.commit(cx, p)?;
+                host.checkpoint(cx, p)?;
+            }
+            if cx.rng.chance(30) {
+                host.disk.fuse = Some(cx.rng.below(25));
+            }
+        }
+        Stress::Images => {
+            let id = host.id;
+            if !host.procs.iter().any(|process| process.alive) {
+                host.disk.delete_table();
+                host.may_cost_image("the page table was deleted");
+                cx.log(format_args!("host {id}: the page table is deleted"));
+            } else if cx.rng.chance(60) {
+                // What is sent can neither go on nor be saved.
+                host.disk.full = !host.disk.full;
+            } else if let Some(p) = host.shipper() {
+                host.kill(cx, p);
+            }
+        }
+        Stress::Places => {
+            let other = cx.rng.below(host.procs.len() as u64) as usize;
+            let ready = |p: usize| {
+                let process = &host.procs[p];
+                process.alive && process.ends_at.is_none() && process.connections > 0
+            };
+            if ready(other) && cx.rng.chance(50) {
+                host.commit(cx, other)?;
+            } else if ready(p) {
+                host.close(cx, p)?;
+            } else if !host.procs[p].alive {
+                host.start(cx, p);
+                host.attach(cx, p)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn application(host: &mut Host, cx: &mut Cx, p: usize) -> Result<(), Stop> {
@@ -133,6 +186,10 @@ fn outsider(host: &mut Host, cx: &mut Cx, p: usize) -> Result<(), Stop> {
         }
         62..74 => {
             host.db.replace(&mut cx.rng, cx.now);
+            if host.forgot {
+                // It may be just what the local state still knows of.
+                host.undone = Some(host.db.head());
+            }
             cx.log(format_args!("host {id}: the file is replaced"));
         }
         74..79 => {

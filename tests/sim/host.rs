@@ -31,7 +31,8 @@ pub struct Host {
     pub leftover: bool,
     /// Nobody else writes to the replica.
     pub alone: bool,
-    /// The lineage that the disk may not forget: it was saved durably that it is in the log.
+    /// The lineage that the disk may not forget: it was saved, durably, that it is in the log. A save
+    /// that failed is made up for by the next.
     pub claimed: Option<u64>,
     /// Lineages that began because nothing was known of an earlier one.
     pub born: BTreeSet<u64>,
@@ -48,6 +49,8 @@ pub struct Host {
     pub power_fails: bool,
     /// The content that a loss of power left, if it took commits from the database.
     pub undone: Option<usize>,
+    /// A loss of power may have taken from the local state what the store has.
+    pub forgot: bool,
     /// Lives of processes so far.
     pub lives: u64,
 }
@@ -100,6 +103,7 @@ impl Host {
             writing: false,
             power_fails: false,
             undone: None,
+            forgot: false,
             lives: 0,
         }
     }
@@ -172,6 +176,7 @@ impl Host {
         }
         self.power_fails = false;
         self.may_cost_image("the power was lost");
+        self.forgot = true;
         let before = self.db.head();
         self.db.lose_power(&mut cx.rng, cx.now);
         self.disk.lose_power(&mut cx.rng);

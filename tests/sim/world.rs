@@ -15,6 +15,18 @@ use crate::rng::Rng;
 use crate::sqlite::{Database, checksum};
 use crate::store::Store;
 
+/// A part of the whole that some histories have more of than others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stress {
+    None,
+    /// Captures for the gate while the store is away, and deaths in their midst.
+    Pieces,
+    /// Images, by losses of what they replace, on a disk that fails.
+    Images,
+    /// Processes that come and go, with others that wait for their place.
+    Places,
+}
+
 /// What everybody shares.
 pub struct Cx {
     pub now: u64,
@@ -25,6 +37,8 @@ pub struct Cx {
     pub calm: bool,
     /// Something happens in the midst of a step: not again within.
     pub within: bool,
+    /// What this history is made to have more of.
+    pub stress: Stress,
     /// Show each line at once: a history may end in a panic.
     pub prints: bool,
     lines: Vec<String>,
@@ -105,9 +119,19 @@ pub struct World {
 impl World {
     fn new(seed: u64, bug: Bug) -> World {
         let mut rng = Rng::new(seed);
+        let stress = match rng.below(8) {
+            0 => Stress::Pieces,
+            1 => Stress::Images,
+            2 => Stress::Places,
+            _ => Stress::None,
+        };
         let rivals = seed.is_multiple_of(3);
         let interval = [0, 100, 1000][rng.below(3) as usize];
-        let processes = 1 + rng.below(3) as usize;
+        let processes = match stress {
+            Stress::Places => 3,
+            Stress::Pieces => 1,
+            _ => 1 + rng.below(3) as usize,
+        };
         let mut store = Store::default();
         store.faults = true;
         let mut host = Host::new(0, Database::new(0, None), processes, interval);
@@ -123,6 +147,7 @@ impl World {
             bug,
             calm: false,
             within: false,
+            stress,
             prints: false,
             lines: Vec::new(),
         };

@@ -21,6 +21,8 @@ impl Checks {
                     return Err(format!("host {}: {txid} acked, but another's", host.id));
                 }
                 Some(_) => {
+                    host.forgot &=
+                        self.states.last_key_value().is_some_and(|(last, _)| *last > txid);
                     self.ever_acked.insert(host.id, txid);
                 }
             }

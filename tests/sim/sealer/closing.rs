@@ -108,7 +108,8 @@ impl Host {
             let state = &mut state!(self, p);
             state.base = Some(file.base);
             // Once a lineage is in the log it must never forget that.
-            let first = !state.claimed && cx.bug != Bug::ClaimNotSynced;
+            let unsaved = self.claimed != Some(state.writer);
+            let first = unsaved && cx.bug != Bug::ClaimNotSynced;
             state.claimed = true;
             state.image = None;
             let state = state.clone();

@@ -331,7 +331,9 @@ impl Host {
             }
         }
         let state = state!(self, p).clone();
-        self.disk.save_if_possible(&state, true)?;
+        if self.disk.save_if_possible(&state, true)? && arrived {
+            self.claimed = Some(state.writer);
+        }
         Ok(())
     }
 }
