@@ -6,7 +6,7 @@ bench/many.py measures what a thousand cost.
 import json
 import resource
 
-from harness import DirectoryReplica, assert_restores, full_images
+from harness import DirectoryReplica, S3Replica, assert_restores, full_images
 from test_processes import until
 
 DATABASES = 200
@@ -51,3 +51,51 @@ def test_two_hundred_databases(new_host, tmp_path):
         replica = DirectoryReplica(tmp_path / "replicas" / name)
         assert_restores(replica, tmp_path / name, tmp_path)
         assert len(full_images(replica)) == 1
+
+
+def test_many_replicas_sign_in_together(new_host, proxy, s3, tmp_path):
+    """Credentials are looked up once for all replicas, and again when the store refuses them."""
+    prefix = "many/%s" % tmp_path.name
+    replica = S3Replica(s3, prefix, proxy.endpoint)
+    config, script, runs = tmp_path / "config", tmp_path / "sign-in", tmp_path / "runs"
+    script.write_text("#!/bin/sh\necho run >>%s\ncat %s\n" % (runs, tmp_path / "answer"))
+    script.chmod(0o755)
+    config.write_text("[default]\ncredential_process=%s\n" % script)
+
+    def given(token):
+        answer = {"Version": 1, "AccessKeyId": "ASIAWALFERRYTESTS001", "SecretAccessKey": "s",
+                  "SessionToken": token, "Expiration": "2099-01-01T00:00:00Z"}
+        (tmp_path / "answer.new").write_text(json.dumps(answer))
+        (tmp_path / "answer.new").rename(tmp_path / "answer")
+
+    env = {name: value for name, value in replica.env.items()
+           if name not in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    env.update(AWS_CONFIG_FILE=str(config), AWS_SHARED_CREDENTIALS_FILE=str(tmp_path / "none"),
+               WALFERRY_REPLICA=replica.url + "/{name}")
+    server = {"key": s3["AWS_ACCESS_KEY_ID"], "secret": s3["AWS_SECRET_ACCESS_KEY"]}
+    given("first")
+    proxy.rule("token", token="first", **server)
+    host = new_host("system", env=env)
+    names = ["%02d.db" % number for number in range(20)]
+
+    def write_all():
+        for name in names:
+            host.sql("INSERT INTO t VALUES (randomblob(100))", conn=name)
+
+    for name in names:
+        host.open(tmp_path / name, name)
+        host.sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (x)", conn=name)
+    write_all()
+    for name in names:
+        host.sync(name)
+    assert runs.read_text().split() == ["run"]
+
+    proxy.heal()
+    rule = proxy.rule("token", token="second", **server)
+    write_all()
+    proxy.wait(rule)
+    given("second")
+    for name in names:
+        host.sync(name)
+        assert_restores(S3Replica(s3, "%s/%s" % (prefix, name)), tmp_path / name, tmp_path)
+    assert runs.read_text().split() != ["run"]

@@ -13,6 +13,7 @@ pub mod ltx;
 pub mod plan;
 pub mod process;
 pub mod restore;
+mod rooms;
 mod sealer;
 pub mod settings;
 mod shipper;

@@ -19,6 +19,7 @@ use crate::sealer;
 use crate::settings::Settings;
 use crate::shipper::{self, Order, Outcome};
 use crate::status::Report;
+use crate::store::s3::Servers;
 
 /// Commits that can wait in the channel. More are not lost: the newest position is kept with the
 /// database, and the sealer reads on from where it was.
@@ -117,6 +118,8 @@ pub struct Process {
     controls: Sender<Control>,
     bell: Bell,
     orders: tokio::sync::mpsc::UnboundedSender<Order>,
+    /// What the replicas of this process share. A child of a fork abandons it with all else.
+    servers: Servers,
     drained: Mutex<bool>,
     drained_changed: Condvar,
 }
@@ -151,6 +154,7 @@ impl Process {
             controls,
             bell: Bell::default(),
             orders,
+            servers: Servers::limited(),
             drained: Mutex::new(false),
             drained_changed: Condvar::new(),
         });
@@ -240,6 +244,10 @@ impl Process {
 
     pub(crate) fn order(&self, order: Order) {
         let _ = self.orders.send(order);
+    }
+
+    pub(crate) fn servers(&self) -> &Servers {
+        &self.servers
     }
 
     pub(crate) fn bell(&self) -> &Bell {

@@ -2,6 +2,7 @@
 //! sealer with its end.
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::engine::{Failure, Head, Verdict};
 use crate::ltx::{FileName, HEADER_LEN, Header, MIN_FILE_LEN, TRAILER_LEN};
 use crate::process::{Control, Process};
+use crate::rooms::Rooms;
 use crate::store::{Body, ErrorKind, Key, Store, Upload};
 use crate::units::{Level, Timestamp, Txid, WriterId};
 
@@ -61,10 +63,12 @@ pub(crate) enum Task {
         checksum: u64,
     },
     /// `job` comes back with every outcome, so that a late one of an earlier job is known.
+    /// `len` is about what the database has in bytes.
     OpenUpload {
         job: u64,
         key: Key,
         timestamp: Timestamp,
+        len: u64,
     },
 }
 
@@ -140,13 +144,14 @@ pub(crate) fn run(process: Arc<Process>, mut orders: mpsc::UnboundedReceiver<Ord
     };
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
+        let rooms = Rc::new(Rooms::default());
         while let Some(order) = orders.recv().await {
-            let process = process.clone();
+            let (process, rooms) = (process.clone(), rooms.clone());
             tokio::task::spawn_local(async move {
                 match order {
                     Order::Job(job) => {
                         let database = job.database;
-                        let outcome = perform(&process, job).await;
+                        let outcome = perform(&process, &rooms, job).await;
                         process.control(Control::Shipped(database, outcome));
                     }
                     Order::Listen { database, bell, until } => {
@@ -185,7 +190,7 @@ async fn listen(process: &Process, database: u64, bell: &Path, mut until: onesho
     }
 }
 
-async fn perform(process: &Process, job: Job) -> Outcome {
+async fn perform(process: &Process, rooms: &Rooms, job: Job) -> Outcome {
     let Job { database, store, task } = job;
     let report = |outcome| process.control(Control::Shipped(database, outcome));
     let slow_down = |wait| report(Outcome::SlowDown(wait));
@@ -200,7 +205,8 @@ async fn perform(process: &Process, job: Job) -> Outcome {
         Task::Confirm { key, writer, checksum } => confirm(&*store, key, writer, checksum)
             .await
             .map(|arrived| Outcome::Confirmed { arrived }),
-        Task::OpenUpload { job, key, timestamp } => {
+        Task::OpenUpload { job, key, timestamp, len } => {
+            let _room = rooms.enter(store.server().unwrap_or_default(), len).await;
             let tell = |outcome| report(Outcome::Upload { job, outcome });
             let outcome = upload(&*store, key, timestamp, &tell).await;
             return Outcome::Upload {

@@ -65,7 +65,7 @@ impl Lock {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut text = String::new();
-                let _ = file.read_to_string(&mut text);
+                let _ = (&mut file).take(64).read_to_string(&mut text);
                 return Ok(Attempt::HeldBy(text.trim().parse().ok()));
             }
             Err(TryLockError::Error(source)) => return Err(source).context("cannot lock", &path),

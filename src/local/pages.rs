@@ -15,8 +15,20 @@ use crate::ltx::{self, Checksum, DatabaseChecksum};
 use crate::units::Pgno;
 
 const ENTRY_LEN: usize = 8;
-/// The file grows in steps of this many entries, so that a growing database maps it anew rarely.
+/// The smallest file has this many entries, one block of the disk: most databases are small.
+const SMALLEST: usize = 512;
+/// Up to this many entries the file doubles, beyond it grows in steps of as many, so that a growing
+/// database maps it anew rarely.
 const GROWTH: usize = 64 * 1024;
+
+/// For how many entries a file is made that needs `needed` of them.
+fn room_for(needed: usize) -> usize {
+    if needed < GROWTH {
+        needed.max(SMALLEST).next_power_of_two()
+    } else {
+        needed.div_ceil(GROWTH).saturating_mul(GROWTH)
+    }
+}
 
 /// The table, mapped from its file.
 #[derive(Debug)]
@@ -40,12 +52,18 @@ impl PageTable {
             .truncate(false)
             .open(&path)
             .context("cannot open", &path)?;
-        let len = file.metadata().context("cannot look at", &path)?.len() as usize;
+        let mut len = file.metadata().context("cannot look at", &path)?.len();
+        // What is beyond is not ours, or of a database that was larger: it would be read and cleared.
+        let most = room_for(commit as usize).saturating_mul(ENTRY_LEN) as u64;
+        if len > most {
+            file.set_len(most).context("cannot shorten", &path)?;
+            len = most;
+        }
         let mut table = PageTable {
             path,
             file,
             map: None,
-            capacity: len / ENTRY_LEN,
+            capacity: len as usize / ENTRY_LEN,
             commit: 0,
             checksum: DatabaseChecksum::EMPTY,
         };
@@ -138,7 +156,7 @@ impl PageTable {
     fn reserve(&mut self, commit: u32) -> Result<(), Error> {
         let needed = commit as usize;
         if needed > self.capacity {
-            let capacity = needed.div_ceil(GROWTH).saturating_mul(GROWTH);
+            let capacity = room_for(needed);
             self.map = None;
             let len = capacity.saturating_mul(ENTRY_LEN) as u64;
             allocate(&self.file, len).context("cannot grow", &self.path)?;
@@ -247,5 +265,34 @@ mod tests {
             by_hand.toggle(if pgno == 7 { sums[0] } else { *sum });
         }
         assert_eq!(by_hand, expected);
+    }
+
+    #[test]
+    fn a_small_database_has_a_small_table() {
+        let dir = tempfile::tempdir().unwrap();
+        let len = || std::fs::metadata(dir.path().join("pages")).unwrap().len();
+        let sum = ltx::checksum::page(1, b"x");
+        let mut table = PageTable::open(dir.path(), 0).unwrap();
+        let mut grown = 0;
+        for pgno in 1..=200_000 {
+            let before = len();
+            table.set(pgno, Some(sum)).unwrap();
+            grown += u32::from(len() > before);
+            if pgno <= 512 {
+                assert_eq!(len(), 4096);
+            }
+        }
+        assert!(grown <= 12, "mapped anew {grown} times");
+        assert!(len() < 200_000 * 8 * 2);
+        drop(table);
+        // A file that somebody made longer takes neither memory nor time.
+        File::options()
+            .write(true)
+            .open(dir.path().join("pages"))
+            .unwrap()
+            .set_len(1 << 43)
+            .unwrap();
+        let table = PageTable::open(dir.path(), 3).unwrap();
+        assert_eq!((table.get(3), table.get(4), len()), (Some(sum), None, 4096));
     }
 }

@@ -133,6 +133,8 @@ struct Envelope {
 }
 
 const VERSION: u32 = 1;
+/// No state is longer, in bytes: a URL and some numbers.
+const LEN_MAX: u64 = 64 << 10;
 
 impl State {
     /// A lineage that has shipped nothing yet.
@@ -152,15 +154,13 @@ impl State {
     /// kind `InvalidData`.
     pub fn load(dir: &Path) -> Result<Option<State>, Error> {
         let path = dir.join("state");
-        let text = match std::fs::read(&path) {
-            Ok(text) => text,
+        let text = match read_bounded(&path) {
+            Ok(text) if text.len() as u64 <= LEN_MAX => text,
+            Ok(_) => return Err(damaged(&path, format!("it is longer than {LEN_MAX} bytes"))),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error).context("cannot read", &path),
         };
-        State::parse(&text).map(Some).map_err(|what| Error {
-            message: format!("cannot use {}", path.display()),
-            source: std::io::Error::new(std::io::ErrorKind::InvalidData, what),
-        })
+        State::parse(&text).map(Some).map_err(|what| damaged(&path, what))
     }
 
     fn parse(text: &[u8]) -> Result<State, String> {
@@ -184,6 +184,21 @@ impl State {
         });
         let bytes = encoded.map_err(std::io::Error::other).context("cannot encode", &path)?;
         replace_file(&path, &bytes, durable)
+    }
+}
+
+/// Reads a file, of a long one just enough to show that it is too long.
+fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
+    use std::io::Read;
+    let mut text = Vec::new();
+    std::fs::File::open(path)?.take(LEN_MAX + 1).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+fn damaged(path: &Path, what: String) -> Error {
+    Error {
+        message: format!("cannot use {}", path.display()),
+        source: std::io::Error::new(std::io::ErrorKind::InvalidData, what),
     }
 }
 
@@ -220,5 +235,10 @@ mod tests {
         bytes.truncate(at);
         std::fs::write(&path, &bytes).unwrap();
         assert!(State::load(dir.path()).is_err());
+        // Of a file that is only long no more is read than shows it.
+        std::fs::File::options().write(true).open(&path).unwrap().set_len(1 << 43).unwrap();
+        let error = State::load(dir.path()).unwrap_err();
+        assert_eq!(error.source.kind(), std::io::ErrorKind::InvalidData);
+        assert!(error.to_string().contains("longer than"), "{error}");
     }
 }

@@ -104,7 +104,11 @@ impl Replica {
         let number = self.next_number();
         let image = ImageJob { number, level, txid, pre_apply, timestamp, stage };
         self.job = LocalJob::Image(Box::new(image));
-        self.ship(Task::OpenUpload { job: number, key, timestamp });
+        // What is in the WAL may not be in the database file yet.
+        let wal = local::wal_path(self.database.path());
+        let len = |path| std::fs::metadata(path).map_or(0, |file| file.len());
+        let len = len(self.database.path()).saturating_add(len(&wal));
+        self.ship(Task::OpenUpload { job: number, key, timestamp, len });
     }
 
     /// Takes in what the shipper says of an upload.

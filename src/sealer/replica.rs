@@ -103,7 +103,8 @@ pub(super) enum LocalJob {
 
 impl Replica {
     pub(super) fn new(process: Arc<Process>, database: Arc<Database>) -> Replica {
-        let store = match crate::store::url::open(&database.settings().replica) {
+        let url = &database.settings().replica;
+        let store = match crate::store::url::open_at(url, process.servers()) {
             Ok(store) => Some(store),
             Err(error) => {
                 log::error!("{}: {error}", database.path().display());

@@ -142,6 +142,11 @@ pub trait Store: Send + Sync {
     /// The replica's URL, without secrets, for messages.
     fn url(&self) -> &str;
 
+    /// The server that the calls go to, if that is not this machine.
+    fn server(&self) -> Option<&str> {
+        None
+    }
+
     /// All files of a level, ascending by name. Names that are not of the form are passed over.
     /// A level without files, or a replica that does not exist yet, is empty; a missing bucket is
     /// [`ErrorKind::NoReplica`].

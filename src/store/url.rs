@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::file::FileStore;
-use super::s3::S3Store;
+use super::s3::{S3Store, Servers};
 use super::{Error, ErrorKind, Store};
 
 /// What a replica's URL may look like, for messages.
@@ -18,12 +18,17 @@ const FORMS: &str = "file:///absolute/path, file:relative/path, a plain path, or
 
 /// Opens the store that a URL or path names. Nothing is asked of it yet.
 pub fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
+    open_at(url, &Servers::default())
+}
+
+/// As [`open`], for one of many replicas, which share connections and credentials at `servers`.
+pub fn open_at(url: &str, servers: &Servers) -> Result<Arc<dyn Store>, Error> {
     if url.is_empty() {
         return Err(invalid(format!("a replica needs a URL: {FORMS}")));
     }
     match split_scheme(url) {
         Some(("file", rest)) => Ok(Arc::new(FileStore::new(file_path(url, rest)?))),
-        Some(("s3", _)) => Ok(Arc::new(S3Store::open(url)?)),
+        Some(("s3", _)) => Ok(Arc::new(S3Store::open_at(url, servers)?)),
         Some((scheme @ ("gs" | "gcs" | "abs" | "sftp"), _)) => {
             Err(invalid(format!("{scheme}:// is not supported yet; a replica may be {FORMS}")))
         }

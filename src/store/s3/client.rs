@@ -1,4 +1,5 @@
-//! The SDK's client: where it finds credentials and region, and how long it waits.
+//! The SDK's client: where it finds credentials and region, how long it waits, and how much it takes
+//! in.
 
 use std::time::Duration;
 
@@ -11,14 +12,19 @@ use aws_config::retry::RetryConfig;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_sdk_s3::Client;
-use aws_sdk_s3::config::Region;
-use aws_sdk_s3::config::interceptors::InterceptorContext;
+use aws_sdk_s3::config::interceptors::{
+    BeforeDeserializationInterceptorContextMut, InterceptorContext,
+};
 use aws_sdk_s3::config::retry::{ClassifyRetry, RetryAction};
+use aws_sdk_s3::config::{ConfigBag, Intercept, Region, RuntimeComponents, SharedHttpClient};
+use aws_sdk_s3::error::BoxError;
+use aws_sdk_s3::primitives::SdkBody;
 use aws_smithy_http_client::tls;
+use http_body_util::{LengthLimitError, Limited};
 
 use super::Credentials;
 use super::error::retry_after;
-use super::settings::Settings;
+use super::server::Access;
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -31,16 +37,26 @@ const ATTEMPTS: u32 = 3;
 /// Connections are dropped after this, before the server closes them under a request.
 const IDLE_CONNECTION: Duration = Duration::from_secs(15);
 
+/// Longest answer that is taken in where the answer is not what was asked for: success without a
+/// body to speak of, or an error.
+const ANSWER_MAX: u64 = 1 << 20;
+/// Longest page of a listing: a thousand keys of a kilobyte, each character written as six.
+const LIST_PAGE_MAX: u64 = 8 << 20;
+
 /// The region when nothing names one; servers other than AWS mostly do not care.
 const REGION_OF_LAST_RESORT: &str = "us-east-1";
 
-/// Makes a client. Looks at the environment, at `~/.aws`, and, without a region there, asks the
-/// machine's metadata service.
-pub(super) async fn build(settings: &Settings, credentials: Option<Credentials>) -> Client {
-    let http = aws_smithy_http_client::Builder::new()
+/// Makes what connections are made with. It reads the system's certificates.
+pub(super) fn connector() -> SharedHttpClient {
+    aws_smithy_http_client::Builder::new()
         .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
         .pool_idle_timeout(IDLE_CONNECTION)
-        .build_https();
+        .build_https()
+}
+
+/// Makes a client. Looks at the environment, at `~/.aws`, and, without a region there, asks the
+/// machine's metadata service.
+pub(super) async fn build(settings: &Access, http: SharedHttpClient) -> Client {
     let region = region(settings).await;
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
         .http_client(http.clone())
@@ -53,7 +69,7 @@ pub(super) async fn build(settings: &Settings, credentials: Option<Credentials>)
         )
         .timeout_config(timeouts(0))
         .stalled_stream_protection(StalledStreamProtectionConfig::enabled().build());
-    let credentials = credentials.or_else(|| {
+    let credentials = settings.credentials.clone().or_else(|| {
         // A profile in the URL is not to be outdone by the environment.
         let env = |name: &str| std::env::var(name).ok();
         settings.profile.is_none().then(|| litestream_credentials(env)).flatten()
@@ -105,8 +121,62 @@ impl ClassifyRetry for LeftAlone {
     }
 }
 
+/// Settings of a request that moves `bytes` there, and of whose answer only the outcome counts.
+pub(super) fn sending(bytes: u64) -> aws_sdk_s3::config::Builder {
+    aws_sdk_s3::config::Config::builder()
+        .timeout_config(timeouts(bytes))
+        .interceptor(AnswerMax(ANSWER_MAX))
+}
+
+/// Settings of a request for a page of a listing.
+pub(super) fn listing() -> aws_sdk_s3::config::Builder {
+    aws_sdk_s3::config::Config::builder().interceptor(AnswerMax(LIST_PAGE_MAX))
+}
+
+/// Settings of a request for at most so many bytes of an object.
+pub(super) fn receiving(most: u64) -> aws_sdk_s3::config::Builder {
+    aws_sdk_s3::config::Config::builder().interceptor(AnswerMax(most))
+}
+
+/// Ends the reading of an answer that is longer than what can be meant: a broken or hostile server
+/// could fill the memory of the process otherwise.
+#[derive(Debug)]
+struct AnswerMax(u64);
+
+impl Intercept for AnswerMax {
+    fn name(&self) -> &'static str {
+        "take in no more than was asked for"
+    }
+
+    fn modify_before_deserialization(
+        &self,
+        context: &mut BeforeDeserializationInterceptorContextMut<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let answer = context.response_mut();
+        let most = if answer.status().is_success() { self.0 } else { ANSWER_MAX };
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        let body = std::mem::replace(answer.body_mut(), SdkBody::taken());
+        *answer.body_mut() = SdkBody::from_body_1_x(Limited::new(body, most));
+        Ok(())
+    }
+}
+
+/// Whether an answer was not read to its end because it was longer than it may be.
+pub(super) fn is_too_long(err: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(err);
+    while let Some(err) = cause {
+        if err.is::<LengthLimitError>() {
+            return true;
+        }
+        cause = err.source();
+    }
+    false
+}
+
 /// Time-outs of a request that moves `bytes`.
-pub(super) fn timeouts(bytes: u64) -> TimeoutConfig {
+fn timeouts(bytes: u64) -> TimeoutConfig {
     let attempt = transfer_time(bytes);
     TimeoutConfig::builder()
         .connect_timeout(CONNECT_TIMEOUT)
@@ -126,7 +196,7 @@ pub(super) const fn attempts() -> u32 {
 }
 
 /// The region of the URL, else of the profile or environment, else of the machine.
-async fn region(settings: &Settings) -> Region {
+async fn region(settings: &Access) -> Region {
     if let Some(region) = &settings.region {
         return Region::new(region.clone());
     }

@@ -10,6 +10,7 @@
 
 mod client;
 mod error;
+mod server;
 mod settings;
 mod sse;
 mod upload;
@@ -18,6 +19,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -25,11 +27,12 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::ResponseChecksumValidation;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_s3::primitives::ByteStream;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use self::error::{DELETE, GET, LIST, Operation, PUT, Place};
+use self::error::{DELETE, GET, LIST, Operation, Place};
+pub use self::server::Servers;
+use self::server::{Pass, Server};
 use self::settings::Settings;
 use self::sse::{CustomerKey, with_customer_key};
 use super::{Body, Error, ErrorKind, FileInfo, Key, Store, Upload};
@@ -39,6 +42,10 @@ use crate::units::{Level, Timestamp};
 /// User metadata with the LTX timestamp; `x-amz-meta-` goes before it in the header.
 const TIMESTAMP_METADATA: &str = "litestream-timestamp";
 const CONTENT_TYPE: &str = "application/octet-stream";
+/// Longest object that is read whole, in bytes; of a longer one ranges are read.
+const WHOLE_MAX: u64 = 1 << 30;
+/// What is granted to a server in time that does not say how much it sends, in bytes.
+const LENGTH_UNKNOWN: u64 = 64 << 20;
 
 /// A path in a bucket that holds one replica.
 #[derive(Clone)]
@@ -47,13 +54,15 @@ pub struct S3Store(Arc<Replica>);
 struct Replica {
     settings: Settings,
     place: Place,
-    credentials: Option<Credentials>,
-    /// Made anew after the store refused the credentials: others may be there by now.
-    connection: Mutex<Option<Arc<Connection>>>,
+    server: Arc<Server>,
+    /// Read anew after the store refused it.
+    customer_key: Mutex<Option<CustomerKey>>,
+    /// The last request got no answer.
+    doubtful: AtomicBool,
 }
 
 /// Credentials from a configuration file. Its `Debug` shows nothing of them.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Credentials {
     /// Access key id.
     pub access_key_id: String,
@@ -69,10 +78,12 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// What is made with the first request, and lasts as long as the credentials are accepted.
+/// What a request is made with, and its place among those that the server gets at once: held until
+/// the answer is there.
 struct Connection {
     client: Client,
     customer_key: Option<CustomerKey>,
+    _pass: Pass,
 }
 
 impl fmt::Debug for S3Store {
@@ -87,8 +98,22 @@ impl S3Store {
         S3Store::open_with(url, None)
     }
 
+    /// As [`S3Store::open`], sharing with the other replicas at `servers`.
+    pub fn open_at(url: &str, servers: &Servers) -> Result<S3Store, Error> {
+        S3Store::open_shared(url, None, servers)
+    }
+
     /// Reads the URL. `credentials` go before those of the environment and of `~/.aws`.
     pub fn open_with(url: &str, credentials: Option<Credentials>) -> Result<S3Store, Error> {
+        S3Store::open_shared(url, credentials, &Servers::default())
+    }
+
+    /// As [`S3Store::open_with`], sharing with the other replicas at `servers`.
+    pub fn open_shared(
+        url: &str,
+        credentials: Option<Credentials>,
+        servers: &Servers,
+    ) -> Result<S3Store, Error> {
         let env = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let settings = Settings::parse(url, env)?;
         let server = match (&settings.endpoint, &settings.region) {
@@ -97,8 +122,14 @@ impl S3Store {
             (None, None) => "AWS".to_string(),
         };
         let place = Place { url: settings.url.clone(), bucket: settings.bucket.clone(), server };
-        let connection = Mutex::new(None);
-        Ok(S3Store(Arc::new(Replica { settings, place, credentials, connection })))
+        let server = servers.server(&place.server, &settings, credentials);
+        Ok(S3Store(Arc::new(Replica {
+            settings,
+            place,
+            server,
+            customer_key: Mutex::new(None),
+            doubtful: AtomicBool::new(false),
+        })))
     }
 }
 
@@ -108,8 +139,12 @@ impl Store for S3Store {
         &self.0.settings.url
     }
 
+    fn server(&self) -> Option<&str> {
+        Some(&self.0.place.server)
+    }
+
     async fn list(&self, level: Level) -> Result<Vec<FileInfo>, Error> {
-        patiently(|| self.0.list(level)).await
+        self.0.noted(patiently(|| self.0.list(level)).await)
     }
 
     async fn get(&self, key: Key, range: Option<Range<u64>>) -> Result<Bytes, Error> {
@@ -118,13 +153,13 @@ impl Store for S3Store {
             Some(range) if range.start >= range.end => Ok(Bytes::new()),
             range => {
                 let object = self.0.object(key);
-                patiently(|| self.0.get(&object, range.clone())).await
+                self.0.noted(patiently(|| self.0.get(&object, range.clone())).await)
             }
         }
     }
 
     async fn put_new(&self, key: Key, body: Body, timestamp: Timestamp) -> Result<(), Error> {
-        upload::put_new(&self.0, &self.0.object(key), body, timestamp).await
+        self.0.noted(upload::put_new(&self.0, &self.0.object(key), body, timestamp).await)
     }
 
     async fn upload_new(&self, key: Key, timestamp: Timestamp) -> Result<Box<dyn Upload>, Error> {
@@ -132,7 +167,7 @@ impl Store for S3Store {
     }
 
     async fn delete(&self, key: Key) -> Result<(), Error> {
-        self.0.delete(&self.0.object(key)).await
+        self.0.noted(self.0.delete(&self.0.object(key)).await)
     }
 }
 
@@ -161,18 +196,28 @@ impl Replica {
         format!("{}{}", self.settings.prefix(key.level), key.name)
     }
 
-    async fn connection(&self) -> Result<Arc<Connection>, Error> {
-        let known = self.connection.lock().clone();
-        if let Some(connection) = known {
-            return Ok(connection);
+    /// Waits for a place at the server, and gives it with what a request needs.
+    async fn connection(&self) -> Result<Connection, Error> {
+        let customer_key = self.customer_key().await?;
+        let pass = self.server.enter(self.doubtful.load(Ordering::Relaxed)).await;
+        Ok(Connection { client: self.server.client().await, customer_key, _pass: pass })
+    }
+
+    async fn customer_key(&self) -> Result<Option<CustomerKey>, Error> {
+        let Some(path) = self.settings.customer_key_path.clone() else { return Ok(None) };
+        let known = self.customer_key.lock().clone();
+        if known.is_some() {
+            return Ok(known);
         }
-        let customer_key = match self.settings.customer_key_path.clone() {
-            None => None,
-            Some(path) => Some(super::file::blocking(move || CustomerKey::read(&path)).await?),
-        };
-        let client = client::build(&self.settings, self.credentials.clone()).await;
-        let made = Arc::new(Connection { client, customer_key });
-        Ok(self.connection.lock().get_or_insert(made).clone())
+        let read = super::file::blocking(move || CustomerKey::read(&path)).await?;
+        Ok(Some(self.customer_key.lock().insert(read).clone()))
+    }
+
+    /// Remembers whether there was an answer.
+    fn noted<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+        let silent = matches!(&result, Err(error) if error.kind == ErrorKind::Unavailable);
+        self.doubtful.store(silent, Ordering::Relaxed);
+        result
     }
 
     /// The error of a failed call for `object`. After a refusal the next call looks for the
@@ -188,7 +233,8 @@ impl Replica {
     {
         let error = self.place.failed(operation, object, err);
         if matches!(error.kind, ErrorKind::Unauthenticated | ErrorKind::Denied) {
-            *self.connection.lock() = None;
+            self.server.refuse();
+            *self.customer_key.lock() = None;
         }
         error
     }
@@ -209,6 +255,8 @@ impl Replica {
                 // Spares the keys of folders below, which are not ours.
                 .delimiter("/")
                 .set_continuation_token(token)
+                .customize()
+                .config_override(client::listing())
                 .send()
                 .await
                 .map_err(|err| self.failed(LIST, &prefix, &err))?;
@@ -264,15 +312,17 @@ impl Replica {
         range: Option<&Range<u64>>,
     ) -> Result<Result<Bytes, String>, Error> {
         let connection = self.connection().await?;
-        let Connection { client, customer_key } = &*connection;
+        let Connection { client, customer_key, .. } = &connection;
         let request = client.get_object().bucket(&self.settings.bucket).key(object);
         let request = with_customer_key!(request, customer_key.as_ref());
+        let most = range.map_or(WHOLE_MAX, |range| range.end - range.start);
+        let limits = client::receiving(most);
         let answer = match range {
-            None => request.send().await,
+            None => request.customize().config_override(limits).send().await,
             Some(range) => {
                 // Some servers send the whole object's checksum with a part of it.
-                let unchecked = aws_sdk_s3::config::Config::builder()
-                    .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
+                let unchecked =
+                    limits.response_checksum_validation(ResponseChecksumValidation::WhenRequired);
                 let range = match range.end.checked_sub(1) {
                     Some(last) if i64::try_from(last).is_ok() => {
                         format!("bytes={}-{last}", range.start)
@@ -283,11 +333,22 @@ impl Replica {
             }
         };
         let answer = answer.map_err(|err| self.failed(GET, object, &err))?;
+        let too_long = || {
+            let why = match range {
+                Some(_) => "the server sent more than the range that was asked for",
+                None => "it is too long to be read at once",
+            };
+            self.place.error(ErrorKind::Invalid, GET, object, why, None)
+        };
         let len = answer.content_length().and_then(|len| u64::try_from(len).ok());
+        if len.is_some_and(|len| len > most) {
+            return Err(too_long());
+        }
         let transfer = answer.body.collect();
-        let limit = client::transfer_time(len.unwrap_or_default());
+        let limit = client::transfer_time(len.unwrap_or(most.min(LENGTH_UNKNOWN)));
         let bytes = match tokio::time::timeout(limit, transfer).await {
             Ok(Ok(body)) => body.into_bytes(),
+            Ok(Err(err)) if client::is_too_long(&err) => return Err(too_long()),
             Ok(Err(err)) => return Ok(Err(error::words(&err))),
             Err(_) => return Ok(Err(format!("not done after {} s", limit.as_secs()))),
         };
@@ -295,47 +356,14 @@ impl Replica {
         if len.is_some_and(|len| len != got) {
             return Ok(Err(format!("{got} of {} bytes arrived", len.unwrap_or_default())));
         }
-        if range.is_some_and(|range| got > range.end - range.start) {
-            let why = "the server sent more than the range that was asked for";
-            return Err(self.place.error(ErrorKind::Invalid, GET, object, why, None));
-        }
         Ok(Ok(bytes))
-    }
-
-    /// Creates an object in one request.
-    async fn put_once(
-        &self,
-        object: &str,
-        bytes: Bytes,
-        timestamp: Timestamp,
-    ) -> Result<(), Error> {
-        let connection = self.connection().await?;
-        let Connection { client, customer_key } = &*connection;
-        let timeouts = client::timeouts(bytes.len() as u64);
-        let request = client
-            .put_object()
-            .bucket(&self.settings.bucket)
-            .key(object)
-            .if_none_match("*")
-            .content_type(CONTENT_TYPE)
-            .metadata(TIMESTAMP_METADATA, timestamp.to_rfc3339())
-            .set_storage_class(self.settings.storage_class.clone())
-            .set_server_side_encryption(self.settings.encryption.clone())
-            .set_ssekms_key_id(self.settings.kms_key_id.clone())
-            .body(ByteStream::from(bytes));
-        with_customer_key!(request, customer_key.as_ref())
-            .customize()
-            .config_override(aws_sdk_s3::config::Config::builder().timeout_config(timeouts))
-            .send()
-            .await
-            .map_err(|err| self.failed(PUT, object, &err))?;
-        Ok(())
     }
 
     async fn delete(&self, object: &str) -> Result<(), Error> {
         let connection = self.connection().await?;
         let request = connection.client.delete_object();
-        match request.bucket(&self.settings.bucket).key(object).send().await {
+        let request = request.bucket(&self.settings.bucket).key(object);
+        match request.customize().config_override(client::sending(0)).send().await {
             Ok(_) => Ok(()),
             Err(err) => match self.failed(DELETE, object, &err) {
                 Error { kind: ErrorKind::NotFound, .. } => Ok(()),

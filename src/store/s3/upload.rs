@@ -40,12 +40,43 @@ pub(super) async fn put_new(
 ) -> Result<(), Error> {
     let source = Source::open(body).await?;
     if source.len() <= SINGLE_MAX as u64 {
-        let bytes = source.read(0, source.len()).await?;
-        return replica.put_once(object, bytes, timestamp).await;
+        return put_once(replica, object, &source, timestamp).await;
     }
     let multipart = Multipart::begin(Arc::clone(replica), object.to_string(), timestamp).await?;
     let sent = send_all(&multipart, &source).await;
     multipart.finish(sent).await
+}
+
+/// Creates an object in one request. The bytes are read when it is their turn: many replicas may
+/// wait, and only those that send have theirs in memory.
+async fn put_once(
+    replica: &Replica,
+    object: &str,
+    source: &Source,
+    timestamp: Timestamp,
+) -> Result<(), Error> {
+    let connection = replica.connection().await?;
+    let Connection { client, customer_key, .. } = &connection;
+    let bytes = source.read(0, source.len()).await?;
+    let limits = client::sending(bytes.len() as u64);
+    let request = client
+        .put_object()
+        .bucket(&replica.settings.bucket)
+        .key(object)
+        .if_none_match("*")
+        .content_type(CONTENT_TYPE)
+        .metadata(TIMESTAMP_METADATA, timestamp.to_rfc3339())
+        .set_storage_class(replica.settings.storage_class.clone())
+        .set_server_side_encryption(replica.settings.encryption.clone())
+        .set_ssekms_key_id(replica.settings.kms_key_id.clone())
+        .body(ByteStream::from(bytes));
+    with_customer_key!(request, customer_key.as_ref())
+        .customize()
+        .config_override(limits)
+        .send()
+        .await
+        .map_err(|err| replica.failed(PUT, object, &err))?;
+    Ok(())
 }
 
 /// Sends all parts of a file, a few at once.
@@ -63,8 +94,8 @@ async fn send_all(multipart: &Multipart, source: &Source) -> Result<Vec<Complete
         let (multipart, source) = (multipart.clone(), source.clone());
         tasks.spawn(async move {
             let start = number * part_len;
-            let bytes = source.read(start, part_len.min(source.len() - start)).await?;
-            multipart.send(number as u32, bytes).await
+            let len = part_len.min(source.len() - start);
+            multipart.send(number as u32, &source, start, len).await
         });
     }
     while !tasks.is_empty() {
@@ -160,7 +191,7 @@ impl Multipart {
         timestamp: Timestamp,
     ) -> Result<Multipart, Error> {
         let connection = replica.connection().await?;
-        let Connection { client, customer_key } = &*connection;
+        let Connection { client, customer_key, .. } = &connection;
         let request = client
             .create_multipart_upload()
             .bucket(&replica.settings.bucket)
@@ -171,6 +202,8 @@ impl Multipart {
             .set_server_side_encryption(replica.settings.encryption.clone())
             .set_ssekms_key_id(replica.settings.kms_key_id.clone());
         let answer = with_customer_key!(request, customer_key.as_ref())
+            .customize()
+            .config_override(client::sending(0))
             .send()
             .await
             .map_err(|err| replica.failed(CREATE_UPLOAD, &object, &err))?;
@@ -187,12 +220,19 @@ impl Multipart {
     }
 
     /// Sends part `number`, from 0.
-    async fn send(&self, number: u32, bytes: Bytes) -> Result<CompletedPart, Error> {
+    async fn send(
+        &self,
+        number: u32,
+        source: &Source,
+        start: u64,
+        len: u64,
+    ) -> Result<CompletedPart, Error> {
         // S3 counts from 1.
         let number = number.cast_signed().saturating_add(1);
         let connection = self.replica.connection().await?;
-        let Connection { client, customer_key } = &*connection;
-        let timeouts = client::timeouts(bytes.len() as u64);
+        let Connection { client, customer_key, .. } = &connection;
+        let bytes = source.read(start, len).await?;
+        let limits = client::sending(len);
         let request = client
             .upload_part()
             .bucket(&self.replica.settings.bucket)
@@ -202,7 +242,7 @@ impl Multipart {
             .body(ByteStream::from(bytes));
         let answer = with_customer_key!(request, customer_key.as_ref())
             .customize()
-            .config_override(aws_sdk_s3::config::Config::builder().timeout_config(timeouts))
+            .config_override(limits)
             .send()
             .await
             .map_err(|err| self.replica.failed(UPLOAD_PART, &self.object, &err))?;
@@ -211,6 +251,11 @@ impl Multipart {
             .set_e_tag(answer.e_tag)
             .set_checksum_crc32(answer.checksum_crc32)
             .build())
+    }
+
+    async fn send_bytes(&self, number: u32, bytes: Bytes) -> Result<CompletedPart, Error> {
+        let len = bytes.len() as u64;
+        self.send(number, &Source::Bytes(bytes), 0, len).await
     }
 
     /// Makes the object appear if all parts were sent, else and on failure gives up.
@@ -228,7 +273,7 @@ impl Multipart {
     async fn complete(&self, mut parts: Vec<CompletedPart>) -> Result<(), Error> {
         parts.sort_unstable_by_key(CompletedPart::part_number);
         let connection = self.replica.connection().await?;
-        let Connection { client, customer_key } = &*connection;
+        let Connection { client, customer_key, .. } = &connection;
         let request = client
             .complete_multipart_upload()
             .bucket(&self.replica.settings.bucket)
@@ -237,10 +282,10 @@ impl Multipart {
             .if_none_match("*")
             .multipart_upload(CompletedMultipartUpload::builder().set_parts(Some(parts)).build());
         // The server may put thousands of parts together before it answers.
-        let timeouts = client::timeouts(64 << 20);
+        let limits = client::sending(64 << 20);
         let answer = with_customer_key!(request, customer_key.as_ref())
             .customize()
-            .config_override(aws_sdk_s3::config::Config::builder().timeout_config(timeouts))
+            .config_override(limits)
             .send()
             .await
             .map_err(|err| self.replica.failed(COMPLETE_UPLOAD, &self.object, &err))?;
@@ -266,7 +311,7 @@ impl Multipart {
             .bucket(&self.replica.settings.bucket)
             .key(&*self.object)
             .upload_id(&*self.id);
-        if let Err(err) = request.send().await {
+        if let Err(err) = request.customize().config_override(client::sending(0)).send().await {
             // An upload that was completed after all is gone, which is what an abort is for.
             if err.code() != Some("NoSuchUpload") {
                 let err = self.replica.failed(ABORT_UPLOAD, &self.object, &err);
@@ -302,7 +347,7 @@ impl S3Upload {
 
     async fn send(&mut self, number: u32, bytes: Bytes) -> Result<(), Error> {
         if let State::Many(multipart, sent) = &mut self.state {
-            sent.push(multipart.send(number, bytes).await?);
+            sent.push(multipart.send_bytes(number, bytes).await?);
             return Ok(());
         }
         match std::mem::replace(&mut self.state, State::Empty) {
@@ -315,8 +360,8 @@ impl S3Upload {
                 let multipart = begun.await?;
                 self.state = State::Many(multipart.clone(), Vec::new());
                 let sent = [
-                    multipart.send(first, first_bytes).await?,
-                    multipart.send(number, bytes).await?,
+                    multipart.send_bytes(first, first_bytes).await?,
+                    multipart.send_bytes(number, bytes).await?,
                 ];
                 self.state = State::Many(multipart, sent.into());
             }
@@ -347,13 +392,14 @@ impl Upload for S3Upload {
             ));
         }
         self.parts.add(number, bytes.len())?;
-        self.send(number, bytes).await
+        let sent = self.send(number, bytes).await;
+        self.replica.noted(sent)
     }
 
     async fn complete(self: Box<Self>) -> Result<(), Error> {
         let S3Upload { replica, object, timestamp, parts, state, .. } = *self;
         let whole = parts.check();
-        match state {
+        let completed = match state {
             State::Many(multipart, sent) => {
                 let count = parts.count();
                 let whole = whole.and_then(|()| {
@@ -361,15 +407,16 @@ impl Upload for S3Upload {
                 });
                 multipart.finish(whole).await
             }
-            State::One(_, bytes) => {
-                whole?;
-                replica.put_once(&object, bytes, timestamp).await
-            }
+            State::One(_, bytes) => match whole {
+                Ok(()) => put_once(&replica, &object, &Source::Bytes(bytes), timestamp).await,
+                Err(err) => Err(err),
+            },
             State::Empty if parts.count() == 0 => {
-                replica.put_once(&object, Bytes::new(), timestamp).await
+                put_once(&replica, &object, &Source::Bytes(Bytes::new()), timestamp).await
             }
             State::Empty => Err(broken(&replica, &object)),
-        }
+        };
+        replica.noted(completed)
     }
 
     async fn abort(self: Box<Self>) {

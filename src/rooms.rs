@@ -1,0 +1,86 @@
+//! Room for full images on their way: each holds some parts in memory, so few are made at once.
+//!
+//! They wait by size, so that a small database does not wait for hours behind large ones, and by
+//! server, so that one that is slow or dead keeps no place from another.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Up to how many bytes of database, how many images at once. An image holds at most four parts, of
+/// 16 MiB if the URL does not say otherwise: 256 MiB for those that are not small.
+const CLASSES: [(u64, usize); 3] = [(1 << 20, 16), (256 << 20, 2), (u64::MAX, 2)];
+/// Most servers that are remembered although nothing goes there.
+const UNUSED_MAX: usize = 16;
+
+/// The images of one process.
+#[derive(Default)]
+pub(crate) struct Rooms(Mutex<HashMap<String, Arc<Classes>>>);
+
+struct Classes([Arc<Semaphore>; CLASSES.len()]);
+
+/// Held while an image is on its way.
+pub(crate) struct Room {
+    _place: Option<OwnedSemaphorePermit>,
+    _classes: Arc<Classes>,
+}
+
+impl Rooms {
+    /// Waits for room for the image of a database of about `len` bytes; first come, first served.
+    pub(crate) async fn enter(&self, server: &str, len: u64) -> Room {
+        let classes = self.classes(server);
+        let fits = CLASSES.iter().position(|(most, _)| len <= *most);
+        // Nobody closes these semaphores.
+        let place = match fits.and_then(|class| classes.0.get(class)) {
+            Some(places) => places.clone().acquire_owned().await.ok(),
+            None => None,
+        };
+        Room { _place: place, _classes: classes }
+    }
+
+    fn classes(&self, server: &str) -> Arc<Classes> {
+        let mut known = self.0.lock();
+        if known.len() >= UNUSED_MAX {
+            known.retain(|_, classes| Arc::strong_count(classes) > 1);
+        }
+        let new = || Arc::new(Classes(CLASSES.map(|(_, places)| Arc::new(Semaphore::new(places)))));
+        known.entry(server.to_string()).or_insert_with(new).clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether there is room at once.
+    async fn try_enter(rooms: &Rooms, server: &str, len: u64) -> Option<Room> {
+        tokio::select! {
+            biased;
+            room = rooms.enter(server, len) => Some(room),
+            () = std::future::ready(()) => None,
+        }
+    }
+
+    #[tokio::test]
+    async fn images_wait_for_their_like_only() {
+        let rooms = Rooms::default();
+        let mut held = Vec::new();
+        for (server, len, places) in
+            [("a", 4 << 40, 2), ("a", 2 << 20, 2), ("a", 100, 16), ("b", 4 << 40, 2), ("", 0, 16)]
+        {
+            for _ in 0..places {
+                held.push(try_enter(&rooms, server, len).await.expect("a place"));
+            }
+            assert!(try_enter(&rooms, server, len).await.is_none(), "{server} {len}");
+        }
+        held.remove(0);
+        assert!(try_enter(&rooms, "a", 5 << 40).await.is_some());
+        drop(held);
+        for number in 0..100 {
+            drop(try_enter(&rooms, &number.to_string(), 1).await);
+        }
+        assert!(rooms.0.lock().len() <= UNUSED_MAX + 1);
+    }
+}

@@ -1,0 +1,277 @@
+//! What the replicas of one process share: a connector, a client for each way to sign in, and how
+//! many requests a server gets at once.
+//!
+//! All of it belongs to the runtime that uses it first. A child of a fork has its own [`Servers`]:
+//! sockets of the parent are never written to.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::SharedHttpClient;
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+use super::settings::Settings;
+use super::{Credentials, client};
+
+/// Requests to one server at once, and so its connections, for all replicas that share it.
+const REQUESTS_MAX: usize = 16;
+/// How many of these may be of replicas whose last request got no answer: what hangs takes no more
+/// places than this from the replicas that do well.
+const DOUBTFUL_MAX: usize = 4;
+/// Credentials that are refused are looked up again, by all replicas together no sooner than this.
+const LOOKUP_INTERVAL: Duration = Duration::from_secs(1);
+/// Most ways to sign in that are kept although no replica uses them.
+const UNUSED_MAX: usize = 16;
+
+/// From where credentials and region may come, besides files. Replicas that were opened under
+/// different values do not share a client.
+const ENVIRONMENT: [&str; 15] = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_PROFILE",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_ROLE_ARN",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "LITESTREAM_ACCESS_KEY_ID",
+    "LITESTREAM_SECRET_ACCESS_KEY",
+    "HOME",
+];
+
+/// The servers that the replicas of one process talk to.
+#[derive(Default)]
+pub struct Servers {
+    limited: bool,
+    http: Arc<OnceLock<SharedHttpClient>>,
+    known: Mutex<HashMap<Access, Arc<Server>>>,
+    gates: Mutex<HashMap<String, Arc<Gate>>>,
+}
+
+impl Servers {
+    /// For many replicas that are written side by side: at most [`REQUESTS_MAX`] requests at once
+    /// to each server. Without it (the default) the caller says how much goes on at once.
+    pub fn limited() -> Servers {
+        Servers { limited: true, ..Servers::default() }
+    }
+
+    /// The server of these settings, shared with the replicas that reach it in the same way.
+    /// `name` is the server itself, however it is reached.
+    pub(super) fn server(
+        &self,
+        name: &str,
+        settings: &Settings,
+        credentials: Option<Credentials>,
+    ) -> Arc<Server> {
+        let access = Access {
+            endpoint: settings.endpoint.clone(),
+            region: settings.region.clone(),
+            profile: settings.profile.clone(),
+            force_path_style: settings.force_path_style,
+            credentials,
+            environment: ENVIRONMENT.map(std::env::var_os),
+        };
+        let mut known = self.known.lock();
+        if let Some(server) = known.get(&access) {
+            return server.clone();
+        }
+        if known.len() >= UNUSED_MAX {
+            known.retain(|_, server| Arc::strong_count(server) > 1);
+        }
+        let server = Arc::new(Server {
+            access: access.clone(),
+            http: self.http.clone(),
+            gate: self.gate(name),
+            made: tokio::sync::Mutex::new(None),
+            refused: AtomicBool::new(false),
+        });
+        known.insert(access, server.clone());
+        server
+    }
+
+    fn gate(&self, name: &str) -> Arc<Gate> {
+        let mut gates = self.gates.lock();
+        if gates.len() >= UNUSED_MAX {
+            gates.retain(|_, gate| Arc::strong_count(gate) > 1);
+        }
+        gates.entry(name.to_string()).or_insert_with(|| Arc::new(Gate::new(self.limited))).clone()
+    }
+}
+
+/// How a server is reached: replicas that agree in all of it share a client. It holds secrets, and
+/// so has no `Debug`.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct Access {
+    pub(super) endpoint: Option<String>,
+    pub(super) region: Option<String>,
+    pub(super) profile: Option<String>,
+    pub(super) force_path_style: Option<bool>,
+    pub(super) credentials: Option<Credentials>,
+    environment: [Option<OsString>; ENVIRONMENT.len()],
+}
+
+/// A server and how to sign in.
+pub(super) struct Server {
+    access: Access,
+    http: Arc<OnceLock<SharedHttpClient>>,
+    gate: Arc<Gate>,
+    /// One at a time makes the client, and the others wait for it.
+    made: tokio::sync::Mutex<Option<Made>>,
+    refused: AtomicBool,
+}
+
+struct Made {
+    client: Client,
+    at: Instant,
+}
+
+impl Server {
+    /// The client, made with the first request, and anew after the server refused the credentials.
+    pub(super) async fn client(&self) -> Client {
+        let mut made = self.made.lock().await;
+        if let Some(Made { client, at }) = &*made
+            && (!self.refused.load(Ordering::Relaxed) || at.elapsed() < LOOKUP_INTERVAL)
+        {
+            return client.clone();
+        }
+        self.refused.store(false, Ordering::Relaxed);
+        let http = self.http.get_or_init(client::connector).clone();
+        let client = client::build(&self.access, http).await;
+        *made = Some(Made { client: client.clone(), at: Instant::now() });
+        client
+    }
+
+    /// The server refused the credentials: others may be there by now, since files and roles are
+    /// renewed while the process lives.
+    pub(super) fn refuse(&self) {
+        self.refused.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits for its turn to send a request; `doubtful` if the last one got no answer. First come,
+    /// first served.
+    pub(super) async fn enter(&self, doubtful: bool) -> Pass {
+        self.gate.enter(doubtful).await
+    }
+}
+
+/// How many requests are under way.
+struct Gate {
+    requests: Arc<Semaphore>,
+    doubtful: Arc<Semaphore>,
+}
+
+/// A place at the server, given back when dropped.
+pub(super) struct Pass {
+    _doubtful: Option<OwnedSemaphorePermit>,
+    _request: Option<OwnedSemaphorePermit>,
+}
+
+impl Gate {
+    fn new(limited: bool) -> Gate {
+        let places = |most| Arc::new(Semaphore::new(if limited { most } else { UNLIMITED }));
+        Gate { requests: places(REQUESTS_MAX), doubtful: places(DOUBTFUL_MAX) }
+    }
+
+    async fn enter(&self, doubtful: bool) -> Pass {
+        // Nobody closes these semaphores. A doubtful one waits outside of the places of the others.
+        let doubtful =
+            if doubtful { self.doubtful.clone().acquire_owned().await.ok() } else { None };
+        Pass { _doubtful: doubtful, _request: self.requests.clone().acquire_owned().await.ok() }
+    }
+}
+
+const UNLIMITED: usize = Semaphore::MAX_PERMITS;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn settings(url: &str) -> Settings {
+        Settings::parse(url, |_| None).unwrap()
+    }
+
+    #[test]
+    fn replicas_share_what_is_the_same() {
+        let servers = Servers::limited();
+        let open = |url: &str| servers.server("one", &settings(url), None);
+        let first = open("s3://b/p?endpoint=http://h");
+        assert!(Arc::ptr_eq(&first, &open("s3://other/q?endpoint=http://h&part-size=5MiB")));
+        for other in [
+            "s3://b/p?endpoint=http://g",
+            "s3://b/p?endpoint=http://h&region=r",
+            "s3://b/p?endpoint=http://h&profile=p",
+            "s3://b/p?endpoint=http://h&force-path-style=false",
+        ] {
+            let other = open(other);
+            assert!(!Arc::ptr_eq(&first, &other));
+            assert!(Arc::ptr_eq(&first.gate, &other.gate) && Arc::ptr_eq(&first.http, &other.http));
+        }
+        let key = |key: &str| Credentials {
+            access_key_id: key.to_string(),
+            secret_access_key: "s".to_string(),
+            session_token: None,
+        };
+        let given = |id| servers.server("one", &settings("s3://b/p"), Some(key(id)));
+        assert!(Arc::ptr_eq(&given("a"), &given("a")) && !Arc::ptr_eq(&given("a"), &given("b")));
+    }
+
+    #[test]
+    fn what_nobody_uses_is_not_kept_without_end() {
+        let servers = Servers::limited();
+        let kept = servers.server("kept", &settings("s3://b/p?region=kept"), None);
+        for number in 0..100 {
+            let url = format!("s3://b/p?region=r{number}");
+            servers.server(&number.to_string(), &settings(&url), None);
+        }
+        assert!(servers.known.lock().len() <= UNUSED_MAX + 1);
+        assert!(servers.gates.lock().len() <= UNUSED_MAX + 1);
+        let again = servers.server("kept", &settings("s3://b/p?region=kept"), None);
+        assert!(Arc::ptr_eq(&kept, &again) && Arc::ptr_eq(&kept.gate, &again.gate));
+    }
+
+    #[tokio::test]
+    async fn what_hangs_takes_few_places() {
+        let gate = Gate::new(true);
+        let mut hanging = Vec::new();
+        for _ in 0..DOUBTFUL_MAX {
+            hanging.push(gate.enter(true).await);
+        }
+        {
+            let mut next = Box::pin(gate.enter(true));
+            assert!(futures_poll(&mut next).await.is_none(), "too many doubtful");
+            let mut well = Vec::new();
+            for _ in 0..REQUESTS_MAX - DOUBTFUL_MAX {
+                well.push(gate.enter(false).await);
+            }
+            let mut full = Box::pin(gate.enter(false));
+            assert!(futures_poll(&mut full).await.is_none(), "more than the most");
+            well.pop();
+            full.await;
+        }
+        hanging.pop();
+        gate.enter(true).await;
+    }
+
+    /// One look at a future.
+    async fn futures_poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+        std::future::poll_fn(|context| {
+            let polled = std::pin::Pin::new(&mut *future).poll(context);
+            std::task::Poll::Ready(match polled {
+                std::task::Poll::Ready(output) => Some(output),
+                std::task::Poll::Pending => None,
+            })
+        })
+        .await
+    }
+}
