@@ -5,6 +5,9 @@
 //! many histories to run.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 #![allow(clippy::needless_pass_by_value)]
+// The events share one shape, and a model may say things at length.
+#![allow(clippy::unnecessary_wraps, clippy::large_enum_variant, clippy::collapsible_match)]
+#![allow(clippy::manual_is_multiple_of, clippy::bool_to_int_with_if)]
 
 mod bug;
 mod checks;
