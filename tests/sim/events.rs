@@ -38,13 +38,13 @@ fn stress(host: &mut Host, cx: &mut Cx, p: usize) -> Result<(), Stop> {
             if host.procs[p].ends_at.is_some() || host.procs[p].connections == 0 {
                 return Ok(());
             }
-            cx.store.down_until = cx.store.down_until.max(cx.now + 3000);
-            for _ in 0..=cx.rng.below(4) {
+            cx.store.down_until = cx.store.down_until.max(cx.now + 5000);
+            for _ in 0..=cx.rng.below(6) {
                 host.commit(cx, p)?;
                 host.checkpoint(cx, p)?;
             }
-            if cx.rng.chance(30) {
-                host.disk.fuse = Some(cx.rng.below(25));
+            if cx.rng.chance(60) {
+                host.disk.fuse = Some(cx.rng.below(40));
             }
         }
         Stress::Unpinned => {
@@ -69,9 +69,7 @@ fn stress(host: &mut Host, cx: &mut Cx, p: usize) -> Result<(), Stop> {
             } else if !host.procs[p].attached {
                 host.attach(cx, p)?;
             } else if cx.rng.chance(30) {
-                while host.procs[p].connections > 0 {
-                    host.close(cx, p)?;
-                }
+                host.close(cx, p)?;
             }
         }
         Stress::Images => {
