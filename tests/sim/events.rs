@@ -48,6 +48,9 @@ fn stress(host: &mut Host, cx: &mut Cx, p: usize) -> Result<(), Stop> {
             }
         }
         Stress::Unpinned => {
+            if host.procs[p].ends_at.is_some() {
+                return Ok(());
+            }
             let open = |host: &Host, p: usize| {
                 let process = &host.procs[p];
                 process.alive && process.ends_at.is_none() && process.attached
@@ -63,7 +66,6 @@ fn stress(host: &mut Host, cx: &mut Cx, p: usize) -> Result<(), Stop> {
                 host.want_exclusive(cx, p)?;
             } else if !host.procs[p].alive {
                 host.start(cx, p);
-            } else if host.procs[p].ends_at.is_some() {
             } else if host.procs[p].connections == 0 {
                 host.connect(cx, p);
             } else if !host.procs[p].attached {
