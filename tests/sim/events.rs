@@ -7,10 +7,14 @@ use crate::world::{Cx, Stress, World};
 
 impl World {
     pub fn event(&mut self, id: usize) -> Result<(), String> {
-        let p = self.cx.rng.below(self.hosts[id].procs.len() as u64) as usize;
+        let mut p = self.cx.rng.below(self.hosts[id].procs.len() as u64) as usize;
         let (cx, host) = (&mut self.cx, &mut self.hosts[id]);
+        let stressed = cx.stress != Stress::None && cx.rng.chance(30);
+        if stressed && cx.stress == Stress::Unpinned && cx.rng.chance(70) {
+            p = host.shipper().unwrap_or(p);
+        }
         let done = match cx.rng.below(100) {
-            _ if cx.stress != Stress::None && cx.rng.chance(30) => stressed(host, cx, p),
+            _ if stressed => stress(host, cx, p),
             0..70 => application(host, cx, p),
             70..80 => death(host, cx),
             80..90 => outsider(host, cx, p),
@@ -24,7 +28,7 @@ impl World {
 }
 
 /// What the history is made to have more of.
-fn stressed(host: &mut Host, cx: &mut Cx, p: usize) -> Result<(), Stop> {
+fn stress(host: &mut Host, cx: &mut Cx, p: usize) -> Result<(), Stop> {
     match cx.stress {
         Stress::None => {}
         Stress::Pieces => {
@@ -34,13 +38,40 @@ fn stressed(host: &mut Host, cx: &mut Cx, p: usize) -> Result<(), Stop> {
             if host.procs[p].ends_at.is_some() || host.procs[p].connections == 0 {
                 return Ok(());
             }
-            cx.store.down_until = cx.store.down_until.max(cx.now + 3000);
-            for _ in 0..=cx.rng.below(4) {
+            cx.store.down_until = cx.store.down_until.max(cx.now + 5000);
+            for _ in 0..=cx.rng.below(6) {
                 host.commit(cx, p)?;
                 host.checkpoint(cx, p)?;
             }
-            if cx.rng.chance(30) {
-                host.disk.fuse = Some(cx.rng.below(25));
+            if cx.rng.chance(60) {
+                host.disk.fuse = Some(cx.rng.below(40));
+            }
+        }
+        Stress::Unpinned => {
+            if host.procs[p].ends_at.is_some() {
+                return Ok(());
+            }
+            let open = |host: &Host, p: usize| {
+                let process = &host.procs[p];
+                process.alive && process.ends_at.is_none() && process.attached
+            };
+            let others = (0..host.procs.len()).any(|other| other != p && open(host, other));
+            if open(host, p) && others {
+                host.commit(cx, p)?;
+                match cx.rng.below(3) {
+                    0 => host.procs[p].busy_until = cx.now + 1500,
+                    1 => host.restart_in_vain(cx, p)?,
+                    _ => {}
+                }
+                host.want_exclusive(cx, p)?;
+            } else if !host.procs[p].alive {
+                host.start(cx, p);
+            } else if host.procs[p].connections == 0 {
+                host.connect(cx, p);
+            } else if !host.procs[p].attached {
+                host.attach(cx, p)?;
+            } else if cx.rng.chance(30) {
+                host.close(cx, p)?;
             }
         }
         Stress::Images => {
@@ -57,14 +88,11 @@ fn stressed(host: &mut Host, cx: &mut Cx, p: usize) -> Result<(), Stop> {
             }
         }
         Stress::Places => {
-            let other = cx.rng.below(host.procs.len() as u64) as usize;
-            let ready = |p: usize| {
-                let process = &host.procs[p];
-                process.alive && process.ends_at.is_none() && process.connections > 0
-            };
-            if ready(other) && cx.rng.chance(50) {
-                host.commit(cx, other)?;
-            } else if ready(p) {
+            let process = &host.procs[p];
+            let ready = process.alive && process.ends_at.is_none() && process.connections > 0;
+            if ready && cx.rng.chance(50) {
+                host.commit(cx, p)?;
+            } else if ready {
                 host.close(cx, p)?;
             } else if !host.procs[p].alive {
                 host.start(cx, p);

@@ -59,3 +59,29 @@ fn the_lag_outlives_a_change_of_the_page_size() {
     holds(218);
     holds(273);
 }
+
+/// A loss of power made a host go on as another lineage, and that took the log from its new owner.
+#[test]
+fn a_lineage_that_goes_on_takes_the_log_from_nobody_else() {
+    [84, 110, 543, 648, 2537].into_iter().for_each(holds);
+}
+
+/// An image that had arrived was of no use, and the host that asked for another forgot that the log
+/// was its own: it took it from who had fenced it.
+#[test]
+fn an_image_that_arrived_claims_the_log() {
+    [2859, 36_456, 58_131, 85_692].into_iter().for_each(holds);
+}
+
+/// The file was replaced by what the local state remembered, after a loss of power had taken newer
+/// files from its memory.
+#[test]
+fn a_copy_that_the_state_remembers_is_stored() {
+    [39_870, 60_043].into_iter().for_each(holds);
+}
+
+/// A process that took over held a WAL that it had seen long ago against the log.
+#[test]
+fn who_takes_over_looks_at_the_wal_anew() {
+    [33, 529, 917, 1493].into_iter().for_each(holds);
+}

@@ -23,6 +23,8 @@ pub enum Stress {
     Pieces,
     /// Images, by losses of what they replace, on a disk that fails.
     Images,
+    /// Attempts to have the file alone, with outsiders at work meanwhile.
+    Unpinned,
     /// Processes that come and go, with others that wait for their place.
     Places,
 }
@@ -123,12 +125,14 @@ impl World {
             0 => Stress::Pieces,
             1 => Stress::Images,
             2 => Stress::Places,
+            3 => Stress::Unpinned,
             _ => Stress::None,
         };
         let rivals = seed.is_multiple_of(3);
         let interval = [0, 100, 1000][rng.below(3) as usize];
         let processes = match stress {
             Stress::Places => 3,
+            Stress::Unpinned => 2,
             Stress::Pieces => 1,
             _ => 1 + rng.below(3) as usize,
         };

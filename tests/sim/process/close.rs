@@ -5,7 +5,7 @@ use super::Control;
 use crate::bug::Bug;
 use crate::disk::Stop;
 use crate::host::Host;
-use crate::world::Cx;
+use crate::world::{Cx, Stress};
 
 impl Host {
     /// A connection is closed. The last one of all processes checkpoints and removes the WAL.
@@ -52,14 +52,38 @@ impl Host {
             ));
             return self.detach(cx, p, complete);
         }
-        if !same_wal && cx.bug != Bug::UnpinnedBelieved {
+        self.pin_again(cx, p, complete, same_wal)?;
+        cx.log(format_args!("host {}.{p}: closed", self.id));
+        self.detach(cx, p, false)
+    }
+
+    /// Somebody wants the file to himself, as for another journal mode, and does not get it, since
+    /// others have it open.
+    pub fn want_exclusive(&mut self, cx: &mut Cx, p: usize) -> Result<(), Stop> {
+        let before = self.db.index;
+        let complete = self.wait_all_captured(cx, p)?;
+        self.unpin(p);
+        if cx.stress == Stress::Unpinned {
+            for _ in 0..cx.rng.below(4) {
+                self.act_from_outside(cx, p);
+            }
+        } else {
+            self.meanwhile(cx, p);
+        }
+        let now = self.db.index;
+        let same_wal = before.map(|index| index.salts) == now.map(|index| index.salts);
+        self.pin_again(cx, p, complete, same_wal)
+    }
+
+    /// The pin is taken again. If all was captured, the capture itself sees that another WAL began.
+    fn pin_again(&mut self, cx: &mut Cx, p: usize, complete: bool, same: bool) -> Result<(), Stop> {
+        if !complete && !same && cx.bug != Bug::UnpinnedBelieved {
             self.diverged(cx, p, "the WAL was begun anew while it was not pinned");
         }
         self.procs[p].pinned = true;
         self.procs[p].slot = self.procs[p].holds;
         self.wait_all_captured(cx, p)?;
-        cx.log(format_args!("host {}.{p}: closed", self.id));
-        self.detach(cx, p, false)
+        Ok(())
     }
 
     fn wait_all_captured(&mut self, cx: &mut Cx, p: usize) -> Result<bool, Stop> {

@@ -32,7 +32,12 @@ impl Host {
                         return Ok(());
                     }
                     self.meanwhile(cx, p);
-                    let attach = self.brought_up_to_date(cx, p, attach);
+                    let late = std::mem::replace(&mut re!(self, p).late, false);
+                    let attach = if late { self.brought_up_to_date(cx, p, attach) } else { attach };
+                    if late && self.is_misread(p, &attach) {
+                        let why = "a comparison is due for what was seen long ago";
+                        return Err(Stop::Broken(why.into()));
+                    }
                     self.attach_wal(cx, p, &attach);
                 }
                 Transition::Detached(clean) => self.detach_wal(cx, p, clean)?,
@@ -42,10 +47,18 @@ impl Host {
         Ok(())
     }
 
-    /// What is seen of the WAL now, if what was seen at first is old.
+    /// Whether the WAL goes on where the log ends, and an older one would be held against the log.
+    fn is_misread(&mut self, p: usize, attach: &Attach) -> bool {
+        let now = self.wal_index(p);
+        let Cursor::At(at) = re!(self, p).cursor else { return false };
+        now != attach.index
+            && now.is_some_and(|now| now.salts == at.salts && now.max_frame >= at.frame)
+            && attach.index.is_none_or(|seen| seen.salts != at.salts || seen.max_frame < at.frame)
+    }
+
+    /// What is seen of the WAL now, since what was seen at first is old.
     fn brought_up_to_date(&mut self, cx: &mut Cx, p: usize, attach: Attach) -> Attach {
-        let late = std::mem::replace(&mut re!(self, p).late, false);
-        if !late || cx.bug == Bug::StaleAttachBelieved {
+        if cx.bug == Bug::StaleAttachBelieved {
             return attach;
         }
         self.refresh_published(cx, p);
