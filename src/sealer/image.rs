@@ -336,7 +336,7 @@ impl Replica {
         sending.done = Some(Box::new(Done {
             image,
             seq: sending.seq,
-            cursor: position.map_or(Cursor::Fresh, Cursor::At),
+            cursor: sending.scan.end(),
             attached: sending.attached,
             epoch: sending.epoch,
             fingerprint: sending.fingerprint.filter(|_| position.is_none()),

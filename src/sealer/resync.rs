@@ -195,7 +195,6 @@ impl Replica {
             }
         }
         let proven = self.local.as_ref().is_some_and(|l| l.table.checksum() == job.total);
-        drop(job.scan);
         let now = self.process.now();
         if !proven {
             self.note(Finding::TableDisproved);
@@ -203,7 +202,7 @@ impl Replica {
             self.engine.handle(now, Event::Closed(None));
             return Ok(());
         }
-        self.cursor = position.map_or(Cursor::Fresh, Cursor::At);
+        self.cursor = job.scan.end();
         let same_wal = job.attached && job.epoch == self.epoch();
         if !same_wal {
             // What was read is right, but the WAL that it ends in is not the one that goes on.
@@ -221,6 +220,8 @@ impl Replica {
                 return Ok(());
             }
         };
+        // Only now: until the frames behind the walk are taken, none of them may be overwritten.
+        drop(job.scan);
         let later = self.database.with(|shared| shared.commit_seq > job.seq);
         if !same_wal && (self.is_attached() || later) {
             self.engine.handle(now, Event::Diverged);

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
+use super::capture::Cursor;
 use crate::border::{Reader, Snapshot};
 use crate::units::{PageSize, Pgno, WalPosition};
 use crate::wal::{self, FrameSet, WalHeader};
@@ -67,6 +68,20 @@ impl Scan {
     /// Where in the WAL the state ends; `None` when there is no frame.
     pub(super) fn position(&self) -> Option<WalPosition> {
         self.position
+    }
+
+    /// Where capture goes on behind the state. Asked while the walk still holds its read transaction:
+    /// behind a state without frames, no more than one generation can have begun since, because
+    /// nothing of that one can be checkpointed before the walk ends.
+    pub(super) fn end(&self) -> Cursor {
+        let begun = self.index_now().filter(|index| index.max_frame > 0);
+        match (self.position, begun) {
+            (Some(position), _) => Cursor::At(position),
+            (None, Some(index)) => {
+                Cursor::At(WalPosition { salts: index.salts, frame: 0, checksum: (0, 0) })
+            }
+            (None, None) => Cursor::Fresh,
+        }
     }
 
     /// Hands the next slice of pages to `each`, without the lock page. `false` when all are done.

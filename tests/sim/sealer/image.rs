@@ -259,10 +259,11 @@ impl Host {
         state.image = Some(image);
         let state = state.clone();
         self.disk.save(&state, true)?;
+        let cursor = self.cursor_behind(scan);
         let done = Done {
             image,
             seq: sending.seq,
-            cursor: scan.position.map_or(Cursor::Fresh, Cursor::At),
+            cursor,
             attached: sending.attached,
             epoch: sending.epoch,
             fingerprint: Some(sending.fingerprint).filter(|_| scan.position.is_none()),

@@ -2,7 +2,7 @@
 
 use walferry::engine::Event;
 use walferry::ltx::{self, DatabaseChecksum};
-use walferry::units::{Pgno, Txid};
+use walferry::units::{Pgno, Txid, WalPosition};
 use walferry::wal::FrameSet;
 
 use super::Cursor;
@@ -163,22 +163,29 @@ impl Host {
             Ok(()) => self.write_differences(cx, p, &job),
             Err(stop) => Err(stop),
         };
-        self.end_scan(p);
+        if written.is_err() {
+            self.end_scan(p);
+        }
         written?;
+        let cursor = self.cursor_behind(&job.scan);
         let replica = re!(self, p);
         if self.disk.table.checksum() != job.total {
             cx.log(format_args!("host {}.{p}: the page table does not add up", self.id));
+            self.end_scan(p);
             self.image_instead(cx, p);
             return Ok(());
         }
         replica.dropped = false;
-        replica.cursor = job.scan.position.map_or(Cursor::Fresh, Cursor::At);
+        replica.cursor = cursor;
         let same_wal = (job.attached && job.epoch == replica.epoch) || cx.bug == Bug::EpochIgnored;
         if !same_wal {
             // What was read is right, but the WAL that it ends in is not the one that goes on.
             replica.cursor = Cursor::Unknown;
         }
-        let closed = match self.close_captured(cx, p, job.txid) {
+        let closed = self.close_captured(cx, p, job.txid);
+        // Only now: until the frames behind the walk are taken, none of them may be overwritten.
+        self.end_scan(p);
+        let closed = match closed {
             Err(Stop::Diverged(why)) => {
                 let replica = re!(self, p);
                 replica.engine.handle(cx.now, Event::Diverged);
@@ -199,6 +206,18 @@ impl Host {
             self.mark_acked(p, job.seq);
         }
         Ok(())
+    }
+
+    /// Where capture goes on behind a walk that has not ended yet.
+    pub fn cursor_behind(&self, scan: &Scan) -> Cursor {
+        let begun = self.db.index.filter(|index| index.max_frame > 0);
+        match (scan.position, begun) {
+            (Some(position), _) => Cursor::At(position),
+            (None, Some(index)) => {
+                Cursor::At(WalPosition { salts: index.salts, frame: 0, checksum: (0, 0) })
+            }
+            (None, None) => Cursor::Fresh,
+        }
     }
 
     /// The comparison ends, and its commits wait for the image.
