@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import os
 import random
 from pathlib import Path
 

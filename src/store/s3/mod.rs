@@ -175,15 +175,29 @@ impl Store for S3Store {
 /// caller, who has other things to do meanwhile.
 const READER_PATIENCE: Duration = Duration::from_secs(20);
 
-/// Repeats a read when the store says when.
+/// A read that failed sooner than this is repeated: a store that answers some requests and not
+/// others must not fail what takes a dozen of them, such as looking for the log's end.
+const SOON: Duration = Duration::from_secs(3);
+/// The first wait before such a repetition; each further one is twice as long.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// Repeats a read when the store says when, and when it failed quickly in a way that may pass.
 async fn patiently<T, F>(read: impl Fn() -> F) -> Result<T, Error>
 where
     F: Future<Output = Result<T, Error>>,
 {
+    let mut pause = PAUSE;
     for _ in 1..client::attempts() {
+        let begun = tokio::time::Instant::now();
         match read().await {
             Err(Error { retry_after: Some(wait), .. }) if wait <= READER_PATIENCE => {
                 tokio::time::sleep(wait).await;
+            }
+            Err(Error { retry_after: None, kind, .. })
+                if kind.is_transient() && begun.elapsed() < SOON =>
+            {
+                tokio::time::sleep(pause).await;
+                pause *= 2;
             }
             result => return result,
         }
