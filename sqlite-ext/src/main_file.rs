@@ -150,9 +150,9 @@ impl MainFile<'_> {
         handle.shimmed.unpin();
         let fingerprint = Fingerprint::of(handle.database().path()).ok();
         let rc = handle.real.lock(level);
-        let now = handle.index();
-        let same_wal = before.map(|index| index.salts) == now.map(|index| index.salts);
         if rc == SQLITE_OK {
+            let now = handle.index();
+            let same_wal = before.map(|index| index.salts) == now.map(|index| index.salts);
             *handle.before.lock() = fingerprint;
             handle.exclusive.store(true, Ordering::Release);
             // Others may have committed before we were alone.
@@ -162,15 +162,20 @@ impl MainFile<'_> {
             handle.set_readable(true);
             return rc;
         }
-        if !complete && !same_wal && !handle.database().is_standing_by() {
-            handle.database().diverged(Finding::WalRestartedUnseen);
-        }
         if handle.shimmed.is_attached()
             && let Some(api) = api::api()
         {
             let path = handle.database().path();
             let hold = handle.shimmed.holds.load(Ordering::Acquire);
             *handle.shimmed.pin.lock() = Pin::take(api, handle.shimmed.vfs, path, hold);
+        }
+        // Only a WAL with frames shows by itself that another one took its place.
+        let now = handle.index();
+        let begun = before.is_some_and(|index| index.max_frame > 0);
+        let same_wal = before.map(|index| index.salts) == now.map(|index| index.salts);
+        let unseen = if begun { !complete && !same_wal } else { before != now };
+        if unseen && !handle.database().is_standing_by() {
+            handle.database().diverged(Finding::WalRestartedUnseen);
         }
         rc
     }

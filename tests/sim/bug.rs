@@ -77,6 +77,8 @@ pub enum Bug {
     ClaimNotSynced,
     /// What others did to the WAL while its pin was dropped for a close is not looked at.
     UnpinnedBelieved,
+    /// The same where there was no WAL with frames before.
+    UnpinnedFresh,
     /// A lineage that goes on for one whose files the disk forgot takes the log from anybody.
     TwinTakesAny,
     /// The cap drops what is just being closed, and the close says that there was nothing.
@@ -84,7 +86,7 @@ pub enum Bug {
 }
 
 /// All of them, each with a history that shows it: the place to look first.
-pub const ALL: [(Bug, u64); 39] = [
+pub const ALL: [(Bug, u64); 40] = [
     (Bug::AckBeforeDurable, 0),
     (Bug::StateBeforeSpool, 0),
     (Bug::ReleaseBeforeAck, 0),
@@ -121,6 +123,7 @@ pub const ALL: [(Bug, u64); 39] = [
     (Bug::StaleIndex, 10),
     (Bug::GateLeftOpen, 13),
     (Bug::UnpinnedBelieved, 1213),
+    (Bug::UnpinnedFresh, 14849),
     (Bug::JoinedComesLater, 9803),
     (Bug::StaleAttachBelieved, 0),
     (Bug::ClaimNotSynced, 30),

@@ -85,3 +85,10 @@ fn a_copy_that_the_state_remembers_is_stored() {
 fn who_takes_over_looks_at_the_wal_anew() {
     [33, 529, 917, 1493].into_iter().for_each(holds);
 }
+
+/// While somebody tried to have the file alone, a WAL came, was checkpointed and begun anew: where
+/// there had been none, the capture took the second for the first.
+#[test]
+fn a_wal_that_came_and_went_unpinned_is_compared() {
+    holds(14_849);
+}

@@ -1,6 +1,8 @@
 //! How a process lets go of the database, and ends (`lock`, `before_unlock` and `before_close` in
 //! `sqlite-ext/src/shim.rs`, `drain` in `src/process.rs`).
 
+use walferry::wal::WalIndex;
+
 use super::Control;
 use crate::bug::Bug;
 use crate::disk::Stop;
@@ -52,7 +54,7 @@ impl Host {
             ));
             return self.detach(cx, p, complete);
         }
-        self.pin_again(cx, p, complete, same_wal)?;
+        self.pin_again(cx, p, complete, before)?;
         cx.log(format_args!("host {}.{p}: closed", self.id));
         self.detach(cx, p, false)
     }
@@ -70,18 +72,32 @@ impl Host {
         } else {
             self.meanwhile(cx, p);
         }
-        let now = self.db.index;
-        let same_wal = before.map(|index| index.salts) == now.map(|index| index.salts);
-        self.pin_again(cx, p, complete, same_wal)
+        self.pin_again(cx, p, complete, before)
     }
 
-    /// The pin is taken again. If all was captured, the capture itself sees that another WAL began.
-    fn pin_again(&mut self, cx: &mut Cx, p: usize, complete: bool, same: bool) -> Result<(), Stop> {
-        if !complete && !same && cx.bug != Bug::UnpinnedBelieved {
-            self.diverged(cx, p, "the WAL was begun anew while it was not pinned");
-        }
+    /// The pin is taken again. If all was captured, the capture itself sees that another WAL began:
+    /// unless there was none with frames.
+    fn pin_again(
+        &mut self,
+        cx: &mut Cx,
+        p: usize,
+        complete: bool,
+        before: Option<WalIndex>,
+    ) -> Result<(), Stop> {
         self.procs[p].pinned = true;
         self.procs[p].slot = self.procs[p].holds;
+        let now = self.db.index;
+        let begun = before.is_some_and(|index| index.max_frame > 0);
+        let same_wal = before.map(|index| index.salts) == now.map(|index| index.salts);
+        let unseen = match cx.bug {
+            Bug::UnpinnedBelieved => false,
+            Bug::UnpinnedFresh => !complete && !same_wal,
+            _ if begun => !complete && !same_wal,
+            _ => before != now,
+        };
+        if unseen {
+            self.diverged(cx, p, "the WAL was begun anew while it was not pinned");
+        }
         self.wait_all_captured(cx, p)?;
         Ok(())
     }
