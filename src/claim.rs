@@ -14,32 +14,51 @@ use crate::wal::WAL_HEADER_LEN;
 /// How often the other writer may be faster before this gives up.
 const ATTEMPTS: u32 = 100;
 
-/// Creates the next file of the log behind `last`, or behind whatever has been created meanwhile.
-/// Gives its header.
-pub(crate) async fn claim(
-    store: &dyn Store,
-    last: &Header,
-    writer: WriterId,
-) -> Result<Header, Error> {
-    let mut last = *last;
-    for _ in 0..ATTEMPTS {
-        let header = unchanged(&last, writer);
-        let key = Key { level: Level::L0, name: FileName::single(header.max_txid) };
-        let bytes = to_vec(&header, []).map_err(|error| unusable(key, &error))?;
-        match store.put_new(key, Body::Bytes(bytes.into()), header.timestamp).await {
-            Ok(()) => return Ok(header),
-            Err(error) if error.kind == ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error),
-        }
-        last = read_header(store, key).await?.map_err(|error| unusable(key, &error))?;
-        if last.writer == writer {
-            // An answer was lost on the way, and the request was repeated.
-            return Ok(last);
-        }
+/// Who takes a log over, and from whom.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Claim {
+    pub writer: WriterId,
+    /// From this writer alone; else from anybody.
+    pub from: Option<WriterId>,
+}
+
+impl Claim {
+    /// Whether a log that ends with this file can be taken over, and has to be.
+    pub(crate) fn is_due(&self, last: &Header) -> bool {
+        last.writer != self.writer && self.from.is_none_or(|from| from == last.writer)
     }
-    let why =
-        format!("another writer of {} was faster {ATTEMPTS} times in a row; stop it", store.url());
-    Err(Error::new(ErrorKind::Unavailable, why))
+
+    /// Creates the next file of the log behind `last`, or behind whatever has been created
+    /// meanwhile. Gives the header of the log's last file, which is another's if the log is not to
+    /// be taken from that one.
+    pub(crate) async fn take_over(
+        &self,
+        store: &dyn Store,
+        last: &Header,
+    ) -> Result<Header, Error> {
+        let mut last = *last;
+        for _ in 0..ATTEMPTS {
+            let header = unchanged(&last, self.writer);
+            let key = Key { level: Level::L0, name: FileName::single(header.max_txid) };
+            let bytes = to_vec(&header, []).map_err(|error| unusable(key, &error))?;
+            match store.put_new(key, Body::Bytes(bytes.into()), header.timestamp).await {
+                Ok(()) => return Ok(header),
+                Err(error) if error.kind == ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+            last = read_header(store, key).await?.map_err(|error| unusable(key, &error))?;
+            if !self.is_due(&last) {
+                // It is ours: an answer was lost on the way, and the request was repeated. Or the
+                // log is a third's.
+                return Ok(last);
+            }
+        }
+        let why = format!(
+            "another writer of {} was faster {ATTEMPTS} times in a row; stop it",
+            store.url()
+        );
+        Err(Error::new(ErrorKind::Unavailable, why))
+    }
 }
 
 fn unusable(key: Key, error: &crate::ltx::Error) -> Error {
@@ -96,6 +115,8 @@ mod tests {
         }
     }
 
+    const ANYBODYS: Claim = Claim { writer: WriterId(2), from: None };
+
     async fn put(store: &MemoryStore, header: &Header) {
         let key = Key { level: Level::L0, name: FileName::single(header.max_txid) };
         let bytes = to_vec(header, []).unwrap();
@@ -113,7 +134,7 @@ mod tests {
             put(&store, &header(5, 1)).await;
             put(&store, &header(6, 1)).await;
             put(&store, &header(7, 1)).await;
-            let claimed = claim(&store, &header(5, 1), WriterId(2)).await.unwrap();
+            let claimed = ANYBODYS.take_over(&store, &header(5, 1)).await.unwrap();
             assert_eq!((claimed.max_txid, claimed.commit), (Txid(8), 7));
             let tag = claimed.tag.unwrap();
             assert_eq!(tag.pre_apply, header(7, 1).tag.unwrap().post_apply);
@@ -124,11 +145,25 @@ mod tests {
     }
 
     #[test]
+    fn a_claim_on_one_writers_log_stops_at_a_thirds_file() {
+        on_runtime(async {
+            let store = MemoryStore::new();
+            put(&store, &header(6, 1)).await;
+            put(&store, &header(7, 3)).await;
+            let claim = Claim { from: Some(WriterId(1)), ..ANYBODYS };
+            assert!(claim.is_due(&header(5, 1)) && !claim.is_due(&header(5, 3)));
+            let last = claim.take_over(&store, &header(5, 1)).await.unwrap();
+            assert_eq!((last.max_txid, last.writer), (Txid(7), WriterId(3)));
+            assert_eq!(store.files().len(), 2);
+        });
+    }
+
+    #[test]
     fn a_claim_that_is_repeated_finds_itself() {
         on_runtime(async {
             let store = MemoryStore::new();
             put(&store, &header(6, 2)).await;
-            let claimed = claim(&store, &header(5, 1), WriterId(2)).await.unwrap();
+            let claimed = ANYBODYS.take_over(&store, &header(5, 1)).await.unwrap();
             assert_eq!(claimed.max_txid, Txid(6));
             assert_eq!(store.files().len(), 1);
         });

@@ -48,6 +48,27 @@ pub struct Database {
     pub(crate) changed: Condvar,
 }
 
+/// The WAL may be begun anew once, behind everything that was captured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Grant {
+    /// The generation that ends.
+    pub salts: Salts,
+    /// Its last frame.
+    pub frame: u32,
+    /// Given to another process: it says later than it does so, and somebody who asks nobody may
+    /// have begun the WAL anew once more by then.
+    pub elsewhere: bool,
+}
+
+impl Grant {
+    /// Whether capture, complete up to `at`, goes on with the first frame of `next`. Each new
+    /// beginning adds one to the first salt (`walRestartHdr` in `wal.c`).
+    pub fn covers(&self, at: (Salts, u32), next: Salts) -> bool {
+        let direct = next.0 == self.salts.0.wrapping_add(1);
+        (self.salts, self.frame) == at && (direct || !self.elsewhere)
+    }
+}
+
 /// What application threads and the sealer both see.
 pub(crate) struct Shared {
     /// Connections of this process.
@@ -73,7 +94,7 @@ pub(crate) struct Shared {
     /// Replication has ended for this process: nobody will open the gate again.
     pub given_up: bool,
     /// A restart of the WAL was let through at this position.
-    pub grant: Option<(Salts, u32)>,
+    pub grant: Option<Grant>,
     /// How the WAL came and went, as far as the sealer has not taken it in; in order.
     pub transitions: VecDeque<Transition>,
     /// Capture cannot vouch for completeness any more, and why.

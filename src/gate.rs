@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
 
-use crate::database::{Database, Gate, Shared};
+use crate::database::{Database, Gate, Grant, Shared};
 use crate::local::shared::Call;
 use crate::process::Control;
 use crate::wal::WalIndex;
@@ -81,7 +81,9 @@ impl Database {
         }
         let reached = self.wait_captured(index);
         if reached {
-            self.with(|shared| shared.grant = Some((index.salts, index.max_frame)));
+            let WalIndex { salts, max_frame: frame, .. } = index;
+            let grant = Grant { salts, frame, elsewhere: false };
+            self.with(|shared| shared.grant = Some(grant));
         }
         reached
     }

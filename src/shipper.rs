@@ -10,6 +10,7 @@ use bytes::Bytes;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::claim::Claim;
 use crate::engine::{Failure, Head, Verdict};
 use crate::ltx::{FileName, HEADER_LEN, Header, MIN_FILE_LEN, TRAILER_LEN};
 use crate::process::{Control, Process};
@@ -43,7 +44,7 @@ pub(crate) enum Task {
     /// With `claim`, a log of another writer is taken over for this one.
     FindHead {
         acked: Txid,
-        claim: Option<WriterId>,
+        claim: Option<Claim>,
     },
     /// The file goes out only if the replica still holds the transactions in `after`.
     Put {
@@ -266,18 +267,23 @@ async fn find_loss(
     Ok(Some(head))
 }
 
-/// The log's end; taken over for `claim`, if another writer made it.
+/// The log's end; taken over as `claim` says, if another writer made it.
 async fn find_or_claim(
     store: &dyn Store,
     acked: Txid,
-    claim: Option<WriterId>,
+    claim: Option<Claim>,
 ) -> Result<Outcome, crate::store::Error> {
-    if let Some(writer) = claim
+    if let Some(claim) = claim
         && let Some((_, Some(last))) = newest(store).await?
-        && last.writer != writer
+        && claim.is_due(&last)
     {
-        let claimed = crate::claim::claim(store, &last, writer).await?;
-        return Ok(Outcome::Claimed(head_of(claimed.max_txid, Some(claimed))));
+        let last = claim.take_over(store, &last).await?;
+        let head = head_of(last.max_txid, Some(last));
+        return Ok(if last.writer == claim.writer {
+            Outcome::Claimed(head)
+        } else {
+            Outcome::Head(Some(head))
+        });
     }
     find_head(store, acked).await.map(Outcome::Head)
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::given_up::{self, Held};
 use super::{Error, print};
-use crate::claim::claim;
+use crate::claim::Claim;
 use crate::local::state::{State, random_id};
 use crate::ltx::Header;
 use crate::shipper::newest;
@@ -135,7 +135,8 @@ impl Outcome {
         // next start has to do.
         let last = self.head.as_ref().and_then(|head| head.header);
         if let Some(last) = last {
-            let claimed = claim(store.as_ref(), &last, self.writer).await?;
+            let claimed =
+                Claim { writer: self.writer, from: None }.take_over(store.as_ref(), &last).await?;
             self.claimed = Some(claimed.max_txid);
         }
         self.kept = self.held.give_up()?;

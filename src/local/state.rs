@@ -21,6 +21,10 @@ pub struct State {
     pub replica: String,
     /// Whether a file of this lineage is in the replica's log.
     pub claimed: bool,
+    /// The lineage whose files the disk forgot, and for which this one goes on: until it is in the
+    /// log it may take that from no other.
+    #[serde(default)]
+    pub former: Option<u64>,
     /// Last state that the store has, if any.
     pub base: Option<Base>,
     /// A full image that was sent, but whose arrival was not confirmed yet.
@@ -143,6 +147,7 @@ impl State {
             writer: writer.0,
             replica: replica.to_string(),
             claimed: false,
+            former: None,
             base: None,
             image: None,
             checked: 0,

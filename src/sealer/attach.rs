@@ -47,6 +47,7 @@ impl Replica {
         if !std::mem::replace(&mut self.late, false) {
             return attach;
         }
+        self.refresh_published();
         let index = self.database.border().and_then(|border| border.wal_index());
         Attach { index, fingerprint: None }
     }
@@ -256,7 +257,7 @@ impl Replica {
         self.frames = FrameSet::default();
         if let Some(local) = &mut self.local {
             local.state.clean = clean.map(|fingerprint| Clean { fingerprint, piece: self.piece });
-            if let Err(error) = local.state.save(&local.dir, false) {
+            if let Err(error) = local.save(false) {
                 log::error!("{}: {error}", self.database.path().display());
             }
         }

@@ -163,8 +163,11 @@ impl Replica {
         let now = self.process.now();
         let event = match outcome {
             Outcome::Head(head) => {
-                self.tell_own_twin(head);
-                Event::HeadFound(head)
+                self.tell_lost_log(head);
+                match self.tell_own_twin(head) {
+                    Ok(()) => Event::HeadFound(head),
+                    Err(failure) => Event::RequestFailed(failure),
+                }
             }
             Outcome::Claimed(head) => {
                 self.claimed(head.txid);
@@ -193,8 +196,11 @@ impl Replica {
                 Event::PutRefused { txid }
             }
             Outcome::Inspected { txid, verdict } => {
-                if let Verdict::Foreign { writer } = verdict {
-                    self.tell_own_twin(Some(Head { txid, post_apply: None, writer }));
+                if let Verdict::Foreign { writer } = verdict
+                    && let Err(failure) =
+                        self.tell_own_twin(Some(Head { txid, post_apply: None, writer }))
+                {
+                    return self.engine.handle(now, Event::RequestFailed(failure));
                 }
                 self.engine.handle(now, Event::Inspected { txid, verdict });
                 self.after_inspection(txid);
@@ -269,37 +275,50 @@ impl Replica {
         let state =
             State { claimed: true, ..State::new(self.engine.writer(), &local.state.replica) };
         local.state = state;
-        if let Err(error) = local.state.save(&local.dir, true) {
+        if let Err(error) = local.save(true) {
             log::error!("{}: {error}", self.database.path().display());
+        }
+    }
+
+    /// A lineage that goes on for another takes the log from no third: that one has taken it before.
+    fn tell_lost_log(&mut self, head: Option<Head>) {
+        let former = self.local.as_ref().and_then(|local| local.state.former);
+        let (Some(head), Some(former)) = (head, former) else { return };
+        if head.writer != self.engine.writer() && head.writer != WriterId(former) {
+            self.engine.claim();
         }
     }
 
     /// A file behind the log's end that has our own id, but is not one that we know: the disk
     /// forgot it, or a copy of this machine or folder writes too, with the same id. From here on
-    /// we have another, so that of two copies one finds the other's and stops.
-    fn tell_own_twin(&mut self, head: Option<Head>) {
+    /// we have another, so that of two copies one finds the other's and stops. Nothing of that may
+    /// be in the log before it is on the disk.
+    fn tell_own_twin(&mut self, head: Option<Head>) -> Result<(), Failure> {
         let acked = self.engine.status().acked;
         let (known, ours) = (acked.max(self.claimed_at), self.engine.writer());
         let Some(head) = head.filter(|head| head.txid > known && head.writer == ours) else {
-            return;
+            return Ok(());
         };
-        let Some(local) = &mut self.local else { return };
+        let Some(local) = &mut self.local else { return Ok(()) };
         // A promoted database has claimed the log with a file that is not from its disk.
         if !local.state.claimed || acked == Txid::ZERO {
-            return;
+            return Ok(());
         }
         let writer = WriterId(random_id());
+        // What the log was based on is of no use to an image.
+        let renamed = State { former: Some(ours.0), ..State::new(writer, &local.state.replica) };
+        let state = std::mem::replace(&mut local.state, renamed);
+        if let Err(error) = local.save(true) {
+            local.state = state;
+            return Err(Failure::Local { message: error.to_string() });
+        }
         log::warn!(
             "{}: transaction {} of the replica is from this writer ({ours}), but not from this disk, which either forgot it or is a copy; going on as writer {writer} with a full image",
             self.database.path().display(),
             head.txid
         );
-        local.state.writer = writer.0;
-        local.state.claimed = false;
-        if let Err(error) = local.state.save(&local.dir, true) {
-            log::error!("{}: {error}", self.database.path().display());
-        }
         self.engine.begin_lineage(writer);
+        Ok(())
     }
 
     pub(super) fn after_inspection(&mut self, txid: Txid) {
@@ -318,10 +337,7 @@ impl Replica {
             // That the log is ours must not be forgotten in a power loss: we would take it again.
             let durable = !std::mem::replace(&mut local.state.claimed, true);
             local.state.image = None;
-            let removed = local
-                .state
-                .save(&local.dir, durable)
-                .and_then(|()| local.spool.remove(&file.entry));
+            let removed = local.save(durable).and_then(|()| local.spool.remove(&file.entry));
             if let Err(error) = removed {
                 log::error!("{}: {error}", self.database.path().display());
             }

@@ -166,7 +166,13 @@ impl Replica {
                 }
                 at.frame + 1
             }
-            Cursor::At(at) if grant == Some((at.salts, at.frame)) && self.frames.is_empty() => 1,
+            Cursor::At(at)
+                if self.frames.is_empty()
+                    && grant
+                        .is_some_and(|grant| grant.covers((at.salts, at.frame), index.salts)) =>
+            {
+                1
+            }
             Cursor::At(_) => {
                 return Err(Stop::Diverged(Finding::WalRestartedUnseen));
             }

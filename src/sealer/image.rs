@@ -178,7 +178,7 @@ impl Replica {
     fn forget_image(&mut self) {
         if let Some(local) = &mut self.local {
             local.state.image = None;
-            if let Err(error) = local.state.save(&local.dir, false) {
+            if let Err(error) = local.save(false) {
                 log::error!("{}: {error}", self.database.path().display());
             }
         }
@@ -193,6 +193,7 @@ impl Replica {
         self.database.with(|shared| shared.set_gate(crate::database::Gate::Shut));
         let seq = self.database.with(|shared| shared.commit_seq);
         let scan = self.open_scan()?;
+        self.refresh_published();
         let local = self.local.as_mut().ok_or("the local state is not open")?;
         local.table.reset();
         let fingerprint = Fingerprint::of(self.database.path()).ok();
@@ -331,7 +332,7 @@ impl Replica {
         local.state.base = None;
         local.state.clean = None;
         local.state.image = Some(image);
-        local.state.save(&local.dir, true).map_err(|error| error.to_string())?;
+        local.save(true).map_err(|error| error.to_string())?;
         self.counters().images += 1;
         sending.done = Some(Box::new(Done {
             image,
@@ -370,7 +371,7 @@ impl Replica {
             .fingerprint
             .filter(|_| !done.attached)
             .map(|fingerprint| Clean { fingerprint, piece: base.piece });
-        if let Err(error) = local.state.save(&local.dir, true) {
+        if let Err(error) = local.save(true) {
             log::error!("{}: {error}", self.database.path().display());
         }
         self.point = point_of(&base);
@@ -388,7 +389,7 @@ impl Replica {
         if !complete {
             self.engine.handle(now, Event::Committed { at: now });
         }
-        if !same_wal && (self.is_attached() || later) {
+        if !same_wal && (self.is_attached() || !complete) {
             // What was committed meanwhile is in a WAL that capture cannot go on with, or that is
             // gone.
             self.engine.handle(now, Event::Diverged);
@@ -418,8 +419,8 @@ impl Replica {
                 self.engine.handle(now, Event::ImageNeeded);
             }
         }
-        if let Some(local) = &self.local
-            && let Err(error) = local.state.save(&local.dir, true)
+        if let Some(local) = &mut self.local
+            && let Err(error) = local.save(true)
         {
             log::error!("{}: {error}", self.database.path().display());
         }

@@ -27,12 +27,23 @@ pub(super) struct Local {
     pub state: State,
     pub table: PageTable,
     pub spool: Spool,
+    /// The last state that had to be durable is not.
+    owes_sync: bool,
 }
 
 impl Local {
     /// Whether the folder is still the one whose lock we hold.
     pub(super) fn is_in_place(&self) -> bool {
         self.lock.is_in_place(&self.dir)
+    }
+
+    /// Writes the state file. What had to outlive a power loss and could not be written has to in
+    /// every later state, until one is on the disk.
+    pub(super) fn save(&mut self, durable: bool) -> Result<(), Error> {
+        self.owes_sync |= durable;
+        self.state.save(&self.dir, self.owes_sync)?;
+        self.owes_sync = false;
+        Ok(())
     }
 }
 
@@ -109,7 +120,7 @@ pub(super) fn open(database: &Path, replica: &str) -> Result<Opening, Error> {
     // An image on its way has its page table already.
     let base = state.base.or(state.image.map(|image| image.base));
     let table = PageTable::open(&dir, base.map_or(0, |base| base.commit))?;
-    let local = Local { lock, dir, state, table, spool };
+    let local = Local { lock, dir, state, table, spool, owes_sync: false };
     let mut read = read(local)?;
     read.misfit = misfit.or(read.misfit);
     Ok(Opening::Ours(Box::new(read)))

@@ -3,7 +3,7 @@
 use tokio::sync::oneshot;
 
 use super::replica::Replica;
-use crate::database::{Gate, Role};
+use crate::database::{Gate, Grant, Role};
 use crate::local::shared::{self, Call, SharedPage};
 use crate::process::Control;
 use crate::shipper::Order;
@@ -230,7 +230,8 @@ impl Replica {
         }
         self.database.with(|shared| {
             if free {
-                shared.grant = Some(place);
+                let (salts, frame) = place;
+                shared.grant = Some(Grant { salts, frame, elsewhere: true });
             }
             shared.released = (free.then_some(place), wish);
         });

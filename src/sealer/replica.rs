@@ -11,6 +11,7 @@ use super::image::ImageJob;
 use super::open::{Local, Point};
 use super::others::Others;
 use super::resync::ResyncJob;
+use crate::claim::Claim;
 use crate::database::{Database, Gate};
 use crate::engine::{Action, Engine, Event, Options, Phase};
 use crate::finding::Finding;
@@ -21,7 +22,7 @@ use crate::ltx::FileName;
 use crate::process::Process;
 use crate::shipper::{Job, Order, Task};
 use crate::store::{Key, Store};
-use crate::units::{Salts, Timestamp, Txid};
+use crate::units::{Salts, Timestamp, Txid, WriterId};
 use crate::wal::{FrameSet, WalIndex};
 
 pub(super) struct Replica {
@@ -215,8 +216,8 @@ impl Replica {
     pub(super) fn release(&mut self) {
         self.hold(false);
         self.leaves();
-        if let Some(local) = self.local.take() {
-            let saved = local.table.sync().and_then(|()| local.state.save(&local.dir, true));
+        if let Some(mut local) = self.local.take() {
+            let saved = local.table.sync().and_then(|()| local.save(true));
             if let Err(error) = saved {
                 log::error!("{}: {error}", self.database.path().display());
             }
@@ -366,7 +367,9 @@ impl Replica {
             Action::Resync { txid, scan, claim } => self.begin_resync(txid, scan, claim),
             Action::Image { level, txid, pre_apply } => self.begin_image(level, txid, pre_apply),
             Action::FindHead => {
-                let claim = (!self.engine.has_claimed()).then(|| self.engine.writer());
+                let former = self.local.as_ref().and_then(|local| local.state.former);
+                let claim = (!self.engine.has_claimed())
+                    .then(|| Claim { writer: self.engine.writer(), from: former.map(WriterId) });
                 self.ship(Task::FindHead { acked: self.engine.status().acked, claim });
             }
             Action::Put { txid } => self.put(txid),

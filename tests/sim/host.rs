@@ -1,8 +1,8 @@
 //! One host: a database, a disk, and the processes that have walferry in them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use walferry::units::{Txid, WriterId};
+use walferry::units::Txid;
 
 use crate::disk::Disk;
 use crate::process::Process;
@@ -36,9 +36,6 @@ pub struct Host {
     pub claimed: Option<u64>,
     /// Lineages that began because nothing was known of an earlier one.
     pub born: BTreeSet<u64>,
-    /// Lineages that go on for one of which files were found that this disk did not know: by which
-    /// one. It stands in the state beside the lineage.
-    pub former: BTreeMap<u64, WriterId>,
     /// The database was restored from the replica.
     pub is_copy: bool,
     /// Somebody has the database file to himself: nobody can commit.
@@ -97,7 +94,6 @@ impl Host {
             alone: false,
             claimed: None,
             born: BTreeSet::new(),
-            former: BTreeMap::new(),
             is_copy: false,
             exclusive: false,
             writing: false,

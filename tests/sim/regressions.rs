@@ -92,3 +92,10 @@ fn who_takes_over_looks_at_the_wal_anew() {
 fn a_wal_that_came_and_went_unpinned_is_compared() {
     holds(14_849);
 }
+
+/// A host went on as a new lineage, and a file of its former one, found in the spool after a loss of
+/// power, made it believe that the new one was in the log: it stopped at its own former files.
+#[test]
+fn a_new_lineage_leaves_the_files_of_its_former_one() {
+    holds(68_039);
+}

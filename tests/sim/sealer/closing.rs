@@ -149,10 +149,11 @@ impl Host {
 
     /// A lineage that goes on for another may not take the log from a third.
     pub fn tell_lost_log(&mut self, cx: &Cx, p: usize, head: Option<Head>) {
+        let former = state!(self, p).former;
         let engine = &mut re!(self, p).engine;
-        let (ours, former) = (engine.writer(), self.former.get(&engine.writer().0));
+        let ours = engine.writer();
         let lost = head.zip(former).is_some_and(|(head, former)| {
-            head.writer != ours && head.writer != *former && cx.bug != Bug::TwinTakesAny
+            head.writer != ours && head.writer.0 != former && cx.bug != Bug::TwinTakesAny
         });
         if lost {
             engine.claim();
@@ -176,12 +177,11 @@ impl Host {
         }
         let writer = WriterId(cx.rng.next() | 1);
         cx.log(format_args!("host {}.{p}: goes on as another writer", self.id));
-        let renamed = State { writer: writer.0, claimed: false, ..state!(self, p).clone() };
+        let renamed = State { former: Some(ours.0), ..State::new(writer, "sim") };
         if !self.disk.save_if_possible(&renamed, true)? {
             // What the disk does not know must not be in the log: later, then.
             return Ok(false);
         }
-        self.former.insert(writer.0, ours);
         self.claimed = None;
         state!(self, p) = renamed;
         re!(self, p).engine.begin_lineage(writer);

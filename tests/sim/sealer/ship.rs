@@ -6,7 +6,7 @@ use walferry::local::spool::Entry;
 use walferry::local::state::Base;
 use walferry::ltx::FileName;
 use walferry::store::Key;
-use walferry::units::{Level, Txid};
+use walferry::units::{Level, Txid, WriterId};
 
 use super::image::Stage;
 use super::work::Job;
@@ -32,8 +32,8 @@ impl Host {
             Action::FindHead => {
                 let engine = &re!(self, p).engine;
                 let (writer, claims) = (engine.writer(), !engine.has_claimed());
-                let from =
-                    self.former.get(&writer.0).copied().filter(|_| cx.bug != Bug::TwinTakesAny);
+                let former = state!(self, p).former.map(WriterId);
+                let from = former.filter(|_| cx.bug != Bug::TwinTakesAny);
                 let claim = claims.then_some(Claim { writer, from });
                 self.ship(cx, p, Request::FindHead { claim })
             }
