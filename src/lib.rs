@@ -21,5 +21,7 @@ mod standby;
 pub mod status;
 pub mod store;
 pub mod units;
+#[cfg(feature = "cli")]
+pub mod verify;
 mod wait;
 pub mod wal;

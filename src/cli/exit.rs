@@ -57,7 +57,8 @@ pub(super) fn of_restore(error: &restore::Error) -> Exit {
     use restore::Error;
     match error {
         Error::Store(error) => of_store(error.kind),
-        Error::Plan(plan::Error::Empty | plan::Error::NotReachable { .. }) => Exit::Nothing,
+        Error::Plan(plan::Error::Empty | plan::Error::NotReachable { .. })
+        | Error::TooEarly { .. } => Exit::Nothing,
         Error::Plan(plan::Error::NoBase { .. } | plan::Error::Gap { .. })
         | Error::File { .. }
         | Error::Chain { .. }

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::{Error, print, table};
 use crate::plan::restore::{head, restorable, restore};
 use crate::plan::{self, Target};
-use crate::restore::list_in_turn;
+use crate::restore::{list_in_turn, range};
 use crate::store::{self, FileInfo};
 use crate::units::Level;
 
@@ -53,6 +53,12 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
         .collect();
     let points = restorable(&files);
     let problem = restore(&files, Target::Latest).err().map(|error| error.to_string());
+    // A replica whose files are damaged is listed all the same.
+    let (times, unreadable) = match range(store.as_ref(), &files).await {
+        Ok(times) => (times, None),
+        Err(error) => (None, Some(error.to_string())),
+    };
+    let problem = problem.or(unreadable);
     if args.json {
         let text = json!({
             "files": shown.iter().map(|file| table::json(file)).collect::<Vec<_>>(),
@@ -60,6 +66,8 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
                 "states": points.len(),
                 "oldest": points.first().map(ToString::to_string),
                 "newest": points.last().map(ToString::to_string),
+                "from": times.map(|times| times.first.to_string()),
+                "to": times.map(|times| times.last.to_string()),
             },
             "head": head(&files).map(|txid| txid.to_string()),
             "problem": problem,
@@ -74,6 +82,9 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
         _ => "restorable: nothing\n".to_string(),
     };
     let mut text = table::text(shown) + &summary;
+    if let Some(times) = times {
+        text += &format!("committed: {} to {}\n", times.first, times.last);
+    }
     if let Some(problem) = problem {
         text += &["warning: ", &problem, "\n"].concat();
     }

@@ -4,11 +4,13 @@ mod exit;
 mod extension;
 mod given_up;
 mod ltx;
+mod moment;
 mod promote;
 mod reset;
 mod restore;
 mod sync;
 mod table;
+mod verify;
 mod version;
 
 use std::error::Error as _;
@@ -44,6 +46,8 @@ enum Command {
     Promote(promote::Args),
     /// Ship what a database has and its replica has not
     Sync(sync::Args),
+    /// Check a whole replica: every file, and that they lead to what they say
+    Verify(verify::Args),
     /// Print the version
     Version,
 }
@@ -79,6 +83,7 @@ fn run(cli: Cli) -> Result<(), Error> {
         Command::Reset(args) => reset::run(&args),
         Command::Promote(args) => on_runtime(promote::run(args)),
         Command::Sync(args) => sync::run(&args),
+        Command::Verify(args) => on_runtime(verify::run(args)),
         Command::Version => version::run(),
     }
 }
@@ -114,6 +119,11 @@ enum Error {
     /// A setting contradicts what is there.
     Usage(String),
     Sync(sync::Failure),
+    /// A replica was checked, and this much is wrong with it.
+    Defects {
+        url: String,
+        number: usize,
+    },
     Write(io::Error),
     System(io::Error),
 }
@@ -125,6 +135,7 @@ impl Error {
             Error::Store(error) => exit::of_store(error.kind),
             Error::NoDatabase(_) | Error::Usage(_) => Exit::Usage,
             Error::InUse { .. } | Error::Declined(_) => Exit::Declined,
+            Error::Defects { .. } => Exit::Damaged,
             Error::Sync(error) => error.exit(),
             Error::Local(_) | Error::Write(_) | Error::System(_) => Exit::Failure,
         }
@@ -133,6 +144,10 @@ impl Error {
     fn advice(&self) -> Option<&'static str> {
         match self {
             Error::Restore(error) | Error::Replica { source: error, .. } => error.advice(),
+            Error::Defects { .. } => Some(
+                "`walferry ltx` shows what can still be restored. To begin the replica anew with a \
+                 full image, give its database another path there, or run `walferry reset`.",
+            ),
             _ => None,
         }
     }
@@ -163,6 +178,9 @@ impl fmt::Display for Error {
             }
             Error::Declined(why) | Error::Usage(why) => f.write_str(why),
             Error::Sync(error) => error.fmt(f),
+            Error::Defects { url, number } => {
+                write!(f, "{url} has {}", table::count(*number, "defect"))
+            }
             Error::Write(_) => f.write_str("the output could not be written"),
             Error::System(_) => f.write_str("the program could not start its threads"),
         }
@@ -176,9 +194,11 @@ impl std::error::Error for Error {
             Error::Restore(error) | Error::Replica { source: error, .. } => error.source(),
             Error::Store(error) => error.source(),
             Error::Local(error) => Some(&error.source),
-            Error::NoDatabase(_) | Error::InUse { .. } | Error::Declined(_) | Error::Usage(_) => {
-                None
-            }
+            Error::NoDatabase(_)
+            | Error::InUse { .. }
+            | Error::Declined(_)
+            | Error::Usage(_)
+            | Error::Defects { .. } => None,
             Error::Sync(error) => error.source(),
             Error::Write(error) | Error::System(error) => Some(error),
         }

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::{Error, print, table};
-use crate::plan::{self, Plan, Target};
-use crate::restore::{self, Integrity, Options, Report};
+use super::{Error, moment, print, table};
+use crate::plan::{self, Plan};
+use crate::restore::{self, Integrity, Options, Point, Report};
 use crate::store::{self, ErrorKind};
-use crate::units::Txid;
+use crate::units::{Timestamp, Txid};
 
 /// Arguments of `walferry restore`.
 #[derive(clap::Args)]
@@ -22,6 +22,11 @@ pub(super) struct Args {
     /// The state after exactly this transaction, in hexadecimal; else the newest
     #[arg(long, value_name = "HEX")]
     txid: Option<Txid>,
+    /// The last state at or before a moment: 2026-11-22T12:48:34Z, with any fraction and zone (UTC if
+    /// none is given), or how long ago, such as -5m
+    #[arg(long, value_name = "TIME", conflicts_with = "txid", allow_hyphen_values = true,
+          value_parser = parse_moment)]
+    timestamp: Option<Timestamp>,
     /// Threads, and requests at a time
     #[arg(long, value_name = "N", default_value_t = 8,
           value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -45,9 +50,18 @@ pub(super) struct Args {
 }
 
 impl Args {
-    fn target(&self) -> Target {
-        self.txid.map_or(Target::Latest, Target::Txid)
+    fn point(&self) -> Point {
+        match (self.txid, self.timestamp) {
+            (Some(txid), _) => Point::Txid(txid),
+            (None, Some(at)) => Point::Time(at),
+            (None, None) => Point::Latest,
+        }
     }
+}
+
+fn parse_moment(text: &str) -> Result<Timestamp, String> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    moment::parse(text, Timestamp(now.map_or(0, |since| since.as_millis() as i64)))
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Error> {
@@ -70,12 +84,12 @@ async fn restore_or_plan(args: &Args) -> Result<(), Error> {
     let output = match &args.output {
         Some(output) if !args.dry_run => output.clone(),
         _ => {
-            let (_, plan) = restore::plan(&store, args.target()).await?;
+            let (_, plan) = restore::plan(&store, args.point()).await?;
             return show_plan(args, &plan);
         }
     };
     let mut options = Options::new(&output);
-    options.target = args.target();
+    options.point = args.point();
     options.parallelism = usize::from(args.parallelism);
     options.integrity = args.integrity_check;
     let (report, not_left) = restore::restore_with_state(store, options).await?;

@@ -4,11 +4,12 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use super::moment::Range;
 use crate::ltx;
 use crate::ltx::DatabaseChecksum;
 use crate::plan;
 use crate::store::{self, Key};
-use crate::units::Pgno;
+use crate::units::{Pgno, Timestamp};
 
 /// Why nothing was restored. Whatever the reason, no output file exists.
 #[derive(Debug)]
@@ -17,6 +18,13 @@ pub enum Error {
     Store(store::Error),
     /// The replica's files do not lead to the target.
     Plan(plan::Error),
+    /// Nothing had been shipped yet at the moment that was asked for.
+    TooEarly {
+        /// The moment.
+        at: Timestamp,
+        /// What there is.
+        range: Range,
+    },
     /// A file is damaged, or is not what its name says.
     File {
         /// Which file.
@@ -111,7 +119,9 @@ impl Error {
                 "Restore the newest state before the gap with --txid, or bring the missing files \
                  back.",
             ),
-            Error::Plan(_) => Some("List what can be restored with `walferry ltx`."),
+            Error::Plan(_) | Error::TooEarly { .. } => {
+                Some("List what can be restored with `walferry ltx`.")
+            }
             Error::File { .. }
             | Error::Chain { .. }
             | Error::PageSize { .. }
@@ -137,6 +147,11 @@ impl fmt::Display for Error {
         match self {
             Error::Store(error) => error.fmt(f),
             Error::Plan(error) => error.fmt(f),
+            Error::TooEarly { at, range } => write!(
+                f,
+                "the replica has no state as old as {at}; it has those from {} to {}",
+                range.first, range.last
+            ),
             Error::File { key, .. } => write!(f, "file {key} of the replica cannot be used"),
             Error::Chain { older, newer } => write!(
                 f,

@@ -19,6 +19,7 @@ mod fetch;
 mod handover;
 #[cfg(feature = "cli")]
 mod integrity;
+mod moment;
 mod output;
 mod pages;
 mod verify;
@@ -35,6 +36,7 @@ use tokio::task::JoinSet;
 
 pub use error::Error;
 pub use handover::restore_with_state;
+pub use moment::{Point, Range, range};
 
 use crate::ltx::{DatabaseChecksum, Header, page};
 use crate::plan::{self, Plan};
@@ -64,7 +66,7 @@ pub struct Options {
     /// The new database. Nothing may be there, nor anything of a database there.
     pub output: PathBuf,
     /// Which state.
-    pub target: plan::Target,
+    pub point: Point,
     /// Number of requests at a time; also the most threads, of which there are no more than
     /// processors.
     pub parallelism: usize,
@@ -82,7 +84,7 @@ impl Options {
     pub fn new(output: impl Into<PathBuf>) -> Options {
         Options {
             output: output.into(),
-            target: plan::Target::Latest,
+            point: Point::Latest,
             parallelism: 8,
             page_table: None,
             #[cfg(feature = "cli")]
@@ -120,17 +122,17 @@ pub struct Report {
 }
 
 /// Lists all levels, ascending, and plans.
-pub async fn plan(
-    store: &Arc<dyn Store>,
-    target: plan::Target,
-) -> Result<(Vec<FileInfo>, Plan), Error> {
+pub async fn plan(store: &Arc<dyn Store>, point: Point) -> Result<(Vec<FileInfo>, Plan), Error> {
     let files = list_at_once(store).await?;
-    if let Ok(plan) = plan::restore::restore(&files, target) {
+    if let Ok(target) = moment::target(store.as_ref(), &files, point).await
+        && let Ok(plan) = plan::restore::restore(&files, target)
+    {
         return Ok((files, plan));
     }
     // A file may have moved to a higher level between two listings. Read in this order, levels
     // can show a file twice but never hide one: it is created above before it is removed below.
     let files = list_in_turn(store.as_ref()).await?;
+    let target = moment::target(store.as_ref(), &files, point).await?;
     let plan = plan::restore::restore(&files, target)?;
     Ok((files, plan))
 }
@@ -164,7 +166,7 @@ pub async fn list_in_turn(store: &dyn Store) -> Result<Vec<FileInfo>, store::Err
 pub async fn restore(store: Arc<dyn Store>, options: Options) -> Result<Report, Error> {
     let begun = Instant::now();
     output::check(&options.output)?;
-    let (_, plan) = plan(&store, options.target).await?;
+    let (_, plan) = plan(&store, options.point).await?;
     let runtime = Handle::current();
     let mut report = tokio::task::spawn_blocking(move || {
         execute(&Source::new(store), &runtime, &plan, &options)

@@ -63,6 +63,35 @@ fn restores_and_says_what() {
 }
 
 #[test]
+fn restores_the_state_of_a_moment() {
+    let dir = TempDir::new().unwrap();
+    let (out, replica) = (dir.path().join("out.db"), url(&golden("litestream-0.5.17")));
+    for (moment, txid) in [
+        ("2026-11-22T12:48:34.201Z", 2),
+        ("2026-11-22T13:48:34.2Z+01:00", 0),
+        ("2026-11-22T13:48:34.200+01:00", 1),
+        ("2026-11-22 12:49", 6),
+        ("2026-11-23", 8),
+    ] {
+        let args = ["restore", "--dry-run", "--json", "--timestamp", moment, &replica];
+        if txid == 0 {
+            check(&args, 2);
+            continue;
+        }
+        let json: serde_json::Value = serde_json::from_str(&check(&args, 0)).unwrap();
+        assert_eq!(json["txid"], Txid(txid).to_string(), "{moment}");
+    }
+    check(&["restore", "--timestamp=-1000w", "-o", text(&out), &replica], 3);
+    let said = check(&["restore", "--timestamp", "-1000w", "-o", text(&out), &replica], 3);
+    let range = "it has those from 2026-11-22T12:48:32.804Z to 2026-11-22T12:49:04.196Z";
+    assert!(said.contains(range), "{said}");
+    check(&["restore", "--timestamp", "-5m", "--txid", "1", "-o", text(&out), &replica], 2);
+    check(&["restore", "--timestamp", "2026-11-22T12:48:34.201Z", "-o", text(&out), &replica], 0);
+    let expected = golden("litestream-0.5.17/restored/0000000000000002.db");
+    assert_eq!(fs::read(&out).unwrap(), fs::read(expected).unwrap());
+}
+
+#[test]
 fn a_dry_run_reads_only_the_listing() {
     let dir = TempDir::new().unwrap();
     let (out, replica) = (dir.path().join("out.db"), url(&golden("litestream-0.5.17")));
@@ -153,8 +182,10 @@ fn damaged_and_incomplete_replicas() {
 fn lists_files() {
     let replica = url(&golden("litestream-0.5.17"));
     let said = check(&["ltx", &replica], 0);
-    assert_eq!(said.lines().count(), 1 + 21 + 1, "{said}");
-    assert!(said.ends_with("restorable: 8 states, TXID 0000000000000001 to 0000000000000008\n"));
+    assert_eq!(said.lines().count(), 1 + 21 + 2, "{said}");
+    let end = "restorable: 8 states, TXID 0000000000000001 to 0000000000000008\n\
+               committed: 2026-11-22T12:48:32.804Z to 2026-11-22T12:49:04.196Z\n";
+    assert!(said.ends_with(end), "{said}");
     let said = check(&["ltx", "--level", "9", "--json", &replica], 0);
     let json: serde_json::Value = serde_json::from_str(&said).unwrap();
     assert_eq!(json["files"].as_array().unwrap().len(), 4);
@@ -271,4 +302,25 @@ fn a_database_in_use_is_left_alone() {
     }
     drop(lock);
     check(&["reset", text(&database)], 0);
+}
+
+#[test]
+fn verifies() {
+    let said = check(&["verify", &url(&golden("litestream-0.5.17"))], 0);
+    assert!(said.starts_with("read 21 files with ") && said.contains("8 states"), "{said}");
+    assert!(said.contains("carry no database checksums"), "{said}");
+    let replica = copy("litestream-0.5.17");
+    let file = replica.path().join("ltx/0/0000000000000004-0000000000000004.ltx");
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[150] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    check(&["verify", "--quick", &url(replica.path())], 0);
+    for args in [&["verify"][..], &["verify", "--json"]] {
+        let out = walferry().args(args).arg(url(replica.path())).output().unwrap();
+        assert_eq!(out.status.code(), Some(4));
+        let (said, error) = (String::from_utf8(out.stdout).unwrap(), String::from_utf8(out.stderr));
+        assert!(said.contains("0/0000000000000004-0000000000000004.ltx"), "{said}");
+        assert!(error.unwrap().contains("has 1 defect\n"));
+    }
+    check(&["verify", &url(&replica.path().join("nothing"))], 3);
 }

@@ -8,3 +8,4 @@ mod restore;
 mod store;
 mod support;
 mod tidy;
+mod verify;

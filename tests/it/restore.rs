@@ -12,8 +12,8 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 use walferry::ltx::encode::to_vec;
 use walferry::ltx::{DatabaseChecksum, Encoder, Tag, checksum};
-use walferry::plan::{self, Target};
-use walferry::restore::{Error, Integrity, Options};
+use walferry::plan;
+use walferry::restore::{Error, Integrity, Options, Point};
 use walferry::store::file::FileStore;
 use walferry::store::memory::MemoryStore;
 use walferry::store::{self, Body, ErrorKind, FileInfo, Key, Store, Upload};
@@ -26,7 +26,7 @@ fn options(dir: &TempDir) -> Options {
 }
 
 fn at(dir: &TempDir, txid: u64) -> Options {
-    Options { target: Target::Txid(Txid(txid)), ..options(dir) }
+    Options { point: Point::Txid(Txid(txid)), ..options(dir) }
 }
 
 /// Restores and compares; the directory holds nothing else afterwards.
@@ -41,10 +41,10 @@ fn check(replica: &Replica, txid: u64) {
 }
 
 /// Expects a refusal that leaves nothing behind.
-fn refused(store: impl Store + 'static, target: Target) -> Error {
+fn refused(store: impl Store + 'static, point: Point) -> Error {
     let dir = TempDir::new().unwrap();
     let table = dir.path().join("pages");
-    let options = Options { target, page_table: Some(table), ..options(&dir) };
+    let options = Options { point, page_table: Some(table), ..options(&dir) };
     let error = run(store, options).expect_err("it was restored");
     assert_eq!(names(dir.path()), [""; 0], "left behind after: {error}");
     error
@@ -148,7 +148,7 @@ proptest! {
             if points.contains(&Txid(txid)) {
                 check(&replica, txid);
             } else {
-                refused(replica.store.clone(), Target::Txid(Txid(txid)));
+                refused(replica.store.clone(), Point::Txid(Txid(txid)));
             }
         }
     }
@@ -158,11 +158,11 @@ proptest! {
 fn gaps_and_missing_ends_are_named() {
     let replica = five();
     replica.delete(key(0, 3, 3));
-    let error = refused(replica.store.clone(), Target::Latest);
+    let error = refused(replica.store.clone(), Point::Latest);
     assert!(matches!(error, Error::Plan(plan::Error::Gap { after: Txid(2), next: Txid(4) })));
-    let error = refused(replica.store.clone(), Target::Txid(Txid(3)));
+    let error = refused(replica.store.clone(), Point::Txid(Txid(3)));
     assert!(matches!(error, Error::Plan(plan::Error::NotReachable { .. })));
-    let error = refused(MemoryStore::new(), Target::Latest);
+    let error = refused(MemoryStore::new(), Point::Latest);
     assert!(matches!(error, Error::Plan(plan::Error::Empty)));
     check(&replica, 2);
 }
@@ -190,10 +190,10 @@ fn damage_everywhere(replica: &Replica) {
         }
         for len in [0, 1, 99, 100, 106, bytes.len() / 2, bytes.len() - 1] {
             replica.put(key, bytes[..len].to_vec());
-            assert!(matches!(refused(replica.store.clone(), Target::Latest), Error::File { .. }));
+            assert!(matches!(refused(replica.store.clone(), Point::Latest), Error::File { .. }));
         }
         replica.put(key, [&bytes[..], &[0]].concat());
-        refused(replica.store.clone(), Target::Latest);
+        refused(replica.store.clone(), Point::Latest);
         replica.put(key, bytes.to_vec());
     }
 }
@@ -215,7 +215,7 @@ fn a_file_under_another_name_is_refused() {
     let (second, third) = (replica.bytes(key(0, 2, 2)), replica.bytes(key(0, 3, 3)));
     replica.put(key(0, 2, 2), third.to_vec());
     replica.put(key(0, 3, 3), second.to_vec());
-    let error = refused(replica.store.clone(), Target::Latest);
+    let error = refused(replica.store.clone(), Point::Latest);
     assert!(matches!(error, Error::File { .. }), "{error:?}");
 }
 
@@ -226,7 +226,7 @@ fn a_file_of_another_history_breaks_the_chain() {
         theirs.commit(8, &[1, 2]);
     }
     ours.put(key(0, 5, 5), theirs.bytes(key(0, 5, 5)).to_vec());
-    let error = refused(ours.store.clone(), Target::Latest);
+    let error = refused(ours.store.clone(), Point::Latest);
     assert!(matches!(error, Error::Chain { .. }), "{error:?}");
     check(&ours, 4);
 }
@@ -237,7 +237,7 @@ fn a_result_that_is_not_the_named_one_is_refused() {
     // Each link holds, but file 4 lost a page that it should have.
     replica.delete(key(0, 4, 4));
     replica.put_pages(0, 4, 4, &[1, 4, 5, 6, 7, 8], |_| ());
-    let error = refused(replica.store.clone(), Target::Latest);
+    let error = refused(replica.store.clone(), Point::Latest);
     assert!(matches!(error, Error::Database { .. }), "{error:?}");
 }
 
@@ -248,7 +248,7 @@ fn a_page_that_nobody_holds_is_named() {
     // Page 4 was in file 1 and 2, but was cut off by file 3: its old image must not come back.
     replica.delete(key(0, 4, 4));
     replica.put_pages(0, 4, 4, &[1, 3, 5, 7, 8], |_| ());
-    let error = refused(replica.store.clone(), Target::Latest);
+    let error = refused(replica.store.clone(), Point::Latest);
     assert!(matches!(error, Error::Missing { first: 4, count: 2, .. }), "{error:?}");
 }
 
@@ -258,7 +258,7 @@ fn a_commit_that_no_file_could_hold_is_refused_before_anything_is_made_of_that_s
     replica.tagged = false;
     replica.delete(key(0, 5, 5));
     replica.put_pages(0, 5, 5, &[1], |header| header.commit = u32::MAX);
-    let error = refused(replica.store.clone(), Target::Latest);
+    let error = refused(replica.store.clone(), Point::Latest);
     assert!(matches!(error, Error::File { .. }), "{error:?}");
 }
 
@@ -280,7 +280,7 @@ fn a_new_page_size_needs_a_full_image() {
         replica.put(key(0, 6, 6), to_vec(&head, pages).unwrap());
     };
     put_sixth(false);
-    let error = refused(replica.store.clone(), Target::Latest);
+    let error = refused(replica.store.clone(), Point::Latest);
     assert!(matches!(error, Error::PageSize { .. }), "{error:?}");
     put_sixth(true);
     let dir = TempDir::new().unwrap();
@@ -509,7 +509,7 @@ fn a_failure_at_any_read_leaves_nothing() {
     for fault in kinds {
         // The small file's whole, the snapshot's header and end, and its three stretches.
         for at in 0..6 {
-            let error = refused(faulty(at, fault), Target::Latest);
+            let error = refused(faulty(at, fault), Point::Latest);
             let expected = match (fault, &error) {
                 (Fault::Error(kind), Error::Store(error)) => error.kind == kind,
                 (_, Error::File { .. }) => true,
@@ -519,7 +519,7 @@ fn a_failure_at_any_read_leaves_nothing() {
         }
     }
     for fault in [Fault::ListedShorter, Fault::ListedLonger, Fault::ListedHuge] {
-        refused(faulty(usize::MAX, fault), Target::Latest);
+        refused(faulty(usize::MAX, fault), Point::Latest);
     }
     let dir = TempDir::new().unwrap();
     run(faulty(6, Fault::Shorter), options(&dir)).unwrap();

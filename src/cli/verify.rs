@@ -1,0 +1,95 @@
+//! `walferry verify`.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::{Error, print, table};
+use crate::store;
+use crate::verify::{self, Depth, Report};
+
+/// Arguments of `walferry verify`.
+#[derive(clap::Args)]
+#[command(after_help = super::exit::help())]
+pub(super) struct Args {
+    /// The replica, such as s3://bucket/path or file:///path
+    url: String,
+    /// Read only the header of each file: names, chain and coverage, but no page
+    #[arg(long)]
+    quick: bool,
+    /// Requests at a time
+    #[arg(long, value_name = "N", default_value_t = 8,
+          value_parser = clap::value_parser!(u16).range(1..=256))]
+    parallelism: u16,
+    /// Report in JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(args: Args) -> Result<(), Error> {
+    let store = store::url::open(&args.url)?;
+    let depth = if args.quick { Depth::Headers } else { Depth::Whole };
+    let quiet = Arc::new(|_, _| {});
+    let report = verify::verify(store, depth, usize::from(args.parallelism), quiet)
+        .await
+        .map_err(|error| super::about(&args.url, error.into()))?;
+    print(&if args.json { in_json(&report) } else { in_words(&report, args.quick) })?;
+    match report.defects.len() {
+        0 => Ok(()),
+        number => Err(Error::Defects { url: store::url::redacted(&args.url), number }),
+    }
+}
+
+fn in_json(report: &Report) -> String {
+    let defects = report.defects.iter().map(
+        |defect| json!({ "file": defect.key.map(|key| key.to_string()), "what": defect.what }),
+    );
+    let proven = report.proven.map(|proven| {
+        json!({
+            "txid": proven.txid.to_string(),
+            "timestamp": proven.timestamp.to_string(),
+            "checksum": proven.checksum.to_string(),
+        })
+    });
+    let text = json!({
+        "files": report.files,
+        "files_without_database_checksums": report.untagged,
+        "bytes_fetched": report.fetched,
+        "pages": report.pages,
+        "states": report.states,
+        "proven": proven,
+        "defects": defects.collect::<Vec<_>>(),
+    });
+    format!("{text}\n")
+}
+
+fn in_words(report: &Report, quick: bool) -> String {
+    let mut text = String::new();
+    for defect in &report.defects {
+        let place = defect.key.map_or("the replica".to_string(), |key| key.to_string());
+        text += &format!("{place}: {}\n", defect.what);
+    }
+    text += &format!(
+        "read {} with {} bytes; {} can be restored\n",
+        table::count(report.files, "file"),
+        report.fetched,
+        table::count(report.states, "state"),
+    );
+    if report.untagged > 0 {
+        text += &format!(
+            "{} of them carry no database checksums, as Litestream writes them\n",
+            report.untagged
+        );
+    }
+    match report.proven {
+        Some(proven) => {
+            text += &format!(
+                "proven: TXID {} of {}, database checksum {}\n",
+                proven.txid, proven.timestamp, proven.checksum
+            );
+        }
+        None if quick => text += "no page was looked at\n",
+        None => {}
+    }
+    text
+}

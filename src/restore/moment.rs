@@ -1,0 +1,172 @@
+//! From a moment to a transaction: the last shipped state at or before it.
+
+use super::error::Error;
+use crate::ltx::{HEADER_LEN, Header, MIN_FILE_LEN};
+use crate::plan;
+use crate::store::{FileInfo, Key, Store};
+use crate::units::{Timestamp, Txid};
+
+/// What to restore.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Point {
+    /// The newest state that the replica knows of.
+    Latest,
+    /// The state after exactly this transaction.
+    Txid(Txid),
+    /// The last state that was shipped with a commit time at or before this.
+    Time(Timestamp),
+}
+
+/// The commit times that a replica covers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Range {
+    /// Of the oldest state.
+    pub first: Timestamp,
+    /// Of the newest.
+    pub last: Timestamp,
+}
+
+/// Turns a point into what can be planned. For a time that reads some headers: one for each time
+/// that the number of files can be halved.
+pub(super) async fn target(
+    store: &dyn Store,
+    files: &[FileInfo],
+    point: Point,
+) -> Result<plan::Target, Error> {
+    let at = match point {
+        Point::Latest => return Ok(plan::Target::Latest),
+        Point::Txid(txid) => return Ok(plan::Target::Txid(txid)),
+        Point::Time(at) => at,
+    };
+    let ends = ends(files);
+    // The commit times of a log rise with its transactions.
+    let (mut low, mut high) = (0, ends.len());
+    while low < high {
+        let middle = low + (high - low) / 2;
+        let Some(key) = ends.get(middle) else { break };
+        if time_of(store, *key).await? <= at {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    match low.checked_sub(1).and_then(|last| ends.get(last)) {
+        // States behind a hole count too: the plan then says that there is one.
+        Some(key) => Ok(plan::Target::Txid(key.name.max)),
+        None => match range(store, files).await? {
+            Some(range) => Err(Error::TooEarly { at, range }),
+            None => Ok(plan::Target::Latest),
+        },
+    }
+}
+
+/// The commit times of the oldest and the newest state that can be restored from these files; `None`
+/// when there is none. Reads two headers.
+pub async fn range(store: &dyn Store, files: &[FileInfo]) -> Result<Option<Range>, Error> {
+    let points = plan::restore::restorable(files);
+    let ends = ends(files);
+    let end_at = |txid: Option<&Txid>| {
+        txid.and_then(|txid| ends.iter().find(|key| key.name.max == *txid)).copied()
+    };
+    let (Some(first), Some(last)) = (end_at(points.first()), end_at(points.last())) else {
+        return Ok(None);
+    };
+    Ok(Some(Range { first: time_of(store, first).await?, last: time_of(store, last).await? }))
+}
+
+/// A file for each state that any file ends at, ascending: the one of the lowest level, since the
+/// time of a snapshot may be when it was taken.
+fn ends(files: &[FileInfo]) -> Vec<Key> {
+    let mut ends: Vec<Key> =
+        files.iter().filter(|file| file.len >= MIN_FILE_LEN).map(|file| file.key).collect();
+    ends.sort_unstable_by_key(|key| (key.name.max, key.level));
+    ends.dedup_by_key(|key| key.name.max);
+    ends
+}
+
+async fn time_of(store: &dyn Store, key: Key) -> Result<Timestamp, Error> {
+    let bytes = store.get(key, Some(0..HEADER_LEN as u64)).await?;
+    let head = bytes.first_chunk::<HEADER_LEN>().ok_or(Error::truncated(key, "header"))?;
+    let header = Header::decode(head).map_err(|source| Error::File { key, source })?;
+    Ok(header.timestamp)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::ltx::encode::to_vec;
+    use crate::ltx::{DatabaseChecksum, FileName, Tag};
+    use crate::restore::list_in_turn;
+    use crate::store::Body;
+    use crate::store::memory::MemoryStore;
+    use crate::units::{Level, PageSize, Salts, WriterId};
+
+    /// Puts a file that ends at `max`, whose last commit is that many seconds after the epoch.
+    async fn put(store: &MemoryStore, level: u8, min: u64, max: u64, seconds: i64) {
+        let key = Key {
+            level: Level::new(level).unwrap(),
+            name: FileName { min: Txid(min), max: Txid(max) },
+        };
+        let sum = |n: u64| DatabaseChecksum::from_stored(n);
+        let tag = Tag { pre_apply: sum(min - 1), post_apply: sum(max), full_image: min == 1 };
+        let header = Header {
+            page_size: PageSize::new(512).unwrap(),
+            commit: 1,
+            min_txid: Txid(min),
+            max_txid: Txid(max),
+            timestamp: Timestamp(seconds * 1000),
+            wal_offset: 32,
+            wal_size: 0,
+            salts: Salts(0, 0),
+            writer: WriterId(1),
+            tag: Some(tag),
+        };
+        let page = [1; 512];
+        let bytes = to_vec(&header, [(1, page.as_slice())]).unwrap();
+        store.put_new(key, Body::Bytes(bytes.into()), header.timestamp).await.unwrap();
+    }
+
+    fn found(store: &MemoryStore, seconds: i64) -> Result<plan::Target, Error> {
+        let point = Point::Time(Timestamp(seconds * 1000));
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+            let files = list_in_turn(store).await?;
+            target(store, &files, point).await
+        })
+    }
+
+    fn filled(files: &[(u8, u64, u64, i64)]) -> MemoryStore {
+        let store = MemoryStore::new();
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+            for (level, min, max, seconds) in files {
+                put(&store, *level, *min, *max, *seconds).await;
+            }
+        });
+        store
+    }
+
+    #[test]
+    fn a_moment_is_the_last_state_at_or_before_it() {
+        let store = filled(&[(9, 1, 1, 100), (0, 2, 2, 110), (0, 3, 3, 120), (0, 4, 4, 120)]);
+        for (seconds, txid) in [(100, 1), (109, 1), (110, 2), (119, 2), (120, 4), (99_999, 4)] {
+            assert_eq!(found(&store, seconds).unwrap(), plan::Target::Txid(Txid(txid)));
+        }
+        let error = found(&store, 99).unwrap_err();
+        let Error::TooEarly { range, .. } = error else { panic!("{error}") };
+        assert_eq!((range.first.0, range.last.0), (100_000, 120_000));
+        assert_eq!(found(&filled(&[]), 5).unwrap(), plan::Target::Latest);
+    }
+
+    #[test]
+    fn a_compacted_file_stands_for_its_last_commit() {
+        let store = filled(&[(9, 1, 1, 100), (1, 2, 5, 150), (0, 5, 5, 150), (9, 1, 5, 155)]);
+        assert_eq!(found(&store, 149).unwrap(), plan::Target::Txid(Txid(1)));
+        assert_eq!(found(&store, 150).unwrap(), plan::Target::Txid(Txid(5)));
+    }
+
+    #[test]
+    fn a_state_behind_a_hole_is_found_so_that_the_plan_refuses_it() {
+        let store = filled(&[(9, 1, 1, 100), (0, 2, 2, 110), (0, 4, 4, 130)]);
+        assert_eq!(found(&store, 140).unwrap(), plan::Target::Txid(Txid(4)));
+    }
+}

@@ -1,0 +1,155 @@
+//! `walferry verify`: what is right is proven, whatever is wrong is named.
+
+use std::sync::Arc;
+
+use walferry::ltx::Decoder;
+use walferry::restore::Error;
+use walferry::store::file::FileStore;
+use walferry::store::memory::MemoryStore;
+use walferry::store::{Key, Store};
+use walferry::units::Txid;
+use walferry::verify::{Depth, Report, verify};
+
+use crate::support::{Replica, golden, key};
+
+fn run(store: impl Store + 'static, depth: Depth) -> Result<Report, Error> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+    runtime.block_on(verify(Arc::new(store), depth, 3, Arc::new(|_, _| {})))
+}
+
+fn whole(replica: &Replica) -> Report {
+    run(replica.store.clone(), Depth::Whole).unwrap()
+}
+
+/// Growth, a shrink, growth again, with compacted files and a snapshot.
+fn five() -> Replica {
+    let mut replica = Replica::new(512);
+    replica.commit(4, &[]);
+    replica.commit(6, &[1, 2]);
+    replica.commit(3, &[1]);
+    replica.commit(8, &[1, 3]);
+    replica.commit(8, &[1, 5]);
+    replica.compact(1, 2, 3);
+    replica.compact(2, 1, 4);
+    replica.snapshot(9, 3);
+    replica
+}
+
+/// Expects defects of exactly these files.
+fn expect_defects(report: &Report, keys: &[Option<Key>]) {
+    let found: Vec<_> = report.defects.iter().map(|defect| defect.key).collect();
+    assert_eq!(found, keys, "{:?}", report.defects);
+    assert_eq!(report.proven, None);
+}
+
+#[test]
+fn a_sound_replica_is_proven() {
+    let replica = five();
+    let report = whole(&replica);
+    assert_eq!(report.defects, []);
+    let proven = report.proven.unwrap();
+    assert_eq!((proven.txid, proven.checksum), (Txid(5), replica.checksum(5)));
+    let bytes: u64 = replica.store.files().iter().map(|(_, bytes)| bytes.len() as u64).sum();
+    assert_eq!((report.files, report.states, report.fetched), (8, 5, bytes));
+
+    let report = run(replica.store.clone(), Depth::Headers).unwrap();
+    assert_eq!((report.defects.len(), report.proven, report.fetched), (0, None, 800));
+}
+
+#[test]
+fn what_litestream_wrote_is_sound_and_unproven() {
+    for replica in ["litestream-0.5.17", "litestream-0.5.11"] {
+        let report = run(FileStore::new(golden(replica)), Depth::Whole).unwrap();
+        assert_eq!((report.defects.len(), report.proven), (0, None), "{replica}");
+        assert_eq!(report.untagged, report.files);
+    }
+}
+
+fn same_pages(replica: &Replica, file: Key, bytes: &[u8]) -> bool {
+    let pages = |bytes: &[u8]| {
+        let mut decoder = Decoder::new(bytes).unwrap();
+        let mut pages = Vec::new();
+        while let Some(page) = decoder.next_page().unwrap() {
+            pages.push((page.pgno, page.data.to_vec()));
+        }
+        pages
+    };
+    pages(&replica.bytes(file)) == pages(bytes)
+}
+
+#[test]
+fn every_changed_byte_is_found() {
+    let replica = five();
+    for file in [key(0, 4, 4), key(1, 2, 3), key(9, 1, 3)] {
+        let bytes = replica.bytes(file);
+        for at in (0..bytes.len()).step_by(7) {
+            let mut changed = bytes.to_vec();
+            changed[at] ^= 0x10;
+            replica.put(file, changed);
+            let report = whole(&replica);
+            if report.defects.is_empty() && same_pages(&replica, file, &bytes) {
+                // Compressed in another way: a match of a run of equal bytes at another distance.
+                continue;
+            }
+            assert!(report.defects.iter().any(|defect| defect.key == Some(file)), "{at} of {file}");
+        }
+        replica.put(file, bytes[..bytes.len() - 1].to_vec());
+        expect_defects(&whole(&replica), &[Some(file)]);
+        replica.put(file, bytes.to_vec());
+    }
+    assert!(whole(&replica).proven.is_some());
+}
+
+#[test]
+fn a_hole_is_found() {
+    let replica = five();
+    for file in [key(0, 4, 4), key(2, 1, 4)] {
+        replica.delete(file);
+    }
+    expect_defects(&whole(&replica), &[None]);
+    let report = run(replica.store.clone(), Depth::Headers).unwrap();
+    expect_defects(&report, &[None]);
+}
+
+#[test]
+fn a_file_under_another_name_is_found() {
+    let replica = five();
+    replica.put(key(0, 6, 6), replica.bytes(key(0, 5, 5)).to_vec());
+    for depth in [Depth::Headers, Depth::Whole] {
+        expect_defects(&run(replica.store.clone(), depth).unwrap(), &[Some(key(0, 6, 6))]);
+    }
+}
+
+#[test]
+fn a_chain_of_two_histories_is_found() {
+    let replica = five();
+    let wrong = replica.checksum(1);
+    replica.put_pages(0, 5, 5, &[1, 5], |header| header.tag.as_mut().unwrap().pre_apply = wrong);
+    for depth in [Depth::Headers, Depth::Whole] {
+        expect_defects(&run(replica.store.clone(), depth).unwrap(), &[Some(key(0, 5, 5))]);
+    }
+}
+
+#[test]
+fn a_page_left_out_is_found() {
+    let replica = five();
+    replica.put_pages(0, 5, 5, &[1], |_| ());
+    assert_eq!(run(replica.store.clone(), Depth::Headers).unwrap().defects, []);
+    expect_defects(&whole(&replica), &[Some(key(0, 5, 5))]);
+    // A page that an earlier, larger database had is not that of the one that grew again.
+    let mut replica = Replica::new(512);
+    replica.commit(6, &[]);
+    replica.commit(3, &[1]);
+    replica.commit(6, &[1]);
+    assert!(whole(&replica).proven.is_some());
+    replica.put_pages(0, 3, 3, &[1, 4, 5], |_| ());
+    let report = whole(&replica);
+    expect_defects(&report, &[Some(key(0, 3, 3))]);
+    assert!(report.defects[0].what.contains("1 pages"), "{:?}", report.defects);
+}
+
+#[test]
+fn an_empty_replica_is_none() {
+    let error = run(MemoryStore::new(), Depth::Whole).unwrap_err();
+    assert!(matches!(error, Error::Plan(walferry::plan::Error::Empty)), "{error}");
+}
