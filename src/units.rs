@@ -161,6 +161,9 @@ pub struct Level(u8);
 impl Level {
     /// Files as they were sealed.
     pub const L0: Level = Level(0);
+    /// The first level of joined files.
+    pub const L1: Level = Level(1);
+    /// Snapshots: whole databases.
     /// Snapshots: whole databases.
     pub const SNAPSHOT: Level = Level(9);
 

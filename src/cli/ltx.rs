@@ -83,7 +83,8 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     };
     let mut text = table::text(shown) + &summary;
     if let Some(times) = times {
-        text += &format!("committed: {} to {}\n", times.first, times.last);
+        text += &["committed: ", &times.first.to_string(), " to ", &times.last.to_string(), "\n"]
+            .concat();
     }
     if let Some(problem) = problem {
         text += &["warning: ", &problem, "\n"].concat();

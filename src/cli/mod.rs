@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand. Errors are shown here, once, and nowhere else.
 
+mod compact;
 mod exit;
 mod extension;
 mod given_up;
@@ -8,6 +9,7 @@ mod moment;
 mod promote;
 mod reset;
 mod restore;
+mod retain;
 mod sync;
 mod table;
 mod verify;
@@ -48,6 +50,10 @@ enum Command {
     Sync(sync::Args),
     /// Check a whole replica: every file, and that they lead to what they say
     Verify(verify::Args),
+    /// Join the files of a replica, so that there are fewer to restore from
+    Compact(compact::Args),
+    /// Remove what is older than the history that is to be kept
+    Retain(retain::Args),
     /// Print the version
     Version,
 }
@@ -84,6 +90,8 @@ fn run(cli: Cli) -> Result<(), Error> {
         Command::Promote(args) => on_runtime(promote::run(args)),
         Command::Sync(args) => sync::run(&args),
         Command::Verify(args) => on_runtime(verify::run(args)),
+        Command::Compact(args) => on_runtime(compact::run(args)),
+        Command::Retain(args) => on_runtime(retain::run(args)),
         Command::Version => version::run(),
     }
 }

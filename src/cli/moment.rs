@@ -26,11 +26,18 @@ pub(super) fn parse(text: &str, now: Timestamp) -> Result<Timestamp, String> {
     millis.map(Timestamp).ok_or_else(|| unreadable(text))
 }
 
-fn duration(text: &str) -> Result<SignedDuration, String> {
-    let failed = |_| format!("-{text} is no duration: write -30s, -5m, -2h or -1d");
+/// Reads a length of time, such as `90s`, `1h30m`, `720h` or `30d`.
+pub(super) fn duration(text: &str) -> Result<SignedDuration, String> {
+    let failed = |_| format!("{text} is no length of time: write 30s, 5m, 2h or 1d");
     let span: Span = text.parse().map_err(failed)?;
     let duration = span.to_duration(SpanRelativeTo::days_are_24_hours()).map_err(failed)?;
-    if duration.is_negative() { Err(format!("-{text} is in the future")) } else { Ok(duration) }
+    if duration.is_negative() { Err(format!("{text} is less than nothing")) } else { Ok(duration) }
+}
+
+/// The moment of the call.
+pub(super) fn now() -> Timestamp {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    Timestamp(now.map_or(0, |since| since.as_millis() as i64))
 }
 
 fn unreadable(text: &str) -> String {
@@ -70,7 +77,7 @@ mod tests {
         for text in ["", "-", "yesterday", "2026-13-01", "5m", "-5", "-1mo", "--5m", "-9999999999h"]
         {
             let said = parse(text, NOW).unwrap_err();
-            assert!(said.contains("write") || said.contains("future"), "{text}: {said}");
+            assert!(said.contains("write") || said.contains("less than"), "{text}: {said}");
         }
     }
 }

@@ -60,8 +60,7 @@ impl Args {
 }
 
 fn parse_moment(text: &str) -> Result<Timestamp, String> {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    moment::parse(text, Timestamp(now.map_or(0, |since| since.as_millis() as i64)))
+    moment::parse(text, moment::now())
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Error> {

@@ -64,32 +64,31 @@ fn in_json(report: &Report) -> String {
 }
 
 fn in_words(report: &Report, quick: bool) -> String {
-    let mut text = String::new();
+    let mut lines: Vec<String> = Vec::new();
     for defect in &report.defects {
         let place = defect.key.map_or("the replica".to_string(), |key| key.to_string());
-        text += &format!("{place}: {}\n", defect.what);
+        lines.push(format!("{place}: {}", defect.what));
     }
-    text += &format!(
-        "read {} with {} bytes; {} can be restored\n",
+    lines.push(format!(
+        "read {} with {} bytes; {} can be restored",
         table::count(report.files, "file"),
         report.fetched,
         table::count(report.states, "state"),
-    );
+    ));
     if report.untagged > 0 {
-        text += &format!(
-            "{} of them carry no database checksums, as Litestream writes them\n",
+        lines.push(format!(
+            "{} of them carry no database checksums, as Litestream writes them",
             report.untagged
-        );
+        ));
     }
     match report.proven {
-        Some(proven) => {
-            text += &format!(
-                "proven: TXID {} of {}, database checksum {}\n",
-                proven.txid, proven.timestamp, proven.checksum
-            );
-        }
-        None if quick => text += "no page was looked at\n",
+        Some(proven) => lines.push(format!(
+            "proven: TXID {} of {}, database checksum {}",
+            proven.txid, proven.timestamp, proven.checksum
+        )),
+        None if quick => lines.push("no page was looked at".to_string()),
         None => {}
     }
-    text
+    lines.push(String::new());
+    lines.join("\n")
 }

@@ -21,6 +21,16 @@ pub fn merge<R: Read, W: Write>(
     header: &Header,
     out: W,
 ) -> Result<(W, Encoded), Error> {
+    merge_seen(inputs, header, out, |_, _| ())
+}
+
+/// As [`merge`]; `seen` is shown each page that is written.
+pub fn merge_seen<R: Read, W: Write>(
+    inputs: Vec<Decoder<R>>,
+    header: &Header,
+    out: W,
+    mut seen: impl FnMut(Pgno, &[u8]),
+) -> Result<(W, Encoded), Error> {
     let mut encoder = Encoder::new(out, header.page_size);
     let mut inputs: Vec<Input<R>> =
         inputs.into_iter().map(|decoder| Input { decoder, at: Some(0) }).collect();
@@ -40,6 +50,7 @@ pub fn merge<R: Read, W: Write>(
         if let Some(image) = newest.and_then(|at| images.get(at))
             && pgno <= header.commit
         {
+            seen(pgno, &image.data);
             image.write(pgno, &mut encoder)?;
         }
         for (input, image) in inputs.iter_mut().zip(&mut images) {

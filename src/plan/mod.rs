@@ -1,6 +1,8 @@
 //! Decisions as values: what to read, from nothing but a listing. No I/O, no clock.
 
 pub mod chain;
+pub mod compact;
 pub mod restore;
+pub mod retain;
 
 pub use restore::{Error, Plan, Target};

@@ -95,7 +95,7 @@ pub enum Error {
 }
 
 impl Error {
-    pub(super) fn corrupt(key: Key, what: impl Into<String>) -> Error {
+    pub(crate) fn corrupt(key: Key, what: impl Into<String>) -> Error {
         Error::File { key, source: ltx::Error::Corrupt(what.into()) }
     }
 

@@ -9,6 +9,8 @@ pub mod file;
 pub mod memory;
 mod parts;
 mod range;
+#[cfg(feature = "cli")]
+pub(crate) mod reader;
 pub mod s3;
 pub mod url;
 

@@ -8,8 +8,6 @@
 //! Memory: a chunk of 4 MiB and a page for each thread, a header for each file, and about 30 bytes for
 //! each page of the database.
 
-mod reader;
-
 use std::collections::HashMap;
 use std::num::NonZero;
 use std::sync::Arc;
@@ -21,9 +19,9 @@ use tokio::runtime::Handle;
 use crate::ltx::{self, Checksum, DatabaseChecksum, Decoder, HEADER_LEN, Header, MIN_FILE_LEN};
 use crate::plan::{self, chain};
 use crate::restore::list_in_turn;
+use crate::store::reader::StoreReader;
 use crate::store::{self, ErrorKind, FileInfo, Key, Store};
 use crate::units::{Pgno, Timestamp, Txid};
-use reader::StoreReader;
 
 /// How thoroughly.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,6 +71,8 @@ pub struct Report {
     pub defects: Vec<Defect>,
 }
 
+/// How much is read at a time, in bytes.
+const CHUNK: u64 = 4 << 20;
 /// How often the walk begins anew because files were removed while it was on its way.
 const ATTEMPTS: usize = 3;
 
@@ -202,7 +202,7 @@ impl Walk {
             let fetched = self.fetched.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
             (self.progress)(fetched, self.total);
         };
-        let mut reader = StoreReader::new(&*self.store, &self.runtime, key, len, &told);
+        let mut reader = StoreReader::new(&*self.store, &self.runtime, key, (len, CHUNK), &told);
         let read = match self.depth {
             Depth::Headers => read_header(&mut reader).map(|header| (header, Vec::new())),
             Depth::Whole => self.read_whole(key, &mut reader),

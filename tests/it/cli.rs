@@ -324,3 +324,36 @@ fn verifies() {
     }
     check(&["verify", &url(&replica.path().join("nothing"))], 3);
 }
+
+#[test]
+fn compacts_and_retains() {
+    let replica = copy("litestream-0.5.17");
+    let url = url(replica.path());
+    let said = check(&["compact", "--level", "9", "--dry-run", &url], 0);
+    assert!(said.contains("would make 9/"), "{said}");
+    let files = || check(&["ltx", &url], 0);
+    let before = files();
+    let said = check(&["compact", "--level", "9", &url], 0);
+    assert!(said.starts_with("made 9/0000000000000001-"), "{said}");
+    assert_ne!(files(), before);
+    let said = check(&["compact", "--level", "9", &url], 0);
+    assert_eq!(said, "there is nothing to join\n");
+    check(&["verify", &url], 0);
+
+    let said = check(&["retain", "--retention", "0s", "--dry-run", &url], 0);
+    assert!(said.starts_with("would remove "), "{said}");
+    let said = check(&["retain", "--retention", "10000w", "--l0-retention", "10000w", &url], 0);
+    assert!(said.starts_with("removed 0 files"), "{said}");
+    let said = check(&["retain", "--retention", "0s", "--l0-retention", "0s", &url], 0);
+    assert!(said.starts_with("removed ") && !said.starts_with("removed 0"), "{said}");
+    let (dir, expected) = (TempDir::new().unwrap(), golden("litestream-0.5.17/restored"));
+    let out = dir.path().join("out.db");
+    check(&["restore", "-o", text(&out), &url], 0);
+    let expected = expected.join("0000000000000008.db");
+    assert_eq!(fs::read(&out).unwrap(), fs::read(expected).unwrap());
+    for wrong in ["", "-5m", "5", "soon"] {
+        check(&["retain", &format!("--retention={wrong}"), &url], 2);
+    }
+    check(&["retain", &url], 2);
+    check(&["compact", "--level", "0", &url], 2);
+}

@@ -3,6 +3,7 @@
 
 mod cli;
 mod fuzz;
+mod history;
 mod hostile;
 mod restore;
 mod store;

@@ -5,17 +5,15 @@ use std::io::{self, Read};
 use bytes::Bytes;
 use tokio::runtime::Handle;
 
-use crate::store::{Error, Key, Store};
-
-/// How much is asked for at a time, in bytes.
-const CHUNK: u64 = 4 << 20;
+use super::{Error, Key, Store};
 
 /// Reads a file from its start, chunk by chunk.
-pub(super) struct StoreReader<'a> {
+pub(crate) struct StoreReader<'a> {
     store: &'a dyn Store,
     runtime: &'a Handle,
     key: Key,
     len: u64,
+    chunk_len: u64,
     at: u64,
     chunk: Bytes,
     told: &'a dyn Fn(u64),
@@ -23,26 +21,26 @@ pub(super) struct StoreReader<'a> {
 }
 
 impl<'a> StoreReader<'a> {
-    /// Reads `len` bytes; `told` hears of each chunk's length.
-    pub(super) fn new(
+    /// Reads `len` bytes, `chunk_len` at a time; `told` hears of each chunk's length.
+    pub(crate) fn new(
         store: &'a dyn Store,
         runtime: &'a Handle,
         key: Key,
-        len: u64,
+        (len, chunk_len): (u64, u64),
         told: &'a dyn Fn(u64),
     ) -> StoreReader<'a> {
         let chunk = Bytes::new();
-        StoreReader { store, runtime, key, len, at: 0, chunk, told, failure: None }
+        StoreReader { store, runtime, key, len, chunk_len, at: 0, chunk, told, failure: None }
     }
 
     /// Why the store did not give what was asked for, if it did not: then nothing is known of the
     /// file.
-    pub(super) fn failure(self) -> Option<Error> {
-        self.failure
+    pub(crate) fn failure(&mut self) -> Option<Error> {
+        self.failure.take()
     }
 
     fn fetch(&mut self) -> io::Result<()> {
-        let end = self.at.saturating_add(CHUNK).min(self.len);
+        let end = self.at.saturating_add(self.chunk_len).min(self.len);
         let answer = self.runtime.block_on(self.store.get(self.key, Some(self.at..end)));
         match answer {
             Ok(chunk) => {

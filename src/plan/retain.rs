@@ -1,0 +1,177 @@
+//! Which files are not needed any more.
+//!
+//! Three rules, and nothing else is ever deleted:
+//!
+//! - A file of level 0, if one file of level 1 that is older than `l0` has all of it. If that one is
+//!   younger, it may end at a state beyond one that is to be restorable by itself, and the way to
+//!   that is this file. The newest file of level 0 stays in any case: a writer finds the end of its
+//!   log by it.
+//! - A snapshot that is older than `all`, if there is a younger one that is as old as that too: from
+//!   that one every state of the time that is kept can be reached.
+//! - Whatever ends at or before that snapshot, at any level.
+
+use crate::store::{FileInfo, Key};
+use crate::units::{Level, Timestamp, Txid};
+
+/// What is kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Policy {
+    /// States newer than this can be restored. `None` keeps all.
+    pub all: Option<Timestamp>,
+    /// States newer than this can be restored one by one, as they were shipped.
+    pub l0: Timestamp,
+}
+
+/// The files to delete, oldest first; those that others stand in for before those that do.
+pub fn expired(files: &[FileInfo], policy: Policy) -> Vec<FileInfo> {
+    let base = policy.all.and_then(|since| base(files, since));
+    let newest = files.iter().filter(|file| file.key.level == Level::L0).map(|file| file.key).max();
+    let covers = |file: &&FileInfo| file.key.level == Level::L1 && file.modified < policy.l0;
+    let mut covers: Vec<Key> = files.iter().filter(covers).map(|file| file.key).collect();
+    covers.sort_unstable();
+    let mut expired: Vec<FileInfo> = files
+        .iter()
+        .filter(|file| Some(file.key) != newest)
+        .filter(|file| {
+            let joined = file.key.level == Level::L0 && is_covered(&covers, file.key);
+            joined || base.is_some_and(|base| is_superseded(file.key, base))
+        })
+        .copied()
+        .collect();
+    expired.sort_unstable_by_key(|file| (file.key.name.max, file.key));
+    expired
+}
+
+/// The snapshot from which everything is kept: the newest that is at least as old as `since`.
+fn base(files: &[FileInfo], since: Timestamp) -> Option<Txid> {
+    let old = |file: &&FileInfo| file.key.level == Level::SNAPSHOT && file.modified <= since;
+    files.iter().filter(old).map(|file| file.key.name.max).max()
+}
+
+fn is_superseded(key: Key, base: Txid) -> bool {
+    match key.level {
+        Level::SNAPSHOT => key.name.max < base,
+        _ => key.name.max <= base,
+    }
+}
+
+/// `covers` is sorted, and of one level.
+fn is_covered(covers: &[Key], key: Key) -> bool {
+    let behind = covers.partition_point(|cover| cover.name.min <= key.name.min);
+    let covering = covers.get(..behind).unwrap_or_default();
+    covering.iter().rev().take(2).any(|cover| cover.name.max >= key.name.max)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ltx::FileName;
+    use crate::plan::compact;
+    use crate::plan::restore::restorable;
+
+    fn file(level: u8, min: u64, max: u64, time: i64) -> FileInfo {
+        let name = FileName { min: Txid(min), max: Txid(max) };
+        let key = Key { level: Level::new(level).unwrap(), name };
+        FileInfo { key, len: 1000, modified: Timestamp(time) }
+    }
+
+    fn files(text: &str) -> Vec<FileInfo> {
+        let parse = |word: &str| {
+            let (level, range) = word.split_once(':').unwrap();
+            let (range, time) = range.split_once('@').unwrap();
+            let (min, max) = range.split_once('-').unwrap();
+            let number = |text: &str| text.parse().unwrap();
+            file(level.parse().unwrap(), number(min), number(max), number(time) as i64)
+        };
+        text.split_whitespace().map(parse).collect()
+    }
+
+    fn check(listing: &str, all: i64, l0: i64, expected: &str) {
+        let policy = Policy { all: (all > 0).then_some(Timestamp(all)), l0: Timestamp(l0) };
+        assert_eq!(expired(&files(listing), policy), files(expected), "{listing:?} {policy:?}");
+    }
+
+    #[test]
+    fn level_0_goes_when_it_is_old_and_joined() {
+        let listing = "9:1-1@1 0:2-2@2 0:3-3@3 1:2-3@3 0:4-4@4 0:5-5@5";
+        check(listing, 0, 3, "");
+        check(listing, 0, 4, "0:2-2@2 0:3-3@3");
+        check(listing, 0, 9, "0:2-2@2 0:3-3@3");
+        // The newest stays, joined or not.
+        check("0:2-2@2 1:2-2@2", 0, 9, "");
+        check("0:2-2@2 0:3-3@3 1:2-3@3", 0, 9, "0:2-2@2");
+    }
+
+    #[test]
+    fn what_leads_to_the_time_that_is_kept_stays() {
+        let listing = "9:1-1@1 1:2-3@3 9:1-3@3 1:4-6@6 9:1-6@6 1:7-9@9 0:10-10@10";
+        check(listing, 6, 0, "9:1-1@1 1:2-3@3 9:1-3@3 1:4-6@6");
+        check(listing, 5, 0, "9:1-1@1 1:2-3@3");
+        check(listing, 2, 0, "");
+        check(listing, 0, 0, "");
+        // The only snapshot stays however old it is.
+        check("9:1-1@1 0:2-2@2 0:3-3@3", 99, 0, "");
+        // A file that reaches beyond the snapshot stays.
+        check("9:1-1@1 2:2-9@9 9:1-5@5 1:2-5@5", 7, 0, "9:1-1@1 1:2-5@5");
+    }
+
+    proptest! {
+        /// A long history of writing, joining and deleting: what the policy keeps can be restored
+        /// at any time, and what it does not keep goes.
+        #[test]
+        fn nothing_needed_is_ever_deleted(
+            keep in 20i64..200,
+            keep_l0 in 5i64..40,
+            rhythm in (2i64..6, 10i64..20, 25i64..60),
+            gaps in prop::collection::vec(1i64..4, 50..400),
+        ) {
+            let (mut all, mut now, mut txid) = (vec![file(9, 1, 1, 0)], 0, 1);
+            let mut times = vec![(Txid(1), 0)];
+            let mut most = 0;
+            for gap in gaps {
+                now += gap;
+                txid += 1;
+                all.push(file(0, txid, txid, now));
+                times.push((Txid(txid), now));
+                for (level, every) in [(1, rhythm.0), (2, rhythm.1), (9, rhythm.2)] {
+                    if now / every != (now - gap) / every
+                        && let Some(step) =
+                            compact::next(&all, Level::new(level).unwrap(), Timestamp(now))
+                    {
+                        let name = step.key.name;
+                        all.push(file(level, name.min.0, name.max.0, now));
+                    }
+                }
+                let policy =
+                    Policy { all: Some(Timestamp(now - keep)), l0: Timestamp(now - keep_l0) };
+                for gone in expired(&all, policy) {
+                    let points = |files: &[FileInfo]| restorable(files);
+                    all.retain(|file| file.key != gone.key);
+                    // At every step between two deletes, too.
+                    let points = points(&all);
+                    prop_assert_eq!(points.last(), Some(&Txid(txid)));
+                    for (txid, at) in times.iter().rev().take_while(|(_, at)| *at > now - keep_l0.min(keep)) {
+                        prop_assert!(points.contains(txid), "{} of {} at {}", txid, at, now);
+                    }
+                    // In the time before, never further apart than level 1 is made.
+                    let since = times.iter().rev().take_while(|(_, at)| *at > now - keep);
+                    let oldest = since.last().map(|(txid, _)| *txid).unwrap();
+                    prop_assert!(points.iter().any(|point| *point <= oldest));
+                    let level_1: Vec<Txid> = all
+                        .iter()
+                        .filter(|file| file.key.level == Level::L1)
+                        .map(|file| file.key.name.max)
+                        .filter(|max| *max >= oldest)
+                        .collect();
+                    prop_assert!(level_1.iter().all(|max| points.contains(max)));
+                }
+                most = most.max(all.len());
+            }
+            let bound = (keep + 2 * rhythm.2 + keep_l0) * 3 + 20;
+            prop_assert!(most as i64 <= bound, "{} files, at most {}", most, bound);
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Joining files and removing them: what could be restored still can, and is the same.
+
+use std::sync::Arc;
+
+use walferry::history::{join, remove};
+use walferry::ltx::Decoder;
+use walferry::plan::compact::{Step, next};
+use walferry::plan::restore::restorable;
+use walferry::plan::retain::Policy;
+use walferry::restore::{Error, Options, Point, list_in_turn};
+use walferry::store::file::FileStore;
+use walferry::store::{ErrorKind, FileInfo, Store};
+use walferry::units::{Level, Timestamp, Txid};
+use walferry::verify::{Depth, verify};
+
+use crate::support::{Replica, golden, key, put, run};
+
+fn on_runtime<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+    runtime.block_on(work)
+}
+
+fn listed(store: &impl Store) -> Vec<FileInfo> {
+    on_runtime(list_in_turn(store)).unwrap()
+}
+
+fn planned(store: &impl Store, level: u8) -> Option<Step> {
+    next(&listed(store), Level::new(level).unwrap(), Timestamp(i64::MAX))
+}
+
+/// Makes the next file of a level, if there is one to make.
+fn make(replica: &Replica, level: u8) -> bool {
+    let Some(step) = planned(&replica.store, level) else { return false };
+    let joined = on_runtime(join(Arc::new(replica.store.clone()), step.clone())).unwrap();
+    let bytes = replica.bytes(step.key);
+    assert_eq!((joined.key, joined.len, joined.existed), (step.key, bytes.len() as u64, false));
+    true
+}
+
+/// Forty transactions with growth and shrinks, joined at every level as they come.
+fn forty() -> Replica {
+    let mut replica = Replica::new(512);
+    for txid in 1..=40u32 {
+        replica.commit(3 + txid * 7 % 11, &[1, 1 + txid % 3]);
+        if txid == 1 {
+            replica.snapshot(9, 1);
+        }
+        for (level, every) in [(1, 3), (2, 7), (3, 15), (9, 20)] {
+            if txid % every == 0 {
+                make(&replica, level);
+            }
+        }
+    }
+    replica
+}
+
+/// Restores every state that there is, and compares it with what was committed.
+fn compare_all(replica: &Replica) -> Vec<Txid> {
+    let points = restorable(&listed(&replica.store));
+    for point in &points {
+        let dir = tempfile::TempDir::new().unwrap();
+        let out = dir.path().join("out.db");
+        let options = Options { point: Point::Txid(*point), ..Options::new(&out) };
+        let report = run(replica.store.clone(), options).unwrap();
+        assert!(report.proven);
+        assert!(std::fs::read(out).unwrap() == replica.image(point.0), "TXID {point}");
+    }
+    points
+}
+
+#[test]
+fn joined_files_lead_to_the_same_states() {
+    let replica = forty();
+    assert_eq!(compare_all(&replica).len(), 40);
+    let report =
+        on_runtime(verify(Arc::new(replica.store.clone()), Depth::Whole, 4, Arc::new(|_, _| {})));
+    let report = report.unwrap();
+    assert_eq!((report.defects, report.proven.unwrap().txid), (vec![], Txid(40)));
+    let count =
+        |level| listed(&replica.store).iter().filter(|file| file.key.level.get() == level).count();
+    assert!((1..=3).all(|level| count(level) > 1) && count(9) > 1);
+}
+
+#[test]
+fn what_is_kept_is_enough() {
+    let replica = forty();
+    // The store knows no times here: a transaction's time is its number.
+    let timed: Vec<FileInfo> = listed(&replica.store)
+        .into_iter()
+        .map(|file| FileInfo { modified: Timestamp(file.key.name.max.0 as i64), ..file })
+        .collect();
+    let policy = Policy { all: Some(Timestamp(25)), l0: Timestamp(36) };
+    let store: Arc<dyn Store> = Arc::new(replica.store.clone());
+    let removed = on_runtime(remove(&store, &timed, policy)).unwrap();
+    assert!(removed.len() > 20, "{} of {}", removed.len(), timed.len());
+    let points = compare_all(&replica);
+    assert!(points[0] <= Txid(25), "{points:?}");
+    assert!(points.ends_with(&(36..=40).map(Txid).collect::<Vec<_>>()), "{points:?}");
+    assert_eq!(on_runtime(remove(&store, &timed, policy)).unwrap().len(), removed.len());
+}
+
+#[test]
+fn compressed_pages_are_copied() {
+    let replica = forty();
+    let blocks = |bytes: &[u8]| {
+        let mut decoder = Decoder::new(bytes).unwrap();
+        let mut blocks = Vec::new();
+        while let Some(page) = decoder.next_page().unwrap() {
+            blocks.push(page.block.unwrap().to_vec());
+        }
+        blocks
+    };
+    let original: Vec<_> =
+        (1..=40).flat_map(|txid| blocks(&replica.bytes(key(0, txid, txid)))).collect();
+    for file in listed(&replica.store).iter().filter(|file| (1..9).contains(&file.key.level.get()))
+    {
+        let copied = blocks(&replica.bytes(file.key));
+        assert!(copied.iter().all(|block| original.contains(block)), "{}", file.key);
+    }
+}
+
+#[test]
+fn what_litestream_wrote_is_joined_without_database_checksums() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let (from, to) = (FileStore::new(golden("litestream-0.5.17")), FileStore::new(dir.path()));
+    for file in listed(&from).iter().filter(|file| file.key.level == Level::L0) {
+        put(&to, file.key, on_runtime(from.get(file.key, None)).unwrap().to_vec());
+    }
+    let step = planned(&to, 9).unwrap();
+    assert_eq!(step.key, key(9, 1, 8));
+    on_runtime(join(Arc::new(to.clone()), step)).unwrap();
+    let out = dir.path().join("out.db");
+    let report = run(to, Options::new(&out)).unwrap();
+    assert_eq!((report.files, report.untagged), (1, 1));
+    let expected = golden("litestream-0.5.17/restored/0000000000000008.db");
+    assert!(std::fs::read(out).unwrap() == std::fs::read(expected).unwrap());
+}
+
+/// A replica of three transactions, one file of which is not what it should be.
+fn refused(change: impl FnOnce(&Replica), level: u8) -> Error {
+    let mut replica = Replica::new(512);
+    replica.commit(4, &[]);
+    replica.commit(4, &[2]);
+    replica.commit(4, &[3]);
+    change(&replica);
+    let step = planned(&replica.store, level).unwrap();
+    let before = replica.store.files();
+    let error = on_runtime(join(Arc::new(replica.store.clone()), step)).unwrap_err();
+    assert_eq!(replica.store.files(), before, "{error}");
+    error
+}
+
+#[test]
+fn nothing_is_made_of_files_that_are_wrong() {
+    let damaged = |replica: &Replica| {
+        let mut bytes = replica.bytes(key(0, 2, 2)).to_vec();
+        let at = bytes.len() - 20;
+        bytes[at] ^= 1;
+        replica.put(key(0, 2, 2), bytes);
+    };
+    assert!(matches!(refused(damaged, 1), Error::File { .. }));
+    let other_name = |replica: &Replica| {
+        replica.put(key(0, 3, 3), replica.bytes(key(0, 2, 2)).to_vec());
+    };
+    assert!(matches!(refused(other_name, 1), Error::File { .. }));
+    let other_history = |replica: &Replica| {
+        let wrong = replica.checksum(1);
+        replica.put_pages(0, 3, 3, &[3], |header| header.tag.as_mut().unwrap().pre_apply = wrong);
+    };
+    assert!(matches!(refused(other_history, 1), Error::Chain { .. }));
+    // Only a whole database can be added up.
+    let page_left_out = |replica: &Replica| replica.put_pages(0, 3, 3, &[2], |_| ());
+    assert!(matches!(refused(page_left_out, 9), Error::Database { .. }));
+}
+
+#[test]
+fn who_is_late_leaves_what_is_there() {
+    let replica = forty();
+    let step = Step { key: key(1, 2, 3), inputs: Vec::new() };
+    let inputs = listed(&replica.store);
+    let inputs = [2, 3].map(|txid| *inputs.iter().find(|f| f.key == key(0, txid, txid)).unwrap());
+    let step = Step { inputs: inputs.to_vec(), ..step };
+    replica.put(key(1, 2, 3), b"somebody else's".to_vec());
+    let joined = on_runtime(join(Arc::new(replica.store.clone()), step.clone())).unwrap();
+    assert!(joined.existed);
+    assert_eq!(&replica.bytes(step.key)[..], b"somebody else's");
+    // An input that was removed meanwhile is an error of the store, not a damaged file.
+    replica.delete(key(0, 3, 3));
+    let error = on_runtime(join(Arc::new(replica.store.clone()), step)).unwrap_err();
+    assert!(matches!(&error, Error::Store(error) if error.kind == ErrorKind::NotFound), "{error}");
+}
