@@ -424,6 +424,25 @@ def test_the_clock_jumps(new_host, new_replica, misfortune, tmp_path):
     assert stamps == sorted(set(stamps)), "timestamps go back"
 
 
+def test_an_image_after_the_clock_went_back(new_host, new_replica, misfortune, tmp_path):
+    """What is known of the time then is the log's last file alone."""
+    replica, database = new_replica(), tmp_path / "app.db"
+    misfortune.set("clock", DAY)
+    host = start(new_host, replica, database, **misfortune.env)
+    commits(host, 10)
+    host.sync()
+    host.close()
+    assert host.finish() == 0
+    walferry("reset", database)
+    misfortune.set("clock", -DAY)
+    host = start(new_host, replica, database, **misfortune.env)
+    commits(host, 10)
+    host.sync()
+    assert len(full_images(replica)) == 2
+    stamps = times(replica)
+    assert stamps == sorted(set(stamps)), "timestamps go back"
+
+
 def test_the_store_does_not_believe_the_clock(new_host, replica, proxy, misfortune, tmp_path):
     database = tmp_path / "app.db"
     proxy.rule("skew", seconds=900)

@@ -314,6 +314,7 @@ fn head_of(txid: Txid, header: Option<Header>) -> Head {
     Head {
         txid,
         post_apply: header.and_then(|header| header.tag).map(|tag| tag.post_apply),
+        timestamp: header.map(|header| header.timestamp).unwrap_or_default(),
         writer: header.map(|header| header.writer).unwrap_or_default(),
     }
 }

@@ -3,7 +3,7 @@
 use super::Millis;
 use crate::ltx::DatabaseChecksum;
 use crate::store::ErrorKind;
-use crate::units::{Level, Txid, WriterId};
+use crate::units::{Level, Timestamp, Txid, WriterId};
 
 /// One thing that happened.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -143,6 +143,8 @@ pub struct Head {
     pub txid: Txid,
     /// The database checksum that its file leaves, if it has our tag.
     pub post_apply: Option<DatabaseChecksum>,
+    /// Its commit time; 0 if it cannot be read.
+    pub timestamp: Timestamp,
     /// Who wrote it; 0 for Litestream.
     pub writer: WriterId,
 }

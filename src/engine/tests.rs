@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::store::ErrorKind;
+use crate::units::Timestamp;
 
 fn engine(claimed: bool, acked: u64) -> Engine {
     let options = Options { sync_interval: 1000, jitter_seed: 7 };
@@ -112,7 +113,12 @@ fn a_new_lineage_claims_its_place_and_steps_behind_a_stranger() {
     assert_eq!(engine.poll(2), Some(Action::FindHead));
     engine.handle(
         3,
-        Event::HeadFound(Some(Head { txid: Txid(8), post_apply: None, writer: WriterId(9) })),
+        Event::HeadFound(Some(Head {
+            txid: Txid(8),
+            post_apply: None,
+            timestamp: Timestamp(0),
+            writer: WriterId(9),
+        })),
     );
     let image = Action::Image { level: Level::L0, txid: Txid(9), pre_apply: None };
     assert_eq!(engine.poll(3), Some(image));
@@ -159,7 +165,12 @@ fn a_failed_inspection_is_asked_again_not_put_again() {
 }
 
 fn head(txid: u64, writer: u64) -> Event {
-    Event::HeadFound(Some(Head { txid: Txid(txid), post_apply: None, writer: WriterId(writer) }))
+    Event::HeadFound(Some(Head {
+        txid: Txid(txid),
+        post_apply: None,
+        timestamp: Timestamp(0),
+        writer: WriterId(writer),
+    }))
 }
 
 /// An engine whose page table is gone, up to the first image as TXID 6.
@@ -364,7 +375,8 @@ fn a_file_of_our_own_that_was_forgotten_does_not_lift_a_fence() {
     engine.handle(2, Event::Inspected { txid: Txid(6), verdict });
     assert_eq!(engine.poll(2), Some(Action::FindHead));
     // The power took our memory of it, but others have gone on since.
-    let head = Head { txid: Txid(9), post_apply: None, writer: WriterId(2) };
+    let head =
+        Head { txid: Txid(9), post_apply: None, timestamp: Timestamp(0), writer: WriterId(2) };
     engine.handle(3, Event::HeadFound(Some(head)));
     assert_eq!(engine.status().phase, Phase::Fenced { by: WriterId(2), at: Txid(9) });
     assert_eq!(engine.poll(60_000), None);

@@ -163,6 +163,7 @@ impl Replica {
         let now = self.process.now();
         let event = match outcome {
             Outcome::Head(head) => {
+                self.log_time = self.log_time.max(head.map_or(Timestamp(0), |head| head.timestamp));
                 self.tell_lost_log(head);
                 match self.tell_own_twin(head) {
                     Ok(()) => Event::HeadFound(head),
@@ -170,6 +171,7 @@ impl Replica {
                 }
             }
             Outcome::Claimed(head) => {
+                self.log_time = self.log_time.max(head.timestamp);
                 self.claimed(head.txid);
                 Event::HeadFound(Some(head))
             }
@@ -197,8 +199,12 @@ impl Replica {
             }
             Outcome::Inspected { txid, verdict } => {
                 if let Verdict::Foreign { writer } = verdict
-                    && let Err(failure) =
-                        self.tell_own_twin(Some(Head { txid, post_apply: None, writer }))
+                    && let Err(failure) = self.tell_own_twin(Some(Head {
+                        txid,
+                        post_apply: None,
+                        timestamp: Timestamp(0),
+                        writer,
+                    }))
                 {
                     return self.engine.handle(now, Event::RequestFailed(failure));
                 }

@@ -94,7 +94,11 @@ impl Replica {
         pre_apply: Option<DatabaseChecksum>,
     ) {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let timestamp = Timestamp(now.map_or(0, |since| since.as_millis() as i64));
+        let now = now.map_or(0, |since| since.as_millis() as i64);
+        // Times rise with transactions, whatever the clock says: a moment must mean one state.
+        let base = self.local.as_ref().and_then(|local| local.state.base);
+        let before = base.map_or(0, |base| base.timestamp).max(self.log_time.0);
+        let timestamp = Timestamp(now.max(before.saturating_add(1)));
         let min = if level == Level::SNAPSHOT { Txid(1) } else { txid };
         let key = Key { level, name: FileName { min, max: txid } };
         let path = self.database.path().display();

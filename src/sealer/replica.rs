@@ -60,6 +60,8 @@ pub(super) struct Replica {
     pub(super) upload: u64,
     /// TXID of the file with which the log was taken over.
     pub(super) claimed_at: Txid,
+    /// Commit time of the log's last file, when it was last looked for.
+    pub(super) log_time: Timestamp,
     /// When the replica was last seen to hold what it had confirmed; `None` before this process
     /// has looked, and after the bucket was missing.
     pub(super) checked_at: Option<u64>,
@@ -141,6 +143,7 @@ impl Replica {
             epoch: 0,
             upload: 0,
             claimed_at: Txid::ZERO,
+            log_time: Timestamp(0),
             checked_at: None,
             checking: false,
             late: false,

@@ -6,7 +6,7 @@ use walferry::local::spool::Entry;
 use walferry::local::state::Base;
 use walferry::ltx::FileName;
 use walferry::store::Key;
-use walferry::units::{Level, Txid, WriterId};
+use walferry::units::{Level, Timestamp, Txid, WriterId};
 
 use super::image::Stage;
 use super::work::Job;
@@ -143,7 +143,12 @@ impl Host {
             }
             Answer::Inspected { txid, verdict } => {
                 if let Verdict::Foreign { writer } = verdict {
-                    let found = walferry::engine::Head { txid, post_apply: None, writer };
+                    let found = walferry::engine::Head {
+                        txid,
+                        post_apply: None,
+                        timestamp: Timestamp(0),
+                        writer,
+                    };
                     self.tell_own_twin(cx, p, Some(found))?;
                 }
                 re!(self, p).engine.handle(cx.now, Event::Inspected { txid, verdict });

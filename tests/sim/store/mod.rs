@@ -195,7 +195,7 @@ impl Store {
 
 fn head_of(header: &Header) -> Head {
     let post_apply = header.tag.map(|tag| tag.post_apply);
-    Head { txid: header.max_txid, post_apply, writer: header.writer }
+    Head { txid: header.max_txid, post_apply, timestamp: header.timestamp, writer: header.writer }
 }
 
 fn claim_key(header: &Header) -> Key {
