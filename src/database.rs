@@ -390,3 +390,21 @@ impl Database {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grant_is_for_one_new_beginning_of_one_generation() {
+        let old = Salts(u32::MAX, 7);
+        let grant = Grant { salts: old, frame: 5, elsewhere: true };
+        assert!(grant.covers((old, 5), Salts(0, 99)));
+        assert!(!grant.covers((old, 4), Salts(0, 99)), "frames behind what was captured");
+        assert!(!grant.covers((Salts(1, 1), 5), Salts(2, 9)), "another generation ended");
+        // Begun anew once more before we heard of the first time, with commits in between.
+        assert!(!grant.covers((old, 5), Salts(1, 99)));
+        let ours = Grant { elsewhere: false, ..grant };
+        assert!(ours.covers((old, 5), Salts(1, 99)), "here nobody can come in between");
+    }
+}
