@@ -193,6 +193,10 @@ class DirectoryReplica:
     def read(self, level, first, last):
         return self.path(level, first, last).read_bytes()
 
+    def overwrite(self, level, first, last, data):
+        """What a store never does: a file with other bytes."""
+        self.path(level, first, last).write_bytes(data)
+
     def litestream(self):
         return ("      type: file\n      path: %s\n" % self.folder)
 
@@ -228,6 +232,10 @@ class S3Replica:
     def read(self, level, first, last):
         key = self.key(level, first, last)
         return self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+
+    def overwrite(self, level, first, last, data):
+        key = self.key(level, first, last)
+        self.client.put_object(Bucket=self.bucket, Key=key, Body=data)
 
     def litestream(self):
         return ("      type: s3\n      bucket: %s\n      path: %s\n      endpoint: %s\n"

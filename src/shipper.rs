@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::claim::Claim;
 use crate::engine::{Failure, Head, Verdict};
+use crate::history;
 use crate::ltx::{FileName, HEADER_LEN, Header, MIN_FILE_LEN, TRAILER_LEN};
 use crate::process::{Control, Process};
 use crate::rooms::Rooms;
@@ -21,6 +22,9 @@ use crate::units::{Level, Timestamp, Txid, WriterId};
 /// Parts of an image that wait for their upload; with the part being filled and the one being
 /// sent, this bounds the memory of an image.
 const PARTS_WAITING: usize = 1;
+/// Most threads that wait for files, or join some: five at the most do that ([`Rooms::for_joins`]), and
+/// each waits for another that reads.
+const BLOCKING_MAX: usize = 9;
 
 /// What the thread is told.
 pub(crate) enum Order {
@@ -71,6 +75,12 @@ pub(crate) enum Task {
         timestamp: Timestamp,
         len: u64,
     },
+    /// What keeps the history up, beside all else. In the folder `copies` are some of the store's
+    /// files.
+    History {
+        work: history::Work,
+        copies: Option<PathBuf>,
+    },
 }
 
 /// What tells our file from any other: the header, with writer, time and checksums, and the trailer
@@ -113,6 +123,7 @@ pub(crate) enum Outcome {
         outcome: UploadOutcome,
     },
     Failed(Failure),
+    History(history::Done),
 }
 
 /// How an upload goes on, and ends.
@@ -134,7 +145,7 @@ pub(crate) fn run(process: Arc<Process>, mut orders: mpsc::UnboundedReceiver<Ord
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_name("walferry-io")
-        .max_blocking_threads(4)
+        .max_blocking_threads(BLOCKING_MAX)
         .build()
     {
         Ok(runtime) => runtime,
@@ -145,14 +156,15 @@ pub(crate) fn run(process: Arc<Process>, mut orders: mpsc::UnboundedReceiver<Ord
     };
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
-        let rooms = Rc::new(Rooms::default());
+        let images = Rc::new(Rooms::for_images());
+        let joins = Rc::new(Rooms::for_joins());
         while let Some(order) = orders.recv().await {
-            let (process, rooms) = (process.clone(), rooms.clone());
+            let (process, images, joins) = (process.clone(), images.clone(), joins.clone());
             tokio::task::spawn_local(async move {
                 match order {
                     Order::Job(job) => {
                         let database = job.database;
-                        let outcome = perform(&process, &rooms, job).await;
+                        let outcome = perform(&process, &images, &joins, job).await;
                         process.control(Control::Shipped(database, outcome));
                     }
                     Order::Listen { database, bell, until } => {
@@ -191,7 +203,7 @@ async fn listen(process: &Process, database: u64, bell: &Path, mut until: onesho
     }
 }
 
-async fn perform(process: &Process, rooms: &Rooms, job: Job) -> Outcome {
+async fn perform(process: &Process, images: &Rooms, joins: &Rooms, job: Job) -> Outcome {
     let Job { database, store, task } = job;
     let report = |outcome| process.control(Control::Shipped(database, outcome));
     let slow_down = |wait| report(Outcome::SlowDown(wait));
@@ -206,8 +218,18 @@ async fn perform(process: &Process, rooms: &Rooms, job: Job) -> Outcome {
         Task::Confirm { key, writer, checksum } => confirm(&*store, key, writer, checksum)
             .await
             .map(|arrived| Outcome::Confirmed { arrived }),
+        Task::History { work, copies } => {
+            let len = match &work {
+                history::Work::Join(step) | history::Work::Prove(step) => {
+                    step.inputs.iter().map(|file| file.len).fold(0, u64::saturating_add)
+                }
+                history::Work::Survey | history::Work::Retain { .. } => 0,
+            };
+            let _room = joins.enter("", len).await;
+            return Outcome::History(history::perform(store, work, copies).await);
+        }
         Task::OpenUpload { job, key, timestamp, len } => {
-            let _room = rooms.enter(store.server().unwrap_or_default(), len).await;
+            let _room = images.enter(store.server().unwrap_or_default(), len).await;
             let tell = |outcome| report(Outcome::Upload { job, outcome });
             let outcome = upload(&*store, key, timestamp, &tell).await;
             return Outcome::Upload {
@@ -438,7 +460,7 @@ fn ended(error: &crate::store::Error) -> UploadOutcome {
     }
 }
 
-fn failure(error: &crate::store::Error) -> Failure {
+pub(crate) fn failure(error: &crate::store::Error) -> Failure {
     let mut message = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(inner) = cause {

@@ -159,7 +159,7 @@ impl State {
     /// kind `InvalidData`.
     pub fn load(dir: &Path) -> Result<Option<State>, Error> {
         let path = dir.join("state");
-        let text = match read_bounded(&path) {
+        let text = match read_bounded(&path, LEN_MAX) {
             Ok(text) if text.len() as u64 <= LEN_MAX => text,
             Ok(_) => return Err(damaged(&path, format!("it is longer than {LEN_MAX} bytes"))),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -193,10 +193,10 @@ impl State {
 }
 
 /// Reads a file, of a long one just enough to show that it is too long.
-fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
+pub(super) fn read_bounded(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
     use std::io::Read;
     let mut text = Vec::new();
-    std::fs::File::open(path)?.take(LEN_MAX + 1).read_to_end(&mut text)?;
+    std::fs::File::open(path)?.take(most + 1).read_to_end(&mut text)?;
     Ok(text)
 }
 

@@ -22,6 +22,27 @@ pub struct Policy {
     pub l0: Timestamp,
 }
 
+/// How long what is kept is kept, in milliseconds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Keep {
+    /// States that can be restored; `None` keeps all.
+    pub all: Option<u64>,
+    /// States that can be restored one by one.
+    pub l0: u64,
+}
+
+impl Keep {
+    /// What that means at a time. A clock that ran ahead of the store's must not cost anything: time
+    /// has come only as far as the newest file shows.
+    pub fn at(self, now: Timestamp, files: &[FileInfo]) -> Policy {
+        let newest = files.iter().map(|file| file.modified).max();
+        let now = newest.map_or(now, |newest| newest.min(now));
+        let ago =
+            |time: u64| Timestamp(now.0.saturating_sub(i64::try_from(time).unwrap_or(i64::MAX)));
+        Policy { all: self.all.map(ago), l0: ago(self.l0) }
+    }
+}
+
 /// The files to delete, oldest first; those that others stand in for before those that do.
 pub fn expired(files: &[FileInfo], policy: Policy) -> Vec<FileInfo> {
     let base = policy.all.and_then(|since| base(files, since));
@@ -139,7 +160,7 @@ mod tests {
                 for (level, every) in [(1, rhythm.0), (2, rhythm.1), (9, rhythm.2)] {
                     if now / every != (now - gap) / every
                         && let Some(step) =
-                            compact::next(&all, Level::new(level).unwrap(), Timestamp(now))
+                            compact::next(&all, Level::new(level).unwrap(), Txid(txid))
                     {
                         let name = step.key.name;
                         all.push(file(level, name.min.0, name.max.0, now));

@@ -224,6 +224,7 @@ impl Replica {
                 Event::RequestFailed(failure)
             }
             Outcome::Upload { job, outcome } => return self.upload_event(job, outcome),
+            Outcome::History(done) => return self.history_done(done),
         };
         self.engine.handle(now, event);
     }
@@ -255,6 +256,7 @@ impl Replica {
     /// Somebody emptied or replaced the replica. To go on where we were would leave a log that
     /// nothing can be restored from, without a word.
     fn replica_lost(&mut self, end: Option<Txid>) {
+        self.forget_history();
         let found = match end {
             Some(end) => format!("ends with transaction {end}"),
             None => "is empty".to_string(),
@@ -276,6 +278,7 @@ impl Replica {
             crate::store::url::redacted(&self.database.settings().replica)
         );
         self.claimed_at = at;
+        self.forget_history();
         self.engine.claim();
         let Some(local) = &mut self.local else { return };
         let state =
@@ -324,6 +327,7 @@ impl Replica {
             head.txid
         );
         self.engine.begin_lineage(writer);
+        self.forget_history();
         Ok(())
     }
 
@@ -335,19 +339,20 @@ impl Replica {
 
     /// The store confirmed a file: the state passes it, then it is removed.
     pub(super) fn acked(&mut self, txid: Txid) {
-        let Some(local) = &mut self.local else { return };
         let mut seq = 0;
         while self.closed.front().is_some_and(|file| file.entry.txid <= Some(txid)) {
-            let Some(file) = self.closed.pop_front() else { break };
+            let (Some(file), Some(local)) = (self.closed.pop_front(), &mut self.local) else {
+                break;
+            };
             local.state.base = Some(file.base);
             // That the log is ours must not be forgotten in a power loss: we would take it again.
             let durable = !std::mem::replace(&mut local.state.claimed, true);
             local.state.image = None;
-            let removed = local.save(durable).and_then(|()| local.spool.remove(&file.entry));
-            if let Err(error) = removed {
+            let saved = local.save(durable);
+            seq = seq.max(file.seq);
+            if let Err(error) = saved.and_then(|()| self.keep_copy(&file.entry, &file.base)) {
                 log::error!("{}: {error}", self.database.path().display());
             }
-            seq = seq.max(file.seq);
         }
         self.show();
         self.database.with(|shared| shared.acked_seq = shared.acked_seq.max(seq));

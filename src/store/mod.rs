@@ -9,7 +9,6 @@ pub mod file;
 pub mod memory;
 mod parts;
 mod range;
-#[cfg(feature = "cli")]
 pub(crate) mod reader;
 pub mod s3;
 pub mod url;

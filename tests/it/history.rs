@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use walferry::history::{join, remove};
+use walferry::history::{Purpose, join, remove};
 use walferry::ltx::Decoder;
 use walferry::plan::compact::{Step, next};
 use walferry::plan::restore::restorable;
@@ -25,13 +25,15 @@ fn listed(store: &impl Store) -> Vec<FileInfo> {
 }
 
 fn planned(store: &impl Store, level: u8) -> Option<Step> {
-    next(&listed(store), Level::new(level).unwrap(), Timestamp(i64::MAX))
+    next(&listed(store), Level::new(level).unwrap(), Txid(u64::MAX))
 }
 
 /// Makes the next file of a level, if there is one to make.
 fn make(replica: &Replica, level: u8) -> bool {
     let Some(step) = planned(&replica.store, level) else { return false };
-    let joined = on_runtime(join(Arc::new(replica.store.clone()), step.clone())).unwrap();
+    let joined =
+        on_runtime(join(Arc::new(replica.store.clone()), step.clone(), Purpose::Publish, None))
+            .unwrap();
     let bytes = replica.bytes(step.key);
     assert_eq!((joined.key, joined.len, joined.existed), (step.key, bytes.len() as u64, false));
     true
@@ -128,7 +130,7 @@ fn what_litestream_wrote_is_joined_without_database_checksums() {
     }
     let step = planned(&to, 9).unwrap();
     assert_eq!(step.key, key(9, 1, 8));
-    on_runtime(join(Arc::new(to.clone()), step)).unwrap();
+    on_runtime(join(Arc::new(to.clone()), step, Purpose::Publish, None)).unwrap();
     let out = dir.path().join("out.db");
     let report = run(to, Options::new(&out)).unwrap();
     assert_eq!((report.files, report.untagged), (1, 1));
@@ -145,7 +147,8 @@ fn refused(change: impl FnOnce(&Replica), level: u8) -> Error {
     change(&replica);
     let step = planned(&replica.store, level).unwrap();
     let before = replica.store.files();
-    let error = on_runtime(join(Arc::new(replica.store.clone()), step)).unwrap_err();
+    let error = on_runtime(join(Arc::new(replica.store.clone()), step, Purpose::Publish, None))
+        .unwrap_err();
     assert_eq!(replica.store.files(), before, "{error}");
     error
 }
@@ -181,11 +184,14 @@ fn who_is_late_leaves_what_is_there() {
     let inputs = [2, 3].map(|txid| *inputs.iter().find(|f| f.key == key(0, txid, txid)).unwrap());
     let step = Step { inputs: inputs.to_vec(), ..step };
     replica.put(key(1, 2, 3), b"somebody else's".to_vec());
-    let joined = on_runtime(join(Arc::new(replica.store.clone()), step.clone())).unwrap();
+    let joined =
+        on_runtime(join(Arc::new(replica.store.clone()), step.clone(), Purpose::Publish, None))
+            .unwrap();
     assert!(joined.existed);
     assert_eq!(&replica.bytes(step.key)[..], b"somebody else's");
     // An input that was removed meanwhile is an error of the store, not a damaged file.
     replica.delete(key(0, 3, 3));
-    let error = on_runtime(join(Arc::new(replica.store.clone()), step)).unwrap_err();
+    let error = on_runtime(join(Arc::new(replica.store.clone()), step, Purpose::Publish, None))
+        .unwrap_err();
     assert!(matches!(&error, Error::Store(error) if error.kind == ErrorKind::NotFound), "{error}");
 }

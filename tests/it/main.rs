@@ -5,6 +5,7 @@ mod cli;
 mod fuzz;
 mod history;
 mod hostile;
+mod month;
 mod restore;
 mod store;
 mod support;
