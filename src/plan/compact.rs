@@ -71,12 +71,12 @@ fn snapshot(files: &[FileInfo], before: Txid) -> Option<Step> {
         None => files.iter().map(|file| file.key.name.max).filter(|max| *max < before).max()?,
         Some(before) => before,
     };
-    let mut plan = restore(files, Target::Txid(target)).ok()?;
-    plan.files.truncate(INPUTS_MAX);
-    let last = plan.files.last()?;
-    if last.key.level == Level::SNAPSHOT {
+    let snapshots = files.iter().filter(|file| file.key.level == Level::SNAPSHOT);
+    if snapshots.map(|file| file.key.name.max).max() >= Some(target) {
         return None;
     }
+    let mut plan = restore(files, Target::Txid(target)).ok()?;
+    plan.files.truncate(INPUTS_MAX);
     step(Level::SNAPSHOT, plan.files)
 }
 
