@@ -50,12 +50,13 @@ pub(crate) enum Task {
         acked: Txid,
         claim: Option<Claim>,
     },
-    /// The file goes out only if the replica still holds the transactions in `after`.
+    /// The file goes out only if the replica holds what comes before it still, as far as that is to
+    /// be looked at.
     Put {
         key: Key,
         body: Body,
         timestamp: Timestamp,
-        after: Vec<Txid>,
+        look: Look,
     },
     /// Compare the file of this name with what we put: its first and last bytes and its length.
     Inspect {
@@ -81,6 +82,27 @@ pub(crate) enum Task {
         work: history::Work,
         copies: Option<PathBuf>,
     },
+}
+
+/// What is looked at before a file goes out.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Look {
+    /// The last transaction that the store confirmed: its own file must be there, as that of the
+    /// log's end always is. Where only joined files have it, the log has gone on without us.
+    pub last: Option<Txid>,
+    /// An earlier one, which any file may hold.
+    pub earlier: Option<Txid>,
+    /// The first file of a lineage: the log must end before it.
+    pub first: bool,
+}
+
+/// What a look came to.
+enum Seen {
+    AsExpected,
+    /// Files are gone that were confirmed; the log ends with this transaction.
+    Lost(Option<Txid>),
+    /// The log has this end already.
+    GoneOn(Head),
 }
 
 /// What tells our file from any other: the header, with writer, time and checksums, and the trailer
@@ -209,9 +231,7 @@ async fn perform(process: &Process, images: &Rooms, joins: &Rooms, job: Job) -> 
     let slow_down = |wait| report(Outcome::SlowDown(wait));
     let result = match task {
         Task::FindHead { acked, claim } => find_or_claim(&*store, acked, claim).await,
-        Task::Put { key, body, timestamp, after } => {
-            put(&*store, key, body, timestamp, &after).await
-        }
+        Task::Put { key, body, timestamp, look } => put(&*store, key, body, timestamp, look).await,
         Task::Inspect { txid, ours } => {
             inspect(&*store, txid, &ours).await.map(|verdict| Outcome::Inspected { txid, verdict })
         }
@@ -253,11 +273,14 @@ async fn put(
     key: Key,
     body: Body,
     timestamp: Timestamp,
-    after: &[Txid],
+    look: Look,
 ) -> Result<Outcome, crate::store::Error> {
-    for before in after {
-        if let Some(end) = find_loss(store, *before).await? {
-            return Ok(Outcome::Lost(end));
+    match see(store, look, key.name.min).await? {
+        Seen::AsExpected => {}
+        Seen::Lost(end) => return Ok(Outcome::Lost(end)),
+        Seen::GoneOn(head) => {
+            let verdict = Verdict::Foreign { writer: head.writer };
+            return Ok(Outcome::Inspected { txid: key.name.min, verdict });
         }
     }
     match store.put_new(key, body, timestamp).await {
@@ -267,26 +290,36 @@ async fn put(
     }
 }
 
-/// Whether no file holds this transaction any more, and where the log ends then. One request if it
-/// is where it was put.
-async fn find_loss(
-    store: &dyn Store,
-    txid: Txid,
-) -> Result<Option<Option<Txid>>, crate::store::Error> {
-    if head_at(store, txid).await?.is_some() {
-        return Ok(None);
-    }
-    let mut head = None;
-    for level in Level::all() {
-        for file in store.list(level).await? {
-            let name = file.key.name;
-            if (name.min..=name.max).contains(&txid) {
-                return Ok(None);
+/// Looks whether the file of `next` would follow what it is to follow. One request for each
+/// transaction that is where it was put.
+async fn see(store: &dyn Store, look: Look, next: Txid) -> Result<Seen, crate::store::Error> {
+    for (txid, is_last) in [(look.last, true), (look.earlier, false)] {
+        let Some(txid) = txid else { continue };
+        if head_at(store, txid).await?.is_some() {
+            continue;
+        }
+        let (mut holds, mut head) = (false, None);
+        for level in Level::all() {
+            for file in store.list(level).await? {
+                let name = file.key.name;
+                holds |= (name.min..=name.max).contains(&txid);
+                head = head.max(Some(name.max));
             }
-            head = head.max(Some(name.max));
+        }
+        if !holds {
+            return Ok(Seen::Lost(head));
+        }
+        if is_last && head >= Some(next) {
+            return gone_on(store, next).await;
         }
     }
-    Ok(Some(head))
+    if look.first { gone_on(store, next).await } else { Ok(Seen::AsExpected) }
+}
+
+/// Whether the log has reached `next` already.
+async fn gone_on(store: &dyn Store, next: Txid) -> Result<Seen, crate::store::Error> {
+    let head = find_head(store, Txid::ZERO).await?;
+    Ok(head.filter(|head| head.txid >= next).map_or(Seen::AsExpected, Seen::GoneOn))
 }
 
 /// The log's end; taken over as `claim` says, if another writer made it.

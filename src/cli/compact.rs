@@ -36,7 +36,8 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
         if args.dry_run {
             // What a later level would join of this one is planned as if it were there.
             let len = step.inputs.iter().map(|file| file.len).fold(0, u64::saturating_add);
-            files.push(store::FileInfo { key: step.key, len, modified: moment::now() });
+            let now = moment::now();
+            files.push(store::FileInfo { key: step.key, len, modified: now, stored: now });
             lines.push(line(&args, &step, None));
             continue;
         }

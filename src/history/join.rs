@@ -12,6 +12,7 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 
 use crate::local::copies;
+use crate::ltx::encode::Encoded;
 use crate::ltx::{self, DatabaseChecksum, Decoder, HEADER_LEN, Header, Tag};
 use crate::plan::compact::Step;
 use crate::restore::Error;
@@ -141,10 +142,36 @@ impl Job<'_> {
 
     fn merge(&self, sources: &mut [Source<'_>]) -> Result<Joined, Error> {
         let key = self.step.key;
-        let broken = |source| Error::File { key, source };
-        let mut inputs = Vec::new();
-        let mut headers = Vec::new();
-        for (file, source) in self.step.inputs.iter().zip(sources) {
+        let inputs = Inputs::open(self.step, sources.iter_mut())?;
+        let timestamp = inputs.header.timestamp;
+        let mut out = match self.purpose {
+            Purpose::Publish => Out::new(self.store, self.runtime, key, timestamp),
+            Purpose::Prove => Out::nowhere(self.store, self.runtime, key, timestamp),
+        };
+        // A whole database is proven before anybody can see it.
+        let (encoded, proven) = match inputs.join(&mut out) {
+            Ok(joined) => joined,
+            Err(error) => return Err(out.give_up().map_or(error, Error::Store)),
+        };
+        let (existed, requests) = out.publish()?;
+        let (len, pages, fetched) = (encoded.len, encoded.pages, 0);
+        Ok(Joined { key, len, pages, fetched, requests, timestamp, existed, proven })
+    }
+}
+
+/// Files that are about to be joined: their headers are read, and fit.
+pub struct Inputs<R> {
+    key: Key,
+    /// The header of the whole, but for its checksum.
+    header: Header,
+    decoders: Vec<Decoder<R>>,
+}
+
+impl<R: Read> Inputs<R> {
+    /// Reads the headers of a step's files, given in its order.
+    pub fn open(step: &Step, sources: impl IntoIterator<Item = R>) -> Result<Inputs<R>, Error> {
+        let (mut headers, mut decoders) = (Vec::new(), Vec::new());
+        for (file, source) in step.inputs.iter().zip(sources) {
             let decoder =
                 Decoder::new(source).map_err(|source| Error::File { key: file.key, source })?;
             let header = *decoder.header();
@@ -152,44 +179,32 @@ impl Job<'_> {
                 return Err(Error::corrupt(file.key, "its header names other transactions"));
             }
             headers.push((file.key, header));
-            inputs.push(decoder);
+            decoders.push(decoder);
         }
-        let (header, counts) = joined_header(key, &headers)?;
+        let (header, superseded) = joined_header(step.key, &headers)?;
         // What a full image supersedes is not read; it may even be of another page size.
-        inputs.drain(..counts);
-        let mut out = match self.purpose {
-            Purpose::Publish => Out::new(self.store, self.runtime, key, header.timestamp),
-            Purpose::Prove => Out::nowhere(self.store, self.runtime, key, header.timestamp),
-        };
+        decoders.drain(..superseded);
+        Ok(Inputs { key: step.key, header, decoders })
+    }
+
+    /// Writes the joined file, and tells whether it is a whole database that was proven. If it is one
+    /// that is not what its last file says, that is an error, and `out` has all of it.
+    pub fn join(self, out: &mut impl Write) -> Result<(Encoded, bool), Error> {
+        let Inputs { key, header, decoders } = self;
+        let broken = |source| Error::File { key, source };
         let head = header.encode().map_err(broken)?;
+        out.write_all(&head).map_err(ltx::Error::from).map_err(broken)?;
         let mut sum = DatabaseChecksum::EMPTY;
-        let merged = out.write_all(&head).map_err(ltx::Error::from).and_then(|()| {
-            ltx::merge::merge_seen(inputs, &header, &mut out, |pgno, page| {
-                sum.toggle(ltx::checksum::page(pgno, page));
-            })
+        let merged = ltx::merge::merge_seen(decoders, &header, out, |pgno, page| {
+            sum.toggle(ltx::checksum::page(pgno, page));
         });
-        let encoded = match merged {
-            Ok((_, encoded)) => encoded,
-            Err(source) => return Err(out.give_up().map_or_else(|| broken(source), Error::Store)),
-        };
-        // A whole database is proven before anybody can see it.
-        let whole = header.tag.filter(|tag| tag.full_image);
-        if let Some(tag) = whole.filter(|tag| tag.post_apply != sum) {
-            out.give_up();
-            let (expected, found) = (tag.post_apply, sum);
-            return Err(Error::Database { key, expected, found });
+        let (_, encoded) = merged.map_err(broken)?;
+        match header.tag.filter(|tag| tag.full_image) {
+            Some(tag) if tag.post_apply != sum => {
+                Err(Error::Database { key, expected: tag.post_apply, found: sum })
+            }
+            whole => Ok((encoded, whole.is_some())),
         }
-        let (existed, requests) = out.publish()?;
-        Ok(Joined {
-            key,
-            len: encoded.len,
-            pages: encoded.pages,
-            fetched: 0,
-            requests,
-            timestamp: header.timestamp,
-            existed,
-            proven: whole.is_some(),
-        })
     }
 }
 

@@ -16,7 +16,7 @@ use crate::engine::{Backoff, Failure, Millis};
 use crate::ltx::FileName;
 use crate::plan::compact::{self, Step};
 use crate::plan::restore::{Target, restore};
-use crate::plan::retain::Keep;
+use crate::plan::retain::{Keep, Own};
 use crate::store::{ErrorKind, FileInfo, Key};
 use crate::units::{Level, Timestamp, Txid};
 
@@ -53,6 +53,8 @@ pub enum Work {
         keep: Keep,
         /// as of this time.
         at: Timestamp,
+        /// Whose files are the caller's.
+        own: Own,
     },
     /// Read what leads to a state, and prove it, as a snapshot would that is not written: `Proved`.
     Prove(Step),
@@ -202,7 +204,8 @@ impl History {
         let file = |&(level, min, max, len, time): &(u8, u64, u64, u64, i64)| {
             let name = FileName { min: Txid(min), max: Txid(max) };
             let key = Key { level: Level::new(level)?, name };
-            Some(FileInfo { key, len, modified: Timestamp(time) })
+            let time = Timestamp(time);
+            Some(FileInfo { key, len, modified: time, stored: time })
         };
         self.files = saved.files.iter().map(file).collect();
         self.proven = saved.proven.map(|(txid, at)| (Txid(txid), Timestamp(at)));
@@ -365,7 +368,7 @@ impl History {
     }
 
     /// The next thing to do, if any; one thing at a time.
-    pub fn poll(&mut self, now: Millis) -> Option<Work> {
+    pub fn poll(&mut self, now: Millis, own: Own) -> Option<Work> {
         if self.doing.is_some() {
             return None;
         }
@@ -376,7 +379,7 @@ impl History {
                 self.doing = Some(Doing { chore: at, target: None });
                 return Some(Work::Survey);
             }
-            if let Some(work) = self.plan(kind, before) {
+            if let Some(work) = self.plan(kind, before, own) {
                 let target = match &work {
                     Work::Join(step) => Some(step.key),
                     _ => None,
@@ -399,7 +402,7 @@ impl History {
         Some((chore.kind, before))
     }
 
-    fn plan(&self, kind: Kind, before: Txid) -> Option<Work> {
+    fn plan(&self, kind: Kind, before: Txid, own: Own) -> Option<Work> {
         let files = self.files.as_deref()?;
         match kind {
             Kind::Level(level) => {
@@ -409,7 +412,7 @@ impl History {
                     || self.is_outlived(&step);
                 wanted.then_some(Work::Join(step))
             }
-            Kind::Retain => self.options.keep.map(|keep| Work::Retain { keep, at: self.at }),
+            Kind::Retain => self.options.keep.map(|keep| Work::Retain { keep, at: self.at, own }),
             Kind::Prove => {
                 let mut inputs = restore(files, Target::Latest).ok()?.files;
                 inputs.truncate(compact::INPUTS_MAX);

@@ -10,35 +10,80 @@ mod join;
 pub mod machine;
 mod work;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-pub use join::{Joined, Purpose, join};
+pub use join::{Inputs, Joined, Purpose, join};
 pub use machine::{Event, History, Options, Saved, Status, Work};
 pub use work::{Done, perform};
 
 use tokio::task::JoinSet;
 
-use crate::plan::retain::{Policy, expired};
+use crate::plan::retain::{Doomed, Own, Policy, begun, doomed, expired};
+use crate::shipper::read_header;
 use crate::store::{Error, ErrorKind, FileInfo, Key, Store};
+use crate::units::Level;
 
-/// How many deletes are under way at a time.
-const DELETES: usize = 8;
+/// How many deletes, or looks before them, are under way at a time.
+const AT_A_TIME: usize = 8;
 
-/// Removes what the policy does not keep, oldest first, and looks afterwards whether it is gone. Gives
-/// what was removed.
+/// What can be removed by this policy: what it does not keep, but for the first file of each lineage.
+/// Of files of level 0 that are not `own` the headers are read.
+pub async fn removable(
+    store: &Arc<dyn Store>,
+    files: &[FileInfo],
+    policy: Policy,
+    own: Own,
+) -> Result<Vec<FileInfo>, Error> {
+    let expired = expired(files, policy);
+    let Doomed { unsure, .. } = doomed(expired.clone(), own);
+    let mut writers = BTreeMap::new();
+    let (mut waiting, mut reads) = (unsure.iter().map(|file| file.key), JoinSet::new());
+    loop {
+        while reads.len() < AT_A_TIME
+            && let Some(key) = waiting.next()
+        {
+            let store = store.clone();
+            reads.spawn(async move { (key, read_header(store.as_ref(), key).await) });
+        }
+        let Some(read) = reads.join_next().await else { break };
+        let (key, header) = read.map_err(broken_off)?;
+        let writer = match header {
+            Ok(header) => header.ok().map(|header| header.writer),
+            Err(error) if error.kind == ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        writers.insert(key, writer);
+    }
+    let writer = |file: &FileInfo| writers.get(&file.key).copied().flatten();
+    let written: Vec<_> = unsure.iter().map(|file| (*file, writer(file))).collect();
+    let stays: BTreeSet<Key> = begun(&written).into_iter().collect();
+    let goes = |file: &&FileInfo| {
+        let later = file.key.level == Level::L0 && file.key.name.max > own.last;
+        !later && !stays.contains(&file.key)
+    };
+    Ok(expired.iter().filter(goes).copied().collect())
+}
+
+fn broken_off(error: tokio::task::JoinError) -> Error {
+    Error::caused(ErrorKind::Other, "a request broke off", error)
+}
+
+/// Removes what [`removable`] says, oldest first, and looks afterwards whether it is gone. Gives what
+/// was removed.
 ///
 /// `files` is a listing made before: what came since is not touched. Needs a Tokio runtime.
 pub async fn remove(
     store: &Arc<dyn Store>,
     files: &[FileInfo],
     policy: Policy,
+    own: Own,
 ) -> Result<Vec<FileInfo>, Error> {
-    let expired = expired(files, policy);
+    let expired = removable(store, files, policy, own).await?;
     let mut waiting = expired.iter().map(|file| file.key);
     let mut deletes = JoinSet::new();
     loop {
-        while deletes.len() < DELETES
+        while deletes.len() < AT_A_TIME
             && let Some(key) = waiting.next()
         {
             let store = store.clone();

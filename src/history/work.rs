@@ -10,10 +10,11 @@ use super::machine::{Event, Work};
 use super::remove;
 use crate::engine::Failure;
 use crate::plan::compact::Step;
+use crate::plan::retain::{Keep, Own};
 use crate::restore::{Error, list_in_turn};
 use crate::shipper;
 use crate::store::{ErrorKind, FileInfo, Key, Store};
-use crate::units::Level;
+use crate::units::{Level, Timestamp};
 
 /// Files that a store lists in one answer.
 const PAGE_LEN: u64 = 1000;
@@ -39,19 +40,7 @@ pub async fn perform(store: Arc<dyn Store>, work: Work, copies: Option<PathBuf>)
         }
         Work::Join(step) => joined(store, step, Purpose::Publish, copies).await,
         Work::Prove(step) => joined(store, step, Purpose::Prove, None).await,
-        Work::Retain { keep, at } => {
-            async {
-                let files = list_in_turn(&*store).await?;
-                let listings = count_listings(&files);
-                let removed = remove(&store, &files, keep.at(at, &files)).await?;
-                let gone: BTreeSet<Key> = removed.iter().map(|file| file.key).collect();
-                let left = files.into_iter().filter(|file| !gone.contains(&file.key)).collect();
-                let removed = removed.len() as u64;
-                let again = if removed > 0 { listings } else { 0 };
-                Ok((Event::Retained { left, removed }, listings + removed + again))
-            }
-            .await
-        }
+        Work::Retain { keep, at, own } => retained(&store, keep, at, own).await,
     };
     match result {
         Ok((event, requests)) => Done { event, requests, retry_after: None },
@@ -67,6 +56,22 @@ pub async fn perform(store: Arc<dyn Store>, work: Work, copies: Option<PathBuf>)
             Done { event: Event::Failed(failure), requests: 1, retry_after }
         }
     }
+}
+
+async fn retained(
+    store: &Arc<dyn Store>,
+    keep: Keep,
+    at: Timestamp,
+    own: Own,
+) -> Result<(Event, u64), Error> {
+    let files = list_in_turn(&**store).await?;
+    let listings = count_listings(&files);
+    let removed = remove(store, &files, keep.at(at, &files), own).await?;
+    let gone: BTreeSet<Key> = removed.iter().map(|file| file.key).collect();
+    let left = files.into_iter().filter(|file| !gone.contains(&file.key)).collect();
+    let removed = removed.len() as u64;
+    let again = if removed > 0 { listings } else { 0 };
+    Ok((Event::Retained { left, removed }, listings + removed + again))
 }
 
 async fn survey(store: &dyn Store) -> Result<(Event, u64), Error> {
@@ -85,7 +90,7 @@ async fn joined(
     let Joined { key, len, timestamp, existed, proven, requests, .. } = joined;
     let event = match purpose {
         Purpose::Publish => {
-            let file = FileInfo { key, len, modified: timestamp };
+            let file = FileInfo { key, len, modified: timestamp, stored: timestamp };
             Event::Joined { file, existed, proven }
         }
         Purpose::Prove => Event::Proved(proven.then_some(key.name.max)),

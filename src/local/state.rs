@@ -21,6 +21,9 @@ pub struct State {
     pub replica: String,
     /// Whether a file of this lineage is in the replica's log.
     pub claimed: bool,
+    /// The first file of this lineage that the log has, as far as is known.
+    #[serde(default)]
+    pub first: Option<u64>,
     /// The lineage whose files the disk forgot, and for which this one goes on: until it is in the
     /// log it may take that from no other.
     #[serde(default)]
@@ -147,12 +150,21 @@ impl State {
             writer: writer.0,
             replica: replica.to_string(),
             claimed: false,
+            first: None,
             former: None,
             base: None,
             image: None,
             checked: 0,
             clean: None,
         }
+    }
+
+    /// The store has this file of ours.
+    pub fn confirm(&mut self, base: Base) {
+        self.claimed = true;
+        self.first.get_or_insert(base.txid);
+        self.image = None;
+        self.base = Some(base);
     }
 
     /// Reads the state of a folder. `Ok(None)` when there is none; a damaged one is an error of

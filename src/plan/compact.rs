@@ -136,7 +136,8 @@ mod tests {
     fn file(level: u8, min: u64, max: u64) -> FileInfo {
         let name = FileName { min: Txid(min), max: Txid(max) };
         let key = Key { level: Level::new(level).unwrap(), name };
-        FileInfo { key, len: 1000, modified: Timestamp(max as i64) }
+        let time = Timestamp(max as i64);
+        FileInfo { key, len: 1000, modified: time, stored: time }
     }
 
     /// `"9:1-3 0:4-4"`: level and range of each file; a file's time is its last transaction.

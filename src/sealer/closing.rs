@@ -9,7 +9,7 @@ use crate::local::pages::PageTable;
 use crate::local::spool::Entry;
 use crate::local::state::{Base, Position, State, random_id};
 use crate::ltx::FileName;
-use crate::shipper::{self, Outcome, Task};
+use crate::shipper::{self, Look, Outcome, Task};
 use crate::store::{Body, Key};
 use crate::units::{Level, Timestamp, Txid, WriterId};
 
@@ -125,9 +125,9 @@ impl Replica {
         let body = Body::File(local.spool.path(&file.entry));
         let timestamp = Timestamp(file.base.timestamp);
         let key = Key { level: Level::L0, name: FileName::single(txid) };
-        let after = self.check_before_put();
-        self.checking = !after.is_empty();
-        self.ship(Task::Put { key, body, timestamp, after });
+        let look = self.look_before_put();
+        self.checking = look.last.is_some() || look.earlier.is_some();
+        self.ship(Task::Put { key, body, timestamp, look });
     }
 
     pub(super) fn inspect(&mut self, txid: Txid) {
@@ -232,15 +232,17 @@ impl Replica {
     /// The transactions that the replica must still hold, if it is time to look: the last one, and
     /// the last one of the look before. A replica that was emptied in between does not hold that,
     /// whatever was sent there since.
-    fn check_before_put(&self) -> Vec<Txid> {
+    fn look_before_put(&self) -> Look {
+        let first = !self.engine.has_claimed();
         let now = self.process.now();
         let fresh = self.checked_at.is_some_and(|at| now.saturating_sub(at) < CHECK_INTERVAL_MS);
-        let Some(local) = self.local.as_ref().filter(|_| !fresh) else { return Vec::new() };
+        let Some(local) = self.local.as_ref().filter(|_| !fresh) else {
+            return Look { first, ..Look::default() };
+        };
         let base = local.state.base.map_or(0, |base| base.txid);
-        let mut after = vec![Txid(base), Txid(local.state.checked)];
-        after.dedup();
-        after.retain(|txid| *txid > Txid::ZERO);
-        after
+        let some = |txid| Some(Txid(txid)).filter(|txid| *txid > Txid::ZERO);
+        let earlier = some(local.state.checked).filter(|checked| *checked != Txid(base));
+        Look { last: some(base), earlier, first }
     }
 
     /// The store confirmed a file after a look at what it follows.
@@ -281,8 +283,8 @@ impl Replica {
         self.forget_history();
         self.engine.claim();
         let Some(local) = &mut self.local else { return };
-        let state =
-            State { claimed: true, ..State::new(self.engine.writer(), &local.state.replica) };
+        let new = State::new(self.engine.writer(), &local.state.replica);
+        let state = State { claimed: true, first: Some(at.0), ..new };
         local.state = state;
         if let Err(error) = local.save(true) {
             log::error!("{}: {error}", self.database.path().display());
@@ -344,10 +346,9 @@ impl Replica {
             let (Some(file), Some(local)) = (self.closed.pop_front(), &mut self.local) else {
                 break;
             };
-            local.state.base = Some(file.base);
             // That the log is ours must not be forgotten in a power loss: we would take it again.
-            let durable = !std::mem::replace(&mut local.state.claimed, true);
-            local.state.image = None;
+            let durable = !local.state.claimed;
+            local.state.confirm(file.base);
             let saved = local.save(durable);
             seq = seq.max(file.seq);
             if let Err(error) = saved.and_then(|()| self.keep_copy(&file.entry, &file.base)) {

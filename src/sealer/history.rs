@@ -7,7 +7,7 @@ use crate::local::history;
 use crate::local::spool::Entry;
 use crate::local::state::{Base, random_id};
 use crate::ltx::FileName;
-use crate::plan::retain::Keep;
+use crate::plan::retain::{Keep, Own};
 use crate::settings::Settings;
 use crate::shipper::Task;
 use crate::store::{FileInfo, Key};
@@ -33,7 +33,9 @@ impl Replica {
         }
         let Some(local) = &self.local else { return };
         let copies = Some(local.copies.dir().to_path_buf());
-        if let Some(work) = self.history.poll(now) {
+        let first = local.state.first.map(Txid);
+        let own = Own { first, last: self.engine.status().acked };
+        if let Some(work) = self.history.poll(now, own) {
             self.ship(Task::History { work, copies });
         }
     }
@@ -52,7 +54,8 @@ impl Replica {
     }
 
     pub(super) fn add_to_history(&mut self, key: Key, len: u64, base: &Base) {
-        let file = FileInfo { key, len, modified: Timestamp(base.timestamp) };
+        let time = Timestamp(base.timestamp);
+        let file = FileInfo { key, len, modified: time, stored: time };
         self.history.handle(self.process.now(), Event::Acked(file));
     }
 

@@ -372,9 +372,7 @@ impl Replica {
         let Some(local) = self.local.as_mut() else { return };
         let base = done.image.base;
         local.state.checked = base.txid;
-        local.state.image = None;
-        local.state.base = Some(base);
-        local.state.claimed = true;
+        local.state.confirm(base);
         local.state.clean = done
             .fingerprint
             .filter(|_| !done.attached)
@@ -413,8 +411,7 @@ impl Replica {
         let Some(local) = self.local.as_mut() else { return };
         let Some(image) = local.state.image.take() else { return };
         if arrived {
-            local.state.base = Some(image.base);
-            local.state.claimed = true;
+            local.state.confirm(image.base);
             self.piece = image.base.piece;
             let expected = image.base.checksum;
             if local.table.commit() != image.base.commit

@@ -395,7 +395,10 @@ impl Replica {
         let Some(store) = self.store.clone() else { return };
         self.counters.requests += match task {
             Task::FindHead { .. } => 11,
-            Task::Put { ref after, .. } => 1 + after.len() as u64,
+            Task::Put { look, .. } => {
+                let looks = u64::from(look.last.is_some()) + u64::from(look.earlier.is_some());
+                1 + looks + if look.first { 11 } else { 0 }
+            }
             Task::Inspect { .. } => 2,
             _ => 1,
         };

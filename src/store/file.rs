@@ -186,7 +186,8 @@ impl Directory {
             // A folder or a link takes the name, so it is not passed over: whoever needs the file
             // finds that it holds nothing. Links are not followed, out of the replica or at all.
             let len = if metadata.is_file() { metadata.len() } else { 0 };
-            files.push(FileInfo { key: Key { level, name }, len, modified: modified(&metadata) });
+            let (modified, stored) = (modified(&metadata), stored(&metadata));
+            files.push(FileInfo { key: Key { level, name }, len, modified, stored });
         }
         files.sort_unstable_by_key(|file| file.key);
         Ok(files)
@@ -465,6 +466,14 @@ fn remove_leftovers(folder: &Path, now: i64) {
 
 fn is_temp(name: &OsStr) -> bool {
     name.to_str().is_some_and(|name| name.ends_with(TEMP_SUFFIX))
+}
+
+/// The time of the last change of the file's entry, which is when it appeared: nobody can set it.
+fn stored(metadata: &fs::Metadata) -> Timestamp {
+    use std::os::unix::fs::MetadataExt;
+    Timestamp(
+        metadata.ctime().saturating_mul(1000).saturating_add(metadata.ctime_nsec() / 1_000_000),
+    )
 }
 
 fn modified(metadata: &fs::Metadata) -> Timestamp {

@@ -50,6 +50,9 @@ pub struct FileInfo {
     /// When the listing says that it was made: modification time of the file or object. On a
     /// directory this is the header's timestamp; on S3 it is the time of the upload.
     pub modified: Timestamp,
+    /// When the store got it, by its own clock: what retention counts from. A file that waited long
+    /// for the store is young there.
+    pub stored: Timestamp,
 }
 
 /// What a whole-file upload is made from.

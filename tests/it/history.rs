@@ -6,7 +6,7 @@ use walferry::history::{Purpose, join, remove};
 use walferry::ltx::Decoder;
 use walferry::plan::compact::{Step, next};
 use walferry::plan::restore::restorable;
-use walferry::plan::retain::Policy;
+use walferry::plan::retain::{Own, Policy};
 use walferry::restore::{Error, Options, Point, list_in_turn};
 use walferry::store::file::FileStore;
 use walferry::store::{ErrorKind, FileInfo, Store};
@@ -89,16 +89,17 @@ fn what_is_kept_is_enough() {
     // The store knows no times here: a transaction's time is its number.
     let timed: Vec<FileInfo> = listed(&replica.store)
         .into_iter()
-        .map(|file| FileInfo { modified: Timestamp(file.key.name.max.0 as i64), ..file })
+        .map(|file| (file, Timestamp(file.key.name.max.0 as i64)))
+        .map(|(file, time)| FileInfo { modified: time, stored: time, ..file })
         .collect();
     let policy = Policy { all: Some(Timestamp(25)), l0: Timestamp(36) };
     let store: Arc<dyn Store> = Arc::new(replica.store.clone());
-    let removed = on_runtime(remove(&store, &timed, policy)).unwrap();
+    let removed = on_runtime(remove(&store, &timed, policy, Own::NONE)).unwrap();
     assert!(removed.len() > 20, "{} of {}", removed.len(), timed.len());
     let points = compare_all(&replica);
     assert!(points[0] <= Txid(25), "{points:?}");
     assert!(points.ends_with(&(36..=40).map(Txid).collect::<Vec<_>>()), "{points:?}");
-    assert_eq!(on_runtime(remove(&store, &timed, policy)).unwrap().len(), removed.len());
+    assert_eq!(on_runtime(remove(&store, &timed, policy, Own::NONE)).unwrap().len(), removed.len());
 }
 
 #[test]

@@ -17,7 +17,7 @@ use walferry::local::copies::Copies;
 use walferry::ltx::encode::to_vec;
 use walferry::ltx::{DatabaseChecksum, FileName, Tag, checksum};
 use walferry::plan::restore::restorable;
-use walferry::plan::retain::Keep;
+use walferry::plan::retain::{Keep, Own};
 use walferry::restore::{self, Point, list_in_turn};
 use walferry::store::memory::MemoryStore;
 use walferry::store::{Body, Error, ErrorKind, FileInfo, Key, Store, Upload};
@@ -187,13 +187,15 @@ impl Driver {
         self.store.made.lock().put += 1;
         block_on(self.store.inner.put_new(key, Body::Bytes(bytes.into()), timestamp)).unwrap();
         self.copies.take(&temp, key, len).unwrap();
-        self.history
-            .handle(self.now as u64, Event::Acked(FileInfo { key, len, modified: timestamp }));
+        self.history.handle(
+            self.now as u64,
+            Event::Acked(FileInfo { key, len, modified: timestamp, stored: timestamp }),
+        );
         self.work();
     }
 
     fn work(&mut self) {
-        while let Some(work) = self.history.poll(self.now as u64) {
+        while let Some(work) = self.history.poll(self.now as u64, self.own()) {
             self.judge(&work);
             let copies = Some(self.copies.dir().to_path_buf());
             let done = block_on(perform(Arc::new(self.store.clone()), work, copies));
@@ -204,6 +206,10 @@ impl Driver {
             }
             self.history.handle(self.now as u64, done.event);
         }
+    }
+
+    fn own(&self) -> Own {
+        Own { first: Some(Txid(1)), last: Txid(self.txid) }
     }
 
     fn judge(&self, work: &Work) {

@@ -81,12 +81,20 @@ pub enum Bug {
     UnpinnedFresh,
     /// A lineage that goes on for one whose files the disk forgot takes the log from anybody.
     TwinTakesAny,
+    /// A join leaves one of its files out.
+    InputSkipped,
+    /// The first file of a lineage is removed like any other.
+    LineageStartRemoved,
+    /// Level 0 is removed by its age, whether it was joined or not.
+    UncoveredRemoved,
+    /// Everything before the newest snapshot is removed, however young.
+    YoungRemoved,
     /// The cap drops what is just being closed, and the close says that there was nothing.
     CapWhileClosing,
 }
 
 /// All of them, each with a history that shows it: the place to look first.
-pub const ALL: [(Bug, u64); 40] = [
+pub const ALL: [(Bug, u64); 44] = [
     (Bug::AckBeforeDurable, 0),
     (Bug::StateBeforeSpool, 0),
     (Bug::ReleaseBeforeAck, 0),
@@ -127,4 +135,8 @@ pub const ALL: [(Bug, u64); 40] = [
     (Bug::JoinedComesLater, 9803),
     (Bug::StaleAttachBelieved, 0),
     (Bug::ClaimNotSynced, 30),
+    (Bug::InputSkipped, 5),
+    (Bug::LineageStartRemoved, 5),
+    (Bug::UncoveredRemoved, 5),
+    (Bug::YoungRemoved, 5),
 ];

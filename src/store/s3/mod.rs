@@ -283,7 +283,7 @@ impl Replica {
                     return Err(other("the answer lacks a file's length or time"));
                 };
                 let modified = Timestamp(modified);
-                files.push(FileInfo { key: Key { level, name }, len, modified });
+                files.push(FileInfo { key: Key { level, name }, len, modified, stored: modified });
             }
             if page.is_truncated() != Some(true) {
                 break;

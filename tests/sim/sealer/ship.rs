@@ -57,7 +57,8 @@ impl Host {
         let bytes = self.disk.read(&entry).cloned();
         let bytes = bytes.ok_or(Stop::Broken("a closed file is gone".into()))?;
         let key = Key { level: Level::L0, name: FileName::single(txid) };
-        self.ship(cx, p, Request::Put { key, bytes })?;
+        let first = !re!(self, p).engine.has_claimed();
+        self.ship(cx, p, Request::Put { key, bytes, first })?;
         if cx.bug == Bug::ReleaseBeforeAck {
             state!(self, p).base = Some(base);
             let state = state!(self, p).clone();
@@ -162,6 +163,7 @@ impl Host {
                 Event::Confirmed { arrived }
             }
             Answer::Failed(failure) => Event::RequestFailed(failure),
+            Answer::History(event) => return self.history_done(cx, p, event),
             Answer::Upload { job, outcome } => return self.upload_event(cx, p, job, outcome),
         };
         re!(self, p).engine.handle(cx.now, event);
