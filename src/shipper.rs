@@ -94,6 +94,8 @@ pub(crate) struct Look {
     pub earlier: Option<Txid>,
     /// The first file of a lineage: the log must end before it.
     pub first: bool,
+    /// Whose file it is: that itself may be there already, and was not heard of.
+    pub writer: WriterId,
 }
 
 /// What a look came to.
@@ -310,16 +312,21 @@ async fn see(store: &dyn Store, look: Look, next: Txid) -> Result<Seen, crate::s
             return Ok(Seen::Lost(head));
         }
         if is_last && head >= Some(next) {
-            return gone_on(store, next).await;
+            return gone_on(store, next, look.writer).await;
         }
     }
-    if look.first { gone_on(store, next).await } else { Ok(Seen::AsExpected) }
+    if look.first { gone_on(store, next, look.writer).await } else { Ok(Seen::AsExpected) }
 }
 
-/// Whether the log has reached `next` already.
-async fn gone_on(store: &dyn Store, next: Txid) -> Result<Seen, crate::store::Error> {
+/// Whether the log has reached `next` already, and not with a file of this writer's as its last.
+async fn gone_on(
+    store: &dyn Store,
+    next: Txid,
+    writer: WriterId,
+) -> Result<Seen, crate::store::Error> {
     let head = find_head(store, Txid::ZERO).await?;
-    Ok(head.filter(|head| head.txid >= next).map_or(Seen::AsExpected, Seen::GoneOn))
+    let head = head.filter(|head| head.txid > next || head.txid == next && head.writer != writer);
+    Ok(head.map_or(Seen::AsExpected, Seen::GoneOn))
 }
 
 /// The log's end; taken over as `claim` says, if another writer made it.

@@ -233,16 +233,16 @@ impl Replica {
     /// the last one of the look before. A replica that was emptied in between does not hold that,
     /// whatever was sent there since.
     fn look_before_put(&self) -> Look {
-        let first = !self.engine.has_claimed();
+        let (first, writer) = (!self.engine.has_claimed(), self.engine.writer());
         let now = self.process.now();
         let fresh = self.checked_at.is_some_and(|at| now.saturating_sub(at) < CHECK_INTERVAL_MS);
         let Some(local) = self.local.as_ref().filter(|_| !fresh) else {
-            return Look { first, ..Look::default() };
+            return Look { first, writer, ..Look::default() };
         };
         let base = local.state.base.map_or(0, |base| base.txid);
         let some = |txid| Some(Txid(txid)).filter(|txid| *txid > Txid::ZERO);
         let earlier = some(local.state.checked).filter(|checked| *checked != Txid(base));
-        Look { last: some(base), earlier, first }
+        Look { last: some(base), earlier, first, writer }
     }
 
     /// The store confirmed a file after a look at what it follows.

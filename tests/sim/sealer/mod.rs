@@ -93,6 +93,8 @@ pub struct Replica {
     /// The spool's cap was reached: the page table lacks pages until the next comparison.
     pub dropped: bool,
     pub took_over_at: u64,
+    /// The replica was seen to hold what it had confirmed.
+    pub looked: bool,
 }
 
 impl Replica {
@@ -120,6 +122,7 @@ impl Replica {
             claimed_at: Txid::ZERO,
             dropped: false,
             took_over_at: now,
+            looked: false,
         }
     }
 

@@ -31,11 +31,13 @@ pub enum Request {
         header: Box<Header>,
         claim: Claim,
     },
-    /// The first file of a lineage goes out only if the log ends before it.
+    /// The first file of a lineage goes out only if the log ends before it. With `look` the file
+    /// before it must be there, if the log has gone on (`Look` in `src/shipper.rs`).
     Put {
         key: Key,
         bytes: Vec<u8>,
         first: bool,
+        look: bool,
     },
     Inspect {
         txid: Txid,
@@ -141,9 +143,16 @@ impl Store {
                 let there = self::header(&self.files[&key]);
                 (there.writer == header.writer).then(|| Answer::Claimed(head_of(&there)))
             }
-            Request::Put { key, bytes, first } => {
+            Request::Put { key, bytes, first, look } => {
+                let last = FileName::single(key.name.min.prev());
+                let last = self.files.contains_key(&Key { level: Level::L0, name: last });
+                let gone_on = |head: &Head| {
+                    let (next, ours) = (key.name.min, header(bytes).writer);
+                    let beyond = head.txid > next || head.txid == next && head.writer != ours;
+                    beyond && (*first || (*look && !last))
+                };
                 let head = self.head(&Level::all().collect::<Vec<_>>());
-                if let Some(head) = head.filter(|head| *first && head.txid >= key.name.min) {
+                if let Some(head) = head.filter(gone_on) {
                     let (txid, writer) = (key.name.min, head.writer);
                     return Some(Answer::Inspected { txid, verdict: Verdict::Foreign { writer } });
                 }
