@@ -339,9 +339,10 @@ def walferry(*arguments, env=None, code=OK):
     return done
 
 
-def restore(replica, output, txid=None, code=OK):
+def restore(replica, output, txid=None, code=OK, timestamp=None):
     """Restores with our program; the path of the output."""
     at = ["--txid", "%016x" % txid] if txid else []
+    at += ["--timestamp", timestamp] if timestamp else []
     walferry("restore", "-o", output, *at, replica.url, env=replica.reading, code=code)
     return Path(output)
 
@@ -353,10 +354,11 @@ def litestream_config(folder, replica, database="app.db"):
     return config
 
 
-def litestream_restore(folder, replica, output, txid=None, binary=LITESTREAM):
+def litestream_restore(folder, replica, output, txid=None, binary=LITESTREAM, timestamp=None):
     """The same by Litestream, which knows nothing of us."""
     config = litestream_config(folder, replica)
     at = ["-txid", "%016x" % txid] if txid else []
+    at += ["-timestamp", timestamp] if timestamp else []
     done = subprocess.run(
         [str(binary), "restore", "-config", str(config), *at, "-o", str(output),
          str(Path(folder) / "app.db")], text=True, capture_output=True, timeout=600,

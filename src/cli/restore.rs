@@ -1,13 +1,14 @@
 //! `walferry restore`.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::json;
 
-use super::{Error, moment, print, table};
+use super::{Error, generations, moment, print, table};
 use crate::plan::{self, Plan};
 use crate::restore::{self, Integrity, Options, Point, Report};
-use crate::store::{self, ErrorKind};
+use crate::store::{self, ErrorKind, Store};
 use crate::units::{Timestamp, Txid};
 
 /// Arguments of `walferry restore`.
@@ -80,6 +81,22 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
 
 async fn restore_or_plan(args: &Args) -> Result<(), Error> {
     let store = store::url::open(&args.url)?;
+    let output = args.output.as_ref().filter(|_| !args.dry_run);
+    if let Some(output) = output {
+        restore::check_output(output)?;
+    }
+    let Some(plan) = restore::generations::plan(store.as_ref(), args.point()).await? else {
+        return restore_files(args, store).await;
+    };
+    let Some(output) = output else {
+        return generations::show_plan(&plan, args.json);
+    };
+    let (parallelism, integrity) = (usize::from(args.parallelism), args.integrity_check);
+    let report = restore::generations::restore(store, plan, output, parallelism, integrity).await?;
+    generations::show_report(output, &report, args.json)
+}
+
+async fn restore_files(args: &Args, store: Arc<dyn Store>) -> Result<(), Error> {
     let output = match &args.output {
         Some(output) if !args.dry_run => output.clone(),
         _ => {

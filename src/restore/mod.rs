@@ -16,6 +16,8 @@
 
 mod error;
 mod fetch;
+#[cfg(feature = "cli")]
+pub mod generations;
 mod handover;
 #[cfg(feature = "cli")]
 mod integrity;
@@ -25,7 +27,7 @@ mod pages;
 mod verify;
 
 use std::num::NonZero;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -175,6 +177,12 @@ pub async fn restore(store: Arc<dyn Store>, options: Options) -> Result<Report, 
     .map_err(|_| Error::Internal("a thread broke off"))??;
     report.elapsed = begun.elapsed();
     Ok(report)
+}
+
+/// Checks that a database may be put there: that nothing is in the way, and that the directory
+/// exists. A restore does so by itself, at its beginning and again at its end.
+pub fn check_output(path: &Path) -> Result<(), Error> {
+    output::check(path).map(drop)
 }
 
 fn execute(

@@ -3,6 +3,7 @@
 
 mod cli;
 mod fuzz;
+mod generations;
 mod history;
 mod hostile;
 mod month;
