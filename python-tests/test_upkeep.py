@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from harness import assert_same_pages, litestream_restore, restore, txids, walferry
+from harness import (assert_restores, assert_same_pages, full_images, litestream_restore, restore,
+                     txids, walferry)
 
 # Windows so short that a test sees each of them pass.
 QUICK = {"WALFERRY_SYNC_INTERVAL": "0", "WALFERRY_LEVELS": "200ms,600ms,1200ms",
@@ -147,3 +148,20 @@ def test_settings_that_cannot_be(new_host, new_replica, tmp_path, setting, value
     host.open(tmp_path / "app.db")
     status = host.status(tmp_path / "app.db")
     assert status["state"] == "error" and setting in status["last_error"]
+
+
+def test_a_smaller_database_can_be_an_image(new_host, replica, tmp_path):
+    """Litestream's VFS follows a file with fewer pages only if that holds all of them."""
+    host = new_host("system", replica, env={"WALFERRY_SHRINK_IMAGES": "on"})
+    host.open(tmp_path / "app.db")
+    host.sql("PRAGMA auto_vacuum=FULL", "PRAGMA journal_mode=WAL",
+             "CREATE TABLE t (id INTEGER PRIMARY KEY, x)",
+             "INSERT INTO t (x) VALUES (randomblob(90000))")
+    before = int(host.sync(), 16)
+    host.sql("INSERT INTO t (x) VALUES (randomblob(90000))")
+    assert int(host.sync(), 16) == before + 1
+    images = full_images(replica)
+    host.sql("DELETE FROM t WHERE id = 1")
+    smaller = int(host.sync(), 16)
+    assert full_images(replica) == sorted(images + [(0, smaller, smaller)])
+    assert_restores(replica, tmp_path / "app.db", tmp_path)

@@ -35,6 +35,8 @@ pub struct History {
     pub deletes: bool,
     /// Window in which the newest state is proven once from the store's files.
     pub validation_interval: Duration,
+    /// Whether a file that makes the database smaller holds all of its pages.
+    pub shrink_images: bool,
     /// Most bytes of shipped files that are kept on this machine to be joined.
     pub copies_cap: u64,
 }
@@ -43,7 +45,7 @@ pub struct History {
 const LEVELS: &str = "30s,5m,1h";
 /// Level 1 to 8 can have files of joined ones.
 const LEVELS_MAX: usize = 8;
-const DAY: Duration = Duration::from_secs(86_400);
+const DAY: Duration = Duration::from_hours(24);
 const COPIES_CAP: u64 = 16 << 20;
 
 impl History {
@@ -54,17 +56,19 @@ impl History {
         };
         let levels = find(lookup, "levels").unwrap_or_else(|| LEVELS.to_string());
         let levels = parse_levels(&levels).map_err(|why| format!("levels: {why}"))?;
-        let deletes = match find(lookup, "deletes").as_deref().map(str::trim) {
-            None | Some("on") => true,
-            Some("off") => false,
-            Some(other) => return Err(format!("deletes: '{other}' is neither on nor off")),
+        let switch = |name, default| match find(lookup, name).as_deref().map(str::trim) {
+            None => Ok(default),
+            Some("on") => Ok(true),
+            Some("off") => Ok(false),
+            Some(other) => Err(format!("{name}: '{other}' is neither on nor off")),
         };
         let history = History {
             levels,
             snapshot_interval: time("snapshot-interval", Some(DAY))?.unwrap_or_default(),
             retention: time("retention", Some(7 * DAY))?,
             l0_retention: time("l0-retention", Some(DAY))?.unwrap_or(Duration::MAX),
-            deletes,
+            deletes: switch("deletes", true)?,
+            shrink_images: switch("shrink-images", false)?,
             validation_interval: time("validation-interval", None)?.unwrap_or_default(),
             copies_cap: match find(lookup, "copies-cap") {
                 None => COPIES_CAP,
@@ -78,7 +82,7 @@ impl History {
     }
 }
 
-/// `30s,5m,1h`, each a multiple of the one before it; or `off`.
+/// `30s,5m,1h`, each longer than the one before it; or `off`.
 fn parse_levels(text: &str) -> Result<Vec<Duration>, String> {
     if text.trim() == "off" {
         return Ok(Vec::new());
@@ -225,7 +229,7 @@ mod tests {
             ("deletes", "off"),
         ]);
         let history = Settings::resolve(Path::new("a"), &given).unwrap().unwrap().history;
-        assert_eq!(history.levels, [10, 60].map(Duration::from_secs));
+        assert_eq!(history.levels, [Duration::from_secs(10), Duration::from_mins(1)]);
         assert_eq!((history.retention, history.deletes), (Some(30 * DAY), false));
         assert_eq!(history.snapshot_interval, Duration::ZERO);
         for (name, value) in [
@@ -236,6 +240,7 @@ mod tests {
             ("retention", "0"),
             ("retention", "forever"),
             ("deletes", "no"),
+            ("shrink-images", "1"),
         ] {
             let wrong: &'static _ = Box::leak(Box::new([("replica", "x"), (name, value)]));
             let message = Settings::resolve(Path::new("a"), &Given(wrong)).unwrap_err();

@@ -19,6 +19,11 @@ const CHECK_INTERVAL_MS: u64 = 60_000;
 impl Replica {
     /// Closes what was captured as this TXID.
     pub(super) fn close(&mut self, txid: Txid) {
+        if self.shrinks() {
+            log::info!("{}: the database has shrunk: a full image", self.database.path().display());
+            self.need_image();
+            return self.engine.handle(self.process.now(), Event::Closed(None));
+        }
         let result = self.close_captured(txid);
         let now = self.process.now();
         match result {
@@ -34,6 +39,16 @@ impl Replica {
             }
         }
         self.database.notify();
+    }
+
+    /// Whether the database has fewer pages than the last file says, where that is to cost an image:
+    /// Litestream's VFS follows a file with fewer pages only if that holds all of them.
+    fn shrinks(&self) -> bool {
+        let last = self.closed.back().map(|file| file.base.commit);
+        let stored = self.local.as_ref().and_then(|local| local.state.base);
+        let last = last.or(stored.map(|base| base.commit));
+        let now = self.database.with(|shared| shared.published).map(|index| index.page_count);
+        self.database.settings().history.shrink_images && now < last && now.is_some()
     }
 
     pub(super) fn close_captured(&mut self, txid: Txid) -> Result<Option<Txid>, Stop> {

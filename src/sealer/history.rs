@@ -1,5 +1,7 @@
 //! The replica's history: what the state machine beside the engine asks for goes out, and comes back.
 
+use std::time::Duration;
+
 use super::replica::Replica;
 use crate::engine::Phase;
 use crate::history::{Done, Event, History, Options};
@@ -15,11 +17,21 @@ use crate::units::{Level, Timestamp, Txid};
 
 /// In how long a window what is not kept is looked for once, in milliseconds.
 const CHECK_MS: u64 = 3_600_000;
+/// As long as a file is at the store, nobody whose request was under way can take its place.
+const L0_RETENTION_SAFE: Duration = Duration::from_mins(5);
 
 impl Replica {
     /// Goes on with what an earlier process of this lineage knew of the replica.
     pub(super) fn resume_history(&mut self) {
-        self.history = History::new(options(self.database.settings()));
+        let settings = self.database.settings();
+        self.history = History::new(options(settings));
+        if settings.history.deletes && settings.history.l0_retention < L0_RETENTION_SAFE {
+            log::warn!(
+                "{}: l0-retention is {:?}: a file should stay at the store for longer than a request can be under way, which is {L0_RETENTION_SAFE:?}",
+                self.database.path().display(),
+                settings.history.l0_retention
+            );
+        }
         let Some(local) = &self.local else { return };
         if let Some(saved) = history::load(&local.dir, &local.state) {
             self.history.resume(&saved);
@@ -110,7 +122,7 @@ impl Replica {
 }
 
 fn options(settings: &Settings) -> Options {
-    let millis = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let settings = &settings.history;
     let keep = Keep { all: settings.retention.map(millis), l0: millis(settings.l0_retention) };
     Options {

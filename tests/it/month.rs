@@ -104,7 +104,7 @@ struct Driver {
     options: Options,
     history: History,
     copies: Copies,
-    _dir: TempDir,
+    dir: TempDir,
     pages: Vec<Vec<u8>>,
     sum: DatabaseChecksum,
     txid: u64,
@@ -117,9 +117,9 @@ struct Driver {
 fn options() -> Options {
     Options {
         levels: vec![30_000, 300_000, 3_600_000],
-        snapshot: DAY as u64,
-        keep: Some(Keep { all: Some(WEEK as u64), l0: DAY as u64 }),
-        check: HOUR as u64,
+        snapshot: DAY.cast_unsigned(),
+        keep: Some(Keep { all: Some(WEEK.cast_unsigned()), l0: DAY.cast_unsigned() }),
+        check: HOUR.cast_unsigned(),
         validation: 0,
         jitter_seed: 1,
     }
@@ -136,7 +136,7 @@ impl Driver {
             history: History::new(options.clone()),
             options,
             copies: Copies::open(dir.path(), 16 << 20).unwrap(),
-            _dir: dir,
+            dir,
             pages: Vec::new(),
             sum: DatabaseChecksum::EMPTY,
             txid: 0,
@@ -188,14 +188,14 @@ impl Driver {
         block_on(self.store.inner.put_new(key, Body::Bytes(bytes.into()), timestamp)).unwrap();
         self.copies.take(&temp, key, len).unwrap();
         self.history.handle(
-            self.now as u64,
+            self.now.cast_unsigned(),
             Event::Acked(FileInfo { key, len, modified: timestamp, stored: timestamp }),
         );
         self.work();
     }
 
     fn work(&mut self) {
-        while let Some(work) = self.history.poll(self.now as u64, self.own()) {
+        while let Some(work) = self.history.poll(self.now.cast_unsigned(), self.own()) {
             self.judge(&work);
             let copies = Some(self.copies.dir().to_path_buf());
             let done = block_on(perform(Arc::new(self.store.clone()), work, copies));
@@ -204,7 +204,7 @@ impl Driver {
             {
                 self.copies.remove_up_to(file.key.name.max);
             }
-            self.history.handle(self.now as u64, done.event);
+            self.history.handle(self.now.cast_unsigned(), done.event);
         }
     }
 
@@ -237,8 +237,8 @@ impl Driver {
     /// policy keeps.
     fn check(&self, each: usize) {
         let points = restorable(&self.files());
-        let kept_since = self.now - self.options.keep.unwrap().all.unwrap() as i64;
-        let l0_since = self.now - self.options.keep.unwrap().l0 as i64;
+        let kept_since = self.now - self.options.keep.unwrap().all.unwrap().cast_signed();
+        let l0_since = self.now - self.options.keep.unwrap().l0.cast_signed();
         let oldest = self.states.range(points[0]..).next().unwrap().1.0;
         assert!(oldest <= kept_since.max(self.states[&Txid(1)].0), "from {oldest}");
         let listed: BTreeSet<Txid> = points.iter().copied().collect();
@@ -246,7 +246,7 @@ impl Driver {
             assert!(listed.contains(txid), "{txid} of {at} can not be restored by itself");
         }
         for txid in points.iter().step_by(each).chain(points.last()) {
-            let out = self._dir.path().join("out.db");
+            let out = self.dir.path().join("out.db");
             let options =
                 restore::Options { point: Point::Txid(*txid), ..restore::Options::new(&out) };
             let report = run(self.store.inner.clone(), options).unwrap();
@@ -332,11 +332,11 @@ fn compare_with_the_docs(bill: &BTreeMap<&str, Vec<Requests>>) {
 #[test]
 fn a_store_that_fails_costs_nothing_but_time() {
     for seed in 0..6 {
-        let keep = Keep { all: Some(4 * HOUR as u64), l0: HOUR as u64 / 2 };
+        let keep = Keep { all: Some(4 * HOUR.cast_unsigned()), l0: HOUR.cast_unsigned() / 2 };
         let options = Options {
-            snapshot: HOUR as u64,
-            check: HOUR as u64 / 4,
-            validation: HOUR as u64 / 2,
+            snapshot: HOUR.cast_unsigned(),
+            check: HOUR.cast_unsigned() / 4,
+            validation: HOUR.cast_unsigned() / 2,
             keep: Some(keep),
             ..options()
         };

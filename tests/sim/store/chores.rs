@@ -115,9 +115,10 @@ impl Store {
                 let mut gone = self.removable(expired(&chore.listing, policy), *own);
                 match chore.bug {
                     Bug::UncoveredRemoved => {
-                        gone.extend(chore.listing.iter().filter(|file| {
-                            file.key.level == Level::L0 && file.modified < policy.l0
-                        }))
+                        let is_old = |file: &&FileInfo| {
+                            file.key.level == Level::L0 && file.stored < policy.l0
+                        };
+                        gone.extend(chore.listing.iter().filter(is_old));
                     }
                     Bug::YoungRemoved => {
                         let all = Some(Timestamp(i64::MAX));
