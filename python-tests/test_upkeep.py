@@ -1,6 +1,7 @@
 """The extension keeps the replica's history up by itself: joins, snapshots, retention."""
 
 import json
+import subprocess
 import time
 
 import pytest
@@ -166,4 +167,34 @@ def test_a_smaller_database_can_be_an_image(new_host, replica, tmp_path):
     host.sql("DELETE FROM t WHERE id = 1")
     smaller = int(host.sync(), 16)
     assert full_images(replica) == sorted(images + [(0, smaller, smaller)])
+    assert_restores(replica, tmp_path / "app.db", tmp_path)
+
+
+def test_a_machine_that_was_set_back(replica, new_host, tmp_path):
+    """A backup of the whole machine is put back: what follows it in the log is joined and removed."""
+    quick = dict(QUICK, WALFERRY_RETENTION="3s", WALFERRY_L0_RETENTION="1s")
+    host = new_host("system", replica, env=quick)
+    writer = Writer(host, replica, tmp_path)
+    for _ in range(5):
+        writer.write()
+    host.finish()
+    taken, backup = max(writer.states), tmp_path / "backup"
+    backup.mkdir()
+    files = [path for path in tmp_path.iterdir() if path.name.startswith("app.db")]
+    for path in files:
+        subprocess.run(["cp", "-a", path, backup], check=True)
+    writer.host = host = new_host("system", replica, env=quick)
+    host.open(tmp_path / "app.db")
+    writer.until(lambda _status: (0, taken + 1, taken + 1) not in replica.keys())
+    host.finish()
+    newest = max(txids(replica))
+    for path in [path for path in tmp_path.iterdir() if path.name.startswith("app.db")]:
+        subprocess.run(["rm", "-r", path], check=True)
+    for path in backup.iterdir():
+        subprocess.run(["cp", "-a", path, tmp_path], check=True)
+    host = new_host("system", replica, env=quick)
+    host.open(tmp_path / "app.db")
+    host.sql("INSERT INTO t (x) VALUES ('after the backup was put back')")
+    assert int(host.sync(), 16) > newest
+    assert (0, taken + 1, taken + 1) not in replica.keys()
     assert_restores(replica, tmp_path / "app.db", tmp_path)
