@@ -48,15 +48,15 @@ pub async fn removable(
         }
         let Some(read) = reads.join_next().await else { break };
         let (key, header) = read.map_err(broken_off)?;
-        let writer = match header {
-            Ok(header) => header.ok().map(|header| header.writer),
+        match header {
+            Ok(header) => writers.insert(key, header.ok().map(|header| header.writer)),
             Err(error) if error.kind == ErrorKind::NotFound => None,
             Err(error) => return Err(error),
         };
-        writers.insert(key, writer);
     }
-    let writer = |file: &FileInfo| writers.get(&file.key).copied().flatten();
-    let written: Vec<_> = unsure.iter().map(|file| (*file, writer(file))).collect();
+    // What is gone already is no question.
+    let written = unsure.iter().filter_map(|file| Some((*file, *writers.get(&file.key)?)));
+    let written: Vec<_> = written.collect();
     let stays: BTreeSet<Key> = begun(&written).into_iter().collect();
     let goes = |file: &&FileInfo| {
         let later = file.key.level == Level::L0 && file.key.name.max > own.last;

@@ -196,3 +196,105 @@ fn who_is_late_leaves_what_is_there() {
         .unwrap_err();
     assert!(matches!(&error, Error::Store(error) if error.kind == ErrorKind::NotFound), "{error}");
 }
+
+/// A bucket that says that it deleted, and keeps the object.
+struct Locked(walferry::store::memory::MemoryStore);
+
+#[async_trait::async_trait]
+impl Store for Locked {
+    fn url(&self) -> &'static str {
+        "s3://locked/app"
+    }
+    async fn list(&self, level: Level) -> Result<Vec<FileInfo>, walferry::store::Error> {
+        self.0.list(level).await
+    }
+    async fn get(
+        &self,
+        key: walferry::store::Key,
+        range: Option<std::ops::Range<u64>>,
+    ) -> Result<bytes::Bytes, walferry::store::Error> {
+        self.0.get(key, range).await
+    }
+    async fn put_new(
+        &self,
+        key: walferry::store::Key,
+        body: walferry::store::Body,
+        timestamp: Timestamp,
+    ) -> Result<(), walferry::store::Error> {
+        self.0.put_new(key, body, timestamp).await
+    }
+    async fn upload_new(
+        &self,
+        key: walferry::store::Key,
+        timestamp: Timestamp,
+    ) -> Result<Box<dyn walferry::store::Upload>, walferry::store::Error> {
+        self.0.upload_new(key, timestamp).await
+    }
+    async fn delete(&self, _key: walferry::store::Key) -> Result<(), walferry::store::Error> {
+        Ok(())
+    }
+}
+
+fn all_old(store: &impl Store) -> Vec<FileInfo> {
+    let timed = |file: FileInfo| {
+        let time = Timestamp(file.key.name.max.0.cast_signed());
+        FileInfo { modified: time, stored: time, ..file }
+    };
+    listed(store).into_iter().map(timed).collect()
+}
+
+#[test]
+fn a_delete_that_did_nothing_is_told() {
+    let replica = forty();
+    let (files, policy) =
+        (all_old(&replica.store), Policy { all: Some(Timestamp(25)), l0: Timestamp(36) });
+    let store: Arc<dyn Store> = Arc::new(Locked(replica.store.clone()));
+    let error = on_runtime(remove(&store, &files, policy, Own::NONE)).unwrap_err().to_string();
+    assert!(
+        error.contains("s3://locked/app said that 0/") && error.contains("deletes=off"),
+        "{error}"
+    );
+    assert_eq!(listed(&replica.store).len(), files.len());
+}
+
+#[test]
+fn the_first_file_of_each_writer_stays() {
+    let mut replica = Replica::new(512);
+    for txid in 1..=40 {
+        replica.commit(5, &[1 + txid % 5]);
+        if txid == 1 {
+            replica.snapshot(9, 1);
+        }
+        // From the twentieth on they are another writer's.
+        if txid >= 20 {
+            let writer = walferry::units::WriterId(8);
+            replica.put_pages(0, txid.into(), txid.into(), &[1 + txid % 5], |h| h.writer = writer);
+        }
+    }
+    for level in [1, 9] {
+        make(&replica, level);
+    }
+    let (files, policy) =
+        (all_old(&replica.store), Policy { all: Some(Timestamp(90)), l0: Timestamp(90) });
+    let store: Arc<dyn Store> = Arc::new(replica.store.clone());
+    // To the second writer its own files but the first two can go without a look.
+    let own = Own { first: Some(Txid(20)), last: Txid(40) };
+    let removed = on_runtime(remove(&store, &files, policy, own)).unwrap();
+    assert!(!removed.is_empty());
+    let left: Vec<u64> = listed(&replica.store)
+        .iter()
+        .filter(|file| file.key.level == Level::L0)
+        .map(|file| file.key.name.max.0)
+        .collect();
+    assert_eq!(left, [1, 20, 40], "the first of each, and the newest");
+}
+
+#[test]
+fn a_clock_that_is_ahead_costs_no_history() {
+    let files = all_old(&forty().store);
+    let keep = walferry::plan::retain::Keep { all: Some(30), l0: 10 };
+    let policy = Policy { all: Some(Timestamp(10)), l0: Timestamp(30) };
+    assert_eq!(keep.at(Timestamp(40), &files), policy);
+    assert_eq!(keep.at(Timestamp(4_000_000_000_000), &files), policy);
+    assert_eq!(keep.at(Timestamp(35), &files).l0, Timestamp(25));
+}
