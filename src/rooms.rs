@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 const IMAGES: Sizes = [(1 << 20, 16), (256 << 20, 2), (u64::MAX, 2)];
 /// Up to how many bytes of files, how many joins at once. One holds up to 32 MiB of its inputs, and
 /// two parts.
-const JOINS: Sizes = [(1 << 20, 3), (64 << 20, 1), (u64::MAX, 1)];
+const JOINS: Sizes = [(1 << 20, 1), (64 << 20, 1), (u64::MAX, 1)];
 /// Most servers that are remembered although nothing goes there.
 const UNUSED_MAX: usize = 16;
 

@@ -22,9 +22,9 @@ use crate::units::{Level, Timestamp, Txid, WriterId};
 /// Parts of an image that wait for their upload; with the part being filled and the one being
 /// sent, this bounds the memory of an image.
 const PARTS_WAITING: usize = 1;
-/// Most threads that wait for files, or join some: five at the most do that ([`Rooms::for_joins`]), and
-/// each waits for another that reads.
-const BLOCKING_MAX: usize = 9;
+/// Most threads that wait for files, or join some: three at the most do that ([`Rooms::for_joins`]), so
+/// that one is left that reads for them.
+const BLOCKING_MAX: usize = 4;
 
 /// What the thread is told.
 pub(crate) enum Order {

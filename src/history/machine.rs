@@ -5,7 +5,7 @@
 //! next joins ([`crate::plan::compact::needed`]), from what this process shipped and, where that
 //! leaves a hole, from a listing.
 //!
-//! Time is that of the log: a chore is due when a transaction is confirmed whose commit time lies in
+//! Time is that of the log, unless that stands still: a chore is due when a transaction is confirmed whose commit time lies in
 //! another window than the one before it, and joins what came before that transaction. So a database
 //! that nobody writes to makes no request, and a clock is never asked. What failed is tried again
 //! with a later transaction.
@@ -138,6 +138,8 @@ struct Chore {
     every: Millis,
     /// The window of the newest transaction.
     window: Option<i64>,
+    /// When that window was entered, by a clock that nobody sets.
+    entered: Option<Millis>,
     /// It is to be done, for what came before this transaction.
     due: Option<Txid>,
     backoff: Backoff,
@@ -180,6 +182,7 @@ impl History {
                 kind,
                 every,
                 window: None,
+                entered: None,
                 due: None,
                 backoff: Backoff::new(seed),
                 failure: None,
@@ -233,7 +236,7 @@ impl History {
     /// Takes in what happened at `now`, in milliseconds of a clock that does not go back.
     pub fn handle(&mut self, now: Millis, event: Event) {
         match event {
-            Event::Acked(file) => self.on_acked(file),
+            Event::Acked(file) => self.on_acked(now, file),
             Event::Surveyed(files) => {
                 self.take_over(files);
                 self.done();
@@ -253,7 +256,7 @@ impl History {
         }
     }
 
-    fn on_acked(&mut self, file: FileInfo) {
+    fn on_acked(&mut self, now: Millis, file: FileInfo) {
         self.acks += 1;
         self.at = self.at.max(file.modified);
         let txid = file.key.name.max;
@@ -274,8 +277,11 @@ impl History {
             let window = file.modified.0.div_euclid(every);
             // The windows of an unknown past may hold anything.
             let passed = chore.window.map_or(!first, |before| before < window);
-            if passed {
+            // After a clock that was set far ahead the log's time stands still for as long.
+            let entered = *chore.entered.get_or_insert(now);
+            if passed || now.saturating_sub(entered) >= chore.every {
                 chore.due = Some(txid);
+                chore.entered = Some(now);
             }
             chore.window = chore.window.max(Some(window));
         }
@@ -462,4 +468,97 @@ impl History {
 
 fn head(files: &[FileInfo]) -> Txid {
     files.iter().map(|file| file.key.name.max).max().unwrap_or(Txid::ZERO)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const LEVELS: [Millis; 2] = [30_000, 300_000];
+
+    fn history() -> History {
+        let keep = Some(Keep { all: Some(1000), l0: 1000 });
+        let options = Options { levels: LEVELS.to_vec(), keep, ..Options::default() };
+        let mut history = History::new(options);
+        history.handle(0, Event::Acked(file(9, 1, 0)));
+        history
+    }
+
+    fn file(level: u8, txid: u64, time: i64) -> FileInfo {
+        let (level, time) = (Level::new(level).unwrap(), Timestamp(time));
+        let key = Key { level, name: FileName::single(Txid(txid)) };
+        FileInfo { key, len: 1000, modified: time, stored: time }
+    }
+
+    fn acked(history: &mut History, now: Millis, txid: u64, time: i64) -> Option<Work> {
+        history.handle(now, Event::Acked(file(0, txid, time)));
+        history.poll(now, Own::NONE)
+    }
+
+    fn joins(work: Option<Work>) -> (u8, u64, u64) {
+        let Some(Work::Join(step)) = work else { panic!("{work:?}") };
+        let FileName { min, max } = step.key.name;
+        (step.key.level.get(), min.0, max.0)
+    }
+
+    #[test]
+    fn the_next_transaction_closes_a_window() {
+        let mut history = history();
+        assert_eq!(acked(&mut history, 1000, 2, 1000), None);
+        assert_eq!(acked(&mut history, 29_000, 3, 29_000), None);
+        // However long nothing comes, nothing is asked for.
+        assert_eq!(history.poll(9_000_000, Own::NONE), None);
+        assert_eq!(joins(acked(&mut history, 31_000, 4, 31_000)), (1, 2, 3));
+        assert_eq!(history.poll(31_000, Own::NONE), None, "one thing at a time");
+    }
+
+    #[test]
+    fn a_log_whose_time_stands_still_is_joined_all_the_same() {
+        let mut history = history();
+        let ahead = 400 * 86_400_000;
+        // The clock jumps ahead, which closes all windows, and back.
+        let mut work = acked(&mut history, 1000, 2, ahead);
+        assert_eq!(work, None, "there is nothing before it");
+        for second in 2..40 {
+            assert_eq!(work, None, "{second}");
+            work = acked(&mut history, second * 1000, second + 1, ahead + second.cast_signed());
+            if second == 31 {
+                assert_eq!(joins(work.take()), (1, 2, 31));
+            }
+        }
+    }
+
+    #[test]
+    fn what_failed_waits_for_the_next_transaction() {
+        let mut history = history();
+        acked(&mut history, 1000, 2, 1000);
+        assert_eq!(joins(acked(&mut history, 31_000, 3, 31_000)), (1, 2, 2));
+        let failure = Failure::Store { kind: ErrorKind::Unavailable, message: "no answer".into() };
+        history.handle(32_000, Event::Failed(failure));
+        assert_eq!(history.status().failure.as_deref(), Some("no answer"));
+        assert_eq!(history.poll(9_000_000, Own::NONE), None);
+        // Below the window, and yet: it is due still.
+        assert_eq!(joins(acked(&mut history, 9_000_000, 4, 31_500)), (1, 2, 3));
+    }
+
+    #[test]
+    fn a_hole_in_what_is_known_is_looked_at() {
+        let mut history = history();
+        acked(&mut history, 1000, 2, 1000);
+        let saved = history.saved().unwrap();
+        // Another process shipped 3 and 4, and was killed.
+        let mut next = History::new(Options { levels: LEVELS.to_vec(), ..Options::default() });
+        next.resume(&saved);
+        assert_eq!(acked(&mut next, 0, 5, 29_000), None);
+        assert_eq!(acked(&mut next, 0, 6, 31_000), Some(Work::Survey));
+        let mut files: Vec<FileInfo> = (2..=5).map(|txid| file(0, txid, 1)).collect();
+        files.push(file(9, 1, 0));
+        // What was confirmed while the replica was listed is not lost.
+        next.handle(0, Event::Acked(file(0, 6, 31_000)));
+        next.handle(0, Event::Acked(file(0, 7, 31_001)));
+        next.handle(0, Event::Surveyed(files));
+        assert_eq!(joins(next.poll(0, Own::NONE)), (1, 2, 5));
+        assert_eq!(head(next.files.as_deref().unwrap()), Txid(7));
+    }
 }

@@ -22,7 +22,6 @@ use tokio::task::JoinSet;
 use crate::plan::retain::{Doomed, Own, Policy, begun, doomed, expired};
 use crate::shipper::read_header;
 use crate::store::{Error, ErrorKind, FileInfo, Key, Store};
-use crate::units::Level;
 
 /// How many deletes, or looks before them, are under way at a time.
 const AT_A_TIME: usize = 8;
@@ -36,7 +35,7 @@ pub async fn removable(
     own: Own,
 ) -> Result<Vec<FileInfo>, Error> {
     let expired = expired(files, policy);
-    let Doomed { unsure, .. } = doomed(expired.clone(), own);
+    let Doomed { sure, unsure } = doomed(expired.clone(), own);
     let mut writers = BTreeMap::new();
     let (mut waiting, mut reads) = (unsure.iter().map(|file| file.key), JoinSet::new());
     loop {
@@ -58,10 +57,8 @@ pub async fn removable(
     let written = unsure.iter().filter_map(|file| Some((*file, *writers.get(&file.key)?)));
     let written: Vec<_> = written.collect();
     let stays: BTreeSet<Key> = begun(&written).into_iter().collect();
-    let goes = |file: &&FileInfo| {
-        let later = file.key.level == Level::L0 && file.key.name.max > own.last;
-        !later && !stays.contains(&file.key)
-    };
+    let may: BTreeSet<Key> = sure.iter().chain(&unsure).map(|file| file.key).collect();
+    let goes = |file: &&FileInfo| may.contains(&file.key) && !stays.contains(&file.key);
     Ok(expired.iter().filter(goes).copied().collect())
 }
 

@@ -57,8 +57,13 @@ impl Own {
     /// Of somebody who does not write.
     pub const NONE: Own = Own { first: None, last: Txid(u64::MAX) };
 
-    /// Whether this is a file behind the first of its lineage; behind the second, since the first may
-    /// be an image, which is too large to be kept, and then that one stands for it.
+    /// Whether this is one of the first two of its lineage: the first may be an image, which is too
+    /// large to be kept, and then the second stands for it.
+    fn is_begun_by(self, txid: Txid) -> bool {
+        self.first.is_some_and(|first| txid == first || txid == first.next())
+    }
+
+    /// Whether this is a file behind those.
     fn has(self, txid: Txid) -> bool {
         self.first.is_some_and(|first| first.next() < txid && txid <= self.last)
     }
@@ -83,6 +88,7 @@ pub fn doomed(expired: Vec<FileInfo>, own: Own) -> Doomed {
     for file in expired {
         match file.key.level {
             Level::L0 if file.key.name.max > own.last => {}
+            Level::L0 if own.is_begun_by(file.key.name.max) => {}
             Level::L0 if !own.has(file.key.name.max) => doomed.unsure.push(file),
             _ => doomed.sure.push(file),
         }
@@ -211,7 +217,8 @@ mod tests {
         let own = Own { first: Some(Txid(4)), last: Txid(6) };
         let sorted = doomed(expired.clone(), own);
         assert_eq!(sorted.sure, files("0:6-6@6 1:2-5@5"));
-        assert_eq!(sorted.unsure, files("0:2-2@2 0:3-3@3 0:4-4@4 0:5-5@5"));
+        assert_eq!(sorted.unsure, files("0:2-2@2 0:3-3@3"));
+        let sorted = doomed(expired.clone(), Own { first: None, last: Txid(5) });
         let by = [Some(1), Some(1), Some(2), Some(2)].map(|by| by.map(WriterId));
         let written: Vec<_> = sorted.unsure.into_iter().zip(by).collect();
         let key = |txid| file(0, txid, txid, 0).key;
