@@ -56,7 +56,7 @@ pub(super) fn help() -> String {
 pub(super) fn of_restore(error: &restore::Error) -> Exit {
     use restore::Error;
     match error {
-        Error::Store(error) => of_store(error.kind),
+        Error::Store(error) | Error::BrokenOff { source: error, .. } => of_store(error.kind),
         Error::Plan(plan::Error::Empty | plan::Error::NotReachable { .. })
         | Error::TooEarly { .. } => Exit::Nothing,
         Error::Plan(plan::Error::NoBase { .. } | plan::Error::Gap { .. })
@@ -66,7 +66,9 @@ pub(super) fn of_restore(error: &restore::Error) -> Exit {
         | Error::Missing { .. }
         | Error::Database { .. }
         | Error::Integrity { .. } => Exit::Damaged,
-        Error::Exists { .. } | Error::Path { .. } => Exit::Output,
+        Error::Exists { .. } | Error::Path { .. } | Error::Busy { .. } | Error::Copy { .. } => {
+            Exit::Output
+        }
         Error::Output { .. } | Error::Internal(_) => Exit::Failure,
     }
 }

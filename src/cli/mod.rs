@@ -6,6 +6,8 @@ mod extension;
 mod given_up;
 mod ltx;
 mod moment;
+mod points;
+mod progress;
 mod promote;
 mod reset;
 mod restore;

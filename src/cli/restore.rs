@@ -1,13 +1,19 @@
 //! `walferry restore`.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{Error, moment, print, table};
+use super::progress::{self, bytes};
+use super::{Error, moment, points, print, table};
+use crate::local;
+use crate::local::state::State;
+use crate::ltx::Header;
+use crate::plan::points::Cost;
 use crate::plan::{self, Plan};
-use crate::restore::{self, Integrity, Options, Point, Report};
-use crate::store::{self, ErrorKind};
+use crate::restore::{self, Instead, Integrity, Options, Point, Report, Watch};
+use crate::store::{self, ErrorKind, FileInfo, Store};
 use crate::units::{Timestamp, Txid};
 
 /// Arguments of `walferry restore`.
@@ -17,7 +23,7 @@ pub(super) struct Args {
     /// The replica, such as s3://bucket/path or file:///path
     url: String,
     /// Where to put the database; nothing may be there
-    #[arg(short, long, value_name = "OUT", required_unless_present = "dry_run")]
+    #[arg(short, long, value_name = "OUT", required_unless_present_any = ["dry_run", "list"])]
     output: Option<PathBuf>,
     /// The state after exactly this transaction, in hexadecimal; else the newest
     #[arg(long, value_name = "HEX")]
@@ -35,18 +41,30 @@ pub(super) struct Args {
     #[arg(long, value_enum, value_name = "none|quick|full", hide_possible_values = true,
           default_value_t = Integrity::None)]
     integrity_check: Integrity,
+    /// OUT may be an older copy that was restored before: replace it, and read only what is newer
+    #[arg(long)]
+    delta: bool,
+    /// Begin anew where an earlier restore to OUT was broken off
+    #[arg(long)]
+    no_resume: bool,
     /// Report in JSON
     #[arg(long)]
     json: bool,
-    /// Only show which files would be read
+    /// Show which files would be read, and what would come out; write nothing
     #[arg(long)]
     dry_run: bool,
+    /// Show what can be restored, and what that would read
+    #[arg(long, conflicts_with_all = ["output", "txid", "timestamp", "delta", "dry_run",
+          "no_resume", "integrity_check", "if_db_not_exists"])]
+    list: bool,
     /// Succeed and do nothing if OUT exists
-    #[arg(long)]
+    #[arg(long, conflicts_with = "delta")]
     if_db_not_exists: bool,
     /// Succeed and do nothing if there is no replica
     #[arg(long)]
     if_replica_exists: bool,
+    #[command(flatten)]
+    progress: progress::Args,
 }
 
 impl Args {
@@ -79,19 +97,29 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
 }
 
 async fn restore_or_plan(args: &Args) -> Result<(), Error> {
+    if args.list {
+        return points::list(&args.url, args.json, usize::from(args.parallelism)).await;
+    }
     let store = store::url::open(&args.url)?;
     let output = match &args.output {
         Some(output) if !args.dry_run => output.clone(),
-        _ => {
-            let (_, plan) = restore::plan(&store, args.point()).await?;
-            return show_plan(args, &plan);
-        }
+        _ => return Planned::make(args, &store).await?.show(args),
     };
+    let progress = args.progress.show(args.json);
     let mut options = Options::new(&output);
     options.point = args.point();
     options.parallelism = usize::from(args.parallelism);
     options.integrity = args.integrity_check;
-    let (report, not_left) = restore::restore_with_state(store, options).await?;
+    options.delta = args.delta;
+    options.resume = !args.no_resume;
+    let told = progress.clone();
+    options.watch = Some(Watch::new(move |step, done, total| told.tell(step, done, total)));
+    let restored = restore::restore_with_state(store, options).await;
+    progress.end();
+    let (report, not_left) = restored?;
+    if args.progress.quiet {
+        return Ok(());
+    }
     show_report(args, &output, &report, not_left.as_deref())
 }
 
@@ -104,25 +132,90 @@ fn is_absent(error: &restore::Error) -> bool {
 }
 
 fn nothing_done(args: &Args, text: &str) -> Result<(), Error> {
+    if args.progress.quiet {
+        return Ok(());
+    }
     if args.json {
         return print(&format!("{}\n", json!({ "restored": false, "reason": text })));
     }
     print(&format!("{text}\n"))
 }
 
-fn show_plan(args: &Args, plan: &Plan) -> Result<(), Error> {
-    let bytes = plan.files.iter().fold(0u64, |sum, file| sum.saturating_add(file.len));
-    if args.json {
-        let files: Vec<_> = plan.files.iter().map(table::json).collect();
-        let text = json!({ "txid": plan.txid.to_string(), "bytes": bytes, "files": files });
-        return print(&format!("{text}\n"));
+/// What a restore would do.
+struct Planned {
+    plan: Plan,
+    /// Of the state that it leads to.
+    last: Header,
+    /// The state of the older copy from which it would go on, if nobody has written to that.
+    from: Option<Txid>,
+    instead: Option<Instead>,
+}
+
+impl Planned {
+    async fn make(args: &Args, store: &Arc<dyn Store>) -> Result<Planned, Error> {
+        let (files, plan) = restore::plan(store, args.point()).await?;
+        let last = restore::last_header(store, &plan).await?;
+        let copy = args.output.as_deref().filter(|_| args.delta);
+        Ok(match copy.and_then(|copy| state_beside(copy, store)) {
+            Some(from) => match restore::forward(&files, &plan, from) {
+                Ok(forward) => Planned { plan: forward, last, from: Some(from), instead: None },
+                Err(instead) => Planned { plan, last, from: None, instead: Some(instead) },
+            },
+            None => Planned { plan, last, from: None, instead: None },
+        })
     }
-    let summary = format!(
-        "would restore TXID {} from {} with {bytes} bytes\n",
-        plan.txid,
-        table::count(plan.files.len(), "file"),
-    );
-    print(&(table::text(&plan.files) + &summary))
+
+    fn show(&self, args: &Args) -> Result<(), Error> {
+        let files = &self.plan.files;
+        let cost = Cost::of(files, restore::requests);
+        let page_size = u64::from(self.last.page_size.get());
+        let result = u64::from(self.last.commit) * page_size;
+        if args.json {
+            let mut text = points::cost_in_json(&cost);
+            text["txid"] = json!(self.plan.txid.to_string());
+            text["timestamp"] = json!(self.last.timestamp.to_string());
+            text["bytes"] = json!(cost.bytes);
+            text["files"] = files.iter().map(file_in_json).collect();
+            text["database_bytes"] = json!(result);
+            text["pages"] = json!(self.last.commit);
+            text["page_size"] = json!(page_size);
+            text["from"] = json!(self.from.map(|from| from.to_string()));
+            text["instead"] = json!(self.instead.as_ref().map(ToString::to_string));
+            return print(&format!("{text}\n"));
+        }
+        let mut text = table::text(files);
+        if let Some(instead) = &self.instead {
+            text += &format!("everything would be read: {instead}\n");
+        }
+        if let Some(from) = self.from {
+            text += &format!(
+                "would go on from TXID {from}, where the copy is by what is kept beside it\n"
+            );
+        }
+        text += &format!(
+            "would restore TXID {} from {} with {} bytes in {}\nof {}, {result} bytes ({})\n",
+            self.plan.txid,
+            table::count(files.len(), "file"),
+            cost.bytes,
+            table::count(usize::try_from(cost.requests).unwrap_or(usize::MAX), "request"),
+            self.last.timestamp,
+            bytes(result),
+        );
+        print(&text)
+    }
+}
+
+fn file_in_json(file: &FileInfo) -> Value {
+    let mut text = table::json(file);
+    text["requests"] = json!(restore::requests(file));
+    text
+}
+
+/// The state in which an older copy was left, as is written beside it. A dry run does not prove it.
+fn state_beside(copy: &Path, store: &Arc<dyn Store>) -> Option<Txid> {
+    let state = State::load(&local::state_dir(copy)).ok().flatten()?;
+    let ours = state.replica == store::url::identity(store.as_ref());
+    state.base.filter(|_| ours).map(|base| base.txid())
 }
 
 fn show_report(
@@ -147,12 +240,20 @@ fn show_report(
             "files": report.files,
             "files_without_database_checksums": report.untagged,
             "bytes_fetched": report.fetched,
+            "requests": report.requests,
+            "bytes_reused": report.reused,
+            "from": report.from.map(|from| from.to_string()),
+            "instead": report.instead.as_ref().map(ToString::to_string),
             "elapsed_ms": report.elapsed.as_millis() as u64,
             "state_left": not_left.is_none(),
         });
         return print(&format!("{text}\n"));
     }
-    let mut text = format!(
+    let mut text = String::new();
+    if let Some(instead) = &report.instead {
+        text += &format!("everything was read: {instead}\n");
+    }
+    text += &format!(
         "restored {path}: TXID {} of {}, {bytes} bytes, from {} with {} bytes in {:.2} s\n",
         report.txid,
         report.timestamp,
@@ -160,6 +261,15 @@ fn show_report(
         report.fetched,
         report.elapsed.as_secs_f64(),
     );
+    if report.reused > 0 {
+        text += &format!(
+            "{} bytes of these files were there already, from a restore that was broken off\n",
+            report.reused
+        );
+    }
+    if let Some(from) = report.from {
+        text += &format!("went on from TXID {from}, where the copy was\n");
+    }
     if report.untagged > 0 {
         text += &format_untagged(report);
     }

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use super::error::Error;
 use super::output::failed;
-use crate::ltx::checksum::FileDigest;
+use crate::ltx::checksum::Digested;
 use crate::ltx::{Checksum, Header};
 use crate::store::Key;
 use crate::units::{PageSize, Pgno};
@@ -23,23 +23,19 @@ pub(super) struct FileProof {
 }
 
 struct Joining {
-    joined: FileDigest,
+    joined: Digested,
     next: usize,
     /// Stretches that came before their turn: never more than there are stretches in flight.
-    early: BTreeMap<usize, FileDigest>,
+    early: BTreeMap<usize, Digested>,
     last: Option<(usize, Checksum)>,
 }
 
 impl FileProof {
     /// A proof for this file. Stretch 0 is its header.
     pub(super) fn new(key: Key) -> FileProof {
-        let joined = FileDigest::new();
+        let joined = Digested::default();
         let state = Joining { joined, next: 0, early: BTreeMap::new(), last: None };
         FileProof { key, state: Mutex::new(state) }
-    }
-
-    pub(super) fn key(&self) -> Key {
-        self.key
     }
 
     /// Adds stretch `number`. When it was the last one that was missing, the checksum is compared
@@ -47,7 +43,7 @@ impl FileProof {
     pub(super) fn add(
         &self,
         number: usize,
-        digest: FileDigest,
+        digest: Digested,
         proven: &AtomicUsize,
     ) -> Result<(), Error> {
         let mut state = self.state.lock();
@@ -56,7 +52,7 @@ impl FileProof {
             let next = state.next;
             state.early.remove(&next)
         } {
-            state.joined.append(&digest);
+            state.joined = state.joined.then(digest);
             state.next += 1;
         }
         match state.last {
@@ -175,8 +171,9 @@ impl Claims {
         true
     }
 
-    /// Checks that every page was claimed but the lock page. `key` is the newest file.
-    pub(super) fn finish(&self, key: Key) -> Result<(), Error> {
+    /// Checks that every page was claimed but the lock page. `key` is the newest file. What is not
+    /// claimed may come from a database of `base` pages, unless it was cut off since.
+    pub(super) fn finish(&self, key: Key, base: u32) -> Result<(), Error> {
         let pages = u64::from(self.commit) - u64::from(self.lock_page <= self.commit);
         if self.claimed == pages {
             return Ok(());
@@ -186,8 +183,12 @@ impl Claims {
             let chunk = self.chunks.get(chunk).and_then(Option::as_ref);
             *pgno != self.lock_page && chunk.is_none_or(|chunk| chunk[word] & bit == 0)
         };
-        let first = (1..=self.commit).find(missing).unwrap_or(0);
-        Err(Error::Missing { first, count: pages.saturating_sub(self.claimed), key })
+        let known = base.min(self.limit) as usize;
+        let mut unknown = (1..=self.commit).skip(known).filter(missing);
+        match unknown.next() {
+            None => Ok(()),
+            Some(first) => Err(Error::Missing { first, count: unknown.count() as u64 + 1, key }),
+        }
     }
 }
 

@@ -2,10 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod cli;
+mod delta;
 mod fuzz;
 mod history;
 mod hostile;
+mod listing;
 mod restore;
+mod resume;
 mod store;
 mod support;
 mod tidy;
