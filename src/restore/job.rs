@@ -44,7 +44,10 @@ impl Job<'_> {
         let older = Older::look(&self.options.output, self.replica)?;
         match self.bring_forward(&work, &older)? {
             Ok(outcome) => Ok(outcome),
-            Err(instead) => self.whole(&mut work, place, Some(instead)),
+            Err(instead) => {
+                work.clear()?;
+                self.whole(&mut work, place, Some(instead))
+            }
         }
     }
 

@@ -79,13 +79,17 @@ impl Workplace {
             let taken = Workplace { path: path.into(), parent, dir, lock, stays: false };
             // Whoever had it may have finished between the first look and the lock.
             check(path, place)?;
-            for left in ["copy", "pages"] {
-                taken.remove(left)?;
-            }
-            taken.remove_state();
+            taken.clear()?;
             return Ok(taken);
         }
         Err(Error::Busy { path: path.into(), pid: None })
+    }
+
+    /// Removes everything with which no other attempt goes on.
+    pub(super) fn clear(&self) -> Result<(), Error> {
+        self.remove_state();
+        self.remove("copy")?;
+        self.remove("pages")
     }
 
     /// Path of an entry.

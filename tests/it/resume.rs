@@ -215,7 +215,7 @@ fn a_record_that_lies_is_found_out() {
     assert!(found.iter().any(|found| *found > 0) && found.contains(&0), "{found:?}");
 }
 
-/// An entry whose own checksum is right: only what the replica says, and what is in the output, decide.
+/// Where a page was changed, and the record too, so that the two fit: the file's checksum does not.
 #[test]
 fn a_record_that_was_forged_does_not_get_a_wrong_page_through() {
     let replica = replica();
@@ -224,27 +224,30 @@ fn a_record_that_was_forged_does_not_get_a_wrong_page_through() {
     let mut entries = fs::read(place.entry("record")).unwrap();
     let mut pages = fs::read(place.entry("database")).unwrap();
     pages[100 * 65536 + 5] ^= 1;
-    for entry in entries[16..].chunks_exact_mut(72) {
-        // The digest of the whole stretch is what it would be with the changed page.
-        let stretch = u32::from_be_bytes(entry[4..8].try_into().unwrap());
-        if stretch != 2 {
-            continue;
-        }
-        for digest in 0..3u64 {
-            entry[40..48].copy_from_slice(&digest.to_be_bytes());
-            let sum = walferry_sum(&entry[..64]);
-            entry[64..72].copy_from_slice(&sum.to_be_bytes());
-        }
-    }
+    // Page 101 is the 37th of the second stretch; ten bytes stand before each page.
+    let mut change = vec![0; 64 * 65546];
+    let nothing = digest_of(&change);
+    change[36 * 65546 + 10 + 5] ^= 1;
+    let change = digest_of(&change) ^ nothing;
+    let second = [9, 3, 0, 0, 0, 0, 0, 2];
+    let entry = entries[16..].chunks_exact_mut(72).find(|entry| entry[..8] == second).unwrap();
+    let digest = u64::from_be_bytes(entry[40..48].try_into().unwrap()) ^ change;
+    entry[40..48].copy_from_slice(&digest.to_be_bytes());
+    let sum = digest_of(&entry[..64]) | 1 << 63;
+    entry[64..72].copy_from_slice(&sum.to_be_bytes());
     fs::write(place.entry("record"), entries).unwrap();
     fs::write(place.entry("database"), pages).unwrap();
+    let error = run(replica.store.clone(), place.options()).unwrap_err();
+    assert!(matches!(error, Error::File { .. }), "{error:?}");
+    // It is gone with what it has led to.
+    assert_eq!(names(place.dir.path()), [""; 0]);
     place.restored(&replica, place.options());
 }
 
-fn walferry_sum(bytes: &[u8]) -> u64 {
+fn digest_of(bytes: &[u8]) -> u64 {
     let mut digest = checksum::FileDigest::new();
     digest.update(bytes);
-    digest.checksum().0
+    digest.digested().crc
 }
 
 #[test]
