@@ -6,6 +6,7 @@ mod extension;
 mod given_up;
 mod ltx;
 mod moment;
+mod planned;
 mod points;
 mod progress;
 mod promote;

@@ -79,13 +79,14 @@ impl Listed<'_> {
             }
         }
         let states = self.points.len();
-        text += &match (self.points.first(), self.points.last()) {
+        let summary = match (self.points.first(), self.points.last()) {
             (Some(first), Some(last)) if states > 1 => {
                 format!("{states} states, TXID {} to {}\n", first.txid, last.txid)
             }
             (Some(only), _) => format!("1 state, TXID {}\n", only.txid),
             _ => "nothing can be restored\n".to_string(),
         };
+        text += &summary;
         for warning in self.problem.iter().chain(&self.unreadable()) {
             text += &["warning: ", warning, "\n"].concat();
         }

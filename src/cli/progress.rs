@@ -148,7 +148,8 @@ fn name(step: Step) -> &'static str {
 
 /// Bytes a second, and the seconds that are left at that rate.
 fn pace(done: u64, total: u64, taken: Duration) -> (u64, Option<u64>) {
-    let rate = (done as f64 / taken.as_secs_f64().max(0.001)) as u64;
+    let millis = taken.as_millis().max(1);
+    let rate = u64::try_from(u128::from(done).saturating_mul(1000) / millis).unwrap_or(u64::MAX);
     (rate, total.saturating_sub(done).checked_div(rate))
 }
 
@@ -193,17 +194,16 @@ pub(super) fn bytes(bytes: u64) -> String {
     if bytes < 1024 {
         return format!("{bytes} B");
     }
-    let mut value = bytes as f64 / 1024.0;
-    let mut units = UNITS.iter();
-    let mut unit = units.next().copied().unwrap_or_default();
-    for next in units {
-        if value < 1023.95 {
-            break;
+    // In tenths of the unit.
+    let mut tenths = u128::from(bytes) * 10;
+    let mut units = UNITS.iter().copied().peekable();
+    while let Some(unit) = units.next() {
+        tenths = (tenths + 512) / 1024;
+        if tenths < 10_240 || units.peek().is_none() {
+            return format!("{}.{} {unit}", tenths / 10, tenths % 10);
         }
-        value /= 1024.0;
-        unit = next;
     }
-    format!("{value:.1} {unit}")
+    format!("{bytes} B")
 }
 
 #[cfg(test)]
@@ -216,6 +216,7 @@ mod tests {
             (0, "0 B"),
             (1023, "1023 B"),
             (1024, "1.0 KiB"),
+            (1_023_900, "999.9 KiB"),
             (1_048_575, "1.0 MiB"),
             (1_610_612_736, "1.5 GiB"),
             (u64::MAX, "16384.0 PiB"),

@@ -1,19 +1,14 @@
 //! `walferry restore`.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::progress::{self, bytes};
-use super::{Error, moment, points, print, table};
-use crate::local;
-use crate::local::state::State;
-use crate::ltx::Header;
-use crate::plan::points::Cost;
-use crate::plan::{self, Plan};
-use crate::restore::{self, Instead, Integrity, Options, Point, Report, Watch};
-use crate::store::{self, ErrorKind, FileInfo, Store};
+use super::planned::Planned;
+use super::{Error, moment, points, print, progress, table};
+use crate::plan;
+use crate::restore::{self, Integrity, Options, Point, Report, Watch};
+use crate::store::{self, ErrorKind};
 use crate::units::{Timestamp, Txid};
 
 /// Arguments of `walferry restore`.
@@ -103,7 +98,11 @@ async fn restore_or_plan(args: &Args) -> Result<(), Error> {
     let store = store::url::open(&args.url)?;
     let output = match &args.output {
         Some(output) if !args.dry_run => output.clone(),
-        _ => return Planned::make(args, &store).await?.show(args),
+        _ => {
+            let copy = args.output.as_deref().filter(|_| args.delta);
+            let planned = Planned::make(&store, args.point(), copy).await?;
+            return print(&if args.json { planned.json() } else { planned.text() });
+        }
     };
     let progress = args.progress.show(args.json);
     let mut options = Options::new(&output);
@@ -141,83 +140,6 @@ fn nothing_done(args: &Args, text: &str) -> Result<(), Error> {
     print(&format!("{text}\n"))
 }
 
-/// What a restore would do.
-struct Planned {
-    plan: Plan,
-    /// Of the state that it leads to.
-    last: Header,
-    /// The state of the older copy from which it would go on, if nobody has written to that.
-    from: Option<Txid>,
-    instead: Option<Instead>,
-}
-
-impl Planned {
-    async fn make(args: &Args, store: &Arc<dyn Store>) -> Result<Planned, Error> {
-        let (files, plan) = restore::plan(store, args.point()).await?;
-        let last = restore::last_header(store, &plan).await?;
-        let copy = args.output.as_deref().filter(|_| args.delta);
-        Ok(match copy.and_then(|copy| state_beside(copy, store)) {
-            Some(from) => match restore::forward(&files, &plan, from) {
-                Ok(forward) => Planned { plan: forward, last, from: Some(from), instead: None },
-                Err(instead) => Planned { plan, last, from: None, instead: Some(instead) },
-            },
-            None => Planned { plan, last, from: None, instead: None },
-        })
-    }
-
-    fn show(&self, args: &Args) -> Result<(), Error> {
-        let files = &self.plan.files;
-        let cost = Cost::of(files, restore::requests);
-        let page_size = u64::from(self.last.page_size.get());
-        let result = u64::from(self.last.commit) * page_size;
-        if args.json {
-            let mut text = points::cost_in_json(&cost);
-            text["txid"] = json!(self.plan.txid.to_string());
-            text["timestamp"] = json!(self.last.timestamp.to_string());
-            text["bytes"] = json!(cost.bytes);
-            text["files"] = files.iter().map(file_in_json).collect();
-            text["database_bytes"] = json!(result);
-            text["pages"] = json!(self.last.commit);
-            text["page_size"] = json!(page_size);
-            text["from"] = json!(self.from.map(|from| from.to_string()));
-            text["instead"] = json!(self.instead.as_ref().map(ToString::to_string));
-            return print(&format!("{text}\n"));
-        }
-        let mut text = table::text(files);
-        if let Some(instead) = &self.instead {
-            text += &format!("everything would be read: {instead}\n");
-        }
-        if let Some(from) = self.from {
-            text += &format!(
-                "would go on from TXID {from}, where the copy is by what is kept beside it\n"
-            );
-        }
-        text += &format!(
-            "would restore TXID {} from {} with {} bytes in {}\nof {}, {result} bytes ({})\n",
-            self.plan.txid,
-            table::count(files.len(), "file"),
-            cost.bytes,
-            table::count(usize::try_from(cost.requests).unwrap_or(usize::MAX), "request"),
-            self.last.timestamp,
-            bytes(result),
-        );
-        print(&text)
-    }
-}
-
-fn file_in_json(file: &FileInfo) -> Value {
-    let mut text = table::json(file);
-    text["requests"] = json!(restore::requests(file));
-    text
-}
-
-/// The state in which an older copy was left, as is written beside it. A dry run does not prove it.
-fn state_beside(copy: &Path, store: &Arc<dyn Store>) -> Option<Txid> {
-    let state = State::load(&local::state_dir(copy)).ok().flatten()?;
-    let ours = state.replica == store::url::identity(store.as_ref());
-    state.base.filter(|_| ours).map(|base| base.txid())
-}
-
 fn show_report(
     args: &Args,
     output: &Path,
@@ -249,43 +171,43 @@ fn show_report(
         });
         return print(&format!("{text}\n"));
     }
-    let mut text = String::new();
+    let mut lines = Vec::new();
     if let Some(instead) = &report.instead {
-        text += &format!("everything was read: {instead}\n");
+        lines.push(format!("everything was read: {instead}"));
     }
-    text += &format!(
-        "restored {path}: TXID {} of {}, {bytes} bytes, from {} with {} bytes in {:.2} s\n",
+    lines.push(format!(
+        "restored {path}: TXID {} of {}, {bytes} bytes, from {} with {} bytes in {:.2} s",
         report.txid,
         report.timestamp,
         table::count(report.files, "file"),
         report.fetched,
         report.elapsed.as_secs_f64(),
-    );
+    ));
     if report.reused > 0 {
-        text += &format!(
-            "{} bytes of these files were there already, from a restore that was broken off\n",
+        lines.push(format!(
+            "{} bytes of these files were there already, from a restore that was broken off",
             report.reused
-        );
+        ));
     }
     if let Some(from) = report.from {
-        text += &format!("went on from TXID {from}, where the copy was\n");
+        lines.push(format!("went on from TXID {from}, where the copy was"));
     }
     if report.untagged > 0 {
-        text += &format_untagged(report);
+        lines.push(format_untagged(report));
     }
     if let Some(why) = not_left {
-        text += "no replication state could be left beside it, so replicating it again begins with a \
-                 full image: ";
-        text += why;
-        text.push('\n');
+        lines.push(format!(
+            "no replication state could be left beside it, so replicating it again begins with a full \
+             image: {why}"
+        ));
     }
-    print(&text)
+    print(&(lines.join("\n") + "\n"))
 }
 
 fn format_untagged(report: &Report) -> String {
     format!(
         "{} of {} carry no database checksums, as Litestream writes them; through these only the \
-         transaction numbers hold the chain together\n",
+         transaction numbers hold the chain together",
         report.untagged,
         table::count(report.files, "file"),
     )

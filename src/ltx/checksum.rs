@@ -210,7 +210,9 @@ mod tests {
         let bytes: Vec<u8> = (0..200_000u32).map(|i| (i * 13 % 255) as u8).collect();
         let of = |parts: &[&[u8]]| {
             let mut digest = FileDigest::new();
-            parts.iter().for_each(|part| digest.update(part));
+            for part in parts {
+                digest.update(part);
+            }
             digest.digested()
         };
         let whole = of(&[&bytes]);

@@ -119,21 +119,6 @@ impl Older {
         DatabaseChecksum::from_stored(self.base.checksum)
     }
 
-    /// Copies the database, by reference where the file system can.
-    pub(super) fn copy(&self, from: &Path, to: &File, watch: Option<&Watch>) -> Result<(), Error> {
-        let source = File::open(from).map_err(failed("opening", from))?;
-        let len = source.metadata().map_err(failed("looking at", from))?.len();
-        let meter = Meter::new(watch, Step::Copy, len);
-        loop {
-            let (mut piece, mut to) = (io::Read::take(&source, COPY_LEN), to);
-            let n = io::copy(&mut piece, &mut to).map_err(failed("copying", from))?;
-            if n == 0 {
-                return Ok(());
-            }
-            meter.add(n);
-        }
-    }
-
     /// Reads every page, enters its checksum in the table, and says whether they add up to the state
     /// that is on record. A database that walferry replicated from here is refused if they do not: then
     /// nobody knows whether the replica has what is in it.
@@ -209,6 +194,21 @@ impl Older {
             }
         });
         failure.into_inner().map_or(Ok(total.into_inner()), Err)
+    }
+}
+
+/// Copies the database, by reference where the file system can.
+pub(super) fn copy(from: &Path, to: &File, watch: Option<&Watch>) -> Result<(), Error> {
+    let source = File::open(from).map_err(failed("opening", from))?;
+    let len = source.metadata().map_err(failed("looking at", from))?.len();
+    let meter = Meter::new(watch, Step::Copy, len);
+    loop {
+        let (mut piece, mut to) = (io::Read::take(&source, COPY_LEN), to);
+        let n = io::copy(&mut piece, &mut to).map_err(failed("copying", from))?;
+        if n == 0 {
+            return Ok(());
+        }
+        meter.add(n);
     }
 }
 

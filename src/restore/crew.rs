@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use parking_lot::Mutex;
 
 use super::Error;
+use super::cut::{Cutter, Stretch};
 use super::fetch::{Opened, Opener};
 use super::job::{Job, bytes_of};
 use super::making::Making;
-use super::pages::{Cutter, Shared, Stretch, Worker};
+use super::pages::{Shared, Worker};
 use super::progress::{Meter, Step};
 use super::record::Record;
 use super::verify::{self, Chain, Claims};

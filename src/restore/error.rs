@@ -194,10 +194,7 @@ impl Error {
                 "Ship it with `walferry sync`, or give that up with `walferry reset` and restore to \
                  a new path.",
             ),
-            Error::Copy { .. } => {
-                Some("Restore to a new path, or move what is there out of the way.")
-            }
-            Error::Exists { .. } => {
+            Error::Copy { .. } | Error::Exists { .. } => {
                 Some("Restore to a new path, or move what is there out of the way.")
             }
             Error::Output { source, .. } if source.kind() == io::ErrorKind::StorageFull => {

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
+use super::cut::STRETCH_LEN;
 use super::error::Error;
-use super::pages::STRETCH_LEN;
 use super::record::Left;
 use crate::ltx::index::{self, Entry, Mark, Reader, TAIL_LEN};
 use crate::ltx::{self, Checksum, HEADER_LEN, Header, MIN_FILE_LEN, PAGE_HEADER_LEN, page};

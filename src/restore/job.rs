@@ -64,7 +64,7 @@ impl Job<'_> {
         let left = Left::read(work)?;
         let begun = left.is_something();
         let kept = AtomicU64::new(0);
-        match self.try_whole(work, place, left, &kept) {
+        match self.try_whole(work, place, &left, &kept) {
             Ok((mut report, not_left)) => {
                 report.instead = instead;
                 Ok((report, not_left))
@@ -84,10 +84,10 @@ impl Job<'_> {
         &self,
         work: &Workplace,
         place: Place,
-        left: Left,
+        left: &Left,
         kept: &AtomicU64,
     ) -> Result<Outcome, Error> {
-        let mut opener = self.opener(self.plan, &left);
+        let mut opener = self.opener(self.plan, left);
         let Some(last) = opener.next().transpose()? else {
             return Err(Error::Plan(plan::Error::Empty));
         };
@@ -108,7 +108,7 @@ impl Job<'_> {
 
         let database = work.open("database")?;
         let record = if left.is_something() || bytes_of(self.plan) >= self.options.resume_from {
-            Some(Record::open(work, &left, page_size, &database)?)
+            Some(Record::open(work, left, page_size, &database)?)
         } else {
             let path = work.entry("database");
             database.set_len(0).map_err(failed("emptying", &path))?;
@@ -121,7 +121,7 @@ impl Job<'_> {
         if done.reused > 0 {
             making::clear_lock_page(&making.target(page_size), commit)?;
         }
-        self.finish(making, self.plan, done)
+        self.finish(making, self.plan, &done)
     }
 
     /// Copies the older copy and writes what is newer over it. `Ok(Err)`: this is no way, and
@@ -145,7 +145,7 @@ impl Job<'_> {
             return self.same(older);
         }
         let copy = work.open("copy")?;
-        older.copy(output, &copy, watch)?;
+        base::copy(output, &copy, watch)?;
         let making = self.making(work, Place::Copy, "copy", &copy)?;
         let table = making.table.as_ref().map(|table| (&table.file, table.path()));
         if let Err(instead) = older.prove((&copy, &making.path), table, watch, output)? {
@@ -167,7 +167,7 @@ impl Job<'_> {
         let done = self.pages(&making, &plan, last, &mut opener, None, older.base.commit).and_then(
             |done| making::clear_lock_page(&making.target(page_size), commit).map(|()| done),
         );
-        let finished = done.and_then(|done| self.finish(making, &plan, done));
+        let finished = done.and_then(|done| self.finish(making, &plan, &done));
         match finished {
             Ok((mut report, not_left)) => {
                 report.from = Some(older.txid());
@@ -234,8 +234,8 @@ impl Job<'_> {
     }
 
     /// Proves what came out and gives it its name.
-    fn finish(&self, making: Making<'_>, plan: &Plan, done: Done) -> Result<Outcome, Error> {
-        let Done { last: (last_key, last), .. } = done;
+    fn finish(&self, making: Making<'_>, plan: &Plan, done: &Done) -> Result<Outcome, Error> {
+        let Done { last: (last_key, last), .. } = *done;
         let target = making.target(last.page_size);
         making::set_lengths(&target, last.commit)?;
         let checksum = match (making.name, &making.table) {

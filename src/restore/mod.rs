@@ -23,6 +23,7 @@
 
 mod base;
 mod crew;
+mod cut;
 mod error;
 mod fetch;
 mod handover;

@@ -172,7 +172,7 @@ fn a_page_that_was_changed_meanwhile_is_fetched_again() {
     }
     // A page that belongs to a small file: that comes anew in any case.
     let (place, file) = stand();
-    file.write_all_at(&[1; 65536], 69 * 65536).unwrap();
+    file.write_all_at(&vec![1; 65536], 69 * 65536).unwrap();
     assert_eq!(place.resumed(&replica).0, reused);
     // All of it is gone, as after a power loss.
     let (place, file) = stand();
@@ -328,7 +328,7 @@ fn nothing_shows_through_in_the_lock_page() {
     let place = Place::new();
     place.broken_off(&replica, 2 + 2);
     let file = File::options().write(true).open(place.entry("database")).unwrap();
-    file.write_all_at(&[7; 65536], size.offset_of(lock)).unwrap();
+    file.write_all_at(&vec![7; 65536], size.offset_of(lock)).unwrap();
     let report = run(replica.store.clone(), place.options()).unwrap();
     assert!(report.reused > 0);
     let file = File::open(place.dir.path().join("out.db")).unwrap();
