@@ -15,9 +15,6 @@ use crate::restore::Step;
 const LINE_EVERY: Duration = Duration::from_secs(5);
 /// Time between two drawings of a bar.
 const BAR_EVERY: Duration = Duration::from_millis(250);
-/// A bar shows its first line only after this long: most restores are over by then.
-const BAR_AFTER: Duration = Duration::from_millis(500);
-
 /// What to say, for commands that take long.
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub(super) struct Args {
@@ -95,7 +92,7 @@ impl Shown {
             (self.step, self.begun) = (Some(step), now);
         }
         match self.kind {
-            Kind::Bar => self.draw(step, done, total, now),
+            Kind::Bar => self.draw(step, done, total),
             _ if now.duration_since(self.last) >= LINE_EVERY => {
                 self.last = now;
                 let taken = now.duration_since(self.begun);
@@ -110,11 +107,8 @@ impl Shown {
         }
     }
 
-    fn draw(&mut self, step: Step, done: u64, total: u64, now: Instant) {
-        if self.bar.is_none() && now.duration_since(self.begun) < BAR_AFTER {
-            return;
-        }
-        let taken = now.duration_since(self.begun);
+    /// From the beginning, and also while nothing comes: whoever waits sees that it is alive.
+    fn draw(&mut self, step: Step, done: u64, total: u64) {
         let bar = self.bar.get_or_insert_with(|| {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
             let style = ProgressStyle::with_template(
@@ -124,7 +118,6 @@ impl Shown {
                 bar.set_style(style.progress_chars("=> "));
             }
             bar.set_message(name(step));
-            bar.set_elapsed(taken);
             bar.enable_steady_tick(BAR_EVERY);
             bar
         });
