@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use super::base;
 use super::handover::Staging;
 use super::output::{Place, Temporary, Workplace, failed};
 use super::pages::Target;
@@ -47,6 +48,10 @@ impl Making<'_> {
         let staged = self.staging.map(|staging| {
             staging.and_then(|staging| staging.fill(&self.path, replica, report).map(|()| staging))
         });
+        if self.place == Place::Copy {
+            // Since the first look somebody may have opened it.
+            base::refuse_if_open(output)?;
+        }
         self.work.publish(self.name, self.database, self.place)?;
         let scratch = self.work.entry("pages");
         if let Some(table) = self.table.filter(|table| table.path() != scratch) {

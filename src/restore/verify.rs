@@ -228,3 +228,43 @@ pub(super) fn first_page(
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::ltx::FileName;
+    use crate::units::{Level, Txid};
+
+    /// A page of an older copy counts only if no database since was too small for it.
+    #[test]
+    fn what_was_cut_off_does_not_come_back_from_a_copy() {
+        let size = PageSize::new(512).unwrap();
+        let name = FileName { min: Txid(3), max: Txid(4) };
+        let key = Key { level: Level::L0, name };
+        let claims = |smallest: u32, claimed: &[Pgno]| {
+            let mut claims = Claims::new(8, size);
+            claims.next_file(8);
+            assert!(claimed.iter().all(|pgno| claims.claim(*pgno)));
+            claims.next_file(smallest);
+            claims
+        };
+        let finish = |claims: Claims, base| match claims.finish(key, base) {
+            Ok(()) => None,
+            Err(Error::Missing { first, count, .. }) => Some((first, count)),
+            Err(error) => panic!("{error}"),
+        };
+        assert_eq!(finish(claims(8, &[1, 8]), 8), None);
+        assert_eq!(finish(claims(8, &[1, 8]), 7), None);
+        assert_eq!(finish(claims(8, &[1, 8]), 5), Some((6, 2)));
+        assert_eq!(finish(claims(6, &[1, 8]), 8), Some((7, 1)));
+        assert_eq!(finish(claims(6, &[1, 7, 8]), 8), None);
+        assert_eq!(finish(claims(8, &[]), 0), Some((1, 8)));
+        let all = |base| {
+            let mut claims = Claims::new(3, size);
+            (1..=3).for_each(|pgno| assert!(claims.claim(pgno)));
+            finish(claims, base)
+        };
+        assert_eq!((all(0), all(u32::MAX)), (None, None));
+    }
+}
