@@ -18,16 +18,21 @@ use crate::support::{Replica, block_on, key, names, put};
 
 const FOREVER: u64 = u64::MAX;
 
-/// Twelve transactions on forty pages, with a shrink and growth.
 fn replica() -> Replica {
+    history(0)
+}
+
+/// Twelve transactions on forty pages, with a shrink and growth. Two histories differ in which pages
+/// they change, and in nothing else.
+fn history(which: u32) -> Replica {
     let mut replica = Replica::new(4096);
     replica.commit(40, &[]);
     for txid in 2..=6 {
-        replica.commit(40 + txid, &[1, txid * 5]);
+        replica.commit(40 + txid, &[1, txid * 5 - which]);
     }
     replica.commit(30, &[1]);
     for txid in 8..=12 {
-        replica.commit(30 + txid, &[1, txid]);
+        replica.commit(30 + txid, &[1, txid + which]);
     }
     // So that the whole is more than what came last.
     replica.snapshot(9, 1);
@@ -198,14 +203,7 @@ fn what_leads_nowhere_is_read_as_a_whole() {
 
 #[test]
 fn another_history_under_the_same_numbers_is_found_out() {
-    let ours = replica();
-    let mut theirs = Replica::new(4096);
-    theirs.commit(50, &[]);
-    for txid in 2..=12 {
-        theirs.commit(50, &[1, 20 + txid]);
-    }
-    theirs.snapshot(9, 1);
-    theirs.delete(key(0, 1, 1));
+    let (ours, theirs) = (history(0), history(1));
     for from in [11, 12] {
         let place = Place::new();
         place.restored(&ours, Some(from));
