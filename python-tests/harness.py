@@ -193,6 +193,10 @@ class DirectoryReplica:
     def read(self, level, first, last):
         return self.path(level, first, last).read_bytes()
 
+    def overwrite(self, level, first, last, data):
+        """What a store never does: a file with other bytes."""
+        self.path(level, first, last).write_bytes(data)
+
     def litestream(self):
         return ("      type: file\n      path: %s\n" % self.folder)
 
@@ -228,6 +232,10 @@ class S3Replica:
     def read(self, level, first, last):
         key = self.key(level, first, last)
         return self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+
+    def overwrite(self, level, first, last, data):
+        key = self.key(level, first, last)
+        self.client.put_object(Bucket=self.bucket, Key=key, Body=data)
 
     def litestream(self):
         return ("      type: s3\n      bucket: %s\n      path: %s\n      endpoint: %s\n"
@@ -331,9 +339,10 @@ def walferry(*arguments, env=None, code=OK):
     return done
 
 
-def restore(replica, output, txid=None, code=OK):
+def restore(replica, output, txid=None, code=OK, timestamp=None):
     """Restores with our program; the path of the output."""
     at = ["--txid", "%016x" % txid] if txid else []
+    at += ["--timestamp", timestamp] if timestamp else []
     walferry("restore", "-o", output, *at, replica.url, env=replica.reading, code=code)
     return Path(output)
 
@@ -345,10 +354,11 @@ def litestream_config(folder, replica, database="app.db"):
     return config
 
 
-def litestream_restore(folder, replica, output, txid=None, binary=LITESTREAM):
+def litestream_restore(folder, replica, output, txid=None, binary=LITESTREAM, timestamp=None):
     """The same by Litestream, which knows nothing of us."""
     config = litestream_config(folder, replica)
     at = ["-txid", "%016x" % txid] if txid else []
+    at += ["-timestamp", timestamp] if timestamp else []
     done = subprocess.run(
         [str(binary), "restore", "-config", str(config), *at, "-o", str(output),
          str(Path(folder) / "app.db")], text=True, capture_output=True, timeout=600,

@@ -8,7 +8,6 @@ pub mod database;
 pub mod engine;
 pub mod finding;
 mod gate;
-#[cfg(feature = "cli")]
 pub mod history;
 pub mod local;
 pub mod ltx;

@@ -171,10 +171,11 @@ impl Process {
         Ok(process)
     }
 
-    /// Milliseconds since the machine started; never goes back, and is the same in all processes.
+    /// Milliseconds since the machine started, with the time that it slept; never goes back, and is the
+    /// same in all processes.
     #[allow(clippy::unused_self)] // time is asked of the process, so that there is one clock
     pub fn now(&self) -> u64 {
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         let millis = now.tv_sec.saturating_mul(1000).saturating_add(now.tv_nsec / 1_000_000);
         u64::try_from(millis).unwrap_or(0)
     }

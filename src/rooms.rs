@@ -1,7 +1,8 @@
-//! Room for full images on their way: each holds some parts in memory, so few are made at once.
+//! Room for full images on their way, and for joins: each holds some parts in memory, so few are made
+//! at once.
 //!
-//! They wait by size, so that a small database does not wait for hours behind large ones, and by
-//! server, so that one that is slow or dead keeps no place from another.
+//! They wait by size, so that a small database does not wait for hours behind large ones, and images
+//! by server, so that one that is slow or dead keeps no place from another.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,15 +12,22 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Up to how many bytes of database, how many images at once. An image holds at most four parts, of
 /// 16 MiB if the URL does not say otherwise: 256 MiB for those that are not small.
-const CLASSES: [(u64, usize); 3] = [(1 << 20, 16), (256 << 20, 2), (u64::MAX, 2)];
+const IMAGES: Sizes = [(1 << 20, 16), (256 << 20, 2), (u64::MAX, 2)];
+/// Up to how many bytes of files, how many joins at once. One holds up to 32 MiB of its inputs, and
+/// two parts.
+const JOINS: Sizes = [(1 << 20, 3), (64 << 20, 1), (u64::MAX, 1)];
 /// Most servers that are remembered although nothing goes there.
 const UNUSED_MAX: usize = 16;
 
-/// The images of one process.
-#[derive(Default)]
-pub(crate) struct Rooms(Mutex<HashMap<String, Arc<Classes>>>);
+type Sizes = [(u64, usize); 3];
 
-struct Classes([Arc<Semaphore>; CLASSES.len()]);
+/// The images of one process, or its joins.
+pub(crate) struct Rooms {
+    sizes: Sizes,
+    known: Mutex<HashMap<String, Arc<Classes>>>,
+}
+
+struct Classes([Arc<Semaphore>; 3]);
 
 /// Held while an image is on its way.
 pub(crate) struct Room {
@@ -28,10 +36,18 @@ pub(crate) struct Room {
 }
 
 impl Rooms {
+    pub(crate) fn for_images() -> Rooms {
+        Rooms { sizes: IMAGES, known: Mutex::default() }
+    }
+
+    pub(crate) fn for_joins() -> Rooms {
+        Rooms { sizes: JOINS, known: Mutex::default() }
+    }
+
     /// Waits for room for the image of a database of about `len` bytes; first come, first served.
     pub(crate) async fn enter(&self, server: &str, len: u64) -> Room {
         let classes = self.classes(server);
-        let fits = CLASSES.iter().position(|(most, _)| len <= *most);
+        let fits = self.sizes.iter().position(|(most, _)| len <= *most);
         // Nobody closes these semaphores.
         let place = match fits.and_then(|class| classes.0.get(class)) {
             Some(places) => places.clone().acquire_owned().await.ok(),
@@ -41,11 +57,12 @@ impl Rooms {
     }
 
     fn classes(&self, server: &str) -> Arc<Classes> {
-        let mut known = self.0.lock();
+        let mut known = self.known.lock();
         if known.len() >= UNUSED_MAX {
             known.retain(|_, classes| Arc::strong_count(classes) > 1);
         }
-        let new = || Arc::new(Classes(CLASSES.map(|(_, places)| Arc::new(Semaphore::new(places)))));
+        let new =
+            || Arc::new(Classes(self.sizes.map(|(_, places)| Arc::new(Semaphore::new(places)))));
         known.entry(server.to_string()).or_insert_with(new).clone()
     }
 }
@@ -65,7 +82,7 @@ mod tests {
 
     #[tokio::test]
     async fn images_wait_for_their_like_only() {
-        let rooms = Rooms::default();
+        let rooms = Rooms::for_images();
         let mut held = Vec::new();
         for (server, len, places) in
             [("a", 4 << 40, 2), ("a", 2 << 20, 2), ("a", 100, 16), ("b", 4 << 40, 2), ("", 0, 16)]
@@ -81,6 +98,6 @@ mod tests {
         for number in 0..100 {
             drop(try_enter(&rooms, &number.to_string(), 1).await);
         }
-        assert!(rooms.0.lock().len() <= UNUSED_MAX + 1);
+        assert!(rooms.known.lock().len() <= UNUSED_MAX + 1);
     }
 }

@@ -15,6 +15,96 @@ pub struct Settings {
     /// Most bytes that wait in the spool; 0 for the default: 10 GiB, or twice the database's size
     /// if that is more.
     pub spool_cap: u64,
+    /// How the replica's history is kept up.
+    pub history: History,
+}
+
+/// How files are joined, and how long they are kept. What is not to be done has a time of zero, but
+/// for `retention`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct History {
+    /// Windows of level 1, 2, and so on: what is shipped in one becomes one file.
+    pub levels: Vec<Duration>,
+    /// Window in which at most one snapshot is made.
+    pub snapshot_interval: Duration,
+    /// How far back states can be restored; `None` for ever.
+    pub retention: Option<Duration>,
+    /// How far back they can be restored one by one.
+    pub l0_retention: Duration,
+    /// Whether anything is ever deleted from the store.
+    pub deletes: bool,
+    /// Window in which the newest state is proven once from the store's files.
+    pub validation_interval: Duration,
+    /// Whether a file that makes the database smaller holds all of its pages.
+    pub shrink_images: bool,
+    /// Most bytes of shipped files that are kept on this machine to be joined.
+    pub copies_cap: u64,
+}
+
+/// Level 1, 2 and 3, as Litestream has them.
+const LEVELS: &str = "30s,5m,1h";
+/// Level 1 to 8 can have files of joined ones.
+const LEVELS_MAX: usize = 8;
+const DAY: Duration = Duration::from_hours(24);
+const COPIES_CAP: u64 = 16 << 20;
+
+impl History {
+    fn resolve(lookup: &dyn Lookup) -> Result<History, String> {
+        let time = |name, default| match find(lookup, name) {
+            None => Ok(default),
+            Some(text) => parse_time_or_off(&text).map_err(|why| format!("{name}: {why}")),
+        };
+        let levels = find(lookup, "levels").unwrap_or_else(|| LEVELS.to_string());
+        let levels = parse_levels(&levels).map_err(|why| format!("levels: {why}"))?;
+        let switch = |name, default| match find(lookup, name).as_deref().map(str::trim) {
+            None => Ok(default),
+            Some("on") => Ok(true),
+            Some("off") => Ok(false),
+            Some(other) => Err(format!("{name}: '{other}' is neither on nor off")),
+        };
+        let history = History {
+            levels,
+            snapshot_interval: time("snapshot-interval", Some(DAY))?.unwrap_or_default(),
+            retention: time("retention", Some(7 * DAY))?,
+            l0_retention: time("l0-retention", Some(DAY))?.unwrap_or(Duration::MAX),
+            deletes: switch("deletes", true)?,
+            shrink_images: switch("shrink-images", false)?,
+            validation_interval: time("validation-interval", None)?.unwrap_or_default(),
+            copies_cap: match find(lookup, "copies-cap") {
+                None => COPIES_CAP,
+                Some(text) => parse_size(&text).map_err(|why| format!("copies-cap: {why}"))?,
+            },
+        };
+        if history.retention.is_some_and(|retention| retention.is_zero()) {
+            return Err("retention: 0 would keep nothing; say how long, or off to keep all".into());
+        }
+        Ok(history)
+    }
+}
+
+/// `30s,5m,1h`, each longer than the one before it; or `off`.
+fn parse_levels(text: &str) -> Result<Vec<Duration>, String> {
+    if text.trim() == "off" {
+        return Ok(Vec::new());
+    }
+    let levels: Vec<Duration> = text.split(',').map(parse_duration).collect::<Result<_, _>>()?;
+    if levels.len() > LEVELS_MAX {
+        return Err(format!("there are {LEVELS_MAX} levels at the most"));
+    }
+    let rises = levels.windows(2).all(|pair| matches!(pair, [a, b] if a < b));
+    match levels.first() {
+        Some(first) if rises && !first.is_zero() => Ok(levels),
+        _ => Err(format!(
+            "'{text}' does not rise: each level's time must be longer than the one before it, as in {LEVELS}"
+        )),
+    }
+}
+
+fn parse_time_or_off(text: &str) -> Result<Option<Duration>, String> {
+    match text.trim() {
+        "off" => Ok(None),
+        text => parse_duration(text).map(Some),
+    }
 }
 
 /// Looks a setting up: first the URI parameter of this name, then the environment variable
@@ -50,6 +140,7 @@ impl Settings {
             sync_interval: duration("sync-interval", Duration::from_secs(1))?,
             shutdown_timeout: duration("shutdown-timeout", Duration::from_secs(5))?,
             spool_cap,
+            history: History::resolve(lookup)?,
         }))
     }
 }
@@ -128,6 +219,33 @@ mod tests {
         assert_eq!(settings.sync_interval, Duration::from_millis(10));
         assert_eq!(settings.spool_cap, 2 << 20);
         assert_eq!(Settings::resolve(Path::new("a"), &Given(&[])), Ok(None));
+        assert_eq!(settings.history.levels.len(), 3);
+        assert_eq!(settings.history.retention, Some(7 * DAY));
+        let given = Given(&[
+            ("replica", "s3://b/p"),
+            ("levels", "10s, 1m"),
+            ("retention", "720h"),
+            ("snapshot-interval", "off"),
+            ("deletes", "off"),
+        ]);
+        let history = Settings::resolve(Path::new("a"), &given).unwrap().unwrap().history;
+        assert_eq!(history.levels, [Duration::from_secs(10), Duration::from_mins(1)]);
+        assert_eq!((history.retention, history.deletes), (Some(30 * DAY), false));
+        assert_eq!(history.snapshot_interval, Duration::ZERO);
+        for (name, value) in [
+            ("levels", "5m,30s"),
+            ("levels", "0,1h"),
+            ("levels", "1s,2s,3s,4s,5s,6s,7s,8s,9s"),
+            ("levels", ""),
+            ("retention", "0"),
+            ("retention", "forever"),
+            ("deletes", "no"),
+            ("shrink-images", "1"),
+        ] {
+            let wrong: &'static _ = Box::leak(Box::new([("replica", "x"), (name, value)]));
+            let message = Settings::resolve(Path::new("a"), &Given(wrong)).unwrap_err();
+            assert!(message.starts_with(name), "{message}");
+        }
         let wrong = Given(&[("replica", "x"), ("shutdown-timeout", "5 parsecs")]);
         let message = Settings::resolve(Path::new("a"), &wrong).unwrap_err();
         assert!(message.contains("shutdown-timeout") && message.contains("5 parsecs"), "{message}");

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::claim::Claim;
 use crate::engine::{Failure, Head, Verdict};
+use crate::history;
 use crate::ltx::{FileName, HEADER_LEN, Header, MIN_FILE_LEN, TRAILER_LEN};
 use crate::process::{Control, Process};
 use crate::rooms::Rooms;
@@ -21,6 +22,9 @@ use crate::units::{Level, Timestamp, Txid, WriterId};
 /// Parts of an image that wait for their upload; with the part being filled and the one being
 /// sent, this bounds the memory of an image.
 const PARTS_WAITING: usize = 1;
+/// Most threads that wait for files, or join some: five at the most do that ([`Rooms::for_joins`]), and
+/// each waits for another that reads.
+const BLOCKING_MAX: usize = 9;
 
 /// What the thread is told.
 pub(crate) enum Order {
@@ -46,12 +50,13 @@ pub(crate) enum Task {
         acked: Txid,
         claim: Option<Claim>,
     },
-    /// The file goes out only if the replica still holds the transactions in `after`.
+    /// The file goes out only if the replica holds what comes before it still, as far as that is to
+    /// be looked at.
     Put {
         key: Key,
         body: Body,
         timestamp: Timestamp,
-        after: Vec<Txid>,
+        look: Look,
     },
     /// Compare the file of this name with what we put: its first and last bytes and its length.
     Inspect {
@@ -71,6 +76,35 @@ pub(crate) enum Task {
         timestamp: Timestamp,
         len: u64,
     },
+    /// What keeps the history up, beside all else. In the folder `copies` are some of the store's
+    /// files.
+    History {
+        work: history::Work,
+        copies: Option<PathBuf>,
+    },
+}
+
+/// What is looked at before a file goes out.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Look {
+    /// The last transaction that the store confirmed: its own file must be there, as that of the
+    /// log's end always is. Where only joined files have it, the log has gone on without us.
+    pub last: Option<Txid>,
+    /// An earlier one, which any file may hold.
+    pub earlier: Option<Txid>,
+    /// The first file of a lineage: the log must end before it.
+    pub first: bool,
+    /// Whose file it is: that itself may be there already, and was not heard of.
+    pub writer: WriterId,
+}
+
+/// What a look came to.
+enum Seen {
+    AsExpected,
+    /// Files are gone that were confirmed; the log ends with this transaction.
+    Lost(Option<Txid>),
+    /// The log has this end already.
+    GoneOn(Head),
 }
 
 /// What tells our file from any other: the header, with writer, time and checksums, and the trailer
@@ -113,6 +147,7 @@ pub(crate) enum Outcome {
         outcome: UploadOutcome,
     },
     Failed(Failure),
+    History(history::Done),
 }
 
 /// How an upload goes on, and ends.
@@ -134,7 +169,7 @@ pub(crate) fn run(process: Arc<Process>, mut orders: mpsc::UnboundedReceiver<Ord
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_name("walferry-io")
-        .max_blocking_threads(4)
+        .max_blocking_threads(BLOCKING_MAX)
         .build()
     {
         Ok(runtime) => runtime,
@@ -145,14 +180,15 @@ pub(crate) fn run(process: Arc<Process>, mut orders: mpsc::UnboundedReceiver<Ord
     };
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
-        let rooms = Rc::new(Rooms::default());
+        let images = Rc::new(Rooms::for_images());
+        let joins = Rc::new(Rooms::for_joins());
         while let Some(order) = orders.recv().await {
-            let (process, rooms) = (process.clone(), rooms.clone());
+            let (process, images, joins) = (process.clone(), images.clone(), joins.clone());
             tokio::task::spawn_local(async move {
                 match order {
                     Order::Job(job) => {
                         let database = job.database;
-                        let outcome = perform(&process, &rooms, job).await;
+                        let outcome = perform(&process, &images, &joins, job).await;
                         process.control(Control::Shipped(database, outcome));
                     }
                     Order::Listen { database, bell, until } => {
@@ -191,23 +227,31 @@ async fn listen(process: &Process, database: u64, bell: &Path, mut until: onesho
     }
 }
 
-async fn perform(process: &Process, rooms: &Rooms, job: Job) -> Outcome {
+async fn perform(process: &Process, images: &Rooms, joins: &Rooms, job: Job) -> Outcome {
     let Job { database, store, task } = job;
     let report = |outcome| process.control(Control::Shipped(database, outcome));
     let slow_down = |wait| report(Outcome::SlowDown(wait));
     let result = match task {
         Task::FindHead { acked, claim } => find_or_claim(&*store, acked, claim).await,
-        Task::Put { key, body, timestamp, after } => {
-            put(&*store, key, body, timestamp, &after).await
-        }
+        Task::Put { key, body, timestamp, look } => put(&*store, key, body, timestamp, look).await,
         Task::Inspect { txid, ours } => {
             inspect(&*store, txid, &ours).await.map(|verdict| Outcome::Inspected { txid, verdict })
         }
         Task::Confirm { key, writer, checksum } => confirm(&*store, key, writer, checksum)
             .await
             .map(|arrived| Outcome::Confirmed { arrived }),
+        Task::History { work, copies } => {
+            let len = match &work {
+                history::Work::Join(step) | history::Work::Prove(step) => {
+                    step.inputs.iter().map(|file| file.len).fold(0, u64::saturating_add)
+                }
+                history::Work::Survey | history::Work::Retain { .. } => 0,
+            };
+            let _room = joins.enter("", len).await;
+            return Outcome::History(history::perform(store, work, copies).await);
+        }
         Task::OpenUpload { job, key, timestamp, len } => {
-            let _room = rooms.enter(store.server().unwrap_or_default(), len).await;
+            let _room = images.enter(store.server().unwrap_or_default(), len).await;
             let tell = |outcome| report(Outcome::Upload { job, outcome });
             let outcome = upload(&*store, key, timestamp, &tell).await;
             return Outcome::Upload {
@@ -231,11 +275,14 @@ async fn put(
     key: Key,
     body: Body,
     timestamp: Timestamp,
-    after: &[Txid],
+    look: Look,
 ) -> Result<Outcome, crate::store::Error> {
-    for before in after {
-        if let Some(end) = find_loss(store, *before).await? {
-            return Ok(Outcome::Lost(end));
+    match see(store, look, key.name.min).await? {
+        Seen::AsExpected => {}
+        Seen::Lost(end) => return Ok(Outcome::Lost(end)),
+        Seen::GoneOn(head) => {
+            let verdict = Verdict::Foreign { writer: head.writer };
+            return Ok(Outcome::Inspected { txid: key.name.min, verdict });
         }
     }
     match store.put_new(key, body, timestamp).await {
@@ -245,26 +292,41 @@ async fn put(
     }
 }
 
-/// Whether no file holds this transaction any more, and where the log ends then. One request if it
-/// is where it was put.
-async fn find_loss(
-    store: &dyn Store,
-    txid: Txid,
-) -> Result<Option<Option<Txid>>, crate::store::Error> {
-    if head_at(store, txid).await?.is_some() {
-        return Ok(None);
-    }
-    let mut head = None;
-    for level in Level::all() {
-        for file in store.list(level).await? {
-            let name = file.key.name;
-            if (name.min..=name.max).contains(&txid) {
-                return Ok(None);
+/// Looks whether the file of `next` would follow what it is to follow. One request for each
+/// transaction that is where it was put.
+async fn see(store: &dyn Store, look: Look, next: Txid) -> Result<Seen, crate::store::Error> {
+    for (txid, is_last) in [(look.last, true), (look.earlier, false)] {
+        let Some(txid) = txid else { continue };
+        if head_at(store, txid).await?.is_some() {
+            continue;
+        }
+        let (mut holds, mut head) = (false, None);
+        for level in Level::all() {
+            for file in store.list(level).await? {
+                let name = file.key.name;
+                holds |= (name.min..=name.max).contains(&txid);
+                head = head.max(Some(name.max));
             }
-            head = head.max(Some(name.max));
+        }
+        if !holds {
+            return Ok(Seen::Lost(head));
+        }
+        if is_last && head >= Some(next) {
+            return gone_on(store, next, look.writer).await;
         }
     }
-    Ok(Some(head))
+    if look.first { gone_on(store, next, look.writer).await } else { Ok(Seen::AsExpected) }
+}
+
+/// Whether the log has reached `next` already, and not with a file of this writer's as its last.
+async fn gone_on(
+    store: &dyn Store,
+    next: Txid,
+    writer: WriterId,
+) -> Result<Seen, crate::store::Error> {
+    let head = find_head(store, Txid::ZERO).await?;
+    let head = head.filter(|head| head.txid > next || head.txid == next && head.writer != writer);
+    Ok(head.map_or(Seen::AsExpected, Seen::GoneOn))
 }
 
 /// The log's end; taken over as `claim` says, if another writer made it.
@@ -438,7 +500,7 @@ fn ended(error: &crate::store::Error) -> UploadOutcome {
     }
 }
 
-fn failure(error: &crate::store::Error) -> Failure {
+pub(crate) fn failure(error: &crate::store::Error) -> Failure {
     let mut message = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(inner) = cause {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::history;
 use crate::units::Txid;
 
 /// The words for a database's state.
@@ -48,6 +49,8 @@ pub struct Report {
     pub images: u64,
     /// Comparisons of the whole database with the page table.
     pub resyncs: u64,
+    /// How the replica's history stands.
+    pub history: history::Status,
     /// Connections of this process.
     pub connections: usize,
     /// What did not fit last ([`crate::finding`]), by its name.
@@ -72,6 +75,7 @@ impl Report {
             requests: 0,
             images: 0,
             resyncs: 0,
+            history: history::Status::default(),
             connections: 0,
             found: None,
             last_error: None,
@@ -108,6 +112,11 @@ impl Report {
             "requests": self.requests,
             "images": self.images,
             "resyncs": self.resyncs,
+            "joined": self.history.joined,
+            "removed": self.history.removed,
+            "proven": self.history.proven.map(|(txid, _)| txid.to_string()),
+            "proven_at": self.history.proven.map(|(_, at)| at.to_string()),
+            "history_error": self.history.failure,
             "connections": self.connections,
             "found": self.found,
             "last_error": self.last_error,

@@ -3,11 +3,11 @@
 use serde_json::json;
 
 use super::{Error, moment, print, table};
-use crate::history::{self, Joined};
+use crate::history::{self, Joined, Purpose};
 use crate::plan::compact::{self, Step};
 use crate::restore::list_in_turn;
 use crate::store;
-use crate::units::{Level, Timestamp};
+use crate::units::{Level, Txid};
 
 /// Arguments of `walferry compact`.
 #[derive(clap::Args)]
@@ -32,15 +32,16 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     let mut files = list_in_turn(store.as_ref()).await?;
     let mut lines = Vec::new();
     for level in args.level.iter().filter_map(|level| Level::new(*level)) {
-        let Some(step) = compact::next(&files, level, Timestamp(i64::MAX)) else { continue };
+        let Some(step) = compact::next(&files, level, Txid(u64::MAX)) else { continue };
         if args.dry_run {
             // What a later level would join of this one is planned as if it were there.
             let len = step.inputs.iter().map(|file| file.len).fold(0, u64::saturating_add);
-            files.push(store::FileInfo { key: step.key, len, modified: moment::now() });
+            let now = moment::now();
+            files.push(store::FileInfo { key: step.key, len, modified: now, stored: now });
             lines.push(line(&args, &step, None));
             continue;
         }
-        let joined = history::join(store.clone(), step.clone());
+        let joined = history::join(store.clone(), step.clone(), Purpose::Publish, None);
         let joined = joined.await.map_err(|error| super::about(&args.url, error.into()))?;
         files = list_in_turn(store.as_ref()).await?;
         lines.push(line(&args, &step, Some(joined)));

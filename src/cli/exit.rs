@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
+use crate::plan::generations;
 use crate::{plan, restore, store};
 
 /// The exit statuses. Their numbers are a promise.
@@ -58,8 +59,15 @@ pub(super) fn of_restore(error: &restore::Error) -> Exit {
     match error {
         Error::Store(error) | Error::BrokenOff { source: error, .. } => of_store(error.kind),
         Error::Plan(plan::Error::Empty | plan::Error::NotReachable { .. })
-        | Error::TooEarly { .. } => Exit::Nothing,
+        | Error::TooEarly { .. }
+        | Error::Generations(generations::Error::TooEarly { .. } | generations::Error::Empty) => {
+            Exit::Nothing
+        }
         Error::Plan(plan::Error::NoBase { .. } | plan::Error::Gap { .. })
+        | Error::Generations(
+            generations::Error::MissingIndex { .. } | generations::Error::MissingSegment { .. },
+        )
+        | Error::Object { .. }
         | Error::File { .. }
         | Error::Chain { .. }
         | Error::PageSize { .. }

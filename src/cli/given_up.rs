@@ -136,6 +136,8 @@ impl Held {
         remove(fs::remove_file, &self.dir.join("state"))?;
         remove(fs::remove_file, &self.dir.join("pages"))?;
         remove(fs::remove_dir_all, &self.dir.join("spool"))?;
+        remove(fs::remove_dir_all, &self.dir.join("copies"))?;
+        remove(fs::remove_file, &self.dir.join("history"))?;
         sync(&self.dir)?;
         Ok(kept)
     }

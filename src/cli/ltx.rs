@@ -2,12 +2,12 @@
 
 use serde_json::json;
 
-use super::{Error, print, table};
-use crate::plan::restore::{head, restorable, restore};
+use super::{Error, generations, print, table};
+use crate::plan::restore::{head, restorable};
 use crate::plan::{self, Target};
-use crate::restore::{list_in_turn, range};
+use crate::restore::{self, Range, list_in_turn, range};
 use crate::store::{self, FileInfo};
-use crate::units::Level;
+use crate::units::{Level, Txid};
 
 /// Arguments of `walferry ltx`.
 #[derive(clap::Args)]
@@ -41,7 +41,8 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     let store = store::url::open(&args.url)?;
     // What can be restored depends on all levels, whichever are shown.
     let files = list_in_turn(store.as_ref()).await?;
-    if files.is_empty() {
+    let old = restore::generations::list(store.as_ref()).await?;
+    if files.is_empty() && old.is_empty() {
         return Err(Error::Restore(plan::Error::Empty.into()));
     }
     let shown: Vec<&FileInfo> = files
@@ -52,13 +53,16 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
         })
         .collect();
     let points = restorable(&files);
-    let problem = restore(&files, Target::Latest).err().map(|error| error.to_string());
+    let problem = match plan::restore::restore(&files, Target::Latest) {
+        Err(plan::Error::Empty) | Ok(_) => None,
+        Err(error) => Some(error.to_string()),
+    };
     // A replica whose files are damaged is listed all the same.
     let (times, unreadable) = match range(store.as_ref(), &files).await {
         Ok(times) => (times, None),
         Err(error) => (None, Some(error.to_string())),
     };
-    let problem = problem.or(unreadable);
+    let problem = problem.or(unreadable).or_else(|| generations::problem(&old));
     if args.json {
         let text = json!({
             "files": shown.iter().map(|file| table::json(file)).collect::<Vec<_>>(),
@@ -70,11 +74,27 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
                 "to": times.map(|times| times.last.to_string()),
             },
             "head": head(&files).map(|txid| txid.to_string()),
+            "generations": generations::json(&old),
             "problem": problem,
         });
         return print(&format!("{text}\n"));
     }
-    let summary = match (points.as_slice(), points.last()) {
+    let mut text = String::new();
+    if !files.is_empty() {
+        text += &files_in_words(shown, &points, times);
+    }
+    // What a level holds has nothing to do with generations.
+    if matches!(args.level, Levels::All) {
+        text += &generations::text(&old);
+    }
+    if let Some(problem) = problem {
+        text += &["warning: ", &problem, "\n"].concat();
+    }
+    print(&text)
+}
+
+fn files_in_words(shown: Vec<&FileInfo>, points: &[Txid], times: Option<Range>) -> String {
+    let summary = match (points, points.last()) {
         ([only], _) => format!("restorable: TXID {only}\n"),
         ([first, ..], Some(last)) => {
             format!("restorable: {} states, TXID {first} to {last}\n", points.len())
@@ -86,8 +106,5 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
         text += &["committed: ", &times.first.to_string(), " to ", &times.last.to_string(), "\n"]
             .concat();
     }
-    if let Some(problem) = problem {
-        text += &["warning: ", &problem, "\n"].concat();
-    }
-    print(&text)
+    text
 }

@@ -3,6 +3,7 @@
 mod compact;
 mod exit;
 mod extension;
+mod generations;
 mod given_up;
 mod ltx;
 mod moment;

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::progress::bytes;
-use super::{Error, print, table};
+use super::{Error, generations, print, table};
+use crate::plan::generations::Generation;
 use crate::plan::points::{Cost, Gap, Part, Point, Range, parts, points};
-use crate::plan::restore::{head, restore};
+use crate::plan::restore::head;
 use crate::plan::{self, Target};
 use crate::restore::{self, Known, known, list_in_turn, requests};
 use crate::store::{self, Store};
@@ -17,21 +18,26 @@ use crate::store::{self, Store};
 pub(super) async fn list(url: &str, in_json: bool, parallelism: usize) -> Result<(), Error> {
     let store = store::url::open(url)?;
     let files = list_in_turn(store.as_ref()).await?;
-    if files.is_empty() {
+    let old = restore::generations::list(store.as_ref()).await?;
+    if files.is_empty() && old.is_empty() {
         return Err(Error::Restore(plan::Error::Empty.into()));
     }
     let points = points(&files, requests);
     let parts = parts(&points, &files);
     let ends: Vec<Point> = parts.iter().flat_map(ends).copied().collect();
     let known = known(&store, &ends, parallelism).await;
-    let problem = restore(&files, Target::Latest).err().map(|error| error.to_string());
+    let problem = match plan::restore::restore(&files, Target::Latest) {
+        Err(plan::Error::Empty) | Ok(_) => None,
+        Err(error) => Some(error.to_string()),
+    };
     let listed = Listed {
         store: &store,
         points: &points,
         parts: &parts,
         known: ends.iter().zip(known).collect(),
         head: head(&files).map(|txid| txid.to_string()),
-        problem,
+        problem: problem.or_else(|| generations::problem(&old)),
+        old: &old,
     };
     print(&if in_json { format!("{}\n", listed.json()) } else { listed.text() })
 }
@@ -52,6 +58,8 @@ struct Listed<'a> {
     parts: &'a [Part],
     known: Vec<(&'a Point, Result<Known, restore::Error>)>,
     head: Option<String>,
+    /// What Litestream 0.3 left.
+    old: &'a [Generation],
     /// Why the newest state cannot be restored.
     problem: Option<String>,
 }
@@ -68,6 +76,18 @@ impl Listed<'_> {
     }
 
     fn text(&self) -> String {
+        let mut text = String::new();
+        if !self.parts.is_empty() {
+            text += &self.states_in_words();
+        }
+        text += &generations::text(self.old);
+        for warning in self.problem.iter().chain(&self.unreadable()) {
+            text += &["warning: ", warning, "\n"].concat();
+        }
+        text
+    }
+
+    fn states_in_words(&self) -> String {
         let mut text = format!(
             "{:16}  {:16}  {:>7}  {:4}  {:24}  {:24}  {:>10}  {:>10}  requests\n",
             "first_txid", "last_txid", "states", "step", "from", "to", "database", "to read"
@@ -84,13 +104,9 @@ impl Listed<'_> {
                 format!("{states} states, TXID {} to {}\n", first.txid, last.txid)
             }
             (Some(only), _) => format!("1 state, TXID {}\n", only.txid),
-            _ => "nothing can be restored\n".to_string(),
+            _ => "nothing of it can be restored\n".to_string(),
         };
-        text += &summary;
-        for warning in self.problem.iter().chain(&self.unreadable()) {
-            text += &["warning: ", warning, "\n"].concat();
-        }
-        text
+        text + &summary
     }
 
     /// Sizes are those of the newest state of the range.
@@ -146,6 +162,7 @@ impl Listed<'_> {
             "gaps": gaps.collect::<Vec<_>>(),
             "states": states.collect::<Vec<_>>(),
             "head": self.head,
+            "generations": generations::json(self.old),
             "problem": self.problem,
             "unreadable": self.unreadable(),
         })

@@ -1,14 +1,15 @@
 //! `walferry restore`.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::json;
 
 use super::planned::Planned;
-use super::{Error, moment, points, print, progress, table};
+use super::{Error, generations, moment, points, print, progress, table};
 use crate::plan;
 use crate::restore::{self, Integrity, Options, Point, Report, Watch};
-use crate::store::{self, ErrorKind};
+use crate::store::{self, ErrorKind, Store};
 use crate::units::{Timestamp, Txid};
 
 /// Arguments of `walferry restore`.
@@ -96,6 +97,25 @@ async fn restore_or_plan(args: &Args) -> Result<(), Error> {
         return points::list(&args.url, args.json, usize::from(args.parallelism)).await;
     }
     let store = store::url::open(&args.url)?;
+    let output = args.output.as_ref().filter(|_| !args.dry_run);
+    if let Some(output) = output {
+        restore::check_output(output, args.delta)?;
+    }
+    let Some(plan) = restore::generations::plan(store.as_ref(), args.point()).await? else {
+        return restore_files(args, store).await;
+    };
+    let Some(output) = output else {
+        return generations::show_plan(&plan, args.json);
+    };
+    let (parallelism, integrity) = (usize::from(args.parallelism), args.integrity_check);
+    let report = restore::generations::restore(store, plan, output, parallelism, integrity).await?;
+    if args.progress.quiet {
+        return Ok(());
+    }
+    generations::show_report(output, &report, args.json)
+}
+
+async fn restore_files(args: &Args, store: Arc<dyn Store>) -> Result<(), Error> {
     let output = match &args.output {
         Some(output) if !args.dry_run => output.clone(),
         _ => {

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::{Error, moment, print, table};
 use crate::history;
-use crate::plan::retain::{Policy, expired};
+use crate::plan::retain::{Own, Policy};
 use crate::restore::list_in_turn;
 use crate::store;
 use crate::units::Timestamp;
@@ -40,9 +40,9 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     };
     let policy = Policy { all: Some(before(args.retention)), l0: before(args.l0_retention) };
     let removed = if args.dry_run {
-        expired(&files, policy)
+        history::removable(&store, &files, policy, Own::NONE).await?
     } else {
-        history::remove(&store, &files, policy).await?
+        history::remove(&store, &files, policy, Own::NONE).await?
     };
     let bytes = removed.iter().map(|file| file.len).fold(0, u64::saturating_add);
     if args.json {

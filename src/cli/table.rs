@@ -9,7 +9,7 @@ use crate::store::FileInfo;
 /// One line a file under a heading.
 pub(super) fn text<'a>(files: impl IntoIterator<Item = &'a FileInfo>) -> String {
     let mut text = format!("level  {:16}  {:16}  {:>12}  time\n", "min_txid", "max_txid", "bytes");
-    for FileInfo { key, len, modified } in files {
+    for FileInfo { key, len, modified, .. } in files {
         let (min, max) = (key.name.min, key.name.max);
         // Writing to a string cannot fail.
         let _ = writeln!(text, "{:<5}  {min}  {max}  {len:>12}  {modified}", key.level.get());

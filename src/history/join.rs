@@ -3,17 +3,21 @@
 //! Memory: 32 MiB for what is read of all inputs together, a page for each, and two parts of the
 //! upload. Compressed pages are copied as they are.
 
-use std::io::{self, Write};
+use std::cell::Cell;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
 
+use crate::local::copies;
+use crate::ltx::encode::Encoded;
 use crate::ltx::{self, DatabaseChecksum, Decoder, HEADER_LEN, Header, Tag};
 use crate::plan::compact::Step;
 use crate::restore::Error;
 use crate::store::reader::StoreReader;
-use crate::store::{self, Body, ErrorKind, Key, Store, Upload};
+use crate::store::{self, Body, ErrorKind, FileInfo, Key, Store, Upload};
 use crate::units::Timestamp;
 
 /// What is read ahead of all inputs together, in bytes; and at the least and at the most of each.
@@ -31,89 +35,182 @@ pub struct Joined {
     pub len: u64,
     /// Pages in it.
     pub pages: u64,
-    /// Bytes read for it.
+    /// Bytes fetched from the store for it.
     pub fetched: u64,
+    /// Requests made for it, about.
+    pub requests: u64,
+    /// Commit time of the state that it leads to.
+    pub timestamp: Timestamp,
     /// Whether a file of this name was there first: then somebody else has joined these.
     pub existed: bool,
+    /// Whether it is a whole database that its last file's checksum has proven.
+    pub proven: bool,
+}
+
+/// What is done with the joined file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Purpose {
+    /// It is created at the store.
+    Publish,
+    /// Nothing: it was only to be seen that it can be made.
+    Prove,
 }
 
 /// Joins the files of a step to one. Needs a Tokio runtime; the work is done on a thread of its own.
-pub async fn join(store: Arc<dyn Store>, step: Step) -> Result<Joined, Error> {
+///
+/// What lies in the folder `copies` by its key's name ([`crate::local::copies`]) is read from there;
+/// the store is asked where one of these is not what it should be.
+pub async fn join(
+    store: Arc<dyn Store>,
+    step: Step,
+    purpose: Purpose,
+    copies: Option<PathBuf>,
+) -> Result<Joined, Error> {
     let runtime = Handle::current();
-    tokio::task::spawn_blocking(move || run(store.as_ref(), &runtime, &step))
-        .await
-        .map_err(|_| Error::Internal("a thread broke off"))?
-}
-
-fn run(store: &dyn Store, runtime: &Handle, step: &Step) -> Result<Joined, Error> {
-    let fetched = std::cell::Cell::new(0u64);
-    let told = |bytes| fetched.set(fetched.get().saturating_add(bytes));
-    let share = READ_AHEAD / (step.inputs.len() as u64).max(1);
-    let chunk = share.clamp(CHUNK.0, CHUNK.1);
-    let mut readers: Vec<StoreReader<'_>> = step
-        .inputs
-        .iter()
-        .map(|file| StoreReader::new(store, runtime, file.key, (file.len, chunk), &told))
-        .collect();
-    let result = merge(store, runtime, step, &mut readers);
-    // What the store did not give says more than what the decoder made of that.
-    if let Some(error) = readers.iter_mut().find_map(StoreReader::failure) {
-        return Err(error.into());
-    }
-    let (len, pages, existed) = result?;
-    Ok(Joined { key: step.key, len, pages, fetched: fetched.get(), existed })
-}
-
-fn merge(
-    store: &dyn Store,
-    runtime: &Handle,
-    step: &Step,
-    readers: &mut [StoreReader<'_>],
-) -> Result<(u64, u64, bool), Error> {
-    let broken = |source| Error::File { key: step.key, source };
-    let mut inputs = Vec::new();
-    let mut headers = Vec::new();
-    for (file, reader) in step.inputs.iter().zip(readers) {
-        let decoder =
-            Decoder::new(reader).map_err(|source| Error::File { key: file.key, source })?;
-        let header = *decoder.header();
-        if (header.min_txid, header.max_txid) != (file.key.name.min, file.key.name.max) {
-            return Err(Error::corrupt(file.key, "its header names other transactions"));
+    let job = move || {
+        let run =
+            |copies| Job { store: &*store, runtime: &runtime, step: &step, purpose, copies }.run();
+        match (run(copies.as_deref()), &copies) {
+            (Err(Error::Store(error)), _) => Err(error.into()),
+            (Err(_), Some(_)) => run(None),
+            (result, _) => result,
         }
-        headers.push((file.key, header));
-        inputs.push(decoder);
-    }
-    let header = joined_header(step.key, &headers)?;
-    let mut out = Out::new(store, runtime, step.key, header.timestamp);
-    let head = header.encode().map_err(broken)?;
-    let mut sum = DatabaseChecksum::EMPTY;
-    let merged = out.write_all(&head).map_err(ltx::Error::from).and_then(|()| {
-        ltx::merge::merge_seen(inputs, &header, &mut out, |pgno, page| {
-            sum.toggle(ltx::checksum::page(pgno, page));
-        })
-    });
-    let encoded = match merged {
-        Ok((_, encoded)) => encoded,
-        Err(source) => return Err(out.give_up().map_or_else(|| broken(source), Error::Store)),
     };
-    // A whole database is proven before anybody can see it.
-    let whole = header.tag.filter(|tag| tag.full_image);
-    if let Some(tag) = whole.filter(|tag| tag.post_apply != sum) {
-        out.give_up();
-        let (expected, found) = (tag.post_apply, sum);
-        return Err(Error::Database { key: step.key, expected, found });
-    }
-    match out.publish() {
-        Ok(()) => Ok((encoded.len, encoded.pages, false)),
-        Err(error) if error.kind == ErrorKind::AlreadyExists => {
-            Ok((encoded.len, encoded.pages, true))
+    let joined = tokio::task::spawn_blocking(job).await;
+    joined.map_err(|_| Error::Internal("a thread broke off"))?
+}
+
+struct Job<'a> {
+    store: &'a dyn Store,
+    runtime: &'a Handle,
+    step: &'a Step,
+    purpose: Purpose,
+    copies: Option<&'a Path>,
+}
+
+/// Where an input is read from.
+enum Source<'a> {
+    Copy(io::Cursor<Vec<u8>>),
+    Store(StoreReader<'a>),
+}
+
+impl Read for Source<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Source::Copy(copy) => copy.read(buffer),
+            Source::Store(reader) => reader.read(buffer),
         }
-        Err(error) => Err(error.into()),
     }
 }
 
-/// The header of the whole, if the files lead from one to the next.
-fn joined_header(key: Key, headers: &[(Key, Header)]) -> Result<Header, Error> {
+impl Job<'_> {
+    fn run(&self) -> Result<Joined, Error> {
+        let (fetched, requests) = (Cell::new(0u64), Cell::new(0u64));
+        let told = |bytes| {
+            fetched.set(fetched.get().saturating_add(bytes));
+            requests.set(requests.get().saturating_add(1));
+        };
+        let share = READ_AHEAD / (self.step.inputs.len() as u64).max(1);
+        let chunk = share.clamp(CHUNK.0, CHUNK.1);
+        let open = |file: &FileInfo| match self.copy(file) {
+            Some(copy) => Source::Copy(io::Cursor::new(copy)),
+            None => {
+                let len = (file.len, chunk);
+                Source::Store(StoreReader::new(self.store, self.runtime, file.key, len, &told))
+            }
+        };
+        let mut sources: Vec<Source<'_>> = self.step.inputs.iter().map(open).collect();
+        let result = self.merge(&mut sources);
+        // What the store did not give says more than what the decoder made of that.
+        let failed = sources.iter_mut().find_map(|source| match source {
+            Source::Copy(_) => None,
+            Source::Store(reader) => reader.failure(),
+        });
+        drop(sources);
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
+        let joined = result?;
+        Ok(Joined { fetched: fetched.get(), requests: joined.requests + requests.get(), ..joined })
+    }
+
+    /// All of a file whose copy is at hand; few are, and these are short.
+    fn copy(&self, file: &FileInfo) -> Option<Vec<u8>> {
+        let bytes = std::fs::read(copies::path(self.copies?, file.key)).ok()?;
+        (bytes.len() as u64 == file.len).then_some(bytes)
+    }
+
+    fn merge(&self, sources: &mut [Source<'_>]) -> Result<Joined, Error> {
+        let key = self.step.key;
+        let inputs = Inputs::open(self.step, sources.iter_mut())?;
+        let timestamp = inputs.header.timestamp;
+        let mut out = match self.purpose {
+            Purpose::Publish => Out::new(self.store, self.runtime, key, timestamp),
+            Purpose::Prove => Out::nowhere(self.store, self.runtime, key, timestamp),
+        };
+        // A whole database is proven before anybody can see it.
+        let (encoded, proven) = match inputs.join(&mut out) {
+            Ok(joined) => joined,
+            Err(error) => return Err(out.give_up().map_or(error, Error::Store)),
+        };
+        let (existed, requests) = out.publish()?;
+        let (len, pages, fetched) = (encoded.len, encoded.pages, 0);
+        Ok(Joined { key, len, pages, fetched, requests, timestamp, existed, proven })
+    }
+}
+
+/// Files that are about to be joined: their headers are read, and fit.
+pub struct Inputs<R> {
+    key: Key,
+    /// The header of the whole, but for its checksum.
+    header: Header,
+    decoders: Vec<Decoder<R>>,
+}
+
+impl<R: Read> Inputs<R> {
+    /// Reads the headers of a step's files, given in its order.
+    pub fn open(step: &Step, sources: impl IntoIterator<Item = R>) -> Result<Inputs<R>, Error> {
+        let (mut headers, mut decoders) = (Vec::new(), Vec::new());
+        for (file, source) in step.inputs.iter().zip(sources) {
+            let decoder =
+                Decoder::new(source).map_err(|source| Error::File { key: file.key, source })?;
+            let header = *decoder.header();
+            if (header.min_txid, header.max_txid) != (file.key.name.min, file.key.name.max) {
+                return Err(Error::corrupt(file.key, "its header names other transactions"));
+            }
+            headers.push((file.key, header));
+            decoders.push(decoder);
+        }
+        let (header, superseded) = joined_header(step.key, &headers)?;
+        // What a full image supersedes is not read; it may even be of another page size.
+        decoders.drain(..superseded);
+        Ok(Inputs { key: step.key, header, decoders })
+    }
+
+    /// Writes the joined file, and tells whether it is a whole database that was proven. If it is one
+    /// that is not what its last file says, that is an error, and `out` has all of it.
+    pub fn join(self, out: &mut impl Write) -> Result<(Encoded, bool), Error> {
+        let Inputs { key, header, decoders } = self;
+        let broken = |source| Error::File { key, source };
+        let head = header.encode().map_err(broken)?;
+        out.write_all(&head).map_err(ltx::Error::from).map_err(broken)?;
+        let mut sum = DatabaseChecksum::EMPTY;
+        let merged = ltx::merge::merge_seen(decoders, &header, out, |pgno, page| {
+            sum.toggle(ltx::checksum::page(pgno, page));
+        });
+        let (_, encoded) = merged.map_err(broken)?;
+        match header.tag.filter(|tag| tag.full_image) {
+            Some(tag) if tag.post_apply != sum => {
+                Err(Error::Database { key, expected: tag.post_apply, found: sum })
+            }
+            whole => Ok((encoded, whole.is_some())),
+        }
+    }
+}
+
+/// The header of the whole, if the files lead from one to the next, and how many of the first of them
+/// a full image supersedes.
+fn joined_header(key: Key, headers: &[(Key, Header)]) -> Result<(Header, usize), Error> {
     let (Some((_, first)), Some((_, last))) = (headers.first(), headers.last()) else {
         return Err(Error::Internal("nothing to join"));
     };
@@ -142,7 +239,7 @@ fn joined_header(key: Key, headers: &[(Key, Header)]) -> Result<Header, Error> {
         post_apply: tag.post_apply,
         full_image: whole || full.is_some(),
     });
-    Ok(Header {
+    let header = Header {
         min_txid: key.name.min,
         max_txid: key.name.max,
         wal_offset: 0,
@@ -150,7 +247,8 @@ fn joined_header(key: Key, headers: &[(Key, Header)]) -> Result<Header, Error> {
         salts: crate::units::Salts::default(),
         tag,
         ..*last
-    })
+    };
+    Ok((header, full.unwrap_or(0)))
 }
 
 /// What is written goes up part by part, and at once if it is short.
@@ -162,12 +260,19 @@ struct Out<'a> {
     buffer: Vec<u8>,
     upload: Option<(Box<dyn Upload>, u32)>,
     failure: Option<store::Error>,
+    /// Nothing is sent.
+    nowhere: bool,
 }
 
 impl<'a> Out<'a> {
     fn new(store: &'a dyn Store, runtime: &'a Handle, key: Key, timestamp: Timestamp) -> Out<'a> {
         let buffer = Vec::with_capacity(HEADER_LEN);
-        Out { store, runtime, key, timestamp, buffer, upload: None, failure: None }
+        let (upload, failure) = (None, None);
+        Out { store, runtime, key, timestamp, buffer, upload, failure, nowhere: false }
+    }
+
+    fn nowhere(store: &'a dyn Store, runtime: &'a Handle, key: Key, at: Timestamp) -> Out<'a> {
+        Out { nowhere: true, ..Out::new(store, runtime, key, at) }
     }
 
     fn send(&mut self) -> Result<(), store::Error> {
@@ -193,28 +298,44 @@ impl<'a> Out<'a> {
         self.failure.take()
     }
 
-    fn publish(mut self) -> Result<(), store::Error> {
+    /// Makes the file appear. Gives whether one of its name was there, and how many requests were
+    /// made.
+    fn publish(mut self) -> Result<(bool, u64), store::Error> {
+        if self.nowhere {
+            return Ok((false, 0));
+        }
         let rest = Bytes::from(std::mem::take(&mut self.buffer));
-        match self.upload.take() {
+        let (result, requests) = match self.upload.take() {
             None => {
                 let put = self.store.put_new(self.key, Body::Bytes(rest), self.timestamp);
-                self.runtime.block_on(put)
+                (self.runtime.block_on(put), 1)
             }
-            Some((mut upload, number)) => self.runtime.block_on(async {
-                if !rest.is_empty()
-                    && let Err(error) = upload.part(number, rest).await
-                {
-                    upload.abort().await;
-                    return Err(error);
-                }
-                upload.complete().await
-            }),
+            Some((mut upload, number)) => {
+                let complete = async {
+                    if !rest.is_empty()
+                        && let Err(error) = upload.part(number, rest).await
+                    {
+                        upload.abort().await;
+                        return Err(error);
+                    }
+                    upload.complete().await
+                };
+                (self.runtime.block_on(complete), 3 + u64::from(number))
+            }
+        };
+        match result {
+            Ok(()) => Ok((false, requests)),
+            Err(error) if error.kind == ErrorKind::AlreadyExists => Ok((true, requests)),
+            Err(error) => Err(error),
         }
     }
 }
 
 impl Write for Out<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.nowhere {
+            return Ok(bytes.len());
+        }
         self.buffer.extend_from_slice(bytes);
         if self.buffer.len() > AT_ONCE
             && let Err(error) = self.send()

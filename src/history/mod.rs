@@ -1,46 +1,114 @@
 //! Keeping a replica's history in order: joining files, and removing what is not needed any more.
-//! What is done is decided in [`crate::plan::compact`] and [`crate::plan::retain`].
+//! When that is due is decided in [`machine`], what is done in [`crate::plan::compact`] and
+//! [`crate::plan::retain`].
 //!
 //! Any process may do this at any time, beside the writer and beside others that do the same: a
 //! joined file is created only if its name is free, holds what its name says, and leads to the same
 //! database as the files that it was made from.
 
 mod join;
+pub mod machine;
+mod work;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-pub use join::{Joined, join};
+pub use join::{Inputs, Joined, Purpose, join};
+pub use machine::{Event, History, Options, Saved, Status, Work};
+pub use work::{Done, perform};
 
-use crate::plan::retain::{Policy, expired};
-use crate::restore::list_in_turn;
-use crate::store::{Error, ErrorKind, FileInfo, Store};
+use tokio::task::JoinSet;
 
-/// Removes what the policy does not keep, oldest first, and looks afterwards whether it is gone. Gives
-/// what was removed.
+use crate::plan::retain::{Doomed, Own, Policy, begun, doomed, expired};
+use crate::shipper::read_header;
+use crate::store::{Error, ErrorKind, FileInfo, Key, Store};
+use crate::units::Level;
+
+/// How many deletes, or looks before them, are under way at a time.
+const AT_A_TIME: usize = 8;
+
+/// What can be removed by this policy: what it does not keep, but for the first file of each lineage.
+/// Of files of level 0 that are not `own` the headers are read.
+pub async fn removable(
+    store: &Arc<dyn Store>,
+    files: &[FileInfo],
+    policy: Policy,
+    own: Own,
+) -> Result<Vec<FileInfo>, Error> {
+    let expired = expired(files, policy);
+    let Doomed { unsure, .. } = doomed(expired.clone(), own);
+    let mut writers = BTreeMap::new();
+    let (mut waiting, mut reads) = (unsure.iter().map(|file| file.key), JoinSet::new());
+    loop {
+        while reads.len() < AT_A_TIME
+            && let Some(key) = waiting.next()
+        {
+            let store = store.clone();
+            reads.spawn(async move { (key, read_header(store.as_ref(), key).await) });
+        }
+        let Some(read) = reads.join_next().await else { break };
+        let (key, header) = read.map_err(broken_off)?;
+        let writer = match header {
+            Ok(header) => header.ok().map(|header| header.writer),
+            Err(error) if error.kind == ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        writers.insert(key, writer);
+    }
+    let writer = |file: &FileInfo| writers.get(&file.key).copied().flatten();
+    let written: Vec<_> = unsure.iter().map(|file| (*file, writer(file))).collect();
+    let stays: BTreeSet<Key> = begun(&written).into_iter().collect();
+    let goes = |file: &&FileInfo| {
+        let later = file.key.level == Level::L0 && file.key.name.max > own.last;
+        !later && !stays.contains(&file.key)
+    };
+    Ok(expired.iter().filter(goes).copied().collect())
+}
+
+fn broken_off(error: tokio::task::JoinError) -> Error {
+    Error::caused(ErrorKind::Other, "a request broke off", error)
+}
+
+/// Removes what [`removable`] says, oldest first, and looks afterwards whether it is gone. Gives what
+/// was removed.
 ///
-/// `files` is a listing made before: what came since is not touched.
+/// `files` is a listing made before: what came since is not touched. Needs a Tokio runtime.
 pub async fn remove(
     store: &Arc<dyn Store>,
     files: &[FileInfo],
     policy: Policy,
+    own: Own,
 ) -> Result<Vec<FileInfo>, Error> {
-    let expired = expired(files, policy);
-    for file in &expired {
-        store.delete(file.key).await?;
+    let expired = removable(store, files, policy, own).await?;
+    let mut waiting = expired.iter().map(|file| file.key);
+    let mut deletes = JoinSet::new();
+    loop {
+        while deletes.len() < AT_A_TIME
+            && let Some(key) = waiting.next()
+        {
+            let store = store.clone();
+            deletes.spawn(async move { store.delete(key).await });
+        }
+        match deletes.join_next().await {
+            None => break,
+            Some(deleted) => deleted
+                .map_err(|error| Error::caused(ErrorKind::Other, "a delete broke off", error))??,
+        }
     }
-    if expired.is_empty() {
-        return Ok(expired);
+    let keys: BTreeSet<Key> = expired.iter().map(|file| file.key).collect();
+    let levels: BTreeSet<_> = keys.iter().map(|key| key.level).collect();
+    for level in levels {
+        let left = store.list(level).await?;
+        if let Some(still) = left.iter().find(|file| keys.contains(&file.key)) {
+            return Err(Error::new(
+                ErrorKind::Other,
+                format!(
+                    "{} said that {} was deleted, and still lists it: does the bucket lock its objects? Then set deletes=off",
+                    store.url(),
+                    still.key
+                ),
+            ));
+        }
     }
-    let left = list_in_turn(store.as_ref()).await?;
-    match expired.iter().find(|gone| left.iter().any(|file| file.key == gone.key)) {
-        None => Ok(expired),
-        Some(still) => Err(Error::new(
-            ErrorKind::Other,
-            format!(
-                "{} said that {} was deleted, and still lists it: does the bucket lock its objects?",
-                store.url(),
-                still.key
-            ),
-        )),
-    }
+    Ok(expired)
 }

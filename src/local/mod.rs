@@ -5,6 +5,8 @@
 //! | `lock` | held by the one process that ships the database |
 //! | `state` | who we are and where the log stands ([`state`]) |
 //! | `pages` | a checksum per page as of the last captured commit ([`pages`]) |
+//! | `copies/` | some of what the store has, to be joined soon ([`copies`]) |
+//! | `history` | what is known of the replica's files ([`crate::history`]) |
 //! | `spool/` | captured, not yet acknowledged transactions ([`spool`]) |
 //! | `shm`, `bell` | what the processes of one database tell each other ([`shared`]) |
 //!
@@ -12,6 +14,8 @@
 //! the page table follows it; the state moves past a spool file before that file is removed. What
 //! is found after a crash is therefore: state, then every spool file in order, then the WAL.
 
+pub mod copies;
+pub(crate) mod history;
 pub mod lock;
 mod mapping;
 pub mod pages;

@@ -186,7 +186,7 @@ fn sort_out(mut entries: Vec<Entry>, done: u64) -> (Vec<Entry>, Vec<Entry>) {
     (kept, superseded)
 }
 
-fn remove_path(path: &Path) -> Result<(), Error> {
+pub(super) fn remove_path(path: &Path) -> Result<(), Error> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).context("cannot remove", path)

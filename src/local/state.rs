@@ -21,6 +21,9 @@ pub struct State {
     pub replica: String,
     /// Whether a file of this lineage is in the replica's log.
     pub claimed: bool,
+    /// The first file of this lineage that the log has, as far as is known.
+    #[serde(default)]
+    pub first: Option<u64>,
     /// The lineage whose files the disk forgot, and for which this one goes on: until it is in the
     /// log it may take that from no other.
     #[serde(default)]
@@ -147,6 +150,7 @@ impl State {
             writer: writer.0,
             replica: replica.to_string(),
             claimed: false,
+            first: None,
             former: None,
             base: None,
             image: None,
@@ -155,11 +159,19 @@ impl State {
         }
     }
 
+    /// The store has this file of ours.
+    pub fn confirm(&mut self, base: Base) {
+        self.claimed = true;
+        self.first.get_or_insert(base.txid);
+        self.image = None;
+        self.base = Some(base);
+    }
+
     /// Reads the state of a folder. `Ok(None)` when there is none; a damaged one is an error of
     /// kind `InvalidData`.
     pub fn load(dir: &Path) -> Result<Option<State>, Error> {
         let path = dir.join("state");
-        let text = match read_bounded(&path) {
+        let text = match read_bounded(&path, LEN_MAX) {
             Ok(text) if text.len() as u64 <= LEN_MAX => text,
             Ok(_) => return Err(damaged(&path, format!("it is longer than {LEN_MAX} bytes"))),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -193,10 +205,10 @@ impl State {
 }
 
 /// Reads a file, of a long one just enough to show that it is too long.
-fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
+pub(super) fn read_bounded(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
     use std::io::Read;
     let mut text = Vec::new();
-    std::fs::File::open(path)?.take(LEN_MAX + 1).read_to_end(&mut text)?;
+    std::fs::File::open(path)?.take(most + 1).read_to_end(&mut text)?;
     Ok(text)
 }
 

@@ -23,6 +23,7 @@ pub mod encode;
 mod error;
 pub mod header;
 pub mod index;
+pub(crate) mod lz4;
 pub mod merge;
 pub mod name;
 pub mod page;

@@ -11,6 +11,7 @@ use std::io::{self, Read};
 
 use super::checksum::FileDigest;
 use super::error::{Error, corrupt};
+use super::lz4::{self, End, Tail};
 use super::{PAGE_HEADER_LEN, header};
 use crate::units::{PageSize, Pgno};
 
@@ -19,9 +20,6 @@ pub const FLAG_BLOCK: u16 = 1;
 
 /// Length of the size prefix of a block in bytes.
 pub const BLOCK_SIZE_LEN: usize = 4;
-
-/// How an LZ4 frame begins.
-const LZ4_MAGIC: [u8; 4] = [0x04, 0x22, 0x4d, 0x18];
 
 /// The bits of a frame's sixth byte that give the largest size of its blocks.
 const LZ4_BLOCKS_OF_64K: u8 = 0x40;
@@ -81,43 +79,21 @@ pub fn expand_frame(input: &mut impl Read, pgno: Pgno, page: &mut [u8]) -> Resul
     let mut head = [0; 6];
     input.read_exact(&mut head).map_err(bad)?;
     let [magic @ .., _, sizes] = head;
-    if magic != LZ4_MAGIC || sizes & 0x70 != LZ4_BLOCKS_OF_64K {
+    if magic != lz4::MAGIC || sizes & 0x70 != LZ4_BLOCKS_OF_64K {
         return corrupt(format!("page {pgno} is no LZ4 frame of blocks of 64 KiB"));
     }
-    let mut input = Tail { inner: input, last: [0; 8], count: 0 };
+    let mut input = Tail::new(input);
     let mut frame = lz4_flex::frame::FrameDecoder::new(head.chain(&mut input));
     frame.read_exact(page).map_err(bad)?;
-    let before = frame.get_mut().get_mut().1.count;
+    let before = frame.get_mut().get_mut().1.count();
     // One more read takes the end mark and the content checksum, and must find no more data.
     if frame.read(&mut [0]).map_err(bad)? != 0 {
         return corrupt(format!("page {pgno} expands to more than {} bytes", page.len()));
     }
-    // To the decoder an early end of input, or an empty block, is an end of data like the end mark.
-    let end = u64::from_be_bytes(input.last);
-    match input.count.saturating_sub(before) {
-        4 if end as u32 == 0 => Ok(()),
-        8 if end >> 32 == 0 => Ok(()),
-        0..4 => Err(Error::Truncated("page frames")),
-        _ => corrupt(format!("page {pgno} has an LZ4 frame without an end")),
-    }
-}
-
-/// Passes bytes on, counts them and keeps the last eight.
-struct Tail<R> {
-    inner: R,
-    last: [u8; 8],
-    count: u64,
-}
-
-impl<R: Read> Read for Tail<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buffer)?;
-        let kept = n.min(self.last.len());
-        self.last.rotate_left(kept);
-        let (_, place) = self.last.split_at_mut(8usize.saturating_sub(kept));
-        place.copy_from_slice(buffer.get(n.saturating_sub(kept)..n).unwrap_or_default());
-        self.count = self.count.saturating_add(n as u64);
-        Ok(n)
+    match input.end(before) {
+        End::Mark | End::Checksum => Ok(()),
+        End::Early => Err(Error::Truncated("page frames")),
+        End::Other => corrupt(format!("page {pgno} has an LZ4 frame without an end")),
     }
 }
 

@@ -9,13 +9,18 @@
 //! level 1 is never joined itself, and no snapshot reaches beyond the one before it: every plan
 //! contains a file of level 1.
 
+use std::collections::BTreeSet;
+
 use super::restore::{Target, restore};
 use crate::ltx::{FileName, MIN_FILE_LEN};
 use crate::store::{FileInfo, Key};
-use crate::units::{Level, Timestamp, Txid};
+use crate::units::{Level, Txid};
 
 /// The lowest level whose files are joined from others.
 pub const FIRST: Level = Level::L1;
+/// Most files that are joined to one: each takes memory while it is read. What is left is joined to
+/// the next.
+pub const INPUTS_MAX: usize = 256;
 
 /// Files to join, oldest first, and what becomes of them.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -26,11 +31,11 @@ pub struct Step {
     pub inputs: Vec<FileInfo>,
 }
 
-/// What to join to a file of a level: everything below that is newer than what the level has, and was
-/// there before `until`. `None` where nothing is to be done.
-pub fn next(files: &[FileInfo], level: Level, until: Timestamp) -> Option<Step> {
+/// What to join to a file of a level: everything below that is newer than what the level has; of the
+/// files of level 0 those that end before `before`. `None` where nothing is to be done.
+pub fn next(files: &[FileInfo], level: Level, before: Txid) -> Option<Step> {
     if level == Level::SNAPSHOT {
-        return snapshot(files);
+        return snapshot(files, before);
     }
     let below = Level::new(level.get().checked_sub(1)?)?;
     let at = |level| move |file: &&FileInfo| file.key.level == level && file.len >= MIN_FILE_LEN;
@@ -48,7 +53,11 @@ pub fn next(files: &[FileInfo], level: Level, until: Timestamp) -> Option<Step> 
             continue;
         }
         // Behind a hole, or what is too young: another time.
-        if reached.is_some_and(|reached| min > reached.next()) || file.modified >= until {
+        let young = below == Level::L0 && max >= before;
+        if reached.is_some_and(|reached| min > reached.next()) || young {
+            break;
+        }
+        if inputs.len() == INPUTS_MAX {
             break;
         }
         inputs.push(*file);
@@ -57,18 +66,55 @@ pub fn next(files: &[FileInfo], level: Level, until: Timestamp) -> Option<Step> 
     step(level, inputs)
 }
 
-fn snapshot(files: &[FileInfo]) -> Option<Step> {
-    let of_level_1 = || files.iter().filter(|file| file.key.level == FIRST).map(|f| f.key.name.max);
-    let target = match of_level_1().max() {
-        None => Target::Latest,
-        Some(newest) => Target::Txid(of_level_1().filter(|max| *max < newest).max()?),
+fn snapshot(files: &[FileInfo], before: Txid) -> Option<Step> {
+    let target = match before_newest(files) {
+        None => files.iter().map(|file| file.key.name.max).filter(|max| *max < before).max()?,
+        Some(before) => before,
     };
-    let plan = restore(files, target).ok()?;
-    let last = plan.files.last()?;
-    if last.key.level == Level::SNAPSHOT {
+    let snapshots = files.iter().filter(|file| file.key.level == Level::SNAPSHOT);
+    if snapshots.map(|file| file.key.name.max).max() >= Some(target) {
         return None;
     }
+    let mut plan = restore(files, Target::Txid(target)).ok()?;
+    plan.files.truncate(INPUTS_MAX);
     step(Level::SNAPSHOT, plan.files)
+}
+
+/// The state before the newest file of level 1, if there is one.
+fn before_newest(files: &[FileInfo]) -> Option<Txid> {
+    let of_level_1 = files.iter().filter(|file| file.key.level == FIRST);
+    of_level_1.max_by_key(|file| file.key.name.max).map(|file| file.key.name.min.prev())
+}
+
+/// Whether a snapshot is worth its bytes: what there is to read behind the one before it comes to an
+/// eighth of that one. Until then a restore takes hardly longer without.
+pub fn is_worth_it(step: &Step) -> bool {
+    match step.inputs.split_first() {
+        Some((base, tail)) if base.key.level == Level::SNAPSHOT => {
+            let len = tail.iter().map(|file| file.len).fold(0, u64::saturating_add);
+            len.saturating_mul(8) >= base.len
+        }
+        _ => true,
+    }
+}
+
+/// Of a listing, what decides about the next joins up to level `top` and to a snapshot: some tens of
+/// files, however many there are.
+pub fn needed(files: &[FileInfo], top: Level) -> Vec<FileInfo> {
+    let newest = |level: Level| {
+        files.iter().filter(|file| file.key.level == level).map(|file| file.key.name.max).max()
+    };
+    let newest: Vec<Option<Txid>> = Level::all().map(newest).collect();
+    let of = |level: usize| newest.get(level).copied().flatten();
+    let targets = [Some(Target::Latest), before_newest(files).map(Target::Txid)];
+    let plans = targets.into_iter().flatten().filter_map(|target| restore(files, target).ok());
+    let planned: BTreeSet<Key> = plans.flat_map(|plan| plan.files).map(|file| file.key).collect();
+    let is_needed = |file: &&FileInfo| {
+        let level = usize::from(file.key.level.get());
+        let waits = file.key.level < top && Some(file.key.name.max) > of(level + 1);
+        waits || Some(file.key.name.max) == of(level) || planned.contains(&file.key)
+    };
+    files.iter().filter(is_needed).copied().collect()
 }
 
 fn step(level: Level, inputs: Vec<FileInfo>) -> Option<Step> {
@@ -85,11 +131,13 @@ mod tests {
 
     use super::*;
     use crate::plan::restore::restorable;
+    use crate::units::Timestamp;
 
     fn file(level: u8, min: u64, max: u64) -> FileInfo {
         let name = FileName { min: Txid(min), max: Txid(max) };
         let key = Key { level: Level::new(level).unwrap(), name };
-        FileInfo { key, len: 1000, modified: Timestamp(max as i64) }
+        let time = Timestamp(max as i64);
+        FileInfo { key, len: 1000, modified: time, stored: time }
     }
 
     /// `"9:1-3 0:4-4"`: level and range of each file; a file's time is its last transaction.
@@ -102,11 +150,11 @@ mod tests {
         text.split_whitespace().map(parse).collect()
     }
 
-    fn check(listing: &str, level: u8, until: i64, expected: Option<(&str, &str)>) {
-        let step = next(&files(listing), Level::new(level).unwrap(), Timestamp(until));
+    fn check(listing: &str, level: u8, before: u64, expected: Option<(&str, &str)>) {
+        let step = next(&files(listing), Level::new(level).unwrap(), Txid(before));
         let expected =
             expected.map(|(key, inputs)| Step { key: files(key)[0].key, inputs: files(inputs) });
-        assert_eq!(step, expected, "{listing:?} to level {level} until {until}");
+        assert_eq!(step, expected, "{listing:?} to level {level} before {before}");
     }
 
     #[test]
@@ -125,11 +173,11 @@ mod tests {
         check("1:2-3 1:4-6 1:7-7", 2, 9, Some(("2:2-6", "1:2-3 1:4-6")));
         check("1:2-3", 2, 9, None);
         check("2:2-3 2:4-6", 3, 9, Some(("3:2-6", "2:2-3 2:4-6")));
-        check("9:1-1 1:2-3 1:4-6 0:7-7", 9, 0, Some(("9:1-3", "9:1-1 1:2-3")));
-        check("9:1-1 1:2-3", 9, 0, None);
-        check("9:1-3 1:2-3 1:4-6", 9, 0, None);
-        check("9:1-1 0:2-2 0:3-3", 9, 0, Some(("9:1-3", "9:1-1 0:2-2 0:3-3")));
-        check("9:1-1 0:2-2 0:4-4", 9, 0, None);
+        check("9:1-1 1:2-3 1:4-6 0:7-7", 9, 9, Some(("9:1-3", "9:1-1 1:2-3")));
+        check("9:1-1 1:2-3", 9, 9, None);
+        check("9:1-3 1:2-3 1:4-6", 9, 9, None);
+        check("9:1-1 0:2-2 0:3-3", 9, 9, Some(("9:1-3", "9:1-1 0:2-2 0:3-3")));
+        check("9:1-1 0:2-2 0:4-4", 9, 9, None);
     }
 
     proptest! {
@@ -138,14 +186,14 @@ mod tests {
         #[test]
         fn joining_adds_ways_and_takes_none(
             count in 1u64..40,
-            steps in prop::collection::vec((1u8..=9, 0i64..50), 1..30),
+            steps in prop::collection::vec((1u8..=9, 0u64..50), 1..30),
         ) {
             let mut all: Vec<FileInfo> = (2..=count).map(|txid| file(0, txid, txid)).collect();
             all.push(file(9, 1, 1));
-            let before = restorable(&all);
-            for (level, until) in steps {
-                let level = Level::new(level).unwrap();
-                if let Some(step) = next(&all, level, Timestamp(until)) {
+            let points = restorable(&all);
+            for (level, before) in steps {
+                let (level, before) = (Level::new(level).unwrap(), Txid(before));
+                if let Some(step) = next(&all, level, before) {
                     prop_assert!(!all.iter().any(|file| file.key == step.key), "made twice");
                     let FileName { min, max } = step.key.name;
                     let mut reached = step.inputs[0].key.name.min.prev();
@@ -157,7 +205,15 @@ mod tests {
                     prop_assert_eq!(reached, max);
                     prop_assert_eq!(step.inputs[0].key.name.min, min);
                     all.push(file(level.get(), min.0, max.0));
-                    prop_assert_eq!(restorable(&all), before.clone());
+                    prop_assert_eq!(restorable(&all), points.clone());
+                }
+                // What is kept of a listing leads to the same decisions.
+                for top in 1..=4 {
+                    let top = Level::new(top).unwrap();
+                    let few = needed(&all, top);
+                    for level in Level::all().filter(|l| *l == Level::SNAPSHOT || *l <= top) {
+                        prop_assert_eq!(next(&few, level, before), next(&all, level, before));
+                    }
                 }
             }
             for level in 1..9 {

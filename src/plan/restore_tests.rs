@@ -12,7 +12,7 @@ use crate::units::{Level, Timestamp};
 fn file(level: u8, min: u64, max: u64) -> FileInfo {
     let name = FileName { min: Txid(min), max: Txid(max) };
     let key = Key { level: Level::new(level).unwrap(), name };
-    FileInfo { key, len: 1000 + (max - min), modified: Timestamp(0) }
+    FileInfo { key, len: 1000 + (max - min), modified: Timestamp(0), stored: Timestamp(0) }
 }
 
 /// `"9:1-3 0:4-4"`: level and range of each file.

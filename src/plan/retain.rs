@@ -5,13 +5,14 @@
 //! - A file of level 0, if one file of level 1 that is older than `l0` has all of it. If that one is
 //!   younger, it may end at a state beyond one that is to be restorable by itself, and the way to
 //!   that is this file. The newest file of level 0 stays in any case: a writer finds the end of its
-//!   log by it.
+//!   log by it. And no file of level 0 goes before it was at the store for that time: as long as it
+//!   is there, nobody whose request was under way can take its place.
 //! - A snapshot that is older than `all`, if there is a younger one that is as old as that too: from
 //!   that one every state of the time that is kept can be reached.
 //! - Whatever ends at or before that snapshot, at any level.
 
 use crate::store::{FileInfo, Key};
-use crate::units::{Level, Timestamp, Txid};
+use crate::units::{Level, Timestamp, Txid, WriterId};
 
 /// What is kept.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,19 +23,104 @@ pub struct Policy {
     pub l0: Timestamp,
 }
 
+/// How long what is kept is kept, in milliseconds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Keep {
+    /// States that can be restored; `None` keeps all.
+    pub all: Option<u64>,
+    /// States that can be restored one by one.
+    pub l0: u64,
+}
+
+impl Keep {
+    /// What that means at a time. A clock that ran ahead of the store's must not cost anything: time
+    /// has come only as far as the newest file shows.
+    pub fn at(self, now: Timestamp, files: &[FileInfo]) -> Policy {
+        let newest = files.iter().map(|file| file.stored).max();
+        let now = newest.map_or(now, |newest| newest.min(now));
+        let ago =
+            |time: u64| Timestamp(now.0.saturating_sub(i64::try_from(time).unwrap_or(i64::MAX)));
+        Policy { all: self.all.map(ago), l0: ago(self.l0) }
+    }
+}
+
+/// Of whom the files of level 0 are, in the eyes of one writer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Own {
+    /// The first transaction of the writer's lineage, if it is known.
+    pub first: Option<Txid>,
+    /// The last one that the store has confirmed to it.
+    pub last: Txid,
+}
+
+impl Own {
+    /// Of somebody who does not write.
+    pub const NONE: Own = Own { first: None, last: Txid(u64::MAX) };
+
+    /// Whether this is a file behind the first of its lineage; behind the second, since the first may
+    /// be an image, which is too large to be kept, and then that one stands for it.
+    fn has(self, txid: Txid) -> bool {
+        self.first.is_some_and(|first| first.next() < txid && txid <= self.last)
+    }
+}
+
+/// What may go of what is expired: at once, and after a look at who wrote it.
+///
+/// The first file of a lineage stays for ever. A writer that was paused before another took the log
+/// over, for however long, finds that file at its next TXID when it goes on, and nothing else can
+/// tell it that the log is not its own any more.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Doomed {
+    /// Files that can go.
+    pub sure: Vec<FileInfo>,
+    /// Files of level 0, ascending, that can go unless they begin a lineage ([`begun`]).
+    pub unsure: Vec<FileInfo>,
+}
+
+/// Sorts out what is expired.
+pub fn doomed(expired: Vec<FileInfo>, own: Own) -> Doomed {
+    let mut doomed = Doomed::default();
+    for file in expired {
+        match file.key.level {
+            Level::L0 if file.key.name.max > own.last => {}
+            Level::L0 if !own.has(file.key.name.max) => doomed.unsure.push(file),
+            _ => doomed.sure.push(file),
+        }
+    }
+    doomed.unsure.sort_unstable_by_key(|file| file.key);
+    doomed
+}
+
+/// Which of these files, ascending, may begin a lineage: their writer is not that of the transaction
+/// before, or that one's is not known.
+pub fn begun(written: &[(FileInfo, Option<WriterId>)]) -> Vec<Key> {
+    let mut before: Option<(Txid, WriterId)> = None;
+    let mut begun = Vec::new();
+    for (file, writer) in written {
+        let goes_on = before
+            .is_some_and(|(txid, by)| txid.next() == file.key.name.min && *writer == Some(by));
+        if !goes_on {
+            begun.push(file.key);
+        }
+        before = writer.map(|writer| (file.key.name.max, writer));
+    }
+    begun
+}
+
 /// The files to delete, oldest first; those that others stand in for before those that do.
 pub fn expired(files: &[FileInfo], policy: Policy) -> Vec<FileInfo> {
     let base = policy.all.and_then(|since| base(files, since));
     let newest = files.iter().filter(|file| file.key.level == Level::L0).map(|file| file.key).max();
-    let covers = |file: &&FileInfo| file.key.level == Level::L1 && file.modified < policy.l0;
+    let covers = |file: &&FileInfo| file.key.level == Level::L1 && file.stored < policy.l0;
     let mut covers: Vec<Key> = files.iter().filter(covers).map(|file| file.key).collect();
     covers.sort_unstable();
     let mut expired: Vec<FileInfo> = files
         .iter()
         .filter(|file| Some(file.key) != newest)
         .filter(|file| {
+            let young = file.key.level == Level::L0 && file.stored >= policy.l0;
             let joined = file.key.level == Level::L0 && is_covered(&covers, file.key);
-            joined || base.is_some_and(|base| is_superseded(file.key, base))
+            !young && (joined || base.is_some_and(|base| is_superseded(file.key, base)))
         })
         .copied()
         .collect();
@@ -75,7 +161,8 @@ mod tests {
     fn file(level: u8, min: u64, max: u64, time: i64) -> FileInfo {
         let name = FileName { min: Txid(min), max: Txid(max) };
         let key = Key { level: Level::new(level).unwrap(), name };
-        FileInfo { key, len: 1000, modified: Timestamp(time) }
+        let time = Timestamp(time);
+        FileInfo { key, len: 1000, modified: time, stored: time }
     }
 
     fn files(text: &str) -> Vec<FileInfo> {
@@ -118,6 +205,29 @@ mod tests {
         check("9:1-1@1 2:2-9@9 9:1-5@5 1:2-5@5", 7, 0, "9:1-1@1 1:2-5@5");
     }
 
+    #[test]
+    fn the_first_file_of_a_lineage_stays() {
+        let expired = files("0:2-2@2 0:3-3@3 0:4-4@4 0:5-5@5 0:6-6@6 0:7-7@7 1:2-5@5");
+        let own = Own { first: Some(Txid(4)), last: Txid(6) };
+        let sorted = doomed(expired.clone(), own);
+        assert_eq!(sorted.sure, files("0:6-6@6 1:2-5@5"));
+        assert_eq!(sorted.unsure, files("0:2-2@2 0:3-3@3 0:4-4@4 0:5-5@5"));
+        let by = [Some(1), Some(1), Some(2), Some(2)].map(|by| by.map(WriterId));
+        let written: Vec<_> = sorted.unsure.into_iter().zip(by).collect();
+        let key = |txid| file(0, txid, txid, 0).key;
+        assert_eq!(begun(&written), [key(2), key(4)]);
+        // What cannot be read may be anybody's; and so may what follows a hole.
+        let written = [
+            (file(0, 2, 2, 0), Some(1)),
+            (file(0, 3, 3, 0), None),
+            (file(0, 4, 4, 0), Some(1)),
+            (file(0, 6, 6, 0), Some(1)),
+        ]
+        .map(|(file, by)| (file, by.map(WriterId)));
+        assert_eq!(begun(&written), [key(2), key(3), key(4), key(6)]);
+        assert_eq!(doomed(expired, Own::NONE).unsure.len(), 6);
+    }
+
     proptest! {
         /// A long history of writing, joining and deleting: what the policy keeps can be restored
         /// at any time, and what it does not keep goes.
@@ -139,7 +249,7 @@ mod tests {
                 for (level, every) in [(1, rhythm.0), (2, rhythm.1), (9, rhythm.2)] {
                     if now / every != (now - gap) / every
                         && let Some(step) =
-                            compact::next(&all, Level::new(level).unwrap(), Timestamp(now))
+                            compact::next(&all, Level::new(level).unwrap(), Txid(txid))
                     {
                         let name = step.key.name;
                         all.push(file(level, name.min.0, name.max.0, now));

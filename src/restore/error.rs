@@ -25,6 +25,15 @@ pub enum Error {
         /// What there is.
         range: Range,
     },
+    /// What Litestream 0.3 left does not lead to the target.
+    Generations(plan::generations::Error),
+    /// An object that Litestream 0.3 left is damaged, or one before it is missing.
+    Object {
+        /// Its path below the replica.
+        path: String,
+        /// What is wrong with it.
+        what: String,
+    },
     /// A file is damaged, or is not what its name says.
     File {
         /// Which file.
@@ -151,6 +160,11 @@ impl Error {
         Error::File { key, source: ltx::Error::Corrupt(what.into()) }
     }
 
+    #[cfg(feature = "cli")]
+    pub(super) fn object(object: &store::Object, what: impl Into<String>) -> Error {
+        Error::Object { path: object.path.clone(), what: what.into() }
+    }
+
     pub(super) fn truncated(key: Key, section: &'static str) -> Error {
         Error::File { key, source: ltx::Error::Truncated(section) }
     }
@@ -174,6 +188,16 @@ impl Error {
             Error::Plan(_) | Error::TooEarly { .. } => {
                 Some("List what can be restored with `walferry restore --list`.")
             }
+            Error::Generations(
+                plan::generations::Error::TooEarly { .. } | plan::generations::Error::Empty,
+            ) => Some("List what can be restored with `walferry restore --list`."),
+            Error::Generations(_) => {
+                Some("Restore an older state with --timestamp, or bring the missing objects back.")
+            }
+            Error::Object { .. } => Some(
+                "Restore an older state with --timestamp, or restore from another replica; keep \
+                 this one as it is until you know more.",
+            ),
             Error::File { .. }
             | Error::Chain { .. }
             | Error::PageSize { .. }
@@ -217,6 +241,10 @@ impl fmt::Display for Error {
                 "the replica has no state as old as {at}; it has those from {} to {}",
                 range.first, range.last
             ),
+            Error::Generations(error) => error.fmt(f),
+            Error::Object { path, what } => {
+                write!(f, "{path} of the replica cannot be used: {what}")
+            }
             Error::File { key, .. } => write!(f, "file {key} of the replica cannot be used"),
             Error::Chain { older, newer } => write!(
                 f,
@@ -270,6 +298,12 @@ impl std::error::Error for Error {
 impl From<store::Error> for Error {
     fn from(error: store::Error) -> Error {
         Error::Store(error)
+    }
+}
+
+impl From<plan::generations::Error> for Error {
+    fn from(error: plan::generations::Error) -> Error {
+        Error::Generations(error)
     }
 }
 

@@ -36,7 +36,7 @@ pub(super) type Outcome = (Report, Option<String>);
 
 impl Job<'_> {
     pub(super) fn execute(&self) -> Result<Outcome, Error> {
-        let place = place_of(self.options);
+        let place = place_of(&self.options.output, self.options.delta);
         let mut work = Workplace::take(&self.options.output, place)?;
         if place == Place::Free {
             return self.whole(&mut work, place, None);

@@ -26,6 +26,8 @@ mod crew;
 mod cut;
 mod error;
 mod fetch;
+#[cfg(feature = "cli")]
+pub mod generations;
 mod handover;
 #[cfg(feature = "cli")]
 mod integrity;
@@ -39,7 +41,7 @@ mod progress;
 mod record;
 mod verify;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -221,7 +223,7 @@ async fn restore_and(
     leave: bool,
 ) -> Result<(Report, Option<String>), Error> {
     let begun = Instant::now();
-    output::check(&options.output, place_of(&options))?;
+    check_output(&options.output, options.delta)?;
     let (files, plan) = plan(&store, options.point).await?;
     let runtime = Handle::current();
     let replica = store::url::identity(store.as_ref());
@@ -237,8 +239,15 @@ async fn restore_and(
     Ok((report, not_left))
 }
 
-fn place_of(options: &Options) -> Place {
-    let there = options.delta && options.output.symlink_metadata().is_ok();
+/// Checks that a database may be put there: that nothing is in the way, or only what `delta` lets be
+/// replaced, and that the directory exists. A restore does so by itself, at its beginning and again at
+/// its end.
+pub fn check_output(path: &Path, delta: bool) -> Result<(), Error> {
+    output::check(path, place_of(path, delta)).map(drop)
+}
+
+fn place_of(path: &Path, delta: bool) -> Place {
+    let there = delta && path.symlink_metadata().is_ok();
     if there { Place::Copy } else { Place::Free }
 }
 

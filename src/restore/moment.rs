@@ -38,26 +38,38 @@ pub(super) async fn target(
         Point::Txid(txid) => return Ok(plan::Target::Txid(txid)),
         Point::Time(at) => at,
     };
-    let ends = ends(files);
-    // The commit times of a log rise with its transactions.
-    let (mut low, mut high) = (0, ends.len());
-    while low < high {
-        let middle = low + (high - low) / 2;
-        let Some(key) = ends.get(middle) else { break };
-        if time_of(store, *key).await? <= at {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    match low.checked_sub(1).and_then(|last| ends.get(last)) {
+    match last(store, files, Some(at)).await? {
         // States behind a hole count too: the plan then says that there is one.
-        Some(key) => Ok(plan::Target::Txid(key.name.max)),
+        Some((txid, _)) => Ok(plan::Target::Txid(txid)),
         None => match range(store, files).await? {
             Some(range) => Err(Error::TooEarly { at, range }),
             None => Ok(plan::Target::Latest),
         },
     }
+}
+
+/// The newest state at or before a moment, or of all, and its commit time; also one behind a hole.
+pub(super) async fn last(
+    store: &dyn Store,
+    files: &[FileInfo],
+    at: Option<Timestamp>,
+) -> Result<Option<(Txid, Timestamp)>, Error> {
+    let ends = ends(files);
+    let mut found = None;
+    // The commit times of a log rise with its transactions.
+    let (mut low, mut high) = (0, ends.len());
+    while low < high {
+        let middle = if at.is_none() { high - 1 } else { low + (high - low) / 2 };
+        let Some(key) = ends.get(middle) else { break };
+        let time = time_of(store, *key).await?;
+        if at.is_none_or(|at| time <= at) {
+            found = Some((key.name.max, time));
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    Ok(found)
 }
 
 /// The commit times of the oldest and the newest state that can be restored from these files; `None`

@@ -9,6 +9,7 @@
 //! | `record` | what of it is written ([`super::record`]) |
 //! | `copy` | instead of `database`: the older copy that is brought forward |
 //! | `pages` | scratch: its page table, where none is kept |
+//! | `wal` | scratch: a WAL of Litestream 0.3 that is put together |
 //! | `state` | what will be `app.db-walferry` |
 //!
 //! It is removed at the end. Where a restore is broken off it stays, and the next one to the same
@@ -27,6 +28,9 @@ use crate::local::lock::{Attempt, Lock};
 /// What SQLite and walferry keep beside a database. A leftover of another database would be taken
 /// for a part of the restored one.
 const COMPANIONS: [&str; 4] = ["-wal", "-shm", "-journal", "-walferry"];
+
+/// Entries with which no other restore goes on.
+const SCRATCH: [&str; 3] = ["copy", "pages", "wal"];
 
 /// How often another restore may remove the folder while we are about to take it.
 const ATTEMPTS: usize = 100;
@@ -88,8 +92,7 @@ impl Workplace {
     /// Removes everything with which no other attempt goes on.
     pub(super) fn clear(&self) -> Result<(), Error> {
         self.remove_state();
-        self.remove("copy")?;
-        self.remove("pages")
+        SCRATCH.iter().try_for_each(|name| self.remove(name))
     }
 
     /// Path of an entry.
@@ -172,9 +175,8 @@ impl Workplace {
 impl Drop for Workplace {
     fn drop(&mut self) {
         self.remove_state();
-        let spent: &[&str] =
-            if self.stays { &["copy", "pages"] } else { &["copy", "pages", "database", "record"] };
-        for name in spent {
+        let begun: &[&str] = if self.stays { &[] } else { &["database", "record"] };
+        for name in SCRATCH.iter().chain(begun) {
             if let Err(error) = self.remove(name) {
                 log::warn!("{error}");
             }

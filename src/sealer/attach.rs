@@ -84,7 +84,8 @@ impl Replica {
         let now = self.process.now();
         let Some(store) = self.store.as_deref() else { return false };
         let replica = crate::store::url::identity(store);
-        let found = match open::open(self.database.path(), &replica) {
+        let cap = self.database.settings().history.copies_cap;
+        let found = match open::open(self.database.path(), &replica, cap) {
             Ok(Opening::Ours(found)) => *found,
             Ok(Opening::HeldBy(pid)) => {
                 self.stand_by(pid);
@@ -193,6 +194,7 @@ impl Replica {
         self.piece = piece;
         self.cursor = position.map_or(Cursor::Unknown, Cursor::At);
         self.local = Some(local);
+        self.resume_history();
         self.ships();
         self.hold(true);
         self.engine.handle(now, Event::Opened(opened));

@@ -9,7 +9,7 @@ use crate::local::pages::PageTable;
 use crate::local::spool::Entry;
 use crate::local::state::{Base, Position, State, random_id};
 use crate::ltx::FileName;
-use crate::shipper::{self, Outcome, Task};
+use crate::shipper::{self, Look, Outcome, Task};
 use crate::store::{Body, Key};
 use crate::units::{Level, Timestamp, Txid, WriterId};
 
@@ -19,6 +19,11 @@ const CHECK_INTERVAL_MS: u64 = 60_000;
 impl Replica {
     /// Closes what was captured as this TXID.
     pub(super) fn close(&mut self, txid: Txid) {
+        if self.shrinks() {
+            log::info!("{}: the database has shrunk: a full image", self.database.path().display());
+            self.need_image();
+            return self.engine.handle(self.process.now(), Event::Closed(None));
+        }
         let result = self.close_captured(txid);
         let now = self.process.now();
         match result {
@@ -34,6 +39,16 @@ impl Replica {
             }
         }
         self.database.notify();
+    }
+
+    /// Whether the database has fewer pages than the last file says, where that is to cost an image:
+    /// Litestream's VFS follows a file with fewer pages only if that holds all of them.
+    fn shrinks(&self) -> bool {
+        let last = self.closed.back().map(|file| file.base.commit);
+        let stored = self.local.as_ref().and_then(|local| local.state.base);
+        let last = last.or(stored.map(|base| base.commit));
+        let now = self.database.with(|shared| shared.published).map(|index| index.page_count);
+        self.database.settings().history.shrink_images && now < last && now.is_some()
     }
 
     pub(super) fn close_captured(&mut self, txid: Txid) -> Result<Option<Txid>, Stop> {
@@ -125,9 +140,9 @@ impl Replica {
         let body = Body::File(local.spool.path(&file.entry));
         let timestamp = Timestamp(file.base.timestamp);
         let key = Key { level: Level::L0, name: FileName::single(txid) };
-        let after = self.check_before_put();
-        self.checking = !after.is_empty();
-        self.ship(Task::Put { key, body, timestamp, after });
+        let look = self.look_before_put();
+        self.checking = look.last.is_some() || look.earlier.is_some();
+        self.ship(Task::Put { key, body, timestamp, look });
     }
 
     pub(super) fn inspect(&mut self, txid: Txid) {
@@ -224,6 +239,7 @@ impl Replica {
                 Event::RequestFailed(failure)
             }
             Outcome::Upload { job, outcome } => return self.upload_event(job, outcome),
+            Outcome::History(done) => return self.history_done(done),
         };
         self.engine.handle(now, event);
     }
@@ -231,15 +247,17 @@ impl Replica {
     /// The transactions that the replica must still hold, if it is time to look: the last one, and
     /// the last one of the look before. A replica that was emptied in between does not hold that,
     /// whatever was sent there since.
-    fn check_before_put(&self) -> Vec<Txid> {
+    fn look_before_put(&self) -> Look {
+        let (first, writer) = (!self.engine.has_claimed(), self.engine.writer());
         let now = self.process.now();
         let fresh = self.checked_at.is_some_and(|at| now.saturating_sub(at) < CHECK_INTERVAL_MS);
-        let Some(local) = self.local.as_ref().filter(|_| !fresh) else { return Vec::new() };
+        let Some(local) = self.local.as_ref().filter(|_| !fresh) else {
+            return Look { first, writer, ..Look::default() };
+        };
         let base = local.state.base.map_or(0, |base| base.txid);
-        let mut after = vec![Txid(base), Txid(local.state.checked)];
-        after.dedup();
-        after.retain(|txid| *txid > Txid::ZERO);
-        after
+        let some = |txid| Some(Txid(txid)).filter(|txid| *txid > Txid::ZERO);
+        let earlier = some(local.state.checked).filter(|checked| *checked != Txid(base));
+        Look { last: some(base), earlier, first, writer }
     }
 
     /// The store confirmed a file after a look at what it follows.
@@ -255,6 +273,7 @@ impl Replica {
     /// Somebody emptied or replaced the replica. To go on where we were would leave a log that
     /// nothing can be restored from, without a word.
     fn replica_lost(&mut self, end: Option<Txid>) {
+        self.forget_history();
         let found = match end {
             Some(end) => format!("ends with transaction {end}"),
             None => "is empty".to_string(),
@@ -276,10 +295,11 @@ impl Replica {
             crate::store::url::redacted(&self.database.settings().replica)
         );
         self.claimed_at = at;
+        self.forget_history();
         self.engine.claim();
         let Some(local) = &mut self.local else { return };
-        let state =
-            State { claimed: true, ..State::new(self.engine.writer(), &local.state.replica) };
+        let new = State::new(self.engine.writer(), &local.state.replica);
+        let state = State { claimed: true, first: Some(at.0), ..new };
         local.state = state;
         if let Err(error) = local.save(true) {
             log::error!("{}: {error}", self.database.path().display());
@@ -324,6 +344,7 @@ impl Replica {
             head.txid
         );
         self.engine.begin_lineage(writer);
+        self.forget_history();
         Ok(())
     }
 
@@ -335,19 +356,19 @@ impl Replica {
 
     /// The store confirmed a file: the state passes it, then it is removed.
     pub(super) fn acked(&mut self, txid: Txid) {
-        let Some(local) = &mut self.local else { return };
         let mut seq = 0;
         while self.closed.front().is_some_and(|file| file.entry.txid <= Some(txid)) {
-            let Some(file) = self.closed.pop_front() else { break };
-            local.state.base = Some(file.base);
+            let (Some(file), Some(local)) = (self.closed.pop_front(), &mut self.local) else {
+                break;
+            };
             // That the log is ours must not be forgotten in a power loss: we would take it again.
-            let durable = !std::mem::replace(&mut local.state.claimed, true);
-            local.state.image = None;
-            let removed = local.save(durable).and_then(|()| local.spool.remove(&file.entry));
-            if let Err(error) = removed {
+            let durable = !local.state.claimed;
+            local.state.confirm(file.base);
+            let saved = local.save(durable);
+            seq = seq.max(file.seq);
+            if let Err(error) = saved.and_then(|()| self.keep_copy(&file.entry, &file.base)) {
                 log::error!("{}: {error}", self.database.path().display());
             }
-            seq = seq.max(file.seq);
         }
         self.show();
         self.database.with(|shared| shared.acked_seq = shared.acked_seq.max(seq));

@@ -63,6 +63,8 @@ struct Sending {
 
 struct Done {
     image: Image,
+    /// Length of the file in bytes.
+    len: u64,
     seq: u64,
     cursor: Cursor,
     attached: bool,
@@ -322,6 +324,7 @@ impl Replica {
         let fresh = Encoder::new(Vec::new(), snapshot.page_size);
         let encoder = std::mem::replace(&mut sending.encoder, fresh);
         let (bytes, encoded) = encoder.finish(&header).map_err(|error| error.to_string())?;
+        let len = encoded.len;
         sending.rest = Some(last_parts(sending, bytes, &encoded.header));
         let base = Base {
             txid: head.txid.0,
@@ -340,6 +343,7 @@ impl Replica {
         self.counters().images += 1;
         sending.done = Some(Box::new(Done {
             image,
+            len,
             seq: sending.seq,
             cursor: sending.scan.end(),
             attached: sending.attached,
@@ -368,9 +372,7 @@ impl Replica {
         let Some(local) = self.local.as_mut() else { return };
         let base = done.image.base;
         local.state.checked = base.txid;
-        local.state.image = None;
-        local.state.base = Some(base);
-        local.state.claimed = true;
+        local.state.confirm(base);
         local.state.clean = done
             .fingerprint
             .filter(|_| !done.attached)
@@ -386,6 +388,9 @@ impl Replica {
         }
         let later = self.database.with(|shared| shared.commit_seq > done.seq);
         let complete = !later && !self.published_is_ahead();
+        let (min, max) = (Txid(done.image.min_txid), base.txid());
+        let level = Level::new(done.image.level).unwrap_or(Level::SNAPSHOT);
+        self.add_to_history(Key { level, name: FileName { min, max } }, done.len, &base);
         self.engine.handle(now, Event::ImageSent { txid: base.txid(), complete });
         let path = self.database.path().display();
         log::info!("{path}: the full image is at the store, {} pages", base.commit);
@@ -406,8 +411,7 @@ impl Replica {
         let Some(local) = self.local.as_mut() else { return };
         let Some(image) = local.state.image.take() else { return };
         if arrived {
-            local.state.base = Some(image.base);
-            local.state.claimed = true;
+            local.state.confirm(image.base);
             self.piece = image.base.piece;
             let expected = image.base.checksum;
             if local.table.commit() != image.base.commit

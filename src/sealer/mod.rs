@@ -7,6 +7,7 @@ mod attach;
 mod capture;
 mod closing;
 mod frames;
+mod history;
 mod image;
 mod open;
 mod others;

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use super::capture::Cursor;
 use crate::database::Attach;
 use crate::finding::Finding;
+use crate::local::copies::Copies;
 use crate::local::lock::{Attempt, Lock};
 use crate::local::pages::{ApplyError, PageTable};
 use crate::local::spool::{Entry, Spool};
@@ -27,6 +28,7 @@ pub(super) struct Local {
     pub state: State,
     pub table: PageTable,
     pub spool: Spool,
+    pub copies: Copies,
     /// The last state that had to be durable is not.
     owes_sync: bool,
 }
@@ -80,7 +82,7 @@ pub(super) enum Opening {
 }
 
 /// Takes the shipper's place and reads what is there.
-pub(super) fn open(database: &Path, replica: &str) -> Result<Opening, Error> {
+pub(super) fn open(database: &Path, replica: &str, copies_cap: u64) -> Result<Opening, Error> {
     let dir = local::state_dir(database);
     std::fs::create_dir_all(&dir).map_err(|source| Error {
         message: format!(
@@ -117,10 +119,11 @@ pub(super) fn open(database: &Path, replica: &str) -> Result<Opening, Error> {
         Err(error) => return Err(error),
     };
     let spool = Spool::open(&dir)?;
+    let copies = Copies::open(&dir, copies_cap)?;
     // An image on its way has its page table already.
     let base = state.base.or(state.image.map(|image| image.base));
     let table = PageTable::open(&dir, base.map_or(0, |base| base.commit))?;
-    let local = Local { lock, dir, state, table, spool, owes_sync: false };
+    let local = Local { lock, dir, state, table, spool, copies, owes_sync: false };
     let mut read = read(local)?;
     read.misfit = misfit.or(read.misfit);
     Ok(Opening::Ours(Box::new(read)))

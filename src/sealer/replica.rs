@@ -15,6 +15,7 @@ use crate::claim::Claim;
 use crate::database::{Database, Gate};
 use crate::engine::{Action, Engine, Event, Options, Phase};
 use crate::finding::Finding;
+use crate::history::History;
 use crate::local;
 use crate::local::spool::Entry;
 use crate::local::state::Base;
@@ -30,6 +31,7 @@ pub(super) struct Replica {
     pub(super) database: Arc<Database>,
     pub(super) store: Option<Arc<dyn Store>>,
     pub(super) engine: Engine,
+    pub(super) history: History,
     pub(super) local: Option<Local>,
     /// The database's WAL, through a descriptor of our own: no locks live on that file.
     pub(super) wal: Option<File>,
@@ -119,6 +121,7 @@ impl Replica {
         let mut replica = Replica {
             process,
             engine: Engine::new(options, crate::units::WriterId::default()),
+            history: History::new(crate::history::Options::default()),
             database,
             store,
             local: None,
@@ -219,6 +222,7 @@ impl Replica {
     pub(super) fn release(&mut self) {
         self.hold(false);
         self.leaves();
+        self.save_history();
         if let Some(mut local) = self.local.take() {
             let saved = local.table.sync().and_then(|()| local.save(true));
             if let Err(error) = saved {
@@ -306,6 +310,7 @@ impl Replica {
         while let Some(action) = self.engine.poll(self.process.now()) {
             self.perform(action);
         }
+        self.keep_history(now);
         self.slice();
         self.publish();
     }
@@ -390,7 +395,10 @@ impl Replica {
         let Some(store) = self.store.clone() else { return };
         self.counters.requests += match task {
             Task::FindHead { .. } => 11,
-            Task::Put { ref after, .. } => 1 + after.len() as u64,
+            Task::Put { look, .. } => {
+                let looks = u64::from(look.last.is_some()) + u64::from(look.earlier.is_some());
+                1 + looks + if look.first { 11 } else { 0 }
+            }
             Task::Inspect { .. } => 2,
             _ => 1,
         };
@@ -440,7 +448,7 @@ impl Replica {
 
     /// Brings the report up to date: always before a waiter is told that its commits are acked.
     pub(super) fn show(&mut self) {
-        let status = self.engine.status();
+        let (status, history) = (self.engine.status(), self.history.status());
         let (bytes, files) = (self.pending_bytes(), (self.open.len() + self.closed.len()) as u64);
         self.database.with(|shared| {
             let report = &mut shared.report;
@@ -465,6 +473,7 @@ impl Replica {
             report.requests = self.counters.requests;
             report.images = self.counters.images;
             report.resyncs = self.counters.resyncs;
+            report.history = history;
         });
     }
 

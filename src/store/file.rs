@@ -23,7 +23,7 @@ use rustix::fs::{CWD, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::parts::Parts;
-use super::{Body, Error, ErrorKind, FileInfo, Key, Store, Upload, range};
+use super::{Body, Error, ErrorKind, FileInfo, Key, Object, Store, Upload, range};
 use crate::ltx::FileName;
 use crate::units::{Level, Timestamp};
 
@@ -103,6 +103,22 @@ impl Store for FileStore {
 
     async fn get(&self, key: Key, range: Option<Range<u64>>) -> Result<Bytes, Error> {
         self.blocking(move |directory| directory.get(key, range.as_ref())).await
+    }
+
+    async fn objects(&self, folder: &str) -> Result<Vec<Object>, Error> {
+        let folder = folder.to_string();
+        self.blocking(move |directory| {
+            let mut objects = Vec::new();
+            directory.objects(&folder, &mut objects)?;
+            Ok(objects)
+        })
+        .await
+    }
+
+    async fn object(&self, path: &str, range: Range<u64>) -> Result<Bytes, Error> {
+        let path = path.to_string();
+        self.blocking(move |directory| directory.read(&directory.root.join(path), Some(&range)))
+            .await
     }
 
     async fn put_new(&self, key: Key, body: Body, timestamp: Timestamp) -> Result<(), Error> {
@@ -186,7 +202,8 @@ impl Directory {
             // A folder or a link takes the name, so it is not passed over: whoever needs the file
             // finds that it holds nothing. Links are not followed, out of the replica or at all.
             let len = if metadata.is_file() { metadata.len() } else { 0 };
-            files.push(FileInfo { key: Key { level, name }, len, modified: modified(&metadata) });
+            let (modified, stored) = (modified(&metadata), stored(&metadata));
+            files.push(FileInfo { key: Key { level, name }, len, modified, stored });
         }
         files.sort_unstable_by_key(|file| file.key);
         Ok(files)
@@ -215,31 +232,68 @@ impl Directory {
         Ok(())
     }
 
+    /// Files below a folder. Links are not followed.
+    fn objects(&self, folder: &str, found: &mut Vec<Object>) -> Result<(), Error> {
+        let path = self.root.join(folder);
+        let entries = match fs::read_dir(&path) {
+            Ok(entries) => entries,
+            // It may have been deleted since the folder above was read.
+            Err(err)
+                if matches!(err.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+            {
+                return Ok(());
+            }
+            Err(err) => return Err(fail("list", &path, err)),
+        };
+        for entry in entries {
+            let entry = entry.map_err(|err| fail("list", &path, err))?;
+            let Some(name) = entry.file_name().to_str().map(|name| format!("{folder}/{name}"))
+            else {
+                continue;
+            };
+            let metadata = match entry.metadata() {
+                Ok(metadata) => metadata,
+                Err(err) if err.kind() == io::ErrorKind::NotFound => continue,
+                Err(err) => return Err(fail("list", &entry.path(), err)),
+            };
+            if metadata.is_dir() {
+                self.objects(&name, found)?;
+            } else if metadata.is_file() {
+                let (len, modified) = (metadata.len(), modified(&metadata));
+                found.push(Object { path: name, len, modified });
+            }
+        }
+        Ok(())
+    }
+
     fn get(&self, key: Key, range: Option<&Range<u64>>) -> Result<Bytes, Error> {
-        let path = self.path(key);
+        self.read(&self.path(key), range)
+    }
+
+    fn read(&self, path: &Path, range: Option<&Range<u64>>) -> Result<Bytes, Error> {
         // The listing has told files from links and pipes; what took a file's place since is neither
         // followed nor waited for.
         let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-        let file = match OpenOptions::new().read(true).custom_flags(flags).open(&path) {
+        let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
             Ok(file) => file,
             Err(err) if err.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
-                return Err(not_a_file(&path));
+                return Err(not_a_file(path));
             }
             Err(err) => {
                 if err.kind() == io::ErrorKind::NotFound {
                     self.look_for_root()?;
                 }
-                return Err(fail("read", &path, err));
+                return Err(fail("read", path, err));
             }
         };
-        let metadata = file.metadata().map_err(|err| fail("read", &path, err))?;
+        let metadata = file.metadata().map_err(|err| fail("read", path, err))?;
         if !metadata.is_file() {
-            return Err(not_a_file(&path));
+            return Err(not_a_file(path));
         }
         let len = metadata.len();
         let range = range::within(range, len, path.display())?;
         let mut buffer = vec![0; usize::try_from(range.end - range.start).unwrap_or(usize::MAX)];
-        file.read_exact_at(&mut buffer, range.start).map_err(|err| fail("read", &path, err))?;
+        file.read_exact_at(&mut buffer, range.start).map_err(|err| fail("read", path, err))?;
         Ok(buffer.into())
     }
 
@@ -465,6 +519,14 @@ fn remove_leftovers(folder: &Path, now: i64) {
 
 fn is_temp(name: &OsStr) -> bool {
     name.to_str().is_some_and(|name| name.ends_with(TEMP_SUFFIX))
+}
+
+/// The time of the last change of the file's entry, which is when it appeared: nobody can set it.
+fn stored(metadata: &fs::Metadata) -> Timestamp {
+    use std::os::unix::fs::MetadataExt;
+    Timestamp(
+        metadata.ctime().saturating_mul(1000).saturating_add(metadata.ctime_nsec() / 1_000_000),
+    )
 }
 
 fn modified(metadata: &fs::Metadata) -> Timestamp {

@@ -60,6 +60,7 @@ impl Store for MemoryStore {
                 key,
                 len: bytes.len() as u64,
                 modified: *modified,
+                stored: *modified,
             })
             .collect())
     }

@@ -9,7 +9,6 @@ pub mod file;
 pub mod memory;
 mod parts;
 mod range;
-#[cfg(feature = "cli")]
 pub(crate) mod reader;
 pub mod s3;
 pub mod url;
@@ -50,6 +49,20 @@ pub struct FileInfo {
     pub len: u64,
     /// When the listing says that it was made: modification time of the file or object. On a
     /// directory this is the header's timestamp; on S3 it is the time of the upload.
+    pub modified: Timestamp,
+    /// When the store got it, by its own clock: what retention counts from. A file that waited long
+    /// for the store is young there.
+    pub stored: Timestamp,
+}
+
+/// An object of a replica that is no file of its levels: what Litestream 0.3 left there.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Object {
+    /// Its path below the replica, with slashes.
+    pub path: String,
+    /// Length in bytes.
+    pub len: u64,
+    /// When the listing says that it was made.
     pub modified: Timestamp,
 }
 
@@ -166,6 +179,17 @@ pub trait Store: Send + Sync {
     /// Starts to create a file whose length is not known yet. Nothing is visible before
     /// [`Upload::complete`].
     async fn upload_new(&self, key: Key, timestamp: Timestamp) -> Result<Box<dyn Upload>, Error>;
+
+    /// The objects in a folder of the replica and in all folders below it, in any order. A folder that
+    /// is not there has none.
+    async fn objects(&self, _folder: &str) -> Result<Vec<Object>, Error> {
+        Ok(Vec::new())
+    }
+
+    /// A part of such an object; cut off at its end as in [`Store::get`].
+    async fn object(&self, path: &str, _range: Range<u64>) -> Result<Bytes, Error> {
+        Err(Error::new(ErrorKind::NotFound, format!("{} has no object {path}", self.url())))
+    }
 
     /// Removes a file. One that is not there is no error.
     async fn delete(&self, key: Key) -> Result<(), Error>;

@@ -2,9 +2,11 @@
 //!
 //! This is for a WAL that nobody has open: what SQLite would find in it when it recovers.
 
+use std::collections::BTreeMap;
+
 use super::frames::word;
 use super::{FRAME_HEADER_LEN, ReadAt, WAL_HEADER_LEN, WalHeader, frame_offset};
-use crate::units::{PageSize, WalPosition};
+use crate::units::{PageSize, Pgno, WalPosition};
 
 /// The first word of a WAL whose checksums are over big-endian words.
 const MAGIC_BIG_ENDIAN: u32 = 0x377f_0683;
@@ -13,6 +15,67 @@ const MAGIC_BIG_ENDIAN: u32 = 0x377f_0683;
 /// of reading, as at the end of a shorter file, means no.
 pub fn reaches<R: ReadAt + ?Sized>(wal: &R, page_size: PageSize, position: WalPosition) -> bool {
     running_checksum(wal, page_size, position).is_some_and(|sum| sum == position.checksum)
+}
+
+/// What a WAL holds that is committed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Recovered {
+    /// Page size of the database.
+    pub page_size: PageSize,
+    /// The last frame that is committed; 0 when none is.
+    pub last: u32,
+    /// Size of the database in pages after the last commit; 0 when there is none.
+    pub commit: u32,
+    /// The smallest size in pages that any commit left: what the database had behind it is gone.
+    pub smallest: u32,
+    /// Of each page the newest committed frame. No page is behind the end of the database.
+    pub newest: BTreeMap<Pgno, u32>,
+}
+
+/// Finds what SQLite would find in a WAL that nobody has open: every frame up to the last commit
+/// whose salts and running checksum are right (`walIndexRecover` in `wal.c`). `None` when its header
+/// is none.
+pub fn recover<R: ReadAt + ?Sized>(wal: &R) -> Option<Recovered> {
+    let WalHeader { page_size, salts } = WalHeader::read(wal)?;
+    let (big_endian, mut sum) = header_checksum(wal)?;
+    let mut frame = vec![0; FRAME_HEADER_LEN + page_size.bytes()];
+    let newest = BTreeMap::new();
+    let mut found = Recovered { page_size, last: 0, commit: 0, smallest: u32::MAX, newest };
+    let mut pending: BTreeMap<Pgno, u32> = BTreeMap::new();
+    for number in 1..u32::MAX {
+        if wal.read_exact_at(&mut frame, frame_offset(page_size, number)).is_err() {
+            break;
+        }
+        let field = |at| word(&frame, at).unwrap_or(0);
+        let (pgno, commit) = (field(0), field(4));
+        if pgno == 0 || (field(8), field(12)) != (salts.0, salts.1) {
+            break;
+        }
+        sum = checksum(big_endian, sum, frame.get(..8)?);
+        sum = checksum(big_endian, sum, frame.get(FRAME_HEADER_LEN..)?);
+        if sum != (field(16), field(20)) {
+            break;
+        }
+        pending.insert(pgno, number);
+        if commit != 0 {
+            found.newest.append(&mut pending);
+            // A transaction may have spilled pages before it gave them up.
+            drop(found.newest.split_off(&commit.saturating_add(1)));
+            found.last = number;
+            found.commit = commit;
+            found.smallest = found.smallest.min(commit);
+        }
+    }
+    Some(found)
+}
+
+/// Whether the words are big-endian, and the checksum of the header, if it is right.
+fn header_checksum<R: ReadAt + ?Sized>(wal: &R) -> Option<(bool, (u32, u32))> {
+    let mut head = [0; WAL_HEADER_LEN as usize];
+    wal.read_exact_at(&mut head, 0).ok()?;
+    let big_endian = word(&head, 0)? == MAGIC_BIG_ENDIAN;
+    let sum = checksum(big_endian, (0, 0), head.get(..24)?);
+    (sum == (word(&head, 24)?, word(&head, 28)?)).then_some((big_endian, sum))
 }
 
 fn running_checksum<R: ReadAt + ?Sized>(
@@ -24,13 +87,7 @@ fn running_checksum<R: ReadAt + ?Sized>(
     if WalHeader::read(wal)? != expected {
         return None;
     }
-    let mut head = [0; WAL_HEADER_LEN as usize];
-    wal.read_exact_at(&mut head, 0).ok()?;
-    let big_endian = word(&head, 0)? == MAGIC_BIG_ENDIAN;
-    let mut sum = checksum(big_endian, (0, 0), head.get(..24)?);
-    if sum != (word(&head, 24)?, word(&head, 28)?) {
-        return None;
-    }
+    let (big_endian, mut sum) = header_checksum(wal)?;
     let mut frame = vec![0; FRAME_HEADER_LEN + page_size.bytes()];
     for number in 1..=position.frame {
         wal.read_exact_at(&mut frame, frame_offset(page_size, number)).ok()?;
@@ -67,6 +124,11 @@ mod tests {
 
     /// A WAL with right checksums, and the position where it ends.
     fn wal(big_endian: bool, frames: u32) -> (Vec<u8>, WalPosition) {
+        wal_of(big_endian, &(1..=frames).map(|n| (n, n)).collect::<Vec<_>>())
+    }
+
+    /// A WAL with a frame for each page number and size of the database after it, 0 but for commits.
+    fn wal_of(big_endian: bool, frames: &[(u32, u32)]) -> (Vec<u8>, WalPosition) {
         let page_size = PageSize::new(512).unwrap();
         let mut bytes = Vec::new();
         for field in [0x377f_0682 | u32::from(big_endian), 3_007_000, 512, 0, 7, 8] {
@@ -79,16 +141,17 @@ mod tests {
             }
         };
         put(&mut bytes, &[sum.0, sum.1]);
-        for frame in 1..=frames {
+        for (pgno, commit) in frames {
             let at = bytes.len();
-            put(&mut bytes, &[frame, frame, 7, 8]);
+            put(&mut bytes, &[*pgno, *commit, 7, 8]);
             sum = checksum(big_endian, sum, &bytes[at..at + 8]);
-            let page = vec![frame as u8; page_size.bytes()];
+            let page = vec![*pgno as u8; page_size.bytes()];
             sum = checksum(big_endian, sum, &page);
             put(&mut bytes, &[sum.0, sum.1]);
             bytes.extend_from_slice(&page);
         }
-        (bytes, WalPosition { salts: Salts(7, 8), frame: frames, checksum: sum })
+        let frame = frames.len() as u32;
+        (bytes, WalPosition { salts: Salts(7, 8), frame, checksum: sum })
     }
 
     #[test]
@@ -113,5 +176,39 @@ mod tests {
             assert!(other(|end| end.checksum.0 ^= 1));
             assert!(!reaches(bytes.as_slice(), PageSize::new(1024).unwrap(), end));
         }
+    }
+
+    #[test]
+    fn what_is_recovered_ends_at_the_last_right_commit() {
+        // Each frame is a commit of as many pages as its number.
+        for big_endian in [false, true] {
+            let (bytes, _) = wal(big_endian, 5);
+            let found = recover(bytes.as_slice()).unwrap();
+            assert_eq!((found.page_size.get(), found.commit, found.smallest), (512, 5, 1));
+            assert_eq!(found.last, 5);
+            assert_eq!(found.newest, (1..=5).map(|n| (n, n)).collect());
+            let frame_len = 512 + FRAME_HEADER_LEN;
+            for at in (0..bytes.len()).filter(|at| *at < 60 || at % 61 == 0) {
+                let mut bad = bytes.clone();
+                bad[at] ^= 4;
+                let whole = at.saturating_sub(32) / frame_len;
+                let commit = recover(bad.as_slice()).map_or(0, |found| found.commit as usize);
+                assert_eq!(commit, if at < 32 { 0 } else { whole }, "byte {at}");
+            }
+            assert_eq!(recover(&bytes[..bytes.len() - 1]).unwrap().commit, 4);
+            assert_eq!(recover(&bytes[..32]).unwrap().last, 0);
+            assert_eq!(recover(&bytes[..31]), None);
+        }
+    }
+    #[test]
+    fn what_a_commit_gave_up_is_not_recovered() {
+        let recovered =
+            |frames: &[(u32, u32)]| recover(wal_of(false, frames).0.as_slice()).unwrap();
+        // Page 7 was spilled before the transaction gave it up; 4 and 5 went with a later commit.
+        let found = recovered(&[(7, 0), (4, 0), (5, 5), (1, 3), (4, 4), (2, 0)]);
+        assert_eq!((found.last, found.commit, found.smallest), (5, 4, 3));
+        assert_eq!(found.newest, [(1, 4), (4, 5)].into());
+        let found = recovered(&[(1, 0), (2, 0)]);
+        assert_eq!((found.last, found.commit, found.newest.len()), (0, 0, 0));
     }
 }

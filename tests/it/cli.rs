@@ -1,6 +1,7 @@
 //! The program as a person runs it: what it prints and how it exits.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -10,7 +11,7 @@ use walferry::ltx::encode::to_vec;
 use walferry::store::file::FileStore;
 use walferry::units::{PageSize, Txid};
 
-use crate::support::{begin_database, golden, header, key, names, put};
+use crate::support::{Generations, begin_database, copy_golden, golden, header, key, names, put};
 
 fn walferry() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_walferry"));
@@ -92,6 +93,77 @@ fn restores_the_state_of_a_moment() {
 }
 
 #[test]
+fn restores_what_litestream_0_3_wrote() {
+    let Generations { replica, folder } = Generations::new();
+    let (dir, url) = (TempDir::new().unwrap(), url(replica.path()));
+    let out = dir.path().join("out.db");
+    let said = check(&["restore", "--dry-run", &url], 0);
+    let plan = "generation ebcc5c9659d4a37f of 2023-11-14T22:13:46Z from 2 objects";
+    assert_eq!(said, format!("would restore {plan} with 43116 bytes\n"));
+    let said = check(&["restore", "--integrity-check", "full", "-o", text(&out), &url], 0);
+    assert!(said.contains("generation ebcc5c9659d4a37f") && said.contains("0.3"), "{said}");
+    let expected = fs::read(golden("litestream-0.3.13/restored/latest.db")).unwrap();
+    assert!(fs::read(&out).unwrap() == expected);
+    assert_eq!(names(dir.path()), ["out.db"]);
+    check(&["restore", "-o", text(&out), &url], 6);
+
+    let at = dir.path().join("at.db");
+    let moment = "2023-11-14T22:13:25Z";
+    let args = ["restore", "--json", "--timestamp", moment, "-o", text(&at), &url];
+    let json: serde_json::Value = serde_json::from_str(&check(&args, 0)).unwrap();
+    assert_eq!((&json["timestamp"], &json["restored"]), (&moment.into(), &true.into()));
+    let expected = golden("litestream-0.3.13/restored/2023-11-14T22-13-25Z.db");
+    assert!(fs::read(&at).unwrap() == fs::read(expected).unwrap());
+
+    let bad = dir.path().join("bad.db");
+    let said = check(&["restore", "--timestamp", "2023-11-14", "-o", text(&bad), &url], 3);
+    let range = "it has those from 2023-11-14T22:13:20Z to 2023-11-14T22:13:46Z";
+    assert!(said.contains(range) && said.contains("`walferry restore --list`"), "{said}");
+    check(&["restore", "--txid", "1", "-o", text(&bad), &url], 3);
+    let snapshot = folder.join("snapshots/00000008.snapshot.lz4");
+    fs::OpenOptions::new().append(true).open(&snapshot).unwrap().write_all(&[0]).unwrap();
+    let said = check(&["restore", "-o", text(&bad), &url], 4);
+    assert!(said.contains("00000008.snapshot.lz4 of the replica cannot be used"), "{said}");
+    assert!(said.contains("bytes behind its end") && said.contains("--timestamp"), "{said}");
+    assert_eq!(names(dir.path()), ["at.db", "out.db"]);
+}
+
+#[test]
+fn lists_what_litestream_0_3_wrote() {
+    let Generations { replica, folder } = Generations::new();
+    let url = url(replica.path());
+    let said = check(&["ltx", &url], 0);
+    let lines: Vec<Vec<&str>> =
+        said.lines().map(|line| line.split_whitespace().collect()).collect();
+    let (first, last) = ("2023-11-14T22:13:20Z", "2023-11-14T22:13:46Z");
+    assert_eq!(lines[0], ["generation", "snapshots", "WALs", "bytes", "from", "to"]);
+    assert_eq!(lines[1], ["ebcc5c9659d4a37f", "4", "9", "133056", first, last]);
+    assert_eq!(
+        said.lines().nth(2).unwrap(),
+        format!("restorable from Litestream 0.3: {first} to {last}")
+    );
+    assert_eq!(lines.len(), 3);
+    let json: serde_json::Value =
+        serde_json::from_str(&check(&["ltx", "--json", &url], 0)).unwrap();
+    let generation = &json["generations"][0];
+    assert_eq!((&generation["from"], &generation["to"]), (&first.into(), &last.into()));
+    assert_eq!(generation["snapshots"][1]["index"], "00000003");
+    assert_eq!(generation["wals"][2]["segments"], 3);
+    assert_eq!((&json["problem"], &json["head"]), (&().into(), &().into()));
+
+    // Beside files of the levels.
+    fs::create_dir(replica.path().join("ltx")).unwrap();
+    std::os::unix::fs::symlink(golden("litestream-0.5.17/ltx/0"), replica.path().join("ltx/0"))
+        .unwrap();
+    let said = check(&["ltx", &url], 0);
+    assert!(said.contains("restorable: 8 states") && said.contains("ebcc5c9659d4a37f"), "{said}");
+    fs::remove_file(folder.join("snapshots/00000008.snapshot.lz4")).unwrap();
+    fs::remove_file(folder.join("wal/00000007_00000000.wal.lz4")).unwrap();
+    let said = check(&["ltx", &url], 0);
+    assert!(said.contains("warning: bytes 00000000 to 00001038 of WAL 00000007 of"), "{said}");
+}
+
+#[test]
 fn a_dry_run_reads_only_the_listing() {
     let dir = TempDir::new().unwrap();
     let (out, replica) = (dir.path().join("out.db"), url(&golden("litestream-0.5.17")));
@@ -136,23 +208,7 @@ fn wrong_usage() {
 
 /// A directory with a copy of the files of a golden replica.
 fn copy(name: &str) -> TempDir {
-    fn copy_dir(from: &Path, to: &Path) {
-        fs::create_dir_all(to).unwrap();
-        for entry in fs::read_dir(from).unwrap() {
-            let (path, name) = {
-                let e = entry.unwrap();
-                (e.path(), e.file_name())
-            };
-            if path.is_dir() {
-                copy_dir(&path, &to.join(name));
-            } else {
-                fs::copy(&path, to.join(name)).unwrap();
-            }
-        }
-    }
-    let dir = TempDir::new().unwrap();
-    copy_dir(&golden(name).join("ltx"), &dir.path().join("ltx"));
-    dir
+    copy_golden(name, "ltx")
 }
 
 #[test]
@@ -329,6 +385,9 @@ fn verifies() {
 fn compacts_and_retains() {
     let replica = copy("litestream-0.5.17");
     let url = url(replica.path());
+    let said = check(&["compact", "--level", "9", &url], 0);
+    assert_eq!(said, "there is nothing to join\n", "the newest snapshot is the newest state");
+    fs::remove_file(replica.path().join("ltx/9/0000000000000001-0000000000000008.ltx")).unwrap();
     let said = check(&["compact", "--level", "9", "--dry-run", &url], 0);
     assert!(said.contains("would make 9/"), "{said}");
     let files = || check(&["ltx", &url], 0);

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use walferry::history::{join, remove};
+use walferry::history::{Purpose, join, remove};
 use walferry::ltx::Decoder;
 use walferry::plan::compact::{Step, next};
 use walferry::plan::restore::restorable;
-use walferry::plan::retain::Policy;
+use walferry::plan::retain::{Own, Policy};
 use walferry::restore::{Error, Options, Point, list_in_turn};
 use walferry::store::file::FileStore;
 use walferry::store::{ErrorKind, FileInfo, Store};
@@ -25,13 +25,15 @@ fn listed(store: &impl Store) -> Vec<FileInfo> {
 }
 
 fn planned(store: &impl Store, level: u8) -> Option<Step> {
-    next(&listed(store), Level::new(level).unwrap(), Timestamp(i64::MAX))
+    next(&listed(store), Level::new(level).unwrap(), Txid(u64::MAX))
 }
 
 /// Makes the next file of a level, if there is one to make.
 fn make(replica: &Replica, level: u8) -> bool {
     let Some(step) = planned(&replica.store, level) else { return false };
-    let joined = on_runtime(join(Arc::new(replica.store.clone()), step.clone())).unwrap();
+    let joined =
+        on_runtime(join(Arc::new(replica.store.clone()), step.clone(), Purpose::Publish, None))
+            .unwrap();
     let bytes = replica.bytes(step.key);
     assert_eq!((joined.key, joined.len, joined.existed), (step.key, bytes.len() as u64, false));
     true
@@ -87,16 +89,17 @@ fn what_is_kept_is_enough() {
     // The store knows no times here: a transaction's time is its number.
     let timed: Vec<FileInfo> = listed(&replica.store)
         .into_iter()
-        .map(|file| FileInfo { modified: Timestamp(file.key.name.max.0 as i64), ..file })
+        .map(|file| (file, Timestamp(file.key.name.max.0 as i64)))
+        .map(|(file, time)| FileInfo { modified: time, stored: time, ..file })
         .collect();
     let policy = Policy { all: Some(Timestamp(25)), l0: Timestamp(36) };
     let store: Arc<dyn Store> = Arc::new(replica.store.clone());
-    let removed = on_runtime(remove(&store, &timed, policy)).unwrap();
+    let removed = on_runtime(remove(&store, &timed, policy, Own::NONE)).unwrap();
     assert!(removed.len() > 20, "{} of {}", removed.len(), timed.len());
     let points = compare_all(&replica);
     assert!(points[0] <= Txid(25), "{points:?}");
     assert!(points.ends_with(&(36..=40).map(Txid).collect::<Vec<_>>()), "{points:?}");
-    assert_eq!(on_runtime(remove(&store, &timed, policy)).unwrap().len(), removed.len());
+    assert_eq!(on_runtime(remove(&store, &timed, policy, Own::NONE)).unwrap().len(), removed.len());
 }
 
 #[test]
@@ -128,7 +131,7 @@ fn what_litestream_wrote_is_joined_without_database_checksums() {
     }
     let step = planned(&to, 9).unwrap();
     assert_eq!(step.key, key(9, 1, 8));
-    on_runtime(join(Arc::new(to.clone()), step)).unwrap();
+    on_runtime(join(Arc::new(to.clone()), step, Purpose::Publish, None)).unwrap();
     let out = dir.path().join("out.db");
     let report = run(to, Options::new(&out)).unwrap();
     assert_eq!((report.files, report.untagged), (1, 1));
@@ -145,7 +148,8 @@ fn refused(change: impl FnOnce(&Replica), level: u8) -> Error {
     change(&replica);
     let step = planned(&replica.store, level).unwrap();
     let before = replica.store.files();
-    let error = on_runtime(join(Arc::new(replica.store.clone()), step)).unwrap_err();
+    let error = on_runtime(join(Arc::new(replica.store.clone()), step, Purpose::Publish, None))
+        .unwrap_err();
     assert_eq!(replica.store.files(), before, "{error}");
     error
 }
@@ -181,11 +185,14 @@ fn who_is_late_leaves_what_is_there() {
     let inputs = [2, 3].map(|txid| *inputs.iter().find(|f| f.key == key(0, txid, txid)).unwrap());
     let step = Step { inputs: inputs.to_vec(), ..step };
     replica.put(key(1, 2, 3), b"somebody else's".to_vec());
-    let joined = on_runtime(join(Arc::new(replica.store.clone()), step.clone())).unwrap();
+    let joined =
+        on_runtime(join(Arc::new(replica.store.clone()), step.clone(), Purpose::Publish, None))
+            .unwrap();
     assert!(joined.existed);
     assert_eq!(&replica.bytes(step.key)[..], b"somebody else's");
     // An input that was removed meanwhile is an error of the store, not a damaged file.
     replica.delete(key(0, 3, 3));
-    let error = on_runtime(join(Arc::new(replica.store.clone()), step)).unwrap_err();
+    let error = on_runtime(join(Arc::new(replica.store.clone()), step, Purpose::Publish, None))
+        .unwrap_err();
     assert!(matches!(&error, Error::Store(error) if error.kind == ErrorKind::NotFound), "{error}");
 }

@@ -184,3 +184,19 @@ fn quiet_is_quiet() {
     assert_eq!(walferry(&["verify", "--quiet", &url]), "");
     assert!(walferry(&["verify", "--no-progress", &url]).contains("8 states"));
 }
+
+#[test]
+fn what_litestream_03_left_is_listed_too() {
+    let replica = url(&golden("litestream-0.3.13"));
+    let list = json(&["restore", "--list", "--json", &replica]);
+    assert_eq!(list["states"], Value::Array(vec![]));
+    assert!(!list["generations"].as_array().unwrap().is_empty(), "{list}");
+    assert_eq!((&list["problem"], &list["head"]), (&Value::Null, &Value::Null));
+    let said = walferry(&["restore", "--list", &replica]);
+    assert!(said.contains("Litestream 0.3") && !said.contains("first_txid"), "{said}");
+    // Of which there is none, a delta restores everything to a new place.
+    let dir = TempDir::new().unwrap();
+    let out = dir.path().join("out.db");
+    walferry(&["restore", "--delta", "--quiet", "-o", out.to_str().unwrap(), &replica]);
+    assert_eq!(names(dir.path()), ["out.db"]);
+}

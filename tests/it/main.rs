@@ -4,9 +4,11 @@
 mod cli;
 mod delta;
 mod fuzz;
+mod generations;
 mod history;
 mod hostile;
 mod listing;
+mod month;
 mod restore;
 mod resume;
 mod store;

@@ -130,7 +130,7 @@ proptest! {
             }
         }
         let files: Vec<FileInfo> = replica.store.files().into_iter().map(|(key, bytes)| FileInfo {
-            key, len: bytes.len() as u64, modified: Timestamp(0),
+            key, len: bytes.len() as u64, modified: Timestamp(0), stored: Timestamp(0),
         }).collect();
         let points = plan::restore::restorable(&files);
         for txid in 1..=head as u64 {

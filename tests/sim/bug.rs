@@ -81,12 +81,20 @@ pub enum Bug {
     UnpinnedFresh,
     /// A lineage that goes on for one whose files the disk forgot takes the log from anybody.
     TwinTakesAny,
+    /// A join leaves one of its files out.
+    InputSkipped,
+    /// The first file of a lineage is removed like any other.
+    LineageStartRemoved,
+    /// Level 0 is removed by its age, whether it was joined or not.
+    UncoveredRemoved,
+    /// Everything before the newest snapshot is removed, however young.
+    YoungRemoved,
     /// The cap drops what is just being closed, and the close says that there was nothing.
     CapWhileClosing,
 }
 
 /// All of them, each with a history that shows it: the place to look first.
-pub const ALL: [(Bug, u64); 40] = [
+pub const ALL: [(Bug, u64); 44] = [
     (Bug::AckBeforeDurable, 0),
     (Bug::StateBeforeSpool, 0),
     (Bug::ReleaseBeforeAck, 0),
@@ -98,7 +106,7 @@ pub const ALL: [(Bug, u64); 40] = [
     (Bug::GenerationUnchecked, 3417),
     (Bug::LagForgotten, 167),
     (Bug::CleanWhileUnknown, 42),
-    (Bug::TxidOnly, 1),
+    (Bug::TxidOnly, 18),
     (Bug::UnsyncedPositionBelieved, 3692),
     (Bug::TornSpoolBelieved, 1),
     (Bug::StandbyForgotten, 2957),
@@ -107,7 +115,7 @@ pub const ALL: [(Bug, u64); 40] = [
     (Bug::UnsureImageForgotten, 4),
     (Bug::LockIgnored, 0),
     (Bug::CleanOfAnyPiece, 2023),
-    (Bug::CapForgotten, 63),
+    (Bug::CapForgotten, 61),
     (Bug::CloseRace, 0),
     (Bug::TransitionsPassed, 538),
     (Bug::FreshUnpinned, 218),
@@ -127,4 +135,8 @@ pub const ALL: [(Bug, u64); 40] = [
     (Bug::JoinedComesLater, 9803),
     (Bug::StaleAttachBelieved, 0),
     (Bug::ClaimNotSynced, 30),
+    (Bug::InputSkipped, 16),
+    (Bug::LineageStartRemoved, 7596),
+    (Bug::UncoveredRemoved, 6),
+    (Bug::YoungRemoved, 5),
 ];

@@ -66,6 +66,11 @@ impl World {
             if idle != (None, None) || self.cx.store.is_awaited((id, process.incarnation)) {
                 return Err(format!("host {id}.{p} has all done and still wants {idle:?}"));
             }
+            if let Some(history) = &replica.history
+                && let Some(why) = history.status().failure
+            {
+                return Err(format!("host {id}.{p}: the history is not kept up: {why}"));
+            }
             if self.cx.store.has_upload((id, process.incarnation)) {
                 return Err(format!("host {id}.{p} left an upload open"));
             }

@@ -160,6 +160,7 @@ impl Host {
             self.db.abandon();
         }
         cx.store.abandon(&mut cx.rng, self.id, process.incarnation);
+        cx.store.abandon_chores(&mut cx.history_rng, (self.id, process.incarnation));
     }
 
     /// The power goes.

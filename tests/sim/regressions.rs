@@ -99,3 +99,17 @@ fn a_wal_that_came_and_went_unpinned_is_compared() {
 fn a_new_lineage_leaves_the_files_of_its_former_one() {
     holds(68_039);
 }
+
+/// A host whose disk forgot much found its next TXID free, since that file was joined and removed
+/// since, and wrote into the past of the log.
+#[test]
+fn nobody_writes_into_the_past_of_the_log() {
+    [585, 625, 5496, 10_485].into_iter().for_each(holds);
+}
+
+/// A look before the first put took the host's own file, whose answer was lost, for a log that had
+/// gone on without it, and an image was sent.
+#[test]
+fn a_file_that_was_not_heard_of_is_no_other_log() {
+    [116, 131, 154, 259].into_iter().for_each(holds);
+}

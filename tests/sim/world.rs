@@ -33,6 +33,10 @@ pub enum Stress {
 pub struct Cx {
     pub now: u64,
     pub rng: Rng,
+    /// What keeps the replica's history up draws from here.
+    pub history_rng: Rng,
+    /// It is kept up at all.
+    pub keeps_history: bool,
     pub store: Store,
     pub bug: Bug,
     /// The faults have stopped.
@@ -72,6 +76,8 @@ pub struct Tally {
     pub power_losses: u64,
     pub takeovers: u64,
     pub files: u64,
+    pub joined: u64,
+    pub removed: u64,
     pub images: u64,
     pub resyncs: u64,
     pub fenced: u64,
@@ -85,6 +91,8 @@ impl std::ops::AddAssign for Tally {
         self.power_losses += other.power_losses;
         self.takeovers += other.takeovers;
         self.files += other.files;
+        self.joined += other.joined;
+        self.removed += other.removed;
         self.images += other.images;
         self.resyncs += other.resyncs;
         self.fenced += other.fenced;
@@ -102,6 +110,7 @@ pub fn run_and(seed: u64, bug: Bug, prints: bool) -> Outcome {
     let verdict = world.run();
     world.tally.histories = 1;
     world.tally.files = world.cx.store.files.len() as u64;
+    (world.tally.joined, world.tally.removed) = (world.checks.joined, world.checks.removed);
     for host in &world.hosts {
         world.tally.images += host.images;
         world.tally.resyncs += host.resyncs;
@@ -138,6 +147,8 @@ impl World {
         };
         let mut store = Store::default();
         store.faults = true;
+        let keeps_history = matches!(seed % 10, 5 | 6);
+        store.late_max = if keeps_history { 3000 } else { 20_000 };
         let mut host = Host::new(0, Database::new(0, None), processes, interval);
         host.alone = !rivals;
         host.db.synchronous = rng.chance(30);
@@ -147,6 +158,8 @@ impl World {
         let cx = Cx {
             now: 0,
             rng,
+            history_rng: Rng::new(seed ^ 0x5851_f42d_4c95_7f2d),
+            keeps_history,
             store,
             bug,
             calm: false,

@@ -35,7 +35,7 @@ pub use self::server::Servers;
 use self::server::{Pass, Server};
 use self::settings::Settings;
 use self::sse::{CustomerKey, with_customer_key};
-use super::{Body, Error, ErrorKind, FileInfo, Key, Store, Upload};
+use super::{Body, Error, ErrorKind, FileInfo, Key, Object, Store, Upload};
 use crate::ltx::FileName;
 use crate::units::{Level, Timestamp};
 
@@ -158,6 +158,18 @@ impl Store for S3Store {
         }
     }
 
+    async fn objects(&self, folder: &str) -> Result<Vec<Object>, Error> {
+        self.0.noted(patiently(|| self.0.objects(folder)).await)
+    }
+
+    async fn object(&self, path: &str, range: Range<u64>) -> Result<Bytes, Error> {
+        if range.start >= range.end {
+            return Ok(Bytes::new());
+        }
+        let object = self.0.settings.object(path);
+        self.0.noted(patiently(|| self.0.get(&object, Some(range.clone()))).await)
+    }
+
     async fn put_new(&self, key: Key, body: Body, timestamp: Timestamp) -> Result<(), Error> {
         self.0.noted(upload::put_new(&self.0, &self.0.object(key), body, timestamp).await)
     }
@@ -255,8 +267,34 @@ impl Replica {
 
     async fn list(&self, level: Level) -> Result<Vec<FileInfo>, Error> {
         let prefix = self.settings.prefix(level);
-        let other = |why: &str| self.place.error(ErrorKind::Other, LIST, &prefix, why, None);
+        // The delimiter spares the keys of folders below, which are not ours.
         let mut files = Vec::new();
+        for Object { path, len, modified } in self.list_below(&prefix, Some("/")).await? {
+            if let Some(name) = FileName::parse(&path) {
+                files.push(FileInfo { key: Key { level, name }, len, modified, stored: modified });
+            }
+        }
+        // Servers differ in their order, and a file may appear on two pages when others are
+        // created meanwhile.
+        files.sort_unstable_by_key(|file| file.key);
+        files.dedup_by_key(|file| file.key);
+        Ok(files)
+    }
+
+    async fn objects(&self, folder: &str) -> Result<Vec<Object>, Error> {
+        let found = self.list_below(&self.settings.object(&format!("{folder}/")), None).await?;
+        let named = |object: Object| Object { path: format!("{folder}/{}", object.path), ..object };
+        Ok(found.into_iter().map(named).collect())
+    }
+
+    /// All objects whose keys begin with this, each with the rest of its key as its path.
+    async fn list_below(
+        &self,
+        prefix: &str,
+        delimiter: Option<&str>,
+    ) -> Result<Vec<Object>, Error> {
+        let other = |why: &str| self.place.error(ErrorKind::Other, LIST, prefix, why, None);
+        let mut objects = Vec::new();
         let mut tokens = HashSet::new();
         let mut token = None;
         loop {
@@ -265,25 +303,25 @@ impl Replica {
                 .client
                 .list_objects_v2()
                 .bucket(&self.settings.bucket)
-                .prefix(&prefix)
-                // Spares the keys of folders below, which are not ours.
-                .delimiter("/")
+                .prefix(prefix)
+                .set_delimiter(delimiter.map(str::to_string))
                 .set_continuation_token(token)
                 .customize()
                 .config_override(client::listing())
                 .send()
                 .await
-                .map_err(|err| self.failed(LIST, &prefix, &err))?;
+                .map_err(|err| self.failed(LIST, prefix, &err))?;
             for object in page.contents() {
-                let name = object.key().and_then(|key| key.strip_prefix(prefix.as_str()));
-                let Some(name) = name.and_then(FileName::parse) else { continue };
+                let Some(path) = object.key().and_then(|key| key.strip_prefix(prefix)) else {
+                    continue;
+                };
                 let len = object.size().and_then(|size| u64::try_from(size).ok());
                 let modified = object.last_modified().and_then(|time| time.to_millis().ok());
                 let (Some(len), Some(modified)) = (len, modified) else {
                     return Err(other("the answer lacks a file's length or time"));
                 };
-                let modified = Timestamp(modified);
-                files.push(FileInfo { key: Key { level, name }, len, modified });
+                let (path, modified) = (path.to_string(), Timestamp(modified));
+                objects.push(Object { path, len, modified });
             }
             if page.is_truncated() != Some(true) {
                 break;
@@ -294,11 +332,7 @@ impl Replica {
                 _ => return Err(other("the answer is cut off and does not say how to go on")),
             }
         }
-        // Servers differ in their order, and a file may appear on two pages when others are
-        // created meanwhile.
-        files.sort_unstable_by_key(|file| file.key);
-        files.dedup_by_key(|file| file.key);
-        Ok(files)
+        Ok(objects)
     }
 
     async fn get(&self, object: &str, range: Option<Range<u64>>) -> Result<Bytes, Error> {

@@ -181,6 +181,11 @@ impl Settings {
     pub(super) fn prefix(&self, level: crate::units::Level) -> String {
         format!("{}/{:04x}/", self.path, level.get())
     }
+
+    /// The key of what has this path below the replica.
+    pub(super) fn object(&self, path: &str) -> String {
+        format!("{}/{path}", self.path)
+    }
 }
 
 fn no_secrets(what: &str) -> String {

@@ -176,3 +176,22 @@ async fn what_may_not_be_written_is_denied() {
     assert_eq!(err.kind, ErrorKind::Denied, "{err}: {:?}", err.source);
     assert_eq!(store.list(Level::L0).await.unwrap(), []);
 }
+
+#[tokio::test]
+async fn objects_of_a_folder_are_listed_and_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = FileStore::new(folder.path());
+    assert_eq!(store.objects("some").await.unwrap(), []);
+    fs::create_dir_all(folder.path().join("some/folder")).unwrap();
+    fs::write(folder.path().join("some/folder/object"), b"some bytes").unwrap();
+    std::os::unix::fs::symlink("folder", folder.path().join("some/link")).unwrap();
+    let objects = store.objects("some").await.unwrap();
+    assert_eq!((objects.len(), objects[0].path.as_str()), (1, "some/folder/object"));
+    assert!(objects[0].len == 10 && objects[0].modified > Timestamp(0));
+    let path = objects[0].path.as_str();
+    assert_eq!(store.object(path, 5..900).await.unwrap(), &b"bytes"[..]);
+    store.object(path, 11..12).await.unwrap_err();
+    for none in ["some/folder/none", "some/folder", "some/link"] {
+        assert_eq!(store.object(none, 0..1).await.unwrap_err().kind, ErrorKind::NotFound, "{none}");
+    }
+}

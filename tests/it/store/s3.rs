@@ -186,6 +186,31 @@ async fn foreign_keys_are_passed_over() {
 }
 
 #[tokio::test]
+async fn objects_of_a_folder_are_listed_and_read() {
+    for server in [first_server(), second_server()] {
+        let store = server.open("objects");
+        assert_eq!(store.objects("generations").await.unwrap(), []);
+        // Replicas below this one put their files at keys of which the folder's are some.
+        for below in ["objects/generations/a", "objects/generations/b/c", "objects/generations2"] {
+            server.open(below).put_new(key(0, 7), some_bytes(), NOW).await.unwrap();
+        }
+        let mut objects = store.objects("generations").await.unwrap();
+        objects.sort_by(|a, b| a.path.cmp(&b.path));
+        let name = "0000/0000000000000007-0000000000000007.ltx";
+        let path = format!("generations/b/c/{name}");
+        let paths: Vec<&str> = objects.iter().map(|object| object.path.as_str()).collect();
+        assert_eq!(paths, [format!("generations/a/{name}").as_str(), &path]);
+        assert!(objects.iter().all(|object| object.len == 10 && object.modified > Timestamp(0)));
+        assert_eq!(store.object(&path, 0..10).await.unwrap(), &b"some bytes"[..]);
+        assert_eq!(store.object(&path, 5..900).await.unwrap(), &b"bytes"[..]);
+        assert_eq!(store.object(&path, 5..5).await.unwrap(), &b""[..]);
+        store.object(&path, 11..12).await.unwrap_err();
+        let err = store.object("generations/c", 0..1).await.unwrap_err();
+        assert_eq!(err.kind, ErrorKind::NotFound, "{}", everything(&err));
+    }
+}
+
+#[tokio::test]
 async fn customer_keys_are_needed_to_read() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("key");

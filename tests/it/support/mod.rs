@@ -4,10 +4,13 @@
 pub mod raw;
 pub mod watched;
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
+use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 use walferry::ltx::encode::to_vec;
 use walferry::ltx::merge::merge;
@@ -226,10 +229,73 @@ pub fn golden(name: &str) -> std::path::PathBuf {
 
 /// The names in a directory, ascending.
 pub fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<String> = std::fs::read_dir(dir)
+    let mut names: Vec<String> = fs::read_dir(dir)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     names.sort();
     names
+}
+
+/// A directory with a copy of one folder of a golden replica.
+pub fn copy_golden(name: &str, folder: &str) -> TempDir {
+    fn copy_dir(from: &Path, to: &Path) {
+        fs::create_dir_all(to).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            let (path, name) = (entry.path(), entry.file_name());
+            if path.is_dir() {
+                copy_dir(&path, &to.join(name));
+            } else {
+                fs::copy(&path, to.join(name)).unwrap();
+            }
+        }
+    }
+    let dir = TempDir::new().unwrap();
+    copy_dir(&golden(name).join(folder), &dir.path().join(folder));
+    dir
+}
+
+/// A copy of what Litestream 0.3 wrote.
+pub struct Generations {
+    pub replica: TempDir,
+    /// The one generation in it.
+    pub folder: PathBuf,
+}
+
+impl Generations {
+    /// The times of its objects are seconds after 2023-11-14T22:13:20Z, in the order in which they
+    /// were made.
+    pub fn new() -> Generations {
+        let replica = copy_golden("litestream-0.3.13", "generations");
+        let folder = replica.path().join("generations/ebcc5c9659d4a37f");
+        let generations = Generations { replica, folder };
+        for (path, second) in generations.objects().iter().zip(1_700_000_000..) {
+            set_time(&generations.folder.join(path), second);
+        }
+        generations
+    }
+
+    /// The paths of all objects below the folder, in the order in which they were made: a snapshot
+    /// when its WAL begins.
+    pub fn objects(&self) -> Vec<String> {
+        let mut objects: Vec<String> = ["snapshots", "wal"]
+            .iter()
+            .flat_map(|kind| {
+                names(&self.folder.join(kind)).into_iter().map(move |n| format!("{kind}/{n}"))
+            })
+            .collect();
+        objects.sort_by_key(|path| {
+            let (kind, name) = path.split_once('/').unwrap();
+            (name[..8].to_string(), kind == "wal", name.to_string())
+        });
+        objects
+    }
+}
+
+/// Sets when a file was made, in seconds after the epoch.
+pub fn set_time(path: &Path, second: u64) {
+    let time = UNIX_EPOCH + Duration::from_secs(second);
+    let file = fs::File::options().append(true).open(path).unwrap();
+    file.set_times(fs::FileTimes::new().set_modified(time)).unwrap();
 }

@@ -1,13 +1,15 @@
 //! What must hold at every step, judged from outside: from the bytes at the store and the history of
 //! the databases, never from what the processes believe.
 
+mod history;
 mod published;
 mod told;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use walferry::plan::retain::Policy;
 use walferry::store::Key;
-use walferry::units::Txid;
+use walferry::units::{Level, Txid};
 
 use crate::host::Host;
 use crate::sqlite::State;
@@ -20,6 +22,10 @@ pub struct Restorable {
     pub writer: u64,
     /// Which commit of that host's database it is.
     pub commit: usize,
+    /// When the log says that it was committed.
+    pub at: i64,
+    /// Checksum of its file.
+    bytes: String,
     plan: Vec<Key>,
 }
 
@@ -38,6 +44,11 @@ pub struct Checks {
     ever_acked: HashMap<usize, Txid>,
     /// Files that were there at the last look.
     files: usize,
+    /// Files that were joined, and that were deleted.
+    pub joined: u64,
+    /// What was kept by the strictest policy so far.
+    kept: Option<Policy>,
+    pub removed: u64,
 }
 
 impl Checks {
@@ -52,7 +63,17 @@ impl Checks {
             }
         }
         for key in std::mem::take(&mut store.arrived) {
-            self.arrived(store, hosts, key)?;
+            self.files += 1;
+            let is_joined = key.level > Level::L0 && self.states.contains_key(&key.name.max);
+            if is_joined {
+                self.joined(store, key)?;
+            } else {
+                self.arrived(store, hosts, key)?;
+            }
+        }
+        for removed in std::mem::take(&mut store.removed) {
+            self.files -= 1;
+            self.removed(store, &removed)?;
         }
         if store.files.len() != self.files {
             return Err("a file of the replica is gone".into());

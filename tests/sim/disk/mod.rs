@@ -9,6 +9,7 @@ mod table;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
+use walferry::history::Saved;
 use walferry::local::spool::Entry;
 use walferry::local::state::State;
 use walferry::units::Pgno;
@@ -49,6 +50,9 @@ pub struct Disk {
     synced_state: Option<Stored>,
     synced_table: Table,
     synced_spool: BTreeMap<String, (Entry, Vec<u8>)>,
+    /// What is known of the replica, and by which lineage.
+    pub history: Option<(u64, Saved)>,
+    synced_history: Option<(u64, Saved)>,
     /// States that were written since one was synced.
     unsynced_states: Vec<State>,
     /// The process dies instead of making the write with this number.
@@ -82,6 +86,15 @@ impl Disk {
             self.unsynced_states.clear();
         } else {
             self.unsynced_states.push(state.clone());
+        }
+        Ok(())
+    }
+
+    /// What is known of the replica: a full disk keeps the older.
+    pub fn save_history(&mut self, writer: u64, saved: Saved) -> Result<(), Stop> {
+        self.write()?;
+        if !self.full {
+            self.history = Some((writer, saved));
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ impl Disk {
         self.synced_state.clone_from(&self.state);
         self.synced_table.clone_from(&self.table);
         self.synced_spool.clone_from(&self.spool);
+        self.synced_history.clone_from(&self.history);
         self.unsynced_states.clear();
     }
 
@@ -19,6 +20,7 @@ impl Disk {
         self.lose_state(rng, percent);
         self.lose_table(rng);
         self.lose_spool(rng, percent);
+        self.history.clone_from(&self.synced_history);
         self.write_back();
         self.full = false;
     }

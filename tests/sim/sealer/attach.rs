@@ -119,6 +119,7 @@ impl Host {
         replica.local = Some(Local { state: found.state });
         replica.took_over_at = cx.now;
         self.hold(p, true);
+        self.resume_history(cx, p);
         re!(self, p).engine.handle(cx.now, Event::Opened(opened));
     }
 

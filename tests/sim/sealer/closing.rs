@@ -106,14 +106,13 @@ impl Host {
                 break;
             };
             let state = &mut state!(self, p);
-            state.base = Some(file.base);
             // Once a lineage is in the log it must never forget that.
             let unsaved = self.claimed != Some(state.writer);
             let first = unsaved && cx.bug != Bug::ClaimNotSynced;
-            state.claimed = true;
-            state.image = None;
+            state.confirm(file.base);
             let state = state.clone();
             self.confirmed.push(file.base.txid());
+            self.add_l0_to_history(cx, p, file.base.txid(), file.base.timestamp);
             seq = seq.max(file.seq);
             if self.disk.save_if_possible(&state, first)? {
                 self.claimed = Some(state.writer);
@@ -138,9 +137,10 @@ impl Host {
         replica.engine.claim();
         let writer = replica.engine.writer();
         let state = &mut state!(self, p);
-        *state = State { claimed: true, ..State::new(writer, "sim") };
+        *state = State { claimed: true, first: Some(at.0), ..State::new(writer, "sim") };
         let state = state.clone();
         self.may_cost_image("the log was taken over");
+        self.forget_history(cx, p);
         if self.disk.save_if_possible(&state, cx.bug != Bug::ClaimNotSynced)? {
             self.claimed = Some(writer.0);
         }
@@ -185,6 +185,7 @@ impl Host {
         self.claimed = None;
         state!(self, p) = renamed;
         re!(self, p).engine.begin_lineage(writer);
+        self.forget_history(cx, p);
         Ok(true)
     }
 

@@ -274,15 +274,18 @@ impl Host {
     fn image_sent(&mut self, cx: &mut Cx, p: usize, done: &Done) -> Result<(), Stop> {
         let base = done.image.base;
         let state = &mut state!(self, p);
-        state.image = None;
-        state.base = Some(base);
-        state.claimed = true;
+        state.confirm(base);
         state.clean = done
             .fingerprint
             .filter(|_| !done.attached)
             .map(|fingerprint| Clean { fingerprint, piece: base.piece });
         let state = state.clone();
         self.confirmed.push(base.txid());
+        let level = Level::new(done.image.level).unwrap();
+        let name = FileName { min: Txid(done.image.min_txid), max: base.txid() };
+        let key = Key { level, name };
+        let len = cx.store.files.get(&key).map_or(1000, |bytes| bytes.len() as u64);
+        self.add_to_history(cx, p, key, len, base.timestamp);
         if self.disk.save_if_possible(&state, true)? {
             self.claimed = Some(state.writer);
         }
@@ -317,8 +320,7 @@ impl Host {
         let Some(image) = state!(self, p).image.take() else { return Ok(()) };
         if arrived {
             let state = &mut state!(self, p);
-            state.base = Some(image.base);
-            state.claimed = true;
+            state.confirm(image.base);
             self.confirmed.push(image.base.txid());
             re!(self, p).piece = image.base.piece;
             self.disk.set_commit(image.base.commit)?;

@@ -8,6 +8,7 @@ mod attach;
 mod capture;
 mod closing;
 mod files;
+mod history;
 mod image;
 mod open;
 mod resync;
@@ -18,6 +19,7 @@ mod work;
 use std::collections::VecDeque;
 
 use walferry::engine::Engine;
+use walferry::history::History;
 use walferry::local::spool::Entry;
 use walferry::local::state::{Base, State};
 use walferry::ltx::DatabaseChecksum;
@@ -68,6 +70,7 @@ pub struct Local {
 
 pub struct Replica {
     pub engine: Engine,
+    pub history: Option<History>,
     pub local: Option<Local>,
     pub wal: Option<WalFile>,
     pub cursor: Cursor,
@@ -90,12 +93,15 @@ pub struct Replica {
     /// The spool's cap was reached: the page table lacks pages until the next comparison.
     pub dropped: bool,
     pub took_over_at: u64,
+    /// The replica was seen to hold what it had confirmed.
+    pub looked: bool,
 }
 
 impl Replica {
     fn new(engine: Engine, now: u64) -> Replica {
         Replica {
             engine,
+            history: None,
             local: None,
             wal: None,
             cursor: Cursor::Unknown,
@@ -116,6 +122,7 @@ impl Replica {
             claimed_at: Txid::ZERO,
             dropped: false,
             took_over_at: now,
+            looked: false,
         }
     }
 

@@ -57,7 +57,10 @@ impl Host {
         let bytes = self.disk.read(&entry).cloned();
         let bytes = bytes.ok_or(Stop::Broken("a closed file is gone".into()))?;
         let key = Key { level: Level::L0, name: FileName::single(txid) };
-        self.ship(cx, p, Request::Put { key, bytes })?;
+        let engine = &re!(self, p).engine;
+        let first = !engine.has_claimed();
+        let look = !re!(self, p).looked;
+        self.ship(cx, p, Request::Put { key, bytes, first, look })?;
         if cx.bug == Bug::ReleaseBeforeAck {
             state!(self, p).base = Some(base);
             let state = state!(self, p).clone();
@@ -134,6 +137,7 @@ impl Host {
                 let Some(txid) = front else { return Ok(()) };
                 // The end of the log is ours: what might have cost an image did not.
                 self.image_reason = self.image_reason.filter(|why| *why == PAGE_SIZE_CHANGED);
+                re!(self, p).looked = true;
                 re!(self, p).engine.handle(cx.now, Event::PutDone { txid });
                 return self.acked(cx, p, txid);
             }
@@ -162,6 +166,7 @@ impl Host {
                 Event::Confirmed { arrived }
             }
             Answer::Failed(failure) => Event::RequestFailed(failure),
+            Answer::History(event) => return self.history_done(cx, p, event),
             Answer::Upload { job, outcome } => return self.upload_event(cx, p, job, outcome),
         };
         re!(self, p).engine.handle(cx.now, event);

@@ -127,6 +127,7 @@ impl Host {
             self.disk.sync_table()?;
             let state = state!(self, p).clone();
             self.disk.save_if_possible(&state, true)?;
+            self.save_history(cx, p)?;
             self.lock = None;
         }
         self.procs[p].replica = None;
@@ -156,6 +157,7 @@ impl Host {
             cx.log(format_args!("host {}.{p}: {action:?}", self.id));
             self.perform(cx, p, action)?;
         }
+        self.keep_history(cx, p);
         self.slice(cx, p)?;
         self.report(p);
         Ok(())

@@ -49,7 +49,7 @@ impl Store {
             8..16 => sure(Some(failed(request, ErrorKind::Unavailable))),
             16..22 => {
                 let answer_at = now + 1 + rng.below(50);
-                let effect_at = Some(answer_at + rng.below(20_000));
+                let effect_at = Some(answer_at + late(rng, self.late_max));
                 Fate { effect_at, answer_at, answer: Some(failed(request, ErrorKind::Unavailable)) }
             }
             // The client underneath had no answer and sent it again.
@@ -74,6 +74,11 @@ impl Store {
 
 fn slow(rng: &mut Rng, usual: u64) -> u64 {
     if rng.chance(8) { rng.below(3000) } else { rng.below(usual) }
+}
+
+/// How long after its answer a request may take effect. Whatever is removed has to be older than that.
+pub fn late(rng: &mut Rng, most: u64) -> u64 {
+    rng.below(20_000) % most
 }
 
 /// The answer that says that a request failed.

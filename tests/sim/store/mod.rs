@@ -3,6 +3,7 @@
 //! What it never does: tear a file, forget one that it confirmed, or let two conditional creates of
 //! one name succeed; the trait forbids it that. A file that was sent in part never appears.
 
+mod chores;
 mod fate;
 mod requests;
 
@@ -14,6 +15,8 @@ use walferry::ltx::{FileName, HEADER_LEN, Header, Tag};
 use walferry::store::{FileInfo, Key};
 use walferry::units::{Level, Salts, Timestamp, Txid, WriterId};
 
+use chores::Chore;
+pub use chores::Removed;
 use requests::Pending;
 
 /// What is asked.
@@ -28,9 +31,13 @@ pub enum Request {
         header: Box<Header>,
         claim: Claim,
     },
+    /// The first file of a lineage goes out only if the log ends before it. With `look` the file
+    /// before it must be there, if the log has gone on (`Look` in `src/shipper.rs`).
     Put {
         key: Key,
         bytes: Vec<u8>,
+        first: bool,
+        look: bool,
     },
     Inspect {
         txid: Txid,
@@ -88,6 +95,7 @@ pub enum Answer {
         outcome: Upload,
     },
     Failed(Failure),
+    History(walferry::history::Event),
 }
 
 /// How an upload goes on, and ends.
@@ -107,9 +115,17 @@ pub struct Store {
     pub files: BTreeMap<Key, Vec<u8>>,
     /// Files in the order in which they appeared, since somebody last looked.
     pub arrived: Vec<Key>,
+    /// When each file appeared, and what time it is.
+    stored: BTreeMap<Key, u64>,
+    now: u64,
     pending: Vec<Pending>,
+    chores: Vec<Chore>,
+    /// Files that were deleted since somebody last looked.
+    pub removed: Vec<Removed>,
     /// Uploads that are under way.
     uploads: BTreeSet<(Client, u64)>,
+    /// Longest time that a request may take effect after its answer.
+    pub late_max: u64,
     pub down_until: u64,
     pub denied: bool,
     pub faults: bool,
@@ -127,7 +143,19 @@ impl Store {
                 let there = self::header(&self.files[&key]);
                 (there.writer == header.writer).then(|| Answer::Claimed(head_of(&there)))
             }
-            Request::Put { key, bytes } => {
+            Request::Put { key, bytes, first, look } => {
+                let last = FileName::single(key.name.min.prev());
+                let last = self.files.contains_key(&Key { level: Level::L0, name: last });
+                let gone_on = |head: &Head| {
+                    let (next, ours) = (key.name.min, header(bytes).writer);
+                    let beyond = head.txid > next || head.txid == next && head.writer != ours;
+                    beyond && (*first || (*look && !last))
+                };
+                let head = self.head(&Level::all().collect::<Vec<_>>());
+                if let Some(head) = head.filter(gone_on) {
+                    let (txid, writer) = (key.name.min, head.writer);
+                    return Some(Answer::Inspected { txid, verdict: Verdict::Foreign { writer } });
+                }
                 Some(if self.create(*key, bytes) { Answer::PutDone } else { Answer::PutRefused })
             }
             Request::Inspect { txid, ours } => {
@@ -158,6 +186,7 @@ impl Store {
             return false;
         }
         self.files.insert(key, bytes.to_vec());
+        self.stored.insert(key, self.now);
         self.arrived.push(key);
         true
     }
@@ -187,7 +216,8 @@ impl Store {
         let info = |(key, bytes): (&Key, &Vec<u8>)| FileInfo {
             key: *key,
             len: bytes.len() as u64,
-            modified: Timestamp(0),
+            modified: header(bytes).timestamp,
+            stored: Timestamp(self.stored[key].cast_signed()),
         };
         self.files.iter().map(info).collect()
     }

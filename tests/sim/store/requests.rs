@@ -3,7 +3,7 @@
 use walferry::store::ErrorKind;
 use walferry::units::Level;
 
-use super::fate::{Fate, failed};
+use super::fate::{Fate, failed, late};
 use super::{Answer, Client, Request, Store, Upload, claim_key, header, unchanged};
 use crate::rng::Rng;
 use walferry::engine::Head;
@@ -79,12 +79,13 @@ impl Store {
 
     /// The process died: nobody waits for answers any more, but what it sent may still land.
     pub fn abandon(&mut self, rng: &mut Rng, host: usize, incarnation: u64) {
+        let most = self.late_max;
         for pending in &mut self.pending {
             if pending.client == (host, incarnation) {
                 pending.answer_at = None;
                 match rng.below(3) {
                     0 => pending.effect_at = None,
-                    1 => pending.effect_at = pending.effect_at.map(|at| at + rng.below(20_000)),
+                    1 => pending.effect_at = pending.effect_at.map(|at| at + late(rng, most)),
                     _ => {}
                 }
             }
@@ -93,7 +94,7 @@ impl Store {
     }
 
     pub fn due(&self) -> Option<u64> {
-        self.pending.iter().filter_map(Pending::due).min()
+        self.pending.iter().filter_map(Pending::due).chain(self.chore_due()).min()
     }
 
     pub fn is_awaited(&self, client: Client) -> bool {
@@ -102,6 +103,11 @@ impl Store {
 
     /// Does the earliest thing that is due; an answer goes to its process, if that lives.
     pub fn step(&mut self, rng: &mut Rng, now: u64) -> Option<(Client, Answer)> {
+        self.now = now;
+        let requests = self.pending.iter().filter_map(Pending::due).min();
+        if requests.is_none_or(|at| at > now) {
+            return self.step_chore(now);
+        }
         let at = (0..self.pending.len())
             .filter(|i| self.pending[*i].due().is_some_and(|at| at <= now))
             .min_by_key(|i| (self.pending[*i].due(), *i))?;

@@ -1,0 +1,169 @@
+"""The extension keeps the replica's history up by itself: joins, snapshots, retention."""
+
+import json
+import time
+
+import pytest
+
+from harness import (assert_restores, assert_same_pages, full_images, litestream_restore, restore,
+                     txids, walferry)
+
+# Windows so short that a test sees each of them pass.
+QUICK = {"WALFERRY_SYNC_INTERVAL": "0", "WALFERRY_LEVELS": "200ms,600ms,1200ms",
+         "WALFERRY_SNAPSHOT_INTERVAL": "2s"}
+
+
+@pytest.fixture(params=["file", "s3"])
+def replica(request, new_replica):
+    return new_replica(request.param)
+
+
+class Writer:
+    """Commits, and knows what the database was at each TXID."""
+
+    def __init__(self, host, replica, folder):
+        self.host, self.replica, self.folder, self.states, self.n = host, replica, folder, {}, 0
+        host.open(folder / "app.db")
+        host.sql("PRAGMA auto_vacuum=FULL", "PRAGMA journal_mode=WAL",
+                 "CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, x)")
+
+    def write(self):
+        self.n += 1
+        self.host.sql("INSERT INTO t (x) VALUES (randomblob(%d))" % (500 + 977 * self.n % 9000))
+        if self.n % 7 == 4:
+            self.host.sql("DELETE FROM t WHERE id % 3 = 0")  # the database shrinks
+        txid = int(self.host.sync(), 16)
+        state = restore(self.replica, self.folder / "state.db", txid)
+        self.states[txid] = state.read_bytes()
+        state.unlink()
+
+    def until(self, what, seconds=120):
+        """Writes until the status says so: what is due is done when the next commit comes."""
+        end = time.monotonic() + seconds
+        while True:
+            self.write()
+            status = self.host.status(self.folder / "app.db")
+            if what(status):
+                return status
+            assert time.monotonic() < end, (status, self.replica.keys())
+
+
+def levels(replica):
+    return {level for level, _first, _last in replica.keys()}
+
+
+def compare(writer, folder):
+    """What is still there is what it was, to us and to Litestream."""
+    # The first files of a writer stay behind, so that none that was away for long takes their place.
+    first = min(last for level, _first, last in writer.replica.keys() if level == 9)
+    left = [txid for txid in txids(writer.replica) if txid >= first]
+    assert max(left) == max(writer.states)
+    for txid in left:
+        if txid not in writer.states:
+            continue  # what was sent before the first look
+        for name, take in (("ours", restore(writer.replica, folder / "ours.db", txid)),
+                           ("Litestream", litestream_restore(folder, writer.replica,
+                                                             folder / "theirs.db", txid))):
+            assert_same_pages(writer.states[txid], take.read_bytes(), "%s, TXID %x" % (name, txid))
+            take.unlink()
+    done = walferry("verify", "--json", writer.replica.url, env=writer.replica.reading)
+    assert json.loads(done.stdout)["defects"] == []
+
+
+def test_the_extension_joins_and_removes(replica, new_host, tmp_path):
+    host = new_host("system", replica, env=dict(QUICK, WALFERRY_RETENTION="4s",
+                                                WALFERRY_L0_RETENTION="2s"))
+    writer = Writer(host, replica, tmp_path)
+    status = writer.until(lambda status: status["removed"] > 20)
+    assert levels(replica) == {0, 1, 2, 3, 9}
+    assert status["history_error"] is None and status["state"] == "streaming"
+    # A snapshot is put together from what the store has, and proves it.
+    assert 1 < int(status["proven"], 16) < int(status["txid"], 16)
+    assert status["images"] == 1
+    compare(writer, tmp_path)
+
+
+def test_the_next_process_goes_on_without_a_listing(replica, new_host, tmp_path):
+    host = new_host("system", replica, env=QUICK)
+    writer = Writer(host, replica, tmp_path)
+    writer.until(lambda status: {1, 2} <= levels(replica))
+    host.finish()
+    host = new_host("apsw", replica, env=QUICK)
+    host.open(tmp_path / "app.db")
+    before = host.status(tmp_path / "app.db")["requests"]
+    host.sql("INSERT INTO t (x) VALUES (1)")
+    host.sync()
+    # One file, one look at what is there, and what was due: joins, but no listing of ten levels.
+    assert host.status(tmp_path / "app.db")["requests"] - before < 10
+    writer.host, joined = host, {key for key in replica.keys() if key[0] == 1}
+    writer.until(lambda _status: {key for key in replica.keys() if key[0] == 1} > joined)
+    compare(writer, tmp_path)
+
+
+def test_a_bucket_that_nothing_is_deleted_from(new_host, replica, tmp_path):
+    host = new_host("system", replica, env=dict(QUICK, WALFERRY_DELETES="off",
+                                                WALFERRY_RETENTION="1s", WALFERRY_L0_RETENTION="1s"))
+    writer = Writer(host, replica, tmp_path)
+    writer.until(lambda status: 9 in levels(replica) and int(status["txid"], 16) > 40)
+    assert {first for level, first, _last in replica.keys() if level == 0} >= set(range(2, 40))
+    assert host.status(tmp_path / "app.db")["removed"] == 0
+
+
+def test_a_replica_is_proven_while_it_is_written(replica, new_host, tmp_path):
+    host = new_host("system", replica, env=dict(QUICK, WALFERRY_SNAPSHOT_INTERVAL="off",
+                                                WALFERRY_VALIDATION_INTERVAL="500ms"))
+    writer = Writer(host, replica, tmp_path)
+    status = writer.until(lambda status: status["proven"] and int(status["proven"], 16) > 5)
+    assert status["proven_at"].startswith("20") and 9 in levels(replica)
+    # Somebody damages a file that every state needs.
+    first = next(key for key in replica.keys() if key[0] == 9)
+    damage(replica, first)
+    status = damaged(writer)
+    assert "9/" in status["history_error"]
+    # The application does not notice, and the log goes on.
+    assert status["state"] == "streaming" and status["lag_ms"] == 0
+
+
+def damaged(writer):
+    end = time.monotonic() + 60
+    while True:
+        writer.host.sql("INSERT INTO t (x) VALUES (1)")
+        writer.host.sync()
+        status = writer.host.status(writer.folder / "app.db")
+        if status["history_error"]:
+            return status
+        assert time.monotonic() < end, status
+
+
+def damage(replica, key):
+    data = bytearray(replica.read(*key))
+    data[len(data) // 2] ^= 1
+    replica.overwrite(*key, bytes(data))
+
+
+@pytest.mark.parametrize("setting, value", [("levels", "5m,30s"), ("retention", "0"),
+                                            ("deletes", "maybe"), ("snapshot-interval", "daily")])
+def test_settings_that_cannot_be(new_host, new_replica, tmp_path, setting, value):
+    replica = new_replica("file")
+    name = "WALFERRY_" + setting.upper().replace("-", "_")
+    host = new_host("system", replica, env={name: value})
+    host.open(tmp_path / "app.db")
+    status = host.status(tmp_path / "app.db")
+    assert status["state"] == "error" and setting in status["last_error"]
+
+
+def test_a_smaller_database_can_be_an_image(new_host, replica, tmp_path):
+    """Litestream's VFS follows a file with fewer pages only if that holds all of them."""
+    host = new_host("system", replica, env={"WALFERRY_SHRINK_IMAGES": "on"})
+    host.open(tmp_path / "app.db")
+    host.sql("PRAGMA auto_vacuum=FULL", "PRAGMA journal_mode=WAL",
+             "CREATE TABLE t (id INTEGER PRIMARY KEY, x)",
+             "INSERT INTO t (x) VALUES (randomblob(90000))")
+    before = int(host.sync(), 16)
+    host.sql("INSERT INTO t (x) VALUES (randomblob(90000))")
+    assert int(host.sync(), 16) == before + 1
+    images = full_images(replica)
+    host.sql("DELETE FROM t WHERE id = 1")
+    smaller = int(host.sync(), 16)
+    assert full_images(replica) == sorted(images + [(0, smaller, smaller)])
+    assert_restores(replica, tmp_path / "app.db", tmp_path)

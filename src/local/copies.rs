@@ -1,0 +1,136 @@
+//! Copies of files that the store has, in the folder `copies/`: what is to be joined soon need not be
+//! fetched again.
+//!
+//! A file comes here by a rename when the store has confirmed it. The folder is bounded; the oldest
+//! goes first. Nothing depends on it, and whoever reads a copy checks it as if it came from the store.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+
+use super::{Context, Error};
+use crate::ltx::FileName;
+use crate::store::Key;
+use crate::units::{Level, Txid};
+
+/// The folder, and what is in it.
+#[derive(Debug)]
+pub struct Copies {
+    dir: PathBuf,
+    /// Most bytes.
+    cap: u64,
+    /// Oldest first, with their lengths.
+    files: VecDeque<(Key, u64)>,
+    bytes: u64,
+}
+
+/// Where a file's copy is, if there is one.
+pub(crate) fn path(dir: &Path, key: Key) -> PathBuf {
+    dir.join(format!("{}-{}", key.level, key.name))
+}
+
+fn parse(name: &str) -> Option<Key> {
+    let (level, name) = name.split_once('-')?;
+    Some(Key { level: Level::new(level.parse().ok()?)?, name: FileName::parse(name)? })
+}
+
+impl Copies {
+    /// Opens the folder of a state folder, making it if need be.
+    pub fn open(state_dir: &Path, cap: u64) -> Result<Copies, Error> {
+        let dir = state_dir.join("copies");
+        std::fs::create_dir_all(&dir).context("cannot create", &dir)?;
+        let mut files = Vec::new();
+        for file in std::fs::read_dir(&dir).context("cannot list", &dir)? {
+            let file = file.context("cannot list", &dir)?;
+            if let Some(key) = file.file_name().to_str().and_then(parse) {
+                let len = file.metadata().context("cannot look at", &file.path())?.len();
+                files.push((key, len));
+            }
+        }
+        files.sort_unstable_by_key(|(key, _)| key.name.max);
+        let bytes = files.iter().map(|(_, len)| *len).fold(0, u64::saturating_add);
+        let mut copies = Copies { dir, cap, files: files.into(), bytes };
+        copies.trim();
+        Ok(copies)
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Moves a file here, which has `len` bytes and is at the store as `key`; what is longer than all
+    /// that is kept is only removed.
+    pub fn take(&mut self, from: &Path, key: Key, len: u64) -> Result<(), Error> {
+        if len > self.cap {
+            return super::spool::remove_path(from);
+        }
+        let to = path(&self.dir, key);
+        if std::fs::rename(from, &to).is_err() {
+            // A copy that is not made is no loss.
+            return super::spool::remove_path(from);
+        }
+        self.files.push_back((key, len));
+        self.bytes = self.bytes.saturating_add(len);
+        self.trim();
+        Ok(())
+    }
+
+    /// Removes what ends at or before this transaction: it was joined.
+    pub fn remove_up_to(&mut self, txid: Txid) {
+        while self.files.front().is_some_and(|(key, _)| key.name.max <= txid) {
+            self.remove_first();
+        }
+    }
+
+    /// Removes all.
+    pub fn clear(&mut self) {
+        while !self.files.is_empty() {
+            self.remove_first();
+        }
+    }
+
+    fn trim(&mut self) {
+        while self.bytes > self.cap {
+            self.remove_first();
+        }
+    }
+
+    fn remove_first(&mut self) {
+        let Some((key, len)) = self.files.pop_front() else {
+            self.bytes = 0;
+            return;
+        };
+        self.bytes = self.bytes.saturating_sub(len);
+        if let Err(error) = super::spool::remove_path(&path(&self.dir, key)) {
+            log::warn!("{error}");
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_folder_stays_within_its_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = |txid| Key { level: Level::L0, name: FileName::single(Txid(txid)) };
+        let there = |txid| path(&dir.path().join("copies"), key(txid)).exists();
+        let from = dir.path().join("from");
+        let mut copies = Copies::open(dir.path(), 100).unwrap();
+        for (txid, len) in [(1, 40), (2, 50), (3, 20), (4, 101)] {
+            std::fs::write(&from, vec![7; len]).unwrap();
+            copies.take(&from, key(txid), len as u64).unwrap();
+            assert!(!from.exists());
+        }
+        assert_eq!([there(1), there(2), there(3), there(4)], [false, true, true, false]);
+        // Another process finds the same, and may be given less.
+        let mut copies = Copies::open(dir.path(), 30).unwrap();
+        assert_eq!([there(2), there(3)], [false, true]);
+        copies.remove_up_to(Txid(2));
+        assert!(there(3));
+        copies.remove_up_to(Txid(3));
+        assert_eq!((there(3), copies.bytes), (false, 0));
+    }
+}

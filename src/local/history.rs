@@ -1,0 +1,41 @@
+//! The file `history`: what a process knew of the replica's files, for the next one. Without it, or
+//! with one of another log, that one lists the replica.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::state::{State, read_bounded};
+use super::{Context, Error, replace_file};
+use crate::history::Saved;
+
+/// No file is longer, in bytes: some tens of files, or some thousands where nothing is joined.
+const LEN_MAX: u64 = 2 << 20;
+
+#[derive(Serialize, Deserialize)]
+struct Remembered {
+    /// Whose log it is, and where.
+    writer: u64,
+    replica: String,
+    known: Saved,
+}
+
+/// What was left for the log that `state` is about.
+pub(crate) fn load(dir: &Path, state: &State) -> Option<Saved> {
+    let text = read_bounded(&dir.join("history"), LEN_MAX).ok()?;
+    let remembered: Remembered = serde_json::from_slice(&text).ok()?;
+    let fits = remembered.writer == state.writer && remembered.replica == state.replica;
+    fits.then_some(remembered.known)
+}
+
+/// Leaves it. What is too long to be read again is not written.
+pub(crate) fn save(dir: &Path, state: &State, known: Saved) -> Result<(), Error> {
+    let path = dir.join("history");
+    let remembered = Remembered { writer: state.writer, replica: state.replica.clone(), known };
+    let text = serde_json::to_vec(&remembered).map_err(std::io::Error::other);
+    let text = text.context("cannot encode", &path)?;
+    if text.len() as u64 > LEN_MAX {
+        return super::spool::remove_path(&path);
+    }
+    replace_file(&path, &text, false)
+}

@@ -1,0 +1,72 @@
+//! Where an LZ4 frame ends, which the decoder of `lz4_flex` does not tell: an early end of its input
+//! and an empty block are an end of data to it, like the end mark.
+
+use std::io::{self, Read};
+
+/// How an LZ4 frame begins
+/// (<https://github.com/lz4/lz4/blob/dev/doc/lz4_Frame_format.md#general-structure-of-lz4-frame-format>).
+pub(crate) const MAGIC: [u8; 4] = [0x04, 0x22, 0x4d, 0x18];
+
+/// Passes a decoder's input on, counts it and keeps the last eight bytes.
+pub(crate) struct Tail<R> {
+    inner: R,
+    last: [u8; 8],
+    count: u64,
+}
+
+/// What a decoder has taken for the end of a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum End {
+    /// The end mark alone.
+    Mark,
+    /// The end mark and the content checksum, which the decoder has compared.
+    Checksum,
+    /// The end of its input.
+    Early,
+    /// Something that is no end.
+    Other,
+}
+
+impl<R> Tail<R> {
+    pub(crate) fn new(inner: R) -> Tail<R> {
+        Tail { inner, last: [0; 8], count: 0 }
+    }
+
+    #[cfg(feature = "cli")]
+    pub(crate) fn get_ref(&self) -> &R {
+        &self.inner
+    }
+
+    #[cfg(feature = "cli")]
+    pub(crate) fn get_mut(&mut self) -> &mut R {
+        &mut self.inner
+    }
+
+    /// Number of bytes that the decoder has read.
+    pub(crate) fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// What the decoder has read, since it had read `before` bytes, when it gives no more data.
+    pub(crate) fn end(&self, before: u64) -> End {
+        let end = u64::from_be_bytes(self.last);
+        match self.count.saturating_sub(before) {
+            4 if end as u32 == 0 => End::Mark,
+            8 if end >> 32 == 0 => End::Checksum,
+            0..4 => End::Early,
+            _ => End::Other,
+        }
+    }
+}
+
+impl<R: Read> Read for Tail<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        let kept = n.min(self.last.len());
+        self.last.rotate_left(kept);
+        let (_, place) = self.last.split_at_mut(8usize.saturating_sub(kept));
+        place.copy_from_slice(buffer.get(n.saturating_sub(kept)..n).unwrap_or_default());
+        self.count = self.count.saturating_add(n as u64);
+        Ok(n)
+    }
+}

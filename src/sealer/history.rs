@@ -1,0 +1,136 @@
+//! The replica's history: what the state machine beside the engine asks for goes out, and comes back.
+
+use std::time::Duration;
+
+use super::replica::Replica;
+use crate::engine::Phase;
+use crate::history::{Done, Event, History, Options};
+use crate::local::history;
+use crate::local::spool::Entry;
+use crate::local::state::{Base, random_id};
+use crate::ltx::FileName;
+use crate::plan::retain::{Keep, Own};
+use crate::settings::Settings;
+use crate::shipper::Task;
+use crate::store::{FileInfo, Key};
+use crate::units::{Level, Timestamp, Txid};
+
+/// In how long a window what is not kept is looked for once, in milliseconds.
+const CHECK_MS: u64 = 3_600_000;
+/// As long as a file is at the store, nobody whose request was under way can take its place.
+const L0_RETENTION_SAFE: Duration = Duration::from_mins(5);
+
+impl Replica {
+    /// Goes on with what an earlier process of this lineage knew of the replica.
+    pub(super) fn resume_history(&mut self) {
+        let settings = self.database.settings();
+        self.history = History::new(options(settings));
+        if settings.history.deletes && settings.history.l0_retention < L0_RETENTION_SAFE {
+            log::warn!(
+                "{}: l0-retention is {:?}: a file should stay at the store for longer than a request can be under way, which is {L0_RETENTION_SAFE:?}",
+                self.database.path().display(),
+                settings.history.l0_retention
+            );
+        }
+        let Some(local) = &self.local else { return };
+        if let Some(saved) = history::load(&local.dir, &local.state) {
+            self.history.resume(&saved);
+        }
+    }
+
+    /// Asks for what is due, while all goes well.
+    pub(super) fn keep_history(&mut self, now: u64) {
+        if self.engine.status().phase != Phase::Streaming || !self.engine.has_claimed() {
+            return;
+        }
+        let Some(local) = &self.local else { return };
+        let copies = Some(local.copies.dir().to_path_buf());
+        let first = local.state.first.map(Txid);
+        let own = Own { first, last: self.engine.status().acked };
+        if let Some(work) = self.history.poll(now, own) {
+            self.ship(Task::History { work, copies });
+        }
+    }
+
+    /// A file is at the store. What is read for the next join stays here for a while.
+    pub(super) fn keep_copy(
+        &mut self,
+        entry: &Entry,
+        base: &Base,
+    ) -> Result<(), crate::local::Error> {
+        let Some(local) = &mut self.local else { return Ok(()) };
+        let key = Key { level: Level::L0, name: FileName::single(base.txid()) };
+        local.copies.take(&local.spool.path(entry), key, entry.len)?;
+        self.add_to_history(key, entry.len, base);
+        Ok(())
+    }
+
+    pub(super) fn add_to_history(&mut self, key: Key, len: u64, base: &Base) {
+        let time = Timestamp(base.timestamp);
+        let file = FileInfo { key, len, modified: time, stored: time };
+        self.history.handle(self.process.now(), Event::Acked(file));
+    }
+
+    /// The replica is not what it was.
+    pub(super) fn forget_history(&mut self) {
+        self.history.handle(self.process.now(), Event::Forget);
+        if let Some(local) = &mut self.local {
+            local.copies.clear();
+        }
+    }
+
+    /// Takes in how a piece of work ended.
+    pub(super) fn history_done(&mut self, done: Done) {
+        let now = self.process.now();
+        self.counters.requests += done.requests;
+        if let Some(wait) = done.retry_after {
+            let until = now + wait.as_millis() as u64;
+            self.engine.hold_store_until(until);
+            self.history.hold_until(until);
+        }
+        let path = self.database.path().display();
+        match &done.event {
+            Event::Failed(failure) => {
+                let doing = self.history.making();
+                let what = doing.map_or("history".to_string(), |key| format!("joining to {key}"));
+                log::warn!("{path}: {what}: {}", failure.message());
+            }
+            Event::Joined { file, .. } => log::debug!("{path}: joined {}", file.key),
+            Event::Retained { removed, .. } if *removed > 0 => {
+                log::debug!("{path}: removed {removed} files of the replica");
+            }
+            _ => {}
+        }
+        let joined = match &done.event {
+            Event::Joined { file, .. } if file.key.level == Level::L1 => file.key.name.max,
+            _ => Txid::ZERO,
+        };
+        self.history.handle(now, done.event);
+        if let Some(local) = &mut self.local {
+            local.copies.remove_up_to(joined);
+        }
+        self.save_history();
+    }
+
+    /// What is known of the replica outlives this process; that it does not is no harm.
+    pub(super) fn save_history(&self) {
+        let (Some(local), Some(saved)) = (&self.local, self.history.saved()) else { return };
+        if let Err(error) = history::save(&local.dir, &local.state, saved) {
+            log::warn!("{error}");
+        }
+    }
+}
+
+fn options(settings: &Settings) -> Options {
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let settings = &settings.history;
+    let keep = Keep { all: settings.retention.map(millis), l0: millis(settings.l0_retention) };
+    Options {
+        levels: settings.levels.iter().copied().map(millis).collect(),
+        snapshot: millis(settings.snapshot_interval),
+        keep: settings.deletes.then_some(keep),
+        check: CHECK_MS,
+        validation: millis(settings.validation_interval),
+        jitter_seed: random_id(),
+    }
+}
