@@ -57,7 +57,7 @@ pub(super) fn help() -> String {
 pub(super) fn of_restore(error: &restore::Error) -> Exit {
     use restore::Error;
     match error {
-        Error::Store(error) => of_store(error.kind),
+        Error::Store(error) | Error::BrokenOff { source: error, .. } => of_store(error.kind),
         Error::Plan(plan::Error::Empty | plan::Error::NotReachable { .. })
         | Error::TooEarly { .. }
         | Error::Generations(generations::Error::TooEarly { .. } | generations::Error::Empty) => {
@@ -74,7 +74,9 @@ pub(super) fn of_restore(error: &restore::Error) -> Exit {
         | Error::Missing { .. }
         | Error::Database { .. }
         | Error::Integrity { .. } => Exit::Damaged,
-        Error::Exists { .. } | Error::Path { .. } => Exit::Output,
+        Error::Exists { .. } | Error::Path { .. } | Error::Busy { .. } | Error::Copy { .. } => {
+            Exit::Output
+        }
         Error::Output { .. } | Error::Internal(_) => Exit::Failure,
     }
 }

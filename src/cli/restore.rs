@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::{Error, generations, moment, print, table};
-use crate::plan::{self, Plan};
-use crate::restore::{self, Integrity, Options, Point, Report};
+use super::planned::Planned;
+use super::{Error, generations, moment, points, print, progress, table};
+use crate::plan;
+use crate::restore::{self, Integrity, Options, Point, Report, Watch};
 use crate::store::{self, ErrorKind, Store};
 use crate::units::{Timestamp, Txid};
 
@@ -18,7 +19,7 @@ pub(super) struct Args {
     /// The replica, such as s3://bucket/path or file:///path
     url: String,
     /// Where to put the database; nothing may be there
-    #[arg(short, long, value_name = "OUT", required_unless_present = "dry_run")]
+    #[arg(short, long, value_name = "OUT", required_unless_present_any = ["dry_run", "list"])]
     output: Option<PathBuf>,
     /// The state after exactly this transaction, in hexadecimal; else the newest
     #[arg(long, value_name = "HEX")]
@@ -36,18 +37,30 @@ pub(super) struct Args {
     #[arg(long, value_enum, value_name = "none|quick|full", hide_possible_values = true,
           default_value_t = Integrity::None)]
     integrity_check: Integrity,
+    /// OUT may be an older copy that was restored before: replace it, and read only what is newer
+    #[arg(long)]
+    delta: bool,
+    /// Begin anew where an earlier restore to OUT was broken off
+    #[arg(long)]
+    no_resume: bool,
     /// Report in JSON
     #[arg(long)]
     json: bool,
-    /// Only show which files would be read
+    /// Show which files would be read, and what would come out; write nothing
     #[arg(long)]
     dry_run: bool,
+    /// Show what can be restored, and what that would read
+    #[arg(long, conflicts_with_all = ["output", "txid", "timestamp", "delta", "dry_run",
+          "no_resume", "integrity_check", "if_db_not_exists"])]
+    list: bool,
     /// Succeed and do nothing if OUT exists
-    #[arg(long)]
+    #[arg(long, conflicts_with = "delta")]
     if_db_not_exists: bool,
     /// Succeed and do nothing if there is no replica
     #[arg(long)]
     if_replica_exists: bool,
+    #[command(flatten)]
+    progress: progress::Args,
 }
 
 impl Args {
@@ -80,10 +93,13 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
 }
 
 async fn restore_or_plan(args: &Args) -> Result<(), Error> {
+    if args.list {
+        return points::list(&args.url, args.json, usize::from(args.parallelism)).await;
+    }
     let store = store::url::open(&args.url)?;
     let output = args.output.as_ref().filter(|_| !args.dry_run);
     if let Some(output) = output {
-        restore::check_output(output)?;
+        restore::check_output(output, args.delta)?;
     }
     let Some(plan) = restore::generations::plan(store.as_ref(), args.point()).await? else {
         return restore_files(args, store).await;
@@ -93,6 +109,9 @@ async fn restore_or_plan(args: &Args) -> Result<(), Error> {
     };
     let (parallelism, integrity) = (usize::from(args.parallelism), args.integrity_check);
     let report = restore::generations::restore(store, plan, output, parallelism, integrity).await?;
+    if args.progress.quiet {
+        return Ok(());
+    }
     generations::show_report(output, &report, args.json)
 }
 
@@ -100,15 +119,26 @@ async fn restore_files(args: &Args, store: Arc<dyn Store>) -> Result<(), Error> 
     let output = match &args.output {
         Some(output) if !args.dry_run => output.clone(),
         _ => {
-            let (_, plan) = restore::plan(&store, args.point()).await?;
-            return show_plan(args, &plan);
+            let copy = args.output.as_deref().filter(|_| args.delta);
+            let planned = Planned::make(&store, args.point(), copy).await?;
+            return print(&if args.json { planned.json() } else { planned.text() });
         }
     };
+    let progress = args.progress.show(args.json);
     let mut options = Options::new(&output);
     options.point = args.point();
     options.parallelism = usize::from(args.parallelism);
     options.integrity = args.integrity_check;
-    let (report, not_left) = restore::restore_with_state(store, options).await?;
+    options.delta = args.delta;
+    options.resume = !args.no_resume;
+    let told = progress.clone();
+    options.watch = Some(Watch::new(move |step, done, total| told.tell(step, done, total)));
+    let restored = restore::restore_with_state(store, options).await;
+    progress.end();
+    let (report, not_left) = restored?;
+    if args.progress.quiet {
+        return Ok(());
+    }
     show_report(args, &output, &report, not_left.as_deref())
 }
 
@@ -121,25 +151,13 @@ fn is_absent(error: &restore::Error) -> bool {
 }
 
 fn nothing_done(args: &Args, text: &str) -> Result<(), Error> {
+    if args.progress.quiet {
+        return Ok(());
+    }
     if args.json {
         return print(&format!("{}\n", json!({ "restored": false, "reason": text })));
     }
     print(&format!("{text}\n"))
-}
-
-fn show_plan(args: &Args, plan: &Plan) -> Result<(), Error> {
-    let bytes = plan.files.iter().fold(0u64, |sum, file| sum.saturating_add(file.len));
-    if args.json {
-        let files: Vec<_> = plan.files.iter().map(table::json).collect();
-        let text = json!({ "txid": plan.txid.to_string(), "bytes": bytes, "files": files });
-        return print(&format!("{text}\n"));
-    }
-    let summary = format!(
-        "would restore TXID {} from {} with {bytes} bytes\n",
-        plan.txid,
-        table::count(plan.files.len(), "file"),
-    );
-    print(&(table::text(&plan.files) + &summary))
 }
 
 fn show_report(
@@ -164,35 +182,52 @@ fn show_report(
             "files": report.files,
             "files_without_database_checksums": report.untagged,
             "bytes_fetched": report.fetched,
+            "requests": report.requests,
+            "bytes_reused": report.reused,
+            "from": report.from.map(|from| from.to_string()),
+            "instead": report.instead.as_ref().map(ToString::to_string),
             "elapsed_ms": report.elapsed.as_millis() as u64,
             "state_left": not_left.is_none(),
         });
         return print(&format!("{text}\n"));
     }
-    let mut text = format!(
-        "restored {path}: TXID {} of {}, {bytes} bytes, from {} with {} bytes in {:.2} s\n",
+    let mut lines = Vec::new();
+    if let Some(instead) = &report.instead {
+        lines.push(format!("everything was read: {instead}"));
+    }
+    lines.push(format!(
+        "restored {path}: TXID {} of {}, {bytes} bytes, from {} with {} bytes in {:.2} s",
         report.txid,
         report.timestamp,
         table::count(report.files, "file"),
         report.fetched,
         report.elapsed.as_secs_f64(),
-    );
+    ));
+    if report.reused > 0 {
+        lines.push(format!(
+            "{} bytes of these files were there already, from a restore that was broken off",
+            report.reused
+        ));
+    }
+    if let Some(from) = report.from {
+        lines.push(format!("went on from TXID {from}, where the copy was"));
+    }
     if report.untagged > 0 {
-        text += &format_untagged(report);
+        lines.push(format_untagged(report));
     }
     if let Some(why) = not_left {
-        text += "no replication state could be left beside it, so replicating it again begins with a \
-                 full image: ";
-        text += why;
-        text.push('\n');
+        lines.push(format!(
+            "no replication state could be left beside it, so replicating it again begins with a full \
+             image: {why}"
+        ));
     }
-    print(&text)
+    print(&(lines.join("\n") + "\n"))
 }
 
 fn format_untagged(report: &Report) -> String {
     format!(
         "{} of {} carry no database checksums, as Litestream writes them; through these only the \
-         transaction numbers hold the chain together\n",
+         transaction numbers hold the chain together",
         report.untagged,
         table::count(report.files, "file"),
     )

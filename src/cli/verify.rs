@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::{Error, print, table};
+use super::{Error, print, progress, table};
+use crate::restore::Step;
 use crate::store;
 use crate::verify::{self, Depth, Report};
 
@@ -24,16 +25,22 @@ pub(super) struct Args {
     /// Report in JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    progress: progress::Args,
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Error> {
     let store = store::url::open(&args.url)?;
     let depth = if args.quick { Depth::Headers } else { Depth::Whole };
-    let quiet = Arc::new(|_, _| {});
-    let report = verify::verify(store, depth, usize::from(args.parallelism), quiet)
-        .await
-        .map_err(|error| super::about(&args.url, error.into()))?;
-    print(&if args.json { in_json(&report) } else { in_words(&report, args.quick) })?;
+    let progress = args.progress.show(args.json);
+    let told = progress.clone();
+    let told = Arc::new(move |done, total| told.tell(Step::Fetch, done, total));
+    let verified = verify::verify(store, depth, usize::from(args.parallelism), told).await;
+    progress.end();
+    let report = verified.map_err(|error| super::about(&args.url, error.into()))?;
+    if !args.progress.quiet {
+        print(&if args.json { in_json(&report) } else { in_words(&report, args.quick) })?;
+    }
     match report.defects.len() {
         0 => Ok(()),
         number => Err(Error::Defects { url: store::url::redacted(&args.url), number }),

@@ -41,9 +41,18 @@ pub fn wal_path(database: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Whether a state folder may be thrown away together with its database: nobody ships from it, and
-/// no captured transaction waits in its spool. Whatever else is in it can be made anew.
+/// Whether a state folder may be thrown away together with its database: nobody ships from it, no
+/// captured transaction waits in its spool, and none was kept for a person. Whatever else is in it can
+/// be made anew.
 pub fn is_spent(dir: &Path) -> bool {
+    let kept = std::fs::read_dir(dir).map(|mut entries| {
+        entries.any(|entry| {
+            entry.is_ok_and(|entry| entry.file_name().as_encoded_bytes().starts_with(b"kept-"))
+        })
+    });
+    if kept.unwrap_or(true) {
+        return false;
+    }
     let unused = matches!(lock::Lock::try_take(dir), Ok(lock::Attempt::Taken(_)));
     let spool = spool::Spool::open(dir).and_then(|spool| spool.is_empty());
     unused && spool.unwrap_or(false)

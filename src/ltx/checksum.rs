@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use crc_fast::{CrcAlgorithm, Digest};
+use crc_fast::{CrcAlgorithm, Digest, checksum_combine};
 
 use crate::units::Pgno;
 
@@ -113,6 +113,21 @@ impl FileDigest {
     pub fn checksum(&self) -> Checksum {
         Checksum(FLAG | self.0.finalize())
     }
+
+    /// Adds this many zero bytes.
+    pub fn update_zeros(&mut self, len: u64) {
+        let mut left = len;
+        while left > 0 {
+            let n = left.min(ZEROS.len() as u64);
+            self.update(ZEROS.get(..n as usize).unwrap_or(&ZEROS));
+            left = left.saturating_sub(n);
+        }
+    }
+
+    /// What was digested so far.
+    pub fn digested(&self) -> Digested {
+        Digested { crc: self.0.finalize(), len: self.0.get_amount() }
+    }
 }
 
 impl Default for FileDigest {
@@ -120,6 +135,45 @@ impl Default for FileDigest {
         Self::new()
     }
 }
+
+/// The digest of a stretch of a file's contents as two numbers, so that it can be kept and joined.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Digested {
+    /// The plain CRC, with no bit set that it does not have.
+    pub crc: u64,
+    /// How many bytes it covers.
+    pub len: u64,
+}
+
+impl Digested {
+    /// The digest of this many zero bytes.
+    pub fn zeros(len: u64) -> Digested {
+        let mut digest = FileDigest::new();
+        digest.update_zeros(len);
+        digest.digested()
+    }
+
+    /// The digest of both stretches, one behind the other.
+    #[must_use]
+    pub fn then(self, next: Digested) -> Digested {
+        let crc = checksum_combine(CrcAlgorithm::Crc64GoIso, self.crc, next.crc, next.len);
+        Digested { crc, len: self.len.saturating_add(next.len) }
+    }
+
+    /// The digest of two stretches of one length laid over each other, each of which has zero bytes
+    /// where the other has its own: a CRC is linear, but for what the length adds.
+    #[must_use]
+    pub fn over(self, other: Digested) -> Digested {
+        Digested { crc: self.crc ^ other.crc ^ Digested::zeros(self.len).crc, len: self.len }
+    }
+
+    /// The stored form.
+    pub fn checksum(self) -> Checksum {
+        Checksum(FLAG | self.crc)
+    }
+}
+
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 fn new_digest() -> Digest {
     Digest::new(CrcAlgorithm::Crc64GoIso)
@@ -149,6 +203,29 @@ mod tests {
             first.append(&second);
             assert_eq!(first.checksum(), whole.checksum(), "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn a_digest_survives_as_numbers() {
+        let bytes: Vec<u8> = (0..200_000u32).map(|i| (i * 13 % 255) as u8).collect();
+        let of = |parts: &[&[u8]]| {
+            let mut digest = FileDigest::new();
+            for part in parts {
+                digest.update(part);
+            }
+            digest.digested()
+        };
+        let whole = of(&[&bytes]);
+        let (zeros, mut half) = (vec![0; 100_000], FileDigest::new());
+        for cut in [0, 7, 4096, 200_000] {
+            let (left, right) = bytes.split_at(cut);
+            assert_eq!(of(&[left]).then(of(&[right])), whole, "cut at {cut}");
+        }
+        half.update(&bytes[..100_000]);
+        half.update_zeros(100_000);
+        assert_eq!(half.digested().over(of(&[&zeros, &bytes[100_000..]])), whole);
+        assert_eq!(whole.checksum(), Checksum(FLAG | whole.crc));
+        assert_eq!(Digested::default(), of(&[]));
     }
 
     #[test]

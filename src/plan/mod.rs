@@ -3,6 +3,7 @@
 pub mod chain;
 pub mod compact;
 pub mod generations;
+pub mod points;
 pub mod restore;
 pub mod retain;
 

@@ -99,7 +99,7 @@ pub fn restore(files: &[FileInfo], target: Target) -> Result<Plan, Error> {
         Target::Latest => head,
         Target::Txid(txid) => txid,
     };
-    let chosen = walk(files, end);
+    let chosen = walk(files, Txid::ZERO, end);
     let reached = chosen.last().map_or(Txid::ZERO, |file| file.key.name.max);
     if reached == end && end > Txid::ZERO {
         return Ok(Plan { files: chosen, txid: end });
@@ -107,16 +107,27 @@ pub fn restore(files: &[FileInfo], target: Target) -> Result<Plan, Error> {
     Err(why_not(files, end, reached))
 }
 
-/// From the start towards `end`, always with the file that leads furthest. That gives the fewest
+/// The fewest files that lead from state `from` on to the target, for a database that is in that state;
+/// none if it is there already. `None` if the target is not reached from there: it lies before, or
+/// only a file from the first transaction on leads to it.
+pub fn forward(files: &[FileInfo], from: Txid, target: Txid) -> Option<Plan> {
+    let steps: Vec<FileInfo> =
+        files.iter().filter(|file| file.key.name.min > Txid(1)).copied().collect();
+    let chosen = walk(&steps, from, target);
+    let reached = chosen.last().map_or(from, |file| file.key.name.max);
+    (reached == target).then_some(Plan { files: chosen, txid: target })
+}
+
+/// From state `start` towards `end`, always with the file that leads furthest. That gives the fewest
 /// files, and reaches the end if anything does, since whatever follows a state also follows every
 /// later one.
-fn walk(files: &[FileInfo], end: Txid) -> Vec<FileInfo> {
+fn walk(files: &[FileInfo], start: Txid, end: Txid) -> Vec<FileInfo> {
     let mut by_min: Vec<&FileInfo> = files.iter().filter(|f| f.key.name.max <= end).collect();
     by_min.sort_by_key(|file| file.key.name.min);
     let mut waiting = by_min.into_iter().peekable();
     let mut chosen: Vec<FileInfo> = Vec::new();
     let mut best: Option<&FileInfo> = None;
-    let mut reached = Txid::ZERO;
+    let mut reached = start;
     loop {
         while let Some(file) = waiting.next_if(|file| file.key.name.min <= reached.next()) {
             if best.is_none_or(|best| preference(best) < preference(file)) {

@@ -73,6 +73,28 @@ pub enum Error {
         /// The checksum of what came out.
         found: DatabaseChecksum,
     },
+    /// The store failed when much was restored already. That is kept, and the next restore to the
+    /// same output goes on with it.
+    BrokenOff {
+        /// What the store said.
+        source: store::Error,
+        /// The folder in which it is kept.
+        dir: PathBuf,
+    },
+    /// Another restore to the same output is at work.
+    Busy {
+        /// The output.
+        path: PathBuf,
+        /// Its process.
+        pid: Option<u32>,
+    },
+    /// What is at the output's path may not be replaced.
+    Copy {
+        /// The output.
+        path: PathBuf,
+        /// Why.
+        why: Refusal,
+    },
     /// Something is where the output would go, or belongs to a database there.
     Exists {
         /// What is in the way.
@@ -101,6 +123,36 @@ pub enum Error {
     },
     /// A part of the program stopped without saying why.
     Internal(&'static str),
+}
+
+/// Why a database is not replaced by a newer state.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// No earlier restore has left its state beside it.
+    Unknown,
+    /// It was restored from, or replicated to, another replica.
+    OtherReplica(String),
+    /// It holds, or its spool does, what the replica may not have.
+    Unshipped,
+    /// A process ships it.
+    Shipped(Option<u32>),
+    /// A program has it open.
+    Open,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::Unknown => f.write_str("nothing beside it says that it was restored before"),
+            Refusal::OtherReplica(url) => write!(f, "it belongs to another replica, {url}"),
+            Refusal::Unshipped => {
+                f.write_str("it was replicated from here, and holds what the replica may not have")
+            }
+            Refusal::Shipped(Some(pid)) => write!(f, "process {pid} replicates it"),
+            Refusal::Shipped(None) => f.write_str("another process replicates it"),
+            Refusal::Open => f.write_str("a program has it open"),
+        }
+    }
 }
 
 impl Error {
@@ -134,11 +186,11 @@ impl Error {
                  back.",
             ),
             Error::Plan(_) | Error::TooEarly { .. } => {
-                Some("List what can be restored with `walferry ltx`.")
+                Some("List what can be restored with `walferry restore --list`.")
             }
             Error::Generations(
                 plan::generations::Error::TooEarly { .. } | plan::generations::Error::Empty,
-            ) => Some("List what can be restored with `walferry ltx`."),
+            ) => Some("List what can be restored with `walferry restore --list`."),
             Error::Generations(_) => {
                 Some("Restore an older state with --timestamp, or bring the missing objects back.")
             }
@@ -155,13 +207,26 @@ impl Error {
                 "Restore an older state with --txid, or restore from another replica; keep this \
                  one as it is until you know more.",
             ),
-            Error::Exists { .. } => {
+            Error::BrokenOff { .. } => Some(
+                "What was restored so far is kept beside the output: the same command goes on from \
+                 there.",
+            ),
+            Error::Copy { why: Refusal::Open | Refusal::Shipped(_), .. } => {
+                Some("End that program first, or restore to a new path.")
+            }
+            Error::Copy { why: Refusal::Unshipped, .. } => Some(
+                "Ship it with `walferry sync`, or give that up with `walferry reset` and restore to \
+                 a new path.",
+            ),
+            Error::Copy { .. } | Error::Exists { .. } => {
                 Some("Restore to a new path, or move what is there out of the way.")
             }
             Error::Output { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 Some("Make room, or restore to another file system.")
             }
-            Error::Path { .. } | Error::Output { .. } | Error::Internal(_) => None,
+            Error::Path { .. } | Error::Output { .. } | Error::Busy { .. } | Error::Internal(_) => {
+                None
+            }
         }
     }
 }
@@ -199,6 +264,14 @@ impl fmt::Display for Error {
                 f,
                 "the restored database has checksum {found}, but file {key} names {expected}"
             ),
+            Error::BrokenOff { source, .. } => source.fmt(f),
+            Error::Busy { path, pid } => {
+                write!(f, "another restore to {} is at work", path.display())?;
+                pid.map_or(Ok(()), |pid| write!(f, ": process {pid}"))
+            }
+            Error::Copy { path, why } => {
+                write!(f, "{} is not replaced: {why}", path.display())
+            }
             Error::Exists { path } => write!(f, "{} exists already", path.display()),
             Error::Path { path, why } => write!(f, "{}: {why}", path.display()),
             Error::Output { path, doing, .. } => write!(f, "{doing} {} failed", path.display()),
@@ -214,7 +287,7 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             // Shown as the error itself, so what counts is the cause underneath.
-            Error::Store(error) => error.source(),
+            Error::Store(error) | Error::BrokenOff { source: error, .. } => error.source(),
             Error::File { source, .. } => Some(source),
             Error::Output { source, .. } => Some(source),
             _ => None,

@@ -9,13 +9,24 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
+use super::cut::STRETCH_LEN;
 use super::error::Error;
+use super::record::Left;
 use crate::ltx::index::{self, Entry, Mark, Reader, TAIL_LEN};
 use crate::ltx::{self, Checksum, HEADER_LEN, Header, MIN_FILE_LEN, PAGE_HEADER_LEN, page};
 use crate::store::{FileInfo, Key, Store};
 
 /// Files up to this length in bytes are read in one request.
 const WHOLE_LEN: u64 = 1 << 20;
+
+/// Files up to this length in bytes are read in one request even if their pages are in the output
+/// already: their outer parts would take two.
+const WHOLE_AGAIN_LEN: u64 = 64 << 10;
+
+/// How many requests a file of this length takes, if its pages do not compress to almost nothing.
+pub fn requests(file: &FileInfo) -> u64 {
+    if file.len <= WHOLE_LEN { 1 } else { 2 + file.len.div_ceil(STRETCH_LEN) }
+}
 
 /// Most bytes read from a file's end in the hope that the index is in them.
 const TAIL_MAX: u64 = 2 << 20;
@@ -31,11 +42,12 @@ const ENTRY_MAX: u64 = 20;
 pub(super) struct Source {
     pub(super) store: Arc<dyn Store>,
     fetched: Arc<AtomicU64>,
+    requests: Arc<AtomicU64>,
 }
 
 impl Source {
     pub(super) fn new(store: Arc<dyn Store>) -> Source {
-        Source { store, fetched: Arc::default() }
+        Source { store, fetched: Arc::default(), requests: Arc::default() }
     }
 
     /// Bytes read so far.
@@ -43,9 +55,15 @@ impl Source {
         self.fetched.load(Ordering::Relaxed)
     }
 
+    /// Requests for files so far.
+    pub(super) fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
     /// Exactly the bytes of this range: fewer, or more, mean that the file is not what the
     /// listing said.
     pub(super) async fn get(&self, key: Key, start: u64, end: u64) -> Result<Bytes, Error> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
         let bytes = self.store.get(key, Some(start..end)).await?;
         self.fetched.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         match (bytes.len() as u64).cmp(&(end - start)) {
@@ -60,6 +78,7 @@ impl Source {
     /// As [`Source::get`] to the end of a file of this length, which must be its end.
     async fn get_end(&self, file: FileInfo, start: u64) -> Result<Bytes, Error> {
         let range = start..file.len.saturating_add(1);
+        self.requests.fetch_add(1, Ordering::Relaxed);
         let bytes = self.store.get(file.key, Some(range)).await?;
         self.fetched.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         match (bytes.len() as u64).cmp(&(file.len - start)) {
@@ -75,6 +94,8 @@ impl Source {
 /// A file's outer parts, checked against each other and against its name.
 pub(super) struct Opened {
     pub(super) key: Key,
+    /// Its length in bytes.
+    pub(super) len: u64,
     pub(super) header: Header,
     pub(super) header_bytes: [u8; HEADER_LEN],
     /// From the six zero bytes behind the pages to the file's end.
@@ -101,7 +122,26 @@ impl Opened {
     }
 }
 
-async fn open(source: Source, file: FileInfo) -> Result<Opened, Error> {
+/// A file's header alone, as its name says it must be.
+pub(super) async fn header(source: &Source, key: Key) -> Result<Header, Error> {
+    let bytes = source.get(key, 0, HEADER_LEN as u64).await?;
+    let head = bytes.first_chunk::<HEADER_LEN>().ok_or(Error::truncated(key, "header"))?;
+    decode_header(head, key)
+}
+
+fn decode_header(bytes: &[u8; HEADER_LEN], key: Key) -> Result<Header, Error> {
+    let header = Header::decode(bytes).map_err(|source| Error::File { key, source })?;
+    if (header.min_txid, header.max_txid) != (key.name.min, key.name.max) {
+        return Err(Error::corrupt(
+            key,
+            format!("it says that it holds {} to {}", header.min_txid, header.max_txid),
+        ));
+    }
+    Ok(header)
+}
+
+/// `again`: pages of it are in the output already, so that perhaps only its outer parts are needed.
+async fn open(source: Source, file: FileInfo, again: bool) -> Result<Opened, Error> {
     let key = file.key;
     let refuse = |source| Error::File { key, source };
     if file.len == 0 {
@@ -110,7 +150,8 @@ async fn open(source: Source, file: FileInfo) -> Result<Opened, Error> {
     if file.len < MIN_FILE_LEN {
         return Err(Error::truncated(key, "header"));
     }
-    let (end_start, end, front) = if file.len <= WHOLE_LEN {
+    let whole_len = if again { WHOLE_AGAIN_LEN } else { WHOLE_LEN };
+    let (end_start, end, front) = if file.len <= whole_len {
         let whole = source.get_end(file, 0).await?;
         (0, whole.clone(), whole)
     } else {
@@ -122,13 +163,7 @@ async fn open(source: Source, file: FileInfo) -> Result<Opened, Error> {
     let Some(header_bytes) = front.first_chunk::<HEADER_LEN>() else {
         return Err(Error::truncated(key, "header"));
     };
-    let header = Header::decode(header_bytes).map_err(refuse)?;
-    if (header.min_txid, header.max_txid) != (key.name.min, key.name.max) {
-        return Err(Error::corrupt(
-            key,
-            format!("it says that it holds {} to {}", header.min_txid, header.max_txid),
-        ));
-    }
+    let header = decode_header(header_bytes, key)?;
     let (index_start, index_len) = index::locate(file.len, &end).map_err(refuse)?;
     // The index is the one part that is held whole: as long as the pages need, and no longer.
     let most = (u64::from(header.commit) + 1).saturating_mul(ENTRY_MAX).min(index_start);
@@ -147,7 +182,7 @@ async fn open(source: Source, file: FileInfo) -> Result<Opened, Error> {
         return Err(Error::corrupt(key, "its pages do not end where the index begins"));
     }
     let whole = (end_start == 0).then_some(end);
-    Ok(Opened { key, header, header_bytes: *header_bytes, tail, frames_end, whole })
+    Ok(Opened { key, len: file.len, header, header_bytes: *header_bytes, tail, frames_end, whole })
 }
 
 /// Reads the part of a file's index that is before `end_start`, with the end of the pages in front.
@@ -203,6 +238,7 @@ pub(super) struct Opener<'a> {
     source: &'a Source,
     runtime: &'a Handle,
     waiting: VecDeque<FileInfo>,
+    left: &'a Left,
     ahead: usize,
     opening: VecDeque<JoinHandle<Result<Opened, Error>>>,
 }
@@ -212,17 +248,19 @@ impl<'a> Opener<'a> {
         source: &'a Source,
         runtime: &'a Handle,
         files: impl IntoIterator<Item = FileInfo>,
+        left: &'a Left,
         ahead: usize,
     ) -> Opener<'a> {
         let waiting = files.into_iter().collect();
-        Opener { source, runtime, waiting, ahead, opening: VecDeque::new() }
+        Opener { source, runtime, waiting, left, ahead, opening: VecDeque::new() }
     }
 
     pub(super) fn next(&mut self) -> Option<Result<Opened, Error>> {
         while self.opening.len() < self.ahead.max(1)
             && let Some(file) = self.waiting.pop_front()
         {
-            self.opening.push_back(self.runtime.spawn(open(self.source.clone(), file)));
+            let again = self.left.has(file.key, file.len);
+            self.opening.push_back(self.runtime.spawn(open(self.source.clone(), file, again)));
         }
         let opening = self.opening.pop_front()?;
         let opened = self.runtime.block_on(opening);

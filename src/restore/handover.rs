@@ -4,10 +4,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Error, Options, Report, restore};
+use super::output::{Place, Workplace};
+use super::{Error, Options, Report, restore_and};
 use crate::local;
 use crate::local::state::{Base, Clean, Fingerprint, State};
-use crate::store::{self, Store};
+use crate::store::Store;
 use crate::units::WriterId;
 
 /// Restores, and leaves the state of a new lineage beside the database. That lineage claims its
@@ -17,35 +18,35 @@ use crate::units::WriterId;
 /// first replication begins with a full image.
 pub async fn restore_with_state(
     store: Arc<dyn Store>,
-    mut options: Options,
+    options: Options,
 ) -> Result<(Report, Option<String>), Error> {
-    let output = options.output.clone();
-    let staging = Staging::create(&output);
-    options.page_table = staging.as_ref().ok().map(|staging| staging.dir.join("pages"));
-    let replica = store::url::identity(store.as_ref());
-    let report = restore(store, options).await?;
-    let left = staging
-        .map_err(|error| error.to_string())
-        .and_then(|staging| staging.publish(&output, &replica, &report));
-    Ok((report, left.err()))
+    restore_and(store, options, true).await
 }
 
-/// The state folder before it has its name; removed unless it is published.
-struct Staging {
+/// The state folder before it has its name, in the restore's folder.
+pub(super) struct Staging {
     dir: PathBuf,
 }
 
 impl Staging {
-    fn create(output: &Path) -> std::io::Result<Staging> {
-        let mut name = local::state_dir(output).into_os_string();
-        name.push(format!(".tmp-{}", std::process::id()));
-        let dir = PathBuf::from(name);
-        std::fs::create_dir(&dir)?;
+    pub(super) fn create(work: &Workplace) -> Result<Staging, String> {
+        let dir = work.make_state().map_err(|error| error.to_string())?;
         Ok(Staging { dir })
     }
 
-    fn publish(self, output: &Path, replica: &str, report: &Report) -> Result<(), String> {
-        let fingerprint = Fingerprint::of(output).map_err(|error| error.to_string())?;
+    /// Where the page table goes.
+    pub(super) fn pages(&self) -> PathBuf {
+        self.dir.join("pages")
+    }
+
+    /// Adds the state to the page table that is there.
+    pub(super) fn fill(
+        &self,
+        database: &Path,
+        replica: &str,
+        report: &Report,
+    ) -> Result<(), String> {
+        let fingerprint = Fingerprint::of(database).map_err(|error| error.to_string())?;
         let base = Base {
             txid: report.txid.0,
             piece: 0,
@@ -60,18 +61,23 @@ impl Staging {
             clean: Some(Clean { fingerprint, piece: 0 }),
             ..State::new(WriterId(local::state::random_id()), replica)
         };
-        state.save(&self.dir, true).map_err(|error| error.to_string())?;
-        let dir = local::state_dir(output);
-        if dir.exists() && local::is_spent(&dir) {
-            std::fs::remove_dir_all(&dir).map_err(|error| error.to_string())?;
-        }
-        std::fs::rename(&self.dir, dir).map_err(|error| error.to_string())
+        state.save(&self.dir, true).map_err(|error| error.to_string())
     }
-}
 
-impl Drop for Staging {
-    fn drop(&mut self) {
-        // After it was published nothing of this name is there.
-        let _ = std::fs::remove_dir_all(&self.dir);
+    /// Gives the folder its name. Where a copy is replaced, its files take the place of those that are
+    /// there, whose lock we hold. Between the two the old state stands beside the new database, and
+    /// whoever reads it finds that they do not fit.
+    pub(super) fn publish(self, dir: &Path, place: Place) -> Result<(), String> {
+        let moved = match place {
+            Place::Copy => ["pages", "state"]
+                .iter()
+                .try_for_each(|name| std::fs::rename(self.dir.join(name), dir.join(name))),
+            Place::Free => {
+                let spent = dir.exists() && local::is_spent(dir);
+                let cleared = if spent { std::fs::remove_dir_all(dir) } else { Ok(()) };
+                cleared.and_then(|()| std::fs::rename(&self.dir, dir))
+            }
+        };
+        moved.map_err(|error| error.to_string())
     }
 }

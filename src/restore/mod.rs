@@ -7,13 +7,23 @@
 //! file where the files carry them, that no page is missing, and the checksum of the result.
 //!
 //! What comes from the store is not trusted: lengths are checked against the listing before
-//! anything is allocated, and nothing is written but the temporary file.
+//! anything is allocated, and nothing is written but what is in the folder `-restoring` beside the
+//! output ([`output`]). That folder is locked, so that two restores to one place do not meet.
 //!
-//! Memory, whatever the size of the database: one bit a page that there is; for each request at a time a stretch
+//! A large restore that is broken off goes on where it stood, since it notes what it has written
+//! ([`record`]). An older copy can be brought forward by the files since then ([`base`]): its copy is
+//! proven first, then the newer pages are written over it, and the checksum of all pages must be the one
+//! that the newest file names. Where anything of that does not hold, everything is fetched.
+//!
+//! Memory, whatever the size of the database: one bit a page that there is; 100 bytes for each stretch
+//! on record; for each request at a time a stretch
 //! with its page list (4 MiB and 0.2 MiB), and again for each thread with a write buffer; for each
 //! file that is opened ahead (as many as there may be requests) its page index, about ten bytes a
 //! page of that file, or the whole file where it is under 1 MiB.
 
+mod base;
+mod crew;
+mod cut;
 mod error;
 mod fetch;
 #[cfg(feature = "cli")]
@@ -21,33 +31,45 @@ pub mod generations;
 mod handover;
 #[cfg(feature = "cli")]
 mod integrity;
+mod job;
+mod making;
 mod moment;
 mod output;
 mod pages;
+mod points;
+mod progress;
+mod record;
 mod verify;
 
-use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
-pub use error::Error;
+pub use base::Instead;
+pub use error::{Error, Refusal};
+pub use fetch::requests;
 pub use handover::restore_with_state;
 pub use moment::{Point, Range, range};
+pub use points::{Known, known};
+pub use progress::{Step, Watch};
 
-use crate::ltx::{DatabaseChecksum, Header, page};
+use crate::ltx::{DatabaseChecksum, Header};
 use crate::plan::{self, Plan};
 use crate::store::{self, FileInfo, Store};
 use crate::units::{Level, PageSize, Timestamp, Txid};
-use fetch::{Opened, Opener, Source};
-use output::{Output, Temporary, failed};
-use pages::{Stretch, Target, Worker};
-use verify::{Chain, Claims, Step};
+use fetch::Source;
+use job::Job;
+use output::Place;
+
+/// Restores that read less than this many bytes are begun anew after a failure, and leave nothing.
+const RESUME_FROM: u64 = 16 << 20;
+
+/// A request takes about as long as so many bytes of a stream: for the choice between few large files
+/// and many small ones.
+const REQUEST_WEIGHT: u64 = 64 << 10;
 
 /// How much of the result SQLite is asked to check.
 #[cfg(feature = "cli")]
@@ -65,7 +87,8 @@ pub enum Integrity {
 /// What to restore, and where to.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The new database. Nothing may be there, nor anything of a database there.
+    /// The new database. Nothing may be there, nor anything of a database there, unless `delta` says
+    /// so.
     pub output: PathBuf,
     /// Which state.
     pub point: Point,
@@ -76,6 +99,18 @@ pub struct Options {
     /// at entry `i`, 0 for the lock page. Nothing may be there. It is durable before the database
     /// gets its name.
     pub page_table: Option<PathBuf>,
+    /// What is at the output may be an older copy that [`restore_with_state`] has made. It is replaced,
+    /// and if nobody has written to it, only what came after is read. This process must not have it
+    /// open: it would lose its locks.
+    pub delta: bool,
+    /// From how many bytes of the replica on a restore is worth keeping if the store fails; what is
+    /// kept is in the folder `-restoring` beside the output, as after a kill, and the next restore goes
+    /// on with it.
+    pub resume_from: u64,
+    /// Whether to go on with what is kept; else it is removed.
+    pub resume: bool,
+    /// Is told how far it is.
+    pub watch: Option<Watch>,
     /// What SQLite checks before the database gets its name.
     #[cfg(feature = "cli")]
     pub integrity: Integrity,
@@ -89,6 +124,10 @@ impl Options {
             point: Point::Latest,
             parallelism: 8,
             page_table: None,
+            delta: false,
+            resume_from: RESUME_FROM,
+            resume: true,
+            watch: None,
             #[cfg(feature = "cli")]
             integrity: Integrity::None,
         }
@@ -119,6 +158,14 @@ pub struct Report {
     pub last: Header,
     /// Bytes read from the store.
     pub fetched: u64,
+    /// Requests for them, listings not counted.
+    pub requests: u64,
+    /// Bytes of the files that were not read again, since a restore that was broken off had done so.
+    pub reused: u64,
+    /// The state of the older copy that was brought forward, if it was.
+    pub from: Option<Txid>,
+    /// Why it was not, if there is one.
+    pub instead: Option<Instead>,
     /// How long it took.
     pub elapsed: Duration,
 }
@@ -166,193 +213,64 @@ pub async fn list_in_turn(store: &dyn Store) -> Result<Vec<FileInfo>, store::Err
 ///
 /// Needs a Tokio runtime; the work itself is done on threads of its own.
 pub async fn restore(store: Arc<dyn Store>, options: Options) -> Result<Report, Error> {
+    Ok(restore_and(store, options, false).await?.0)
+}
+
+/// `leave`: with the state for a replication that goes on; the second value says why it is not left.
+async fn restore_and(
+    store: Arc<dyn Store>,
+    options: Options,
+    leave: bool,
+) -> Result<(Report, Option<String>), Error> {
     let begun = Instant::now();
-    output::check(&options.output)?;
-    let (_, plan) = plan(&store, options.point).await?;
+    check_output(&options.output, options.delta)?;
+    let (files, plan) = plan(&store, options.point).await?;
     let runtime = Handle::current();
-    let mut report = tokio::task::spawn_blocking(move || {
-        execute(&Source::new(store), &runtime, &plan, &options)
+    let replica = store::url::identity(store.as_ref());
+    let (mut report, not_left) = tokio::task::spawn_blocking(move || {
+        let source = &Source::new(store);
+        let (runtime, options, files, plan) = (&runtime, &options, &files, &plan);
+        let job = Job { source, runtime, options, files, plan, replica: &replica, leave };
+        job.execute()
     })
     .await
     .map_err(|_| Error::Internal("a thread broke off"))??;
     report.elapsed = begun.elapsed();
-    Ok(report)
+    Ok((report, not_left))
 }
 
-/// Checks that a database may be put there: that nothing is in the way, and that the directory
-/// exists. A restore does so by itself, at its beginning and again at its end.
-pub fn check_output(path: &Path) -> Result<(), Error> {
-    output::check(path).map(drop)
+/// Checks that a database may be put there: that nothing is in the way, or only what `delta` lets be
+/// replaced, and that the directory exists. A restore does so by itself, at its beginning and again at
+/// its end.
+pub fn check_output(path: &Path, delta: bool) -> Result<(), Error> {
+    output::check(path, place_of(path, delta)).map(drop)
 }
 
-fn execute(
-    source: &Source,
-    runtime: &Handle,
-    plan: &Plan,
-    options: &Options,
-) -> Result<Report, Error> {
-    let requests = options.parallelism.max(1);
-    let mut opener = Opener::new(source, runtime, plan.files.iter().rev().copied(), requests);
-    let Some(last) = opener.next().transpose()? else {
+fn place_of(path: &Path, delta: bool) -> Place {
+    let there = delta && path.symlink_metadata().is_ok();
+    if there { Place::Copy } else { Place::Free }
+}
+
+/// The files that lead on from an older copy in state `from`, and whether they are the better way to
+/// the plan's state than the plan.
+pub fn forward(files: &[FileInfo], plan: &Plan, from: Txid) -> Result<Plan, Instead> {
+    if from > plan.txid {
+        return Err(Instead::Newer(from));
+    }
+    let weight = |files: &[FileInfo]| {
+        files.iter().fold(0u64, |sum, file| sum.saturating_add(file.len + REQUEST_WEIGHT))
+    };
+    match plan::restore::forward(files, from, plan.txid) {
+        None => Err(Instead::NoWay(from)),
+        Some(forward) if weight(&forward.files) >= weight(&plan.files) => Err(Instead::NotLess),
+        Some(forward) => Ok(forward),
+    }
+}
+
+/// The header of the last file of a plan.
+pub async fn last_header(store: &Arc<dyn Store>, plan: &Plan) -> Result<Header, Error> {
+    let Some(last) = plan.files.last() else {
         return Err(Error::Plan(plan::Error::Empty));
     };
-    let Header { commit, page_size, .. } = last.header;
-    let (last_key, last_header) = (last.key, last.header);
-
-    // A page frame has a least length, so that the length of the files bounds the number of pages,
-    // but for the lock page, before anything is made of that size.
-    let least = page::min_page_frame_len(page_size);
-    let frames = plan.files.iter().map(|file| file.len / least);
-    if frames.fold(1u64, u64::saturating_add) < u64::from(commit) {
-        return Err(Error::corrupt(
-            last_key,
-            format!(
-                "it speaks of {commit} pages of {page_size} bytes, more than the files can hold"
-            ),
-        ));
-    }
-
-    let output = Output::create(&options.output)?;
-    let table = options.page_table.as_deref().map(Temporary::create).transpose()?;
-    let target = Target {
-        page_size,
-        database: output.file(),
-        path: output.temporary_path(),
-        page_table: table.as_ref().map(|table| (&table.file, table.path())),
-    };
-    let done = Run { source, runtime, target, requests }.pages(last, &mut opener)?;
-
-    set_lengths(&target, commit)?;
-    let expected = last_header.tag.map(|tag| tag.post_apply);
-    if let Some(expected) = expected.filter(|expected| *expected != done.checksum) {
-        return Err(Error::Database { key: last_key, expected, found: done.checksum });
-    }
-    verify::first_page(output.file(), output.temporary_path(), last_key, &last_header)?;
-    #[cfg(feature = "cli")]
-    integrity::check(output.temporary_path(), options.integrity)?;
-    if let Some(table) = &table {
-        table.sync()?;
-    }
-    output.publish()?;
-    if let Some(table) = table {
-        table.keep();
-    }
-    Ok(Report {
-        txid: plan.txid,
-        timestamp: last_header.timestamp,
-        commit,
-        page_size,
-        checksum: done.checksum,
-        proven: expected.is_some(),
-        files: done.files,
-        untagged: done.untagged,
-        last: last_header,
-        fetched: source.fetched(),
-        elapsed: Duration::ZERO,
-    })
-}
-
-/// Gives the files their length, now that every page is known to be there: what was not written
-/// reads as zeros, and is only the lock page.
-fn set_lengths(target: &Target<'_>, commit: u32) -> Result<(), Error> {
-    let len = u64::from(commit) * u64::from(target.page_size.get());
-    target.database.set_len(len).map_err(failed("setting the length of", target.path))?;
-    if let Some((file, path)) = target.page_table {
-        file.set_len(u64::from(commit) * 8).map_err(failed("setting the length of", path))?;
-    }
-    Ok(())
-}
-
-/// What the threads have done together.
-struct Done {
-    checksum: DatabaseChecksum,
-    files: usize,
-    untagged: usize,
-}
-
-struct Run<'a> {
-    source: &'a Source,
-    runtime: &'a Handle,
-    target: Target<'a>,
-    requests: usize,
-}
-
-impl Run<'_> {
-    /// Threads that expand and write: more than there are processors would only wait for each
-    /// other, the writes at the file's lock.
-    fn threads(&self) -> usize {
-        std::thread::available_parallelism().map_or(1, NonZero::get).min(self.requests)
-    }
-
-    fn pages(&self, last: Opened, opener: &mut Opener<'_>) -> Result<Done, Error> {
-        let (proven, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let total = Mutex::new(DatabaseChecksum::EMPTY);
-        let failure: Mutex<Option<Error>> = Mutex::new(None);
-        let fail = |error| {
-            failure.lock().get_or_insert(error);
-            stop.store(true, Ordering::Relaxed);
-        };
-        // Stretches in the channel are being fetched already.
-        let (sender, stretches) = crossbeam_channel::bounded::<Stretch>(self.requests);
-        let mut claims = Claims::new(last.header.commit, last.header.page_size);
-        let (last_key, mut chain) = (last.key, Chain::default());
-        let mut files = 0;
-        std::thread::scope(|scope| {
-            for _ in 0..self.threads() {
-                let stretches = stretches.clone();
-                scope.spawn(|| {
-                    let stretches = stretches;
-                    let mut worker = Worker::new(self.runtime, &proven, self.target);
-                    for stretch in stretches {
-                        if stop.load(Ordering::Relaxed) {
-                            return;
-                        }
-                        if let Err(error) = worker.work(stretch) {
-                            return fail(error);
-                        }
-                    }
-                    total.lock().merge(worker.finish());
-                });
-            }
-            drop(stretches);
-            let cut = |opened: &Opened, claims: &mut Claims| {
-                pages::cut(self.source, self.runtime, opened, claims, &proven, &sender)
-            };
-            let send = || -> Result<(), Error> {
-                let mut next = Some(Ok(last));
-                while let Some(opened) = next.transpose()? {
-                    if stop.load(Ordering::Relaxed) {
-                        return Ok(());
-                    }
-                    if chain.step(opened.key, &opened.header)? == Step::Superseded {
-                        break;
-                    }
-                    files += 1;
-                    if !cut(&opened, &mut claims)? {
-                        return Ok(());
-                    }
-                    next = opener.next();
-                }
-                Ok(())
-            };
-            if let Err(error) = send() {
-                fail(error);
-            }
-            // The workers end when they have taken what is left.
-            drop(sender);
-        });
-        if let Some(error) = failure.into_inner() {
-            return Err(error);
-        }
-        // Each file was compared with its checksum, or the loop above did not do its work.
-        if proven.load(Ordering::Relaxed) != files {
-            return Err(Error::Internal("not every file's checksum was compared"));
-        }
-        // Only now are the headers and indexes proven from which the chain was read.
-        let untagged = chain.untagged;
-        chain.finish()?;
-        claims.finish(last_key)?;
-        let checksum = *total.lock();
-        Ok(Done { checksum, files, untagged })
-    }
+    fetch::header(&Source::new(store.clone()), last.key).await
 }

@@ -1,72 +1,204 @@
-//! The output: a temporary file beside it, which takes its name only when all is proven.
+//! The output, and the folder beside it in which it is made.
+//!
+//! A restore to `app.db` works in `app.db-restoring`:
+//!
+//! | entry | what it is |
+//! |---|---|
+//! | `lock` | held by the one restore that is at work |
+//! | `database` | the database, which is renamed to its place when it is proven |
+//! | `record` | what of it is written ([`super::record`]) |
+//! | `copy` | instead of `database`: the older copy that is brought forward |
+//! | `pages` | scratch: its page table, where none is kept |
+//! | `wal` | scratch: a WAL of Litestream 0.3 that is put together |
+//! | `state` | what will be `app.db-walferry` |
+//!
+//! It is removed at the end. Where a restore is broken off it stays, and the next one to the same
+//! output takes it over, under the lock.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::error::Error;
 use crate::local;
+use crate::local::lock::{Attempt, Lock};
 
 /// What SQLite and walferry keep beside a database. A leftover of another database would be taken
 /// for a part of the restored one.
 const COMPANIONS: [&str; 4] = ["-wal", "-shm", "-journal", "-walferry"];
 
-/// The database that is being written, under a temporary name. Dropped without
-/// [`Output::publish`], it is gone.
-pub(super) struct Output {
-    path: PathBuf,
-    parent: PathBuf,
-    temporary: Temporary,
+/// Entries with which no other restore goes on.
+const SCRATCH: [&str; 3] = ["copy", "pages", "wal"];
+
+/// How often another restore may remove the folder while we are about to take it.
+const ATTEMPTS: usize = 100;
+
+/// Whether something may be at the output's path.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Place {
+    /// Nothing.
+    Free,
+    /// An older copy, which is replaced.
+    Copy,
 }
 
-impl Output {
-    /// Checks that the path is free and creates the temporary file.
-    pub(super) fn create(path: &Path) -> Result<Output, Error> {
-        let parent = check(path)?;
-        for number in 0..1000 {
-            let suffix = format!(".tmp-{}-{number}", std::process::id());
-            match Temporary::create(&with_suffix(path, &suffix)) {
-                Err(Error::Exists { .. }) => {}
-                result => return Ok(Output { path: path.into(), parent, temporary: result? }),
+/// The folder of a restore, with its lock. Dropped without [`Workplace::leave`], it is removed.
+pub(super) struct Workplace {
+    path: PathBuf,
+    parent: PathBuf,
+    dir: PathBuf,
+    lock: Option<Lock>,
+    stays: bool,
+}
+
+impl Workplace {
+    /// Checks that the path is free, and takes the folder, whoever left it.
+    pub(super) fn take(path: &Path, place: Place) -> Result<Workplace, Error> {
+        let dir = with_suffix(path, "-restoring");
+        for _ in 0..ATTEMPTS {
+            let parent = check(path, place)?;
+            match DirBuilder::new().mode(0o700).create(&dir) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    let meta = fs::symlink_metadata(&dir);
+                    if meta.is_ok_and(|meta| !meta.is_dir()) {
+                        return Err(Error::Exists { path: dir });
+                    }
+                }
+                Err(error) => return Err(failed("creating the directory", &dir)(error)),
             }
+            let lock = match Lock::try_take(&dir) {
+                Ok(Attempt::Taken(lock)) => lock,
+                Ok(Attempt::HeldBy(pid)) => return Err(Error::Busy { path: path.into(), pid }),
+                // Whoever had it is done, and has just removed it.
+                Err(error) if error.source.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(failed("locking", &dir.join("lock"))(error.source)),
+            };
+            if !lock.is_in_place(&dir) {
+                continue;
+            }
+            let lock = Some(lock);
+            let taken = Workplace { path: path.into(), parent, dir, lock, stays: false };
+            // Whoever had it may have finished between the first look and the lock.
+            check(path, place)?;
+            taken.clear()?;
+            return Ok(taken);
         }
-        Err(Error::Path {
-            path: path.into(),
-            why: "too many temporary files of earlier restores are beside it; remove them",
-        })
+        Err(Error::Busy { path: path.into(), pid: None })
     }
 
-    pub(super) fn file(&self) -> &File {
-        &self.temporary.file
+    /// Removes everything with which no other attempt goes on.
+    pub(super) fn clear(&self) -> Result<(), Error> {
+        self.remove_state();
+        SCRATCH.iter().try_for_each(|name| self.remove(name))
     }
 
-    pub(super) fn temporary_path(&self) -> &Path {
-        &self.temporary.path
+    /// Path of an entry.
+    pub(super) fn entry(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
     }
 
-    /// Makes the file durable and gives it its name, unless something has taken the name since.
-    pub(super) fn publish(mut self) -> Result<(), Error> {
-        self.temporary.sync()?;
-        check(&self.path)?;
-        rename_new(&self.temporary.path, &self.path).map_err(|source| match source.kind() {
+    /// Opens an entry that may be there, with the permissions that SQLite gives a database.
+    pub(super) fn open(&self, name: &str) -> Result<File, Error> {
+        let path = self.entry(name);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o644);
+        // A link would lead the writes to somewhere else.
+        options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
+        let file = options.open(&path).map_err(failed("opening", &path))?;
+        let meta = file.metadata().map_err(failed("looking at", &path))?;
+        if !meta.is_file() {
+            return Err(Error::Exists { path });
+        }
+        Ok(file)
+    }
+
+    /// Removes an entry, if it is there.
+    pub(super) fn remove(&self, name: &str) -> Result<(), Error> {
+        let path = self.entry(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(failed("removing", &path)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes the folder `state` anew.
+    pub(super) fn make_state(&self) -> io::Result<PathBuf> {
+        let path = self.entry("state");
+        fs::create_dir(&path)?;
+        Ok(path)
+    }
+
+    fn remove_state(&self) {
+        let path = self.entry("state");
+        if path.symlink_metadata().is_ok()
+            && let Err(error) = fs::remove_dir_all(&path)
+        {
+            log::warn!("removing {} failed: {error}", path.display());
+        }
+    }
+
+    /// Lets the folder stay when this is dropped, for the next restore.
+    pub(super) fn leave(&mut self) {
+        self.stays = true;
+    }
+
+    /// Makes an entry durable and gives it the output's name. Unless a copy is replaced, nothing else
+    /// may have taken that name since.
+    pub(super) fn publish(&self, name: &str, file: &File, place: Place) -> Result<(), Error> {
+        let from = self.entry(name);
+        file.sync_all().map_err(failed("making durable", &from))?;
+        check(&self.path, place)?;
+        let renamed = match place {
+            Place::Free => rename_new(&from, &self.path),
+            Place::Copy => fs::rename(&from, &self.path),
+        };
+        renamed.map_err(|source| match source.kind() {
             io::ErrorKind::AlreadyExists => Error::Exists { path: self.path.clone() },
             _ => failed("naming", &self.path)(source),
         })?;
-        self.temporary.keep = true;
         let dir = File::open(&self.parent).and_then(|dir| dir.sync_all());
         dir.map_err(|error| {
             // A name that may be gone after a power loss is no restored database.
-            remove(&self.path);
+            if place == Place::Free {
+                remove(&self.path);
+            }
             failed("making durable the directory", &self.parent)(error)
         })
     }
 }
 
+impl Drop for Workplace {
+    fn drop(&mut self) {
+        self.remove_state();
+        let begun: &[&str] = if self.stays { &[] } else { &["database", "record"] };
+        for name in SCRATCH.iter().chain(begun) {
+            if let Err(error) = self.remove(name) {
+                log::warn!("{error}");
+            }
+        }
+        if !self.stays {
+            // The lock's file last, and its name before the lock itself: who opens it now finds that it
+            // is not in its place any more.
+            let lock = self.entry("lock");
+            let gone = fs::remove_file(&lock).and_then(|()| fs::remove_dir(&self.dir));
+            if let Err(error) = gone
+                && self.dir.symlink_metadata().is_ok()
+            {
+                log::warn!("removing {} failed: {error}", self.dir.display());
+            }
+        }
+        self.lock = None;
+    }
+}
+
 /// Checks that nothing is at the path or beside it that belongs to a database there; gives its
-/// directory.
-pub(super) fn check(path: &Path) -> Result<PathBuf, Error> {
+/// directory. Beside a copy that is replaced its state may be, and an empty WAL.
+pub(super) fn check(path: &Path, place: Place) -> Result<PathBuf, Error> {
     let refuse = |why| Error::Path { path: path.into(), why };
     if path.file_name().is_none() || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
         return Err(refuse("this is not the path of a file"));
@@ -86,6 +218,14 @@ pub(super) fn check(path: &Path) -> Result<PathBuf, Error> {
     for suffix in [""].iter().chain(&COMPANIONS) {
         let path = with_suffix(path, suffix);
         match fs::symlink_metadata(&path) {
+            Ok(meta) if place == Place::Copy => match *suffix {
+                "" if !meta.is_file() => return Err(refuse("what is there is not a file")),
+                // What is in them is not in the database yet.
+                "-wal" | "-journal" if !meta.is_file() || meta.len() > 0 => {
+                    return Err(Error::Exists { path });
+                }
+                _ => {}
+            },
             // What is left of a lost database, with nothing in it that was not shipped.
             Ok(meta) if *suffix == "-walferry" && meta.is_dir() && local::is_spent(&path) => {}
             Ok(_) => return Err(Error::Exists { path }),
@@ -104,7 +244,7 @@ pub(super) struct Temporary {
 }
 
 impl Temporary {
-    /// Creates a file that must not exist, with the permissions that SQLite gives a database.
+    /// Creates a file that must not exist.
     pub(super) fn create(path: &Path) -> Result<Temporary, Error> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(0o644);
@@ -162,7 +302,7 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     fs::remove_file(from)
 }
 
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path.as_os_str());
     name.push(suffix);
     PathBuf::from(name)
@@ -182,9 +322,12 @@ mod tests {
     fn what_appears_meanwhile_is_not_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out.db");
-        let output = Output::create(&path).unwrap();
+        let place = Workplace::take(&path, Place::Free).unwrap();
+        let file = place.open("database").unwrap();
         fs::write(&path, "mine").unwrap();
-        assert!(matches!(output.publish(), Err(Error::Exists { .. })));
+        let error = place.publish("database", &file, Place::Free).unwrap_err();
+        assert!(matches!(error, Error::Exists { .. }));
+        drop(place);
         // Nor in the moment after the last look.
         let temporary = Temporary::create(&dir.path().join("temporary")).unwrap();
         let error = rename_new(temporary.path(), &path).unwrap_err();
@@ -195,12 +338,61 @@ mod tests {
     }
 
     #[test]
-    fn a_leftover_temporary_file_is_in_nobodys_way() {
+    fn one_restore_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out.db");
-        let left = Output::create(&path).unwrap();
-        let output = Output::create(&path).unwrap();
-        output.publish().unwrap();
-        assert!(path.exists() && left.temporary_path().exists());
+        let mut first = Workplace::take(&path, Place::Free).unwrap();
+        let error = Workplace::take(&path, Place::Free).err().unwrap();
+        let Error::Busy { pid, .. } = error else { panic!("{error}") };
+        assert_eq!(pid, Some(std::process::id()));
+        // What it leaves is the next one's.
+        fs::write(first.entry("database"), "half").unwrap();
+        fs::write(first.entry("copy"), "").unwrap();
+        first.leave();
+        drop(first);
+        let second = Workplace::take(&path, Place::Free).unwrap();
+        assert_eq!(fs::read(second.entry("database")).unwrap(), b"half");
+        assert!(!second.entry("copy").exists());
+        drop(second);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_folder_that_is_removed_while_it_is_taken_belongs_to_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out.db");
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        match Workplace::take(&path, Place::Free) {
+                            Ok(place) => {
+                                // Whoever has it is alone with it.
+                                let mine = place.entry("database");
+                                let new =
+                                    OpenOptions::new().write(true).create_new(true).open(&mine);
+                                assert!(new.is_ok(), "{new:?}");
+                            }
+                            Err(error) => assert!(matches!(error, Error::Busy { .. }), "{error}"),
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_link_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, precious) = (dir.path().join("out.db"), dir.path().join("precious"));
+        fs::write(&precious, "mine").unwrap();
+        fs::create_dir(dir.path().join("out.db-restoring")).unwrap();
+        std::os::unix::fs::symlink(&precious, dir.path().join("out.db-restoring/database"))
+            .unwrap();
+        let place = Workplace::take(&path, Place::Free).unwrap();
+        assert!(place.open("database").is_err());
+        drop(place);
+        assert_eq!(fs::read(&precious).unwrap(), b"mine");
     }
 }

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use super::error::Error;
 use super::output::failed;
-use crate::ltx::checksum::FileDigest;
+use crate::ltx::checksum::Digested;
 use crate::ltx::{Checksum, Header};
 use crate::store::Key;
 use crate::units::{PageSize, Pgno};
@@ -23,23 +23,19 @@ pub(super) struct FileProof {
 }
 
 struct Joining {
-    joined: FileDigest,
+    joined: Digested,
     next: usize,
     /// Stretches that came before their turn: never more than there are stretches in flight.
-    early: BTreeMap<usize, FileDigest>,
+    early: BTreeMap<usize, Digested>,
     last: Option<(usize, Checksum)>,
 }
 
 impl FileProof {
     /// A proof for this file. Stretch 0 is its header.
     pub(super) fn new(key: Key) -> FileProof {
-        let joined = FileDigest::new();
+        let joined = Digested::default();
         let state = Joining { joined, next: 0, early: BTreeMap::new(), last: None };
         FileProof { key, state: Mutex::new(state) }
-    }
-
-    pub(super) fn key(&self) -> Key {
-        self.key
     }
 
     /// Adds stretch `number`. When it was the last one that was missing, the checksum is compared
@@ -47,7 +43,7 @@ impl FileProof {
     pub(super) fn add(
         &self,
         number: usize,
-        digest: FileDigest,
+        digest: Digested,
         proven: &AtomicUsize,
     ) -> Result<(), Error> {
         let mut state = self.state.lock();
@@ -56,7 +52,7 @@ impl FileProof {
             let next = state.next;
             state.early.remove(&next)
         } {
-            state.joined.append(&digest);
+            state.joined = state.joined.then(digest);
             state.next += 1;
         }
         match state.last {
@@ -175,8 +171,9 @@ impl Claims {
         true
     }
 
-    /// Checks that every page was claimed but the lock page. `key` is the newest file.
-    pub(super) fn finish(&self, key: Key) -> Result<(), Error> {
+    /// Checks that every page was claimed but the lock page. `key` is the newest file. What is not
+    /// claimed may come from a database of `base` pages, unless it was cut off since.
+    pub(super) fn finish(&self, key: Key, base: u32) -> Result<(), Error> {
         let pages = u64::from(self.commit) - u64::from(self.lock_page <= self.commit);
         if self.claimed == pages {
             return Ok(());
@@ -186,8 +183,12 @@ impl Claims {
             let chunk = self.chunks.get(chunk).and_then(Option::as_ref);
             *pgno != self.lock_page && chunk.is_none_or(|chunk| chunk[word] & bit == 0)
         };
-        let first = (1..=self.commit).find(missing).unwrap_or(0);
-        Err(Error::Missing { first, count: pages.saturating_sub(self.claimed), key })
+        let known = base.min(self.limit) as usize;
+        let mut unknown = (1..=self.commit).skip(known).filter(missing);
+        match unknown.next() {
+            None => Ok(()),
+            Some(first) => Err(Error::Missing { first, count: unknown.count() as u64 + 1, key }),
+        }
     }
 }
 
@@ -226,4 +227,44 @@ pub(super) fn first_page(
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::ltx::FileName;
+    use crate::units::{Level, Txid};
+
+    /// A page of an older copy counts only if no database since was too small for it.
+    #[test]
+    fn what_was_cut_off_does_not_come_back_from_a_copy() {
+        let size = PageSize::new(512).unwrap();
+        let name = FileName { min: Txid(3), max: Txid(4) };
+        let key = Key { level: Level::L0, name };
+        let claims = |smallest: u32, claimed: &[Pgno]| {
+            let mut claims = Claims::new(8, size);
+            claims.next_file(8);
+            assert!(claimed.iter().all(|pgno| claims.claim(*pgno)));
+            claims.next_file(smallest);
+            claims
+        };
+        let finish = |claims: Claims, base| match claims.finish(key, base) {
+            Ok(()) => None,
+            Err(Error::Missing { first, count, .. }) => Some((first, count)),
+            Err(error) => panic!("{error}"),
+        };
+        assert_eq!(finish(claims(8, &[1, 8]), 8), None);
+        assert_eq!(finish(claims(8, &[1, 8]), 7), None);
+        assert_eq!(finish(claims(8, &[1, 8]), 5), Some((6, 2)));
+        assert_eq!(finish(claims(6, &[1, 8]), 8), Some((7, 1)));
+        assert_eq!(finish(claims(6, &[1, 7, 8]), 8), None);
+        assert_eq!(finish(claims(8, &[]), 0), Some((1, 8)));
+        let all = |base| {
+            let mut claims = Claims::new(3, size);
+            (1..=3).for_each(|pgno| assert!(claims.claim(pgno)));
+            finish(claims, base)
+        };
+        assert_eq!((all(0), all(u32::MAX)), (None, None));
+    }
 }

@@ -118,7 +118,7 @@ fn restores_what_litestream_0_3_wrote() {
     let bad = dir.path().join("bad.db");
     let said = check(&["restore", "--timestamp", "2023-11-14", "-o", text(&bad), &url], 3);
     let range = "it has those from 2023-11-14T22:13:20Z to 2023-11-14T22:13:46Z";
-    assert!(said.contains(range) && said.contains("`walferry ltx`"), "{said}");
+    assert!(said.contains(range) && said.contains("`walferry restore --list`"), "{said}");
     check(&["restore", "--txid", "1", "-o", text(&bad), &url], 3);
     let snapshot = folder.join("snapshots/00000008.snapshot.lz4");
     fs::OpenOptions::new().append(true).open(&snapshot).unwrap().write_all(&[0]).unwrap();

@@ -2,12 +2,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod cli;
+mod delta;
 mod fuzz;
 mod generations;
 mod history;
 mod hostile;
+mod listing;
 mod month;
 mod restore;
+mod resume;
 mod store;
 mod support;
 mod tidy;

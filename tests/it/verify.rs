@@ -10,7 +10,7 @@ use walferry::store::{Key, Store};
 use walferry::units::Txid;
 use walferry::verify::{Depth, Report, verify};
 
-use crate::support::{Replica, golden, key};
+use crate::support::{Replica, five, golden, key};
 
 fn run(store: impl Store + 'static, depth: Depth) -> Result<Report, Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
@@ -21,14 +21,9 @@ fn whole(replica: &Replica) -> Report {
     run(replica.store.clone(), Depth::Whole).unwrap()
 }
 
-/// Growth, a shrink, growth again, with compacted files and a snapshot.
-fn five() -> Replica {
-    let mut replica = Replica::new(512);
-    replica.commit(4, &[]);
-    replica.commit(6, &[1, 2]);
-    replica.commit(3, &[1]);
-    replica.commit(8, &[1, 3]);
-    replica.commit(8, &[1, 5]);
+/// With compacted files and a snapshot.
+fn joined() -> Replica {
+    let replica = five();
     replica.compact(1, 2, 3);
     replica.compact(2, 1, 4);
     replica.snapshot(9, 3);
@@ -44,7 +39,7 @@ fn expect_defects(report: &Report, keys: &[Option<Key>]) {
 
 #[test]
 fn a_sound_replica_is_proven() {
-    let replica = five();
+    let replica = joined();
     let report = whole(&replica);
     assert_eq!(report.defects, []);
     let proven = report.proven.unwrap();
@@ -79,7 +74,7 @@ fn same_pages(replica: &Replica, file: Key, bytes: &[u8]) -> bool {
 
 #[test]
 fn every_changed_byte_is_found() {
-    let replica = five();
+    let replica = joined();
     for file in [key(0, 4, 4), key(1, 2, 3), key(9, 1, 3)] {
         let bytes = replica.bytes(file);
         for at in (0..bytes.len()).step_by(7) {
@@ -102,7 +97,7 @@ fn every_changed_byte_is_found() {
 
 #[test]
 fn a_hole_is_found() {
-    let replica = five();
+    let replica = joined();
     for file in [key(0, 4, 4), key(2, 1, 4)] {
         replica.delete(file);
     }
@@ -113,7 +108,7 @@ fn a_hole_is_found() {
 
 #[test]
 fn a_file_under_another_name_is_found() {
-    let replica = five();
+    let replica = joined();
     replica.put(key(0, 6, 6), replica.bytes(key(0, 5, 5)).to_vec());
     for depth in [Depth::Headers, Depth::Whole] {
         expect_defects(&run(replica.store.clone(), depth).unwrap(), &[Some(key(0, 6, 6))]);
@@ -122,7 +117,7 @@ fn a_file_under_another_name_is_found() {
 
 #[test]
 fn a_chain_of_two_histories_is_found() {
-    let replica = five();
+    let replica = joined();
     let wrong = replica.checksum(1);
     replica.put_pages(0, 5, 5, &[1, 5], |header| header.tag.as_mut().unwrap().pre_apply = wrong);
     for depth in [Depth::Headers, Depth::Whole] {
@@ -132,7 +127,7 @@ fn a_chain_of_two_histories_is_found() {
 
 #[test]
 fn a_page_left_out_is_found() {
-    let replica = five();
+    let replica = joined();
     replica.put_pages(0, 5, 5, &[1], |_| ());
     assert_eq!(run(replica.store.clone(), Depth::Headers).unwrap().defects, []);
     expect_defects(&whole(&replica), &[Some(key(0, 5, 5))]);

@@ -7,13 +7,12 @@
 //! newest ones are, shows nowhere: ask SQLite for an integrity check.
 //!
 //! Memory, whatever the size of the database: for each request at a time 4 MiB, the decoder's
-//! blocks of 4 MiB, and a few bytes for each page in a WAL. A WAL is put together in a file beside
-//! the output.
+//! blocks of 4 MiB, and a few bytes for each page in a WAL. A WAL is put together in a file of the
+//! restore's folder.
 
 mod replay;
 mod source;
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -23,7 +22,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
 use super::error::Error;
-use super::output::{self, Output, Temporary, failed};
+use super::output::{self, Place, Temporary, Workplace, failed};
 use super::{Integrity, Point, Range, integrity, list_in_turn, moment};
 use crate::plan::generations::{self, FOLDER, Generation, Plan, Segment};
 use crate::store::{self, Object, Store};
@@ -121,23 +120,24 @@ fn execute(
     integrity: Integrity,
 ) -> Result<Report, Error> {
     let begun = Instant::now();
-    output::check(path)?;
+    output::check(path, Place::Free)?;
     plan.check()?;
-    let output = Output::create(path)?;
-    let (file, at) = (output.file(), output.temporary_path());
+    let work = Workplace::take(path, Place::Free)?;
+    // What another restore has left is of no use here.
+    work.remove("record")?;
+    let (file, at) = (&work.open("database")?, &work.entry("database"));
+    file.set_len(0).map_err(failed("emptying", at))?;
     source.expand(&plan.snapshot, file, 0, at)?;
     look_at(file, at, &plan.snapshot)?;
     for (index, segments) in &plan.wals {
-        let mut name = OsString::from(at);
-        name.push("-replayed");
-        let wal = Temporary::create(Path::new(&name))?;
+        let wal = Temporary::create(&work.entry("wal"))?;
         let len = join(&mut source, plan, *index, segments, &wal)?;
         replay::replay(&wal.file, len, segments, file, at)?;
     }
     let last = plan.objects().last().unwrap_or(&plan.snapshot);
     let (page_size, commit) = look_at(file, at, last)?;
     integrity::check(at, integrity)?;
-    output.publish()?;
+    work.publish("database", file, Place::Free)?;
     Ok(Report {
         generation: plan.generation.clone(),
         index: plan.index,

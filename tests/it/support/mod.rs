@@ -2,6 +2,7 @@
 //! the database, and a runtime to restore on.
 
 pub mod raw;
+pub mod watched;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -179,6 +180,39 @@ impl Replica {
     pub fn delete(&self, key: Key) {
         block_on(self.store.delete(key)).unwrap();
     }
+}
+
+/// Five transactions with growth, a shrink and growth again.
+pub fn five() -> Replica {
+    let mut replica = Replica::new(512);
+    replica.commit(4, &[]);
+    replica.commit(6, &[1, 2]);
+    replica.commit(3, &[1]);
+    replica.commit(8, &[1, 3]);
+    replica.commit(8, &[1, 5]);
+    replica
+}
+
+/// A page that does not compress.
+pub fn noise(pgno: Pgno, version: u64, page_size: PageSize) -> Vec<u8> {
+    let mut page = vec![0; page_size.bytes()];
+    let mut seed = u64::from(pgno) << 32 | version;
+    for byte in &mut page {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        *byte = (seed >> 56) as u8;
+    }
+    page
+}
+
+/// A snapshot of several stretches and a small file on top.
+pub fn large() -> Replica {
+    let mut replica = Replica::new(65536);
+    replica.commit(2, &[]);
+    let size = replica.page_size;
+    replica.states.push((1..=150).map(|pgno| noise(pgno, 2, size)).collect());
+    replica.snapshot(9, 2);
+    replica.commit(150, &[3, 70, 71]);
+    replica
 }
 
 pub fn put(store: &impl Store, key: Key, bytes: Vec<u8>) {

@@ -1,0 +1,87 @@
+//! The database that is being made, from its temporary name to its own.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::base;
+use super::handover::Staging;
+use super::output::{Place, Temporary, Workplace, failed};
+use super::pages::Target;
+use super::{Error, Report};
+use crate::local;
+use crate::units::PageSize;
+
+/// The database that is being made, and what goes with it.
+pub(super) struct Making<'a> {
+    pub(super) work: &'a Workplace,
+    pub(super) place: Place,
+    /// Its entry in the folder.
+    pub(super) name: &'static str,
+    pub(super) path: PathBuf,
+    pub(super) database: &'a File,
+    pub(super) table: Option<Temporary>,
+    pub(super) staging: Option<Result<Staging, String>>,
+}
+
+impl Making<'_> {
+    pub(super) fn target(&self, page_size: PageSize) -> Target<'_> {
+        Target {
+            page_size,
+            database: self.database,
+            path: &self.path,
+            page_table: self.table.as_ref().map(|table| (&table.file, table.path())),
+        }
+    }
+
+    /// Gives everything its name. Says why no state is left, if it was to be.
+    pub(super) fn publish(
+        self,
+        output: &Path,
+        replica: &str,
+        report: &Report,
+    ) -> Result<Option<String>, Error> {
+        if let Some(table) = &self.table {
+            table.sync()?;
+        }
+        // Its fingerprint stays the same under another name.
+        let staged = self.staging.map(|staging| {
+            staging.and_then(|staging| staging.fill(&self.path, replica, report).map(|()| staging))
+        });
+        if self.place == Place::Copy {
+            // Since the first look somebody may have opened it.
+            base::refuse_if_open(output)?;
+        }
+        self.work.publish(self.name, self.database, self.place)?;
+        let scratch = self.work.entry("pages");
+        if let Some(table) = self.table.filter(|table| table.path() != scratch) {
+            table.keep();
+        }
+        let left = staged.map(|staged| {
+            staged.and_then(|staging| staging.publish(&local::state_dir(output), self.place))
+        });
+        Ok(left.and_then(Result::err))
+    }
+}
+
+/// Makes the lock page a page of zeros, whatever was written there before.
+pub(super) fn clear_lock_page(target: &Target<'_>, commit: u32) -> Result<(), Error> {
+    let lock_page = target.page_size.lock_page();
+    if lock_page > commit {
+        return Ok(());
+    }
+    let zeros = vec![0; target.page_size.bytes()];
+    let at = target.page_size.offset_of(lock_page);
+    target.database.write_all_at(&zeros, at).map_err(failed("writing", target.path))
+}
+
+/// Gives the files their length, now that every page is known to be there: what was not written
+/// reads as zeros, and is only the lock page.
+pub(super) fn set_lengths(target: &Target<'_>, commit: u32) -> Result<(), Error> {
+    let len = u64::from(commit) * u64::from(target.page_size.get());
+    target.database.set_len(len).map_err(failed("setting the length of", target.path))?;
+    if let Some((file, path)) = target.page_table {
+        file.set_len(u64::from(commit) * 8).map_err(failed("setting the length of", path))?;
+    }
+    Ok(())
+}
