@@ -308,7 +308,8 @@ def test_a_late_put_changes_nothing(what, successor, new_host, s3, proxy, tmp_pa
     # The successor goes to the store by another way, past the request that is held.
     direct = S3Replica(s3, replica.prefix)
     database = first if successor == "the same disk" else second
-    two = start(new_host, direct, database, WALFERRY_LEVELS="off")
+    two = start(new_host, direct, database, WALFERRY_LEVELS="off",
+                WALFERRY_SNAPSHOT_INTERVAL="off")
     for n in range(3):
         two.sql("INSERT INTO t VALUES (%d)" % n)
         two.sync()
