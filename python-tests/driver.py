@@ -200,6 +200,8 @@ class Worker(threading.Thread):
             return True
         if what == "dump":
             return dump(self.connection)
+        if what == "image":  # the pages, as this connection reads them
+            return encoded(self.connection.raw.serialize("main"))
         if what == "writer":
             self.stop.clear()
             writer(self.connection, *request["args"], stop=self.stop)

@@ -200,6 +200,9 @@ class DirectoryReplica:
     def litestream(self):
         return ("      type: file\n      path: %s\n" % self.folder)
 
+    def litestream_url(self):
+        return self.url
+
 
 class S3Replica:
     """A replica under a prefix of a bucket."""
@@ -241,6 +244,10 @@ class S3Replica:
         return ("      type: s3\n      bucket: %s\n      path: %s\n      endpoint: %s\n"
                 "      region: %s\n      force-path-style: true\n"
                 % (self.bucket, self.prefix, self.server["S3_ENDPOINT"], self.server["AWS_REGION"]))
+
+    def litestream_url(self):
+        return "%s?endpoint=%s&region=%s&forcePathStyle=true" % (
+            self.url, urllib.parse.quote(self.server["S3_ENDPOINT"], safe=""), self.server["AWS_REGION"])
 
 
 def s3_environment(server, endpoint=None):

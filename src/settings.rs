@@ -23,7 +23,8 @@ pub struct Settings {
 /// for `retention`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct History {
-    /// Windows of level 1, 2, and so on: what is shipped in one becomes one file.
+    /// Windows of level 1, 2, and so on: what is shipped in one becomes one file. A level of zero is
+    /// not made.
     pub levels: Vec<Duration>,
     /// Window in which at most one snapshot is made.
     pub snapshot_interval: Duration,
@@ -82,22 +83,24 @@ impl History {
     }
 }
 
-/// `30s,5m,1h`, each longer than the one before it; or `off`.
+/// `30s,5m,1h`, each longer than the one before it, or `off` in the place of a level that is not made;
+/// or `off` for all.
 fn parse_levels(text: &str) -> Result<Vec<Duration>, String> {
-    if text.trim() == "off" {
-        return Ok(Vec::new());
-    }
-    let levels: Vec<Duration> = text.split(',').map(parse_duration).collect::<Result<_, _>>()?;
+    let level = |text: &str| match parse_time_or_off(text)? {
+        Some(Duration::ZERO) => Err("0 is no length of time here: write off".to_string()),
+        level => Ok(level.unwrap_or_default()),
+    };
+    let levels: Vec<Duration> = text.split(',').map(level).collect::<Result<_, _>>()?;
     if levels.len() > LEVELS_MAX {
         return Err(format!("there are {LEVELS_MAX} levels at the most"));
     }
-    let rises = levels.windows(2).all(|pair| matches!(pair, [a, b] if a < b));
-    match levels.first() {
-        Some(first) if rises && !first.is_zero() => Ok(levels),
-        _ => Err(format!(
+    let made: Vec<&Duration> = levels.iter().filter(|level| !level.is_zero()).collect();
+    if !made.is_sorted_by(|a, b| a < b) {
+        return Err(format!(
             "'{text}' does not rise: each level's time must be longer than the one before it, as in {LEVELS}"
-        )),
+        ));
     }
+    Ok(levels)
 }
 
 fn parse_time_or_off(text: &str) -> Result<Option<Duration>, String> {
@@ -232,11 +235,13 @@ mod tests {
         assert_eq!(history.levels, [Duration::from_secs(10), Duration::from_mins(1)]);
         assert_eq!((history.retention, history.deletes), (Some(30 * DAY), false));
         assert_eq!(history.snapshot_interval, Duration::ZERO);
+        assert_eq!(parse_levels("off,1m").unwrap(), [Duration::ZERO, Duration::from_mins(1)]);
         for (name, value) in [
             ("levels", "5m,30s"),
             ("levels", "0,1h"),
             ("levels", "1s,2s,3s,4s,5s,6s,7s,8s,9s"),
             ("levels", ""),
+            ("levels", "1m,off,30s"),
             ("retention", "0"),
             ("retention", "forever"),
             ("deletes", "no"),

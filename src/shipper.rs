@@ -318,7 +318,9 @@ async fn see(store: &dyn Store, look: Look, next: Txid) -> Result<Seen, crate::s
     if look.first { gone_on(store, next, look.writer).await } else { Ok(Seen::AsExpected) }
 }
 
-/// Whether the log has reached `next` already, and not with a file of this writer's as its last.
+/// Whether the log has reached `next` already, and not with a file of this writer's as its last. While
+/// that transaction has a file of its own, that refuses ours, and is compared with it: it may be what
+/// an earlier process put without hearing of it.
 async fn gone_on(
     store: &dyn Store,
     next: Txid,
@@ -326,7 +328,10 @@ async fn gone_on(
 ) -> Result<Seen, crate::store::Error> {
     let head = find_head(store, Txid::ZERO).await?;
     let head = head.filter(|head| head.txid > next || head.txid == next && head.writer != writer);
-    Ok(head.map_or(Seen::AsExpected, Seen::GoneOn))
+    match head {
+        Some(head) if head_at(store, next).await?.is_none() => Ok(Seen::GoneOn(head)),
+        _ => Ok(Seen::AsExpected),
+    }
 }
 
 /// The log's end; taken over as `claim` says, if another writer made it.

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::{Error, moment, print, table};
 use crate::history::{self, Joined, Purpose};
-use crate::plan::compact::{self, Step};
+use crate::plan::compact::{self, Ladder, Step};
 use crate::restore::list_in_turn;
 use crate::store;
 use crate::units::{Level, Txid};
@@ -15,7 +15,7 @@ use crate::units::{Level, Txid};
 pub(super) struct Args {
     /// The replica, such as s3://bucket/path or file:///path
     url: String,
-    /// Which levels to make, in this order: 1 to 8 from the level below, 9 for a snapshot
+    /// Which levels to make, in this order: 1 to 8 from the next lower one that there is, 9 for a snapshot
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 2, 3],
           value_parser = clap::value_parser!(u8).range(1..=9))]
     level: Vec<u8>,
@@ -31,8 +31,10 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     let store = store::url::open(&args.url)?;
     let mut files = list_in_turn(store.as_ref()).await?;
     let mut lines = Vec::new();
-    for level in args.level.iter().filter_map(|level| Level::new(*level)) {
-        let Some(step) = compact::next(&files, level, Txid(u64::MAX)) else { continue };
+    let levels = || args.level.iter().filter_map(|level| Level::new(*level));
+    for level in levels() {
+        let ladder = Ladder::of(&files, levels());
+        let Some(step) = compact::next(&files, &ladder, level, Txid(u64::MAX)) else { continue };
         if args.dry_run {
             // What a later level would join of this one is planned as if it were there.
             let len = step.inputs.iter().map(|file| file.len).fold(0, u64::saturating_add);

@@ -40,6 +40,11 @@ pub(super) fn now() -> Timestamp {
     Timestamp(now.map_or(0, |since| since.as_millis() as i64))
 }
 
+/// As long ago as this.
+pub(super) fn before(now: Timestamp, ago: SignedDuration) -> Timestamp {
+    Timestamp(now.0.saturating_sub(i64::try_from(ago.as_millis()).unwrap_or(i64::MAX)))
+}
+
 fn unreadable(text: &str) -> String {
     format!("{text} is no moment: write 2026-11-22T12:48:34Z, another zone as +01:00, or -5m")
 }

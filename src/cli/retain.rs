@@ -8,7 +8,6 @@ use crate::history;
 use crate::plan::retain::{Own, Policy};
 use crate::restore::list_in_turn;
 use crate::store;
-use crate::units::Timestamp;
 
 /// Arguments of `walferry retain`.
 #[derive(clap::Args)]
@@ -20,7 +19,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "TIME", value_parser = moment::duration)]
     retention: SignedDuration,
     /// How far back each state can be restored that was shipped: older files of level 0 are removed
-    /// where one of level 1 has all of them
+    /// where a joined one has all of them
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = moment::duration)]
     l0_retention: SignedDuration,
     /// Only show what would be removed
@@ -35,9 +34,7 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     let store = store::url::open(&args.url)?;
     let files = list_in_turn(store.as_ref()).await?;
     let now = moment::now();
-    let before = |ago: SignedDuration| {
-        Timestamp(now.0.saturating_sub(i64::try_from(ago.as_millis()).unwrap_or(i64::MAX)))
-    };
+    let before = |ago| moment::before(now, ago);
     let policy = Policy { all: Some(before(args.retention)), l0: before(args.l0_retention) };
     let removed = if args.dry_run {
         history::removable(&store, &files, policy, Own::NONE).await?

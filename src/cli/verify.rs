@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use jiff::SignedDuration;
 use serde_json::json;
 
-use super::{Error, print, progress, table};
+use super::{Error, moment, print, progress, table};
 use crate::restore::Step;
 use crate::store;
-use crate::verify::{self, Depth, Report};
+use crate::verify::{self, Depth, Kept, Report};
 
 /// Arguments of `walferry verify`.
 #[derive(clap::Args)]
@@ -18,6 +19,12 @@ pub(super) struct Args {
     /// Read only the header of each file: names, chain and coverage, but no page
     #[arg(long)]
     quick: bool,
+    /// How far back it must be possible to restore, such as 168h
+    #[arg(long, value_name = "TIME", value_parser = moment::duration)]
+    retention: Option<SignedDuration>,
+    /// How far back it must be possible to restore each state that was shipped, such as 24h
+    #[arg(long, value_name = "TIME", value_parser = moment::duration)]
+    l0_retention: Option<SignedDuration>,
     /// Requests at a time
     #[arg(long, value_name = "N", default_value_t = 8,
           value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -35,7 +42,10 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     let progress = args.progress.show(args.json);
     let told = progress.clone();
     let told = Arc::new(move |done, total| told.tell(Step::Fetch, done, total));
-    let verified = verify::verify(store, depth, usize::from(args.parallelism), told).await;
+    let before = |ago| moment::before(moment::now(), ago);
+    let (since, one_by_one) = (args.retention.map(before), args.l0_retention.map(before));
+    let kept = Kept { since, one_by_one };
+    let verified = verify::verify(store, depth, kept, usize::from(args.parallelism), told).await;
     progress.end();
     let report = verified.map_err(|error| super::about(&args.url, error.into()))?;
     if !args.progress.quiet {
@@ -64,6 +74,10 @@ fn in_json(report: &Report) -> String {
         "bytes_fetched": report.fetched,
         "pages": report.pages,
         "states": report.states,
+        "oldest": report.oldest.map(|(txid, at)| json!({
+            "txid": txid.to_string(),
+            "timestamp": at.to_string(),
+        })),
         "proven": proven,
         "defects": defects.collect::<Vec<_>>(),
     });
@@ -82,6 +96,9 @@ fn in_words(report: &Report, quick: bool) -> String {
         report.fetched,
         table::count(report.states, "state"),
     ));
+    if let Some((txid, at)) = report.oldest {
+        lines.push(format!("the oldest of them: TXID {txid} of {at}"));
+    }
     if report.untagged > 0 {
         lines.push(format!(
             "{} of them carry no database checksums, as Litestream writes them",

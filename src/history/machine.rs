@@ -5,16 +5,16 @@
 //! next joins ([`crate::plan::compact::needed`]), from what this process shipped and, where that
 //! leaves a hole, from a listing.
 //!
-//! Time is that of the log, unless that stands still: a chore is due when a transaction is confirmed whose commit time lies in
-//! another window than the one before it, and joins what came before that transaction. So a database
-//! that nobody writes to makes no request, and a clock is never asked. What failed is tried again
-//! with a later transaction.
+//! Time is that of the log, unless that stands still: a chore is due when a transaction is confirmed
+//! whose commit time lies in another window than the one before it, and joins what came before that
+//! transaction. So a database that nobody writes to makes no request, and a clock is never asked.
+//! What failed is tried again with a later transaction.
 
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{Backoff, Failure, Millis};
 use crate::ltx::FileName;
-use crate::plan::compact::{self, Step};
+use crate::plan::compact::{self, Ladder, Step};
 use crate::plan::restore::{Target, restore};
 use crate::plan::retain::{Keep, Own};
 use crate::store::{ErrorKind, FileInfo, Key};
@@ -354,19 +354,18 @@ impl History {
     }
 
     fn reduce(&mut self) {
-        let top = self.top();
+        let ladder = self.ladder();
         if let Some(files) = &mut self.files {
-            *files = compact::needed(files, top);
+            *files = compact::needed(files, &ladder);
         }
     }
 
-    /// The highest level that is joined from the one below.
-    fn top(&self) -> Level {
-        let levels = self.chores.iter().filter_map(|chore| match chore.kind {
-            Kind::Level(level) if level != Level::SNAPSHOT => Some(level),
+    /// The levels that are made.
+    fn ladder(&self) -> Ladder {
+        Ladder::new(self.chores.iter().filter_map(|chore| match chore.kind {
+            Kind::Level(level) => Some(level),
             _ => None,
-        });
-        levels.max().unwrap_or(Level::L0)
+        }))
     }
 
     fn due_of(&self, kind: Kind) -> Option<Txid> {
@@ -412,7 +411,7 @@ impl History {
         let files = self.files.as_deref()?;
         match kind {
             Kind::Level(level) => {
-                let step = compact::next(files, level, before)?;
+                let step = compact::next(files, &self.ladder(), level, before)?;
                 let wanted = level != Level::SNAPSHOT
                     || compact::is_worth_it(&step)
                     || self.is_outlived(&step);

@@ -1,13 +1,13 @@
 //! Which files to join next.
 //!
-//! Level 1 joins files of level 0, level 2 those of level 1, and so on; a snapshot joins all that
+//! Each level that is made joins files of the one below it ([`Ladder`]); a snapshot joins all that
 //! lead to a state. What is joined stays until retention takes it away: a joined file adds a shorter
 //! way to a state and takes none from any other.
 //!
 //! Readers of a live replica that were opened in the midst of a range stop at a level-1 file that
 //! straddles it, unless their plan had such a file (Litestream's VFS, 0.5.17). So the newest file of
 //! level 1 is never joined itself, and no snapshot reaches beyond the one before it: every plan
-//! contains a file of level 1.
+//! contains a file of level 1, if that level is made.
 
 use std::collections::BTreeSet;
 
@@ -16,8 +16,6 @@ use crate::ltx::{FileName, MIN_FILE_LEN};
 use crate::store::{FileInfo, Key};
 use crate::units::{Level, Txid};
 
-/// The lowest level whose files are joined from others.
-pub const FIRST: Level = Level::L1;
 /// Most files that are joined to one: each takes memory while it is read. What is left is joined to
 /// the next.
 pub const INPUTS_MAX: usize = 256;
@@ -31,48 +29,114 @@ pub struct Step {
     pub inputs: Vec<FileInfo>,
 }
 
+/// The levels that are made by joining, lowest first.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Ladder(Vec<Level>);
+
+impl Ladder {
+    /// Of some of the levels 1 to 8, in any order.
+    pub fn new(levels: impl IntoIterator<Item = Level>) -> Ladder {
+        let between = |level: &Level| *level > Level::L0 && *level < Level::SNAPSHOT;
+        let mut levels: Vec<Level> = levels.into_iter().filter(between).collect();
+        levels.sort_unstable();
+        levels.dedup();
+        Ladder(levels)
+    }
+
+    /// The levels of which these files are, and `more`.
+    pub fn of(files: &[FileInfo], more: impl IntoIterator<Item = Level>) -> Ladder {
+        Ladder::new(files.iter().map(|file| file.key.level).chain(more))
+    }
+
+    fn has(&self, level: Level) -> bool {
+        self.0.contains(&level)
+    }
+
+    /// The level from which this one is made.
+    fn below(&self, level: Level) -> Level {
+        self.0.iter().copied().filter(|other| *other < level).max().unwrap_or(Level::L0)
+    }
+
+    /// The level to which files of this one are joined.
+    fn above(&self, level: Level) -> Option<Level> {
+        self.0.iter().copied().find(|other| *other > level)
+    }
+}
+
 /// What to join to a file of a level: everything below that is newer than what the level has; of the
 /// files of level 0 those that end before `before`. `None` where nothing is to be done.
-pub fn next(files: &[FileInfo], level: Level, before: Txid) -> Option<Step> {
+pub fn next(files: &[FileInfo], ladder: &Ladder, level: Level, before: Txid) -> Option<Step> {
     if level == Level::SNAPSHOT {
-        return snapshot(files, before);
+        return snapshot(files, ladder, before);
     }
-    let below = Level::new(level.get().checked_sub(1)?)?;
-    let at = |level| move |file: &&FileInfo| file.key.level == level && file.len >= MIN_FILE_LEN;
-    let begun = files.iter().filter(at(level)).map(|file| file.key.name.max).max();
-    let mut waiting: Vec<&FileInfo> = files.iter().filter(at(below)).collect();
-    waiting.sort_unstable_by_key(|file| file.key);
-    if below == Level::L1 {
-        waiting.pop();
-    }
+    let mut waiting = waiting(files, ladder, level, before).into_iter().peekable();
+    let at_level = files.iter().filter(|file| file.key.level == level && is_whole(file));
+    let mut reached = at_level.map(|file| file.key.name.max).max();
     let mut inputs: Vec<FileInfo> = Vec::new();
-    let mut reached = begun;
-    for file in waiting {
-        let FileName { min, max } = file.key.name;
-        if reached.is_some_and(|reached| max <= reached) {
-            continue;
+    while inputs.len() < INPUTS_MAX {
+        // Of those that go on where the last one ended, that which leads furthest. Behind a hole:
+        // another time.
+        let Some(first) = waiting.peek() else { break };
+        let limit = reached.map_or(first.key.name.min, Txid::next);
+        let goes_on = |file: &&FileInfo| file.key.name.min <= limit;
+        let furthest =
+            std::iter::from_fn(|| waiting.next_if(goes_on)).max_by_key(|file| file.key.name.max);
+        match furthest {
+            Some(file) if Some(file.key.name.max) > reached => {
+                inputs.push(*file);
+                reached = Some(file.key.name.max);
+            }
+            Some(_) => {}
+            None => break,
         }
-        // Behind a hole, or what is too young: another time.
-        let young = below == Level::L0 && max >= before;
-        if reached.is_some_and(|reached| min > reached.next()) || young {
-            break;
-        }
-        if inputs.len() == INPUTS_MAX {
-            break;
-        }
-        inputs.push(*file);
-        reached = Some(max);
     }
     step(level, inputs)
 }
 
-fn snapshot(files: &[FileInfo], before: Txid) -> Option<Step> {
-    let target = match before_newest(files) {
-        None => files.iter().map(|file| file.key.name.max).filter(|max| *max < before).max()?,
+/// What may be joined to a file of this level, in the order in which it begins. Levels between this
+/// and the one below are of a time in which they were made.
+fn waiting<'a>(
+    files: &'a [FileInfo],
+    ladder: &Ladder,
+    level: Level,
+    before: Txid,
+) -> Vec<&'a FileInfo> {
+    let below = ladder.below(level);
+    let left_out = if below == Level::L1 { newest_of(files, below) } else { None };
+    let waits = |file: &&FileInfo| {
+        let name = (file.key.level, file.key.name.max);
+        (below..level).contains(&file.key.level)
+            && is_whole(file)
+            && !is_young(file, before)
+            && left_out.is_none_or(|newest| name != (below, newest))
+    };
+    let mut waiting: Vec<&FileInfo> = files.iter().filter(waits).collect();
+    waiting.sort_unstable_by_key(|file| file.key.name);
+    waiting
+}
+
+/// Whether it is for a later time. What is joined never is.
+fn is_young(file: &FileInfo, before: Txid) -> bool {
+    file.key.level == Level::L0 && file.key.name.max >= before
+}
+
+fn is_whole(file: &FileInfo) -> bool {
+    file.len >= MIN_FILE_LEN
+}
+
+fn newest_of(files: &[FileInfo], level: Level) -> Option<Txid> {
+    files.iter().filter(|file| file.key.level == level).map(|file| file.key.name.max).max()
+}
+
+fn snapshot(files: &[FileInfo], ladder: &Ladder, before: Txid) -> Option<Step> {
+    let target = match before_newest(files).filter(|_| ladder.has(Level::L1)) {
+        None => {
+            let old = files.iter().filter(|file| !is_young(file, before));
+            old.map(|file| file.key.name.max).max()?
+        }
         Some(before) => before,
     };
-    let snapshots = files.iter().filter(|file| file.key.level == Level::SNAPSHOT);
-    if snapshots.map(|file| file.key.name.max).max() >= Some(target) {
+    if newest_of(files, Level::SNAPSHOT) >= Some(target) {
         return None;
     }
     let mut plan = restore(files, Target::Txid(target)).ok()?;
@@ -82,7 +146,7 @@ fn snapshot(files: &[FileInfo], before: Txid) -> Option<Step> {
 
 /// The state before the newest file of level 1, if there is one.
 fn before_newest(files: &[FileInfo]) -> Option<Txid> {
-    let of_level_1 = files.iter().filter(|file| file.key.level == FIRST);
+    let of_level_1 = files.iter().filter(|file| file.key.level == Level::L1);
     of_level_1.max_by_key(|file| file.key.name.max).map(|file| file.key.name.min.prev())
 }
 
@@ -98,21 +162,18 @@ pub fn is_worth_it(step: &Step) -> bool {
     }
 }
 
-/// Of a listing, what decides about the next joins up to level `top` and to a snapshot: some tens of
-/// files, however many there are.
-pub fn needed(files: &[FileInfo], top: Level) -> Vec<FileInfo> {
-    let newest = |level: Level| {
-        files.iter().filter(|file| file.key.level == level).map(|file| file.key.name.max).max()
-    };
-    let newest: Vec<Option<Txid>> = Level::all().map(newest).collect();
-    let of = |level: usize| newest.get(level).copied().flatten();
+/// Of a listing, what decides about the next joins and the next snapshot: some tens of files, however
+/// many there are.
+pub fn needed(files: &[FileInfo], ladder: &Ladder) -> Vec<FileInfo> {
+    let newest: Vec<Option<Txid>> = Level::all().map(|level| newest_of(files, level)).collect();
+    let of = |level: Level| newest.get(usize::from(level.get())).copied().flatten();
     let targets = [Some(Target::Latest), before_newest(files).map(Target::Txid)];
     let plans = targets.into_iter().flatten().filter_map(|target| restore(files, target).ok());
     let planned: BTreeSet<Key> = plans.flat_map(|plan| plan.files).map(|file| file.key).collect();
     let is_needed = |file: &&FileInfo| {
-        let level = usize::from(file.key.level.get());
-        let waits = file.key.level < top && Some(file.key.name.max) > of(level + 1);
-        waits || Some(file.key.name.max) == of(level) || planned.contains(&file.key)
+        let (level, max) = (file.key.level, Some(file.key.name.max));
+        let waits = ladder.above(level).is_some_and(|above| max > of(above));
+        waits || max == of(level) || planned.contains(&file.key)
     };
     files.iter().filter(is_needed).copied().collect()
 }
@@ -151,7 +212,21 @@ mod tests {
     }
 
     fn check(listing: &str, level: u8, before: u64, expected: Option<(&str, &str)>) {
-        let step = next(&files(listing), Level::new(level).unwrap(), Txid(before));
+        check_with(&[1, 2, 3], listing, level, before, expected);
+    }
+
+    fn ladder(levels: &[u8]) -> Ladder {
+        Ladder::new(levels.iter().filter_map(|level| Level::new(*level)))
+    }
+
+    fn check_with(
+        levels: &[u8],
+        listing: &str,
+        level: u8,
+        before: u64,
+        expected: Option<(&str, &str)>,
+    ) {
+        let step = next(&files(listing), &ladder(levels), Level::new(level).unwrap(), Txid(before));
         let expected =
             expected.map(|(key, inputs)| Step { key: files(key)[0].key, inputs: files(inputs) });
         assert_eq!(step, expected, "{listing:?} to level {level} before {before}");
@@ -180,20 +255,41 @@ mod tests {
         check("9:1-1 0:2-2 0:4-4", 9, 9, None);
     }
 
+    #[test]
+    fn a_level_can_be_left_out() {
+        let (from_2, with_hole) = (&[2, 3], &[1, 3]);
+        check_with(from_2, "9:1-1 0:2-2 0:3-3 0:4-4", 2, 4, Some(("2:2-3", "0:2-2 0:3-3")));
+        check_with(from_2, "2:2-3 2:4-6 0:7-7", 3, 9, Some(("3:2-6", "2:2-3 2:4-6")));
+        check_with(from_2, "9:1-1 2:2-3 0:4-4", 9, 9, Some(("9:1-4", "9:1-1 2:2-3 0:4-4")));
+        check_with(with_hole, "1:2-3 1:4-6 1:7-7", 3, 9, Some(("3:2-6", "1:2-3 1:4-6")));
+        // Level 1 was made before, and of level 0 not all is left.
+        let before = "9:1-1 2:2-3 1:2-3 1:4-6 0:5-5 0:6-6 0:7-7 0:8-8";
+        check_with(from_2, before, 2, 8, Some(("2:4-7", "1:4-6 0:7-7")));
+        // A snapshot does not wait for a level that is not made any more.
+        let before = "9:1-3 1:2-3 1:4-6 0:7-7";
+        check_with(from_2, before, 9, 9, Some(("9:1-7", "9:1-3 1:4-6 0:7-7")));
+        check(before, 9, 9, None);
+    }
+
     proptest! {
         /// Whatever is joined in whatever order: the same states can be restored, each level is
         /// without holes, and there is always an end.
         #[test]
         fn joining_adds_ways_and_takes_none(
             count in 1u64..40,
+            levels in prop::collection::vec(1u8..=8, 0..5),
             steps in prop::collection::vec((1u8..=9, 0u64..50), 1..30),
         ) {
+            let ladder = ladder(&levels);
             let mut all: Vec<FileInfo> = (2..=count).map(|txid| file(0, txid, txid)).collect();
             all.push(file(9, 1, 1));
             let points = restorable(&all);
             for (level, before) in steps {
                 let (level, before) = (Level::new(level).unwrap(), Txid(before));
-                if let Some(step) = next(&all, level, before) {
+                if level != Level::SNAPSHOT && !ladder.has(level) {
+                    continue;
+                }
+                if let Some(step) = next(&all, &ladder, level, before) {
                     prop_assert!(!all.iter().any(|file| file.key == step.key), "made twice");
                     let FileName { min, max } = step.key.name;
                     let mut reached = step.inputs[0].key.name.min.prev();
@@ -208,12 +304,10 @@ mod tests {
                     prop_assert_eq!(restorable(&all), points.clone());
                 }
                 // What is kept of a listing leads to the same decisions.
-                for top in 1..=4 {
-                    let top = Level::new(top).unwrap();
-                    let few = needed(&all, top);
-                    for level in Level::all().filter(|l| *l == Level::SNAPSHOT || *l <= top) {
-                        prop_assert_eq!(next(&few, level, before), next(&all, level, before));
-                    }
+                let few = needed(&all, &ladder);
+                for level in ladder.0.iter().copied().chain([Level::SNAPSHOT]) {
+                    let of_few = next(&few, &ladder, level, before);
+                    prop_assert_eq!(of_few, next(&all, &ladder, level, before));
                 }
             }
             for level in 1..9 {

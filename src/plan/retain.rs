@@ -2,7 +2,7 @@
 //!
 //! Three rules, and nothing else is ever deleted:
 //!
-//! - A file of level 0, if one file of level 1 that is older than `l0` has all of it. If that one is
+//! - A file of level 0, if one joined file that is older than `l0` has all of it. If that one is
 //!   younger, it may end at a state beyond one that is to be restorable by itself, and the way to
 //!   that is this file. The newest file of level 0 stays in any case: a writer finds the end of its
 //!   log by it. And no file of level 0 goes before it was at the store for that time: as long as it
@@ -11,6 +11,7 @@
 //!   that one every state of the time that is kept can be reached.
 //! - Whatever ends at or before that snapshot, at any level.
 
+use crate::ltx::FileName;
 use crate::store::{FileInfo, Key};
 use crate::units::{Level, Timestamp, Txid, WriterId};
 
@@ -117,15 +118,13 @@ pub fn begun(written: &[(FileInfo, Option<WriterId>)]) -> Vec<Key> {
 pub fn expired(files: &[FileInfo], policy: Policy) -> Vec<FileInfo> {
     let base = policy.all.and_then(|since| base(files, since));
     let newest = files.iter().filter(|file| file.key.level == Level::L0).map(|file| file.key).max();
-    let covers = |file: &&FileInfo| file.key.level == Level::L1 && file.stored < policy.l0;
-    let mut covers: Vec<Key> = files.iter().filter(covers).map(|file| file.key).collect();
-    covers.sort_unstable();
+    let covers = covers(files, policy.l0);
     let mut expired: Vec<FileInfo> = files
         .iter()
         .filter(|file| Some(file.key) != newest)
         .filter(|file| {
             let young = file.key.level == Level::L0 && file.stored >= policy.l0;
-            let joined = file.key.level == Level::L0 && is_covered(&covers, file.key);
+            let joined = file.key.level == Level::L0 && is_covered(&covers, file.key.name);
             !young && (joined || base.is_some_and(|base| is_superseded(file.key, base)))
         })
         .copied()
@@ -147,11 +146,25 @@ fn is_superseded(key: Key, base: Txid) -> bool {
     }
 }
 
-/// `covers` is sorted, and of one level.
-fn is_covered(covers: &[Key], key: Key) -> bool {
-    let behind = covers.partition_point(|cover| cover.name.min <= key.name.min);
-    let covering = covers.get(..behind).unwrap_or_default();
-    covering.iter().rev().take(2).any(|cover| cover.name.max >= key.name.max)
+/// What joined files that are older than `l0` have, each range with one that reaches further than the
+/// one before it.
+fn covers(files: &[FileInfo], l0: Timestamp) -> Vec<FileName> {
+    let is_joined = |level: Level| level > Level::L0 && level < Level::SNAPSHOT;
+    let covers = |file: &&FileInfo| is_joined(file.key.level) && file.stored < l0;
+    let mut covers: Vec<FileName> = files.iter().filter(covers).map(|file| file.key.name).collect();
+    covers.sort_unstable_by_key(|name| (name.min, std::cmp::Reverse(name.max)));
+    let mut reached = Txid::ZERO;
+    covers.retain(|name| {
+        let further = name.max > reached;
+        reached = reached.max(name.max);
+        further
+    });
+    covers
+}
+
+fn is_covered(covers: &[FileName], name: FileName) -> bool {
+    let behind = covers.partition_point(|cover| cover.min <= name.min);
+    covers.get(..behind).and_then(<[_]>::last).is_some_and(|cover| cover.max >= name.max)
 }
 
 #[cfg(test)]
@@ -160,8 +173,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ltx::FileName;
-    use crate::plan::compact;
+    use crate::plan::compact::{self, Ladder};
     use crate::plan::restore::restorable;
 
     fn file(level: u8, min: u64, max: u64, time: i64) -> FileInfo {
@@ -196,6 +208,10 @@ mod tests {
         // The newest stays, joined or not.
         check("0:2-2@2 1:2-2@2", 0, 9, "");
         check("0:2-2@2 0:3-3@3 1:2-3@3", 0, 9, "0:2-2@2");
+        // Joined at whatever level, but as a whole and long enough ago.
+        let listing = "9:1-4@4 0:2-2@2 0:3-3@3 0:4-4@4 0:5-5@5 2:2-3@3 3:2-4@6 1:3-4@6 0:6-6@6";
+        check(listing, 0, 4, "0:2-2@2 0:3-3@3");
+        check(listing, 0, 7, "0:2-2@2 0:3-3@3 0:4-4@4");
     }
 
     #[test]
@@ -243,23 +259,27 @@ mod tests {
             keep in 20i64..200,
             keep_l0 in 5i64..40,
             rhythm in (2i64..6, 10i64..20, 25i64..60),
+            levels in prop::sample::select(vec![vec![1u8, 2], vec![2], vec![1, 3], vec![2, 3]]),
             gaps in prop::collection::vec(1i64..4, 50..400),
         ) {
             let (mut all, mut now, mut txid) = (vec![file(9, 1, 1, 0)], 0, 1);
             let mut times = vec![(Txid(1), 0)];
             let mut most = 0;
+            let levels: Vec<Level> = levels.into_iter().filter_map(Level::new).collect();
+            let (ladder, lowest) = (Ladder::new(levels.iter().copied()), levels[0]);
+            let every = levels.into_iter().zip([rhythm.0, rhythm.1]);
+            let every: Vec<_> = every.chain([(Level::SNAPSHOT, rhythm.2)]).collect();
             for gap in gaps {
                 now += gap;
                 txid += 1;
                 all.push(file(0, txid, txid, now));
                 times.push((Txid(txid), now));
-                for (level, every) in [(1, rhythm.0), (2, rhythm.1), (9, rhythm.2)] {
+                for (level, every) in &every {
                     if now / every != (now - gap) / every
-                        && let Some(step) =
-                            compact::next(&all, Level::new(level).unwrap(), Txid(txid))
+                        && let Some(step) = compact::next(&all, &ladder, *level, Txid(txid))
                     {
                         let name = step.key.name;
-                        all.push(file(level, name.min.0, name.max.0, now));
+                        all.push(file(level.get(), name.min.0, name.max.0, now));
                     }
                 }
                 let policy =
@@ -273,17 +293,17 @@ mod tests {
                     for (txid, at) in times.iter().rev().take_while(|(_, at)| *at > now - keep_l0.min(keep)) {
                         prop_assert!(points.contains(txid), "{} of {} at {}", txid, at, now);
                     }
-                    // In the time before, never further apart than level 1 is made.
+                    // In the time before, never further apart than the lowest level is made.
                     let since = times.iter().rev().take_while(|(_, at)| *at > now - keep);
                     let oldest = since.last().map(|(txid, _)| *txid).unwrap();
                     prop_assert!(points.iter().any(|point| *point <= oldest));
-                    let level_1: Vec<Txid> = all
+                    let made: Vec<Txid> = all
                         .iter()
-                        .filter(|file| file.key.level == Level::L1)
+                        .filter(|file| file.key.level == lowest)
                         .map(|file| file.key.name.max)
                         .filter(|max| *max >= oldest)
                         .collect();
-                    prop_assert!(level_1.iter().all(|max| points.contains(max)));
+                    prop_assert!(made.iter().all(|max| points.contains(max)));
                 }
                 most = most.max(all.len());
             }

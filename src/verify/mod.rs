@@ -8,6 +8,8 @@
 //! Memory: a chunk of 4 MiB and a page for each thread, a header for each file, and about 30 bytes for
 //! each page of the database.
 
+mod coverage;
+
 use std::collections::HashMap;
 use std::num::NonZero;
 use std::sync::Arc;
@@ -30,6 +32,15 @@ pub enum Depth {
     Headers,
     /// Every byte.
     Whole,
+}
+
+/// What the replica is to have.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Kept {
+    /// A state of this time or before, and what leads on from it.
+    pub since: Option<Timestamp>,
+    /// Each state since then by itself.
+    pub one_by_one: Option<Timestamp>,
 }
 
 /// Something that is wrong with a replica.
@@ -65,6 +76,8 @@ pub struct Report {
     pub pages: u64,
     /// States that can be restored by the names of the files.
     pub states: usize,
+    /// The oldest of them.
+    pub oldest: Option<(Txid, Timestamp)>,
     /// The newest state, if every page of it was seen and they add up.
     pub proven: Option<Proven>,
     /// What is wrong, in the order of the files.
@@ -81,6 +94,7 @@ const ATTEMPTS: usize = 3;
 pub async fn verify(
     store: Arc<dyn Store>,
     depth: Depth,
+    kept: Kept,
     parallelism: usize,
     progress: Arc<dyn Fn(u64, u64) + Send + Sync>,
 ) -> Result<Report, crate::restore::Error> {
@@ -101,7 +115,7 @@ pub async fn verify(
             // Compaction and retention go on while this reads.
             Some(error) if error.kind == ErrorKind::NotFound && attempt < ATTEMPTS => {}
             Some(error) => return Err(error.into()),
-            None => return Ok(walk.report()),
+            None => return Ok(walk.report(kept)),
         }
     }
     Err(crate::restore::Error::Internal("the files of the replica keep changing"))
@@ -252,10 +266,11 @@ impl Walk {
         self.seen.lock().defects.push(Defect { key: Some(key), what: what.into() });
     }
 
-    fn report(self) -> Report {
+    fn report(self, kept: Kept) -> Report {
         let Seen { headers, mut defects, pages } = self.seen.into_inner();
         let chain = chain::contradictions(&headers).into_iter();
         defects.extend(chain.map(|found| Defect { key: Some(found.key), what: found.what }));
+        defects.extend(coverage::defects(&self.files, &headers, kept));
         let mut proven = None;
         match &self.plan {
             Err(error) => defects.push(Defect { key: None, what: error.to_string() }),
@@ -274,6 +289,7 @@ impl Walk {
             fetched: self.fetched.into_inner(),
             pages: self.pages.into_inner(),
             states: plan::restore::restorable(&self.files).len(),
+            oldest: coverage::oldest(&self.files, &headers),
             proven,
             defects,
         }

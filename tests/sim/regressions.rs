@@ -113,3 +113,9 @@ fn nobody_writes_into_the_past_of_the_log() {
 fn a_file_that_was_not_heard_of_is_no_other_log() {
     [116, 131, 154, 259].into_iter().for_each(holds);
 }
+
+/// The same, where several files had arrived unheard and the one before them was within an image.
+#[test]
+fn several_files_that_were_not_heard_of_are_no_other_log() {
+    [48_131, 55_169, 61_873, 83_590].into_iter().for_each(holds);
+}

@@ -149,7 +149,8 @@ impl Store {
                 let gone_on = |head: &Head| {
                     let (next, ours) = (key.name.min, header(bytes).writer);
                     let beyond = head.txid > next || head.txid == next && head.writer != ours;
-                    beyond && (*first || (*look && !last))
+                    let free = !self.files.contains_key(key);
+                    beyond && free && (*first || (*look && !last))
                 };
                 let head = self.head(&Level::all().collect::<Vec<_>>());
                 if let Some(head) = head.filter(gone_on) {
