@@ -1,4 +1,4 @@
-//! One replicated database as the border sees it: what an application's thread may call.
+//! One database and one replica of it as the border sees it: what an application's thread may call.
 //!
 //! Nothing here waits for the network but [`Database::wait`]. A commit costs one short lock and one
 //! message of some forty bytes; the lock is never held over I/O.
@@ -36,11 +36,12 @@ pub struct CommittedFrames {
     pub at: u64,
 }
 
-/// A replicated database of this process.
+/// The replication of a database of this process to one replica.
 pub struct Database {
     /// Number within the process.
     pub id: u64,
     path: PathBuf,
+    dir: PathBuf,
     settings: Settings,
     pub(crate) process: Weak<Process>,
     border: OnceLock<Arc<dyn Border>>,
@@ -180,6 +181,7 @@ impl Database {
     pub(crate) fn new(
         id: u64,
         path: PathBuf,
+        dir: PathBuf,
         settings: Settings,
         process: Weak<Process>,
     ) -> Database {
@@ -187,6 +189,7 @@ impl Database {
         Database {
             id,
             path,
+            dir,
             settings,
             process,
             border: OnceLock::new(),
@@ -221,6 +224,11 @@ impl Database {
     /// Path of the database file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The folder of its local state.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Its settings.

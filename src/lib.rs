@@ -13,6 +13,7 @@ pub mod local;
 pub mod ltx;
 pub mod plan;
 pub mod process;
+pub mod replications;
 pub mod restore;
 mod rooms;
 mod sealer;

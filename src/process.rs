@@ -15,6 +15,8 @@ use crossbeam_channel::{Receiver, Sender};
 use parking_lot::{Condvar, Mutex};
 
 use crate::database::{CommittedFrames, Database};
+use crate::local;
+use crate::replications::Replications;
 use crate::sealer;
 use crate::settings::Settings;
 use crate::shipper::{self, Order, Outcome};
@@ -98,7 +100,9 @@ pub fn refuse(path: &Path, replica: &str, why: &str) {
     report.state = "error";
     report.last_error = Some(why.to_string());
     let mut refused = lock(&REFUSED);
-    refused.retain(|known| known.database != report.database);
+    let is_it =
+        |known: &Report| (&known.database, &known.replica) == (&report.database, &report.replica);
+    refused.retain(|known| !is_it(known));
     if refused.len() < REFUSED_MAX {
         refused.push(report);
     }
@@ -113,7 +117,7 @@ pub fn refused() -> Vec<Report> {
 pub struct Process {
     pid: u32,
     next_id: AtomicU64,
-    databases: Mutex<HashMap<PathBuf, Arc<Database>>>,
+    databases: Mutex<HashMap<PathBuf, Replications>>,
     commits: Sender<CommittedFrames>,
     controls: Sender<Control>,
     bell: Bell,
@@ -180,54 +184,95 @@ impl Process {
         u64::try_from(millis).unwrap_or(0)
     }
 
-    /// The database at this canonical path, registered if it is new. Another database of this
-    /// process with the same replica is refused: the two would fight over it.
+    /// The database at this canonical path, registered if it is new, with a replication to each of
+    /// its replicas that can be; what stands in the way of the others is reported. Another database of
+    /// this process with the same replica is refused: the two would fight over it.
     pub fn database(
         self: &Arc<Self>,
         path: &Path,
-        settings: Settings,
-    ) -> Result<Arc<Database>, String> {
+        settings: Vec<Settings>,
+    ) -> Result<Replications, String> {
         let mut databases = self.databases.lock();
-        if let Some(database) = databases.get(path) {
-            if database.settings().replica != settings.replica {
+        if let Some(known) = databases.get(path) {
+            let replicas = || settings.iter().map(|settings| &settings.replica);
+            if !known.each().map(|database| &database.settings().replica).eq(replicas()) {
                 log::warn!(
-                    "{} is open with another replica already; it stays with {}",
+                    "{} is open with other replicas already; it stays with {}",
                     path.display(),
-                    crate::store::url::redacted(&database.settings().replica)
+                    crate::store::url::redacted(&known.first().settings().replica)
                 );
             }
-            return Ok(database.clone());
+            return Ok(known.clone());
         }
-        if let Some(other) = databases.values().find(|db| db.settings().replica == settings.replica)
-        {
-            return Err(format!(
-                "{} and {} have the same replica {}: give each its own, for instance with {{name}} in the URL",
-                path.display(),
-                other.path().display(),
-                crate::store::url::redacted(&settings.replica)
-            ));
+        let mut wanted: Vec<(Settings, String)> = Vec::new();
+        let mut refused = Vec::new();
+        for settings in settings {
+            let taken = || {
+                let mut all = databases.values().flat_map(Replications::each);
+                let other = all.find(|db| db.settings().replica == settings.replica);
+                let twice = wanted.iter().any(|(other, _)| other.replica == settings.replica);
+                other.map(|other| other.path()).or(twice.then_some(path)).map(|other| {
+                    format!(
+                        "{} and {} have the same replica {}: give each its own, for instance with {{name}} in the URL",
+                        path.display(),
+                        other.display(),
+                        crate::store::url::redacted(&settings.replica)
+                    )
+                })
+            };
+            let store = crate::store::url::open(&settings.replica);
+            match store.map_err(|error| error.to_string()) {
+                Ok(store) => match taken() {
+                    None => {
+                        let identity = crate::store::url::identity(&*store);
+                        wanted.push((settings, identity));
+                    }
+                    Some(why) => refused.push((settings.replica, why)),
+                },
+                Err(why) => refused.push((settings.replica, why)),
+            }
         }
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let database =
-            Arc::new(Database::new(id, path.to_path_buf(), settings, Arc::downgrade(self)));
-        databases.insert(path.to_path_buf(), database.clone());
-        Ok(database)
+        let identities: Vec<&str> = wanted.iter().map(|(_, identity)| identity.as_str()).collect();
+        let dirs = local::replicas::dirs(path, &identities);
+        let new = |(settings, dir)| {
+            let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+            Arc::new(Database::new(id, path.to_path_buf(), dir, settings, Arc::downgrade(self)))
+        };
+        let settings = wanted.into_iter().map(|(settings, _)| settings);
+        let mut all: Vec<Arc<Database>> = settings.zip(dirs).map(new).collect();
+        if all.is_empty() {
+            let why = refused.into_iter().next().map(|(_, why)| why);
+            return Err(why.unwrap_or_else(|| "it has no replica".to_string()));
+        }
+        for (replica, why) in refused {
+            refuse(path, &replica, &why);
+        }
+        let replications = Replications::new(all.remove(0), all);
+        databases.insert(path.to_path_buf(), replications.clone());
+        Ok(replications)
     }
 
-    /// The databases of this process.
+    /// The database at this canonical path, if it is replicated.
+    pub fn at(&self, path: &Path) -> Option<Replications> {
+        self.databases.lock().get(path).cloned()
+    }
+
+    /// The replications of this process.
     pub fn databases(&self) -> Vec<Arc<Database>> {
-        self.databases.lock().values().cloned().collect()
+        self.databases.lock().values().flat_map(Replications::each).cloned().collect()
     }
 
     /// How each database stands, by path.
     pub fn reports(&self) -> Vec<Report> {
         let mut reports: Vec<Report> = self.databases().iter().map(|db| db.report()).collect();
-        reports.sort_by(|a, b| a.database.cmp(&b.database));
+        reports.sort_by(|a, b| (&a.database, &a.replica).cmp(&(&b.database, &b.replica)));
         reports
     }
 
     pub(crate) fn by_id(&self, id: u64) -> Option<Arc<Database>> {
-        self.databases.lock().values().find(|database| database.id == id).cloned()
+        let databases = self.databases.lock();
+        let mut all = databases.values().flat_map(Replications::each);
+        all.find(|database| database.id == id).cloned()
     }
 
     pub(crate) fn commit(&self, frames: CommittedFrames, ring: bool) {

@@ -26,6 +26,13 @@ impl Database {
         }
     }
 
+    /// Asks for what is committed to be shipped, and does not wait for it.
+    pub(crate) fn hurry(&self) {
+        if self.with(|shared| shared.shippers_page()).is_none() {
+            self.send(Control::Hurry(self.id));
+        }
+    }
+
     /// Waits as the process that ships. `None` when another one turns out to do so.
     fn wait_here(&self, deadline: Instant, hurry: bool) -> Option<Result<Txid, WaitError>> {
         // What other processes committed counts too.

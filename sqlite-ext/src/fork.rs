@@ -102,7 +102,7 @@ pub fn in_parent() {
     for shimmed in &held.pinned {
         let mut pin = shimmed.pin.lock();
         if pin.is_none() && shimmed.is_attached() {
-            let hold = shimmed.holds.load(Ordering::Acquire);
+            let hold = shimmed.holds.any();
             *pin = Pin::take(api, shimmed.vfs, shimmed.database.path(), hold);
         }
     }

@@ -2,11 +2,10 @@
 
 #![allow(clippy::unnecessary_wraps)]
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use walferry::database::Database;
 use walferry::process::{self, Process};
+use walferry::replications::Replications;
 
 use crate::api::{Api, Connection, Value};
 use crate::registry;
@@ -27,9 +26,8 @@ pub struct Call<'a> {
 
 impl Call<'_> {
     /// The connection's main database, if it is replicated.
-    fn database(&self) -> Option<Arc<Database>> {
-        let path = registry::canonical(&self.api.main_path(self.db)?);
-        Process::current()?.databases().into_iter().find(|database| database.path() == path)
+    fn database(&self) -> Option<Replications> {
+        Process::current()?.at(&registry::canonical(&self.api.main_path(self.db)?))
     }
 }
 
@@ -38,26 +36,24 @@ pub fn version(_: &Call<'_>, _: &[i64]) -> Answer {
     Ok(Value::Text(env!("CARGO_PKG_VERSION").to_string()))
 }
 
-/// `walferry_txid()`: the last TXID given to a file of this database's log.
+/// `walferry_txid()`: the last TXID given to a file of this database's log, of the first replica.
 pub fn txid(call: &Call<'_>, _: &[i64]) -> Answer {
-    let sealed = call.database().map(|database| database.report().sealed);
+    let sealed = call.database().map(|database| database.sealed());
     Ok(match sealed {
         Some(txid) if txid.0 > 0 => Value::Text(txid.to_string()),
         _ => Value::Null,
     })
 }
 
-/// `walferry_lag()`: age in milliseconds of the oldest commit that the store has not confirmed.
+/// `walferry_lag()`: age in milliseconds of the oldest commit that some replica does not have.
 pub fn lag(call: &Call<'_>, _: &[i64]) -> Answer {
     Ok(match call.database() {
-        Some(database) => {
-            Value::Integer(i64::try_from(database.report().lag_ms).unwrap_or(i64::MAX))
-        }
+        Some(database) => Value::Integer(i64::try_from(database.lag_ms()).unwrap_or(i64::MAX)),
         None => Value::Null,
     })
 }
 
-/// `walferry_status()`: a JSON array, an object for each database of the process.
+/// `walferry_status()`: a JSON array, an object for each replica of each database of the process.
 pub fn status(_: &Call<'_>, _: &[i64]) -> Answer {
     let mut reports = Process::current().map_or_else(Vec::new, |process| process.reports());
     reports.extend(process::refused());

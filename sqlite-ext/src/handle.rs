@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
-use walferry::database::Database;
 use walferry::local::state::Fingerprint;
+use walferry::replications::Replications;
 use walferry::units::{PageSize, Salts};
 use walferry::wal::WalIndex;
 
@@ -136,7 +136,7 @@ impl Handle {
         self.exclusive.load(Ordering::Acquire)
     }
 
-    pub(crate) fn database(&self) -> &Database {
+    pub(crate) fn database(&self) -> &Replications {
         &self.shimmed.database
     }
 
@@ -144,14 +144,7 @@ impl Handle {
     pub(crate) fn wait_captured(&self) -> bool {
         let index = if self.is_exclusive() { self.exclusive_index() } else { self.index() };
         let Some(index) = index.filter(|_| self.shimmed.is_attached()) else { return true };
-        let captured = self.database().wait_captured(index);
-        if !captured && !self.database().is_standing_by() {
-            log::warn!(
-                "{}: the WAL may go before all of it is captured; what is missing is found by comparison",
-                self.database().path().display()
-            );
-        }
-        captured
+        self.database().wait_captured(index)
     }
 
     /// Lets the sealer read the file, or ends that.

@@ -59,7 +59,7 @@ impl MainFile<'_> {
             (READ_LOCK_1, READERS, UNLOCK_EXCL) => {
                 let rc = forward();
                 handle.database().restarted();
-                if handle.shimmed.holds.load(Ordering::Acquire)
+                if handle.shimmed.holds.any()
                     && let Some(pin) = handle.shimmed.pin.lock().as_mut()
                 {
                     pin.hold_slot();
@@ -114,7 +114,7 @@ impl MainFile<'_> {
         let rc = forward();
         if rc != SQLITE_OK {
             handle.database().restart_failed();
-            if handle.shimmed.holds.load(Ordering::Acquire)
+            if handle.shimmed.holds.any()
                 && let Some(pin) = pin.as_mut()
             {
                 pin.hold_slot();
@@ -166,7 +166,7 @@ impl MainFile<'_> {
             && let Some(api) = api::api()
         {
             let path = handle.database().path();
-            let hold = handle.shimmed.holds.load(Ordering::Acquire);
+            let hold = handle.shimmed.holds.any();
             *handle.shimmed.pin.lock() = Pin::take(api, handle.shimmed.vfs, path, hold);
         }
         // Only a WAL with frames shows by itself that another one took its place.
@@ -174,8 +174,8 @@ impl MainFile<'_> {
         let begun = before.is_some_and(|index| index.max_frame > 0);
         let same_wal = before.map(|index| index.salts) == now.map(|index| index.salts);
         let unseen = if begun { !complete && !same_wal } else { before != now };
-        if unseen && !handle.database().is_standing_by() {
-            handle.database().diverged(Finding::WalRestartedUnseen);
+        if unseen {
+            handle.database().diverged_here(Finding::WalRestartedUnseen);
         }
         rc
     }

@@ -1,15 +1,15 @@
 //! The replicated databases of this process, and the sealer's way to them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use walferry::border::{Border, Reader};
-use walferry::database::Database;
 use walferry::local::state::Fingerprint;
 use walferry::process::{self, Process};
+use walferry::replications::Replications;
 use walferry::settings::{Lookup, Settings};
 use walferry::wal::WalIndex;
 
@@ -22,7 +22,7 @@ use crate::reader::SnapshotReader;
 
 /// A replicated database in this process.
 pub struct Shimmed {
-    pub(crate) database: Arc<Database>,
+    pub(crate) database: Replications,
     pub(crate) vfs: BaseVfs,
     /// Connections of this process that have the file open through the shim.
     pub(crate) handles: AtomicUsize,
@@ -34,7 +34,7 @@ pub struct Shimmed {
     pub(crate) checkpointed: AtomicU32,
     pub(crate) pin: Mutex<Option<Pin>>,
     /// Whether this process ships, and so keeps others from beginning the WAL anew.
-    pub(crate) holds: AtomicBool,
+    pub(crate) holds: Holds,
     /// Attaching and detaching take turns.
     pub(crate) turn: Mutex<()>,
     /// The connection that has the database to itself.
@@ -118,8 +118,7 @@ pub fn replicated(path: &Path, lookup: &dyn Lookup, vfs: BaseVfs) -> Option<Repl
         }
     };
     let url = settings.replica.clone();
-    let opened = walferry::store::url::open(&url).map_err(|error| error.to_string());
-    let database = opened.and_then(|_| Process::start()?.database(&path, settings));
+    let database = Process::start().and_then(|process| process.database(&path, vec![settings]));
     match database {
         Ok(database) => {
             crate::drain_at_exit();
@@ -132,17 +131,18 @@ pub fn replicated(path: &Path, lookup: &dyn Lookup, vfs: BaseVfs) -> Option<Repl
     }
 }
 
-fn shimmed(database: &Arc<Database>, vfs: BaseVfs) -> Arc<Shimmed> {
+fn shimmed(database: &Replications, vfs: BaseVfs) -> Arc<Shimmed> {
     let mut databases = databases();
     let databases = databases.get_or_insert_with(HashMap::new);
     if let Some(known) = databases.get(database.path()).and_then(Weak::upgrade)
-        && Arc::ptr_eq(&known.database, database)
+        && known.database.is_same(database)
     {
         return known;
     }
     let shimmed = Shimmed::new(database, vfs);
     databases.insert(database.path().to_path_buf(), Arc::downgrade(&shimmed));
-    database.set_border(Arc::new(Edge { path: database.path().to_path_buf(), vfs }));
+    let path = database.path();
+    database.set_border(|number| Arc::new(Edge { path: path.to_path_buf(), vfs, number }));
     shimmed
 }
 
@@ -171,7 +171,7 @@ fn find(path: &Path) -> Option<Arc<Shimmed>> {
 }
 
 /// The replicated database that a connection has as its main one.
-pub fn database_of(api: &Api, db: Connection) -> Option<Arc<Database>> {
+pub fn database_of(api: &Api, db: Connection) -> Option<Replications> {
     let path = api.main_path(db)?;
     find(&canonical(&path)).map(|shimmed| shimmed.database.clone())
 }
@@ -180,15 +180,39 @@ pub fn database_of(api: &Api, db: Connection) -> Option<Arc<Database>> {
 struct Edge {
     path: PathBuf,
     vfs: BaseVfs,
+    /// Which of the database's replications.
+    number: usize,
+}
+
+/// For which of a database's replications this process keeps others from beginning the WAL anew.
+#[derive(Default)]
+pub struct Holds(Mutex<BTreeSet<usize>>);
+
+impl Holds {
+    /// Whether it does so for any.
+    pub fn any(&self) -> bool {
+        !self.0.lock().is_empty()
+    }
+
+    /// Notes that it does, or does not, for this one; and whether it still does for any.
+    fn set(&self, number: usize, hold: bool) -> bool {
+        let mut held = self.0.lock();
+        if hold {
+            held.insert(number);
+        } else {
+            held.remove(&number);
+        }
+        !held.is_empty()
+    }
 }
 
 impl Border for Edge {
     fn hold(&self, hold: bool) {
         let Some(shimmed) = find(&self.path) else { return };
         let _inside = fork::in_sqlite();
-        shimmed.holds.store(hold, Ordering::Release);
+        let held = shimmed.holds.set(self.number, hold);
         if let Some(pin) = shimmed.pin.lock().as_mut() {
-            if hold { pin.hold_slot() } else { pin.drop_slot() }
+            if held { pin.hold_slot() } else { pin.drop_slot() }
         }
     }
 
@@ -225,7 +249,7 @@ impl Border for Edge {
 }
 
 impl Shimmed {
-    fn new(database: &Arc<Database>, vfs: BaseVfs) -> Arc<Shimmed> {
+    fn new(database: &Replications, vfs: BaseVfs) -> Arc<Shimmed> {
         Arc::new(Shimmed {
             database: database.clone(),
             vfs,
@@ -234,7 +258,7 @@ impl Shimmed {
             written: AtomicBool::new(false),
             checkpointed: AtomicU32::new(0),
             pin: Mutex::new(None),
-            holds: AtomicBool::new(false),
+            holds: Holds::default(),
             turn: Mutex::new(()),
             alone: Mutex::new(None),
             file: Mutex::new(None),
@@ -270,7 +294,7 @@ impl Shimmed {
         let fingerprint = Fingerprint::of(self.database.path()).ok();
         self.written.store(false, Ordering::Release);
         if let Some(api) = api::api() {
-            let hold = self.holds.load(Ordering::Acquire);
+            let hold = self.holds.any();
             let pin = Pin::take(api, self.vfs, self.database.path(), hold);
             if pin.is_none() {
                 log::warn!(

@@ -27,20 +27,23 @@ pub(super) struct Held {
     contained: bool,
 }
 
-/// Takes the shipper's place of a database. `Ok(None)` when walferry keeps nothing beside it.
-pub(super) fn hold(database: &Path) -> Result<Option<Held>, Error> {
+/// Takes the shipper's place of a database at each of its replicas. None when walferry keeps nothing
+/// beside it.
+pub(super) fn hold(database: &Path) -> Result<Vec<Held>, Error> {
     // SQLite follows links too, and the state lies beside the file itself.
     let database = match fs::canonicalize(database) {
         Ok(path) => path,
         Err(_) => std::path::absolute(database).unwrap_or(database.to_path_buf()),
     };
-    let dir = local::state_dir(&database);
-    if !dir.is_dir() {
-        if database.exists() {
-            return Ok(None);
-        }
+    let dirs = local::replicas::existing(&database);
+    if dirs.is_empty() && !database.exists() {
         return Err(Error::NoDatabase(database));
     }
+    dirs.into_iter().map(|dir| hold_at(&database, dir)).collect()
+}
+
+fn hold_at(database: &Path, dir: PathBuf) -> Result<Held, Error> {
+    let database = database.to_path_buf();
     let lock = match Lock::try_take(&dir)? {
         Attempt::Taken(lock) => lock,
         Attempt::HeldBy(pid) => return Err(Error::InUse { database, pid }),
@@ -61,7 +64,7 @@ pub(super) fn hold(database: &Path) -> Result<Option<Held>, Error> {
         (Some(state), Some(last)) => holds_all(&database, state, last),
         (None, Some(_)) => false,
     };
-    Ok(Some(Held { _lock: lock, database, dir, state, unshipped, contained }))
+    Ok(Held { _lock: lock, database, dir, state, unshipped, contained })
 }
 
 /// Whether the database as it lies there holds everything up to the end of `last`. Only a proof

@@ -52,7 +52,7 @@ impl Head {
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Error> {
-    let held = given_up::hold(&args.database)?.ok_or_else(|| nothing_kept(&args))?;
+    let held = the_one(given_up::hold(&args.database)?, &args)?;
     let known = held.state.as_ref().map(|state| state.replica.clone());
     let Some(url) = args.replica.clone().or_else(|| known.clone()) else {
         return Err(Error::Usage(format!(
@@ -85,6 +85,33 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
         format!("{}\n", outcome.json(args.dry_run))
     } else {
         outcome.text(args.dry_run)
+    })
+}
+
+/// Of several replicas the one that is meant.
+fn the_one(all: Vec<Held>, args: &Args) -> Result<Held, Error> {
+    let replica_of = |held: &Held| held.state.as_ref().map(|state| state.replica.clone());
+    let several = all.len() > 1;
+    let names: Vec<String> = all.iter().filter_map(replica_of).collect();
+    let meant = match &args.replica {
+        Some(url) if several => Some(store::url::identity(store::url::open(url)?.as_ref())),
+        None if several => {
+            return Err(Error::Usage(format!(
+                "{} has several replicas, so say which with --replica: {}",
+                args.database.display(),
+                names.join(", ")
+            )));
+        }
+        _ => None,
+    };
+    let is_meant = |held: &Held| meant.is_none() || replica_of(held) == meant;
+    all.into_iter().find(is_meant).ok_or_else(|| match meant {
+        None => nothing_kept(args),
+        Some(meant) => Error::Usage(format!(
+            "{} is replicated to {}, not to {meant}",
+            args.database.display(),
+            names.join(", ")
+        )),
     })
 }
 

@@ -22,7 +22,9 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
-    let Some(held) = given_up::hold(&args.database)? else {
+    // All places are taken before anything is given up.
+    let held = given_up::hold(&args.database)?;
+    if held.is_empty() {
         let path = args.database.display();
         if args.json {
             let database = path.to_string();
@@ -32,17 +34,21 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
         return print(&format!(
             "{path}: walferry keeps nothing beside it, so there is nothing to reset\n"
         ));
-    };
+    }
+    held.iter().try_for_each(|held| reset(held, args))
+}
+
+fn reset(held: &Held, args: &Args) -> Result<(), Error> {
     let kept = if args.dry_run { held.keep_at() } else { held.give_up()? };
     if args.json {
         let mut text = held.json();
         text["database"] = held.database().display().to_string().into();
-        text["replica"] = replica(&held).into();
+        text["replica"] = replica(held).into();
         text["reset"] = (!args.dry_run).into();
         text["kept"] = kept.map(|kept| kept.display().to_string()).into();
         return print(&format!("{text}\n"));
     }
-    print(&report(&held, kept.as_deref(), args.dry_run))
+    print(&report(held, kept.as_deref(), args.dry_run))
 }
 
 fn replica(held: &Held) -> Option<&str> {

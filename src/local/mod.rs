@@ -9,6 +9,7 @@
 //! | `history` | what is known of the replica's files ([`crate::history`]) |
 //! | `spool/` | captured, not yet acknowledged transactions ([`spool`]) |
 //! | `shm`, `bell` | what the processes of one database tell each other ([`shared`]) |
+//! | `replicas/` | the same for each further replica of the database ([`replicas`]) |
 //!
 //! The order of writes makes every crash harmless: a spool file appears whole, by rename, before
 //! the page table follows it; the state moves past a spool file before that file is removed. What
@@ -19,6 +20,7 @@ pub(crate) mod history;
 pub mod lock;
 mod mapping;
 pub mod pages;
+pub mod replicas;
 pub mod shared;
 pub mod spool;
 pub mod state;
@@ -51,6 +53,9 @@ pub fn is_spent(dir: &Path) -> bool {
         })
     });
     if kept.unwrap_or(true) {
+        return false;
+    }
+    if !replicas::others(dir).iter().all(|other| is_spent(other)) {
         return false;
     }
     let unused = matches!(lock::Lock::try_take(dir), Ok(lock::Attempt::Taken(_)));

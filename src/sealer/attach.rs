@@ -85,7 +85,7 @@ impl Replica {
         let Some(store) = self.store.as_deref() else { return false };
         let replica = crate::store::url::identity(store);
         let cap = self.database.settings().history.copies_cap;
-        let found = match open::open(self.database.path(), &replica, cap) {
+        let found = match open::open(self.database.path(), self.database.dir(), &replica, cap) {
             Ok(Opening::Ours(found)) => *found,
             Ok(Opening::HeldBy(pid)) => {
                 self.stand_by(pid);

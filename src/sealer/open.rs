@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 use super::capture::Cursor;
 use crate::database::Attach;
 use crate::finding::Finding;
+use crate::local::Error;
 use crate::local::copies::Copies;
 use crate::local::lock::{Attempt, Lock};
 use crate::local::pages::{ApplyError, PageTable};
 use crate::local::spool::{Entry, Spool};
 use crate::local::state::{Base, State, random_id};
-use crate::local::{self, Error};
 use crate::ltx::{DatabaseChecksum, Decoder};
 use crate::units::{PageSize, Timestamp, Txid, WalPosition, WriterId};
 use crate::wal::{FrameHeader, WalHeader};
@@ -82,8 +82,13 @@ pub(super) enum Opening {
 }
 
 /// Takes the shipper's place and reads what is there.
-pub(super) fn open(database: &Path, replica: &str, copies_cap: u64) -> Result<Opening, Error> {
-    let dir = local::state_dir(database);
+pub(super) fn open(
+    database: &Path,
+    dir: &Path,
+    replica: &str,
+    copies_cap: u64,
+) -> Result<Opening, Error> {
+    let dir = dir.to_path_buf();
     std::fs::create_dir_all(&dir).map_err(|source| Error {
         message: format!(
             "cannot create {}: walferry keeps its state beside the database and must be able to write there",

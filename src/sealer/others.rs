@@ -30,12 +30,12 @@ pub(super) struct Others {
 impl Replica {
     /// Maps the shared page, once the folder of local state is there.
     fn map_page(&self) {
-        let dir = crate::local::state_dir(self.database.path());
+        let dir = self.database.dir();
         let known = self.database.with(|shared| shared.page.clone());
-        if known.is_some_and(|page| page.is_in_place(&dir)) {
+        if known.is_some_and(|page| page.is_in_place(dir)) {
             return;
         }
-        match SharedPage::open(&dir) {
+        match SharedPage::open(dir) {
             Ok(page) => self.database.with(|shared| shared.page = Some(page.into())),
             Err(error) => log::warn!(
                 "{}: {error}; its processes cannot talk to each other",

@@ -417,7 +417,7 @@ impl Replica {
         let why = format!(
             "another writer ({by}) has written transaction {at} to {}; this process ships no more, so that the replica stays whole. What it did not ship is in {}. Let only one writer use a replica, or give this database another URL",
             crate::store::url::redacted(&self.database.settings().replica),
-            local::state_dir(self.database.path()).join("spool").display()
+            self.database.dir().join("spool").display()
         );
         log::error!("{}: {why}", self.database.path().display());
         self.database.with(|shared| {

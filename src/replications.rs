@@ -1,0 +1,173 @@
+//! All replications of one database file: one [`Database`] for each of its replicas, with a position,
+//! a spool and failures of its own. What the border sees happen it tells to all of them; what must not
+//! happen before something is captured waits for all of them.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::border::Border;
+use crate::database::{Database, WaitError};
+use crate::finding::Finding;
+use crate::local::state::Fingerprint;
+use crate::units::Txid;
+use crate::wal::WalIndex;
+
+/// The replications of one database; never none.
+#[derive(Clone)]
+pub struct Replications {
+    first: Arc<Database>,
+    others: Arc<[Arc<Database>]>,
+}
+
+impl Replications {
+    /// In the order in which the replicas are set.
+    pub(crate) fn new(first: Arc<Database>, others: Vec<Arc<Database>>) -> Replications {
+        Replications { first, others: others.into() }
+    }
+
+    /// Each of them.
+    pub fn each(&self) -> impl Iterator<Item = &Arc<Database>> {
+        std::iter::once(&self.first).chain(self.others.iter())
+    }
+
+    /// That of the replica which is named first.
+    pub fn first(&self) -> &Arc<Database> {
+        &self.first
+    }
+
+    /// Whether these are the same.
+    pub fn is_same(&self, other: &Replications) -> bool {
+        Arc::ptr_eq(&self.first, &other.first)
+    }
+
+    /// Path of the database file.
+    pub fn path(&self) -> &Path {
+        self.first.path()
+    }
+
+    /// Tells each how to reach the host's SQLite, by its number among them.
+    pub fn set_border(&self, border: impl Fn(usize) -> Arc<dyn Border>) {
+        for (number, database) in self.each().enumerate() {
+            database.set_border(border(number));
+        }
+    }
+
+    /// [`Database::connect`] of all.
+    pub fn connect(&self) {
+        self.each().for_each(|database| database.connect());
+    }
+
+    /// [`Database::disconnect`] of all.
+    pub fn disconnect(&self) {
+        for database in self.each() {
+            database.disconnect();
+        }
+    }
+
+    /// [`Database::attached`] of all.
+    pub fn attached(&self, index: Option<WalIndex>, fingerprint: Option<Fingerprint>) {
+        self.each().for_each(|database| database.attached(index, fingerprint));
+    }
+
+    /// [`Database::detached`] of all.
+    pub fn detached(&self, clean: Option<Fingerprint>) {
+        self.each().for_each(|database| database.detached(clean));
+    }
+
+    /// [`Database::committed`] of all.
+    pub fn committed(&self, index: WalIndex) {
+        self.each().for_each(|database| database.committed(index));
+    }
+
+    /// [`Database::checkpoint_begins`] of all.
+    pub fn checkpoint_begins(&self) {
+        self.each().for_each(|database| database.checkpoint_begins());
+    }
+
+    /// [`Database::outside_wal`] of all.
+    pub fn outside_wal(&self) {
+        self.each().for_each(|database| database.outside_wal());
+    }
+
+    /// [`Database::diverged`] of all.
+    pub fn diverged(&self, found: Finding) {
+        self.each().for_each(|database| database.diverged(found));
+    }
+
+    /// The same of those that this process ships: what others ship, they watch themselves.
+    pub fn diverged_here(&self, found: Finding) {
+        let here = self.each().filter(|database| !database.is_standing_by());
+        here.for_each(|database| database.diverged(found));
+    }
+
+    /// Whether any gate stays shut ([`Database::gate_stays_shut`]).
+    pub fn gate_stays_shut(&self) -> bool {
+        self.each().any(|database| database.gate_stays_shut())
+    }
+
+    /// The gate ([`Database::may_restart`]): all must have captured what the WAL has.
+    pub fn may_restart(&self, index: WalIndex) -> bool {
+        let mut allowed = 0;
+        for database in self.each() {
+            if !database.may_restart(index) {
+                // Those that were asked before have let go of the WAL.
+                self.each().take(allowed).for_each(|database| database.restart_failed());
+                return false;
+            }
+            allowed += 1;
+        }
+        true
+    }
+
+    /// [`Database::restart_failed`] of all.
+    pub fn restart_failed(&self) {
+        self.each().for_each(|database| database.restart_failed());
+    }
+
+    /// [`Database::restarted`] of all.
+    pub fn restarted(&self) {
+        self.each().for_each(|database| database.restarted());
+    }
+
+    /// Waits until all have captured everything up to `index`; whether they have. Says so in the log
+    /// where one that this process ships has not.
+    pub fn wait_captured(&self, index: WalIndex) -> bool {
+        let mut captured = true;
+        for database in self.each().filter(|database| !database.wait_captured(index)) {
+            captured = false;
+            if !database.is_standing_by() {
+                log::warn!(
+                    "{}: the WAL may go before all of it is captured; what is missing is found by comparison",
+                    database.path().display()
+                );
+            }
+        }
+        captured
+    }
+
+    /// Waits until every replica has what is committed ([`Database::wait`]); the TXID of the first.
+    pub fn wait(&self, timeout: Duration, hurry: bool) -> Result<Txid, WaitError> {
+        let deadline = Instant::now() + timeout;
+        if hurry {
+            // All begin at once, and are then waited for in turn.
+            self.others.iter().for_each(|database| database.hurry());
+        }
+        let left = || deadline.saturating_duration_since(Instant::now());
+        let first = self.first.wait(left(), hurry);
+        for database in self.others.iter() {
+            database.wait(left(), hurry)?;
+        }
+        first
+    }
+
+    /// The last TXID that the first replica's log has given to a file.
+    pub fn sealed(&self) -> Txid {
+        self.first.report().sealed
+    }
+
+    /// Age in milliseconds of the oldest commit that some replica does not have.
+    pub fn lag_ms(&self) -> u64 {
+        self.each().map(|database| database.report().lag_ms).max().unwrap_or(0)
+    }
+}
