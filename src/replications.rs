@@ -108,14 +108,12 @@ impl Replications {
 
     /// The gate ([`Database::may_restart`]): all must have captured what the WAL has.
     pub fn may_restart(&self, index: WalIndex) -> bool {
-        let mut allowed = 0;
-        for database in self.each() {
+        for (allowed, database) in self.each().enumerate() {
             if !database.may_restart(index) {
                 // Those that were asked before have let go of the WAL.
                 self.each().take(allowed).for_each(|database| database.restart_failed());
                 return false;
             }
-            allowed += 1;
         }
         true
     }
