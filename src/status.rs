@@ -47,6 +47,8 @@ pub struct Report {
     pub requests: u64,
     /// Full images sent.
     pub images: u64,
+    /// Of a full image on its way: bytes of the database that are read, of how many.
+    pub imaging: Option<(u64, u64)>,
     /// Comparisons of the whole database with the page table.
     pub resyncs: u64,
     /// How the replica's history stands.
@@ -74,6 +76,7 @@ impl Report {
             spool_files: 0,
             requests: 0,
             images: 0,
+            imaging: None,
             resyncs: 0,
             history: history::Status::default(),
             connections: 0,
@@ -111,6 +114,8 @@ impl Report {
             "spool_files": self.spool_files,
             "requests": self.requests,
             "images": self.images,
+            "image_bytes": self.imaging.map(|(done, _)| done),
+            "image_total": self.imaging.map(|(_, total)| total),
             "resyncs": self.resyncs,
             "joined": self.history.joined,
             "removed": self.history.removed,

@@ -82,6 +82,19 @@ impl ImageJob {
         matches!(self.stage, Stage::Completing(_))
     }
 
+    /// How many bytes of the database are read, of how many; none before the store has agreed.
+    pub(super) fn progress(&self) -> Option<(u64, u64)> {
+        match &self.stage {
+            Stage::Opening => None,
+            Stage::Sending(sending) => Some(sending.scan.walked()),
+            Stage::Completing(done) => {
+                let base = done.image.base;
+                let len = u64::from(base.commit).saturating_mul(u64::from(base.page_size));
+                Some((len, len))
+            }
+        }
+    }
+
     /// Whether the database is being read, so that its WAL must stay.
     pub(super) fn is_reading(&self) -> bool {
         matches!(self.stage, Stage::Sending(_))

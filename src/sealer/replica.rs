@@ -449,6 +449,10 @@ impl Replica {
     /// Brings the report up to date: always before a waiter is told that its commits are acked.
     pub(super) fn show(&mut self) {
         let (status, history) = (self.engine.status(), self.history.status());
+        let imaging = match &self.job {
+            LocalJob::Image(image) => image.progress(),
+            _ => None,
+        };
         let (bytes, files) = (self.pending_bytes(), (self.open.len() + self.closed.len()) as u64);
         self.database.with(|shared| {
             let report = &mut shared.report;
@@ -472,6 +476,7 @@ impl Replica {
             report.spool_files = files;
             report.requests = self.counters.requests;
             report.images = self.counters.images;
+            report.imaging = imaging;
             report.resyncs = self.counters.resyncs;
             report.history = history;
         });

@@ -65,6 +65,16 @@ impl Scan {
         self.reader.is_intact()
     }
 
+    /// How many bytes of the database were walked, of how many.
+    pub(super) fn walked(&self) -> (u64, u64) {
+        let page_len = self.page_size().bytes() as u64;
+        let done = u64::from(self.next.saturating_sub(1));
+        (
+            done.saturating_mul(page_len),
+            u64::from(self.snapshot.page_count).saturating_mul(page_len),
+        )
+    }
+
     /// Where in the WAL the state ends; `None` when there is no frame.
     pub(super) fn position(&self) -> Option<WalPosition> {
         self.position
