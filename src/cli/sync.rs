@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::{Error, Exit, extension, print};
 use crate::local::state::State;
 use crate::local::state_dir;
-use crate::settings::{Lookup, Settings, parse_duration};
+use crate::settings::{Environment, Settings, parse_duration};
 use crate::store;
 
 /// How long the end of the program may take when the store is silent: what it must do then is local.
@@ -111,9 +111,11 @@ fn replica_of(database: &Path, given: Option<&str>) -> Result<String, Error> {
     if let Some(given) = given {
         return Ok(given.to_string());
     }
-    let named = Settings::resolve(database, &Environment)
+    let named = Settings::resolve(database, &Environment, None)
         .map_err(|why| Failure::because(Exit::Usage, why))?
-        .map(|settings| settings.replica);
+        .into_iter()
+        .map(|settings| settings.replica)
+        .next();
     let state = State::load(&state_dir(database))
         .map_err(|error| Failure::because(Exit::Failure, error.to_string()))?;
     let Some(state) = state else {
@@ -127,18 +129,6 @@ fn replica_of(database: &Path, given: Option<&str>) -> Result<String, Error> {
         store::url::open(url).is_ok_and(|store| store::url::identity(&*store) == state.replica)
     };
     Ok(named.filter(same).unwrap_or(state.replica))
-}
-
-struct Environment;
-
-impl Lookup for Environment {
-    fn parameter(&self, _: &str) -> Option<String> {
-        None
-    }
-
-    fn variable(&self, name: &str) -> Option<String> {
-        std::env::var(name).ok()
-    }
 }
 
 fn open(database: &Path, replica: &str, timeout: Duration) -> Result<Connection, Error> {
