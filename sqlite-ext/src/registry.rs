@@ -10,11 +10,12 @@ use walferry::border::{Border, Reader};
 use walferry::database::Database;
 use walferry::local::state::Fingerprint;
 use walferry::process::{self, Process};
-use walferry::settings::{Lookup, Settings};
+use walferry::settings::Lookup;
 use walferry::wal::WalIndex;
 
 use crate::alone::AloneReader;
 use crate::api::{self, Api, BaseVfs, Connection};
+use crate::configured::configured;
 use crate::fork;
 use crate::handle::Handle;
 use crate::pin::Pin;
@@ -88,46 +89,49 @@ impl<F: Fn(&str) -> Option<String>> Lookup for UriLookup<F> {
     }
 }
 
-/// A path with links resolved, also when the file does not exist yet.
-pub fn canonical(path: &Path) -> PathBuf {
-    if let Ok(path) = std::fs::canonicalize(path) {
-        return path;
-    }
-    match (path.parent(), path.file_name()) {
-        (Some(parent), Some(name)) => {
-            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-            std::fs::canonicalize(parent).map_or_else(|_| path.to_path_buf(), |dir| dir.join(name))
-        }
-        _ => path.to_path_buf(),
-    }
-}
+pub use walferry::config::canonical;
 
 /// The VFS under ours: the default one, or what ours wraps if ours is the default.
 pub fn base_vfs(api: &'static Api) -> Option<BaseVfs> {
     api.find_base_vfs()
 }
 
+/// What becomes of a database that is being opened.
+pub enum Opening {
+    /// It passes through.
+    Plain,
+    /// It is replicated.
+    Replicated(Replicated),
+    /// It cannot be replicated as it is set, and is not to be opened then.
+    Refused,
+}
+
 /// Whether this database is to be replicated, and where to.
-pub fn replicated(path: &Path, lookup: &dyn Lookup, vfs: BaseVfs) -> Option<Replicated> {
+pub fn replicated(path: &Path, lookup: &dyn Lookup, vfs: BaseVfs) -> Opening {
     let path = canonical(path);
-    let settings = match Settings::resolve(&path, lookup) {
-        Ok(settings) => settings?,
-        Err(why) => {
-            process::refuse(&path, "", &why);
-            return None;
+    let configured = configured();
+    let mut url = String::new();
+    let database = configured.settings(&path, lookup).and_then(|all| {
+        let mut all = all.into_iter();
+        let Some(settings) = all.next() else { return Ok(None) };
+        url.clone_from(&settings.replica);
+        for other in all {
+            let why = "this version replicates to the first replica of a database only";
+            process::refuse(&path, &other.replica, why);
         }
-    };
-    let url = settings.replica.clone();
-    let opened = walferry::store::url::open(&url).map_err(|error| error.to_string());
-    let database = opened.and_then(|_| Process::start()?.database(&path, settings));
+        walferry::store::url::open_with(&url, &settings.access)
+            .map_err(|error| error.to_string())?;
+        Process::start()?.database(&path, settings).map(Some)
+    });
     match database {
-        Ok(database) => {
+        Ok(None) => Opening::Plain,
+        Ok(Some(database)) => {
             crate::drain_at_exit();
-            Some(Replicated(shimmed(&database, vfs)))
+            Opening::Replicated(Replicated(shimmed(&database, vfs)))
         }
         Err(why) => {
             process::refuse(&path, &url, &why);
-            None
+            if configured.is_strict(&path, lookup) { Opening::Refused } else { Opening::Plain }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Broken, Config, Surroundings};
+use super::{Broken, Config, Surroundings, Variables};
 
 /// Where it is looked for when no variable names it.
 const PLACES: [&str; 2] = ["/etc/walferry.yml", "/etc/litestream.yml"];
@@ -39,8 +39,7 @@ pub fn load(file: &Path, expand: bool) -> Result<Config, Broken> {
         name => std::env::var_os(name).and_then(|value| value.into_string().ok()),
     };
     let expand = expand && std::env::var_os(NO_EXPAND).is_none_or(|value| value == "0");
-    let variable: Option<&dyn Fn(&str) -> Option<String>> =
-        if expand { Some(&variable) } else { None };
+    let variable: Option<&Variables<'_>> = if expand { Some(&variable) } else { None };
     let file = std::path::absolute(file).unwrap_or_else(|_| file.to_path_buf());
     Config::parse(&file, &text, variable, &Surroundings { directory, home })
 }

@@ -103,6 +103,9 @@ pub struct Logging {
     pub file: Option<PathBuf>,
 }
 
+/// Looks an environment variable up.
+pub type Variables<'a> = dyn Fn(&str) -> Option<String> + 'a;
+
 /// What paths of a file are relative to.
 #[derive(Clone, Debug)]
 pub struct Surroundings {
@@ -118,7 +121,7 @@ impl Config {
     pub fn parse(
         file: &Path,
         text: &str,
-        variable: Option<&dyn Fn(&str) -> Option<String>>,
+        variable: Option<&Variables<'_>>,
         surroundings: &Surroundings,
     ) -> Result<Config, Broken> {
         let broken = |mut mistakes: Vec<Mistake>| {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use super::Variables;
 use super::expand::{Failure, expand};
 use super::keys::{self, Kind, Meaning, Place, Row};
 use super::mistake::Mistake;
@@ -64,7 +65,7 @@ pub(super) struct Raw {
 /// What is read besides.
 pub(super) struct Reading<'a> {
     /// `None`: variables are not replaced.
-    pub(super) variable: Option<&'a dyn Fn(&str) -> Option<String>>,
+    pub(super) variable: Option<&'a Variables<'a>>,
     pub(super) mistakes: Vec<Mistake>,
     pub(super) notes: Vec<Mistake>,
 }
@@ -206,7 +207,7 @@ impl Reading<'_> {
                 return None;
             }
             Meaning::Note(why) => {
-                self.notes.push(Mistake::at(at, key, format!("without effect: {why}")))
+                self.notes.push(Mistake::at(at, key, format!("without effect: {why}")));
             }
             Meaning::Supported | Meaning::Only(..) => {}
         }
@@ -338,7 +339,9 @@ fn checked(kind: Kind, text: &str) -> Result<String, ()> {
     let same = |right: bool| if right { Ok(trimmed.to_string()) } else { Err(()) };
     match kind {
         Kind::Time => same(parse_duration(trimmed).is_ok()),
-        Kind::TimeOrOff if trimmed == "off" || trimmed == "false" => Ok("off".to_string()),
+        Kind::TimeOrOff | Kind::Levels if trimmed == "off" || trimmed == "false" => {
+            Ok("off".to_string())
+        }
         Kind::TimeOrOff => match parse_duration(trimmed) {
             Ok(time) if time.is_zero() => Ok("off".to_string()),
             Ok(_) => Ok(trimmed.to_string()),
@@ -357,7 +360,6 @@ fn checked(kind: Kind, text: &str) -> Result<String, ()> {
             let word = if word == "false" && all.contains(&"off") { "off".into() } else { word };
             if all.contains(&word.as_str()) { Ok(word) } else { Err(()) }
         }
-        Kind::Levels if trimmed == "off" || trimmed == "false" => Ok("off".to_string()),
         Kind::Levels => same(crate::settings::parse_levels(trimmed).is_ok()),
         // A secret is taken as it is, with all that stands around it.
         Kind::Secret => Ok(text.to_string()),

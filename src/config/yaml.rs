@@ -142,7 +142,7 @@ impl Builder {
                 return self.put(Node { line, value }, anchor, line);
             }
             Event::SequenceStart(anchor, _) => {
-                self.open(Open::Sequence(line, Vec::new(), anchor))?
+                self.open(Open::Sequence(line, Vec::new(), anchor))?;
             }
             Event::MappingStart(anchor, _) => {
                 self.open(Open::Mapping(line, Vec::new(), None, anchor))?;

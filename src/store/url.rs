@@ -78,6 +78,15 @@ pub fn below_path(url: &str, path: &str) -> String {
     below(url, &name)
 }
 
+/// The folder that a URL or path names, if it names one.
+pub fn folder(url: &str) -> Option<PathBuf> {
+    match split_scheme(url) {
+        None => Some(url.into()),
+        Some(("file", rest)) => file_path(url, rest).ok(),
+        Some(_) => None,
+    }
+}
+
 /// Whether it is a URL, and not the path of a file or folder.
 pub fn is_url(text: &str) -> bool {
     split_scheme(text).is_some()

@@ -172,7 +172,7 @@ fn every_key_of_litestream_is_known() {
         let mut text =
             format!("dbs:\n- path: /a\n  replica:\n    type: {kind}\n    path: p\n{bucket}");
         for line in *lines {
-            text += &format!("    {line}\n");
+            text += &["    ", line, "\n"].concat();
         }
         check(&text, *refused);
         // As a default of all replicas.

@@ -127,7 +127,8 @@ fn a_file_cannot_make_itself_large() {
     let mut text = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_string();
     for level in 1..9 {
         let inner = vec![format!("*a{}", level - 1); 10].join(",");
-        text += &format!("a{level}: &a{level} [{inner}]\n");
+        let line = format!("a{level}: &a{level} [{inner}]\n");
+        text.push_str(&line);
     }
     assert!(wrong(&text).contains("more than 100000 values"));
     let deep = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
