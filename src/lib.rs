@@ -4,6 +4,7 @@ pub mod border;
 mod claim;
 #[cfg(feature = "cli")]
 pub mod cli;
+pub mod config;
 pub mod database;
 pub mod engine;
 pub mod finding;
@@ -11,6 +12,7 @@ mod gate;
 pub mod history;
 pub mod local;
 pub mod ltx;
+mod nearest;
 pub mod plan;
 pub mod process;
 pub mod replications;

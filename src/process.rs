@@ -185,12 +185,14 @@ impl Process {
     }
 
     /// The database at this canonical path, registered if it is new, with a replication to each of
-    /// its replicas that can be; what stands in the way of the others is reported. Another database of
-    /// this process with the same replica is refused: the two would fight over it.
+    /// its replicas that can be; what stands in the way of the others is reported, or with `strict` in
+    /// the way of all. Another database of this process with the same replica is refused: the two
+    /// would fight over it.
     pub fn database(
         self: &Arc<Self>,
         path: &Path,
         settings: Vec<Settings>,
+        strict: bool,
     ) -> Result<Replications, String> {
         let mut databases = self.databases.lock();
         if let Some(known) = databases.get(path) {
@@ -220,7 +222,7 @@ impl Process {
                     )
                 })
             };
-            let store = crate::store::url::open(&settings.replica);
+            let store = crate::store::url::open_with(&settings.replica, &settings.access);
             match store.map_err(|error| error.to_string()) {
                 Ok(store) => match taken() {
                     None => {
@@ -240,7 +242,7 @@ impl Process {
         };
         let settings = wanted.into_iter().map(|(settings, _)| settings);
         let mut all: Vec<Arc<Database>> = settings.zip(dirs).map(new).collect();
-        if all.is_empty() {
+        if all.is_empty() || strict && !refused.is_empty() {
             let why = refused.into_iter().next().map(|(_, why)| why);
             return Err(why.unwrap_or_else(|| "it has no replica".to_string()));
         }

@@ -1,13 +1,27 @@
 //! What can be set for a database, and where a replica's URL comes from.
+//!
+//! Each value is looked for in three places: the URI parameters with which the database was opened,
+//! then the environment, then the configuration file.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-/// Settings of one replicated database.
+use crate::config::{Config, Layer};
+use crate::store::{self, Access};
+
+/// Settings of one replica of a database.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
-    /// URL of the replica.
+    /// URL of the replica. It names the replica; how to reach it is in `access` as well.
     pub replica: String,
+    /// What the file calls it.
+    pub name: Option<String>,
+    /// Credentials and options of the store, from the file.
+    pub access: Access,
     /// Shortest time between two shipped files.
     pub sync_interval: Duration,
     /// Longest time that the end of the process waits for what is not shipped yet.
@@ -17,6 +31,63 @@ pub struct Settings {
     pub spool_cap: u64,
     /// How the replica's history is kept up.
     pub history: History,
+    /// Whether databases are put into WAL mode.
+    pub journal_mode: JournalMode,
+    /// Whether a database that cannot be replicated as it is set is not opened.
+    pub strict: bool,
+    /// Where the replica is named.
+    pub origin: Origin,
+    /// Every other value by its name, as it was given or is by default, and where it comes from.
+    pub given: BTreeMap<&'static str, Given>,
+}
+
+/// What is done with the journal mode of a database that is to be replicated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum JournalMode {
+    /// It is put into WAL mode.
+    Wal,
+    /// It stays as it is.
+    Keep,
+}
+
+/// A value and where it comes from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Given {
+    /// As it was written.
+    pub text: String,
+    /// Where.
+    pub origin: Origin,
+}
+
+/// Where a value comes from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// A parameter in the database's URI.
+    Parameter,
+    /// The environment variable of this name.
+    Variable(String),
+    /// The configuration file.
+    File {
+        /// Its path.
+        file: Arc<Path>,
+        /// From 1.
+        line: usize,
+        /// Path of the key.
+        key: String,
+    },
+    /// Nothing was given.
+    Default,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Parameter => f.write_str("URI parameter"),
+            Origin::Variable(name) => f.write_str(name),
+            Origin::File { file, line, key } => write!(f, "{}:{line} {key}", file.display()),
+            Origin::Default => f.write_str("default"),
+        }
+    }
 }
 
 /// How files are joined, and how long they are kept. What is not to be done has a time of zero, but
@@ -46,35 +117,26 @@ pub struct History {
 const LEVELS: &str = "30s,5m,1h";
 /// Level 1 to 8 can have files of joined ones.
 const LEVELS_MAX: usize = 8;
-const DAY: Duration = Duration::from_hours(24);
-const COPIES_CAP: u64 = 16 << 20;
+/// What `spool-cap` is by default, in words.
+const SPOOL_CAP: &str = "auto";
 
 impl History {
-    fn resolve(lookup: &dyn Lookup) -> Result<History, String> {
-        let time = |name, default| match find(lookup, name) {
-            None => Ok(default),
-            Some(text) => parse_time_or_off(&text).map_err(|why| format!("{name}: {why}")),
-        };
-        let levels = find(lookup, "levels").unwrap_or_else(|| LEVELS.to_string());
-        let levels = parse_levels(&levels).map_err(|why| format!("levels: {why}"))?;
-        let switch = |name, default| match find(lookup, name).as_deref().map(str::trim) {
-            None => Ok(default),
-            Some("on") => Ok(true),
-            Some("off") => Ok(false),
-            Some(other) => Err(format!("{name}: '{other}' is neither on nor off")),
-        };
+    fn resolve(layers: &Layers<'_>) -> Result<History, String> {
         let history = History {
-            levels,
-            snapshot_interval: time("snapshot-interval", Some(DAY))?.unwrap_or_default(),
-            retention: time("retention", Some(7 * DAY))?,
-            l0_retention: time("l0-retention", Some(DAY))?.unwrap_or(Duration::MAX),
-            deletes: switch("deletes", true)?,
-            shrink_images: switch("shrink-images", false)?,
-            validation_interval: time("validation-interval", None)?.unwrap_or_default(),
-            copies_cap: match find(lookup, "copies-cap") {
-                None => COPIES_CAP,
-                Some(text) => parse_size(&text).map_err(|why| format!("copies-cap: {why}"))?,
-            },
+            levels: layers.parsed("levels", LEVELS, parse_levels)?,
+            snapshot_interval: layers
+                .parsed("snapshot-interval", "24h", parse_time_or_off)?
+                .unwrap_or_default(),
+            retention: layers.parsed("retention", "168h", parse_time_or_off)?,
+            l0_retention: layers
+                .parsed("l0-retention", "24h", parse_time_or_off)?
+                .unwrap_or(Duration::MAX),
+            deletes: layers.parsed("deletes", "on", parse_switch)?,
+            shrink_images: layers.parsed("shrink-images", "off", parse_switch)?,
+            validation_interval: layers
+                .parsed("validation-interval", "off", parse_time_or_off)?
+                .unwrap_or_default(),
+            copies_cap: layers.parsed("copies-cap", "16MB", parse_size)?,
         };
         if history.retention.is_some_and(|retention| retention.is_zero()) {
             return Err("retention: 0 would keep nothing; say how long, or off to keep all".into());
@@ -85,7 +147,7 @@ impl History {
 
 /// `30s,5m,1h`, each longer than the one before it, or `off` in the place of a level that is not made;
 /// or `off` for all.
-fn parse_levels(text: &str) -> Result<Vec<Duration>, String> {
+pub(crate) fn parse_levels(text: &str) -> Result<Vec<Duration>, String> {
     let level = |text: &str| match parse_time_or_off(text)? {
         Some(Duration::ZERO) => Err("0 is no length of time here: write off".to_string()),
         level => Ok(level.unwrap_or_default()),
@@ -110,6 +172,22 @@ fn parse_time_or_off(text: &str) -> Result<Option<Duration>, String> {
     }
 }
 
+fn parse_switch(text: &str) -> Result<bool, String> {
+    match text.trim() {
+        "on" | "true" => Ok(true),
+        "off" | "false" => Ok(false),
+        other => Err(format!("'{other}' is neither on nor off")),
+    }
+}
+
+fn parse_journal_mode(text: &str) -> Result<JournalMode, String> {
+    match text.trim() {
+        "wal" => Ok(JournalMode::Wal),
+        "keep" => Ok(JournalMode::Keep),
+        other => Err(format!("'{other}' is neither wal nor keep")),
+    }
+}
+
 /// Looks a setting up: first the URI parameter of this name, then the environment variable
 /// `WALFERRY_` with the name in capitals.
 pub trait Lookup {
@@ -119,61 +197,169 @@ pub trait Lookup {
     fn variable(&self, name: &str) -> Option<String>;
 }
 
+/// The environment alone, as a program without URI parameters has it.
+pub struct Environment;
+
+impl Lookup for Environment {
+    fn parameter(&self, _: &str) -> Option<String> {
+        None
+    }
+
+    fn variable(&self, name: &str) -> Option<String> {
+        std::env::var(name).ok()
+    }
+}
+
+/// URI parameters, then the environment, then the file.
+struct Layers<'a> {
+    lookup: &'a dyn Lookup,
+    file: &'a Layer,
+    /// What was asked for, and found.
+    given: RefCell<BTreeMap<&'static str, Given>>,
+}
+
+impl Layers<'_> {
+    fn parsed<T>(
+        &self,
+        name: &'static str,
+        default: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Result<T, String> {
+        let given = find(self.lookup, name)
+            .or_else(|| self.file.values.get(name).cloned())
+            .unwrap_or_else(|| Given { text: default.to_string(), origin: Origin::Default });
+        let parsed = parse(&given.text).map_err(|why| format!("{name}: {why}"));
+        self.given.borrow_mut().insert(name, given);
+        parsed
+    }
+}
+
 impl Settings {
-    /// The settings of a database; `Ok(None)` when it is not to be replicated.
-    pub fn resolve(database: &Path, lookup: &dyn Lookup) -> Result<Option<Settings>, String> {
-        let Some(replica) = find(lookup, "replica") else {
-            return Ok(None);
+    /// The settings of each replica of a database, in the file's order; none when it is not to be
+    /// replicated. A replica in the URI or in the environment stands in the place of those in the
+    /// file.
+    pub fn resolve(
+        database: &Path,
+        lookup: &dyn Lookup,
+        config: Option<&Config>,
+    ) -> Result<Vec<Settings>, String> {
+        let none = Layer::default();
+        let entry = config.and_then(|config| config.entry(database));
+        let defaults = match (&entry, config) {
+            (Some(entry), _) => &entry.layer,
+            (None, Some(config)) => &config.global,
+            (None, None) => &none,
         };
-        if replica.trim().is_empty() {
-            return Ok(None);
+        let listed = entry.as_ref().map(|entry| entry.replicas.as_slice()).unwrap_or_default();
+        let Some(given) = find(lookup, "replica") else {
+            let one = |replica: &crate::config::Replica| {
+                let found = (replica.url.clone(), replica.name.clone(), replica.origin.clone());
+                Settings::of(found, &replica.layer, lookup)
+            };
+            return listed.iter().map(one).collect();
+        };
+        if given.text.trim().is_empty() {
+            return Ok(Vec::new());
         }
         let name = database.file_name().map(|name| name.to_string_lossy().into_owned());
-        let replica = replica.replace("{name}", &name.unwrap_or_default());
-        let duration = |name, default| match find(lookup, name) {
-            None => Ok(default),
-            Some(text) => parse_duration(&text).map_err(|why| format!("{name}: {why}")),
+        let url = given.text.replace("{name}", &name.unwrap_or_default());
+        // The file may say how the same replica is reached.
+        let identity = store::url::check(&url, &Access::default()).ok();
+        let same = listed.iter().find(|replica| identity.as_ref() == Some(&replica.identity));
+        let (name, layer) = match same {
+            Some(replica) => (replica.name.clone(), &replica.layer),
+            None => (None, defaults),
         };
-        let spool_cap = match find(lookup, "spool-cap") {
-            None => 0,
-            Some(text) => parse_size(&text).map_err(|why| format!("spool-cap: {why}"))?,
-        };
-        Ok(Some(Settings {
+        Ok(vec![Settings::of((url, name, given.origin), layer, lookup)?])
+    }
+
+    fn of(
+        (replica, name, origin): (String, Option<String>, Origin),
+        layer: &Layer,
+        lookup: &dyn Lookup,
+    ) -> Result<Settings, String> {
+        let layers = Layers { lookup, file: layer, given: RefCell::default() };
+        let s3 = replica.starts_with("s3:");
+        let settings = Settings {
             replica,
-            sync_interval: duration("sync-interval", Duration::from_secs(1))?,
-            shutdown_timeout: duration("shutdown-timeout", Duration::from_secs(5))?,
-            spool_cap,
-            history: History::resolve(lookup)?,
-        }))
+            name,
+            access: if s3 { layer.access.clone() } else { Access::default() },
+            sync_interval: layers.parsed("sync-interval", "1s", parse_duration)?,
+            shutdown_timeout: layers.parsed("shutdown-timeout", "5s", parse_duration)?,
+            spool_cap: layers.parsed("spool-cap", SPOOL_CAP, parse_spool_cap)?,
+            history: History::resolve(&layers)?,
+            journal_mode: layers.parsed("journal-mode", "wal", parse_journal_mode)?,
+            strict: layers.parsed("strict", "off", |text| Ok(means_strict(text)))?,
+            origin,
+            given: BTreeMap::new(),
+        };
+        Ok(Settings { given: layers.given.into_inner(), ..settings })
+    }
+
+    /// Whether a database is not to be opened if it cannot be replicated as it is set: known even
+    /// where no other setting is.
+    pub fn is_strict(database: &Path, lookup: &dyn Lookup, config: Option<&Config>) -> bool {
+        let in_file = || {
+            let config = config?;
+            let entry = config.entry(database);
+            let layer = entry.as_ref().map_or(&config.global, |entry| &entry.layer);
+            layer.values.get("strict").cloned()
+        };
+        let given = find(lookup, "strict").or_else(in_file);
+        given.is_some_and(|given| means_strict(&given.text))
     }
 }
 
-fn find(lookup: &dyn Lookup, name: &str) -> Option<String> {
-    lookup.parameter(name).or_else(|| {
-        let variable = format!("WALFERRY_{}", name.to_uppercase().replace('-', "_"));
-        lookup.variable(&variable)
-    })
+/// What is not clearly a no is a yes: whoever writes it wants to be told.
+fn means_strict(text: &str) -> bool {
+    !matches!(text.trim(), "off" | "false" | "0" | "no" | "")
 }
 
-/// Parses a length of time: a number with `ms`, `s`, `m`, `h` or `d`; a bare 0 is allowed.
+fn parse_spool_cap(text: &str) -> Result<u64, String> {
+    if text.trim() == SPOOL_CAP { Ok(0) } else { parse_size(text) }
+}
+
+fn find(lookup: &dyn Lookup, name: &str) -> Option<Given> {
+    if let Some(text) = lookup.parameter(name) {
+        return Some(Given { text, origin: Origin::Parameter });
+    }
+    let variable = format!("WALFERRY_{}", name.to_uppercase().replace('-', "_"));
+    let text = lookup.variable(&variable)?;
+    Some(Given { text, origin: Origin::Variable(variable) })
+}
+
+/// Parses a length of time: numbers with `ns`, `us`, `ms`, `s`, `m`, `h` or `d`, as in `500ms`,
+/// `1h30m` and `30d`; a bare 0 is allowed.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("'{text}' is not a length of time: write it like 500ms, 1s, 5m or 24h");
-    let text = text.trim();
-    if text == "0" {
+    let mut rest = text.trim();
+    if rest == "0" {
         return Ok(Duration::ZERO);
     }
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
-    let (number, unit) = text.split_at(digits);
-    let number: f64 = number.parse().map_err(|_| wrong())?;
-    let seconds = match unit {
-        "ms" => number / 1000.0,
-        "s" => number,
-        "m" => number * 60.0,
-        "h" => number * 3600.0,
-        "d" => number * 86_400.0,
-        _ => return Err(wrong()),
-    };
-    Duration::try_from_secs_f64(seconds).map_err(|_| wrong())
+    let mut sum = Duration::ZERO;
+    loop {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
+        let (number, after) = rest.split_at(digits);
+        let end = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
+        let (unit, after) = after.split_at(end);
+        let number: f64 = number.parse().map_err(|_| wrong())?;
+        let seconds = match unit {
+            "ns" => number / 1e9,
+            "us" | "µs" | "μs" => number / 1e6,
+            "ms" => number / 1000.0,
+            "s" => number,
+            "m" => number * 60.0,
+            "h" => number * 3600.0,
+            "d" => number * 86_400.0,
+            _ => return Err(wrong()),
+        };
+        let part = Duration::try_from_secs_f64(seconds).map_err(|_| wrong())?;
+        sum = sum.checked_add(part).ok_or_else(wrong)?;
+        rest = after;
+        if rest.is_empty() {
+            return Ok(sum);
+        }
+    }
 }
 
 /// Parses a size in bytes: a number, or one with `KB`, `MB`, `GB`, `TB` (powers of 1024).
@@ -198,9 +384,9 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 mod tests {
     use super::*;
 
-    struct Given(&'static [(&'static str, &'static str)]);
+    struct Known(&'static [(&'static str, &'static str)]);
 
-    impl Lookup for Given {
+    impl Lookup for Known {
         fn parameter(&self, name: &str) -> Option<String> {
             self.0.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string())
         }
@@ -209,31 +395,60 @@ mod tests {
         }
     }
 
+    fn one(database: &str, lookup: &dyn Lookup) -> Result<Settings, String> {
+        let mut all = Settings::resolve(Path::new(database), lookup, None)?;
+        assert_eq!(all.len(), 1);
+        Ok(all.remove(0))
+    }
+
+    #[test]
+    fn lengths_of_time_in_the_syntax_of_go() {
+        for (text, ms) in [
+            ("0", 0),
+            ("500ms", 500),
+            ("1.5s", 1500),
+            ("1h30m", 5_400_000),
+            ("720h", 2_592_000_000),
+            ("30d", 2_592_000_000),
+            ("1m0.5s", 60_500),
+            ("1000us", 1),
+        ] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        for text in ["", "1", "h", "1h30", "-1s", "1 h", "1h 30m", "1x", "1e3s", "1..5s"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+
     #[test]
     fn the_parameter_beats_the_variable() {
-        let given = Given(&[
+        let given = Known(&[
             ("WALFERRY_REPLICA", "s3://b/{name}"),
             ("WALFERRY_SYNC_INTERVAL", "2s"),
             ("sync-interval", "10ms"),
             ("spool-cap", "2MiB"),
         ]);
-        let settings = Settings::resolve(Path::new("/data/app.db"), &given).unwrap().unwrap();
+        let settings = one("/data/app.db", &given).unwrap();
         assert_eq!(settings.replica, "s3://b/app.db");
         assert_eq!(settings.sync_interval, Duration::from_millis(10));
         assert_eq!(settings.spool_cap, 2 << 20);
-        assert_eq!(Settings::resolve(Path::new("a"), &Given(&[])), Ok(None));
+        let shown = |name: &str| settings.given[name].origin.to_string();
+        assert_eq!(shown("sync-interval"), "URI parameter");
+        assert_eq!(settings.origin.to_string(), "WALFERRY_REPLICA");
+        assert_eq!(shown("retention"), "default");
+        assert_eq!(Settings::resolve(Path::new("a"), &Known(&[]), None), Ok(Vec::new()));
         assert_eq!(settings.history.levels.len(), 3);
-        assert_eq!(settings.history.retention, Some(7 * DAY));
-        let given = Given(&[
+        assert_eq!(settings.history.retention, Some(Duration::from_hours(168)));
+        let given = Known(&[
             ("replica", "s3://b/p"),
             ("levels", "10s, 1m"),
             ("retention", "720h"),
             ("snapshot-interval", "off"),
             ("deletes", "off"),
         ]);
-        let history = Settings::resolve(Path::new("a"), &given).unwrap().unwrap().history;
+        let history = one("a", &given).unwrap().history;
         assert_eq!(history.levels, [Duration::from_secs(10), Duration::from_mins(1)]);
-        assert_eq!((history.retention, history.deletes), (Some(30 * DAY), false));
+        assert_eq!((history.retention, history.deletes), (Some(Duration::from_hours(720)), false));
         assert_eq!(history.snapshot_interval, Duration::ZERO);
         assert_eq!(parse_levels("off,1m").unwrap(), [Duration::ZERO, Duration::from_mins(1)]);
         for (name, value) in [
@@ -246,13 +461,14 @@ mod tests {
             ("retention", "forever"),
             ("deletes", "no"),
             ("shrink-images", "1"),
+            ("journal-mode", "delete"),
         ] {
             let wrong: &'static _ = Box::leak(Box::new([("replica", "x"), (name, value)]));
-            let message = Settings::resolve(Path::new("a"), &Given(wrong)).unwrap_err();
+            let message = one("a", &Known(wrong)).unwrap_err();
             assert!(message.starts_with(name), "{message}");
         }
-        let wrong = Given(&[("replica", "x"), ("shutdown-timeout", "5 parsecs")]);
-        let message = Settings::resolve(Path::new("a"), &wrong).unwrap_err();
+        let wrong = Known(&[("replica", "x"), ("shutdown-timeout", "5 parsecs")]);
+        let message = one("a", &wrong).unwrap_err();
         assert!(message.contains("shutdown-timeout") && message.contains("5 parsecs"), "{message}");
     }
 }

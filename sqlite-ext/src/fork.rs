@@ -17,6 +17,7 @@ use std::sync::{
 use walferry::process::{self, Forking};
 
 use crate::api;
+use crate::configured::{self, Known};
 use crate::pin::Pin;
 use crate::reader::Walk;
 use crate::registry::{self, Adopted, Databases, Shimmed};
@@ -41,6 +42,7 @@ struct Held {
     library: Forking,
     databases: MutexGuard<'static, Databases>,
     _adopted: RwLockWriteGuard<'static, Adopted>,
+    _configured: MutexGuard<'static, Known>,
     _in_sqlite: RwLockWriteGuard<'static, ()>,
 }
 
@@ -90,8 +92,16 @@ pub fn prepare() {
             walk.end();
         }
     }
+    let configured = configured::known();
     let library = process::before_fork();
-    let held = Held { pinned, library, databases, _adopted: adopted, _in_sqlite: in_sqlite };
+    let held = Held {
+        pinned,
+        library,
+        databases,
+        _adopted: adopted,
+        _configured: configured,
+        _in_sqlite: in_sqlite,
+    };
     HELD.with(|cell| *cell.borrow_mut() = Some(held));
 }
 

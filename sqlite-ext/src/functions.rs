@@ -7,8 +7,10 @@ use std::time::Duration;
 use walferry::process::{self, Process};
 use walferry::replications::Replications;
 
-use crate::api::{Api, Connection, Value};
-use crate::registry;
+use walferry::settings::JournalMode;
+
+use crate::api::{self, Api, Connection, OwnConnection, Value};
+use crate::registry::{self, Shimmed};
 
 /// All functions answer alike, whether or not they can fail.
 type Answer = Result<Value, String>;
@@ -100,7 +102,7 @@ fn wait_for(call: &Call<'_>, arguments: &[i64], hurry: bool) -> Answer {
 /// left alone: its page size may still be chosen, which WAL mode would end.
 pub fn prepare_connection(api: &Api, db: Connection) {
     let Some(database) = registry::database_of(api, db) else { return };
-    if api.is_read_only(db, c"main") {
+    if database.first().settings().journal_mode == JournalMode::Keep || api.is_read_only(db, c"main") {
         return;
     }
     let has_pages = std::fs::metadata(database.path()).is_ok_and(|meta| meta.len() > 0);
@@ -122,6 +124,37 @@ pub fn prepare_connection(api: &Api, db: Connection) {
             // SQLite would take the error that the connection remembers for one of its opening, and
             // refuse the application a database that is only busy. Success clears it.
             let _ = api.query(db, c"SELECT 1");
+        }
+    }
+}
+
+/// Puts a database that was new, and has something in it now, into WAL mode, by a connection of our
+/// own; the application's notices with its next transaction, as if another program had done it.
+/// Whether that is settled: it has WAL mode, or is not to have it.
+pub fn into_wal_mode(shimmed: &Shimmed) -> bool {
+    let path = shimmed.database.path();
+    if shimmed.database.first().settings().journal_mode == JournalMode::Keep || shimmed.is_orphaned() {
+        return true;
+    }
+    let Some(api) = api::api() else { return true };
+    if !std::fs::metadata(path).is_ok_and(|meta| meta.len() > 0) {
+        return false;
+    }
+    let mode = OwnConnection::open(api, shimmed.vfs.0, path)
+        .and_then(|connection| connection.query(c"PRAGMA main.journal_mode=WAL"));
+    match mode {
+        Ok(Some(mode)) if mode == "wal" => true,
+        Ok(mode) => {
+            let mode = mode.unwrap_or_default();
+            log::warn!(
+                "{}: it stays in journal mode {mode}; only WAL mode is replicated",
+                path.display()
+            );
+            true
+        }
+        Err(why) => {
+            log::info!("{}: it cannot be put into WAL mode yet: {why}", path.display());
+            false
         }
     }
 }

@@ -1,6 +1,6 @@
 //! One connection's file on a replicated database, and what is known of it.
 
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -43,6 +43,8 @@ pub struct Handle {
     pub(crate) readable: Mutex<bool>,
     /// Checkpoints and new beginnings of the WAL by this connection.
     pub(crate) disturbances: AtomicU32,
+    /// Whether it was opened on an empty file, and has written to it since.
+    pub(crate) fresh: AtomicU8,
     /// In which process of a line of forks it was opened.
     generation: u32,
 }
@@ -59,6 +61,17 @@ pub(crate) struct WalWrites {
     pub(crate) changes: u32,
 }
 
+/// Of a connection to a database that was empty when it was opened: WAL mode would end the time in
+/// which page size and auto-vacuum can be chosen, so that it comes once there is something in it.
+pub(crate) mod fresh {
+    /// It was not empty, or has WAL mode by now.
+    pub(crate) const NO: u8 = 0;
+    /// It was empty.
+    pub(crate) const EMPTY: u8 = 1;
+    /// This connection has written to it, outside the WAL.
+    pub(crate) const WRITTEN: u8 = 2;
+}
+
 impl Handle {
     /// Takes a main database's file over. `None` if it cannot be replicated.
     pub fn open_main(target: Target, real: RawFile, adopted: bool) -> Option<Arc<Handle>> {
@@ -69,6 +82,8 @@ impl Handle {
             return None;
         }
         let shimmed = registry::of_file_now(shimmed);
+        let len = std::fs::metadata(shimmed.database.path()).map_or(0, |meta| meta.len());
+        let fresh = if len == 0 && !adopted { fresh::EMPTY } else { fresh::NO };
         shimmed.handles.fetch_add(1, Ordering::AcqRel);
         shimmed.database.connect();
         Some(Arc::new_cyclic(|this| Handle {
@@ -86,6 +101,7 @@ impl Handle {
             written: Mutex::new(WalWrites::default()),
             readable: Mutex::new(false),
             disturbances: AtomicU32::new(0),
+            fresh: AtomicU8::new(fresh),
             generation: fork::generation(),
         }))
     }

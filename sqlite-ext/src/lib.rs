@@ -11,6 +11,7 @@
 
 mod alone;
 mod api;
+mod configured;
 mod ffi;
 mod fork;
 mod functions;

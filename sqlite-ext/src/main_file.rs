@@ -8,10 +8,11 @@ use walferry::local::state::Fingerprint;
 
 use crate::api::{
     self, SQLITE_BUSY, SQLITE_FCNTL_CKPT_DONE, SQLITE_FCNTL_CKPT_START,
-    SQLITE_FCNTL_COMMIT_PHASETWO, SQLITE_LOCK_EXCLUSIVE, SQLITE_OK, SQLITE_SHM_EXCLUSIVE,
-    SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, Shm,
+    SQLITE_FCNTL_COMMIT_PHASETWO, SQLITE_LOCK_EXCLUSIVE, SQLITE_LOCK_NONE, SQLITE_OK,
+    SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, Shm,
 };
-use crate::handle::{Handle, WalWrites};
+use crate::functions;
+use crate::handle::{Handle, WalWrites, fresh};
 use crate::pin::{Pin, read_index};
 
 /// Locks of the wal-index (`wal.c`): write, checkpoint, and the first read slot but one.
@@ -202,6 +203,19 @@ impl MainFile<'_> {
         handle.shimmed.detach(fingerprint);
     }
 
+    /// After `xUnlock`. What was an empty database has got its first content: now WAL mode takes no
+    /// choice away any more.
+    pub fn after_unlock(&self, level: i32) {
+        let handle = self.0;
+        if level > SQLITE_LOCK_NONE || handle.fresh.load(Ordering::Acquire) != fresh::WRITTEN {
+            return;
+        }
+        let done = handle.shimmed.is_attached() || functions::into_wal_mode(&handle.shimmed);
+        // In vain, as where another connection reads: again after the next write.
+        let next = if done { fresh::NO } else { fresh::EMPTY };
+        handle.fresh.store(next, Ordering::Release);
+    }
+
     /// Before `xWrite`.
     pub fn before_write(&self) {
         let handle = self.0;
@@ -213,6 +227,9 @@ impl MainFile<'_> {
         }
         if !handle.shimmed.is_attached() {
             handle.database().outside_wal();
+            if handle.fresh.load(Ordering::Acquire) == fresh::EMPTY {
+                handle.fresh.store(fresh::WRITTEN, Ordering::Release);
+            }
         }
         if !handle.shimmed.written.swap(true, Ordering::AcqRel) {
             log::debug!("{}: written outside the WAL", handle.database().path().display());

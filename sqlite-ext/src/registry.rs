@@ -10,11 +10,12 @@ use walferry::border::{Border, Reader};
 use walferry::local::state::Fingerprint;
 use walferry::process::{self, Process};
 use walferry::replications::Replications;
-use walferry::settings::{Lookup, Settings};
+use walferry::settings::Lookup;
 use walferry::wal::WalIndex;
 
 use crate::alone::AloneReader;
 use crate::api::{self, Api, BaseVfs, Connection};
+use crate::configured::configured;
 use crate::fork;
 use crate::handle::Handle;
 use crate::pin::Pin;
@@ -88,45 +89,43 @@ impl<F: Fn(&str) -> Option<String>> Lookup for UriLookup<F> {
     }
 }
 
-/// A path with links resolved, also when the file does not exist yet.
-pub fn canonical(path: &Path) -> PathBuf {
-    if let Ok(path) = std::fs::canonicalize(path) {
-        return path;
-    }
-    match (path.parent(), path.file_name()) {
-        (Some(parent), Some(name)) => {
-            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-            std::fs::canonicalize(parent).map_or_else(|_| path.to_path_buf(), |dir| dir.join(name))
-        }
-        _ => path.to_path_buf(),
-    }
-}
+pub use walferry::config::canonical;
 
 /// The VFS under ours: the default one, or what ours wraps if ours is the default.
 pub fn base_vfs(api: &'static Api) -> Option<BaseVfs> {
     api.find_base_vfs()
 }
 
+/// What becomes of a database that is being opened.
+pub enum Opening {
+    /// It passes through.
+    Plain,
+    /// It is replicated.
+    Replicated(Replicated),
+    /// It cannot be replicated as it is set, and is not to be opened then.
+    Refused,
+}
+
 /// Whether this database is to be replicated, and where to.
-pub fn replicated(path: &Path, lookup: &dyn Lookup, vfs: BaseVfs) -> Option<Replicated> {
+pub fn replicated(path: &Path, lookup: &dyn Lookup, vfs: BaseVfs) -> Opening {
     let path = canonical(path);
-    let settings = match Settings::resolve(&path, lookup) {
-        Ok(settings) => settings?,
-        Err(why) => {
-            process::refuse(&path, "", &why);
-            return None;
-        }
-    };
-    let url = settings.replica.clone();
-    let database = Process::start().and_then(|process| process.database(&path, vec![settings]));
+    let configured = configured();
+    let strict = configured.is_strict(&path, lookup);
+    let mut url = String::new();
+    let database = configured.settings(&path, lookup).and_then(|all| {
+        let Some(first) = all.first() else { return Ok(None) };
+        url.clone_from(&first.replica);
+        Process::start()?.database(&path, all, strict).map(Some)
+    });
     match database {
-        Ok(database) => {
+        Ok(None) => Opening::Plain,
+        Ok(Some(database)) => {
             crate::drain_at_exit();
-            Some(Replicated(shimmed(&database, vfs)))
+            Opening::Replicated(Replicated(shimmed(&database, vfs)))
         }
         Err(why) => {
             process::refuse(&path, &url, &why);
-            None
+            if strict { Opening::Refused } else { Opening::Plain }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Error, moment, print, table};
+use super::{Error, configured, moment, print, table};
 use crate::history::{self, Joined, Purpose};
 use crate::plan::compact::{self, Ladder, Step};
 use crate::restore::list_in_turn;
@@ -13,8 +13,11 @@ use crate::units::{Level, Txid};
 #[derive(clap::Args)]
 #[command(after_help = super::exit::help())]
 pub(super) struct Args {
-    /// The replica, such as s3://bucket/path or file:///path
+    /// The replica, such as s3://bucket/path or file:///path, or a database of the configuration file
+    #[arg(value_name = "URL|DATABASE")]
     url: String,
+    #[command(flatten)]
+    named: configured::Args,
     /// Which levels to make, in this order: 1 to 8 from the next lower one that there is, 9 for a snapshot
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 2, 3],
           value_parser = clap::value_parser!(u8).range(1..=9))]
@@ -28,7 +31,8 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Error> {
-    let store = store::url::open(&args.url)?;
+    let named = args.named.one(&args.url)?;
+    let store = named.open()?;
     let mut files = list_in_turn(store.as_ref()).await?;
     let mut lines = Vec::new();
     let levels = || args.level.iter().filter_map(|level| Level::new(*level));
@@ -44,7 +48,7 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
             continue;
         }
         let joined = history::join(store.clone(), step.clone(), Purpose::Publish, None);
-        let joined = joined.await.map_err(|error| super::about(&args.url, error.into()))?;
+        let joined = joined.await.map_err(|error| super::about(&named.url, error.into()))?;
         files = list_in_turn(store.as_ref()).await?;
         lines.push(line(&args, &step, Some(joined)));
     }

@@ -29,6 +29,18 @@ fn beside_the_program() -> Vec<PathBuf> {
     vec![folder.join(FILE), folder.join("../lib/walferry").join(FILE)]
 }
 
+/// Says which configuration file the extension reads. To be called while the process has one
+/// thread.
+pub(super) fn set_config(file: &Path, no_expand_env: bool) {
+    // SAFETY: no other thread reads the environment, as there is none yet.
+    unsafe {
+        std::env::set_var("WALFERRY_CONFIG", file);
+        if no_expand_env {
+            std::env::set_var("WALFERRY_NO_EXPAND_ENV", "1");
+        }
+    }
+}
+
 /// Loads it; from then on the VFS `walferry` is there for the whole process.
 pub(super) fn load(path: &Path) -> Result<(), rusqlite::Error> {
     let loader = Connection::open_in_memory()?;

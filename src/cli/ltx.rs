@@ -2,19 +2,22 @@
 
 use serde_json::json;
 
-use super::{Error, generations, print, table};
+use super::{Error, configured, generations, print, table};
 use crate::plan::restore::{head, restorable};
 use crate::plan::{self, Target};
 use crate::restore::{self, Range, list_in_turn, range};
-use crate::store::{self, FileInfo};
+use crate::store::FileInfo;
 use crate::units::{Level, Txid};
 
 /// Arguments of `walferry ltx`.
 #[derive(clap::Args)]
 #[command(after_help = super::exit::help())]
 pub(super) struct Args {
-    /// The replica, such as s3://bucket/path or file:///path
+    /// The replica, such as s3://bucket/path or file:///path, or a database of the configuration file
+    #[arg(value_name = "URL|DATABASE")]
     url: String,
+    #[command(flatten)]
+    named: configured::Args,
     /// Which level to show, 0 to 9
     #[arg(long, value_name = "N|all", default_value = "all", value_parser = parse_levels)]
     level: Levels,
@@ -38,7 +41,8 @@ fn parse_levels(text: &str) -> Result<Levels, String> {
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Error> {
-    let store = store::url::open(&args.url)?;
+    let named = args.named.one(&args.url)?;
+    let store = named.open()?;
     // What can be restored depends on all levels, whichever are shown.
     let files = list_in_turn(store.as_ref()).await?;
     let old = restore::generations::list(store.as_ref()).await?;

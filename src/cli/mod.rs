@@ -1,6 +1,9 @@
 //! The command line: one file a subcommand. Errors are shown here, once, and nowhere else.
 
+mod check;
 mod compact;
+mod configured;
+mod databases;
 mod exit;
 mod extension;
 mod generations;
@@ -29,7 +32,7 @@ use clap::{Parser, Subcommand};
 
 pub use exit::Exit;
 
-use crate::{local, restore as restoring, store};
+use crate::{config, local, restore as restoring, store};
 
 /// Replicates SQLite databases to object storage from inside the process that writes them, and
 /// restores them.
@@ -58,6 +61,10 @@ enum Command {
     Compact(compact::Args),
     /// Remove what is older than the history that is to be kept
     Retain(retain::Args),
+    /// Show what applies to each database of the configuration, and where it comes from
+    Databases(databases::Args),
+    /// Try for real whether what the configuration says can work
+    Check(check::Args),
     /// Print the version
     Version,
 }
@@ -96,6 +103,8 @@ fn run(cli: Cli) -> Result<(), Error> {
         Command::Verify(args) => on_runtime(verify::run(args)),
         Command::Compact(args) => on_runtime(compact::run(args)),
         Command::Retain(args) => on_runtime(retain::run(args)),
+        Command::Databases(args) => databases::run(&args),
+        Command::Check(args) => on_runtime(check::run(args)),
         Command::Version => version::run(),
     }
 }
@@ -131,6 +140,10 @@ enum Error {
     /// A setting contradicts what is there.
     Usage(String),
     Sync(sync::Failure),
+    /// The configuration file cannot be used.
+    Config(config::Broken),
+    /// So many checks failed.
+    Checks(usize),
     /// A replica was checked, and this much is wrong with it.
     Defects {
         url: String,
@@ -145,11 +158,13 @@ impl Error {
         match self {
             Error::Restore(error) | Error::Replica { source: error, .. } => exit::of_restore(error),
             Error::Store(error) => exit::of_store(error.kind),
-            Error::NoDatabase(_) | Error::Usage(_) => Exit::Usage,
+            Error::NoDatabase(_) | Error::Usage(_) | Error::Config(_) => Exit::Usage,
             Error::InUse { .. } | Error::Declined(_) => Exit::Declined,
             Error::Defects { .. } => Exit::Damaged,
             Error::Sync(error) => error.exit(),
-            Error::Local(_) | Error::Write(_) | Error::System(_) => Exit::Failure,
+            Error::Checks(_) | Error::Local(_) | Error::Write(_) | Error::System(_) => {
+                Exit::Failure
+            }
         }
     }
 
@@ -190,6 +205,8 @@ impl fmt::Display for Error {
             }
             Error::Declined(why) | Error::Usage(why) => f.write_str(why),
             Error::Sync(error) => error.fmt(f),
+            Error::Config(broken) => write!(f, "the configuration cannot be used:\n{broken}"),
+            Error::Checks(number) => write!(f, "{} failed", table::count(*number, "check")),
             Error::Defects { url, number } => {
                 write!(f, "{url} has {}", table::count(*number, "defect"))
             }
@@ -210,6 +227,8 @@ impl std::error::Error for Error {
             | Error::InUse { .. }
             | Error::Declined(_)
             | Error::Usage(_)
+            | Error::Config(_)
+            | Error::Checks(_)
             | Error::Defects { .. } => None,
             Error::Sync(error) => error.source(),
             Error::Write(error) | Error::System(error) => Some(error),
@@ -220,6 +239,12 @@ impl std::error::Error for Error {
 impl From<restoring::Error> for Error {
     fn from(error: restoring::Error) -> Error {
         Error::Restore(error)
+    }
+}
+
+impl From<config::Broken> for Error {
+    fn from(broken: config::Broken) -> Error {
+        Error::Config(broken)
     }
 }
 

@@ -12,11 +12,14 @@ use crate::plan::points::{Cost, Gap, Part, Point, Range, parts, points};
 use crate::plan::restore::head;
 use crate::plan::{self, Target};
 use crate::restore::{self, Known, known, list_in_turn, requests};
-use crate::store::{self, Store};
+use crate::store::Store;
 
 /// Reads the listing, and a header for each end of a range.
-pub(super) async fn list(url: &str, in_json: bool, parallelism: usize) -> Result<(), Error> {
-    let store = store::url::open(url)?;
+pub(super) async fn list(
+    store: Arc<dyn Store>,
+    in_json: bool,
+    parallelism: usize,
+) -> Result<(), Error> {
     let files = list_in_turn(store.as_ref()).await?;
     let old = restore::generations::list(store.as_ref()).await?;
     if files.is_empty() && old.is_empty() {

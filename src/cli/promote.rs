@@ -10,7 +10,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::given_up::{self, Held};
-use super::{Error, print};
+use super::{Error, configured, print};
 use crate::claim::Claim;
 use crate::local::state::{State, random_id};
 use crate::ltx::Header;
@@ -24,9 +24,12 @@ use crate::units::{Txid, WriterId};
 pub(super) struct Args {
     /// The database that is to own the replica from now on; it is not touched
     database: PathBuf,
-    /// The replica with its options; else the one that the database was last replicated to
-    #[arg(long, value_name = "URL")]
+    /// The replica with its options, or what the configuration file calls it; else the one that the
+    /// database was last replicated to
+    #[arg(long, value_name = "NAME|URL")]
     replica: Option<String>,
+    #[command(flatten)]
+    file: configured::File,
     /// Also if no other writer has taken the replica
     #[arg(long)]
     force: bool,
@@ -54,13 +57,14 @@ impl Head {
 pub(super) async fn run(args: Args) -> Result<(), Error> {
     let held = the_one(given_up::hold(&args.database)?, &args)?;
     let known = held.state.as_ref().map(|state| state.replica.clone());
-    let Some(url) = args.replica.clone().or_else(|| known.clone()) else {
+    let named = args.file.replica(held.database(), args.replica.as_deref(), known.as_deref())?;
+    let Some((url, access)) = named else {
         return Err(Error::Usage(format!(
             "the state of {} cannot be read, so it does not say which replica is meant: give --replica",
             held.database().display()
         )));
     };
-    let store = store::url::open(&url)?;
+    let store = store::url::open_with(&url, &access)?;
     let identity = store::url::identity(store.as_ref());
     if let Some(known) = known.filter(|known| *known != identity) {
         return Err(Error::Usage(format!(
@@ -93,9 +97,16 @@ fn the_one(all: Vec<Held>, args: &Args) -> Result<Held, Error> {
     let replica_of = |held: &Held| held.state.as_ref().map(|state| state.replica.clone());
     let several = all.len() > 1;
     let names: Vec<String> = all.iter().filter_map(replica_of).collect();
-    let meant = match &args.replica {
-        Some(url) if several => Some(store::url::identity(store::url::open(url)?.as_ref())),
-        None if several => {
+    let given = args.replica.as_deref();
+    let given = match all.first() {
+        Some(held) if several => args.file.replica(held.database(), given, None)?,
+        _ => None,
+    };
+    let meant = match given {
+        Some((url, access)) if args.replica.is_some() => {
+            Some(store::url::identity(store::url::open_with(&url, &access)?.as_ref()))
+        }
+        _ if several => {
             return Err(Error::Usage(format!(
                 "{} has several replicas, so say which with --replica: {}",
                 args.database.display(),

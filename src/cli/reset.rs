@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::given_up::{self, Held};
-use super::{Error, print};
+use super::{Error, configured, print};
 
 /// Arguments of `walferry reset`.
 #[derive(clap::Args)]
@@ -13,6 +13,8 @@ use super::{Error, print};
 pub(super) struct Args {
     /// The database; it is not touched
     database: PathBuf,
+    #[command(flatten)]
+    file: configured::File,
     /// Only show what would be given up
     #[arg(long)]
     dry_run: bool,
@@ -22,6 +24,10 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
+    if args.file.config.is_some() {
+        // What is kept says itself which replica it is of; but a file that is named must be right.
+        args.file.load()?;
+    }
     // All places are taken before anything is given up.
     let held = given_up::hold(&args.database)?;
     if held.is_empty() {

@@ -1,12 +1,14 @@
 //! `walferry restore`.
 
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::json;
 
+use super::configured::Named;
 use super::planned::Planned;
-use super::{Error, generations, moment, points, print, progress, table};
+use super::{Error, Exit, configured, generations, moment, points, print, progress, table};
 use crate::plan;
 use crate::restore::{self, Integrity, Options, Point, Report, Watch};
 use crate::store::{self, ErrorKind, Store};
@@ -16,10 +18,15 @@ use crate::units::{Timestamp, Txid};
 #[derive(clap::Args)]
 #[command(after_help = super::exit::help())]
 pub(super) struct Args {
-    /// The replica, such as s3://bucket/path or file:///path
+    /// The replica, such as s3://bucket/path or file:///path, or a database of the configuration
+    /// file; of its replicas the first that answers
+    #[arg(value_name = "URL|DATABASE")]
     url: String,
-    /// Where to put the database; nothing may be there
-    #[arg(short, long, value_name = "OUT", required_unless_present_any = ["dry_run", "list"])]
+    #[command(flatten)]
+    named: configured::Args,
+    /// Where to put the database; nothing may be there. For a database of the configuration file,
+    /// else its place there
+    #[arg(short, long, value_name = "OUT")]
     output: Option<PathBuf>,
     /// The state after exactly this transaction, in hexadecimal; else the newest
     #[arg(long, value_name = "HEX")]
@@ -77,26 +84,58 @@ fn parse_moment(text: &str) -> Result<Timestamp, String> {
     moment::parse(text, moment::now())
 }
 
-pub(super) async fn run(args: Args) -> Result<(), Error> {
+pub(super) async fn run(mut args: Args) -> Result<(), Error> {
+    let replicas = args.named.all(&args.url)?;
+    if args.output.is_none() && !args.dry_run && !args.list {
+        let place = replicas.first().and_then(|named| named.of.as_ref());
+        let Some((database, _)) = place else {
+            return Err(Error::Usage("say where to put the database, with -o".to_string()));
+        };
+        args.output = Some(database.clone());
+    }
     if let Some(path) = args.output.as_ref().filter(|_| args.if_db_not_exists)
         && path.symlink_metadata().is_ok()
     {
         let text = format!("{} exists already, nothing was restored", path.display());
         return nothing_done(&args, &text);
     }
-    match restore_or_plan(&args).await {
-        Err(Error::Restore(error)) if args.if_replica_exists && is_absent(&error) => {
-            nothing_done(&args, &format!("nothing was restored: {error}"))
+    let last = replicas.len().saturating_sub(1);
+    for (number, named) in replicas.iter().enumerate() {
+        let url = store::url::redacted(&named.url);
+        let called = named.name.as_ref().map(|name| format!("{name}, ")).unwrap_or_default();
+        match restore_or_plan(&args, named).await {
+            Err(error) if number < last && is_no_answer(&error) => {
+                let why = super::about(&named.url, error);
+                tell(&format!("passed over replica {called}{url}: {why}"));
+            }
+            Err(Error::Restore(error)) if args.if_replica_exists && is_absent(&error) => {
+                return nothing_done(&args, &format!("nothing was restored: {error}"));
+            }
+            Ok(()) if last > 0 => {
+                tell(&format!("of replica {called}{url}"));
+                return Ok(());
+            }
+            result => return result.map_err(|error| super::about(&named.url, error)),
         }
-        result => result.map_err(|error| super::about(&args.url, error)),
     }
+    Ok(())
 }
 
-async fn restore_or_plan(args: &Args) -> Result<(), Error> {
+/// Whether another replica may have what this one does not give.
+fn is_no_answer(error: &Error) -> bool {
+    matches!(error.exit(), Exit::Unreachable | Exit::Nothing)
+}
+
+/// A line on standard error, beside what is reported.
+fn tell(text: &str) {
+    let _ = writeln!(io::stderr(), "walferry: {text}");
+}
+
+async fn restore_or_plan(args: &Args, named: &Named) -> Result<(), Error> {
+    let store = named.open()?;
     if args.list {
-        return points::list(&args.url, args.json, usize::from(args.parallelism)).await;
+        return points::list(store, args.json, usize::from(args.parallelism)).await;
     }
-    let store = store::url::open(&args.url)?;
     let output = args.output.as_ref().filter(|_| !args.dry_run);
     if let Some(output) = output {
         restore::check_output(output, args.delta)?;

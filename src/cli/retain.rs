@@ -3,25 +3,29 @@
 use jiff::SignedDuration;
 use serde_json::json;
 
-use super::{Error, moment, print, table};
+use super::configured::Named;
+use super::{Error, configured, moment, print, table};
 use crate::history;
 use crate::plan::retain::{Own, Policy};
 use crate::restore::list_in_turn;
-use crate::store;
 
 /// Arguments of `walferry retain`.
 #[derive(clap::Args)]
 #[command(after_help = super::exit::help())]
 pub(super) struct Args {
-    /// The replica, such as s3://bucket/path or file:///path
+    /// The replica, such as s3://bucket/path or file:///path, or a database of the configuration file
+    #[arg(value_name = "URL|DATABASE")]
     url: String,
-    /// How far back states can be restored, such as 720h or 30d: what only older ones need is removed
+    #[command(flatten)]
+    named: configured::Args,
+    /// How far back states can be restored, such as 720h or 30d: what only older ones need is removed.
+    /// For a database of the configuration file, else what that says
     #[arg(long, value_name = "TIME", value_parser = moment::duration)]
-    retention: SignedDuration,
+    retention: Option<SignedDuration>,
     /// How far back each state can be restored that was shipped: older files of level 0 are removed
-    /// where a joined one has all of them
-    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = moment::duration)]
-    l0_retention: SignedDuration,
+    /// where a joined one has all of them. Else what the file says, else 24h
+    #[arg(long, value_name = "TIME", value_parser = moment::duration)]
+    l0_retention: Option<SignedDuration>,
     /// Only show what would be removed
     #[arg(long)]
     dry_run: bool,
@@ -31,11 +35,13 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Error> {
-    let store = store::url::open(&args.url)?;
+    let named = args.named.one(&args.url)?;
+    let store = named.open()?;
     let files = list_in_turn(store.as_ref()).await?;
     let now = moment::now();
     let before = |ago| moment::before(now, ago);
-    let policy = Policy { all: Some(before(args.retention)), l0: before(args.l0_retention) };
+    let (all, l0) = times(&args, &named)?;
+    let policy = Policy { all: all.map(before), l0: before(l0) };
     let removed = if args.dry_run {
         history::removable(&store, &files, policy, Own::NONE).await?
     } else {
@@ -51,4 +57,24 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     let kept = table::count(files.len() - removed.len(), "file");
     let count = table::count(removed.len(), "file");
     print(&format!("{done} {count} with {bytes} bytes; {kept} stay\n"))
+}
+
+/// How far back all states are kept, and each one: as is said here, else in the file.
+fn times(args: &Args, named: &Named) -> Result<(Option<SignedDuration>, SignedDuration), Error> {
+    let history = named.of.as_ref().map(|(_, settings)| &settings.history);
+    if history.is_some_and(|history| !history.deletes) && args.retention.is_none() {
+        let text = "the file says that nothing is deleted; say --retention to do it all the same";
+        return Err(Error::Usage(text.into()));
+    }
+    let signed = |time| SignedDuration::try_from(time).unwrap_or(SignedDuration::MAX);
+    let all = match (args.retention, history) {
+        (Some(given), _) => Some(given),
+        (None, Some(history)) => history.retention.map(signed),
+        (None, None) => {
+            let text = "say how far back states are kept, with --retention such as 720h";
+            return Err(Error::Usage(text.into()));
+        }
+    };
+    let l0 = args.l0_retention.or_else(|| history.map(|history| signed(history.l0_retention)));
+    Ok((all, l0.unwrap_or(SignedDuration::from_hours(24))))
 }

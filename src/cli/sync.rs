@@ -12,11 +12,11 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 
-use super::{Error, Exit, extension, print};
+use super::{Error, Exit, configured, extension, print};
 use crate::local::state::State;
 use crate::local::state_dir;
-use crate::settings::{Lookup, Settings, parse_duration};
-use crate::store;
+use crate::settings::{Settings, parse_duration};
+use crate::store::{self, Access};
 
 /// How long the end of the program may take when the store is silent: what it must do then is local.
 const SHUTDOWN: &str = "1s";
@@ -27,9 +27,12 @@ const SHUTDOWN: &str = "1s";
 pub(super) struct Args {
     /// The database, which some program may have open, or none
     database: PathBuf,
-    /// The replica; else the one that the database was replicated to, else WALFERRY_REPLICA
-    #[arg(long, value_name = "URL")]
+    /// The replica, or what the configuration file calls it; else the one that the database was
+    /// replicated to, else WALFERRY_REPLICA, else that of the configuration file
+    #[arg(long, value_name = "NAME|URL")]
     replica: Option<String>,
+    #[command(flatten)]
+    file: configured::File,
     /// How long to wait for the store
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
     timeout: Duration,
@@ -78,9 +81,12 @@ impl std::error::Error for Failure {
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
     let database = existing(&args.database)?;
-    let replica = replica_of(&database, args.replica.as_deref())?;
+    let (replica, access) = replica_of(&database, args)?;
     // What is wrong with the URL is better said before anything is touched.
-    let identity = store::url::identity(&*store::url::open(&replica)?);
+    let identity = store::url::identity(&*store::url::open_with(&replica, &access)?);
+    if let Some(file) = &args.file.config {
+        extension::set_config(file, args.file.no_expand_env);
+    }
     let named = args.extension.clone();
     let named = named.or_else(|| std::env::var_os("WALFERRY_EXTENSION").map(PathBuf::from));
     let extension = extension::find(named.as_deref()).map_err(|places| {
@@ -106,39 +112,26 @@ fn existing(path: &Path) -> Result<PathBuf, Error> {
     if found.is_file() { Ok(found) } else { Err(about("this is no file".into())) }
 }
 
-/// The given replica, else that of the local state, else that of the environment.
-fn replica_of(database: &Path, given: Option<&str>) -> Result<String, Error> {
-    if let Some(given) = given {
-        return Ok(given.to_string());
-    }
-    let named = Settings::resolve(database, &Environment)
-        .map_err(|why| Failure::because(Exit::Usage, why))?
-        .map(|settings| settings.replica);
+/// The given replica, else that of the local state, else that of environment or file.
+fn replica_of(database: &Path, args: &Args) -> Result<(String, Access), Error> {
     let state = State::load(&state_dir(database))
         .map_err(|error| Failure::because(Exit::Failure, error.to_string()))?;
-    let Some(state) = state else {
-        return named.ok_or_else(|| {
-            let text = "it was never replicated from here: name its replica with --replica";
-            Failure::because(Exit::Usage, format!("{}: {text}", database.display()))
-        });
-    };
-    // The state keeps no options of a URL, such as an endpoint; the environment may know them.
-    let same = |url: &String| {
-        store::url::open(url).is_ok_and(|store| store::url::identity(&*store) == state.replica)
-    };
-    Ok(named.filter(same).unwrap_or(state.replica))
-}
-
-struct Environment;
-
-impl Lookup for Environment {
-    fn parameter(&self, _: &str) -> Option<String> {
-        None
+    let known = state.map(|state| state.replica);
+    if args.replica.is_none() {
+        // The state keeps no options of a URL, such as an endpoint; the environment may know them.
+        let named = configured::File::settings(database, None)?.into_iter().next();
+        let same = |settings: &Settings| {
+            known.is_none() || store::url::check(&settings.replica, &settings.access).ok() == known
+        };
+        if let Some(settings) = named.filter(same) {
+            return Ok((settings.replica, settings.access));
+        }
     }
-
-    fn variable(&self, name: &str) -> Option<String> {
-        std::env::var(name).ok()
-    }
+    let found = args.file.replica(database, args.replica.as_deref(), known.as_deref())?;
+    found.ok_or_else(|| {
+        let text = "it was never replicated from here: name its replica with --replica";
+        Failure::because(Exit::Usage, format!("{}: {text}", database.display()))
+    })
 }
 
 fn open(database: &Path, replica: &str, timeout: Duration) -> Result<Connection, Error> {

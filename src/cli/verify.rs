@@ -5,7 +5,7 @@ use std::sync::Arc;
 use jiff::SignedDuration;
 use serde_json::json;
 
-use super::{Error, moment, print, progress, table};
+use super::{Error, configured, moment, print, progress, table};
 use crate::restore::Step;
 use crate::store;
 use crate::verify::{self, Depth, Kept, Report};
@@ -14,8 +14,11 @@ use crate::verify::{self, Depth, Kept, Report};
 #[derive(clap::Args)]
 #[command(after_help = super::exit::help())]
 pub(super) struct Args {
-    /// The replica, such as s3://bucket/path or file:///path
+    /// The replica, such as s3://bucket/path or file:///path, or a database of the configuration file
+    #[arg(value_name = "URL|DATABASE")]
     url: String,
+    #[command(flatten)]
+    named: configured::Args,
     /// Read only the header of each file: names, chain and coverage, but no page
     #[arg(long)]
     quick: bool,
@@ -37,7 +40,8 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Error> {
-    let store = store::url::open(&args.url)?;
+    let named = args.named.one(&args.url)?;
+    let store = named.open()?;
     let depth = if args.quick { Depth::Headers } else { Depth::Whole };
     let progress = args.progress.show(args.json);
     let told = progress.clone();
@@ -47,13 +51,13 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     let kept = Kept { since, one_by_one };
     let verified = verify::verify(store, depth, kept, usize::from(args.parallelism), told).await;
     progress.end();
-    let report = verified.map_err(|error| super::about(&args.url, error.into()))?;
+    let report = verified.map_err(|error| super::about(&named.url, error.into()))?;
     if !args.progress.quiet {
         print(&if args.json { in_json(&report) } else { in_words(&report, args.quick) })?;
     }
     match report.defects.len() {
         0 => Ok(()),
-        number => Err(Error::Defects { url: store::url::redacted(&args.url), number }),
+        number => Err(Error::Defects { url: store::url::redacted(&named.url), number }),
     }
 }
 

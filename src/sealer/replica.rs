@@ -108,8 +108,10 @@ pub(super) enum LocalJob {
 
 impl Replica {
     pub(super) fn new(process: Arc<Process>, database: Arc<Database>) -> Replica {
-        let url = &database.settings().replica;
-        let store = match crate::store::url::open_at(url, process.servers()) {
+        let settings = database.settings();
+        let opened =
+            crate::store::url::open_at(&settings.replica, &settings.access, process.servers());
+        let store = match opened {
             Ok(store) => Some(store),
             Err(error) => {
                 log::error!("{}: {error}", database.path().display());

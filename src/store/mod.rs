@@ -3,6 +3,7 @@
 //! The seam is shaped by what replication needs, not by what a bucket can do: list a level, read
 //! a range, create a file that did not exist, delete. A file, once created, never changes.
 
+mod access;
 #[doc(hidden)]
 pub mod conformance;
 pub mod file;
@@ -21,6 +22,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use self::access::{Access, Secret};
 use crate::ltx::FileName;
 use crate::units::{Level, Timestamp};
 

@@ -11,24 +11,30 @@ use std::sync::Arc;
 
 use super::file::FileStore;
 use super::s3::{S3Store, Servers};
-use super::{Error, ErrorKind, Store};
+use super::{Access, Error, ErrorKind, Store};
 
 /// What a replica's URL may look like, for messages.
 const FORMS: &str = "file:///absolute/path, file:relative/path, a plain path, or s3://bucket/path";
 
 /// Opens the store that a URL or path names. Nothing is asked of it yet.
 pub fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
-    open_at(url, &Servers::default())
+    open_with(url, &Access::default())
 }
 
-/// As [`open`], for one of many replicas, which share connections and credentials at `servers`.
-pub fn open_at(url: &str, servers: &Servers) -> Result<Arc<dyn Store>, Error> {
+/// As [`open`], with what a file says of how the store is reached.
+pub fn open_with(url: &str, access: &Access) -> Result<Arc<dyn Store>, Error> {
+    open_at(url, access, &Servers::default())
+}
+
+/// As [`open_with`], for one of many replicas, which share connections and credentials at
+/// `servers`.
+pub fn open_at(url: &str, access: &Access, servers: &Servers) -> Result<Arc<dyn Store>, Error> {
     if url.is_empty() {
         return Err(invalid(format!("a replica needs a URL: {FORMS}")));
     }
     match split_scheme(url) {
         Some(("file", rest)) => Ok(Arc::new(FileStore::new(file_path(url, rest)?))),
-        Some(("s3", _)) => Ok(Arc::new(S3Store::open_at(url, servers)?)),
+        Some(("s3", _)) => Ok(Arc::new(S3Store::open_at(url, access, servers)?)),
         Some((scheme @ ("gs" | "gcs" | "abs" | "sftp"), _)) => {
             Err(invalid(format!("{scheme}:// is not supported yet; a replica may be {FORMS}")))
         }
@@ -40,6 +46,50 @@ pub fn open_at(url: &str, servers: &Servers) -> Result<Arc<dyn Store>, Error> {
         }
         None => Ok(Arc::new(FileStore::new(url))),
     }
+}
+
+/// Whether URL and options can work, as far as that can be known without asking anybody and without
+/// the environment. Gives what tells the replica from others.
+pub fn check(url: &str, access: &Access) -> Result<String, Error> {
+    match split_scheme(url) {
+        Some(("s3", _)) => S3Store::check(url, access).map(|url| without_options(&url)),
+        _ => Ok(identity(open(url)?.as_ref())),
+    }
+}
+
+/// The URL of something below a replica, which is no part of it.
+pub fn below(url: &str, name: &str) -> String {
+    let has_options = matches!(split_scheme(url), Some(("s3", _)));
+    let (place, options) = match url.split_once('?').filter(|_| has_options) {
+        Some((place, options)) => (place, format!("?{options}")),
+        None => (url, String::new()),
+    };
+    format!("{}/{name}{options}", place.trim_end_matches('/'))
+}
+
+/// As [`below`], for a path with any characters in it.
+pub fn below_path(url: &str, path: &str) -> String {
+    let mut name = String::new();
+    if is_url(url) {
+        encode(path.as_bytes(), &mut name);
+    } else {
+        name.push_str(path);
+    }
+    below(url, &name)
+}
+
+/// The folder that a URL or path names, if it names one.
+pub fn folder(url: &str) -> Option<PathBuf> {
+    match split_scheme(url) {
+        None => Some(url.into()),
+        Some(("file", rest)) => file_path(url, rest).ok(),
+        Some(_) => None,
+    }
+}
+
+/// Whether it is a URL, and not the path of a file or folder.
+pub fn is_url(text: &str) -> bool {
+    split_scheme(text).is_some()
 }
 
 /// The URL without user, password or the value of an option that may be secret.
@@ -126,21 +176,32 @@ fn file_path(url: &str, rest: &str) -> Result<PathBuf, Error> {
     Ok(PathBuf::from(OsString::from_vec(bytes)))
 }
 
+/// The `s3:` URL of a path in a bucket.
+pub fn of_bucket(bucket: &str, path: &str) -> String {
+    let mut url = format!("s3://{bucket}/");
+    encode(path.trim_matches('/').as_bytes(), &mut url);
+    url
+}
+
 /// The `file:` URL of an absolute path.
-pub(super) fn of_path(path: &Path) -> String {
+pub fn of_path(path: &Path) -> String {
     let mut url = "file://".to_string();
-    for &byte in path.as_os_str().as_bytes() {
+    encode(path.as_os_str().as_bytes(), &mut url);
+    url
+}
+
+fn encode(path: &[u8], url: &mut String) {
+    for &byte in path {
         if byte.is_ascii_alphanumeric() || b"/-._~!$&'()*+,;=:@".contains(&byte) {
             url.push(char::from(byte));
         } else {
             let _ = write!(url, "%{byte:02X}");
         }
     }
-    url
 }
 
 /// Replaces `%41` by `A`. What is not of the form stays as it is.
-pub(super) fn percent_decode(text: &str) -> Vec<u8> {
+pub(crate) fn percent_decode(text: &str) -> Vec<u8> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&byte, tail)) = rest.split_first() {
@@ -167,7 +228,10 @@ fn invalid(message: String) -> Error {
 
 /// What tells one replica from another: its URL without the settings that say how to reach it.
 pub fn identity(store: &dyn Store) -> String {
-    let url = store.url();
+    without_options(store.url())
+}
+
+fn without_options(url: &str) -> String {
     let end = url.find('?').unwrap_or(url.len());
     url.get(..end).unwrap_or(url).trim_end_matches('/').to_string()
 }

@@ -12,7 +12,7 @@ use crate::api::{self, Api, RawFile, SQLITE_ERROR, SQLITE_OK};
 use crate::fork;
 use crate::functions;
 use crate::handle::Handle;
-use crate::registry;
+use crate::registry::{self, Opening};
 
 /// Wraps the file of a database that was opened before the extension was loaded.
 fn adopt(api: &'static Api, db: api::Connection, schema: &CStr) {
@@ -28,7 +28,10 @@ fn adopt(api: &'static Api, db: api::Connection, schema: &CStr) {
         }
         let Some(base) = registry::base_vfs(api) else { return };
         let lookup = registry::UriLookup::new(|key| api.uri_parameter(name, key));
-        let Some(replicated) = registry::replicated(&path, &lookup, base) else { return };
+        // It is open already: what cannot work is in the log and in the status.
+        let Opening::Replicated(replicated) = registry::replicated(&path, &lookup, base) else {
+            return;
+        };
         let real = RawFile { file, methods };
         let Some(handle) = Handle::open_main(Target::Main(replicated), real, true) else { return };
         registry::adopt(file as usize, handle);

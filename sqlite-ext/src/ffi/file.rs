@@ -186,6 +186,9 @@ unsafe extern "C" fn main_unlock<L: Locate>(f: File, level: c_int) -> c_int {
     // SAFETY: an open file of ours.
     if let Some(handle) = unsafe { L::handle(f) } {
         guarded((), || MainFile(&handle).before_unlock(level));
+        let rc = pass!(L, f, xUnlock(level) else SQLITE_OK);
+        guarded((), || MainFile(&handle).after_unlock(level));
+        return rc;
     }
     pass!(L, f, xUnlock(level) else SQLITE_OK)
 }

@@ -10,7 +10,7 @@ use super::file::{EMBEDDED_2, EMBEDDED_3, REAL_OFFSET, ShimFile, WAL_1, is_adopt
 use super::{File, Vfs, guarded};
 use crate::api::{self, Api, RawFile, SQLITE_ERROR, SQLITE_OK};
 use crate::handle::Handle;
-use crate::registry;
+use crate::registry::{self, Opening};
 
 /// The VFS underneath.
 ///
@@ -34,6 +34,9 @@ unsafe extern "C" fn vfs_open(
         let Some(open) = (*base).xOpen else { return SQLITE_ERROR };
         (*file).pMethods = ptr::null();
         let handle = guarded(None, || handle_for(base, name, flags));
+        if matches!(handle, Some(Target::Refused)) {
+            return sys::SQLITE_CANTOPEN;
+        }
         let Some(handle) = handle else {
             // Not ours to look at: SQLite gets the real file itself.
             return open(base, name, file, flags, out_flags);
@@ -74,6 +77,8 @@ pub enum Target {
     Main(registry::Replicated),
     /// The WAL of one that is.
     Wal(Arc<Handle>),
+    /// A database that is not to be opened, since it cannot be replicated as it is set.
+    Refused,
 }
 
 /// # Safety
@@ -86,7 +91,11 @@ unsafe fn handle_for_unchecked(base: Vfs, name: *const c_char, flags: c_int) -> 
             let path = api::path_of(name)?;
             let lookup = registry::UriLookup::new(|key| api.uri_parameter(name, key));
             let base = NonNull::new(base)?;
-            return registry::replicated(&path, &lookup, api::BaseVfs(base)).map(Target::Main);
+            return match registry::replicated(&path, &lookup, api::BaseVfs(base)) {
+                Opening::Plain => None,
+                Opening::Replicated(replicated) => Some(Target::Main(replicated)),
+                Opening::Refused => Some(Target::Refused),
+            };
         }
         if flags & api::SQLITE_OPEN_WAL != 0 {
             let main = api.database_file(name);

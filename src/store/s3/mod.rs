@@ -34,8 +34,9 @@ use self::error::{DELETE, GET, LIST, Operation, Place};
 pub use self::server::Servers;
 use self::server::{Pass, Server};
 use self::settings::Settings;
+pub(crate) use self::settings::kebab_case;
 use self::sse::{CustomerKey, with_customer_key};
-use super::{Body, Error, ErrorKind, FileInfo, Key, Object, Store, Upload};
+use super::{Access, Body, Error, ErrorKind, FileInfo, Key, Object, Store, Upload};
 use crate::ltx::FileName;
 use crate::units::{Level, Timestamp};
 
@@ -98,11 +99,6 @@ impl S3Store {
         S3Store::open_with(url, None)
     }
 
-    /// As [`S3Store::open`], sharing with the other replicas at `servers`.
-    pub fn open_at(url: &str, servers: &Servers) -> Result<S3Store, Error> {
-        S3Store::open_shared(url, None, servers)
-    }
-
     /// Reads the URL. `credentials` go before those of the environment and of `~/.aws`.
     pub fn open_with(url: &str, credentials: Option<Credentials>) -> Result<S3Store, Error> {
         S3Store::open_shared(url, credentials, &Servers::default())
@@ -114,8 +110,19 @@ impl S3Store {
         credentials: Option<Credentials>,
         servers: &Servers,
     ) -> Result<S3Store, Error> {
+        S3Store::open_at(url, &Access::with(credentials), servers)
+    }
+
+    /// Whether URL and options can work, without the environment; gives the URL as it is shown.
+    pub(super) fn check(url: &str, access: &Access) -> Result<String, Error> {
+        Ok(Settings::parse(url, access, |_| None)?.url)
+    }
+
+    /// Reads URL and options, sharing with the other replicas at `servers`.
+    pub fn open_at(url: &str, access: &Access, servers: &Servers) -> Result<S3Store, Error> {
         let env = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let settings = Settings::parse(url, env)?;
+        let settings = Settings::parse(url, access, env)?;
+        let credentials = access.credentials.clone();
         let server = match (&settings.endpoint, &settings.region) {
             (Some(endpoint), _) => endpoint.clone(),
             (None, Some(region)) => format!("AWS in {region}"),
@@ -230,6 +237,9 @@ impl Replica {
     }
 
     async fn customer_key(&self) -> Result<Option<CustomerKey>, Error> {
+        if let Some(given) = &self.settings.customer_key {
+            return Ok(Some(given.clone()));
+        }
         let Some(path) = self.settings.customer_key_path.clone() else { return Ok(None) };
         let known = self.customer_key.lock().clone();
         if known.is_some() {

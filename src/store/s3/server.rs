@@ -198,7 +198,7 @@ mod tests {
     use super::*;
 
     fn settings(url: &str) -> Settings {
-        Settings::parse(url, |_| None).unwrap()
+        Settings::parse(url, &crate::store::Access::default(), |_| None).unwrap()
     }
 
     #[test]

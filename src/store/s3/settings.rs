@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use aws_sdk_s3::types::{ServerSideEncryption, StorageClass};
 
+use super::sse::CustomerKey;
+use crate::nearest::nearest;
 use crate::store::url::{percent_decode, redacted};
-use crate::store::{Error, ErrorKind};
+use crate::store::{Access, Error, ErrorKind};
 
 /// Smallest part that S3 takes, in bytes; smaller settings are raised to it.
 const PART_LEN_MIN: u64 = 5 << 20;
@@ -51,6 +53,8 @@ pub(super) struct Settings {
     pub(super) encryption: Option<ServerSideEncryption>,
     pub(super) kms_key_id: Option<String>,
     pub(super) customer_key_path: Option<PathBuf>,
+    /// The same key, where the file has it itself.
+    pub(super) customer_key: Option<CustomerKey>,
     /// Length of an upload's parts in bytes.
     pub(super) part_len: Option<usize>,
     /// How many parts of a file are sent at once.
@@ -58,9 +62,11 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// Reads a URL. `env` looks up an environment variable.
+    /// Reads a URL, whose options go before those of `access`. `env` looks up an environment
+    /// variable.
     pub(super) fn parse(
         url: &str,
+        access: &Access,
         env: impl Fn(&str) -> Option<String>,
     ) -> Result<Settings, Error> {
         let shown = redacted(url);
@@ -97,9 +103,19 @@ impl Settings {
             encryption: None,
             kms_key_id: None,
             customer_key_path: None,
+            customer_key: None,
             part_len: None,
             concurrency: 4,
         };
+        for (name, value) in &access.options {
+            settings.set(name, value.clone()).map_err(invalid)?;
+        }
+        if let Some(key) = &access.customer_key {
+            let key = CustomerKey::from_base64(&key.0).ok_or_else(|| {
+                invalid("sse-customer-key must be a key of 32 bytes in base64".to_string())
+            })?;
+            settings.customer_key = Some(key);
+        }
         for option in query.split('&').filter(|option| !option.is_empty()) {
             let (name, value) = option.split_once('=').unwrap_or((option, ""));
             let value = String::from_utf8(percent_decode(value))
@@ -109,7 +125,8 @@ impl Settings {
         if settings.kms_key_id.is_some() && settings.encryption.is_none() {
             settings.encryption = Some(ServerSideEncryption::AwsKms);
         }
-        if settings.customer_key_path.is_some() && settings.encryption.is_some() {
+        let with_key = settings.customer_key_path.is_some() || settings.customer_key.is_some();
+        if with_key && settings.encryption.is_some() {
             return Err(invalid(
                 "sse-customer-key-path cannot be combined with sse or sse-kms-key-id: the bucket \
                  encrypts with one key"
@@ -170,7 +187,7 @@ impl Settings {
             unknown => {
                 return Err(format!(
                     "the option {name} is not known; the nearest is {}",
-                    nearest(unknown)
+                    nearest(unknown, OPTIONS).unwrap_or_default()
                 ));
             }
         }
@@ -197,7 +214,7 @@ fn no_secrets(what: &str) -> String {
 }
 
 /// `forcePathStyle` becomes `force-path-style`.
-fn kebab_case(name: &str) -> String {
+pub(crate) fn kebab_case(name: &str) -> String {
     let mut kebab = String::new();
     for c in name.chars() {
         match c {
@@ -210,29 +227,6 @@ fn kebab_case(name: &str) -> String {
         }
     }
     kebab
-}
-
-/// The known option that has the unknown one as its part, or the fewest letters to change.
-fn nearest(unknown: &str) -> &'static str {
-    OPTIONS
-        .into_iter()
-        .min_by_key(|option| (!option.contains(unknown), distance(option, unknown)))
-        .unwrap_or_default()
-}
-
-/// Levenshtein distance in bytes.
-fn distance(a: &str, b: &str) -> usize {
-    // One row of the table: the distances of what was read of `a` to each beginning of `b` but
-    // the empty one.
-    let mut row: Vec<usize> = (1..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let (mut diagonal, mut left) = (i, i + 1);
-        for (y, above) in b.bytes().zip(&mut row) {
-            left = (diagonal + usize::from(x != y)).min(left + 1).min(*above + 1);
-            diagonal = std::mem::replace(above, left);
-        }
-    }
-    row.last().copied().unwrap_or(a.len())
 }
 
 fn check_endpoint(value: &str) -> Result<String, String> {
@@ -289,7 +283,7 @@ mod tests {
     use super::*;
 
     fn parse(url: &str) -> Result<Settings, String> {
-        Settings::parse(url, |_| None).map_err(|err| {
+        Settings::parse(url, &Access::default(), |_| None).map_err(|err| {
             assert_eq!(err.kind, ErrorKind::Invalid);
             err.message
         })
@@ -356,17 +350,9 @@ mod tests {
             "AWS_ENDPOINT_URL_S3" => Some("http://particular".to_string()),
             _ => None,
         };
-        let endpoint = |url| Settings::parse(url, env).unwrap().endpoint.unwrap();
+        let endpoint =
+            |url| Settings::parse(url, &Access::default(), env).unwrap().endpoint.unwrap();
         assert_eq!(endpoint("s3://b/p"), "http://particular");
         assert_eq!(endpoint("s3://b/p?endpoint=http://own"), "http://own");
-    }
-
-    #[test]
-    fn distances() {
-        for (a, b, expected) in
-            [("", "abc", 3), ("abc", "", 3), ("abc", "abc", 0), ("kitten", "sitting", 3)]
-        {
-            assert_eq!(distance(a, b), expected, "{a} {b}");
-        }
     }
 }

@@ -27,6 +27,12 @@ impl fmt::Debug for CustomerKey {
 }
 
 impl CustomerKey {
+    /// Reads a key of 32 bytes in base64.
+    pub(super) fn from_base64(text: &str) -> Option<CustomerKey> {
+        let key = decode(text.as_bytes()).filter(|key| key.len() == KEY_LEN)?;
+        Some(CustomerKey { md5: encode(&Md5::digest(&key)), key: encode(&key) })
+    }
+
     /// Reads a key of 32 bytes from a file, as they are or in base64.
     pub(super) fn read(path: &Path) -> Result<CustomerKey, Error> {
         let content = std::fs::read(path).map_err(|err| Error {

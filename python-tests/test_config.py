@@ -1,0 +1,436 @@
+"""The configuration file, as a user has it: in the extension, and in every command of the program."""
+
+import json
+import os
+import stat
+import subprocess
+
+import pytest
+
+from harness import (FAILED, HOSTS, LITESTREAM, PROGRAM, USAGE, HostError, NO_REPLICA, S3Replica, check_integrity, clean_environment,
+                     live_image, rows, sha256, walferry)
+
+TABLE = "CREATE TABLE t (id INTEGER PRIMARY KEY, x)"
+# Whatever YAML, a shell or an URL could make of it. A signature with it is wrong, which is the point.
+ODD = "planted: # { } [ ] \" ' \n \\ % $HOME ${X} | > & * ! -secret"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text, name="walferry.yml"):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+    return write
+
+
+@pytest.fixture
+def s3_file(s3, tmp_path, write):
+    """The file of the blog posts, with the server's endpoint added; and its replica."""
+    replica = S3Replica(s3, "config/%s" % tmp_path.name)
+    database = tmp_path / "app.db"
+    path = write("""
+dbs:
+  - path: %s
+    replicas:
+      - type: s3
+        bucket: %s
+        path: %s
+        region: %s
+        endpoint: %s
+        access-key-id: ${AWS_ACCESS_KEY_ID}
+        secret-access-key: ${AWS_SECRET_ACCESS_KEY}
+        retention: 720h
+""" % (database, replica.bucket, replica.prefix, s3["AWS_REGION"], s3["S3_ENDPOINT"]))
+    env = {name: replica.env[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
+                                                "AWS_EC2_METADATA_DISABLED")}
+    return path, database, replica, env
+
+
+def plain_file(database, replica, more=""):
+    return "%sdbs:\n  - path: %s\n    replica:\n      path: %s\n" % (
+        more, json.dumps(str(database)), json.dumps(str(replica.folder)))
+
+
+def output_of(*args, env=None):
+    done = subprocess.run([str(a) for a in (PROGRAM, *args)], capture_output=True, text=True,
+                          env=dict(clean_environment(), **(env or {})), timeout=120)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("kind", HOSTS)
+def test_litestreams_file_works_unchanged(kind, new_host, s3_file, tmp_path):
+    path, database, replica, env = s3_file
+    host = new_host(kind, env=dict(env, WALFERRY_CONFIG=str(path)))
+    host.open(database).sql("PRAGMA journal_mode=WAL", TABLE, "INSERT INTO t (x) VALUES (1)")
+    host.sync()
+    first = live_image(database)
+    assert host.status(database)["replica"] == "s3://%s/%s" % (replica.bucket, replica.prefix)
+    plan = walferry("restore", "--json", "--dry-run", "--config", path, database, env=env)
+    moment = json.loads(plan.stdout)["timestamp"]
+    host.sql("INSERT INTO t (x) VALUES (2)")
+    host.sync()
+    image = live_image(database)
+    assert host.finish() == 0
+    out = tmp_path / "out.db"
+    walferry("restore", "-o", out, "--config", path, database, env=env)
+    assert out.read_bytes() == image
+    walferry("restore", "-o", tmp_path / "then.db", "--timestamp", moment,
+             "--config", path, database, env=env)
+    assert (tmp_path / "then.db").read_bytes() == first
+    # Without -o it goes where the file says; what is there is not replaced.
+    for suffix in ("", "-wal", "-shm"):
+        (tmp_path / ("app.db" + suffix)).unlink(missing_ok=True)
+    walferry("restore", "--config", path, database, env=env)
+    assert database.read_bytes() == image
+
+
+def test_every_command_takes_the_file_and_the_database(new_host, s3_file, tmp_path):
+    path, database, replica, env = s3_file
+    host = new_host(env=dict(env, WALFERRY_CONFIG=str(path)))
+    host.open(database).sql("PRAGMA journal_mode=WAL", TABLE)
+    host.sync()
+    assert host.finish() == 0
+    for command in (["ltx"], ["verify"], ["compact"], ["retain", "--dry-run"], ["sync"],
+                    ["restore", "--dry-run"], ["restore", "--list"]):
+        walferry(*command, "--config", path, database, env=env)
+        walferry(*command, database, env=dict(env, LITESTREAM_CONFIG=str(path)))
+    # What a URL has not, the file has: of the same replica.
+    walferry("ltx", "--config", path, replica.url, env=env)
+    assert walferry("promote", "--dry-run", "--force", "--config", path, database, env=env)
+    walferry("reset", "--dry-run", "--config", path, database, env=env)
+    said = walferry("ltx", "--config", path, tmp_path / "other.db", env=env, code=USAGE).stderr
+    assert "lists no database" in said and str(database) in said
+
+
+def test_what_applies_and_where_it_comes_from(s3_file):
+    path, database, _replica, env = s3_file
+    env = dict(env, WALFERRY_SYNC_INTERVAL="3s")
+    found = json.loads(walferry("databases", "--json", "--config", path, env=env).stdout)
+    (one,) = found["databases"]
+    assert one["path"] == str(database)
+    settings = one["replicas"][0]["settings"]
+    assert settings["retention"] == {"value": "720h", "from": "%s:11 dbs[0].replicas[0].retention" % path}
+    assert settings["sync-interval"] == {"value": "3s", "from": "WALFERRY_SYNC_INTERVAL"}
+    assert settings["levels"]["from"] == "default"
+    assert one["replicas"][0]["access"]["credentials"]["value"] == "given"
+    said = walferry("databases", "--config", path, env=env).stdout
+    assert "720h" in said and "line 11" in said and env["AWS_SECRET_ACCESS_KEY"] not in said
+
+
+def test_check_tries_the_store(s3_file, s3, tmp_path):
+    path, database, replica, env = s3_file
+    import sqlite3
+    db = sqlite3.connect(database)
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute(TABLE)
+    db.close()
+    found = json.loads(walferry("check", "--json", "--config", path, env=env).stdout)
+    assert found["failed"] == 0
+    assert [one["check"] for one in found["checks"]] == [
+        "configuration", "database", "journal mode", "state folder", "credentials and list", "write",
+        "conditional create", "read", "delete"]
+    assert replica.objects() == [], "nothing is left behind"
+    assert not list(tmp_path.glob("*walferry-check*"))
+    # Wrong credentials, no such bucket, no such database, a folder that nobody may write to.
+    wrong = dict(env, AWS_SECRET_ACCESS_KEY="wrong-secret-that-is-planted")
+    said = walferry("check", "--config", path, env=wrong, code=FAILED)
+    assert "FAILED" in said.stdout and "credentials and list" in said.stdout
+    assert "planted" not in said.stdout + said.stderr
+    text = path.read_text().replace("bucket: " + replica.bucket, "bucket: no-such-bucket")
+    path.write_text(text)
+    assert "FAILED" in walferry("check", "--config", path, env=env, code=FAILED).stdout
+    database.unlink()
+    said = walferry("check", "--config", path, database, env=env, code=FAILED).stdout
+    assert "database: it cannot be read" in said
+
+
+def test_check_of_a_folder_leaves_nothing(replica, tmp_path, write):
+    database = tmp_path / "app.db"
+    database.touch()
+    path = write(plain_file(database, replica))
+    walferry("check", "--config", path)
+    assert not replica.folder.exists()
+    replica.folder.mkdir(parents=True)
+    (replica.folder / "mine").touch()
+    walferry("check", "--config", path)
+    assert [p.name for p in replica.folder.iterdir()] == ["mine"]
+    # Neither walferry nor Litestream takes what is left of a broken-off check for a file.
+    left = replica.folder / "walferry-check-1" / "ltx" / "0"
+    left.mkdir(parents=True)
+    (left / "0000000000000001-0000000000000001.ltx").write_bytes(b"x")
+    walferry("ltx", "file://%s" % replica.folder, code=NO_REPLICA)
+
+
+@pytest.mark.parametrize("name", ["app.db", "mit leer zeichen/räume ä.db"])
+@pytest.mark.parametrize("spelling", ["absolute", "relative", "link"])
+def test_databases_are_matched_by_canonical_path(name, spelling, new_host, replica, tmp_path, write):
+    database = tmp_path / "data" / name
+    database.parent.mkdir(parents=True)
+    listed = {"absolute": database, "relative": os.path.relpath(database),
+              "link": tmp_path / "link.db"}[spelling]
+    if spelling == "link":
+        os.symlink(database, listed)
+    path = write(plain_file(listed, replica))
+    host = new_host(env={"WALFERRY_CONFIG": str(path)})
+    opened = tmp_path / "other link"
+    os.symlink(database.parent, opened)
+    host.open(opened / database.name).sql("PRAGMA journal_mode=WAL", TABLE, "INSERT INTO t (x) VALUES (7)")
+    host.sync()
+    # What is not listed passes through.
+    host.open(tmp_path / "plain.db", "second")
+    host.sql("PRAGMA journal_mode=WAL", TABLE, conn="second")
+    assert not (tmp_path / "plain.db-walferry").exists()
+    assert [one["database"] for one in host.status()] == [str(database)]
+    image = live_image(database)
+    host.finish()
+    walferry("restore", "-o", tmp_path / "out.db", "--config", path, listed)
+    assert (tmp_path / "out.db").read_bytes() == image
+
+
+def test_folders(new_host, replica, tmp_path, write):
+    data = tmp_path / "data"
+    (data / "deep").mkdir(parents=True)
+    path = write("dbs:\n- dir: %s\n  pattern: '*.db'\n  recursive: true\n  replica:\n    path: %s\n"
+                 % (data, replica.folder))
+    host = new_host(env={"WALFERRY_CONFIG": str(path)})
+    for number, name in enumerate(["a.db", "deep/b.db", "deep/c.sqlite"]):
+        host.open(data / name, "c%d" % number)
+        host.sql("PRAGMA journal_mode=WAL", TABLE, conn="c%d" % number)
+    host.sync("c0")
+    host.sync("c1")
+    assert sorted(one["database"] for one in host.status()) == [str(data / "a.db"), str(data / "deep/b.db")]
+    assert sorted(p.name for p in replica.folder.iterdir()) == ["a.db", "deep"]
+    walferry("restore", "-o", tmp_path / "out.db", "--config", path, data / "deep/b.db")
+    listed = json.loads(walferry("databases", "--json", "--config", path).stdout)
+    assert [one["path"] for one in listed["databases"]] == [str(data / "a.db"), str(data / "deep/b.db")]
+
+
+MISTAKES = {
+    "misspelt": ("dbs:\n  - path: /a\n    replica:\n      path: /r\n      retenton: 5h\n",
+                 ":5: dbs[0].replica.retenton: this key is not known; the nearest is retention"),
+    "tab": ("dbs:\n\t- path: /a\n", ":2: line 2 begins with a tab"),
+    "unset": ("dbs:\n  - path: $NOT_SET_ANYWHERE\n    replica: {path: /r}\n",
+              ":2: dbs[0].path: the variable NOT_SET_ANYWHERE is not set"),
+    "missing": (None, "the file cannot be read"),
+    "empty": ("", "the file is empty"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_file_with_a_mistake_is_never_silence(mistake, new_host, replica, tmp_path, write):
+    text, expected = MISTAKES[mistake]
+    path = tmp_path / "walferry.yml"
+    if text is not None:
+        write(text)
+    host = new_host(env={"WALFERRY_CONFIG": str(path)})
+    host.open(tmp_path / "app.db").sql(TABLE)
+    (status,) = host.status()
+    assert status["state"] == "error" and expected in status["last_error"], status
+    with pytest.raises(HostError, match="configuration cannot be used"):
+        host.sync()
+    assert expected in (tmp_path / "walferry.log").read_text()
+    # What the URI names is replicated all the same, and keeps all states until the file is right.
+    host.open(tmp_path / "named.db", "named", vfs="walferry", replica=replica.url)
+    host.sql("PRAGMA journal_mode=WAL", TABLE, conn="named")
+    host.sync("named")
+    assert "nothing is deleted" in (tmp_path / "walferry.log").read_text()
+    for command in (["databases"], ["check"], ["restore", "-o", tmp_path / "out", tmp_path / "app.db"]):
+        said = walferry(*command, "--config", path, code=USAGE).stderr
+        assert expected in said, said
+
+
+@pytest.mark.parametrize("how", ["file", "environment", "uri"])
+def test_strict(how, new_host, tmp_path, write):
+    path = write("%sdbs:\n  - path: %s\n    replica: {path: /r, retenton: 1h}\n"
+                 % ("strict: true\n" if how == "file" else "", tmp_path / "app.db"))
+    env = {"WALFERRY_CONFIG": str(path)}
+    host = new_host(env=dict(env, **({"WALFERRY_STRICT": "1"} if how == "environment" else {})))
+    uri = {"vfs": "walferry", "strict": "1"} if how == "uri" else {}
+    with pytest.raises(HostError, match="(?i)unable to open|cantopen"):
+        host.open(tmp_path / "app.db", **uri)
+    assert "nearest is retention" in (tmp_path / "walferry.log").read_text()
+    assert not (tmp_path / "app.db").exists()
+
+
+def test_strict_refuses_settings_that_cannot_work(new_host, tmp_path):
+    host = new_host(env={"WALFERRY_STRICT": "1"})
+    with pytest.raises(HostError, match="(?i)unable to open|cantopen"):
+        host.open(tmp_path / "app.db", vfs="walferry", replica="s3://bucket-alone")
+    host.open(tmp_path / "plain.db", "plain")  # which nobody asks to replicate
+    host.sql(TABLE, conn="plain")
+
+
+@pytest.mark.parametrize("kind", HOSTS)
+def test_a_new_database_gets_wal_mode_and_its_choices(kind, new_host, replica, tmp_path, write):
+    path = write(plain_file(tmp_path / "app.db", replica))
+    host = new_host(kind, env={"WALFERRY_CONFIG": str(path)})
+    host.open(tmp_path / "app.db")
+    host.sql("PRAGMA page_size=8192", "PRAGMA auto_vacuum=FULL", TABLE, "INSERT INTO t (x) VALUES (1)")
+    assert host.value("PRAGMA page_size") == 8192
+    assert host.value("PRAGMA auto_vacuum") == 1
+    assert host.value("PRAGMA journal_mode") == "wal"
+    host.sync()
+    image = live_image(tmp_path / "app.db")
+    host.finish()
+    walferry("restore", "-o", tmp_path / "out.db", "--config", path, tmp_path / "app.db")
+    assert (tmp_path / "out.db").read_bytes() == image
+
+
+@pytest.mark.parametrize("kind", HOSTS)
+def test_wal_mode_waits_for_readers(kind, new_host, replica, tmp_path):
+    host = new_host(kind, replica)
+    host.open(tmp_path / "app.db").open(tmp_path / "app.db", "reader")
+    host.sql("BEGIN", TABLE, conn="main")
+    host.sql("COMMIT")
+    assert host.value("PRAGMA journal_mode") == "wal"
+    host.sql("INSERT INTO t (x) VALUES (1)", conn="reader")
+    host.sync()
+    host.sync("reader")
+    # Once; what the application decides later stays.
+    host.close("reader")
+    assert host.value("PRAGMA journal_mode=DELETE") == "delete"
+    host.sql("INSERT INTO t (x) VALUES (2)")
+    assert host.value("PRAGMA journal_mode") == "delete"
+
+
+def test_journal_mode_keep(new_host, replica, tmp_path, write):
+    path = write(plain_file(tmp_path / "app.db", replica, "journal-mode: keep\n"))
+    host = new_host(env={"WALFERRY_CONFIG": str(path)})
+    host.open(tmp_path / "app.db").sql(TABLE, "INSERT INTO t (x) VALUES (1)")
+    assert host.value("PRAGMA journal_mode") == "delete"
+    host.open(tmp_path / "app.db", "again")
+    assert host.value("PRAGMA journal_mode", "again") == "delete"
+    assert host.status(tmp_path / "app.db")["state"] == "not-wal"
+    said = walferry("check", "--config", path, code=FAILED).stdout
+    assert "journal mode: not WAL" in said
+
+
+def test_read_only_and_immutable_databases_are_not_touched(new_host, replica, tmp_path):
+    import sqlite3
+    database = tmp_path / "app.db"
+    db = sqlite3.connect(database)
+    db.execute(TABLE)
+    db.commit()
+    db.close()
+    before = sha256(database)
+    host = new_host(replica=replica)
+    host.open(database, "ro", vfs="walferry", mode="ro")
+    host.open(database, "immutable", vfs="walferry", immutable="1")
+    for conn in ("ro", "immutable"):
+        assert host.value("SELECT count(*) FROM t", conn) == 0
+        host.close(conn)
+    assert sha256(database) == before
+
+
+def test_several_replicas(new_host, new_replica, tmp_path, write):
+    first, second = new_replica(), new_replica()
+    database = tmp_path / "app.db"
+    path = write("dbs:\n- path: %s\n  replicas:\n  - {name: near, path: %s}\n  - {name: far, path: %s}\n"
+                 % (database, first.folder, second.folder))
+    host = new_host(env={"WALFERRY_CONFIG": str(path), "WALFERRY_REPLICA": second.url})
+    host.open(database).sql("PRAGMA journal_mode=WAL", TABLE)
+    host.sync()
+    host.finish()
+    # The first one has nothing: the next is asked, and that is said.
+    done = walferry("restore", "-o", tmp_path / "out.db", "--config", path, database)
+    assert "passed over replica near" in done.stderr and "of replica far" in done.stderr
+    walferry("restore", "-o", tmp_path / "far.db", "--replica", "far", "--config", path, database)
+    walferry("restore", "-o", tmp_path / "url.db", "--replica", second.url, "--config", path, database)
+    assert "has no replica nowhere; there are near, far" in walferry(
+        "ltx", "--replica", "nowhere", "--config", path, database, code=USAGE).stderr
+    assert "several replicas (near, far)" in walferry(
+        "ltx", "--config", path, database, code=USAGE).stderr
+    walferry("ltx", "--replica", "far", "--config", path, database)
+
+
+def test_the_log_of_the_file(new_host, replica, tmp_path, write):
+    log = tmp_path / "own.log"
+    path = write(plain_file(tmp_path / "app.db", replica,
+                            "logging: {level: debug, type: json, file: %s}\naddr: ':9090'\n" % log))
+    host = new_host(env={"WALFERRY_CONFIG": str(path), "WALFERRY_LOG": "", "WALFERRY_LOG_FILE": ""})
+    host.open(tmp_path / "app.db").sql("PRAGMA journal_mode=WAL", TABLE)
+    host.sync()
+    host.finish()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert any("configured by" in line["msg"] for line in lines)
+    assert any("addr: without effect" in line["msg"] for line in lines)
+    assert any(line["level"] == "DEBUG" for line in lines)
+
+
+def test_no_secret_in_any_output(new_host, s3_file, s3, tmp_path, write):
+    """Secrets in every key that has one, in a file that works and in files that do not."""
+    path, database, replica, env = s3_file
+    secrets = {"AWS_SECRET_ACCESS_KEY": ODD, "AWS_ACCESS_KEY_ID": "planted-id"}
+    customer = "cGxhbnRlZC1rZXktcGxhbnRlZC1rZXktMzJieXRlcyE="
+    said = []
+    good = dict(env)
+    host = new_host(env=dict(good, WALFERRY_CONFIG=str(path), WALFERRY_LOG="debug"))
+    host.open(database).sql("PRAGMA journal_mode=WAL", TABLE, "INSERT INTO t (x) VALUES (1)")
+    host.sync()
+    said.append(json.dumps(host.status()))
+    host.finish()
+    commands = [["databases"], ["databases", "--json"], ["check"], ["check", "--json"], ["ltx", database],
+                ["verify", database], ["compact", database], ["retain", "--dry-run", database],
+                ["restore", "--list", database], ["restore", "--json", "-o", tmp_path / "o1", database],
+                ["sync", database], ["promote", "--dry-run", database], ["reset", "--dry-run", database]]
+    for command in commands:
+        said.append(output_of(*command, "--config", path, env=good)[1])
+    wrong = dict(good, **secrets)
+    host = new_host(env=dict(wrong, WALFERRY_CONFIG=str(path), WALFERRY_LOG="debug"))
+    host.open(database).sql("INSERT INTO t (x) VALUES (2)")
+    with pytest.raises(HostError):
+        host.call("exec", sql=["SELECT walferry_sync(3000)"], **{"with": []})
+    said.append(json.dumps(host.status()))
+    host.finish()
+    for command in commands:
+        said.append(output_of(*command, "--config", path, env=wrong)[1])
+    text = path.read_text() + "        sse-customer-key: %s\n" % customer
+    for broken in (text, text + "        regoin: x\n", text.replace("720h", "${AWS_SECRET_ACCESS_KEY}"),
+                   text.replace("region:", "endpoint: http://u:planted-password@h\n        region:"),
+                   "dbs:\n  - path: /a\n    replica:\n      url: s3://b/p?secret-access-key=planted-inline\n",
+                   "dbs:\n  - path: /a\n    replica:\n      type: s3\n      secret-access-key: [planted-list]\n",
+                   "dbs:\n  - path: /a\n    replica:\n      secret-access-keys: planted-misspelt\n",
+                   "dbs:\n  - path: /a\n    replica:\n      secret-access-key: planted: colon\n",
+                   "dbs:\n  - path: /a\n    replica:\n      type: sftp\n      password: planted-sftp\n"):
+        file = write(broken, "broken.yml")
+        for command in commands:
+            said.append(output_of(*command, "--config", file, env=wrong)[1])
+        host = new_host(env=dict(wrong, WALFERRY_CONFIG=str(file), WALFERRY_LOG="debug"))
+        host.open(tmp_path / "b.db").sql("SELECT 1")
+        said.append(json.dumps(host.status()))
+        host.finish()
+    said.append((tmp_path / "walferry.log").read_text(errors="replace"))
+    for file in list((tmp_path / "app.db-walferry").rglob("*")) + list(tmp_path.glob("*.err")):
+        if file.is_file():
+            said.append(file.read_bytes().decode("latin-1"))
+    whole = "\n".join(said)
+    for secret in ("planted", customer, env["AWS_SECRET_ACCESS_KEY"], env["AWS_ACCESS_KEY_ID"]):
+        at = whole.find(secret)
+        assert at < 0, whole[max(0, at - 400):at + 100]
+
+
+def test_unreadable_file(new_host, tmp_path, write):
+    if os.geteuid() == 0:
+        pytest.skip("root reads everything")
+    path = write("dbs: []\n")
+    path.chmod(0)
+    assert stat.S_IMODE(path.stat().st_mode) == 0
+    host = new_host(env={"WALFERRY_CONFIG": str(path)})
+    host.open(tmp_path / "app.db").sql(TABLE)
+    assert "cannot be read" in host.status(tmp_path / "app.db")["last_error"]
+
+
+@pytest.mark.skipif(not LITESTREAM.exists(), reason="needs Litestream")
+def test_litestream_restores_by_the_same_file(new_host, s3_file, tmp_path):
+    path, database, _replica, env = s3_file
+    host = new_host(env=dict(env, WALFERRY_CONFIG=str(path)))
+    host.open(database).sql("PRAGMA journal_mode=WAL", TABLE, "INSERT INTO t (x) VALUES (1)")
+    host.sync()
+    host.finish()
+    output = tmp_path / "litestream.db"
+    done = subprocess.run([str(LITESTREAM), "restore", "-config", str(path), "-o", str(output), str(database)],
+                          env=dict(clean_environment(), **env), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    check_integrity(output)
+    assert rows(output, "SELECT x FROM t") == [(1,)]

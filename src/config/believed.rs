@@ -1,0 +1,391 @@
+//! What walferry does with a file: databases, their replicas, and for each the values that hold,
+//! those of the replica before those of the database before those of the whole file.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use super::keys::{self, KEYS, Kind, Meaning, NO_STORE, OTHER_TYPES, Row};
+use super::mistake::Mistake;
+use super::pattern;
+use super::raw::{Raw, RawDatabase, Section, Written};
+use super::{Config, Database, Layer, Logging, Place, Replica, Surroundings};
+use crate::settings::{Given, Origin};
+use crate::store::s3::Credentials;
+use crate::store::{self, Access, Secret};
+
+/// Makes sense of a file.
+pub(super) struct Believing<'a> {
+    pub(super) file: Arc<Path>,
+    pub(super) surroundings: &'a Surroundings,
+    pub(super) mistakes: Vec<Mistake>,
+    pub(super) notes: Vec<Mistake>,
+}
+
+impl Believing<'_> {
+    pub(super) fn config(&mut self, raw: &Raw) -> Config {
+        let global = self.layer(&[&raw.global], Some("s3"));
+        let mut databases: Vec<Database> = Vec::new();
+        for database in &raw.databases {
+            if let Some(database) = self.database(database, &raw.global) {
+                databases.push(database);
+            }
+        }
+        self.twice(&databases);
+        let word = |name| raw.global.get(name).map(|written| written.text.clone());
+        let logging = Logging {
+            level: word("logging.level"),
+            json: word("logging.type").is_some_and(|kind| kind == "json"),
+            stderr: word("logging.stderr").is_some_and(|switch| switch == "on"),
+            file: raw.global.get("logging.file").and_then(|written| self.path(written)),
+        };
+        Config {
+            file: self.file.clone(),
+            global,
+            databases,
+            logging,
+            exec: word("exec"),
+            notes: std::mem::take(&mut self.notes),
+        }
+    }
+
+    fn wrong(&mut self, mistake: Mistake) {
+        self.mistakes.push(mistake);
+    }
+
+    fn origin(&self, written: &Written) -> Origin {
+        let (file, line, key) = (self.file.clone(), written.line, written.key.clone());
+        Origin::File { file, line, key }
+    }
+
+    /// The values of sections, the nearest first. `kind` is the type of replica whose access is
+    /// wanted.
+    fn layer(&mut self, sections: &[&Section], kind: Option<&str>) -> Layer {
+        let mut values: BTreeMap<&'static str, Given> = BTreeMap::new();
+        for section in sections {
+            let mut here: BTreeMap<&'static str, (&'static str, &Written)> = BTreeMap::new();
+            for (name, written) in &section.values {
+                let Some(setting) = row_of(name).and_then(|row| row.sets) else { continue };
+                if let Some((other, first)) = here.insert(setting, (*name, written))
+                    && first.text != written.text
+                {
+                    let what = format!(
+                        "it says the same as {other} in line {}, which has another value: keep one of \
+                         them",
+                        first.line
+                    );
+                    // A section is looked at for each replica below it.
+                    let mistake = written.mistake(what);
+                    if !self.mistakes.contains(&mistake) {
+                        self.wrong(mistake);
+                    }
+                }
+            }
+            for (setting, (_, written)) in here {
+                let origin = self.origin(written);
+                values.entry(setting).or_insert(Given { text: written.text.clone(), origin });
+            }
+        }
+        let access =
+            if kind == Some("s3") { self.access(sections) } else { (Access::default(), None) };
+        Layer { values, access: access.0, credentials: access.1 }
+    }
+
+    /// Credentials and options, and where the credentials stand.
+    fn access(&mut self, sections: &[&Section]) -> (Access, Option<Origin>) {
+        let get = |name: &str| sections.iter().find_map(|section| section.get(name));
+        let mut access = Access::default();
+        let options = KEYS.iter().filter(|row| {
+            row.kind == Kind::Option
+                && row.meaning == Meaning::Supported
+                && row.types.contains(&"s3")
+        });
+        for row in options {
+            let Some(written) = get(row.name) else { continue };
+            let one = [(row.name.to_string(), written.text.clone())].into();
+            let alone = Access { options: one, ..Access::default() };
+            if let Err(error) = store::url::check(SOME_URL, &alone) {
+                let why = error.message.trim_start_matches(SOME_URL).trim_start_matches(": ");
+                let mistake = written.mistake(why);
+                if !self.mistakes.contains(&mistake) {
+                    self.wrong(mistake);
+                }
+                continue;
+            }
+            access.options.insert(row.name.to_string(), written.text.clone());
+        }
+        access.customer_key = get("sse-customer-key").map(|written| Secret(written.text.clone()));
+        let (id, secret) = (get("access-key-id"), get("secret-access-key"));
+        let token = get("session-token").map(|written| written.text.clone());
+        match (id, secret) {
+            (Some(id), Some(secret)) => {
+                access.credentials = Some(Credentials {
+                    access_key_id: id.text.trim().to_string(),
+                    secret_access_key: secret.text.trim().to_string(),
+                    session_token: token,
+                });
+            }
+            (Some(one), None) => self.half(one, "secret-access-key"),
+            (None, Some(one)) => self.half(one, "access-key-id"),
+            (None, None) => {}
+        }
+        let origin = access.credentials.as_ref().and(id).map(|written| self.origin(written));
+        (access, origin)
+    }
+
+    fn half(&mut self, one: &Written, other: &str) {
+        let mistake = one.mistake(format!("{other} is missing: credentials are a pair"));
+        if !self.mistakes.contains(&mistake) {
+            self.wrong(mistake);
+        }
+    }
+
+    fn database(&mut self, raw: &RawDatabase, global: &Section) -> Option<Database> {
+        let section = &raw.section;
+        let place = match (section.get("path"), section.get("dir")) {
+            (Some(path), None) => self.path(path),
+            (None, Some(dir)) => self.path(dir),
+            (Some(_), Some(dir)) => {
+                let what = "there are path and dir: an entry is one database, or a folder of them";
+                self.wrong(dir.mistake(what));
+                return None;
+            }
+            (None, None) => {
+                // Misspelt, it is among the mistakes already.
+                if !self.mistakes.iter().any(|one| one.key.starts_with(&section.key)) {
+                    self.wrong(section.mistake("the database is missing: write path: or dir:"));
+                }
+                return None;
+            }
+        };
+        let is_dir = section.get("dir").is_some();
+        for name in ["pattern", "recursive", "watch"] {
+            if let Some(written) = section.get(name).filter(|_| !is_dir) {
+                self.wrong(written.mistake("it goes with dir: only"));
+            }
+        }
+        let text = section.get("pattern");
+        if is_dir && text.is_none() {
+            self.wrong(section.mistake("dir: needs pattern:, such as \"*.db\""));
+        }
+        if let Some(text) = text.filter(|text| pattern::matches(&text.text, "").is_none()) {
+            self.wrong(
+                text.mistake("the pattern is malformed: it may have *, ?, [a-z] and [^a-z]"),
+            );
+        }
+        let is_on = |name| section.get(name).is_some_and(|written| written.text == "on");
+        let (recursive, watch) = (is_on("recursive"), is_on("watch"));
+        let layer = self.layer(&[section, global], Some("s3"));
+        if raw.replicas.is_empty()
+            && !self.mistakes.iter().any(|one| one.key.starts_with(&section.key))
+        {
+            let what = "it has no replica: write replica: with a url: below it";
+            self.wrong(section.mistake(what));
+        }
+        let mut replicas = Vec::new();
+        for replica in &raw.replicas {
+            replicas.extend(self.replica(replica, section, global));
+        }
+        self.name(&mut replicas);
+        let pattern = text.map(|text| text.text.clone());
+        let place = place?;
+        Some(Database { place, pattern, recursive, watch, layer, replicas, line: section.line })
+    }
+
+    /// What replicas are called: by their names, else by their types, with a number where two
+    /// would have the same.
+    fn name(&mut self, replicas: &mut [Replica]) {
+        let mut taken: Vec<String> = Vec::new();
+        for replica in replicas {
+            if let Some(name) = &replica.name {
+                if taken.contains(name) {
+                    let Origin::File { line, key, .. } = &replica.origin else { continue };
+                    let what = format!("another replica of this database is called {name} already");
+                    self.mistakes.push(Mistake::at(*line, key, what));
+                }
+                taken.push(name.clone());
+                continue;
+            }
+            let base = if replica.url.starts_with("s3:") { "s3" } else { "file" };
+            let numbered = (2..).map(|number| format!("{base}-{number}"));
+            let mut names = std::iter::once(base.to_string()).chain(numbered);
+            let name = names.find(|name| !taken.contains(name)).unwrap_or_default();
+            taken.push(name.clone());
+            replica.name = Some(name);
+        }
+    }
+
+    fn replica(&mut self, raw: &Section, database: &Section, global: &Section) -> Option<Replica> {
+        let kind = self.kind(raw, global)?;
+        for (name, written) in &raw.values {
+            let Some(row) = keys::find(Place::Replica, name) else { continue };
+            if !row.types.is_empty() && !row.types.contains(&kind) {
+                let types = row.types.join(", ");
+                let what =
+                    format!("this replica is of type {kind}, and {name} goes with {types} only");
+                self.wrong(written.mistake(what));
+            }
+        }
+        let layer = self.layer(&[raw, database, global], Some(kind));
+        let url = if let Some(url) = raw.get("url") {
+            self.given_url(url, raw)?
+        } else if kind == "file" {
+            let Some(path) = raw.get("path") else {
+                self.wrong(raw.mistake("the folder is missing: write path: or url:"));
+                return None;
+            };
+            if store::url::is_url(&path.text) && path.text.contains("://") {
+                self.wrong(path.mistake("this is a URL: write url: instead of path:"));
+                return None;
+            }
+            store::url::of_path(&self.path(path)?)
+        } else {
+            let bucket = raw.get("bucket").or_else(|| global.get("bucket"));
+            let (Some(bucket), Some(path)) = (bucket, raw.get("path")) else {
+                let missing = if bucket.is_none() { "bucket" } else { "path" };
+                self.wrong(raw.mistake(format!(
+                    "{missing}: is missing: a replica in S3 has bucket: and path:, or url:"
+                )));
+                return None;
+            };
+            if bucket.text.contains(['/', ':', '@', '?', '#', '%']) {
+                self.wrong(bucket.mistake("this is no name of a bucket"));
+                return None;
+            }
+            store::url::of_bucket(&bucket.text, &path.text)
+        };
+        let at = raw.get("url").or_else(|| raw.get("path"))?;
+        let identity = match store::url::check(&url, &layer.access) {
+            Ok(identity) => identity,
+            Err(error) => {
+                // Wrong options of S3 are told where they stand.
+                if !self.mistakes.iter().any(|one| one.key.starts_with(&raw.key)) {
+                    self.wrong(at.mistake(error.message));
+                }
+                return None;
+            }
+        };
+        let name = raw.get("name").map(|name| name.text.clone());
+        Some(Replica { name, url, identity, layer, origin: self.origin(at) })
+    }
+
+    /// The type of a replica, if it is one that there is.
+    fn kind(&mut self, raw: &Section, global: &Section) -> Option<&'static str> {
+        let by_url = raw.get("url").map(|url| url.text.split(':').next().unwrap_or_default());
+        let given = raw.get("type").map(|kind| kind.text.as_str());
+        let word = match (given, by_url) {
+            (Some(kind), Some(scheme))
+                if kind != scheme
+                    && !(matches!(kind, "gs" | "gcs") && matches!(scheme, "gs" | "gcs")) =>
+            {
+                let at = raw.get("type")?;
+                let shown = if keys::is_type(scheme) { scheme } else { "another type" };
+                self.wrong(at.mistake(format!("the type is {kind}, and the url is of {shown}")));
+                return None;
+            }
+            (Some(kind), _) => kind,
+            (None, Some(scheme)) => scheme,
+            (None, None) if raw.get("bucket").is_some() => "s3",
+            (None, None) if global.get("bucket").is_some() && raw.get("path").is_none() => "s3",
+            (None, None) => "file",
+        };
+        if let Some(kind) = keys::TYPES.iter().find(|known| **known == word) {
+            return Some(kind);
+        }
+        let at = raw.get("type").or_else(|| raw.get("url"))?;
+        let what = if OTHER_TYPES.contains(&word) {
+            format!("the type {word} cannot be had: {NO_STORE}")
+        } else {
+            "this URL is of no known type: write s3://bucket/path or file:///path".to_string()
+        };
+        let mistake = at.mistake(what);
+        self.wrong(mistake);
+        None
+    }
+
+    /// A `url:`, which excludes what it has in itself.
+    fn given_url(&mut self, url: &Written, raw: &Section) -> Option<String> {
+        let mut fits = true;
+        for name in ["path", "bucket"] {
+            if let Some(other) = raw.get(name) {
+                self.wrong(other.mistake(format!("it is in the url already (line {})", url.line)));
+                fits = false;
+            }
+        }
+        let query = url.text.split_once('?').map(|(_, query)| query).unwrap_or_default();
+        for option in query.split('&').filter(|option| !option.is_empty()) {
+            let (name, value) = option.split_once('=').unwrap_or((option, ""));
+            let value = store::url::percent_decode(value);
+            let name = store::s3::kebab_case(name);
+            if let Some(other) = raw.get(&name).filter(|other| other.text.as_bytes() != value) {
+                let what = format!("the url in line {} has another value for it", url.line);
+                self.wrong(other.mistake(what));
+                fits = false;
+            }
+        }
+        fits.then(|| url.text.clone())
+    }
+
+    /// A path, without the prefixes that people write, from the working directory.
+    fn path(&mut self, written: &Written) -> Option<PathBuf> {
+        let text = written.text.as_str();
+        let text = ["sqlite3://", "sqlite://"]
+            .iter()
+            .find_map(|prefix| text.strip_prefix(prefix))
+            .unwrap_or(text);
+        let path = match text.strip_prefix('~') {
+            Some(rest) if rest.is_empty() || rest.starts_with('/') => {
+                let Some(home) = &self.surroundings.home else {
+                    self.wrong(
+                        written.mistake("there is no home directory here (HOME is not set)"),
+                    );
+                    return None;
+                };
+                home.join(rest.trim_start_matches('/'))
+            }
+            _ => PathBuf::from(text),
+        };
+        if path.as_os_str().is_empty() {
+            self.wrong(written.mistake("the path is empty"));
+            return None;
+        }
+        Some(tidy(&self.surroundings.directory.join(path)))
+    }
+
+    /// Two entries for one database, or two replicas in one place, would fight.
+    fn twice(&mut self, databases: &[Database]) {
+        for (i, database) in databases.iter().enumerate() {
+            let before = databases.get(..i).unwrap_or_default();
+            let same = |other: &&Database| {
+                other.place == database.place && other.pattern == database.pattern
+            };
+            if let Some(other) = before.iter().find(same) {
+                let what = format!("this database is there already, in line {}", other.line);
+                self.wrong(Mistake::at(database.line, &format!("dbs[{i}]"), what));
+            }
+        }
+        let mut known: BTreeMap<&str, usize> = BTreeMap::new();
+        for replica in databases.iter().flat_map(|database| &database.replicas) {
+            let Origin::File { line, key, .. } = &replica.origin else { continue };
+            if let Some(first) = known.insert(&replica.identity, *line) {
+                let what = format!(
+                    "another replica is in the same place, in line {first}: give each its own"
+                );
+                self.mistakes.push(Mistake::at(*line, key, what));
+            }
+        }
+    }
+}
+
+/// A URL for options to be tried with.
+const SOME_URL: &str = "s3://bucket/path";
+
+/// The table's row of a value's name, wherever it stands.
+fn row_of(name: &str) -> Option<&'static Row> {
+    KEYS.iter().find(|row| row.name == name)
+}
+
+/// Without `.` and double slashes. `..` stays: what it means depends on links.
+fn tidy(path: &Path) -> PathBuf {
+    path.components().filter(|part| !matches!(part, Component::CurDir)).collect()
+}

@@ -1,0 +1,91 @@
+//! Which file a path means.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use super::{Database, pattern};
+use crate::store::url;
+
+/// Links that are followed one after the other.
+const LINKS_MAX: usize = 40;
+/// Folders below one another that are looked into.
+const DEPTH_MAX: usize = 64;
+/// What every database begins with (<https://sqlite.org/fileformat2.html#magic_header_string>).
+const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+
+/// A path with links resolved, also when the file does not exist yet.
+pub fn canonical(path: &Path) -> PathBuf {
+    let mut path = path.to_path_buf();
+    for _ in 0..LINKS_MAX {
+        if let Ok(found) = std::fs::canonicalize(&path) {
+            return found;
+        }
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return path };
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        let Ok(folder) = std::fs::canonicalize(parent) else { return path };
+        let whole = folder.join(name);
+        // A link to a file that SQLite would create.
+        match std::fs::read_link(&whole) {
+            Ok(target) => path = folder.join(target),
+            Err(_) => return whole,
+        }
+    }
+    path
+}
+
+impl Database {
+    /// The entry as it is for one database of its folder: each has a place of its own in the replica,
+    /// by its path in the folder. `None` if it is not in it.
+    pub(super) fn in_folder(&self, database: &Path) -> Option<Database> {
+        let wanted = self.pattern.as_deref()?;
+        let folder = canonical(&self.place);
+        let below = database.strip_prefix(&folder).ok()?;
+        let name = below.file_name()?.to_str()?;
+        if !self.recursive && below.components().count() > 1 {
+            return None;
+        }
+        if !pattern::matches(wanted, name).unwrap_or(false) {
+            return None;
+        }
+        let below = below.to_str()?;
+        let mut entry = self.clone();
+        entry.place = database.to_path_buf();
+        entry.pattern = None;
+        for replica in &mut entry.replicas {
+            replica.url = url::below_path(&replica.url, below);
+            replica.identity = url::below_path(&replica.identity, below);
+        }
+        Some(entry)
+    }
+
+    /// The databases of the entry that there are on the disk; one that is named, in any case.
+    pub(super) fn files(&self) -> Vec<PathBuf> {
+        if self.pattern.is_none() {
+            return vec![canonical(&self.place)];
+        }
+        let mut found = Vec::new();
+        self.walk(&canonical(&self.place), 0, &mut found);
+        found.sort();
+        found
+    }
+
+    fn walk(&self, folder: &Path, depth: usize, found: &mut Vec<PathBuf>) {
+        let Ok(entries) = std::fs::read_dir(folder) else { return };
+        for entry in entries.flatten() {
+            // Of a link the type is its own: it is not followed.
+            let Ok(kind) = entry.file_type() else { continue };
+            let path = entry.path();
+            if kind.is_dir() && self.recursive && depth < DEPTH_MAX {
+                self.walk(&path, depth + 1, found);
+            } else if kind.is_file() && self.in_folder(&path).is_some() && is_database(&path) {
+                found.push(path);
+            }
+        }
+    }
+}
+
+fn is_database(path: &Path) -> bool {
+    let mut magic = [0; 16];
+    std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok()
+        && magic == *MAGIC
+}

@@ -1,0 +1,120 @@
+//! Names of files by patterns, with the meaning that Go's `filepath.Match` gives them.
+
+/// Whether a name fits a pattern: `*` any letters, `?` one, `[a-z]` and `[^a-z]` one of them or none
+/// of them, and `\` before a letter that means itself. `None` if the pattern is malformed.
+pub(super) fn matches(pattern: &str, name: &str) -> Option<bool> {
+    let pattern: Vec<char> = pattern.chars().collect();
+    let name: Vec<char> = name.chars().collect();
+    // Where to go on if what follows the last star does not fit: one letter later.
+    let (mut at, mut position, mut retry) = (0, 0, None);
+    let fits = loop {
+        match pattern.get(at) {
+            Some('*') => {
+                at += 1;
+                retry = Some((at, position + 1));
+                continue;
+            }
+            None if position == name.len() => break true,
+            Some(_) => {
+                let (next, fits) = one(&pattern, at, name.get(position).copied())?;
+                if fits {
+                    (at, position) = (next, position + 1);
+                    continue;
+                }
+            }
+            None => {}
+        }
+        match retry {
+            Some((after, next)) if next <= name.len() => {
+                (at, position) = (after, next);
+                retry = Some((after, next + 1));
+            }
+            _ => break false,
+        }
+    };
+    // What was not come to may be malformed as well.
+    is_well_formed(&pattern).then_some(fits)
+}
+
+/// Whether every part of it means something.
+fn is_well_formed(pattern: &[char]) -> bool {
+    let mut at = 0;
+    while let Some(&c) = pattern.get(at) {
+        if c == '*' {
+            at += 1;
+            continue;
+        }
+        match one(pattern, at, Some('x')) {
+            Some((next, _)) => at = next,
+            None => return false,
+        }
+    }
+    true
+}
+
+/// The part of the pattern that stands for one letter: where it ends, and whether it fits.
+fn one(pattern: &[char], at: usize, letter: Option<char>) -> Option<(usize, bool)> {
+    let fits = |known: char| letter == Some(known);
+    match *pattern.get(at)? {
+        '?' => Some((at + 1, letter.is_some_and(|letter| letter != '/'))),
+        '\\' => pattern.get(at + 1).map(|&known| (at + 2, fits(known))),
+        '[' => {
+            let mut at = at + 1;
+            let negated = pattern.get(at) == Some(&'^');
+            at += usize::from(negated);
+            let (mut found, mut first) = (false, true);
+            loop {
+                if pattern.get(at) == Some(&']') && !first {
+                    let fits = letter.is_some() && found != negated;
+                    return Some((at + 1, fits));
+                }
+                first = false;
+                let (low, next) = bound(pattern, at)?;
+                at = next;
+                let mut high = low;
+                if pattern.get(at) == Some(&'-') {
+                    (high, at) = bound(pattern, at + 1)?;
+                }
+                found |= letter.is_some_and(|letter| (low..=high).contains(&letter));
+            }
+        }
+        known => Some((at + 1, fits(known))),
+    }
+}
+
+fn bound(pattern: &[char], at: usize) -> Option<(char, usize)> {
+    match *pattern.get(at)? {
+        '\\' => pattern.get(at + 1).map(|&letter| (letter, at + 2)),
+        '-' | ']' => None,
+        letter => Some((letter, at + 1)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_mean_what_they_mean_in_go() {
+        for (pattern, name, expected) in [
+            ("*.db", "a.db", Some(true)),
+            ("*.db", "a.db-wal", Some(false)),
+            ("*", "", Some(true)),
+            ("a*b*c", "axxbyyc", Some(true)),
+            ("a*b*c", "axxbyy", Some(false)),
+            ("?ä.db", "xä.db", Some(true)),
+            ("[a-c]x", "bx", Some(true)),
+            ("[^a-c]x", "bx", Some(false)),
+            ("[^a-c]x", "x", Some(false)),
+            ("\\*x", "*x", Some(true)),
+            ("\\*x", "yx", Some(false)),
+            ("[]a]", "]", None),
+            ("[", "a", None),
+            ("a[", "b", None),
+            ("[a-]", "a", None),
+            ("x\\", "x", None),
+        ] {
+            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+}

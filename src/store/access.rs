@@ -1,0 +1,43 @@
+//! How a store is reached: what the URL of a replica does not say.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::s3::Credentials;
+
+/// Credentials and options of a store from the configuration file. They are no part of a replica's
+/// URL or identity, and are written to no file. `Debug` shows no secret.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Access {
+    /// Go before those of the environment and of `~/.aws`.
+    pub credentials: Option<Credentials>,
+    /// Options of the S3 store by their names, such as `region`. Those of the URL go before them.
+    pub options: BTreeMap<String, String>,
+    /// The customer's key for encryption by the server, in base64.
+    pub customer_key: Option<Secret>,
+}
+
+impl Access {
+    /// With nothing but credentials.
+    pub fn with(credentials: Option<Credentials>) -> Access {
+        Access { credentials, ..Access::default() }
+    }
+}
+
+impl fmt::Debug for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.options.keys().collect();
+        let known = (self.credentials.is_some(), self.customer_key.is_some());
+        write!(f, "Access(credentials: {}, customer key: {}, {names:?})", known.0, known.1)
+    }
+}
+
+/// A text that is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
