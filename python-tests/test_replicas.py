@@ -60,6 +60,12 @@ def images(setting):
     return [len(full_images(replica)) for replica in setting.replicas()]
 
 
+def assert_nothing_was_compared(setting, *hosts):
+    """Each new beginning of the WAL waited for every replica."""
+    found = [one for host in hosts for one in setting.status(host) if one and one["resyncs"]]
+    assert not found, found
+
+
 def test_each_replica_has_everything(setting):
     host = setting.open()
     fill(host, 50)
@@ -102,6 +108,7 @@ def test_one_that_fails_does_not_hinder_the_other(setting, proxy):
     host.sync()
     setting.assert_all_restore()
     assert images(setting) == [1, 1]
+    assert_nothing_was_compared(setting, host)
 
 
 def test_replicas_come_and_go(setting):
@@ -162,6 +169,7 @@ def test_each_is_shipped_by_another_process(setting, tmp_path):
     setting.assert_all_restore()
     assert os.path.getsize(wal(setting.database)) < 8 << 20
     assert images(setting) == [1, 1]
+    assert_nothing_was_compared(setting, first, second)
 
 
 def test_another_writer_takes_one_of_them(setting, tmp_path, new_host):
