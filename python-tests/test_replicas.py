@@ -198,3 +198,36 @@ def test_another_writer_takes_one_of_them(setting, tmp_path, new_host):
     shown = walferry("reset", setting.database, "--json", env=env).stdout
     assert {json.loads(line)["replica"] for line in shown.splitlines()} == {
         setting.disk.url, setting.cloud.url}
+
+
+def test_processes_that_name_other_replicas(setting):
+    """Neither keeps the other from its replica, as when a new version names a new one."""
+    old = setting.open(setting.disk)
+    fill(old, 10)
+    old.sync()
+    new = setting.open(setting.cloud)
+    fill(new, 10, seed=2)
+    new.sync()
+    old.sync()
+    setting.assert_all_restore()
+    old.finish()
+    fill(new, 10, seed=3)
+    new.finish()
+    # The new one keeps its folder when it is alone.
+    host = setting.open(setting.cloud)
+    fill(host, 10, seed=4)
+    host.sync()
+    assert_restores(setting.cloud, setting.database, setting.folder)
+    assert images(setting) == [1, 1]
+
+
+def test_the_program_ships_to_all_of_them(setting):
+    host = setting.open(WALFERRY_SHUTDOWN_TIMEOUT="0")
+    fill(host, 10)
+    host.kill()
+    said = walferry("sync", "--json", "--config", setting.folder / "walferry.yml", setting.database,
+                    env=setting.env).stdout
+    said = [json.loads(line) for line in said.splitlines()]
+    assert [one["replica"] for one in said] == [setting.disk.url, setting.cloud.url]
+    assert all(one["lag_ms"] == 0 and one["txid"] for one in said), said
+    setting.assert_all_restore()

@@ -133,6 +133,7 @@ impl Shown {
 
 fn name(step: Step) -> &'static str {
     match step {
+        Step::Send => "sending",
         Step::Copy => "copying",
         Step::Prove => "proving the copy",
         Step::Fetch => "reading",
@@ -167,6 +168,7 @@ fn line(step: Step, done: u64, total: u64, taken: Duration) -> String {
 fn line_in_json(step: Step, done: u64, total: u64, taken: Duration) -> String {
     let (rate, left) = pace(done, total, taken);
     let step = match step {
+        Step::Send => "send",
         Step::Copy => "copy",
         Step::Prove => "prove",
         Step::Fetch => "fetch",

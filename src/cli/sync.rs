@@ -12,14 +12,17 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 
-use super::{Error, Exit, configured, extension, print};
+use super::{Error, Exit, configured, extension, print, progress};
 use crate::local::state::State;
-use crate::local::state_dir;
+use crate::local::{replicas, state_dir};
+use crate::restore::Step;
 use crate::settings::{Settings, parse_duration};
 use crate::store::{self, Access};
 
 /// How long the end of the program may take when the store is silent: what it must do then is local.
 const SHUTDOWN: &str = "1s";
+/// How often to look how far it is.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Arguments of `walferry sync`.
 #[derive(clap::Args)]
@@ -43,6 +46,8 @@ pub(super) struct Args {
     /// Report in JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    progress: progress::Args,
 }
 
 /// Why a sync failed, with what the exit status says of it.
@@ -81,9 +86,12 @@ impl std::error::Error for Failure {
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
     let database = existing(&args.database)?;
-    let (replica, access) = replica_of(&database, args)?;
-    // What is wrong with the URL is better said before anything is touched.
-    let identity = store::url::identity(&*store::url::open_with(&replica, &access)?);
+    let replicas = replicas_of(&database, args)?;
+    // What is wrong with a URL is better said before anything is touched.
+    for (url, access) in &replicas {
+        let identity = store::url::identity(&*store::url::open_with(url, access)?);
+        refuse_another_replica(&database, &identity)?;
+    }
     if let Some(file) = &args.file.config {
         extension::set_config(file, args.file.no_expand_env);
     }
@@ -98,11 +106,42 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     extension::load(&extension).map_err(|error| {
         Failure::sqlite(format!("cannot load the extension {}", extension.display()), error)
     })?;
-    let db = open(&database, &replica, args.timeout)?;
-    let txid = sync(&db, &database, args.timeout);
+    // Several are all those that file or environment name: the extension finds them there as well.
+    let one = match replicas.as_slice() {
+        [(url, _)] => Some(url.as_str()),
+        _ => None,
+    };
+    let db = open(&database, one, args.timeout)?;
+    let txid = watched(args, &database, || sync(&db, &database, args.timeout));
     let status = status_of(&db, &database)?;
-    refuse_another_replica(&database, &identity, &status)?;
-    report(args, &database, &replica, &txid?, &status)
+    report(args, &database, &replicas, &txid?, &status)
+}
+
+/// Shows meanwhile how far a full image is.
+fn watched<T>(args: &Args, database: &Path, work: impl FnOnce() -> T) -> T {
+    let progress = args.progress.show(args.json);
+    let (done, ended) = crossbeam_channel::bounded::<()>(0);
+    let result = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // The status is that of the process, whoever asks.
+            let Ok(asks) = Connection::open_in_memory() else { return };
+            while let Err(crossbeam_channel::RecvTimeoutError::Timeout) =
+                ended.recv_timeout(LOOK_EVERY)
+            {
+                let status = status_of(&asks, database).unwrap_or_default();
+                let sum =
+                    |name: &str| status.iter().filter_map(|one| one[name].as_u64()).sum::<u64>();
+                if sum("image_total") > 0 {
+                    progress.tell(Step::Send, sum("image_bytes"), sum("image_total"));
+                }
+            }
+        });
+        let result = work();
+        drop(done);
+        result
+    });
+    progress.end();
+    result
 }
 
 /// The database's path with links resolved, so that all processes mean the same file.
@@ -112,33 +151,39 @@ fn existing(path: &Path) -> Result<PathBuf, Error> {
     if found.is_file() { Ok(found) } else { Err(about("this is no file".into())) }
 }
 
-/// The given replica, else that of the local state, else that of environment or file.
-fn replica_of(database: &Path, args: &Args) -> Result<(String, Access), Error> {
+/// The given replica, else those of environment or file, else that of the local state.
+fn replicas_of(database: &Path, args: &Args) -> Result<Vec<(String, Access)>, Error> {
     let state = State::load(&state_dir(database))
         .map_err(|error| Failure::because(Exit::Failure, error.to_string()))?;
     let known = state.map(|state| state.replica);
     if args.replica.is_none() {
         // The state keeps no options of a URL, such as an endpoint; the environment may know them.
-        let named = configured::File::settings(database, None)?.into_iter().next();
-        let same = |settings: &Settings| {
-            known.is_none() || store::url::check(&settings.replica, &settings.access).ok() == known
+        let config = args.file.load();
+        let config = if args.file.config.is_some() { config? } else { config.ok().flatten() };
+        let named = configured::File::settings(database, config.as_ref())?;
+        let is_known = |settings: &Settings| {
+            store::url::check(&settings.replica, &settings.access).ok() == known
         };
-        if let Some(settings) = named.filter(same) {
-            return Ok((settings.replica, settings.access));
+        if known.is_none() || named.iter().any(is_known) {
+            let all: Vec<_> = named.into_iter().map(|one| (one.replica, one.access)).collect();
+            if !all.is_empty() {
+                return Ok(all);
+            }
         }
     }
     let found = args.file.replica(database, args.replica.as_deref(), known.as_deref())?;
-    found.ok_or_else(|| {
+    found.map(|one| vec![one]).ok_or_else(|| {
         let text = "it was never replicated from here: name its replica with --replica";
         Failure::because(Exit::Usage, format!("{}: {text}", database.display()))
     })
 }
 
-fn open(database: &Path, replica: &str, timeout: Duration) -> Result<Connection, Error> {
+fn open(database: &Path, replica: Option<&str>, timeout: Duration) -> Result<Connection, Error> {
+    let replica = replica.map(|url| format!("&replica={}", encoded(url.as_bytes())));
     let uri = format!(
-        "file:{}?vfs=walferry&replica={}&shutdown-timeout={SHUTDOWN}",
+        "file:{}?vfs=walferry&shutdown-timeout={SHUTDOWN}{}",
         encoded(database.as_os_str().as_bytes()),
-        encoded(replica.as_bytes())
+        replica.unwrap_or_default()
     );
     // Without CREATE: nothing comes into being that was not there.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_URI;
@@ -173,54 +218,59 @@ fn sync(db: &Connection, database: &Path, timeout: Duration) -> Result<String, E
     })
 }
 
-/// The object of `walferry_status()` for this database.
-fn status_of(db: &Connection, database: &Path) -> Result<Value, Error> {
+/// The objects of `walferry_status()` for this database, one for each replica.
+fn status_of(db: &Connection, database: &Path) -> Result<Vec<Value>, Error> {
     let text: String = db
         .query_row("SELECT walferry_status()", [], |row| row.get(0))
         .map_err(|error| Failure::sqlite("cannot ask for the status", error))?;
     let all: Vec<Value> = serde_json::from_str(&text).unwrap_or_default();
     let path = database.to_string_lossy();
-    let found = all.into_iter().find(|one| one["database"] == path.as_ref());
-    Ok(found.unwrap_or_default())
+    Ok(all.into_iter().filter(|one| one["database"] == path.as_ref()).collect())
 }
 
 /// A running program that ships the database ships it to a replica of its own choice.
-fn refuse_another_replica(database: &Path, wanted: &str, status: &Value) -> Result<(), Error> {
-    let Some(pid) = status["shipper"].as_u64() else { return Ok(()) };
-    let Ok(Some(state)) = State::load(&state_dir(database)) else { return Ok(()) };
-    if state.replica == wanted {
-        return Ok(());
-    }
+fn refuse_another_replica(database: &Path, wanted: &str) -> Result<(), Error> {
+    let Some((pid, other)) = replicas::shipped_elsewhere(database, wanted) else { return Ok(()) };
+    let who = pid.map_or("another process".to_string(), |pid| format!("process {pid}"));
     let text = format!(
-        "{}: process {pid} replicates it to {}, not to {wanted}; nothing was sent there",
-        database.display(),
-        state.replica
+        "{}: {who} replicates it to {other}, not to {wanted}; nothing was sent there",
+        database.display()
     );
     Err(Failure::because(Exit::Failure, text))
 }
 
+/// A line for each replica.
 fn report(
     args: &Args,
     database: &Path,
-    replica: &str,
+    replicas: &[(String, Access)],
     txid: &str,
-    status: &Value,
+    status: &[Value],
 ) -> Result<(), Error> {
-    let replica = store::url::redacted(replica);
     let path = database.display().to_string();
-    let lag = status["lag_ms"].as_u64().unwrap_or(0);
-    if args.json {
-        let text = json!({
-            "database": path,
-            "replica": replica,
-            "txid": txid,
-            "lag_ms": lag,
-            "shipper": status["shipper"],
-        });
-        return print(&format!("{text}\n"));
+    for (url, _) in replicas {
+        let replica = store::url::redacted(url);
+        let one = status.iter().find(|one| one["replica"] == replica).or(status.first());
+        let one = one.cloned().unwrap_or_default();
+        let txid = if replicas.len() > 1 { one["acked"].as_str().unwrap_or(txid) } else { txid };
+        let lag = one["lag_ms"].as_u64().unwrap_or(0);
+        let text = if args.json {
+            let text = json!({
+                "database": path,
+                "replica": replica,
+                "txid": txid,
+                "lag_ms": lag,
+                "shipper": one["shipper"],
+            });
+            format!("{text}\n")
+        } else {
+            let by = one["shipper"].as_u64().map(|pid| format!(" by process {pid}"));
+            let by = by.unwrap_or_default();
+            format!("synced {path} to {replica}{by}: TXID {txid}, lag {lag} ms\n")
+        };
+        print(&text)?;
     }
-    let by = status["shipper"].as_u64().map(|pid| format!(" by process {pid}")).unwrap_or_default();
-    print(&format!("synced {path} to {replica}{by}: TXID {txid}, lag {lag} ms\n"))
+    Ok(())
 }
 
 #[cfg(test)]

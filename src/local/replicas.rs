@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use md5::{Digest, Md5};
 
+use super::lock::{Attempt, Lock};
 use super::state::State;
 
 /// The folder of the folders of all replicas but one.
@@ -18,13 +19,43 @@ const OTHERS: &str = "replicas";
 /// ([`crate::store::url::identity`]).
 pub fn dirs(database: &Path, replicas: &[&str]) -> Vec<PathBuf> {
     let main = super::state_dir(database);
-    let owner = State::load(&main).ok().flatten().map(|state| state.replica);
     let own = |replica: &str| main.join(OTHERS).join(name(replica));
-    let at = main_one(owner.as_deref(), replicas, &|replica| own(replica).is_dir());
+    let has = |replica: &str| own(replica).is_dir();
+    let owner = owner(&main);
+    let at = match main_one(owner.as_deref(), replicas, &has) {
+        // Whoever ships to a replica that is not among these goes on doing so.
+        Some(_) if owner.is_some_and(|owner| !replicas.contains(&&*owner)) && is_held(&main) => {
+            None
+        }
+        at => at,
+    };
     let dir = |(number, replica): (usize, &&str)| {
         if Some(number) == at { main.clone() } else { own(replica) }
     };
     replicas.iter().enumerate().map(dir).collect()
+}
+
+/// The process that ships a database to another replica than this one, which is shipped to by nobody:
+/// its id, if it is known, and its replica.
+pub fn shipped_elsewhere(database: &Path, replica: &str) -> Option<(Option<u32>, String)> {
+    let main = super::state_dir(database);
+    let owner = owner(&main).filter(|owner| owner != replica)?;
+    if main.join(OTHERS).join(name(replica)).is_dir() {
+        return None;
+    }
+    match Lock::try_take(&main) {
+        Ok(Attempt::HeldBy(pid)) => Some((pid, owner)),
+        _ => None,
+    }
+}
+
+/// Whose state is in a folder.
+fn owner(dir: &Path) -> Option<String> {
+    State::load(dir).ok().flatten().map(|state| state.replica)
+}
+
+fn is_held(dir: &Path) -> bool {
+    matches!(Lock::try_take(dir), Ok(Attempt::HeldBy(_)))
 }
 
 /// Every folder of local state that a database has, whoever's it is.

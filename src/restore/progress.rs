@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// What is being done.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Step {
+    /// Sending a database as a whole.
+    Send,
     /// Copying the older copy that is brought forward.
     Copy,
     /// Reading that copy, to prove it.
