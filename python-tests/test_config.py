@@ -110,12 +110,12 @@ def test_what_applies_and_where_it_comes_from(s3_file):
     (one,) = found["databases"]
     assert one["path"] == str(database)
     settings = one["replicas"][0]["settings"]
-    assert settings["retention"] == {"value": "720h", "from": "%s:11 dbs[0].replicas[0].retention" % path}
+    assert settings["retention"] == {"value": "720h", "from": "%s:12 dbs[0].replicas[0].retention" % path}
     assert settings["sync-interval"] == {"value": "3s", "from": "WALFERRY_SYNC_INTERVAL"}
     assert settings["levels"]["from"] == "default"
     assert one["replicas"][0]["access"]["credentials"]["value"] == "given"
     said = walferry("databases", "--config", path, env=env).stdout
-    assert "720h" in said and "line 11" in said and env["AWS_SECRET_ACCESS_KEY"] not in said
+    assert "720h" in said and "line 12" in said and env["AWS_SECRET_ACCESS_KEY"] not in said
 
 
 def test_check_tries_the_store(s3_file, s3, tmp_path):
@@ -199,7 +199,7 @@ def test_folders(new_host, replica, tmp_path, write):
         host.sql("PRAGMA journal_mode=WAL", TABLE, conn="c%d" % number)
     host.sync("c0")
     host.sync("c1")
-    assert sorted(one["database"] for one in host.status()) == [str(data / "a.db"), str(data / "deep/b.db")]
+    assert sorted(one["database"] for one in host.status(conn="c0")) == [str(data / "a.db"), str(data / "deep/b.db")]
     assert sorted(p.name for p in replica.folder.iterdir()) == ["a.db", "deep"]
     walferry("restore", "-o", tmp_path / "out.db", "--config", path, data / "deep/b.db")
     listed = json.loads(walferry("databases", "--json", "--config", path).stdout)
@@ -278,11 +278,11 @@ def test_a_new_database_gets_wal_mode_and_its_choices(kind, new_host, replica, t
 
 
 @pytest.mark.parametrize("kind", HOSTS)
-def test_wal_mode_waits_for_readers(kind, new_host, replica, tmp_path):
+def test_a_second_connection_and_what_is_chosen_later(kind, new_host, replica, tmp_path):
     host = new_host(kind, replica)
     host.open(tmp_path / "app.db").open(tmp_path / "app.db", "reader")
     host.sql("BEGIN", TABLE, conn="main")
-    host.sql("COMMIT")
+    host.sql("COMMIT", "SELECT * FROM t")
     assert host.value("PRAGMA journal_mode") == "wal"
     host.sql("INSERT INTO t (x) VALUES (1)", conn="reader")
     host.sync()

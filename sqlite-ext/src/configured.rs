@@ -13,7 +13,7 @@ pub enum Configured {
     /// There is none.
     Nothing,
     /// It says this.
-    Says(Config),
+    Says(Box<Config>),
     /// It is there, and cannot be used.
     Broken(Broken),
 }
@@ -38,7 +38,7 @@ pub fn configured() -> Arc<Configured> {
     let configured = Arc::new(match config::file_of_environment() {
         None => Configured::Nothing,
         Some(file) => match config::load(&file, true) {
-            Ok(config) => Configured::Says(config),
+            Ok(config) => Configured::Says(Box::new(config)),
             Err(broken) => Configured::Broken(broken),
         },
     });

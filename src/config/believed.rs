@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use super::keys::{self, KEYS, Kind, Meaning, NO_STORE, OTHER_TYPES, Row};
 use super::mistake::Mistake;
-use super::pattern;
 use super::raw::{Raw, RawDatabase, Section, Written};
 use super::{Config, Database, Layer, Logging, Place, Replica, Surroundings};
+use super::{hosts, pattern};
 use crate::settings::{Given, Origin};
 use crate::store::s3::Credentials;
 use crate::store::{self, Access, Secret};
@@ -148,14 +148,14 @@ impl Believing<'_> {
             (Some(_), Some(dir)) => {
                 let what = "there are path and dir: an entry is one database, or a folder of them";
                 self.wrong(dir.mistake(what));
-                return None;
+                None
             }
             (None, None) => {
                 // Misspelt, it is among the mistakes already.
                 if !self.mistakes.iter().any(|one| one.key.starts_with(&section.key)) {
                     self.wrong(section.mistake("the database is missing: write path: or dir:"));
                 }
-                return None;
+                None
             }
         };
         let is_dir = section.get("dir").is_some();
@@ -226,9 +226,10 @@ impl Believing<'_> {
                 self.wrong(written.mistake(what));
             }
         }
-        let layer = self.layer(&[raw, database, global], Some(kind));
+        let mut layer = self.layer(&[raw, database, global], Some(kind));
         let url = if let Some(url) = raw.get("url") {
-            self.given_url(url, raw)?
+            let url = self.given_url(url, raw)?;
+            apart(url, &mut layer.access)
         } else if kind == "file" {
             let Some(path) = raw.get("path") else {
                 self.wrong(raw.mistake("the folder is missing: write path: or url:"));
@@ -375,6 +376,20 @@ impl Believing<'_> {
             }
         }
     }
+}
+
+/// Takes a host of a URL apart as Litestream does. What is said elsewhere goes before it.
+fn apart(url: String, access: &mut Access) -> String {
+    let Some(rest) = url.strip_prefix("s3://") else { return url };
+    let (host, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    let Some(found) = hosts::parse(host) else { return url };
+    let said = [("region", found.region), ("endpoint", found.endpoint)];
+    for (name, value) in said {
+        if let Some(value) = value {
+            access.options.entry(name.to_string()).or_insert(value);
+        }
+    }
+    format!("s3://{}{path}", found.bucket)
 }
 
 /// A URL for options to be tried with.

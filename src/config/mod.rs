@@ -8,6 +8,7 @@
 mod believed;
 mod expand;
 mod find;
+mod hosts;
 pub mod keys;
 mod mistake;
 mod paths;

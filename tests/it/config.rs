@@ -260,6 +260,18 @@ fn folders_of_databases() {
 }
 
 #[test]
+fn hosts_of_providers_in_a_url() {
+    let text =
+        "dbs: [{path: /a, replica: {url: 's3://b.nyc3.digitaloceanspaces.com/p/q', region: own}}]";
+    let config = parse(text).unwrap();
+    let all = settings(&config, "/a", &[]);
+    let one = all.first().unwrap();
+    assert_eq!(one.replica, "s3://b/p/q");
+    assert_eq!(one.access.options["endpoint"], "https://nyc3.digitaloceanspaces.com");
+    assert_eq!(one.access.options["region"], "own");
+}
+
+#[test]
 fn anchors_and_merge_keys() {
     let text = "
 dbs:

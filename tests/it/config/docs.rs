@@ -49,34 +49,35 @@ fn rendered() -> String {
             row.text
         );
     }
-    text += "\nAccepted, and without effect:\n\n| key | where | why |\n| --- | --- | --- |\n";
-    for row in of(|meaning| matches!(meaning, Meaning::Note(_))) {
-        let Meaning::Note(why) = row.meaning else { continue };
-        let _ = writeln!(text, "| `{}` | {} | {why} |", row.name, places(row));
-    }
-    text += "\nRefused:\n\n| key | where | why, and what to use |\n| --- | --- | --- |\n";
-    for row in of(|meaning| matches!(meaning, Meaning::Refused(_) | Meaning::Only(..))) {
-        match row.meaning {
-            Meaning::Only(only, why) => {
-                let _ = writeln!(
-                    text,
-                    "| `{}` other than `{only}` | {} | {why} |",
-                    row.name,
-                    places(row)
-                );
-            }
-            Meaning::Refused(why) if row.types.is_empty() => {
-                let _ = writeln!(text, "| `{}` | {} | {why} |", row.name, places(row));
-            }
-            Meaning::Refused(why) => {
-                let types = row.types.join(", ");
-                let _ =
-                    writeln!(text, "| `{}` (type {types}) | {} | {why} |", row.name, places(row));
-            }
-            _ => {}
+    text += "\nAccepted, and without effect:\n\n| keys | where | why |\n| --- | --- | --- |\n";
+    text += &grouped(|row| match row.meaning {
+        Meaning::Note(why) => Some((format!("`{}`", row.name), why)),
+        _ => None,
+    });
+    text += "\nRefused:\n\n| keys | where | why, and what to use |\n| --- | --- | --- |\n";
+    text += &grouped(|row| match row.meaning {
+        Meaning::Only(only, why) => Some((format!("`{}` other than `{only}`", row.name), why)),
+        Meaning::Refused(why) => Some((format!("`{}`", row.name), why)),
+        _ => None,
+    });
+    text
+}
+
+/// A line for all keys with the same reason at the same places.
+fn grouped(shown: impl Fn(&Row) -> Option<(String, &'static str)>) -> String {
+    let mut groups: Vec<(String, &str, Vec<String>)> = Vec::new();
+    for row in KEYS {
+        let Some((name, why)) = shown(row) else { continue };
+        let at = places(row);
+        match groups.iter_mut().find(|group| group.0 == at && group.1 == why) {
+            Some(group) => group.2.push(name),
+            None => groups.push((at, why, vec![name])),
         }
     }
-    text
+    let line = |(at, why, names): (String, &str, Vec<String>)| {
+        format!("| {} | {at} | {why} |\n", names.join(", "))
+    };
+    groups.into_iter().map(line).collect()
 }
 
 /// With `WALFERRY_WRITE_DOCS` set the page is brought up to date instead.
@@ -90,5 +91,5 @@ fn the_page_has_the_keys_of_the_code() {
         std::fs::write(path, [before, BEGIN, &rendered(), END, after].concat()).unwrap();
         return;
     }
-    assert_eq!(found, rendered(), "WALFERRY_WRITE_DOCS=1 brings the page up to date");
+    assert!(found == rendered(), "it has not; WALFERRY_WRITE_DOCS=1 brings it up to date");
 }
