@@ -6,7 +6,7 @@ SEEDS ?= 100000
 SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help build test demo sim fuzz crash duel soak bench clean
+.PHONY: help build man test demo sim fuzz crash duel soak bench clean
 
 help:  ## this list
 	@echo "walferry: SQLite replicated to object storage from inside the process that writes it"
@@ -15,6 +15,9 @@ help:  ## this list
 
 build:  ## dist/walferry.so, the extension, and dist/walferry, the program
 	@tests/scripts/build.sh
+
+man: build  ## dist/man and dist/completions: manual pages, and what shells complete
+	@tests/scripts/man.sh
 
 test:  ## format, lints, unit tests, and the extension in real hosts against real servers
 	@tests/scripts/test.sh

@@ -8,6 +8,8 @@ pub mod config;
 pub mod database;
 pub mod engine;
 pub mod finding;
+#[cfg(feature = "cli")]
+pub mod follow;
 mod gate;
 pub mod history;
 pub mod local;

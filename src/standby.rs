@@ -123,7 +123,8 @@ impl Database {
     }
 
     fn is_gone(&self, page: &SharedPage) -> bool {
-        is_gone(page, self.process.upgrade().map_or(0, |process| process.now()))
+        let now = self.process.upgrade().map_or(0, |process| process.now());
+        is_gone(page.view().as_ref(), page.last_alive(), now)
     }
 
     /// Whether the shipper was lately heard of, so that there is no use in asking for its lock. Says
@@ -131,7 +132,8 @@ impl Database {
     pub(crate) fn shipper_is_well(&self, now: u64) -> bool {
         let Some(page) = self.with(|shared| shared.shippers_page()) else { return false };
         page.standing_by(now);
-        !is_gone(&page, now) && now.saturating_sub(page.last_alive()) <= WELL_MS
+        !is_gone(page.view().as_ref(), page.last_alive(), now)
+            && now.saturating_sub(page.last_alive()) <= WELL_MS
     }
 
     /// If the shipper is gone, waits until this process has taken its place.
@@ -246,16 +248,16 @@ pub(crate) fn overlay(report: &mut Report, page: &SharedPage, now: u64) {
     };
 }
 
-fn state_of(view: &View) -> &'static str {
+pub(crate) fn state_of(view: &View) -> &'static str {
     STATES.get(view.state as usize).copied().unwrap_or("opening")
 }
 
 /// Whether there is no shipper, or its process is no more. A reason to ask for the lock, and nothing
 /// more. In another container its process id says nothing: then only its silence tells.
-fn is_gone(page: &SharedPage, now: u64) -> bool {
-    let Some(view) = page.view().filter(|view| view.term != 0) else { return true };
+pub(crate) fn is_gone(view: Option<&View>, last_alive: u64, now: u64) -> bool {
+    let Some(view) = view.filter(|view| view.term != 0) else { return true };
     if view.namespace != pid_namespace() {
-        return now.saturating_sub(page.last_alive()) > SILENT_MS;
+        return now.saturating_sub(last_alive) > SILENT_MS;
     }
     let pid = i32::try_from(view.pid).ok().and_then(rustix::process::Pid::from_raw);
     pid.is_none_or(|pid| rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH))

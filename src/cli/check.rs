@@ -19,7 +19,7 @@ use crate::units::{Level, Txid};
 
 /// Arguments of `walferry check`.
 #[derive(clap::Args)]
-#[command(after_help = super::exit::help())]
+#[command(after_help = super::exit::help_with(&["walferry check --config walferry.yml"]))]
 pub(super) struct Args {
     /// Only these databases; else all that the file lists
     #[arg(value_name = "DATABASE")]

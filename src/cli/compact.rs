@@ -2,7 +2,8 @@
 
 use serde_json::json;
 
-use super::{Error, configured, moment, print, table};
+use super::configured::Named;
+use super::{Error, moment, print, table, tidy};
 use crate::history::{self, Joined, Purpose};
 use crate::plan::compact::{self, Ladder, Step};
 use crate::restore::list_in_turn;
@@ -11,55 +12,54 @@ use crate::units::{Level, Txid};
 
 /// Arguments of `walferry compact`.
 #[derive(clap::Args)]
-#[command(after_help = super::exit::help())]
+#[command(after_help = super::exit::help_with(&[
+    "walferry compact s3://bucket/app",
+    "walferry compact --level 9 s3://bucket/app",
+]))]
 pub(super) struct Args {
-    /// The replica, such as s3://bucket/path or file:///path, or a database of the configuration file
-    #[arg(value_name = "URL|DATABASE")]
-    url: String,
     #[command(flatten)]
-    named: configured::Args,
+    tidy: tidy::Args,
     /// Which levels to make, in this order: 1 to 8 from the next lower one that there is, 9 for a snapshot
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 2, 3],
           value_parser = clap::value_parser!(u8).range(1..=9))]
     level: Vec<u8>,
-    /// Only show what would be joined
-    #[arg(long)]
-    dry_run: bool,
-    /// Report in JSON
-    #[arg(long)]
-    json: bool,
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Error> {
-    let named = args.named.one(&args.url)?;
+    let named = args.tidy.named()?;
+    join(&named, &args.level, &args.tidy).await
+}
+
+/// Makes a file of each of these levels, as far as there is anything to join.
+pub(super) async fn join(named: &Named, levels: &[u8], how: &tidy::Args) -> Result<(), Error> {
     let store = named.open()?;
     let mut files = list_in_turn(store.as_ref()).await?;
     let mut lines = Vec::new();
-    let levels = || args.level.iter().filter_map(|level| Level::new(*level));
+    let levels = || levels.iter().filter_map(|level| Level::new(*level));
     for level in levels() {
         let ladder = Ladder::of(&files, levels());
         let Some(step) = compact::next(&files, &ladder, level, Txid(u64::MAX)) else { continue };
-        if args.dry_run {
+        if how.dry_run {
             // What a later level would join of this one is planned as if it were there.
             let len = step.inputs.iter().map(|file| file.len).fold(0, u64::saturating_add);
             let now = moment::now();
             files.push(store::FileInfo { key: step.key, len, modified: now, stored: now });
-            lines.push(line(&args, &step, None));
+            lines.push(line(how.json, &step, None));
             continue;
         }
         let joined = history::join(store.clone(), step.clone(), Purpose::Publish, None);
         let joined = joined.await.map_err(|error| super::about(&named.url, error.into()))?;
         files = list_in_turn(store.as_ref()).await?;
-        lines.push(line(&args, &step, Some(joined)));
+        lines.push(line(how.json, &step, Some(joined)));
     }
-    if lines.is_empty() && !args.json {
+    if lines.is_empty() && !how.json {
         lines.push("there is nothing to join\n".to_string());
     }
     print(&lines.concat())
 }
 
-fn line(args: &Args, step: &Step, joined: Option<Joined>) -> String {
-    if args.json {
+fn line(json: bool, step: &Step, joined: Option<Joined>) -> String {
+    if json {
         let text = json!({
             "file": step.key.to_string(),
             "inputs": step.inputs.iter().map(table::json).collect::<Vec<_>>(),

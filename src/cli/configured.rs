@@ -27,7 +27,7 @@ pub(super) struct Args {
     pub(super) file: File,
     /// Of a database with several replicas, the one that is meant: its name or its URL
     #[arg(long, value_name = "NAME|URL")]
-    replica: Option<String>,
+    pub(super) replica: Option<String>,
 }
 
 /// A replica, and how it is reached.

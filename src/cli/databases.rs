@@ -13,7 +13,7 @@ use crate::store::url::redacted;
 
 /// Arguments of `walferry databases`.
 #[derive(clap::Args)]
-#[command(after_help = super::exit::help())]
+#[command(after_help = super::exit::help_with(&["walferry databases --config walferry.yml"]))]
 pub(super) struct Args {
     #[command(flatten)]
     file: File,

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use crate::plan::generations;
-use crate::{plan, restore, store};
+use crate::{follow, plan, restore, store};
 
 /// The exit statuses. Their numbers are a promise.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,6 +45,12 @@ impl From<Exit> for ExitCode {
     }
 }
 
+/// What stands below the options of a subcommand: how it is used, and how it ends.
+pub(super) fn help_with(examples: &[&str]) -> String {
+    let noun = if examples.len() == 1 { "Example" } else { "Examples" };
+    format!("{noun}:\n  {}\n\n{}", examples.join("\n  "), help())
+}
+
 pub(super) fn help() -> String {
     let mut text = String::from("Exit status:\n");
     for (exit, meaning) in TABLE {
@@ -78,6 +84,29 @@ pub(super) fn of_restore(error: &restore::Error) -> Exit {
             Exit::Output
         }
         Error::Output { .. } | Error::Internal(_) => Exit::Failure,
+    }
+}
+
+pub(super) fn of_follow(error: &follow::Error) -> Exit {
+    use follow::Error;
+    match error {
+        Error::Store(error) => of_store(error.kind),
+        Error::Restore(error) => of_restore(error),
+        Error::Plan(error) => of_restore(&restore::Error::Plan(*error)),
+        Error::File { .. } => Exit::Damaged,
+        Error::Generations => Exit::Nothing,
+        Error::Changed(_)
+        | Error::Unknown(_)
+        | Error::OtherReplica { .. }
+        | Error::Original(_)
+        | Error::Busy { .. }
+        | Error::Readers(_) => Exit::Output,
+        Error::Back { .. } => Exit::Declined,
+        Error::Sqlite { .. }
+        | Error::Local(_)
+        | Error::Build
+        | Error::Stopped
+        | Error::Internal(_) => Exit::Failure,
     }
 }
 

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::{Error, table};
+use crate::local;
 use crate::local::lock::{Attempt, Lock};
 use crate::local::spool::{Entry, Spool};
 use crate::local::state::{Fingerprint, State};
-use crate::local::{self, Context as _};
 use crate::units::{PageSize, Txid, WalPosition, WriterId};
 use crate::wal;
 
@@ -114,35 +114,17 @@ impl Held {
 
     /// Where the unshipped files go; `None` if they need not be kept.
     pub(super) fn keep_at(&self) -> Option<PathBuf> {
-        if self.unshipped.is_empty() || self.contained {
-            return None;
-        }
-        (1..=u32::MAX).map(|n| self.dir.join(format!("kept-{n}"))).find(|folder| !folder.exists())
+        if self.must_stay().is_empty() { None } else { local::kept_next(&self.dir) }
     }
 
-    /// Removes page table, state and spool. Files that the database may not hold are moved aside
-    /// first; where to, is the answer. What a crash leaves half done is found by the next start,
-    /// which then sends a full image, and by the next call of this.
+    fn must_stay(&self) -> &[Entry] {
+        if self.contained { &[] } else { &self.unshipped }
+    }
+
+    /// Removes what is kept beside the database ([`local::give_up`]). Files that it may not hold are
+    /// moved aside first; where to, is the answer.
     pub(super) fn give_up(&self) -> Result<Option<PathBuf>, Error> {
-        let kept = self.keep_at();
-        if let Some(kept) = &kept {
-            let spool = self.dir.join("spool");
-            fs::create_dir(kept).context("cannot create", kept)?;
-            for entry in &self.unshipped {
-                let (from, to) = (spool.join(entry.file_name()), kept.join(entry.file_name()));
-                fs::rename(&from, to).context("cannot move aside", &from)?;
-            }
-            sync(kept)?;
-            sync(&self.dir)?;
-        }
-        // Without a state, what is in the spool means nothing and the page table proves nothing.
-        remove(fs::remove_file, &self.dir.join("state"))?;
-        remove(fs::remove_file, &self.dir.join("pages"))?;
-        remove(fs::remove_dir_all, &self.dir.join("spool"))?;
-        remove(fs::remove_dir_all, &self.dir.join("copies"))?;
-        remove(fs::remove_file, &self.dir.join("history"))?;
-        sync(&self.dir)?;
-        Ok(kept)
+        Ok(local::give_up(&self.dir, self.must_stay())?)
     }
 
     /// Makes a state of a lineage that begins with a full image.
@@ -184,17 +166,4 @@ impl Held {
         let bytes = self.bytes();
         vec![format!("not shipped: {count} with {bytes} bytes ({}); {fate}", what.join(", "))]
     }
-}
-
-fn remove(how: impl Fn(PathBuf) -> std::io::Result<()>, path: &Path) -> Result<(), Error> {
-    match how(path.to_path_buf()) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Ok(Err(error).context("cannot remove", path)?)
-        }
-        _ => Ok(()),
-    }
-}
-
-fn sync(folder: &Path) -> Result<(), Error> {
-    Ok(File::open(folder).and_then(|dir| dir.sync_all()).context("cannot sync", folder)?)
 }

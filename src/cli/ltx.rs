@@ -11,7 +11,10 @@ use crate::units::{Level, Txid};
 
 /// Arguments of `walferry ltx`.
 #[derive(clap::Args)]
-#[command(after_help = super::exit::help())]
+#[command(after_help = super::exit::help_with(&[
+    "walferry ltx s3://bucket/app",
+    "walferry ltx --level 9 --json s3://bucket/app",
+]))]
 pub(super) struct Args {
     /// The replica, such as s3://bucket/path or file:///path, or a database of the configuration file
     #[arg(value_name = "URL|DATABASE")]

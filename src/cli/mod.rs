@@ -3,13 +3,17 @@
 mod check;
 mod compact;
 mod configured;
+mod dashes;
 mod databases;
 mod exit;
 mod extension;
+mod follow;
+mod former;
 mod generations;
 mod given_up;
 mod ltx;
 mod moment;
+mod papers;
 mod planned;
 mod points;
 mod progress;
@@ -17,22 +21,26 @@ mod promote;
 mod reset;
 mod restore;
 mod retain;
+mod snapshot;
+mod status;
 mod sync;
 mod table;
+mod tidy;
 mod verify;
 mod version;
 
 use std::error::Error as _;
+use std::ffi::OsString;
 use std::fmt;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use exit::Exit;
 
-use crate::{config, local, restore as restoring, store};
+use crate::{config, follow as following, local, restore as restoring, store};
 
 /// Replicates SQLite databases to object storage from inside the process that writes them, and
 /// restores them.
@@ -46,9 +54,12 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Restore a database from a replica
-    Restore(restore::Args),
+    Restore(Box<restore::Args>),
     /// List the files of a replica and what can be restored from them
+    #[command(alias = FORMER_LTX)]
     Ltx(ltx::Args),
+    /// Show how the replication of a database stands, by what is beside it
+    Status(status::Args),
     /// Give up what walferry keeps beside a database, so that its next start sends a full image
     Reset(reset::Args),
     /// Decide that a database which lost its replica to another writer is the right one
@@ -59,6 +70,8 @@ enum Command {
     Verify(verify::Args),
     /// Join the files of a replica, so that there are fewer to restore from
     Compact(compact::Args),
+    /// Join all files of a replica to a snapshot: what `compact --level 9` does
+    Snapshot(snapshot::Args),
     /// Remove what is older than the history that is to be kept
     Retain(retain::Args),
     /// Show what applies to each database of the configuration, and where it comes from
@@ -66,13 +79,38 @@ enum Command {
     /// Try for real whether what the configuration says can work
     Check(check::Args),
     /// Print the version
-    Version,
+    Version(version::Args),
+    /// Print what a shell needs to complete the program's arguments
+    Completions(papers::Completions),
+    /// Write the manual pages
+    Man(papers::Pages),
 }
+
+/// What Litestream 0.3 called `ltx`.
+const FORMER_LTX: &str = "wal";
 
 /// Runs the program with the process's arguments.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match run(cli) {
+    let mut command = Cli::command();
+    command.build();
+    let args = dashes::rewrite(&command, std::env::args_os());
+    let parsed = match former::refusal(&command, &args) {
+        Some(why) => Err(Error::Usage(why)),
+        None => match command.try_get_matches_from(&args) {
+            Ok(matches) => Ok(matches),
+            Err(error) => return explain(&error, &args),
+        },
+    };
+    let done = parsed.and_then(|matches| {
+        if args.iter().skip(1).any(|arg| arg == FORMER_LTX)
+            && matches.subcommand_name() == Some("ltx")
+        {
+            note("`wal` is called `ltx` now");
+        }
+        let cli = Cli::from_arg_matches(&matches).map_err(|error| Error::Usage(error.to_string()));
+        cli.and_then(run)
+    });
+    match done {
         Ok(()) => Exit::Success.into(),
         Err(error) if error.is_broken_pipe() => Exit::Success.into(),
         Err(error) => {
@@ -80,6 +118,39 @@ pub fn main() -> ExitCode {
             error.exit().into()
         }
     }
+}
+
+/// Shows help, or what is wrong with the arguments. They are quoted in it, and may hold secrets.
+fn explain(error: &clap::Error, args: &[OsString]) -> ExitCode {
+    let (mut text, terminal) = if error.use_stderr() {
+        (error.render(), io::stderr().is_terminal())
+    } else {
+        (error.render(), io::stdout().is_terminal())
+    };
+    let mut plain = text.to_string();
+    for arg in args.iter().filter_map(|arg| arg.to_str()) {
+        // The parser quotes an argument as a whole, or one side of its first equals sign.
+        let sides = arg.split_once('=').map(|(name, value)| [value, name]);
+        for quoted in [arg].into_iter().chain(sides.into_iter().flatten()) {
+            let redacted = store::url::redacted(quoted);
+            if redacted != quoted {
+                plain = plain.replace(quoted, &redacted);
+                text = clap::builder::StyledStr::from(plain.clone());
+            }
+        }
+    }
+    let text = if terminal { text.ansi().to_string() } else { text.to_string() };
+    // A closed stream is nobody's business.
+    let _ = if error.use_stderr() {
+        io::stderr().write_all(text.as_bytes())
+    } else {
+        io::stdout().write_all(text.as_bytes())
+    };
+    if error.use_stderr() { Exit::Usage.into() } else { Exit::Success.into() }
+}
+
+fn note(text: &str) {
+    let _ = io::stderr().write_all(["walferry: ", text, "\n"].concat().as_bytes());
 }
 
 /// Adds which replica it was, where the message does not name it.
@@ -95,7 +166,8 @@ fn about(url: &str, error: Error) -> Error {
 
 fn run(cli: Cli) -> Result<(), Error> {
     match cli.command {
-        Command::Restore(args) => on_runtime(restore::run(args)),
+        Command::Restore(args) if args.follows() => on_runtime_left(restore::run(*args)),
+        Command::Restore(args) => on_runtime(restore::run(*args)),
         Command::Ltx(args) => on_runtime(ltx::run(args)),
         Command::Reset(args) => reset::run(&args),
         Command::Promote(args) => on_runtime(promote::run(args)),
@@ -105,17 +177,30 @@ fn run(cli: Cli) -> Result<(), Error> {
         Command::Retain(args) => on_runtime(retain::run(args)),
         Command::Databases(args) => databases::run(&args),
         Command::Check(args) => on_runtime(check::run(args)),
-        Command::Version => version::run(),
+        Command::Status(args) => status::run(&args),
+        Command::Snapshot(args) => on_runtime(snapshot::run(args)),
+        Command::Version(args) => version::run(&args),
+        Command::Completions(args) => papers::complete(&args),
+        Command::Man(args) => papers::pages(&args),
     }
 }
 
 fn on_runtime(work: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(Error::System)?;
-    runtime.block_on(work)
+    runtime()?.block_on(work)
+}
+
+/// As [`on_runtime`], for work that ends before its threads do: what a restore has under way when it is
+/// told to end is left, as by a kill.
+fn on_runtime_left(work: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
+    let runtime = runtime()?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_background();
+    done
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Error> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(2).enable_all().build().map_err(Error::System)
 }
 
 /// What a subcommand may fail with.
@@ -126,6 +211,7 @@ enum Error {
         url: String,
         source: restoring::Error,
     },
+    Follow(following::Error),
     Store(store::Error),
     Local(local::Error),
     /// There is neither a database at this path nor anything that walferry kept for one.
@@ -157,6 +243,7 @@ impl Error {
     fn exit(&self) -> Exit {
         match self {
             Error::Restore(error) | Error::Replica { source: error, .. } => exit::of_restore(error),
+            Error::Follow(error) => exit::of_follow(error),
             Error::Store(error) => exit::of_store(error.kind),
             Error::NoDatabase(_) | Error::Usage(_) | Error::Config(_) => Exit::Usage,
             Error::InUse { .. } | Error::Declined(_) => Exit::Declined,
@@ -171,6 +258,7 @@ impl Error {
     fn advice(&self) -> Option<&'static str> {
         match self {
             Error::Restore(error) | Error::Replica { source: error, .. } => error.advice(),
+            Error::Follow(error) => error.advice(),
             Error::Defects { .. } => Some(
                 "`walferry ltx` shows what can still be restored. To begin the replica anew with a \
                  full image, give its database another path there, or run `walferry reset`.",
@@ -190,6 +278,7 @@ impl fmt::Display for Error {
         match self {
             Error::Restore(error) => error.fmt(f),
             Error::Replica { url, source } => write!(f, "{url}: {source}"),
+            Error::Follow(error) => error.fmt(f),
             Error::Store(error) => error.fmt(f),
             Error::Local(error) => f.write_str(&error.message),
             Error::NoDatabase(path) => {
@@ -221,6 +310,7 @@ impl std::error::Error for Error {
         match self {
             // Shown as the error itself, so what counts is the cause underneath.
             Error::Restore(error) | Error::Replica { source: error, .. } => error.source(),
+            Error::Follow(error) => error.source(),
             Error::Store(error) => error.source(),
             Error::Local(error) => Some(&error.source),
             Error::NoDatabase(_)
@@ -245,6 +335,12 @@ impl From<restoring::Error> for Error {
 impl From<config::Broken> for Error {
     fn from(broken: config::Broken) -> Error {
         Error::Config(broken)
+    }
+}
+
+impl From<following::Error> for Error {
+    fn from(error: following::Error) -> Error {
+        Error::Follow(error)
     }
 }
 

@@ -70,6 +70,11 @@ impl Progress {
         self.shown.lock().tell(step, done, total, Instant::now());
     }
 
+    /// Makes room for a line of something else. What goes on afterwards is shown again.
+    pub(super) fn clear(&self) {
+        self.shown.lock().clear();
+    }
+
     /// Clears what is only there for the time of the work.
     pub(super) fn end(&self) {
         let mut shown = self.shown.lock();

@@ -20,7 +20,10 @@ use crate::units::{Txid, WriterId};
 
 /// Arguments of `walferry promote`.
 #[derive(clap::Args)]
-#[command(after_help = super::exit::help())]
+#[command(after_help = super::exit::help_with(&[
+    "walferry promote --dry-run app.db",
+    "walferry promote app.db",
+]))]
 pub(super) struct Args {
     /// The database that is to own the replica from now on; it is not touched
     database: PathBuf,

@@ -9,7 +9,10 @@ use super::{Error, configured, print};
 
 /// Arguments of `walferry reset`.
 #[derive(clap::Args)]
-#[command(after_help = super::exit::help())]
+#[command(after_help = super::exit::help_with(&[
+    "walferry reset --dry-run app.db",
+    "walferry reset app.db",
+]))]
 pub(super) struct Args {
     /// The database; it is not touched
     database: PathBuf,

@@ -3,20 +3,29 @@
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::json;
 
 use super::configured::Named;
 use super::planned::Planned;
-use super::{Error, Exit, configured, generations, moment, points, print, progress, table};
+use super::{Error, Exit, configured, follow, generations, moment, points, print, progress, table};
+use crate::follow as following;
 use crate::plan;
-use crate::restore::{self, Integrity, Options, Point, Report, Watch};
+use crate::restore::{self, Force, Integrity, Options, Point, Report, Watch};
+use crate::settings::parse_duration;
 use crate::store::{self, ErrorKind, Store};
 use crate::units::{Timestamp, Txid};
 
 /// Arguments of `walferry restore`.
 #[derive(clap::Args)]
-#[command(after_help = super::exit::help())]
+#[command(after_help = super::exit::help_with(&[
+    "walferry restore -o app.db s3://bucket/app",
+    "walferry restore -o app.db --timestamp -5m s3://bucket/app",
+    "walferry restore -o app.db --force --txid 2a s3://bucket/app",
+    "walferry restore -f -o copy.db s3://bucket/app",
+    "walferry restore --list s3://bucket/app",
+]))]
 pub(super) struct Args {
     /// The replica, such as s3://bucket/path or file:///path, or a database of the configuration
     /// file; of its replicas the first that answers
@@ -24,10 +33,10 @@ pub(super) struct Args {
     url: String,
     #[command(flatten)]
     named: configured::Args,
-    /// Where to put the database; nothing may be there. For a database of the configuration file,
-    /// else its place there
+    /// Where to put the database; nothing may be there, unless --force or --delta says so. For a
+    /// database of the configuration file, else its place there
     #[arg(short, long, value_name = "OUT")]
-    output: Option<PathBuf>,
+    pub(super) output: Option<PathBuf>,
     /// The state after exactly this transaction, in hexadecimal; else the newest
     #[arg(long, value_name = "HEX")]
     txid: Option<Txid>,
@@ -39,38 +48,56 @@ pub(super) struct Args {
     /// Threads, and requests at a time
     #[arg(long, value_name = "N", default_value_t = 8,
           value_parser = clap::value_parser!(u16).range(1..=256))]
-    parallelism: u16,
+    pub(super) parallelism: u16,
     /// What SQLite checks before the database appears
     #[arg(long, value_enum, value_name = "none|quick|full", hide_possible_values = true,
           default_value_t = Integrity::None)]
-    integrity_check: Integrity,
+    pub(super) integrity_check: Integrity,
     /// OUT may be an older copy that was restored before: replace it, and read only what is newer
     #[arg(long)]
     delta: bool,
+    /// Replace what is at OUT, once the new database is proven. Twice: even if it was replicated from
+    /// here and its replica may not have all of it
+    #[arg(long, action = clap::ArgAction::Count, conflicts_with_all = ["delta", "dry_run"])]
+    force: u8,
+    /// Keep OUT current, for local readers, until SIGINT or SIGTERM. OUT may be a copy that was followed
+    /// or restored before
+    #[arg(short, long, conflicts_with_all = ["txid", "timestamp", "delta", "force",
+          "dry_run", "no_resume", "if_db_not_exists"])]
+    follow: bool,
+    /// With --follow: time between two requests while nothing is new
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_interval,
+          requires = "follow")]
+    pub(super) follow_interval: Duration,
     /// Begin anew where an earlier restore to OUT was broken off
     #[arg(long)]
     no_resume: bool,
     /// Report in JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     /// Show which files would be read, and what would come out; write nothing
     #[arg(long)]
     dry_run: bool,
     /// Show what can be restored, and what that would read
     #[arg(long, conflicts_with_all = ["output", "txid", "timestamp", "delta", "dry_run",
-          "no_resume", "integrity_check", "if_db_not_exists"])]
+          "no_resume", "integrity_check", "if_db_not_exists", "force", "follow"])]
     list: bool,
     /// Succeed and do nothing if OUT exists
-    #[arg(long, conflicts_with = "delta")]
+    #[arg(long, conflicts_with_all = ["delta", "force"])]
     if_db_not_exists: bool,
     /// Succeed and do nothing if there is no replica
     #[arg(long)]
     if_replica_exists: bool,
     #[command(flatten)]
-    progress: progress::Args,
+    pub(super) progress: progress::Args,
 }
 
 impl Args {
+    /// Whether it goes on until it is ended.
+    pub(super) fn follows(&self) -> bool {
+        self.follow
+    }
+
     fn point(&self) -> Point {
         match (self.txid, self.timestamp) {
             (Some(txid), _) => Point::Txid(txid),
@@ -78,10 +105,33 @@ impl Args {
             (None, None) => Point::Latest,
         }
     }
+
+    fn options(&self, output: &Path) -> Options {
+        let mut options = Options::new(output);
+        options.point = self.point();
+        options.parallelism = usize::from(self.parallelism);
+        options.integrity = self.integrity_check;
+        options.delta = self.delta;
+        options.resume = !self.no_resume;
+        options.force = match self.force {
+            0 => Force::Never,
+            1 => Force::Shipped,
+            _ => Force::Unshipped,
+        };
+        options
+    }
 }
 
 fn parse_moment(text: &str) -> Result<Timestamp, String> {
     moment::parse(text, moment::now())
+}
+
+/// Less than this between two requests is a mistake.
+const SHORTEST: Duration = Duration::from_millis(10);
+
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let interval = parse_duration(text)?;
+    if interval < SHORTEST { Err("give at least 10ms".into()) } else { Ok(interval) }
 }
 
 pub(super) async fn run(mut args: Args) -> Result<(), Error> {
@@ -103,12 +153,19 @@ pub(super) async fn run(mut args: Args) -> Result<(), Error> {
     for (number, named) in replicas.iter().enumerate() {
         let url = store::url::redacted(&named.url);
         let called = named.name.as_ref().map(|name| format!("{name}, ")).unwrap_or_default();
-        match restore_or_plan(&args, named).await {
+        let done = if args.follow {
+            follow::run(&args, named.open()?).await
+        } else {
+            restore_or_plan(&args, named).await
+        };
+        match done {
             Err(error) if number < last && is_no_answer(&error) => {
                 let why = super::about(&named.url, error);
                 tell(&format!("passed over replica {called}{url}: {why}"));
             }
-            Err(Error::Restore(error)) if args.if_replica_exists && is_absent(&error) => {
+            Err(Error::Restore(error) | Error::Follow(following::Error::Restore(error)))
+                if args.if_replica_exists && is_absent(&error) =>
+            {
                 return nothing_done(&args, &format!("nothing was restored: {error}"));
             }
             Ok(()) if last > 0 => {
@@ -138,7 +195,7 @@ async fn restore_or_plan(args: &Args, named: &Named) -> Result<(), Error> {
     }
     let output = args.output.as_ref().filter(|_| !args.dry_run);
     if let Some(output) = output {
-        restore::check_output(output, args.delta)?;
+        restore::check_output(&args.options(output))?;
     }
     let Some(plan) = restore::generations::plan(store.as_ref(), args.point()).await? else {
         return restore_files(args, store).await;
@@ -146,8 +203,7 @@ async fn restore_or_plan(args: &Args, named: &Named) -> Result<(), Error> {
     let Some(output) = output else {
         return generations::show_plan(&plan, args.json);
     };
-    let (parallelism, integrity) = (usize::from(args.parallelism), args.integrity_check);
-    let report = restore::generations::restore(store, plan, output, parallelism, integrity).await?;
+    let report = restore::generations::restore(store, plan, &args.options(output)).await?;
     if args.progress.quiet {
         return Ok(());
     }
@@ -164,12 +220,7 @@ async fn restore_files(args: &Args, store: Arc<dyn Store>) -> Result<(), Error> 
         }
     };
     let progress = args.progress.show(args.json);
-    let mut options = Options::new(&output);
-    options.point = args.point();
-    options.parallelism = usize::from(args.parallelism);
-    options.integrity = args.integrity_check;
-    options.delta = args.delta;
-    options.resume = !args.no_resume;
+    let mut options = args.options(&output);
     let told = progress.clone();
     options.watch = Some(Watch::new(move |step, done, total| told.tell(step, done, total)));
     let restored = restore::restore_with_state(store, options).await;

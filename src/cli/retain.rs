@@ -4,20 +4,19 @@ use jiff::SignedDuration;
 use serde_json::json;
 
 use super::configured::Named;
-use super::{Error, configured, moment, print, table};
+use super::{Error, moment, print, table, tidy};
 use crate::history;
 use crate::plan::retain::{Own, Policy};
 use crate::restore::list_in_turn;
 
 /// Arguments of `walferry retain`.
 #[derive(clap::Args)]
-#[command(after_help = super::exit::help())]
+#[command(after_help = super::exit::help_with(&[
+    "walferry retain --dry-run --retention 720h s3://bucket/app",
+]))]
 pub(super) struct Args {
-    /// The replica, such as s3://bucket/path or file:///path, or a database of the configuration file
-    #[arg(value_name = "URL|DATABASE")]
-    url: String,
     #[command(flatten)]
-    named: configured::Args,
+    tidy: tidy::Args,
     /// How far back states can be restored, such as 720h or 30d: what only older ones need is removed.
     /// For a database of the configuration file, else what that says
     #[arg(long, value_name = "TIME", value_parser = moment::duration)]
@@ -26,34 +25,28 @@ pub(super) struct Args {
     /// where a joined one has all of them. Else what the file says, else 24h
     #[arg(long, value_name = "TIME", value_parser = moment::duration)]
     l0_retention: Option<SignedDuration>,
-    /// Only show what would be removed
-    #[arg(long)]
-    dry_run: bool,
-    /// Report in JSON
-    #[arg(long)]
-    json: bool,
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Error> {
-    let named = args.named.one(&args.url)?;
+    let named = args.tidy.named()?;
     let store = named.open()?;
     let files = list_in_turn(store.as_ref()).await?;
     let now = moment::now();
     let before = |ago| moment::before(now, ago);
     let (all, l0) = times(&args, &named)?;
     let policy = Policy { all: all.map(before), l0: before(l0) };
-    let removed = if args.dry_run {
+    let removed = if args.tidy.dry_run {
         history::removable(&store, &files, policy, Own::NONE).await?
     } else {
         history::remove(&store, &files, policy, Own::NONE).await?
     };
     let bytes = removed.iter().map(|file| file.len).fold(0, u64::saturating_add);
-    if args.json {
+    if args.tidy.json {
         let files: Vec<_> = removed.iter().map(table::json).collect();
-        let text = json!({ "removed": files, "bytes": bytes, "dry_run": args.dry_run });
+        let text = json!({ "removed": files, "bytes": bytes, "dry_run": args.tidy.dry_run });
         return print(&format!("{text}\n"));
     }
-    let done = if args.dry_run { "would remove" } else { "removed" };
+    let done = if args.tidy.dry_run { "would remove" } else { "removed" };
     let kept = table::count(files.len() - removed.len(), "file");
     let count = table::count(removed.len(), "file");
     print(&format!("{done} {count} with {bytes} bytes; {kept} stay\n"))

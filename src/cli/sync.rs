@@ -26,7 +26,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Arguments of `walferry sync`.
 #[derive(clap::Args)]
-#[command(after_help = super::exit::help())]
+#[command(after_help = super::exit::help_with(&[
+    "walferry sync app.db",
+    "walferry sync app.db --replica s3://bucket/app --timeout 2m",
+]))]
 pub(super) struct Args {
     /// The database, which some program may have open, or none
     database: PathBuf,
@@ -37,8 +40,11 @@ pub(super) struct Args {
     #[command(flatten)]
     file: configured::File,
     /// How long to wait for the store
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_timeout)]
     timeout: Duration,
+    /// Litestream's way to say what this command always does
+    #[arg(long, hide = true)]
+    wait: bool,
     /// The extension, walferry.so; else WALFERRY_EXTENSION, else the one beside this program or in
     /// ../lib/walferry/
     #[arg(long, value_name = "PATH")]
@@ -81,6 +87,14 @@ impl std::fmt::Display for Failure {
 impl std::error::Error for Failure {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.source.as_ref().map(|error| error as _)
+    }
+}
+
+/// As any length of time; a bare number is seconds, as Litestream has them.
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds) => Ok(Duration::from_secs(seconds)),
+        Err(_) => parse_duration(text),
     }
 }
 

@@ -12,7 +12,10 @@ use crate::verify::{self, Depth, Kept, Report};
 
 /// Arguments of `walferry verify`.
 #[derive(clap::Args)]
-#[command(after_help = super::exit::help())]
+#[command(after_help = super::exit::help_with(&[
+    "walferry verify s3://bucket/app",
+    "walferry verify --quick --json s3://bucket/app",
+]))]
 pub(super) struct Args {
     /// The replica, such as s3://bucket/path or file:///path, or a database of the configuration file
     #[arg(value_name = "URL|DATABASE")]

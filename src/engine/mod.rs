@@ -15,7 +15,7 @@
 //! - Once fenced, nothing is put any more, and nothing unshipped is released.
 
 mod action;
-mod backoff;
+pub(crate) mod backoff;
 mod event;
 mod status;
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //! | `pages` | a checksum per page as of the last captured commit ([`pages`]) |
 //! | `copies/` | some of what the store has, to be joined soon ([`copies`]) |
 //! | `history` | what is known of the replica's files ([`crate::history`]) |
+//! | `follow` | instead of all this: how far a copy is that follows a replica ([`crate::follow`]) |
 //! | `spool/` | captured, not yet acknowledged transactions ([`spool`]) |
 //! | `shm`, `bell` | what the processes of one database tell each other ([`shared`]) |
 //! | `replicas/` | the same for each further replica of the database ([`replicas`]) |
@@ -26,6 +27,7 @@ pub mod spool;
 pub mod state;
 
 use std::ffi::OsString;
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -43,16 +45,22 @@ pub fn wal_path(database: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Whether a state folder may be thrown away together with its database: nobody ships from it, no
-/// captured transaction waits in its spool, and none was kept for a person. Whatever else is in it can
-/// be made anew.
-pub fn is_spent(dir: &Path) -> bool {
+/// Whether transactions were moved aside there for a person ([`crate::local`]); also if there is no
+/// telling.
+pub fn has_kept(dir: &Path) -> bool {
     let kept = std::fs::read_dir(dir).map(|mut entries| {
         entries.any(|entry| {
             entry.is_ok_and(|entry| entry.file_name().as_encoded_bytes().starts_with(b"kept-"))
         })
     });
-    if kept.unwrap_or(true) {
+    kept.unwrap_or(true)
+}
+
+/// Whether a state folder may be thrown away together with its database: nobody ships from it, no
+/// captured transaction waits in its spool, and none was kept for a person. Whatever else is in it can
+/// be made anew.
+pub fn is_spent(dir: &Path) -> bool {
+    if has_kept(dir) {
         return false;
     }
     if !replicas::others(dir).iter().all(|other| is_spent(other)) {
@@ -61,6 +69,52 @@ pub fn is_spent(dir: &Path) -> bool {
     let unused = matches!(lock::Lock::try_take(dir), Ok(lock::Attempt::Taken(_)));
     let spool = spool::Spool::open(dir).and_then(|spool| spool.is_empty());
     unused && spool.unwrap_or(false)
+}
+
+/// Removes page table, state and spool of a database, and what is known of its replica. `unshipped`
+/// files of the spool are moved to a folder `kept-<n>` first; which, is the answer. What a crash leaves
+/// half done is found by the next start, which then sends a full image, and by the next call of this.
+///
+/// The caller has the place of whoever ships it.
+pub(crate) fn give_up(dir: &Path, unshipped: &[spool::Entry]) -> Result<Option<PathBuf>, Error> {
+    let kept = if unshipped.is_empty() { None } else { kept_next(dir) };
+    if let Some(kept) = &kept {
+        let spool = dir.join("spool");
+        fs::create_dir(kept).context("cannot create", kept)?;
+        for entry in unshipped {
+            let (from, to) = (spool.join(entry.file_name()), kept.join(entry.file_name()));
+            fs::rename(&from, &to).context("cannot move aside", &from)?;
+        }
+        sync(kept)?;
+        sync(dir)?;
+    }
+    // Without a state, what is in the spool means nothing and the page table proves nothing.
+    for file in ["state", "pages", "history", "follow"] {
+        remove(fs::remove_file, &dir.join(file))?;
+    }
+    for folder in ["spool", "copies"] {
+        remove(fs::remove_dir_all, &dir.join(folder))?;
+    }
+    sync(dir)?;
+    Ok(kept)
+}
+
+/// Where files that were not shipped would be moved to.
+pub(crate) fn kept_next(dir: &Path) -> Option<PathBuf> {
+    (1..=u32::MAX).map(|n| dir.join(format!("kept-{n}"))).find(|folder| !folder.exists())
+}
+
+fn remove(how: impl Fn(PathBuf) -> io::Result<()>, path: &Path) -> Result<(), Error> {
+    match how(path.to_path_buf()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).context("cannot remove", path)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn sync(folder: &Path) -> Result<(), Error> {
+    fs::File::open(folder).and_then(|dir| dir.sync_all()).context("cannot sync", folder)
 }
 
 /// An input or output error together with what was tried on which path.

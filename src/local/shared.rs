@@ -8,7 +8,7 @@
 //! the next shipper begins it anew.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{Ordering, fence};
@@ -341,14 +341,76 @@ impl SharedPage {
     }
 
     fn error(&self) -> String {
-        let len = self.words.word(AT_ERROR).load(Ordering::Relaxed) as usize;
-        let len = len.min((ERROR_WORDS - 1) * 8);
-        let words = (0..len.div_ceil(8))
-            .map(|at| self.words.word(AT_ERROR + 1 + at).load(Ordering::Relaxed));
-        let mut bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
-        bytes.truncate(len);
-        String::from_utf8_lossy(&bytes).into_owned()
+        text_at(|at| self.words.word(AT_ERROR + at).load(Ordering::Relaxed))
     }
+}
+
+/// The text whose length is in the first of these words, and its bytes in the following.
+fn text_at(word: impl Fn(usize) -> u64) -> String {
+    let len = (word(0) as usize).min((ERROR_WORDS - 1) * 8);
+    let mut bytes: Vec<u8> =
+        (0..len.div_ceil(8)).map(|at| word(at + 1)).flat_map(u64::to_le_bytes).collect();
+    bytes.truncate(len);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// What is to be seen of a shared page by who takes no part: it is read, not mapped, and nothing is
+/// changed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Glance {
+    /// See [`SharedPage::view`].
+    pub view: Option<View>,
+    /// See [`SharedPage::last_alive`].
+    pub last_alive: u64,
+    /// See [`SharedPage::peek_unreported`].
+    pub unreported_since: Option<u64>,
+}
+
+/// Looks at the page of a state folder. `Ok(None)` when there is none.
+pub fn glance(dir: &Path) -> Result<Option<Glance>, Error> {
+    let path = dir.join("shm");
+    let read = || -> std::io::Result<Vec<u64>> {
+        let mut bytes = vec![0; WORDS * 8];
+        File::open(&path)?.read_exact(&mut bytes)?;
+        let words = bytes.as_chunks::<8>().0.iter();
+        Ok(words.map(|word| u64::from_le_bytes(*word)).collect())
+    };
+    let mut before = match read() {
+        Ok(words) => words,
+        Err(error)
+            if matches!(
+                error.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::UnexpectedEof
+            ) =>
+        {
+            return Ok(None);
+        }
+        Err(error) => return Err(error).context("cannot read", &path),
+    };
+    let word = |words: &[u64], at: usize| words.get(at).copied().unwrap_or(0);
+    for _ in 0..100 {
+        // A read is no atomic look: what is the same twice around an even number was whole.
+        let after = read().context("cannot read", &path)?;
+        let entry = AT_VIEW..AT_ERROR + ERROR_WORDS;
+        let sequence = word(&after, AT_SEQUENCE);
+        let whole = sequence.is_multiple_of(2)
+            && sequence == word(&before, AT_SEQUENCE)
+            && before.get(entry.clone()) == after.get(entry);
+        let mut view = [0; VIEW_WORDS];
+        for (at, to) in view.iter_mut().enumerate() {
+            *to = word(&after, AT_VIEW + at);
+        }
+        if whole || word(&after, AT_MAGIC) != MAGIC {
+            let error = text_at(|at| word(&after, AT_ERROR + at));
+            return Ok(Some(Glance {
+                view: whole.then(|| View::from_words(&view, error)),
+                last_alive: word(&after, AT_ALIVE),
+                unreported_since: Some(word(&after, AT_UNREPORTED)).filter(|since| *since != 0),
+            }));
+        }
+        before = after;
+    }
+    Ok(Some(Glance { view: None, last_alive: word(&before, AT_ALIVE), unreported_since: None }))
 }
 
 fn id(meta: &std::fs::Metadata) -> (u64, u64) {
@@ -472,6 +534,15 @@ mod tests {
             while theirs.view().is_none_or(|view| view.sealed != 19_999) {
                 if let Some(seen) = theirs.view().filter(|seen| seen.state != 0) {
                     let n = seen.sealed;
+                    let glance = glance(dir.path()).unwrap().unwrap().view;
+                    if let Some(seen) = glance.filter(|seen| seen.state != 0) {
+                        let expected = view(seen.sealed);
+                        assert!(expected.error.starts_with(&seen.error));
+                        assert_eq!(
+                            (seen.captured, seen.namespace),
+                            (expected.captured, seen.sealed)
+                        );
+                    }
                     let expected = view(n);
                     assert_eq!(
                         View { error: String::new(), ..seen.clone() },
@@ -497,7 +568,6 @@ mod tests {
 
     #[test]
     fn calls_ring_once_until_they_are_seen() {
-        use std::io::Read;
         let dir = tempfile::tempdir().unwrap();
         let page = SharedPage::open(dir.path()).unwrap();
         page.call(Call::LOOK);

@@ -6,6 +6,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{Context, Error, replace_file};
@@ -170,38 +171,47 @@ impl State {
     /// Reads the state of a folder. `Ok(None)` when there is none; a damaged one is an error of
     /// kind `InvalidData`.
     pub fn load(dir: &Path) -> Result<Option<State>, Error> {
-        let path = dir.join("state");
-        let text = match read_bounded(&path, LEN_MAX) {
-            Ok(text) if text.len() as u64 <= LEN_MAX => text,
-            Ok(_) => return Err(damaged(&path, format!("it is longer than {LEN_MAX} bytes"))),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error).context("cannot read", &path),
-        };
-        State::parse(&text).map(Some).map_err(|what| damaged(&path, what))
-    }
-
-    fn parse(text: &[u8]) -> Result<State, String> {
-        let envelope: Envelope =
-            serde_json::from_slice(text).map_err(|error| format!("it is damaged: {error}"))?;
-        if envelope.version != VERSION {
-            return Err(format!("it was written by another version ({})", envelope.version));
-        }
-        if envelope.checksum != checksum_of(&envelope.body) {
-            return Err("its checksum is wrong".into());
-        }
-        serde_json::from_str(&envelope.body).map_err(|error| format!("it is damaged: {error}"))
+        load_sealed(&dir.join("state"))
     }
 
     /// Replaces the state of a folder, durably when asked.
     pub fn save(&self, dir: &Path, durable: bool) -> Result<(), Error> {
-        let path = dir.join("state");
-        let encoded = serde_json::to_string(self).and_then(|body| {
-            let checksum = checksum_of(&body);
-            serde_json::to_vec(&Envelope { version: VERSION, checksum, body })
-        });
-        let bytes = encoded.map_err(std::io::Error::other).context("cannot encode", &path)?;
-        replace_file(&path, &bytes, durable)
+        save_sealed(self, &dir.join("state"), durable)
     }
+}
+
+/// Reads what [`save_sealed`] wrote. `Ok(None)` when there is no such file; a damaged one is an error
+/// of kind `InvalidData`.
+pub(crate) fn load_sealed<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
+    let text = match read_bounded(path, LEN_MAX) {
+        Ok(text) if text.len() as u64 <= LEN_MAX => text,
+        Ok(_) => return Err(damaged(path, format!("it is longer than {LEN_MAX} bytes"))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).context("cannot read", path),
+    };
+    parse(&text).map(Some).map_err(|what| damaged(path, what))
+}
+
+fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, String> {
+    let envelope: Envelope =
+        serde_json::from_slice(text).map_err(|error| format!("it is damaged: {error}"))?;
+    if envelope.version != VERSION {
+        return Err(format!("it was written by another version ({})", envelope.version));
+    }
+    if envelope.checksum != checksum_of(&envelope.body) {
+        return Err("its checksum is wrong".into());
+    }
+    serde_json::from_str(&envelope.body).map_err(|error| format!("it is damaged: {error}"))
+}
+
+/// Replaces a small file by this as JSON with a checksum, durably when asked.
+pub(crate) fn save_sealed(body: &impl Serialize, path: &Path, durable: bool) -> Result<(), Error> {
+    let encoded = serde_json::to_string(body).and_then(|body| {
+        let checksum = checksum_of(&body);
+        serde_json::to_vec(&Envelope { version: VERSION, checksum, body })
+    });
+    let bytes = encoded.map_err(std::io::Error::other).context("cannot encode", path)?;
+    replace_file(path, &bytes, durable)
 }
 
 /// Reads a file, of a long one just enough to show that it is too long.

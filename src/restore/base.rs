@@ -219,7 +219,7 @@ pub(super) fn refuse_if_open(path: &Path) -> Result<(), Error> {
     let mut wanted = Flock::from(FlockType::WriteLock);
     (wanted.start, wanted.length) = LOCK_BYTES;
     match fcntl_getlk(&file, &wanted) {
-        Ok(Some(_)) => Err(Error::Copy { path: path.into(), why: Refusal::Open }),
+        Ok(Some(_)) => Err(Error::Copy { path: path.into(), why: Refusal::Open(None) }),
         Ok(None) => Ok(()),
         Err(errno) => Err(failed("asking for locks on", path)(errno.into())),
     }

@@ -136,8 +136,10 @@ pub enum Refusal {
     Unshipped,
     /// A process ships it.
     Shipped(Option<u32>),
-    /// A program has it open.
-    Open,
+    /// Nothing proves that the replica has what is in it.
+    NotShipped,
+    /// A program has it open; which, if the system tells.
+    Open(Option<u32>),
 }
 
 impl fmt::Display for Refusal {
@@ -150,7 +152,11 @@ impl fmt::Display for Refusal {
             }
             Refusal::Shipped(Some(pid)) => write!(f, "process {pid} replicates it"),
             Refusal::Shipped(None) => f.write_str("another process replicates it"),
-            Refusal::Open => f.write_str("a program has it open"),
+            Refusal::NotShipped => {
+                f.write_str("it was replicated from here, and its replica may not have all of it")
+            }
+            Refusal::Open(Some(pid)) => write!(f, "process {pid} has it open"),
+            Refusal::Open(None) => f.write_str("a program has it open"),
         }
     }
 }
@@ -211,16 +217,20 @@ impl Error {
                 "What was restored so far is kept beside the output: the same command goes on from \
                  there.",
             ),
-            Error::Copy { why: Refusal::Open | Refusal::Shipped(_), .. } => {
+            Error::Copy { why: Refusal::NotShipped, .. } => Some(
+                "Ship it with `walferry sync`, or say --force twice: what was packed and not shipped \
+                 is then moved aside in its folder -walferry, and the rest is gone.",
+            ),
+            Error::Copy { why: Refusal::Open(_) | Refusal::Shipped(_), .. } => {
                 Some("End that program first, or restore to a new path.")
             }
             Error::Copy { why: Refusal::Unshipped, .. } => Some(
                 "Ship it with `walferry sync`, or give that up with `walferry reset` and restore to \
                  a new path.",
             ),
-            Error::Copy { .. } | Error::Exists { .. } => {
-                Some("Restore to a new path, or move what is there out of the way.")
-            }
+            Error::Copy { .. } | Error::Exists { .. } => Some(
+                "Restore to a new path, move what is there out of the way, or replace it with --force.",
+            ),
             Error::Output { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 Some("Make room, or restore to another file system.")
             }

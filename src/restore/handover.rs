@@ -69,9 +69,11 @@ impl Staging {
     /// whoever reads it finds that they do not fit.
     pub(super) fn publish(self, dir: &Path, place: Place) -> Result<(), String> {
         let moved = match place {
-            Place::Copy => ["pages", "state"]
-                .iter()
-                .try_for_each(|name| std::fs::rename(self.dir.join(name), dir.join(name))),
+            Place::Copy => self.move_into(dir),
+            #[cfg(feature = "cli")]
+            Place::Any { .. } if dir.is_dir() => self.move_into(dir),
+            #[cfg(feature = "cli")]
+            Place::Any { .. } => std::fs::rename(&self.dir, dir),
             Place::Free => {
                 let spent = dir.exists() && local::is_spent(dir);
                 let cleared = if spent { std::fs::remove_dir_all(dir) } else { Ok(()) };
@@ -79,5 +81,11 @@ impl Staging {
             }
         };
         moved.map_err(|error| error.to_string())
+    }
+
+    fn move_into(&self, dir: &Path) -> std::io::Result<()> {
+        ["pages", "state"]
+            .iter()
+            .try_for_each(|name| std::fs::rename(self.dir.join(name), dir.join(name)))
     }
 }

@@ -36,9 +36,9 @@ pub(super) type Outcome = (Report, Option<String>);
 
 impl Job<'_> {
     pub(super) fn execute(&self) -> Result<Outcome, Error> {
-        let place = place_of(&self.options.output, self.options.delta);
+        let place = place_of(self.options);
         let mut work = Workplace::take(&self.options.output, place)?;
-        if place == Place::Free {
+        if place != Place::Copy {
             return self.whole(&mut work, place, None);
         }
         let older = Older::look(&self.options.output, self.replica)?;

@@ -27,6 +27,8 @@ mod cut;
 mod error;
 mod fetch;
 #[cfg(feature = "cli")]
+mod former;
+#[cfg(feature = "cli")]
 pub mod generations;
 mod handover;
 #[cfg(feature = "cli")]
@@ -41,7 +43,7 @@ mod progress;
 mod record;
 mod verify;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -53,6 +55,8 @@ pub use error::{Error, Refusal};
 pub use fetch::requests;
 pub use handover::restore_with_state;
 pub use moment::{Point, Range, range};
+#[cfg(feature = "cli")]
+pub(crate) use output::rename_new;
 pub use points::{Known, known};
 pub use progress::{Step, Watch};
 
@@ -84,6 +88,20 @@ pub enum Integrity {
     Full,
 }
 
+/// Whether a restore replaces a database that is no older copy of the same replica. Never one that a
+/// program has open, or that another process ships.
+#[cfg(feature = "cli")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Force {
+    /// Nothing is replaced.
+    #[default]
+    Never,
+    /// Whatever is there, unless it was replicated from there and may hold what its replica does not.
+    Shipped,
+    /// That too. What was packed and not shipped is moved aside, to `-walferry/kept-<n>`.
+    Unshipped,
+}
+
 /// What to restore, and where to.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -109,6 +127,9 @@ pub struct Options {
     pub resume_from: u64,
     /// Whether to go on with what is kept; else it is removed.
     pub resume: bool,
+    /// Whether what is at the output is replaced, once the new database is proven.
+    #[cfg(feature = "cli")]
+    pub force: Force,
     /// Is told how far it is.
     pub watch: Option<Watch>,
     /// What SQLite checks before the database gets its name.
@@ -127,6 +148,8 @@ impl Options {
             delta: false,
             resume_from: RESUME_FROM,
             resume: true,
+            #[cfg(feature = "cli")]
+            force: Force::Never,
             watch: None,
             #[cfg(feature = "cli")]
             integrity: Integrity::None,
@@ -223,7 +246,7 @@ async fn restore_and(
     leave: bool,
 ) -> Result<(Report, Option<String>), Error> {
     let begun = Instant::now();
-    check_output(&options.output, options.delta)?;
+    check_output(&options)?;
     let (files, plan) = plan(&store, options.point).await?;
     let runtime = Handle::current();
     let replica = store::url::identity(store.as_ref());
@@ -239,15 +262,25 @@ async fn restore_and(
     Ok((report, not_left))
 }
 
-/// Checks that a database may be put there: that nothing is in the way, or only what `delta` lets be
-/// replaced, and that the directory exists. A restore does so by itself, at its beginning and again at
-/// its end.
-pub fn check_output(path: &Path, delta: bool) -> Result<(), Error> {
-    output::check(path, place_of(path, delta)).map(drop)
+/// Checks that a database may be put there: that nothing is in the way, or only what the options let
+/// be replaced, and that the directory exists. A restore does so by itself, at its beginning and again
+/// at its end.
+pub fn check_output(options: &Options) -> Result<(), Error> {
+    output::check(&options.output, place_of(options)).map(drop)
 }
 
-fn place_of(path: &Path, delta: bool) -> Place {
-    let there = delta && path.symlink_metadata().is_ok();
+/// A file that ends before it should.
+#[cfg(feature = "cli")]
+pub(crate) fn truncated(key: store::Key, section: &'static str) -> Error {
+    Error::truncated(key, section)
+}
+
+fn place_of(options: &Options) -> Place {
+    #[cfg(feature = "cli")]
+    if options.force != Force::Never {
+        return Place::Any { unshipped: options.force == Force::Unshipped };
+    }
+    let there = options.delta && options.output.symlink_metadata().is_ok();
     if there { Place::Copy } else { Place::Free }
 }
 

@@ -22,6 +22,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::error::Error;
+#[cfg(feature = "cli")]
+use super::former::Former;
 use crate::local;
 use crate::local::lock::{Attempt, Lock};
 
@@ -42,6 +44,12 @@ pub(super) enum Place {
     Free,
     /// An older copy, which is replaced.
     Copy,
+    /// Anything that may be replaced ([`super::former`]); `unshipped`: also what no replica has.
+    #[cfg(feature = "cli")]
+    Any {
+        /// See there.
+        unshipped: bool,
+    },
 }
 
 /// The folder of a restore, with its lock. Dropped without [`Workplace::leave`], it is removed.
@@ -50,6 +58,8 @@ pub(super) struct Workplace {
     parent: PathBuf,
     dir: PathBuf,
     lock: Option<Lock>,
+    #[cfg(feature = "cli")]
+    former: Option<Former>,
     stays: bool,
 }
 
@@ -80,9 +90,22 @@ impl Workplace {
                 continue;
             }
             let lock = Some(lock);
-            let taken = Workplace { path: path.into(), parent, dir, lock, stays: false };
+            #[allow(unused_mut)]
+            let mut taken = Workplace {
+                path: path.into(),
+                parent,
+                dir,
+                lock,
+                #[cfg(feature = "cli")]
+                former: None,
+                stays: false,
+            };
             // Whoever had it may have finished between the first look and the lock.
             check(path, place)?;
+            #[cfg(feature = "cli")]
+            if let Place::Any { unshipped } = place {
+                taken.former = Some(Former::look(path, unshipped)?);
+            }
             taken.clear()?;
             return Ok(taken);
         }
@@ -153,9 +176,12 @@ impl Workplace {
         let from = self.entry(name);
         file.sync_all().map_err(failed("making durable", &from))?;
         check(&self.path, place)?;
+        // Held until the name is the new file's.
+        #[cfg(feature = "cli")]
+        let _former = self.former.as_ref().map(Former::finish).transpose()?;
         let renamed = match place {
             Place::Free => rename_new(&from, &self.path),
-            Place::Copy => fs::rename(&from, &self.path),
+            _ => fs::rename(&from, &self.path),
         };
         renamed.map_err(|source| match source.kind() {
             io::ErrorKind::AlreadyExists => Error::Exists { path: self.path.clone() },
@@ -168,7 +194,15 @@ impl Workplace {
                 remove(&self.path);
             }
             failed("making durable the directory", &self.parent)(error)
-        })
+        })?;
+        #[cfg(feature = "cli")]
+        if let Some(former) = &self.former
+            && let Err(error) = former.forget()
+        {
+            // It does not fit the new file, and whoever reads it finds that out.
+            log::warn!("{error}");
+        }
+        Ok(())
     }
 }
 
@@ -218,6 +252,13 @@ pub(super) fn check(path: &Path, place: Place) -> Result<PathBuf, Error> {
     for suffix in [""].iter().chain(&COMPANIONS) {
         let path = with_suffix(path, suffix);
         match fs::symlink_metadata(&path) {
+            #[cfg(feature = "cli")]
+            Ok(meta) if matches!(place, Place::Any { .. }) => match *suffix {
+                "-walferry" if !meta.is_dir() => return Err(Error::Exists { path }),
+                "-walferry" => {}
+                _ if !meta.is_file() => return Err(Error::Exists { path }),
+                _ => {}
+            },
             Ok(meta) if place == Place::Copy => match *suffix {
                 "" if !meta.is_file() => return Err(refuse("what is there is not a file")),
                 // What is in them is not in the database yet.
@@ -286,7 +327,7 @@ fn remove(path: &Path) {
 }
 
 /// Renames without ever replacing what is there.
-fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     {
         use rustix::fs::{CWD, RenameFlags, renameat_with};

@@ -354,7 +354,7 @@ fn a_copy_that_a_program_has_open_is_not_replaced() {
     let mut said = [0; 7];
     std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut said).unwrap();
     let error = refused(&place, &replica);
-    assert!(matches!(&error, Error::Copy { why: Refusal::Open, .. }), "{error:?}");
+    assert!(matches!(&error, Error::Copy { why: Refusal::Open(_), .. }), "{error:?}");
     drop(child.stdin.take());
     child.wait().unwrap();
     assert_eq!(place.restored(&replica, None).0.from, Some(Txid(11)));

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use lz4_flex::frame::{BlockMode, BlockSize, FrameEncoder, FrameInfo};
 use tempfile::TempDir;
 use walferry::restore::generations::{Report, list, plan, restore};
-use walferry::restore::{Error, Integrity, Point};
+use walferry::restore::{Error, Options, Point};
 use walferry::store::Store;
 use walferry::store::file::FileStore;
 use walferry::units::{Timestamp, Txid};
@@ -79,7 +79,7 @@ impl Bench {
         let (store, out) = (self.store(), self.dir.path().join("out.db"));
         let restored = block_on(async {
             let plan = plan(store.as_ref(), point).await?.expect("something of Litestream 0.3");
-            restore(store, plan, &out, 2, Integrity::None).await
+            restore(store, plan, &Options::new(&out)).await
         });
         let bytes = restored.map(|report| (fs::read(&out).unwrap(), report));
         if bytes.is_ok() {

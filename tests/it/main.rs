@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod cli;
+mod command_line;
 mod config;
 mod delta;
+mod follow;
 mod fuzz;
 mod generations;
 mod history;

@@ -23,7 +23,7 @@ use tokio::runtime::Handle;
 
 use super::error::Error;
 use super::output::{self, Place, Temporary, Workplace, failed};
-use super::{Integrity, Point, Range, integrity, list_in_turn, moment};
+use super::{Options, Point, Range, integrity, list_in_turn, moment, place_of};
 use crate::plan::generations::{self, FOLDER, Generation, Plan, Segment};
 use crate::store::{self, Object, Store};
 use crate::units::{PageSize, Timestamp};
@@ -95,34 +95,31 @@ pub async fn plan(store: &dyn Store, point: Point) -> Result<Option<Plan>, Error
     }
 }
 
-/// Restores to a new file: all of it, or nothing. `parallelism` is the number of requests at a time.
-/// Needs a Tokio runtime.
+/// Restores: all of it, or nothing. Needs a Tokio runtime.
 pub async fn restore(
     store: Arc<dyn Store>,
     plan: Plan,
-    output: &Path,
-    parallelism: usize,
-    integrity: Integrity,
+    options: &Options,
 ) -> Result<Report, Error> {
-    let (runtime, output) = (Handle::current(), output.to_path_buf());
+    let (runtime, options) = (Handle::current(), options.clone());
     tokio::task::spawn_blocking(move || {
-        let source = Source::new(store, runtime, plan.objects(), parallelism);
-        execute(source, &plan, &output, integrity)
+        let source = Source::new(store, runtime, plan.objects(), options.parallelism);
+        execute(source, &plan, &options)
     })
     .await
     .map_err(|_| Error::Internal("a thread broke off"))?
 }
 
-fn execute(
-    mut source: Source<'_>,
-    plan: &Plan,
-    path: &Path,
-    integrity: Integrity,
-) -> Result<Report, Error> {
+fn execute(mut source: Source<'_>, plan: &Plan, options: &Options) -> Result<Report, Error> {
     let begun = Instant::now();
-    output::check(path, Place::Free)?;
+    // There is no copy of the same history that could be brought forward.
+    let place = match place_of(options) {
+        Place::Copy => Place::Free,
+        place => place,
+    };
+    output::check(&options.output, place)?;
     plan.check()?;
-    let work = Workplace::take(path, Place::Free)?;
+    let work = Workplace::take(&options.output, place)?;
     // What another restore has left is of no use here.
     work.remove("record")?;
     let (file, at) = (&work.open("database")?, &work.entry("database"));
@@ -136,8 +133,8 @@ fn execute(
     }
     let last = plan.objects().last().unwrap_or(&plan.snapshot);
     let (page_size, commit) = look_at(file, at, last)?;
-    integrity::check(at, integrity)?;
-    work.publish("database", file, Place::Free)?;
+    integrity::check(at, options.integrity)?;
+    work.publish("database", file, place)?;
     Ok(Report {
         generation: plan.generation.clone(),
         index: plan.index,

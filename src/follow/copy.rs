@@ -1,0 +1,563 @@
+//! The copy: a database in WAL mode that others read, and to which only the follower writes.
+//!
+//! Pages are written through SQLite's own table `sqlite_dbpage`
+//! (<https://sqlite.org/dbpage.html>), a step in one transaction. So a reader, whatever program it
+//! is, sees the state before or the one after, is never kept waiting, and keeps nobody waiting: a long
+//! read transaction makes the WAL grow, and that is all. What a kill leaves is what SQLite recovers.
+//!
+//! Each step has a connection of its own. SQLite's b-tree keeps what it has found in a page, and does
+//! not notice that the page was written past it; a new connection has found nothing yet. The one
+//! before it stays open for a step: its `PRAGMA data_version` tells whether anybody else has committed
+//! since (<https://sqlite.org/pragma.html#pragma_data_version>).
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::types::Null;
+use rusqlite::{Connection, ErrorCode, OpenFlags, Statement};
+
+use super::Stop;
+use super::error::Error;
+use super::fetch::Pages;
+use super::first_page::{self, Original};
+use super::record::{Place, Record};
+use crate::local;
+use crate::local::lock::{Attempt, Lock};
+use crate::local::state::State;
+use crate::ltx::{DatabaseChecksum, checksum};
+use crate::restore::{self, rename_new};
+use crate::units::{PageSize, Pgno, Timestamp, Txid};
+
+/// How long to wait for a lock of SQLite's. Readers hold none that the follower needs, but for the
+/// moment in which they recover or checkpoint the WAL.
+const BUSY: Duration = Duration::from_secs(5);
+/// Pages between two looks whether the program is to end.
+const LOOK_EVERY: u32 = 256;
+
+/// The copy, with the place of whoever would follow or replicate it.
+pub(super) struct Copy {
+    path: PathBuf,
+    dir: PathBuf,
+    stop: Arc<Stop>,
+    record: Record,
+    watch: Option<Watch>,
+    _lock: Lock,
+}
+
+/// The connection of the last step, and the data version in that step: it changes if somebody else
+/// commits.
+struct Watch {
+    db: Connection,
+    version: i64,
+}
+
+/// What is at the copy's path.
+pub(super) enum Found {
+    /// Nothing; here is the place for it.
+    Nothing(Room),
+    /// A copy that can be gone on with.
+    Copy(Box<Copy>),
+}
+
+/// The place of a copy that is not there yet.
+pub(super) struct Room {
+    path: PathBuf,
+    dir: PathBuf,
+    stop: Arc<Stop>,
+    replica: String,
+    lock: Lock,
+}
+
+/// A state of the original to which the copy is brought.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct To {
+    pub(super) txid: Txid,
+    pub(super) timestamp: Timestamp,
+    pub(super) page_size: PageSize,
+    pub(super) commit: u32,
+    /// The database that the pages were made for, if they say so.
+    pub(super) from: Option<DatabaseChecksum>,
+    /// What must come out, if they say so.
+    pub(super) checksum: Option<DatabaseChecksum>,
+}
+
+/// What came of a step.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// It is done; this many pages were written.
+    Done(u64),
+    /// The pages do not belong on this copy. Nothing was changed.
+    Unfit(String),
+}
+
+/// Takes the place, and looks at what is there.
+pub(super) fn look(path: &Path, replica: &str, stop: &Arc<Stop>) -> Result<Found, Error> {
+    // SQLite follows links too, and the folder lies beside the file itself.
+    let path = match path.canonicalize() {
+        Ok(path) => path,
+        Err(_) => std::path::absolute(path).map_err(Error::local("cannot find", path))?,
+    };
+    let there = path.symlink_metadata().is_ok();
+    if !there {
+        match restore::check_output(&restore::Options::new(&path)) {
+            // The folder may be that of a follower that has begun, or is at work.
+            Err(restore::Error::Exists { path: found }) if found == local::state_dir(&path) => {}
+            checked => checked?,
+        }
+    }
+    let dir = local::state_dir(&path);
+    if there && !dir.is_dir() {
+        return Err(Error::Unknown(path));
+    }
+    fs::create_dir_all(&dir).map_err(Error::local("cannot create", &dir))?;
+    let lock = match Lock::try_take(&dir)? {
+        Attempt::Taken(lock) => lock,
+        Attempt::HeldBy(pid) => return Err(Error::Busy { path, pid }),
+    };
+    let (stop, replica) = (stop.clone(), replica.to_string());
+    let room = Room { path, dir, stop, replica, lock };
+    if there { room.resume().map(|copy| Found::Copy(Box::new(copy))) } else { room.empty() }
+}
+
+impl Room {
+    /// Nothing may be lost with the database that once was here.
+    fn empty(self) -> Result<Found, Error> {
+        let state = State::load(&self.dir).ok().flatten();
+        let unshipped = |dir: &PathBuf| {
+            let spool = local::spool::Spool::existing(dir);
+            spool.is_some_and(|spool| !spool.is_empty().unwrap_or(false)) || local::has_kept(dir)
+        };
+        if local::replicas::existing(&self.path).iter().any(unshipped) {
+            return Err(Error::Original(self.path));
+        }
+        if state.is_some() {
+            self.forget_state()?;
+        }
+        Ok(Found::Nothing(self))
+    }
+
+    /// Goes on with a copy that is there, if it is one, and nobody has written to it.
+    fn resume(self) -> Result<Copy, Error> {
+        if let Some(record) = Record::load(&self.dir)? {
+            if record.replica != self.replica {
+                let (path, replica) = (self.path, record.replica);
+                return Err(Error::OtherReplica { path, replica });
+            }
+            let mut copy = self.copy(record);
+            copy.prove()?;
+            return Ok(copy);
+        }
+        // A restore has left it, and nobody has replicated it since.
+        let Some(state) = State::load(&self.dir)? else { return Err(Error::Unknown(self.path)) };
+        if state.claimed {
+            return Err(Error::Original(self.path));
+        }
+        if state.replica != self.replica {
+            return Err(Error::OtherReplica { path: self.path, replica: state.replica });
+        }
+        let known = state.base.and_then(|base| Some((base, PageSize::new(base.page_size)?)));
+        let Some((base, page_size)) = known else { return Err(Error::Unknown(self.path)) };
+        let db = open(&self.path)?;
+        let original = Original::of(&first_page(&db, &self.path)?.unwrap_or_default());
+        drop(db);
+        let place = Place::new(
+            (base.txid(), Timestamp(base.timestamp)),
+            (page_size, base.commit),
+            DatabaseChecksum::from_stored(base.checksum),
+            original,
+        );
+        let record = Record { replica: self.replica.clone(), at: place, next: None };
+        let mut copy = self.copy(record);
+        copy.attach_proven()?;
+        copy.record.save(&copy.dir)?;
+        remove(&copy.dir.join("state"))?;
+        remove(&copy.dir.join("pages"))?;
+        copy.adapt()?;
+        Ok(copy)
+    }
+
+    /// Where a database is restored before it becomes the copy.
+    pub(super) fn scratch(&self) -> PathBuf {
+        self.dir.join("new")
+    }
+
+    /// Makes the database at [`Room::scratch`], which is proven, the copy.
+    pub(super) fn fill(self, restored: &restore::Report) -> Result<Copy, Error> {
+        let new = self.scratch();
+        let at = adapt_file(&new, restored)?;
+        let record = Record { replica: self.replica.clone(), at, next: None };
+        record.save(&self.dir)?;
+        rename_new(&new, &self.path).map_err(Error::local("cannot name", &self.path))?;
+        sync_parent(&self.path)?;
+        let mut copy = self.copy(record);
+        copy.attach()?;
+        Ok(copy)
+    }
+
+    fn copy(self, record: Record) -> Copy {
+        let Room { path, dir, stop, lock, .. } = self;
+        Copy { path, dir, stop, record, watch: None, _lock: lock }
+    }
+
+    fn forget_state(&self) -> Result<(), Error> {
+        ["state", "pages", "history"].iter().try_for_each(|name| remove(&self.dir.join(name)))
+    }
+}
+
+impl Copy {
+    /// The state of the original that it has.
+    pub(super) fn at(&self) -> Txid {
+        self.record.at.txid()
+    }
+
+    /// When that was committed.
+    pub(super) fn timestamp(&self) -> Timestamp {
+        self.record.at.timestamp()
+    }
+
+    /// A file beside it that may be overwritten.
+    pub(super) fn scratch(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Its page size.
+    pub(super) fn page_size(&self) -> Option<PageSize> {
+        self.record.at.page_size()
+    }
+
+    /// Writes these pages, and with them brings it to that state, all or nothing.
+    pub(super) fn step(&mut self, to: To, pages: &mut dyn Pages) -> Result<Outcome, Error> {
+        let at = self.record.at;
+        if self.page_size() != Some(to.page_size) {
+            return Ok(Outcome::Unfit(format!("its pages have {} bytes", to.page_size)));
+        }
+        if to.from.is_some_and(|from| from != at.checksum()) {
+            return Ok(Outcome::Unfit("it was made from another database".into()));
+        }
+        let failed = |doing| Error::sqlite(&self.path, doing);
+        let db = open(&self.path)?;
+        db.execute_batch("BEGIN IMMEDIATE").map_err(failed("taking the write lock of"))?;
+        // From here on nobody else can commit.
+        let ours = self.watch.as_ref().is_some_and(|watch| {
+            data_version(&watch.db).is_ok_and(|version| version == watch.version)
+        });
+        if !ours {
+            drop(db);
+            self.prove()?;
+            return match self.at() {
+                now if now == at.txid() => self.step(to, pages),
+                now => Ok(Outcome::Unfit(format!("the copy was at TXID {now} already"))),
+            };
+        }
+        let version = data_version(&db).map_err(failed("reading from"))?;
+        let change = Change { copy: self, db: &db, at, to };
+        let (next, written) = match change.write(pages)? {
+            Ok(done) => done,
+            Err(why) => return Ok(Outcome::Unfit(why)),
+        };
+        // Before the commit: if this process ends between the two, the copy itself tells which it is.
+        let mut record = Record { next: Some(next), ..self.record.clone() };
+        record.save(&self.dir)?;
+        db.execute_batch("COMMIT").map_err(failed("committing to"))?;
+        (record.at, record.next) = (next, Some(next));
+        self.record = record;
+        self.watch = Some(Watch { db, version });
+        Ok(Outcome::Done(written))
+    }
+
+    /// Puts another file in its place, since its pages have another size. No program may have it open:
+    /// whoever had would go on with a file that has lost its name, and with a WAL of the same name.
+    pub(super) fn replace(&mut self, restored: &restore::Report) -> Result<(), Error> {
+        let new = self.scratch("new");
+        let next = adapt_file(&new, restored)?;
+        self.watch = None;
+        let db = open(&self.path)?;
+        let busy = |source: rusqlite::Error| match source.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+                Error::Readers(self.path.clone())
+            }
+            _ => Error::sqlite(&self.path, "taking the lock of")(source),
+        };
+        db.busy_timeout(Duration::ZERO).map_err(busy)?;
+        // This takes the file's exclusive lock, brings the WAL into it and removes the WAL.
+        let mode: String =
+            db.query_row("PRAGMA journal_mode=DELETE", [], |row| row.get(0)).map_err(busy)?;
+        if mode != "delete" {
+            return Err(Error::Readers(self.path.clone()));
+        }
+        db.execute_batch("BEGIN EXCLUSIVE").map_err(busy)?;
+        let mut record = Record { next: Some(next), ..self.record.clone() };
+        record.save(&self.dir)?;
+        fs::rename(&new, &self.path).map_err(Error::local("cannot replace", &self.path))?;
+        sync_parent(&self.path)?;
+        drop(db);
+        record.at = next;
+        self.record = record;
+        self.attach()
+    }
+
+    /// Opens it, and makes sure that it is in one of the places that are on record. Reads every page.
+    fn prove(&mut self) -> Result<(), Error> {
+        self.attach_proven()?;
+        self.adapt()
+    }
+
+    fn attach_proven(&mut self) -> Result<(), Error> {
+        self.watch = None;
+        let watch = attach(&self.path)?;
+        let sum = self.sum(&watch.db)?;
+        watch.db.execute_batch("COMMIT").map_err(Error::sqlite(&self.path, "reading from"))?;
+        let places = [Some(self.record.at), self.record.next];
+        let Some(place) = places.into_iter().flatten().find(|place| sum.is_that_of(place)) else {
+            return Err(Error::Changed(self.path.clone()));
+        };
+        self.record.at = place;
+        self.watch = Some(watch);
+        Ok(())
+    }
+
+    /// Opens it after it was put in its place.
+    fn attach(&mut self) -> Result<(), Error> {
+        let watch = attach(&self.path)?;
+        watch.db.execute_batch("COMMIT").map_err(Error::sqlite(&self.path, "reading from"))?;
+        self.watch = Some(watch);
+        Ok(())
+    }
+
+    /// Makes page 1 that of a copy, if it is the original's still.
+    fn adapt(&mut self) -> Result<(), Error> {
+        let failed = |doing| Error::sqlite(&self.path, doing);
+        let Some(watch) = &self.watch else { return Ok(()) };
+        let Some(mut first) = first_page(&watch.db, &self.path)? else { return Ok(()) };
+        if first_page::is_adapted(&first) {
+            return Ok(());
+        }
+        first_page::adapt(&mut first);
+        let db = open(&self.path)?;
+        db.execute_batch("BEGIN IMMEDIATE").map_err(failed("taking the write lock of"))?;
+        if !data_version(&watch.db).is_ok_and(|version| version == watch.version) {
+            return Err(Error::Changed(self.path.clone()));
+        }
+        let version = data_version(&db).map_err(failed("reading from"))?;
+        db.execute(WRITE, (1, &first))
+            .and_then(|_| db.execute_batch("COMMIT"))
+            .map_err(failed("writing to"))?;
+        self.watch = Some(Watch { db, version });
+        Ok(())
+    }
+
+    fn sum(&self, db: &Connection) -> Result<Sum, Error> {
+        let failed = |doing| Error::sqlite(&self.path, doing);
+        let mut sum =
+            Sum { pages: 0, page_size: 0, rest: DatabaseChecksum::EMPTY, first: Vec::new() };
+        let mut read =
+            db.prepare("SELECT pgno, data FROM sqlite_dbpage").map_err(failed("reading from"))?;
+        let mut rows = read.query([]).map_err(failed("reading from"))?;
+        while let Some(row) = rows.next().map_err(failed("reading from"))? {
+            let pgno: Pgno = row.get(0).map_err(failed("reading from"))?;
+            let data = row.get_ref(1).and_then(|data| Ok(data.as_blob()?));
+            let data = data.map_err(failed("reading from"))?;
+            (sum.pages, sum.page_size) = (pgno, data.len() as u32);
+            if pgno == 1 {
+                sum.first = data.to_vec();
+            } else if PageSize::new(sum.page_size).is_some_and(|size| size.lock_page() != pgno) {
+                sum.rest.toggle(checksum::page(pgno, data));
+            }
+            if pgno.is_multiple_of(LOOK_EVERY) && self.stop.is_set() {
+                return Err(Error::Stopped);
+            }
+        }
+        Ok(sum)
+    }
+}
+
+/// What every page of the copy adds up to, but for the first.
+struct Sum {
+    pages: u32,
+    page_size: u32,
+    rest: DatabaseChecksum,
+    first: Vec<u8>,
+}
+
+impl Sum {
+    fn is_that_of(&self, place: &Place) -> bool {
+        let mut first = self.first.clone();
+        place.original.restore(&mut first);
+        let mut sum = self.rest;
+        sum.toggle(checksum::page(1, &first));
+        let page_size = place.page_size().map(PageSize::get);
+        sum == place.checksum() && self.pages == place.commit && page_size == Some(self.page_size)
+    }
+}
+
+/// One step, inside its transaction.
+struct Change<'a> {
+    copy: &'a Copy,
+    db: &'a Connection,
+    at: Place,
+    to: To,
+}
+
+impl Change<'_> {
+    /// Writes the pages, and proves what comes out. `Ok(Err)`: they do not fit.
+    fn write(&self, pages: &mut dyn Pages) -> Result<Result<(Place, u64), String>, Error> {
+        let (at, to) = (self.at, self.to);
+        let failed = |doing| Error::sqlite(&self.copy.path, doing);
+        let mut sum = at.checksum();
+        let (mut original, mut written, mut expected) = (at.original, 0, at.commit);
+        let mut write = self.db.prepare(WRITE).map_err(failed("writing to"))?;
+        let mut read = self.db.prepare(READ).map_err(failed("reading from"))?;
+        let lock_page = to.page_size.lock_page();
+        let mut adapted = Vec::new();
+        let mut seen = 0u32;
+        while let Some((pgno, page)) = pages.next()? {
+            if pgno > expected {
+                // Of what is new, every page must be there.
+                let next = expected + 1 + u32::from(expected + 1 == lock_page);
+                if pgno != next {
+                    return Ok(Err(format!("page {next} is missing")));
+                }
+                expected = pgno;
+            }
+            let old = self.original_page(&mut read, pgno)?;
+            if let Some(old) = &old {
+                sum.toggle(checksum::page(pgno, old));
+            }
+            sum.toggle(checksum::page(pgno, page));
+            if old.as_deref() != Some(page) {
+                let page = if pgno == 1 {
+                    original = Original::of(page);
+                    adapted.clear();
+                    adapted.extend_from_slice(page);
+                    first_page::adapt(&mut adapted);
+                    &adapted
+                } else {
+                    page
+                };
+                write.execute((pgno, page)).map_err(failed("writing to"))?;
+                written += 1;
+            }
+            seen = seen.wrapping_add(1);
+            if seen.is_multiple_of(LOOK_EVERY) && self.copy.stop.is_set() {
+                return Err(Error::Stopped);
+            }
+        }
+        if expected + u32::from(expected + 1 == lock_page) < to.commit {
+            return Ok(Err(format!("page {} is missing", expected + 1)));
+        }
+        for pgno in to.commit.saturating_add(1)..=at.commit {
+            if let Some(old) = self.original_page(&mut read, pgno)? {
+                sum.toggle(checksum::page(pgno, &old));
+            }
+        }
+        if to.commit < at.commit {
+            // NULL cuts the database off before this page.
+            write.execute((to.commit + 1, Null)).map_err(failed("shortening"))?;
+        }
+        if to.checksum.is_some_and(|checksum| checksum != sum) {
+            return Ok(Err("what came out has another checksum".into()));
+        }
+        let size = (to.page_size, to.commit);
+        Ok(Ok((Place::new((to.txid, to.timestamp), size, sum, original), written)))
+    }
+
+    /// A page as the original has it at the moment; `None` if it has none, and of the lock page.
+    fn original_page(
+        &self,
+        read: &mut Statement<'_>,
+        pgno: Pgno,
+    ) -> Result<Option<Vec<u8>>, Error> {
+        if pgno > self.at.commit || pgno == self.to.page_size.lock_page() {
+            return Ok(None);
+        }
+        let mut found = page(read, pgno).map_err(Error::sqlite(&self.copy.path, "reading from"))?;
+        if pgno == 1
+            && let Some(first) = &mut found
+        {
+            self.at.original.restore(first);
+        }
+        Ok(found)
+    }
+}
+
+const READ: &str = "SELECT data FROM sqlite_dbpage WHERE pgno = ?1";
+const WRITE: &str = "INSERT INTO sqlite_dbpage (pgno, data) VALUES (?1, ?2)";
+
+fn first_page(db: &Connection, path: &Path) -> Result<Option<Vec<u8>>, Error> {
+    let read = db.prepare(READ).and_then(|mut read| page(&mut read, 1));
+    read.map_err(Error::sqlite(path, "reading from"))
+}
+
+fn page(read: &mut Statement<'_>, pgno: Pgno) -> rusqlite::Result<Option<Vec<u8>>> {
+    let mut rows = read.query([pgno])?;
+    rows.next()?.map(|row| row.get(0)).transpose()
+}
+
+/// Opens the copy as it must be: in WAL mode, every commit durable.
+fn open(path: &Path) -> Result<Connection, Error> {
+    let failed = |doing| Error::sqlite(path, doing);
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(path, flags).map_err(failed("opening"))?;
+    db.busy_timeout(BUSY).map_err(failed("opening"))?;
+    // The first: whatever is in the schema, even what this SQLite does not understand, is no reason not
+    // to copy it.
+    db.execute_batch(
+        "PRAGMA writable_schema=ON; PRAGMA trusted_schema=OFF; PRAGMA synchronous=FULL;",
+    )
+    .map_err(failed("opening"))?;
+    let able = "SELECT sqlite_compileoption_used('ENABLE_DBPAGE_VTAB')";
+    let able: bool = db.query_row(able, [], |row| row.get(0)).map_err(failed("opening"))?;
+    if !able {
+        return Err(Error::Build);
+    }
+    let mode = |db: &Connection, sql| db.query_row(sql, [], |row| row.get::<_, String>(0));
+    if mode(&db, "PRAGMA journal_mode").map_err(failed("opening"))? != "wal" {
+        mode(&db, "PRAGMA journal_mode=WAL").map_err(failed("opening"))?;
+    }
+    Ok(db)
+}
+
+/// A connection in a read transaction, with its data version.
+fn attach(path: &Path) -> Result<Watch, Error> {
+    let failed = |doing| Error::sqlite(path, doing);
+    let db = open(path)?;
+    db.execute_batch("BEGIN; SELECT 1 FROM sqlite_dbpage WHERE pgno = 1;")
+        .map_err(failed("reading from"))?;
+    let version = data_version(&db).map_err(failed("reading from"))?;
+    Ok(Watch { db, version })
+}
+
+fn data_version(db: &Connection) -> rusqlite::Result<i64> {
+    db.query_row("PRAGMA data_version", [], |row| row.get(0))
+}
+
+/// Makes page 1 of a restored database that of a copy, durably, before SQLite sees it. Gives the place.
+fn adapt_file(path: &Path, restored: &restore::Report) -> Result<Place, Error> {
+    use std::os::unix::fs::FileExt;
+    let failed = || Error::local("cannot write", path);
+    let file = File::options().read(true).write(true).open(path).map_err(failed())?;
+    let mut first = vec![0; restored.page_size.bytes()];
+    file.read_exact_at(&mut first, 0).map_err(failed())?;
+    let original = Original::of(&first);
+    first_page::adapt(&mut first);
+    file.write_all_at(&first, 0).and_then(|()| file.sync_all()).map_err(failed())?;
+    let (state, size) =
+        ((restored.txid, restored.timestamp), (restored.page_size, restored.commit));
+    Ok(Place::new(state, size, restored.checksum, original))
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::local("cannot remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn sync_parent(path: &Path) -> Result<(), Error> {
+    let parent = path.parent().unwrap_or(path);
+    File::open(parent).and_then(|dir| dir.sync_all()).map_err(Error::local("cannot sync", parent))
+}

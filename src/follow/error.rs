@@ -1,0 +1,242 @@
+//! What can stop a follower, and what a person can do about it.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::local;
+use crate::ltx;
+use crate::plan;
+use crate::restore;
+use crate::store::{self, Key};
+use crate::units::Txid;
+
+/// Why the copy was not brought forward. It is a valid database all the same, in the state in which the
+/// last step left it.
+#[derive(Debug)]
+pub enum Error {
+    /// The store did not answer, or refused.
+    Store(store::Error),
+    /// The replica's files do not lead to its newest state.
+    Plan(plan::Error),
+    /// Restoring the whole failed.
+    Restore(restore::Error),
+    /// A file is damaged, or is not what its name says.
+    File {
+        /// Which file.
+        key: Key,
+        /// What is wrong with it.
+        source: ltx::Error,
+    },
+    /// The replica has only states of Litestream 0.3, which has no transactions to follow.
+    Generations,
+    /// The replica ends before the state that the copy has.
+    Back {
+        /// Where the copy is.
+        at: Txid,
+        /// Where the replica ends; `None` if it holds nothing.
+        head: Option<Txid>,
+    },
+    /// Somebody else has written to the copy.
+    Changed(PathBuf),
+    /// There is a database, and nothing beside it says that it is a copy of this replica.
+    Unknown(PathBuf),
+    /// It is a copy of another replica.
+    OtherReplica {
+        /// The copy.
+        path: PathBuf,
+        /// The replica to which it belongs.
+        replica: String,
+    },
+    /// It is no copy: it is replicated from here.
+    Original(PathBuf),
+    /// Another process has its place.
+    Busy {
+        /// The copy.
+        path: PathBuf,
+        /// The process.
+        pid: Option<u32>,
+    },
+    /// It must be replaced as a whole, and programs have it open.
+    Readers(PathBuf),
+    /// SQLite could not do a step.
+    Sqlite {
+        /// The copy.
+        path: PathBuf,
+        /// What was tried.
+        doing: &'static str,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+    /// A file beside the copy could not be read or written.
+    Local(local::Error),
+    /// This build of the program has a SQLite that cannot do it.
+    Build,
+    /// It was asked to end in the middle of a step, which did not happen.
+    Stopped,
+    /// A part of the program stopped without saying why.
+    Internal(&'static str),
+}
+
+impl Error {
+    /// What to do about it, in one sentence.
+    pub fn advice(&self) -> Option<&'static str> {
+        match self {
+            Error::Restore(error) => error.advice(),
+            Error::Generations => Some(
+                "Restore it again and again instead, or let the program that writes it go on with \
+                 walferry or Litestream 0.5.",
+            ),
+            Error::Back { .. } => Some(
+                "If the replica is right, remove the copy and its folder -walferry, and follow anew; \
+                 what only the copy has is lost then.",
+            ),
+            Error::Changed(_) => Some(
+                "Keep what was written there if it matters, then remove the copy and its folder \
+                 -walferry, and follow anew. A copy that is followed is only to be read.",
+            ),
+            Error::Unknown(_) | Error::OtherReplica { .. } | Error::Original(_) => {
+                Some("Follow to a new path, or move what is there out of the way.")
+            }
+            Error::Busy { .. } => Some("End that program first, or follow to a new path."),
+            Error::Readers(_) => Some("It goes on when they have closed it."),
+            Error::Build => Some(
+                "Build it with LIBSQLITE3_FLAGS=SQLITE_ENABLE_DBPAGE_VTAB, as `make build` does.",
+            ),
+            _ => None,
+        }
+    }
+
+    /// Whether it may pass by itself, so that it is tried again.
+    pub(super) fn passes(&self) -> bool {
+        match self {
+            Error::Store(error) | Error::Restore(restore::Error::Store(error)) => {
+                // What has worked before can be mended from outside, as credentials are.
+                error.kind != store::ErrorKind::Invalid
+            }
+            // Files come and go while they are looked at; a disk can be made free.
+            Error::Plan(_)
+            | Error::Restore(
+                restore::Error::Plan(_)
+                | restore::Error::BrokenOff { .. }
+                | restore::Error::Output { .. },
+            )
+            | Error::File { .. }
+            | Error::Readers(_)
+            | Error::Local(_) => true,
+            Error::Sqlite { source, .. } => source.sqlite_error_code().is_some_and(|code| {
+                use rusqlite::ErrorCode::{
+                    DatabaseBusy, DatabaseLocked, DiskFull, SystemIoFailure,
+                };
+                matches!(code, DatabaseBusy | DatabaseLocked | DiskFull | SystemIoFailure)
+            }),
+            _ => false,
+        }
+    }
+
+    pub(super) fn sqlite(
+        path: &Path,
+        doing: &'static str,
+    ) -> impl FnOnce(rusqlite::Error) -> Error + use<> {
+        let path = path.to_path_buf();
+        move |source| Error::Sqlite { path, doing, source }
+    }
+
+    pub(super) fn local(what: &str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
+        let message = format!("{what} {}", path.display());
+        move |source| Error::Local(local::Error { message, source })
+    }
+
+    pub(super) fn corrupt(key: Key, what: impl Into<String>) -> Error {
+        Error::File { key, source: ltx::Error::Corrupt(what.into()) }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Store(error) => error.fmt(f),
+            Error::Plan(error) => error.fmt(f),
+            Error::Restore(error) => error.fmt(f),
+            Error::File { key, .. } => write!(f, "file {key} of the replica cannot be used"),
+            Error::Generations => {
+                f.write_str("what Litestream 0.3 wrote has no transactions that could be followed")
+            }
+            Error::Back { at, head: Some(head) } => {
+                write!(f, "the copy is at TXID {at}, but the replica ends at {head}")
+            }
+            Error::Back { at, head: None } => {
+                write!(f, "the copy is at TXID {at}, but the replica holds no files any more")
+            }
+            Error::Changed(path) => {
+                write!(f, "somebody else has written to {}", path.display())
+            }
+            Error::Unknown(path) => write!(
+                f,
+                "{} is there, and nothing beside it says that it is a copy of this replica",
+                path.display()
+            ),
+            Error::OtherReplica { path, replica } => {
+                write!(f, "{} is a copy of another replica, {replica}", path.display())
+            }
+            Error::Original(path) => {
+                write!(f, "{} is no copy: it was replicated from here", path.display())
+            }
+            Error::Busy { path, pid } => {
+                let who = pid.map_or("another process".to_string(), |pid| format!("process {pid}"));
+                write!(f, "{who} follows or replicates {}", path.display())
+            }
+            Error::Readers(path) => write!(
+                f,
+                "the page size has changed, so {} must be replaced as a whole, but a program has it \
+                 open",
+                path.display()
+            ),
+            Error::Sqlite { path, doing, .. } => write!(f, "{doing} {} failed", path.display()),
+            Error::Local(error) => f.write_str(&error.message),
+            Error::Build => {
+                f.write_str("this program was built with a SQLite that cannot write single pages")
+            }
+            Error::Stopped => f.write_str("it was asked to end"),
+            Error::Internal(what) => write!(f, "following stopped: {what}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            // Shown as the error itself, so what counts is the cause underneath.
+            Error::Store(error) => error.source(),
+            Error::Restore(error) => error.source(),
+            Error::File { source, .. } => Some(source),
+            Error::Sqlite { source, .. } => Some(source),
+            Error::Local(error) => Some(&error.source),
+            _ => None,
+        }
+    }
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Error {
+        Error::Store(error)
+    }
+}
+
+impl From<plan::Error> for Error {
+    fn from(error: plan::Error) -> Error {
+        Error::Plan(error)
+    }
+}
+
+impl From<restore::Error> for Error {
+    fn from(error: restore::Error) -> Error {
+        Error::Restore(error)
+    }
+}
+
+impl From<local::Error> for Error {
+    fn from(error: local::Error) -> Error {
+        Error::Local(error)
+    }
+}

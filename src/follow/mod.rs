@@ -1,0 +1,422 @@
+//! Following: a local copy of a database, only to be read, that is kept at the newest state of a
+//! replica.
+//!
+//! What to ask the store for is decided in [`next`], on values. What comes is proven before a page of
+//! it is used ([`fetch`]), and is written as one transaction ([`copy`]), inside of which the checksum
+//! of the whole database is computed and compared with the one that the file names. How far the copy
+//! is, is on record beside it ([`record`]) and shows in the copy itself, so that a follower that was
+//! killed goes on.
+//!
+//! Where nothing leads on from the copy's state, everything is restored beside it and proven, and
+//! what differs is written, again as one transaction. Only where the page size has changed, another file
+//! takes the copy's place.
+
+mod copy;
+mod error;
+mod fetch;
+mod first_page;
+pub mod next;
+mod record;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+pub use error::Error;
+
+use crate::engine::Millis;
+use crate::local::state::random_id;
+use crate::restore::{self, Integrity, Point, Report, list_in_turn, restore};
+use crate::store::{self, FileInfo, Store};
+use crate::units::{Timestamp, Txid};
+use copy::{Copy, Found, Outcome, Room, To};
+use fetch::{DatabasePages, Proven};
+use next::{Next, Schedule, Way, way};
+use record::Record;
+
+/// What to follow, and how.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The copy. Nothing may be there, or a copy of the same replica to which nobody has written.
+    pub output: PathBuf,
+    /// Time between two requests while nothing is new.
+    pub interval: Duration,
+    /// Number of requests at a time while everything is restored.
+    pub parallelism: usize,
+    /// What SQLite checks before a copy that was restored as a whole appears.
+    pub integrity: Integrity,
+    /// Is told how far it is while everything is restored.
+    pub watch: Option<restore::Watch>,
+}
+
+/// Ends a follower from another thread or task.
+#[derive(Debug, Default)]
+pub struct Stop {
+    set: AtomicBool,
+    told: Notify,
+}
+
+impl Stop {
+    /// The follower ends as soon as the copy is whole: a step that has not been committed is given up.
+    pub fn set(&self) {
+        self.set.store(true, Ordering::Release);
+        self.told.notify_waiters();
+    }
+
+    fn is_set(&self) -> bool {
+        self.set.load(Ordering::Acquire)
+    }
+
+    async fn wait(&self) {
+        let told = self.told.notified();
+        tokio::pin!(told);
+        // Before the look, so that nothing falls between the two.
+        told.as_mut().enable();
+        if !self.is_set() {
+            told.await;
+        }
+    }
+
+    /// `None` if it is to end first; what was under way is dropped.
+    async fn or<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            () = self.wait() => None,
+            done = work => Some(done),
+        }
+    }
+}
+
+/// What happens.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// There was no copy; it was restored.
+    Restored(&'a Report),
+    /// The copy is sound, and in this state.
+    Resumed {
+        /// The state.
+        txid: Txid,
+        /// When it was committed.
+        timestamp: Timestamp,
+    },
+    /// The copy is in this state now.
+    Step {
+        /// The state.
+        txid: Txid,
+        /// When it was committed.
+        timestamp: Timestamp,
+        /// Number of pages that were written.
+        pages: u64,
+        /// Why everything was restored for it, if it was.
+        whole: Option<String>,
+    },
+    /// It failed, and is tried again.
+    Trouble {
+        /// Why.
+        error: &'a Error,
+    },
+}
+
+/// Keeps the copy current until `stop`. Gives the last state; `None` if it ended before there was a
+/// copy.
+///
+/// What fails at first ends it; what fails later is told, and tried again after a while, unless it
+/// cannot pass by itself.
+pub async fn follow(
+    store: Arc<dyn Store>,
+    options: Options,
+    stop: Arc<Stop>,
+    tell: impl FnMut(Event<'_>),
+) -> Result<Option<Txid>, Error> {
+    let mut follower = Follower { store, options, stop, tell, begun: Instant::now() };
+    let Some(mut copy) = follower.begin().await? else { return Ok(None) };
+    let result = follower.run(&mut copy).await;
+    let at = copy.as_ref().map(Copy::at);
+    match result {
+        Ok(()) | Err(Error::Stopped) => Ok(at),
+        Err(error) => Err(error),
+    }
+}
+
+struct Follower<T> {
+    store: Arc<dyn Store>,
+    options: Options,
+    stop: Arc<Stop>,
+    tell: T,
+    begun: Instant,
+}
+
+/// The copy, but while a thread has it.
+type Held = Option<Copy>;
+
+impl<T: FnMut(Event<'_>)> Follower<T> {
+    /// Finds the copy or makes it. `Ok(None)`: it was asked to end.
+    async fn begin(&mut self) -> Result<Option<Held>, Error> {
+        let replica = store::url::identity(self.store.as_ref());
+        let (path, stop) = (self.options.output.clone(), self.stop.clone());
+        let found = blocking(move || copy::look(&path, &replica, &stop)).await;
+        let copy = match found {
+            Ok(Found::Copy(copy)) => {
+                let (txid, timestamp) = (copy.at(), copy.timestamp());
+                (self.tell)(Event::Resumed { txid, timestamp });
+                *copy
+            }
+            Ok(Found::Nothing(room)) => match self.restore_first(room).await? {
+                Some(copy) => copy,
+                None => return Ok(None),
+            },
+            Err(Error::Stopped) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        Ok(Some(Some(copy)))
+    }
+
+    async fn restore_first(&mut self, room: Room) -> Result<Option<Copy>, Error> {
+        let Some(restored) = self.restore_to(room.scratch()).await else { return Ok(None) };
+        let report = match restored {
+            Err(Error::Restore(restore::Error::Plan(crate::plan::Error::Empty)))
+                if !restore::generations::list(self.store.as_ref()).await?.is_empty() =>
+            {
+                return Err(Error::Generations);
+            }
+            other => other?,
+        };
+        let (copy, report) = blocking(move || Ok((room.fill(&report)?, report))).await?;
+        (self.tell)(Event::Restored(&report));
+        Ok(Some(copy))
+    }
+
+    /// Restores the newest state, proven. `None`: it was asked to end.
+    async fn restore_to(&self, path: PathBuf) -> Option<Result<Report, Error>> {
+        // Left by one that ended in the moment before it became the copy.
+        for name in ["new", "new-wal", "new-shm", "new-journal"] {
+            let left = path.with_file_name(name);
+            if let Err(error) = std::fs::remove_file(&left)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                return Some(Err(Error::local("cannot remove", &left)(error)));
+            }
+        }
+        let options = restore::Options {
+            point: Point::Latest,
+            parallelism: self.options.parallelism,
+            integrity: self.options.integrity,
+            watch: self.options.watch.clone(),
+            ..restore::Options::new(path)
+        };
+        let restored = self.stop.or(restore(self.store.clone(), options)).await?;
+        Some(restored.map_err(Error::Restore))
+    }
+
+    async fn run(&mut self, held: &mut Held) -> Result<(), Error> {
+        let at = held.as_ref().map_or(Txid::ZERO, Copy::at);
+        let interval = self.options.interval.as_millis() as Millis;
+        let mut schedule = Schedule::new(at, interval, random_id());
+        let mut reached = false;
+        while !self.stop.is_set() {
+            let next = schedule.next(self.now());
+            if let Next::Wait(ms) = next {
+                self.stop.or(tokio::time::sleep(Duration::from_millis(ms))).await;
+                continue;
+            }
+            match self.go(next, held, &mut schedule).await {
+                Ok(()) => reached = true,
+                Err(error) if reached && error.passes() => {
+                    (self.tell)(Event::Trouble { error: &error });
+                    let (lasting, hold) = match &error {
+                        Error::Store(error) => (!error.kind.is_transient(), error.retry_after),
+                        _ => (true, None),
+                    };
+                    schedule.failed(self.now(), lasting, hold.map(|hold| hold.as_millis() as u64));
+                    schedule.look_again();
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    async fn go(
+        &mut self,
+        next: Next,
+        held: &mut Held,
+        schedule: &mut Schedule,
+    ) -> Result<(), Error> {
+        match next {
+            Next::Wait(_) => Ok(()),
+            Next::Get(key) => match self.fetch(held, key).await? {
+                Some(file) => self.take(held, file, schedule).await,
+                None => {
+                    schedule.missing(self.now());
+                    Ok(())
+                }
+            },
+            Next::List => self.list(held, schedule).await,
+        }
+    }
+
+    async fn list(&mut self, held: &mut Held, schedule: &mut Schedule) -> Result<(), Error> {
+        let listing = self.stop.or(list_in_turn(self.store.as_ref())).await;
+        let files: Vec<FileInfo> = listing.ok_or(Error::Stopped)??;
+        let at = held.as_ref().map_or(Txid::ZERO, Copy::at);
+        match way(&files, at)? {
+            Way::There => schedule.nothing_new(self.now()),
+            Way::Steps(plan) => {
+                for file in plan.files {
+                    match self.fetch(held, file.key).await? {
+                        Some(file) => self.take(held, file, schedule).await?,
+                        // It was joined and removed meanwhile.
+                        None => {
+                            schedule.look_again();
+                            break;
+                        }
+                    }
+                }
+            }
+            Way::Whole(instead) => self.whole(held, instead.to_string(), schedule).await?,
+            Way::Back(head) => return Err(Error::Back { at, head: Some(head) }),
+            Way::Empty => return Err(Error::Back { at, head: None }),
+        }
+        Ok(())
+    }
+
+    async fn fetch(&self, held: &Held, key: crate::store::Key) -> Result<Option<Proven>, Error> {
+        let scratch = held.as_ref().map(|copy| copy.scratch("incoming"));
+        let scratch = scratch.ok_or(Error::Internal("the copy was lost"))?;
+        let fetched = self.stop.or(fetch::fetch(self.store.as_ref(), key, &scratch)).await;
+        fetched.ok_or(Error::Stopped)?
+    }
+
+    /// Applies a file, or if it does not fit, takes the replica's newest state as a whole.
+    async fn take(
+        &mut self,
+        held: &mut Held,
+        file: Proven,
+        schedule: &mut Schedule,
+    ) -> Result<(), Error> {
+        let key = file.key;
+        if held.as_ref().is_some_and(|copy| key.name.max <= copy.at()) {
+            // The copy was taken there as a whole, in between.
+            return Ok(());
+        }
+        let outcome = with(held, move |copy| {
+            let header = &file.header;
+            let tag =
+                header.tag.filter(|tag| !tag.full_image && header.min_txid == copy.at().next());
+            let to = To {
+                txid: header.max_txid,
+                timestamp: header.timestamp,
+                page_size: header.page_size,
+                commit: header.commit,
+                from: tag.map(|tag| tag.pre_apply),
+                checksum: header.tag.map(|tag| tag.post_apply),
+            };
+            copy.step(to, &mut file.pages()?)
+        })
+        .await?;
+        match outcome {
+            Outcome::Done(pages) => {
+                self.moved(held, pages, None, schedule);
+                Ok(())
+            }
+            Outcome::Unfit(why) => self.whole(held, format!("file {key}: {why}"), schedule).await,
+        }
+    }
+
+    async fn whole(
+        &mut self,
+        held: &mut Held,
+        why: String,
+        schedule: &mut Schedule,
+    ) -> Result<(), Error> {
+        let at = held.as_ref().map_or(Txid::ZERO, Copy::at);
+        let path = held.as_ref().map(|copy| copy.scratch("new"));
+        let path = path.ok_or(Error::Internal("the copy was lost"))?;
+        let report = self.restore_to(path.clone()).await.ok_or(Error::Stopped)??;
+        if report.txid < at {
+            return Err(Error::Back { at, head: Some(report.txid) });
+        }
+        let pages = with(held, move |copy| {
+            if copy.page_size() != Some(report.page_size) {
+                copy.replace(&report)?;
+                return Ok(u64::from(report.commit));
+            }
+            let to = To {
+                txid: report.txid,
+                timestamp: report.timestamp,
+                page_size: report.page_size,
+                commit: report.commit,
+                from: None,
+                checksum: Some(report.checksum),
+            };
+            let mut pages = DatabasePages::open(&path, report.page_size, report.commit)?;
+            let outcome = copy.step(to, &mut pages)?;
+            std::fs::remove_file(&path).map_err(Error::local("cannot remove", &path))?;
+            match outcome {
+                Outcome::Done(pages) => Ok(pages),
+                // A step whose end was not known has turned out to be done.
+                Outcome::Unfit(_) if copy.at() > at => Ok(0),
+                Outcome::Unfit(_) => Err(Error::Internal("a proven database did not fit")),
+            }
+        })
+        .await?;
+        self.moved(held, pages, Some(why), schedule);
+        Ok(())
+    }
+
+    fn moved(&mut self, held: &Held, pages: u64, whole: Option<String>, schedule: &mut Schedule) {
+        let Some(copy) = held else { return };
+        let (txid, timestamp) = (copy.at(), copy.timestamp());
+        schedule.moved(txid, self.now());
+        (self.tell)(Event::Step { txid, timestamp, pages, whole });
+    }
+
+    fn now(&self) -> Millis {
+        self.begun.elapsed().as_millis() as Millis
+    }
+}
+
+/// How far a copy is, as is written beside it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Position {
+    /// The replica, without secrets.
+    pub replica: String,
+    /// Its state.
+    pub txid: Txid,
+    /// When that was committed.
+    pub timestamp: Timestamp,
+}
+
+/// Looks into a folder of local state; nothing is locked or proven. `Ok(None)`: no copy has it.
+pub fn position(dir: &Path) -> Result<Option<Position>, crate::local::Error> {
+    let record = Record::load(dir)?;
+    Ok(record.map(|record| Position {
+        txid: record.at.txid(),
+        timestamp: record.at.timestamp(),
+        replica: record.replica,
+    }))
+}
+
+/// Lends the copy to a thread that may wait.
+async fn with<T: Send + 'static>(
+    held: &mut Held,
+    work: impl FnOnce(&mut Copy) -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let mut copy = held.take().ok_or(Error::Internal("the copy was lost"))?;
+    let (copy, result) = blocking(move || {
+        let result = work(&mut copy);
+        Ok((copy, result))
+    })
+    .await?;
+    *held = Some(copy);
+    result
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Internal("a thread broke off"))?
+}

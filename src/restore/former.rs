@@ -1,0 +1,273 @@
+//! What stands where a restore with `force` puts its database: whether it may go, and how it goes.
+//!
+//! It goes in the last moment, when the new one is proven. What SQLite keeps beside a database is the
+//! danger: a WAL or a hot journal would be played into whatever file has the database's name. So SQLite
+//! is asked to finish the old database first, which takes the lock of the file and removes both, and
+//! the lock is held until the new one has the name. Where the old one cannot be opened as a database,
+//! which may be why it is replaced, they are removed before the new one gets its name: of a file that is
+//! no database a kill in between takes nothing.
+//!
+//! A program that has the file open would go on with a file that has lost its name, and remove or
+//! write journals under names that are the new one's. Nothing makes that right, so it is refused,
+//! however often it is asked for.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use super::base;
+use super::error::{Error, Refusal};
+use super::output::{failed, with_suffix};
+use crate::local::lock::{Attempt, Lock};
+use crate::local::spool::{Entry, Spool};
+use crate::local::state::{Fingerprint, State};
+use crate::local::{self, replicas};
+use crate::units::WalPosition;
+use crate::wal;
+
+/// What SQLite keeps beside a database.
+const JOURNALS: [&str; 3] = ["-journal", "-wal", "-shm"];
+
+/// The database that is to go, with the place of whoever would ship it.
+#[derive(Debug)]
+pub(super) struct Former {
+    path: PathBuf,
+    /// What walferry keeps beside it, for each of its replicas.
+    kept: Vec<Kept>,
+}
+
+/// A folder of local state, with the shipper's place.
+#[derive(Debug)]
+struct Kept {
+    dir: PathBuf,
+    /// What was not shipped.
+    waiting: Vec<Entry>,
+    _lock: Lock,
+}
+
+impl Kept {
+    fn look(path: &Path, dir: PathBuf, unshipped: bool) -> Result<Kept, Error> {
+        let refuse = |why| Error::Copy { path: path.into(), why };
+        let local_error = |error: local::Error| Error::Output {
+            path: dir.clone(),
+            doing: "looking at what is kept in",
+            source: error.source,
+        };
+        let lock = match Lock::try_take(&dir).map_err(local_error)? {
+            Attempt::Taken(lock) => lock,
+            Attempt::HeldBy(pid) => return Err(refuse(Refusal::Shipped(pid))),
+        };
+        let state = State::load(&dir);
+        let done = state.as_ref().ok().and_then(|state| state.as_ref()?.base);
+        let waiting = match Spool::existing(&dir) {
+            Some(spool) => spool.look(done.map_or(0, |base| base.piece)).map_err(local_error)?,
+            None => Vec::new(),
+        };
+        let shipped = waiting.is_empty()
+            && match state {
+                Ok(None) => true,
+                Ok(Some(state)) => !state.claimed || has_all(path, &state),
+                Err(_) => false,
+            };
+        if !shipped && !unshipped {
+            return Err(refuse(Refusal::NotShipped));
+        }
+        Ok(Kept { dir, waiting, _lock: lock })
+    }
+}
+
+impl Former {
+    /// Looks whether it may be replaced. `unshipped`: also if it holds what its replica may not have.
+    pub(super) fn look(path: &Path, unshipped: bool) -> Result<Former, Error> {
+        refuse_if_open(path)?;
+        let mut kept = Vec::new();
+        for dir in replicas::existing(path) {
+            kept.push(Kept::look(path, dir, unshipped)?);
+        }
+        Ok(Former { path: path.into(), kept })
+    }
+
+    /// Makes it a file that nothing beside it belongs to. With the answer goes the lock that keeps
+    /// others from opening it; to be held until the name is another file's.
+    pub(super) fn finish(&self) -> Result<Option<Connection>, Error> {
+        // Before SQLite has it open: closing any descriptor of the file drops this process's locks.
+        refuse_if_open(&self.path)?;
+        let len = fs::metadata(&self.path).map_or(0, |meta| meta.len());
+        let held = if len == 0 { None } else { self.lock()? };
+        for suffix in JOURNALS {
+            let path = with_suffix(&self.path, suffix);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(failed("removing", &path)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(held)
+    }
+
+    /// `Ok(None)`: it is no database, so there is nothing to finish.
+    fn lock(&self) -> Result<Option<Connection>, Error> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE;
+        let locked = Connection::open_with_flags(&self.path, flags).and_then(|db| {
+            db.busy_timeout(Duration::ZERO)?;
+            // Plays back a hot journal, brings the WAL into the file, and removes both.
+            let mode = "PRAGMA journal_mode=DELETE";
+            let mode: String = db.query_row(mode, [], |row| row.get(0))?;
+            db.execute_batch("BEGIN EXCLUSIVE")?;
+            Ok((db, mode))
+        });
+        match locked {
+            Ok((db, mode)) if mode == "delete" => Ok(Some(db)),
+            Ok(_) => Err(Error::Copy { path: self.path.clone(), why: Refusal::Open(None) }),
+            Err(error) => match error.sqlite_error_code() {
+                Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => Ok(None),
+                Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+                    Err(Error::Copy { path: self.path.clone(), why: Refusal::Open(None) })
+                }
+                _ => Err(failed("finishing", &self.path)(io::Error::other(error))),
+            },
+        }
+    }
+
+    /// Gives up what was kept beside it. Files that were not shipped are moved aside, to `kept-<n>`.
+    pub(super) fn forget(&self) -> Result<(), local::Error> {
+        self.kept.iter().try_for_each(|kept| local::give_up(&kept.dir, &kept.waiting).map(drop))
+    }
+}
+
+/// Whether nothing was committed there that the replica does not have: the file is as it was left when
+/// all was shipped, or what is committed in its WAL ends just where the replica does.
+fn has_all(path: &Path, state: &State) -> bool {
+    let Some(base) = state.base else { return false };
+    let wal = local::wal_path(path);
+    if fs::metadata(&wal).map_or(true, |wal| wal.len() == 0) {
+        return state.clean.is_some_and(|clean| {
+            clean.piece <= base.piece
+                && Fingerprint::of(path).is_ok_and(|now| now == clean.fingerprint)
+        });
+    }
+    let (Some(position), Ok(wal)) = (base.position, File::open(&wal)) else { return false };
+    let position: WalPosition = position.into();
+    wal::recover(&wal).is_some_and(|found| {
+        found.last == position.frame && wal::reaches(&wal, found.page_size, position)
+    })
+}
+
+/// Whether a process has the file open: by SQLite's locks, and where the system tells, by its open
+/// files. A connection that is not in WAL mode has no lock while it does nothing.
+fn refuse_if_open(path: &Path) -> Result<(), Error> {
+    let Ok(meta) = fs::metadata(path) else { return Ok(()) };
+    if let Some(pid) = opener((meta.dev(), meta.ino())) {
+        return Err(Error::Copy { path: path.into(), why: Refusal::Open(Some(pid)) });
+    }
+    base::refuse_if_open(path)
+}
+
+/// Some other process that has the file open, as far as `/proc` tells.
+fn opener(file: (u64, u64)) -> Option<u32> {
+    let ours = std::process::id();
+    for process in fs::read_dir("/proc").ok()?.flatten() {
+        let pid = process.file_name().to_str().and_then(|name| name.parse().ok());
+        let Some(pid) = pid.filter(|pid| *pid != ours) else { continue };
+        let Ok(open) = fs::read_dir(process.path().join("fd")) else { continue };
+        for descriptor in open.flatten() {
+            if fs::metadata(descriptor.path()).is_ok_and(|meta| (meta.dev(), meta.ino()) == file) {
+                return Some(pid);
+            }
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn database(path: &Path, wal: bool) -> Connection {
+        let db = Connection::open(path).unwrap();
+        let mode = if wal { "WAL" } else { "DELETE" };
+        db.query_row(&format!("PRAGMA journal_mode={mode}"), [], |_| Ok(())).unwrap();
+        db.execute_batch("CREATE TABLE t (x); INSERT INTO t VALUES (1)").unwrap();
+        db
+    }
+
+    fn beside(path: &Path) -> Vec<PathBuf> {
+        JOURNALS.iter().map(|suffix| with_suffix(path, suffix)).filter(|p| p.exists()).collect()
+    }
+
+    #[test]
+    fn a_database_is_finished_before_it_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, copy) = (dir.path().join("app.db"), dir.path().join("copy.db"));
+        let db = database(&path, true);
+        // As a crash leaves it: what was committed is in the WAL only.
+        fs::copy(&path, &copy).unwrap();
+        fs::copy(with_suffix(&path, "-wal"), with_suffix(&copy, "-wal")).unwrap();
+        let former = Former::look(&copy, false).unwrap();
+        let held = former.finish().unwrap().unwrap();
+        assert_eq!(beside(&copy), [""; 0].map(PathBuf::from));
+        // Until the lock is dropped nobody else gets in.
+        let other = Connection::open(&copy).unwrap();
+        other.busy_timeout(Duration::ZERO).unwrap();
+        let count =
+            |db: &Connection| db.query_row("SELECT x FROM t", [], |row| row.get::<_, u8>(0));
+        assert!(count(&other).is_err());
+        drop(held);
+        assert_eq!(count(&other).unwrap(), 1);
+        drop(db);
+    }
+
+    #[test]
+    fn what_is_open_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.db");
+        let db = database(&path, true);
+        let former = Former { path: path.clone(), kept: Vec::new() };
+        let error = former.finish().unwrap_err();
+        assert!(matches!(error, Error::Copy { why: Refusal::Open(_), .. }), "{error}");
+        assert!(with_suffix(&path, "-wal").exists());
+        drop(db);
+        former.finish().unwrap();
+    }
+
+    #[test]
+    fn a_connection_that_does_nothing_is_seen_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.db");
+        drop(database(&path, false));
+        let mut reader = std::process::Command::new("sleep")
+            .arg("60")
+            .stdin(File::open(&path).unwrap())
+            .spawn()
+            .unwrap();
+        let error = Former::look(&path, true).unwrap_err();
+        let pid = reader.id();
+        reader.kill().unwrap();
+        reader.wait().unwrap();
+        assert!(
+            matches!(error, Error::Copy { why: Refusal::Open(Some(found)), .. } if found == pid),
+            "{error}"
+        );
+        Former::look(&path, false).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_database_takes_its_leftovers_along() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.db");
+        for broken in [&b"no database at all"[..], b""] {
+            fs::write(&path, broken).unwrap();
+            for suffix in JOURNALS {
+                fs::write(with_suffix(&path, suffix), "leftover").unwrap();
+            }
+            assert!(Former::look(&path, false).unwrap().finish().unwrap().is_none());
+            assert_eq!(beside(&path), [""; 0].map(PathBuf::from));
+        }
+    }
+}
