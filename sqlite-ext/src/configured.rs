@@ -63,7 +63,7 @@ impl Configured {
     pub fn settings(&self, path: &Path, lookup: &dyn Lookup) -> Result<Vec<Settings>, String> {
         let config = match self {
             Configured::Nothing => None,
-            Configured::Says(config) => Some(config),
+            Configured::Says(config) => Some(config.as_ref()),
             Configured::Broken(broken) => return without_file(path, lookup, broken),
         };
         Settings::resolve(path, lookup, config)
