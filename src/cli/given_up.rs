@@ -30,6 +30,7 @@ pub(super) struct Held {
 /// Takes the shipper's place of a database at each of its replicas. None when walferry keeps nothing
 /// beside it.
 pub(super) fn hold(database: &Path) -> Result<Vec<Held>, Error> {
+    super::not_a_url(database)?;
     // SQLite follows links too, and the state lies beside the file itself.
     let database = match fs::canonicalize(database) {
         Ok(path) => path,

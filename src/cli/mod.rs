@@ -33,7 +33,7 @@ use std::error::Error as _;
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -147,6 +147,16 @@ fn explain(error: &clap::Error, args: &[OsString]) -> ExitCode {
         io::stdout().write_all(text.as_bytes())
     };
     if error.use_stderr() { Exit::Usage.into() } else { Exit::Success.into() }
+}
+
+/// Refuses what is no path of a database but the URL of a replica, whose secrets no message may show.
+fn not_a_url(path: &Path) -> Result<(), Error> {
+    let text = path.to_string_lossy();
+    if !store::url::is_url(&text) {
+        return Ok(());
+    }
+    let url = store::url::redacted(&text);
+    Err(Error::Usage(format!("{url} is the URL of a replica; give the path of a database")))
 }
 
 fn note(text: &str) {

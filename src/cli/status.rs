@@ -37,6 +37,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Result<(), Error> {
     let mut found = Vec::new();
     for database in &args.databases {
+        super::not_a_url(database)?;
         let path = match fs::canonicalize(database) {
             Ok(path) => path,
             Err(_) => std::path::absolute(database).unwrap_or(database.clone()),

@@ -160,6 +160,7 @@ fn watched<T>(args: &Args, database: &Path, work: impl FnOnce() -> T) -> T {
 
 /// The database's path with links resolved, so that all processes mean the same file.
 fn existing(path: &Path) -> Result<PathBuf, Error> {
+    super::not_a_url(path)?;
     let about = |why: String| Failure::because(Exit::Usage, format!("{}: {why}", path.display()));
     let found = path.canonicalize().map_err(|error| about(error.to_string()))?;
     if found.is_file() { Ok(found) } else { Err(about("this is no file".into())) }

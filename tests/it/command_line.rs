@@ -187,6 +187,8 @@ fn secrets_stay_in() {
         &["promote", database, "--replica", url],
         &["status", database, url],
         &["reset", url],
+        &["promote", url],
+        &["sync", url],
     ] {
         assert_ne!(run(args).0, 0, "{args:?}");
     }
