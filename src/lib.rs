@@ -10,6 +10,7 @@ pub mod finding;
 mod gate;
 pub mod history;
 pub mod local;
+pub mod logging;
 pub mod ltx;
 pub mod plan;
 pub mod process;
@@ -21,6 +22,7 @@ mod shipper;
 mod standby;
 pub mod status;
 pub mod store;
+mod tender;
 pub mod units;
 #[cfg(feature = "cli")]
 pub mod verify;

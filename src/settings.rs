@@ -15,6 +15,9 @@ pub struct Settings {
     /// Most bytes that wait in the spool; 0 for the default: 10 GiB, or twice the database's size
     /// if that is more.
     pub spool_cap: u64,
+    /// Whether this process checkpoints for others, and lets them begin the WAL anew: for a process
+    /// that writes nothing itself.
+    pub tend: bool,
     /// How the replica's history is kept up.
     pub history: History,
 }
@@ -140,6 +143,8 @@ impl Settings {
             sync_interval: duration("sync-interval", Duration::from_secs(1))?,
             shutdown_timeout: duration("shutdown-timeout", Duration::from_secs(5))?,
             spool_cap,
+            // In the URI alone: it is for the program, not for people.
+            tend: lookup.parameter("tend").is_some_and(|value| value == "on"),
             history: History::resolve(lookup)?,
         }))
     }

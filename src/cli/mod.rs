@@ -5,12 +5,14 @@ mod exit;
 mod extension;
 mod generations;
 mod given_up;
+mod log;
 mod ltx;
 mod moment;
 mod planned;
 mod points;
 mod progress;
 mod promote;
+mod replicate;
 mod reset;
 mod restore;
 mod retain;
@@ -22,7 +24,8 @@ mod version;
 use std::error::Error as _;
 use std::fmt;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -42,6 +45,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Replicate a database whose programs cannot load the extension
+    Replicate(replicate::Args),
     /// Restore a database from a replica
     Restore(restore::Args),
     /// List the files of a replica and what can be restored from them
@@ -66,7 +71,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(cli) {
-        Ok(()) => Exit::Success.into(),
+        Ok(exit) => exit.into(),
         Err(error) if error.is_broken_pipe() => Exit::Success.into(),
         Err(error) => {
             show(&error);
@@ -86,8 +91,9 @@ fn about(url: &str, error: Error) -> Error {
     }
 }
 
-fn run(cli: Cli) -> Result<(), Error> {
+fn run(cli: Cli) -> Result<Exit, Error> {
     match cli.command {
+        Command::Replicate(args) => return replicate::run(&args),
         Command::Restore(args) => on_runtime(restore::run(args)),
         Command::Ltx(args) => on_runtime(ltx::run(args)),
         Command::Reset(args) => reset::run(&args),
@@ -97,6 +103,19 @@ fn run(cli: Cli) -> Result<(), Error> {
         Command::Compact(args) => on_runtime(compact::run(args)),
         Command::Retain(args) => on_runtime(retain::run(args)),
         Command::Version => version::run(),
+    }?;
+    Ok(Exit::Success)
+}
+
+/// Restores a database if it does not exist, and its replica does.
+fn restore_missing(database: &Path, url: &str) -> Result<(), Error> {
+    let words = ["walferry", "restore", "--if-db-not-exists", "--if-replica-exists", "--quiet", "-o"];
+    let words = words.iter().map(OsStr::new);
+    let words = words.chain([database.as_os_str(), OsStr::new("--"), OsStr::new(url)]);
+    match Cli::try_parse_from(words) {
+        Ok(Cli { command: Command::Restore(args) }) => on_runtime(restore::run(args)),
+        Ok(_) => Ok(()),
+        Err(error) => Err(Error::Usage(error.to_string())),
     }
 }
 
@@ -136,6 +155,11 @@ enum Error {
         url: String,
         number: usize,
     },
+    /// The program of `--exec` could not be started.
+    Exec {
+        program: String,
+        source: io::Error,
+    },
     Write(io::Error),
     System(io::Error),
 }
@@ -149,6 +173,11 @@ impl Error {
             Error::InUse { .. } | Error::Declined(_) => Exit::Declined,
             Error::Defects { .. } => Exit::Damaged,
             Error::Sync(error) => error.exit(),
+            // As of a shell.
+            Error::Exec { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                Exit::Program(127)
+            }
+            Error::Exec { .. } => Exit::Program(126),
             Error::Local(_) | Error::Write(_) | Error::System(_) => Exit::Failure,
         }
     }
@@ -193,6 +222,7 @@ impl fmt::Display for Error {
             Error::Defects { url, number } => {
                 write!(f, "{url} has {}", table::count(*number, "defect"))
             }
+            Error::Exec { program, .. } => write!(f, "{program} could not be started"),
             Error::Write(_) => f.write_str("the output could not be written"),
             Error::System(_) => f.write_str("the program could not start its threads"),
         }
@@ -212,7 +242,9 @@ impl std::error::Error for Error {
             | Error::Usage(_)
             | Error::Defects { .. } => None,
             Error::Sync(error) => error.source(),
-            Error::Write(error) | Error::System(error) => Some(error),
+            Error::Exec { source: error, .. } | Error::Write(error) | Error::System(error) => {
+                Some(error)
+            }
         }
     }
 }

@@ -51,11 +51,11 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    fn because(exit: Exit, message: impl Into<String>) -> Error {
+    pub(super) fn because(exit: Exit, message: impl Into<String>) -> Error {
         Error::Sync(Failure { message: message.into(), exit, source: None })
     }
 
-    fn sqlite(message: impl Into<String>, source: rusqlite::Error) -> Error {
+    pub(super) fn sqlite(message: impl Into<String>, source: rusqlite::Error) -> Error {
         Error::Sync(Failure { message: message.into(), exit: Exit::Failure, source: Some(source) })
     }
 
@@ -81,17 +81,7 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     let replica = replica_of(&database, args.replica.as_deref())?;
     // What is wrong with the URL is better said before anything is touched.
     let identity = store::url::identity(&*store::url::open(&replica)?);
-    let named = args.extension.clone();
-    let named = named.or_else(|| std::env::var_os("WALFERRY_EXTENSION").map(PathBuf::from));
-    let extension = extension::find(named.as_deref()).map_err(|places| {
-        let places: Vec<_> = places.iter().map(|place| place.display().to_string()).collect();
-        let text = "the extension is not at";
-        let advice = "name it with --extension or WALFERRY_EXTENSION";
-        Failure::because(Exit::Usage, format!("{text} {}: {advice}", places.join(" nor at ")))
-    })?;
-    extension::load(&extension).map_err(|error| {
-        Failure::sqlite(format!("cannot load the extension {}", extension.display()), error)
-    })?;
+    extension::load_named(args.extension.as_deref())?;
     let db = open(&database, &replica, args.timeout)?;
     let txid = sync(&db, &database, args.timeout);
     let status = status_of(&db, &database)?;
@@ -104,6 +94,15 @@ fn existing(path: &Path) -> Result<PathBuf, Error> {
     let about = |why: String| Failure::because(Exit::Usage, format!("{}: {why}", path.display()));
     let found = path.canonicalize().map_err(|error| about(error.to_string()))?;
     if found.is_file() { Ok(found) } else { Err(about("this is no file".into())) }
+}
+
+/// A path with links resolved, also while there is no file.
+pub(super) fn canonical(path: &Path) -> PathBuf {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
+    let found = path.canonicalize().ok();
+    let beside = || Some(parent.canonicalize().ok()?.join(path.file_name()?));
+    found.or_else(beside).unwrap_or_else(|| path.to_path_buf())
 }
 
 /// The given replica, else that of the local state, else that of the environment.
@@ -155,7 +154,7 @@ fn open(database: &Path, replica: &str, timeout: Duration) -> Result<Connection,
 }
 
 /// A part of a URI, with everything encoded that could mean something in one.
-fn encoded(bytes: &[u8]) -> String {
+pub(super) fn encoded(bytes: &[u8]) -> String {
     let mut text = String::new();
     for &byte in bytes {
         if byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte) {
@@ -168,7 +167,7 @@ fn encoded(bytes: &[u8]) -> String {
     text
 }
 
-fn sync(db: &Connection, database: &Path, timeout: Duration) -> Result<String, Error> {
+pub(super) fn sync(db: &Connection, database: &Path, timeout: Duration) -> Result<String, Error> {
     let ms = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX);
     let got = db.query_row("SELECT walferry_sync(?1)", [ms], |row| row.get(0));
     got.map_err(|error| {

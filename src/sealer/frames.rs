@@ -11,8 +11,8 @@ use crate::engine::{Event, Failure};
 use crate::finding::Finding;
 use crate::local;
 use crate::local::spool::Entry;
-use crate::units::{Txid, WalPosition};
-use crate::wal::{FrameSet, WalHeader};
+use crate::units::{PageSize, Txid, WalPosition};
+use crate::wal::{self, FrameHeader, FrameSet, WalHeader, WalIndex};
 
 /// Open pieces are joined when so many have gathered, so that closing never opens too many files.
 const OPEN_PIECES_MAX: usize = 64;
@@ -173,11 +173,20 @@ impl Replica {
             {
                 1
             }
-            Cursor::At(_) => {
-                return Err(Stop::Diverged(Finding::WalRestartedUnseen));
+            // The new generation's first frames are taken, and not written yet.
+            Cursor::At(_) if !self.frames.is_empty() && self.frames_salts == index.salts => {
+                if index.max_frame < self.frames.last {
+                    return Err(Stop::Diverged(Finding::WalWentBack));
+                }
+                1
+            }
+            Cursor::At(at) => {
+                self.take_tail(at, &index)?;
+                1
             }
         };
         if index.max_frame < first || index.max_frame == self.frames.last {
+            self.seen = Some(index);
             return Ok(seq);
         }
         if self.wal.is_none() {
@@ -208,6 +217,7 @@ impl Replica {
                 .map_err(|error| Stop::Failed(format!("cannot read the WAL: {error}")))?;
         }
         self.frames_salts = index.salts;
+        self.seen = Some(index);
         // A grant is for one new beginning.
         self.database.with(|shared| shared.grant = shared.grant.filter(|_| first > 1));
         if self.cursor == Cursor::Fresh {
@@ -216,6 +226,46 @@ impl Replica {
                 Cursor::At(WalPosition { salts: index.salts, frame: 0, checksum: (0, 0) });
         }
         Ok(seq)
+    }
+
+    /// The WAL was begun anew and nobody asked: takes what the generation before has left behind
+    /// `at`, if it is proven to be all. The wal-index counts commits, across generations (`iChange` in
+    /// `wal.c`): as many as it counted since it was last seen must be found, in what is left of the
+    /// one and in what there is of the other.
+    fn take_tail(&mut self, at: WalPosition, index: &WalIndex) -> Result<(), Stop> {
+        let unseen = Stop::Diverged(Finding::WalRestartedUnseen);
+        let direct = index.salts.0 == at.salts.0.wrapping_add(1);
+        let seen = self.seen.filter(|seen| seen.salts == at.salts && seen.max_frame >= at.frame);
+        let (Some(seen), Some(wal), Some(point), true) = (seen, &self.wal, self.point, direct)
+        else {
+            return Err(unseen);
+        };
+        if index.page_size != point.page_size {
+            return Err(unseen);
+        }
+        let tail = wal::tail(wal, point.page_size, at);
+        let later = tail.commits.iter().filter(|frame| **frame > seen.max_frame).count();
+        let begun = count_commits(wal, point.page_size, index.max_frame)
+            .map_err(|error| Stop::Failed(format!("cannot read the WAL: {error}")))?;
+        let found = u32::try_from(later).unwrap_or(u32::MAX).wrapping_add(begun);
+        if tail.frames.last.max(at.frame) < seen.max_frame
+            || seen.change.wrapping_add(found) != index.change
+        {
+            return Err(unseen);
+        }
+        self.frames = tail.frames;
+        if self.frames.is_empty() {
+            return Ok(());
+        }
+        log::debug!(
+            "{}: frames {} to {} of the generation before",
+            self.database.path().display(),
+            self.frames.first,
+            self.frames.last
+        );
+        self.frames_salts = at.salts;
+        let entry = self.next_entry(None);
+        self.write_frames(&entry)
     }
 
     pub(super) fn write_frames(&mut self, entry: &Entry) -> Result<(), Stop> {
@@ -324,6 +374,15 @@ impl Replica {
         let open = self.open.iter().map(|entry| entry.len).sum::<u64>();
         open + self.closed.iter().map(|file| file.entry.len).sum::<u64>()
     }
+}
+
+/// How many transactions the first frames of the WAL end.
+fn count_commits(wal: &File, page_size: PageSize, last: u32) -> std::io::Result<u32> {
+    let mut commits = 0;
+    for frame in 1..=last {
+        commits += u32::from(FrameHeader::read(wal, page_size, frame)?.commit != 0);
+    }
+    Ok(commits)
 }
 
 /// Takes an open piece out of the spool and out of the page table.

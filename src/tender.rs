@@ -1,0 +1,320 @@
+//! Care for WALs that other processes write, while this one ships and writes nothing: the sidecar.
+//!
+//! The pin keeps those processes from beginning the WAL anew. A writer whose WAL is past its
+//! auto-checkpoint size checkpoints after every commit, at two fsyncs each, so that it must not stay
+//! there for long. Therefore commits are looked for many times a second; a WAL that is about to get
+//! so large is captured and checkpointed from here, and then the pin gives way for one new beginning:
+//!
+//! - *Narrow*, when nobody is writing: all is captured and in the database, and the checkpoint lock
+//!   is held, without which the WAL can begin anew only right there. It may stay so for hours.
+//! - *Wide*, when somebody writes without a pause: no checkpoint of ours ever catches up, so the
+//!   writer's own does, at its next commit, and the commit after that begins the WAL anew. That takes
+//!   milliseconds, and is looked at closely meanwhile. What was committed last is then read from what
+//!   is left in the file, and proven to be all by the count of commits (`sealer/frames.rs`).
+//!
+//! The write lock is never taken: a writer without a busy timeout never fails because of us.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+use parking_lot::Mutex;
+
+use crate::border::{Border, Way};
+use crate::database::{Database, Gate, Role};
+use crate::local::shared::Place;
+use crate::process::{Control, spawn};
+use crate::units::Salts;
+use crate::wal::WalIndex;
+
+/// A WAL of so many frames is taken care of: before SQLite's own auto-checkpoint, at 1000.
+const FRAMES: u32 = 800;
+/// After an attempt that came to nothing, so many frames more.
+const FRAMES_MORE: u32 = 400;
+/// Most frames that the WAL may have behind what is captured when it is let go: the generation that
+/// follows takes a while to overwrite them, as what is captured comes before them.
+const TAIL: u32 = 300;
+/// A shorter WAL is let go only when all of it is captured.
+const WIDE_MIN: u32 = 600;
+/// How often a WAL is looked at: while it grows, shortly after, and when nothing happens.
+const HOT: Duration = Duration::from_millis(1);
+const WARM: Duration = Duration::from_millis(10);
+const COLD: Duration = Duration::from_millis(50);
+/// How long it counts as growing, or as having grown.
+const HOT_FOR: Duration = Duration::from_millis(100);
+const WARM_FOR: Duration = Duration::from_secs(10);
+/// So many databases are looked at in a round without making the rounds rarer.
+const ROUND: u32 = 200;
+/// How often it is looked at while it is let go and somebody writes, and for how long at most.
+const CLOSELY: Duration = Duration::from_micros(100);
+const WIDE_FOR: Duration = Duration::from_millis(25);
+/// After so long without a wal-index that can be read, something is done about it.
+const BLIND_FOR: Duration = Duration::from_secs(1);
+/// How long capture may take, which is waited for.
+const CAPTURE_FOR: Duration = Duration::from_secs(5);
+/// How long nobody is let go on while writing, after commits were missed that way. Doubled each time.
+const CAREFUL_FOR: Duration = Duration::from_secs(60);
+const CAREFUL_MAX: Duration = Duration::from_secs(3600);
+/// WALs that are taken care of at the same time.
+const HANDS: usize = 3;
+
+/// The threads that do all this.
+pub(crate) struct Tender {
+    new: Sender<Arc<Database>>,
+}
+
+impl Tender {
+    /// Starts them.
+    pub(crate) fn start() -> Result<Tender, String> {
+        let (new, arriving) = crossbeam_channel::unbounded();
+        let (jobs, waiting) = crossbeam_channel::unbounded();
+        for _ in 0..HANDS {
+            let waiting: Receiver<Arc<Tended>> = waiting.clone();
+            spawn("walferry-tend", move || waiting.iter().for_each(|tended| tended.relieve()))?;
+        }
+        spawn("walferry-watch", move || watch(&arriving, &jobs))?;
+        Ok(Tender { new })
+    }
+
+    /// Takes care of another database, from now on.
+    pub(crate) fn tend(&self, database: &Arc<Database>) {
+        let _ = self.new.send(database.clone());
+    }
+}
+
+/// A database that is taken care of.
+struct Tended {
+    database: Arc<Database>,
+    /// Somebody is at it.
+    busy: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The way that others have, and the place behind which.
+    way: Option<(Way, Place)>,
+    /// A generation that was tried in vain, and the frame from which it is tried again.
+    again: Option<(Salts, u32)>,
+    /// Nobody is let go on while writing until then.
+    careful: Option<(Instant, Duration)>,
+    failing: bool,
+}
+
+/// What the watching thread keeps of a database.
+struct Watched {
+    tended: Arc<Tended>,
+    seen: Option<WalIndex>,
+    changed: Instant,
+    next: Instant,
+}
+
+/// The watching thread's body; it ends with the process.
+fn watch(arriving: &Receiver<Arc<Database>>, jobs: &Sender<Arc<Tended>>) {
+    let mut all: Vec<Watched> = Vec::new();
+    loop {
+        let next = all.iter().map(|watched| watched.next).min();
+        let arrived = match next {
+            None => arriving.recv().ok(),
+            Some(next) => arriving.recv_deadline(next).ok(),
+        };
+        let now = Instant::now();
+        for database in arrived.into_iter().chain(arriving.try_iter()) {
+            let busy = AtomicBool::new(false);
+            let tended = Arc::new(Tended { database, busy, state: Mutex::default() });
+            all.push(Watched { tended, seen: None, changed: now, next: now });
+        }
+        let rarer = (u32::try_from(all.len()).unwrap_or(u32::MAX) / ROUND).max(1);
+        for watched in all.iter_mut().filter(|watched| watched.next <= now) {
+            watched.look(now, jobs);
+            watched.next = now
+                + match now.duration_since(watched.changed) {
+                    since if since < HOT_FOR => HOT,
+                    since if since < WARM_FOR => WARM * rarer,
+                    _ => COLD * rarer,
+                };
+        }
+    }
+}
+
+impl Watched {
+    fn look(&mut self, now: Instant, jobs: &Sender<Arc<Tended>>) {
+        let index = self.tended.database.look();
+        if index != self.seen {
+            self.seen = index;
+            self.changed = now;
+        }
+        if self.tended.busy.load(Ordering::Acquire) {
+            return;
+        }
+        let blind = index.is_none() && now.duration_since(self.changed) >= BLIND_FOR;
+        if blind {
+            self.changed = now;
+        }
+        if self.tended.needs_care(index) || blind && self.tended.is_ours() {
+            self.tended.busy.store(true, Ordering::Release);
+            let _ = jobs.send(self.tended.clone());
+        }
+    }
+}
+
+impl Tended {
+    /// Whether there is something to do. Ends a way that was used, or that leads elsewhere by now.
+    fn needs_care(&self, index: Option<WalIndex>) -> bool {
+        let mut state = self.state.lock();
+        if let Some((_, place)) = state.way {
+            let still = index.is_some_and(|index| (index.salts, index.max_frame) == place);
+            if still {
+                return false;
+            }
+            self.end_way(&mut state);
+            return false;
+        }
+        let Some(index) = index else { return false };
+        let from = match state.again {
+            Some((salts, from)) if salts == index.salts => from,
+            _ => FRAMES,
+        };
+        index.max_frame >= from
+    }
+
+    fn is_ours(&self) -> bool {
+        self.database.with(|shared| shared.role == Role::Ships && shared.connections > 0)
+    }
+
+    fn border(&self) -> Option<&Arc<dyn Border>> {
+        self.database.border()
+    }
+
+    /// Takes the pin back, and has what came meanwhile captured.
+    fn end_way(&self, state: &mut State) {
+        if self.border().is_none_or(|border| border.take_back()) {
+            state.way = None;
+            self.database.look();
+            self.database.send(Control::Capture(self.database.id));
+        }
+    }
+
+    /// Has the WAL captured and checkpointed, and lets it be begun anew.
+    fn relieve(&self) {
+        let mut state = self.state.lock();
+        let before = self.database.with(|shared| shared.lost_track);
+        self.try_to_relieve(&mut state);
+        if let Some((until, length)) = state.careful
+            && until + length * 10 < Instant::now()
+        {
+            state.careful = None;
+        }
+        if self.database.with(|shared| shared.lost_track) != before {
+            let length = state.careful.map_or(CAREFUL_FOR, |(_, last)| CAREFUL_MAX.min(last * 2));
+            state.careful = Some((Instant::now() + length, length));
+        }
+        drop(state);
+        self.busy.store(false, Ordering::Release);
+    }
+
+    fn try_to_relieve(&self, state: &mut State) {
+        let Some(border) = self.border() else { return };
+        let Some(begun) = self.database.look() else {
+            // A writer died while it wrote the wal-index: this makes SQLite mend it.
+            self.checkpoint(border.as_ref(), state);
+            return;
+        };
+        // Until this attempt is over; each of the ways out below has waited for something.
+        state.again = Some((begun.salts, begun.max_frame.saturating_add(FRAMES_MORE)));
+        self.database.send(Control::Capture(self.database.id));
+        if !self.checkpoint(border.as_ref(), state) {
+            return;
+        }
+        for _ in 0..2 {
+            let Some(captured) = self.captured() else { return };
+            if captured.0 != begun.salts {
+                return;
+            }
+            let careful = state.careful.is_some_and(|(until, _)| Instant::now() < until);
+            let tail = if careful || captured.1 < WIDE_MIN { 0 } else { TAIL };
+            match border.give_way(captured, tail) {
+                Way::Shut => {}
+                Way::Narrow => {
+                    let place = captured;
+                    state.way = Some((Way::Narrow, place));
+                    return;
+                }
+                Way::Wide => {
+                    if self.watch_closely(border.as_ref(), begun.salts) {
+                        return;
+                    }
+                }
+            }
+            // Nobody has used it: perhaps nobody writes just now.
+            if !self.checkpoint(border.as_ref(), state) {
+                return;
+            }
+        }
+    }
+
+    /// While the way is wide: until it was used, or was open for long enough. Whether it was used.
+    fn watch_closely(&self, border: &dyn Border, salts: Salts) -> bool {
+        let until = Instant::now() + WIDE_FOR;
+        let begun = loop {
+            let index = border.wal_index();
+            if index.is_some_and(|index| index.salts != salts) {
+                break true;
+            }
+            if Instant::now() >= until {
+                break false;
+            }
+            std::thread::sleep(CLOSELY);
+        };
+        while !border.take_back() {
+            std::thread::sleep(CLOSELY);
+        }
+        self.database.look();
+        self.database.send(Control::Capture(self.database.id));
+        if begun {
+            // So that it is known whether something was missed.
+            self.captured();
+        }
+        begun
+    }
+
+    /// `false` when it is impossible.
+    fn checkpoint(&self, border: &dyn Border, state: &mut State) -> bool {
+        match border.checkpoint() {
+            Ok(_) => state.failing = false,
+            Err(error) => {
+                if !std::mem::replace(&mut state.failing, true) {
+                    let path = self.database.path().display();
+                    log::warn!("{path}: its WAL cannot be checkpointed: {error}");
+                }
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Waits until what is committed now is captured; gives how far capture has come. `None` when it
+    /// does not go on for now.
+    fn captured(&self) -> Option<Place> {
+        let database = &self.database;
+        let index = database.look()?;
+        database.send(Control::Capture(database.id));
+        let deadline = Instant::now() + CAPTURE_FOR;
+        let mut shared = database.shared.lock();
+        loop {
+            if shared.role != Role::Ships || shared.gate != Gate::Capturing {
+                return None;
+            }
+            match shared.captured {
+                Some((salts, frame)) if salts != index.salts || frame >= index.max_frame => {
+                    return Some((salts, frame));
+                }
+                _ => {}
+            }
+            if database.changed.wait_until(&mut shared, deadline).timed_out() {
+                return None;
+            }
+        }
+    }
+}
