@@ -54,7 +54,7 @@ def one(level, sidecar):
         if beside.wait():
             sys.exit("the sidecar failed\n" + (folder / "log").read_text())
         for line in (folder / "log").read_text().splitlines():
-            if " INFO: " not in line:
+            if " WARN: " in line or " ERROR: " in line:
                 print("   ", line)
         output = folder / "restored.db"
         subprocess.run([str(ROOT / "dist" / "walferry"), "restore", "--quiet", "-o", str(output),

@@ -25,17 +25,14 @@ use crate::border::{Border, Way};
 use crate::database::{Database, Gate, Role};
 use crate::local::shared::Place;
 use crate::process::{Control, spawn};
-use crate::units::Salts;
 use crate::wal::WalIndex;
 
 /// A WAL of so many frames is taken care of: before SQLite's own auto-checkpoint, at 1000.
 const FRAMES: u32 = 800;
-/// After an attempt that came to nothing, so many frames more.
-const FRAMES_MORE: u32 = 400;
 /// Most frames that the WAL may have behind what is captured when it is let go: the generation that
 /// follows takes a while to overwrite them, as what is captured comes before them.
 const TAIL: u32 = 300;
-/// A shorter WAL is let go only when all of it is captured.
+/// A shorter WAL is let go only when all of it is captured; a longer one too, if the writer is fast.
 const WIDE_MIN: u32 = 600;
 /// How often a WAL is looked at: while it grows, shortly after, and when nothing happens.
 const HOT: Duration = Duration::from_millis(1);
@@ -48,14 +45,26 @@ const WARM_FOR: Duration = Duration::from_secs(10);
 const ROUND: u32 = 200;
 /// How often it is looked at while it is let go and somebody writes, and for how long at most.
 const CLOSELY: Duration = Duration::from_micros(100);
-const WIDE_FOR: Duration = Duration::from_millis(25);
+/// How long to wait where a fast writer's WAL is to grow.
+const SHORTLY: Duration = Duration::from_millis(1);
+const WIDE_FOR: Duration = Duration::from_secs(2);
+/// Nobody writes who has not done so for so long: a checkpoint of a slow disk's takes less.
+const QUIET: Duration = Duration::from_millis(100);
+/// The wide way ends when so many frames are not captured.
+const TAIL_MAX: u32 = 600;
 /// After so long without a wal-index that can be read, something is done about it.
 const BLIND_FOR: Duration = Duration::from_secs(1);
 /// How long capture may take, which is waited for.
 const CAPTURE_FOR: Duration = Duration::from_secs(5);
-/// How long nobody is let go on while writing, after commits were missed that way. Doubled each time.
-const CAREFUL_FOR: Duration = Duration::from_secs(60);
-const CAREFUL_MAX: Duration = Duration::from_secs(3600);
+/// Time from the wide way until what is not captured is overwritten. Longer after that was too short.
+const MARGIN: Duration = Duration::from_millis(100);
+const MARGIN_MAX: Duration = Duration::from_secs(60);
+/// An attempt ends after so many ways that nobody took, and after so long.
+const IN_VAIN_MAX: u32 = 2;
+/// An attempt in vain is followed by another after so long, then ever longer.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+const RELIEVE_FOR: Duration = Duration::from_secs(10);
 /// WALs that are taken care of at the same time.
 const HANDS: usize = 3;
 
@@ -93,13 +102,32 @@ struct Tended {
 
 #[derive(Default)]
 struct State {
-    /// The way that others have, and the place behind which.
-    way: Option<(Way, Place)>,
-    /// A generation that was tried in vain, and the frame from which it is tried again.
-    again: Option<(Salts, u32)>,
-    /// Nobody is let go on while writing until then.
-    careful: Option<(Instant, Duration)>,
+    /// Others have the narrow way, right behind this place.
+    way: Option<Place>,
+    /// An attempt was in vain: when to try again, and how long that was put off.
+    again: Option<(Instant, Duration)>,
+    /// How long the next generation is to take, at least, to overwrite what is not captured; `None`
+    /// for [`MARGIN`].
+    margin: Option<Duration>,
+    /// Frames a second that were written in the last attempt, and when that was.
+    pace: Option<(f64, Instant)>,
     failing: bool,
+}
+
+impl State {
+    /// The pace of the writer, of which this was seen just now. It may be in a checkpoint of its own:
+    /// what was seen before counts too, half after each second.
+    fn pace(&mut self, seen: f64) -> f64 {
+        let before =
+            self.pace.map_or(0.0, |(pace, at)| pace * (-at.elapsed().as_secs_f64()).exp2());
+        let pace = seen.max(before);
+        self.pace = Some((pace, Instant::now()));
+        pace
+    }
+
+    fn margin(&self) -> Duration {
+        self.margin.unwrap_or(MARGIN)
+    }
 }
 
 /// What the watching thread keeps of a database.
@@ -163,7 +191,7 @@ impl Tended {
     /// Whether there is something to do. Ends a way that was used, or that leads elsewhere by now.
     fn needs_care(&self, index: Option<WalIndex>) -> bool {
         let mut state = self.state.lock();
-        if let Some((_, place)) = state.way {
+        if let Some(place) = state.way {
             let still = index.is_some_and(|index| (index.salts, index.max_frame) == place);
             if still {
                 return false;
@@ -172,11 +200,7 @@ impl Tended {
             return false;
         }
         let Some(index) = index else { return false };
-        let from = match state.again {
-            Some((salts, from)) if salts == index.salts => from,
-            _ => FRAMES,
-        };
-        index.max_frame >= from
+        index.max_frame >= FRAMES && state.again.is_none_or(|(at, _)| at <= Instant::now())
     }
 
     fn is_ours(&self) -> bool {
@@ -201,15 +225,13 @@ impl Tended {
         let mut state = self.state.lock();
         let before = self.database.with(|shared| shared.lost_track);
         self.try_to_relieve(&mut state);
-        if let Some((until, length)) = state.careful
-            && until + length * 10 < Instant::now()
-        {
-            state.careful = None;
-        }
-        if self.database.with(|shared| shared.lost_track) != before {
-            let length = state.careful.map_or(CAREFUL_FOR, |(_, last)| CAREFUL_MAX.min(last * 2));
-            state.careful = Some((Instant::now() + length, length));
-        }
+        let missed = self.database.with(|shared| shared.lost_track) != before;
+        let margin = state.margin();
+        state.margin = Some(if missed {
+            MARGIN_MAX.min(margin * 4)
+        } else {
+            MARGIN.max(margin.mul_f64(0.95))
+        });
         drop(state);
         self.busy.store(false, Ordering::Release);
     }
@@ -221,49 +243,71 @@ impl Tended {
             self.checkpoint(border.as_ref(), state);
             return;
         };
-        // Until this attempt is over; each of the ways out below has waited for something.
-        state.again = Some((begun.salts, begun.max_frame.saturating_add(FRAMES_MORE)));
+        let began = Instant::now();
+        let mut in_vain = 0;
         self.database.send(Control::Capture(self.database.id));
-        if !self.checkpoint(border.as_ref(), state) {
-            return;
-        }
-        for _ in 0..2 {
-            let Some(captured) = self.captured() else { return };
-            if captured.0 != begun.salts {
+        while in_vain < IN_VAIN_MAX && began.elapsed() < RELIEVE_FOR {
+            if !self.checkpoint(border.as_ref(), state) {
+                break;
+            }
+            let (Some(captured), Some(now)) = (self.captured(), self.database.look()) else {
+                break;
+            };
+            if captured.0 != begun.salts || now.salts != begun.salts {
+                state.again = None;
                 return;
             }
-            let careful = state.careful.is_some_and(|(until, _)| Instant::now() < until);
-            let tail = if careful || captured.1 < WIDE_MIN { 0 } else { TAIL };
-            match border.give_way(captured, tail) {
-                Way::Shut => {}
+            // How long the next generation takes to reach what is not captured, at this pace.
+            let pace = f64::from(now.max_frame.saturating_sub(begun.max_frame));
+            let pace = state.pace(pace / began.elapsed().as_secs_f64());
+            let far = f64::from(captured.1) >= pace * state.margin().as_secs_f64();
+            let tail = if far && captured.1 >= WIDE_MIN { TAIL } else { 0 };
+            let way = border.give_way(captured, tail);
+            if way != Way::Shut {
+                log::debug!(
+                    "{}: {way:?} way behind frame {}, at {pace:.0} frames a second",
+                    self.database.path().display(),
+                    captured.1
+                );
+            }
+            match way {
+                Way::Shut if !far => std::thread::sleep(SHORTLY),
+                Way::Shut => in_vain += 1,
                 Way::Narrow => {
-                    let place = captured;
-                    state.way = Some((Way::Narrow, place));
+                    state.way = Some(captured);
+                    state.again = None;
                     return;
                 }
                 Way::Wide => {
-                    if self.watch_closely(border.as_ref(), begun.salts) {
+                    if self.watch_closely(border.as_ref(), captured) {
+                        state.again = None;
                         return;
                     }
+                    // Perhaps nobody writes just now, or a reader is in the way.
+                    in_vain += 1;
                 }
             }
-            // Nobody has used it: perhaps nobody writes just now.
-            if !self.checkpoint(border.as_ref(), state) {
-                return;
-            }
         }
+        let pause = state.again.map_or(PAUSE_MIN, |(_, last)| PAUSE_MAX.min(last * 2));
+        state.again = Some((Instant::now() + pause, pause));
     }
 
-    /// While the way is wide: until it was used, or was open for long enough. Whether it was used.
-    fn watch_closely(&self, border: &dyn Border, salts: Salts) -> bool {
+    /// While the way is wide: until it was used, nobody writes, or too much is not captured. Whether it
+    /// was used.
+    fn watch_closely(&self, border: &dyn Border, captured: Place) -> bool {
+        let (salts, mut last) = captured;
         let until = Instant::now() + WIDE_FOR;
+        let mut moved = Instant::now();
         let begun = loop {
-            let index = border.wal_index();
-            if index.is_some_and(|index| index.salts != salts) {
-                break true;
-            }
-            if Instant::now() >= until {
-                break false;
+            let now = Instant::now();
+            match border.wal_index() {
+                Some(index) if index.salts != salts => break true,
+                Some(index) if index.max_frame.saturating_sub(captured.1) > TAIL_MAX => {
+                    break false;
+                }
+                Some(index) if index.max_frame != last => (last, moved) = (index.max_frame, now),
+                Some(_) if now < until && now < moved + QUIET => {}
+                _ => break false,
             }
             std::thread::sleep(CLOSELY);
         };

@@ -39,7 +39,8 @@ impl Args {
         let format = self.log_format.or_else(|| variable("WALFERRY_LOG_FORMAT")?.parse().ok());
         let format = format.unwrap_or_default();
         let named = variable("WALFERRY_LOG").filter(|log| log.contains('/')).map(PathBuf::from);
-        let path = self.log_file.clone().or_else(|| variable("WALFERRY_LOG_FILE").map(PathBuf::from));
+        let path =
+            self.log_file.clone().or_else(|| variable("WALFERRY_LOG_FILE").map(PathBuf::from));
         let path = path.or(named);
         let file = path.as_ref().map(|path| {
             let opened = OpenOptions::new().create(true).append(true).open(path);

@@ -22,9 +22,9 @@ mod verify;
 mod version;
 
 use std::error::Error as _;
+use std::ffi::OsStr;
 use std::fmt;
 use std::io::{self, Write};
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -109,7 +109,8 @@ fn run(cli: Cli) -> Result<Exit, Error> {
 
 /// Restores a database if it does not exist, and its replica does.
 fn restore_missing(database: &Path, url: &str) -> Result<(), Error> {
-    let words = ["walferry", "restore", "--if-db-not-exists", "--if-replica-exists", "--quiet", "-o"];
+    let words =
+        ["walferry", "restore", "--if-db-not-exists", "--if-replica-exists", "--quiet", "-o"];
     let words = words.iter().map(OsStr::new);
     let words = words.chain([database.as_os_str(), OsStr::new("--"), OsStr::new(url)]);
     match Cli::try_parse_from(words) {

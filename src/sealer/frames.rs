@@ -248,6 +248,13 @@ impl Replica {
         let begun = count_commits(wal, point.page_size, index.max_frame)
             .map_err(|error| Stop::Failed(format!("cannot read the WAL: {error}")))?;
         let found = u32::try_from(later).unwrap_or(u32::MAX).wrapping_add(begun);
+        log::debug!(
+            "{}: begun anew behind frame {} (seen {}): {later} and {begun} commits of {}",
+            self.database.path().display(),
+            at.frame,
+            seen.max_frame,
+            index.change.wrapping_sub(seen.change)
+        );
         if tail.frames.last.max(at.frame) < seen.max_frame
             || seen.change.wrapping_add(found) != index.change
         {

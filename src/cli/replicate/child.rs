@@ -26,10 +26,9 @@ impl Program {
         for variable in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
             command.env_remove(variable);
         }
-        let mut child: Child = command.spawn().map_err(|error| Error::Exec {
-            program: name.clone(),
-            source: error,
-        })?;
+        let mut child: Child = command
+            .spawn()
+            .map_err(|error| Error::Exec { program: name.clone(), source: error })?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let pid = pid.ok_or_else(|| Error::System(std::io::ErrorKind::InvalidData.into()))?;
         log::info!("started {name}, process {}", child.id());

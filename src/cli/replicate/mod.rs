@@ -146,7 +146,8 @@ pub(super) fn run(args: &Args) -> Result<Exit, Error> {
 fn words(command: &str) -> Result<Vec<String>, Error> {
     let words = shlex::split(command).filter(|words| !words.is_empty());
     words.ok_or_else(|| {
-        let text = "--exec: this is not the line of a program: a quote does not end, or it is empty";
+        let text =
+            "--exec: this is not the line of a program: a quote does not end, or it is empty";
         Error::Usage(text.to_string())
     })
 }
@@ -212,7 +213,8 @@ impl Service {
                     log::error!("the threads that replicate do not answer");
                 }
             }
-            let wait = beats.map_or(LOOK, |_| LOOK.min(beat.saturating_duration_since(Instant::now())));
+            let wait =
+                beats.map_or(LOOK, |_| LOOK.min(beat.saturating_duration_since(Instant::now())));
             let wait = if ready { wait } else { wait.min(Duration::from_millis(20)) };
             match self.arriving.recv_timeout(wait) {
                 Ok(Event::Signal(number)) => match &program {

@@ -34,7 +34,8 @@ pub(crate) enum Place {
 impl Wanted {
     /// The URI of one of its databases. `within` is its path in the folder, if it is of one.
     pub(super) fn uri(&self, database: &Path, within: Option<&Path>) -> String {
-        let mut uri = format!("file:{}?vfs=walferry&tend=on", encoded(database.as_os_str().as_bytes()));
+        let mut uri =
+            format!("file:{}?vfs=walferry&tend=on", encoded(database.as_os_str().as_bytes()));
         for (name, value) in &self.parameters {
             let value = match within {
                 Some(within) if name == "replica" => beneath(value, within),
@@ -77,7 +78,10 @@ mod tests {
         assert_eq!(beneath("/srv/what?", within), "/srv/what?/a/b.db");
         let wanted = Wanted {
             place: Place::Database("/x".into()),
-            parameters: vec![("replica".into(), "s3://b/p".into()), ("retention".into(), "1h".into())],
+            parameters: vec![
+                ("replica".into(), "s3://b/p".into()),
+                ("retention".into(), "1h".into()),
+            ],
             set_wal: true,
             restore: false,
         };
