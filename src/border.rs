@@ -27,6 +27,9 @@ pub trait Border: Send + Sync {
     /// for nobody and overwrites nothing. `false` when somebody else is at it.
     fn checkpoint(&self) -> io::Result<bool>;
 
+    /// Keeps everybody from checkpointing, as far as nobody is at it already; or ends that.
+    fn hold_checkpoints(&self, hold: bool);
+
     /// Lets other processes begin the WAL anew, if it is captured up to `captured`, or up to at most
     /// `tail` committed frames less.
     fn give_way(&self, captured: (Salts, u32), tail: u32) -> Way;

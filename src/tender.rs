@@ -243,26 +243,36 @@ impl Tended {
             self.checkpoint(border.as_ref(), state);
             return;
         };
-        let began = Instant::now();
-        let mut in_vain = 0;
+        let begun_at = Instant::now();
+        let (mut in_vain, mut copied) = (0, false);
         self.database.send(Control::Capture(self.database.id));
-        while in_vain < IN_VAIN_MAX && began.elapsed() < RELIEVE_FOR {
-            if !self.checkpoint(border.as_ref(), state) {
-                break;
-            }
+        while in_vain < IN_VAIN_MAX && begun_at.elapsed() < RELIEVE_FOR {
             let (Some(captured), Some(now)) = (self.captured(), self.database.look()) else {
                 break;
             };
             if captured.0 != begun.salts || now.salts != begun.salts {
                 state.again = None;
-                return;
+                break;
             }
             // How long the next generation takes to reach what is not captured, at this pace.
             let pace = f64::from(now.max_frame.saturating_sub(begun.max_frame));
-            let pace = state.pace(pace / began.elapsed().as_secs_f64());
+            let pace = state.pace(pace / begun_at.elapsed().as_secs_f64());
             let far = f64::from(captured.1) >= pace * state.margin().as_secs_f64();
-            let tail = if far && captured.1 >= WIDE_MIN { TAIL } else { 0 };
-            let way = border.give_way(captured, tail);
+            if !far {
+                // A writer that checkpointed after each commit would be slow meanwhile.
+                border.hold_checkpoints(true);
+                std::thread::sleep(SHORTLY);
+                copied = false;
+                continue;
+            }
+            if !std::mem::replace(&mut copied, true) {
+                border.hold_checkpoints(false);
+                if !self.checkpoint(border.as_ref(), state) {
+                    break;
+                }
+                continue;
+            }
+            let way = border.give_way(captured, if captured.1 >= WIDE_MIN { TAIL } else { 0 });
             if way != Way::Shut {
                 log::debug!(
                     "{}: {way:?} way behind frame {}, at {pace:.0} frames a second",
@@ -270,24 +280,20 @@ impl Tended {
                     captured.1
                 );
             }
-            match way {
-                Way::Shut if !far => std::thread::sleep(SHORTLY),
-                Way::Shut => in_vain += 1,
-                Way::Narrow => {
-                    state.way = Some(captured);
-                    state.again = None;
-                    return;
-                }
-                Way::Wide => {
-                    if self.watch_closely(border.as_ref(), captured) {
-                        state.again = None;
-                        return;
-                    }
-                    // Perhaps nobody writes just now, or a reader is in the way.
-                    in_vain += 1;
-                }
+            if way == Way::Narrow {
+                state.way = Some(captured);
+                state.again = None;
+                return;
             }
+            if way == Way::Wide && self.watch_closely(border.as_ref(), captured) {
+                state.again = None;
+                return;
+            }
+            // Perhaps nobody writes just now, or a reader is in the way.
+            in_vain += 1;
+            copied = false;
         }
+        border.hold_checkpoints(false);
         let pause = state.again.map_or(PAUSE_MIN, |(_, last)| PAUSE_MAX.min(last * 2));
         state.again = Some((Instant::now() + pause, pause));
     }
@@ -314,8 +320,12 @@ impl Tended {
         while !border.take_back() {
             std::thread::sleep(CLOSELY);
         }
-        self.database.look();
-        self.database.send(Control::Capture(self.database.id));
+        // Its first commit follows at once: with it, what is left of the generation before is taken.
+        let is_empty = || border.wal_index().is_some_and(|index| index.max_frame == 0);
+        let until = Instant::now() + QUIET;
+        while begun && is_empty() && Instant::now() < until {
+            std::thread::sleep(CLOSELY);
+        }
         if begun {
             // So that it is known whether something was missed.
             self.captured();
@@ -342,7 +352,7 @@ impl Tended {
     /// does not go on for now.
     fn captured(&self) -> Option<Place> {
         let database = &self.database;
-        let index = database.look()?;
+        let index = database.look().filter(|index| index.max_frame > 0)?;
         database.send(Control::Capture(database.id));
         let deadline = Instant::now() + CAPTURE_FOR;
         let mut shared = database.shared.lock();
@@ -351,9 +361,9 @@ impl Tended {
                 return None;
             }
             match shared.captured {
-                Some((salts, frame)) if salts != index.salts || frame >= index.max_frame => {
-                    return Some((salts, frame));
-                }
+                Some(at) if at.0 == index.salts && at.1 >= index.max_frame => return Some(at),
+                // Begun anew meanwhile.
+                at if shared.published.is_some_and(|now| now.salts != index.salts) => return at,
                 _ => {}
             }
             if database.changed.wait_until(&mut shared, deadline).timed_out() {

@@ -42,6 +42,8 @@ pub struct Pin {
     slot: Option<usize>,
     /// Whether the slot was given up so that others may begin the WAL anew.
     way: Way,
+    /// Whether the checkpoint lock is held.
+    checkpoints: bool,
 }
 
 impl Pin {
@@ -59,7 +61,8 @@ impl Pin {
             raw.unlock(SQLITE_LOCK_NONE);
             return None;
         };
-        let mut pin = Pin { file, shm, more: Vec::new(), slot: None, way: Way::Shut };
+        let mut pin =
+            Pin { file, shm, more: Vec::new(), slot: None, way: Way::Shut, checkpoints: false };
         if hold {
             pin.hold_slot();
         }
@@ -118,8 +121,7 @@ impl Pin {
         if self.way != Way::Shut {
             return self.way;
         }
-        let locked =
-            self.raw().shm_lock(CKPT_LOCK, 1, SQLITE_SHM_LOCK | SQLITE_SHM_EXCLUSIVE) == SQLITE_OK;
+        let locked = self.lock_checkpoints();
         let (salts, frame) = captured;
         let index = self.index().filter(|index| index.salts == salts && index.max_frame >= frame);
         let behind = index.map(|index| index.max_frame - frame);
@@ -130,8 +132,8 @@ impl Pin {
             _ => Way::Shut,
         };
         let way = self.way;
-        if locked && way != Way::Narrow {
-            self.raw().shm_lock(CKPT_LOCK, 1, SQLITE_SHM_UNLOCK | SQLITE_SHM_EXCLUSIVE);
+        if way != Way::Narrow {
+            self.unlock_checkpoints();
         }
         if way != Way::Shut
             && let Some(slot) = self.slot.take()
@@ -154,16 +156,27 @@ impl Pin {
             self.way = way;
             return false;
         }
-        if way == Way::Narrow {
-            self.way = way;
-            self.unlock_checkpoints();
-            self.way = Way::Shut;
-        }
+        self.unlock_checkpoints();
         true
     }
 
-    fn unlock_checkpoints(&self) {
-        if self.way == Way::Narrow {
+    /// Keeps everybody from checkpointing, or ends that; not while the way is narrow, which needs it.
+    pub fn hold_checkpoints(&mut self, hold: bool) {
+        if hold {
+            self.lock_checkpoints();
+        } else if self.way != Way::Narrow {
+            self.unlock_checkpoints();
+        }
+    }
+
+    fn lock_checkpoints(&mut self) -> bool {
+        let lock = || self.raw().shm_lock(CKPT_LOCK, 1, SQLITE_SHM_LOCK | SQLITE_SHM_EXCLUSIVE);
+        self.checkpoints = self.checkpoints || lock() == SQLITE_OK;
+        self.checkpoints
+    }
+
+    fn unlock_checkpoints(&mut self) {
+        if std::mem::take(&mut self.checkpoints) {
             self.raw().shm_lock(CKPT_LOCK, 1, SQLITE_SHM_UNLOCK | SQLITE_SHM_EXCLUSIVE);
         }
     }

@@ -222,6 +222,14 @@ impl Border for Edge {
         Ok(busy.map_err(std::io::Error::other)?.as_deref() == Some("0"))
     }
 
+    fn hold_checkpoints(&self, hold: bool) {
+        let Some(shimmed) = find(&self.path) else { return };
+        let _inside = fork::in_sqlite();
+        if let Some(pin) = shimmed.pin.lock().as_mut() {
+            pin.hold_checkpoints(hold);
+        }
+    }
+
     fn give_way(&self, captured: (Salts, u32), tail: u32) -> Way {
         let Some(shimmed) = find(&self.path) else { return Way::Shut };
         let _inside = fork::in_sqlite();
