@@ -120,9 +120,30 @@ def test_the_wal_begins_anew_beside_the_sidecar(new_sidecar, replica, tmp_path):
         begun.add(generation(database))
         high_water = max(high_water, os.path.getsize(str(database) + "-wal"))
         time.sleep(0.001)  # the pause
-    assert high_water < 20 << 20
+    assert high_water < 100 << 20
     assert sidecar.end() == 0
     assert_restores(replica, database, tmp_path)
+    assert sidecar.complaints() == []
+
+
+def test_the_narrow_way_leads_to_one_new_beginning(new_sidecar, replica, tmp_path):
+    """A writer that would checkpoint and begin anew every few commits, had it the lock for that."""
+    database = tmp_path / "app.db"
+    db = begin(database, "PRAGMA wal_autocheckpoint=5")
+    sidecar = new_sidecar(database, replica)
+    for round_ in range(1, 4):
+        db.execute("BEGIN")
+        insert(db, 900, 3900)
+        db.execute("COMMIT")
+        wait_for(lambda: sidecar.said().count("Narrow way") >= round_, sidecar.said)
+        before = generation(database)
+        insert(db, 1)
+        assert generation(database) == before + 1, "the WAL did not begin anew where it could"
+        insert(db, 40)
+        assert generation(database) == before + 1, "it began anew more than once"
+    synced(database, replica)
+    assert_restores(replica, database, tmp_path)
+    assert sidecar.end() == 0
     assert sidecar.complaints() == []
 
 
@@ -585,7 +606,7 @@ def test_log_formats_and_levels(new_sidecar, replica, tmp_path):
     assert sidecar.end() == 0
     lines = [json.loads(line) for line in (tmp_path / "own.log").read_text().splitlines()]
     assert {line["level"] for line in lines} >= {"INFO"} and {"time", "pid", "msg"} <= lines[0].keys()
-    assert any("new database" in line["msg"] for line in lines), "the extension logs there too"
+    assert any("full image" in line["msg"] for line in lines), "the extension logs there too"
     assert sidecar.said() == "" and secret not in (tmp_path / "own.log").read_text()
     sidecar = new_sidecar(database, replica, "--log-level", "error")
     assert sidecar.end() == 0 and sidecar.said() == ""

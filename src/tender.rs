@@ -58,7 +58,7 @@ const BLIND_FOR: Duration = Duration::from_secs(1);
 const CAPTURE_FOR: Duration = Duration::from_secs(5);
 /// Time from the wide way until what is not captured is overwritten. Longer after that was too short.
 const MARGIN: Duration = Duration::from_millis(100);
-const MARGIN_MAX: Duration = Duration::from_secs(60);
+const MARGIN_MAX: Duration = Duration::from_mins(1);
 /// An attempt ends after so many ways that nobody took, and after so long.
 const IN_VAIN_MAX: u32 = 2;
 /// An attempt in vain is followed by another after so long, then ever longer.

@@ -14,14 +14,14 @@ use crate::logging::{self, Format};
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// What is logged: error, warn, info, debug; else WALFERRY_LOG_LEVEL, else info
-    #[arg(long, value_name = "LEVEL", value_parser = parse_level)]
-    log_level: Option<LevelFilter>,
+    #[arg(long = "log-level", value_name = "LEVEL", value_parser = parse_level)]
+    level: Option<LevelFilter>,
     /// How: text or json; else WALFERRY_LOG_FORMAT, else text
-    #[arg(long, value_name = "FORMAT")]
-    log_format: Option<Format>,
+    #[arg(long = "log-format", value_name = "FORMAT")]
+    format: Option<Format>,
     /// A file to append to; else WALFERRY_LOG if that names one, else standard error
-    #[arg(long, value_name = "PATH")]
-    log_file: Option<PathBuf>,
+    #[arg(long = "log-file", value_name = "PATH")]
+    file: Option<PathBuf>,
 }
 
 fn parse_level(text: &str) -> Result<LevelFilter, String> {
@@ -33,14 +33,13 @@ impl Args {
     /// Sets the log of this program up, and that of the extension, which is loaded later.
     pub(super) fn install(&self) -> Result<(), Error> {
         let variable = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
-        let level = self.log_level.or_else(|| logging::level(&variable("WALFERRY_LOG_LEVEL")?));
+        let level = self.level.or_else(|| logging::level(&variable("WALFERRY_LOG_LEVEL")?));
         let level = level.or_else(|| logging::level(&variable("WALFERRY_LOG")?));
         let level = level.unwrap_or(LevelFilter::Info);
-        let format = self.log_format.or_else(|| variable("WALFERRY_LOG_FORMAT")?.parse().ok());
+        let format = self.format.or_else(|| variable("WALFERRY_LOG_FORMAT")?.parse().ok());
         let format = format.unwrap_or_default();
         let named = variable("WALFERRY_LOG").filter(|log| log.contains('/')).map(PathBuf::from);
-        let path =
-            self.log_file.clone().or_else(|| variable("WALFERRY_LOG_FILE").map(PathBuf::from));
+        let path = self.file.clone().or_else(|| variable("WALFERRY_LOG_FILE").map(PathBuf::from));
         let path = path.or(named);
         let file = path.as_ref().map(|path| {
             let opened = OpenOptions::new().create(true).append(true).open(path);

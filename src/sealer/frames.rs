@@ -12,7 +12,7 @@ use crate::finding::Finding;
 use crate::local;
 use crate::local::spool::Entry;
 use crate::units::{PageSize, Txid, WalPosition};
-use crate::wal::{self, FrameHeader, FrameSet, WalHeader, WalIndex};
+use crate::wal::{self, FrameHeader, FrameSet, Tail, WalHeader, WalIndex};
 
 /// Open pieces are joined when so many have gathered, so that closing never opens too many files.
 const OPEN_PIECES_MAX: usize = 64;
@@ -234,30 +234,24 @@ impl Replica {
     /// one and in what there is of the other.
     fn take_tail(&mut self, at: WalPosition, index: &WalIndex) -> Result<(), Stop> {
         let unseen = Stop::Diverged(Finding::WalRestartedUnseen);
-        let direct = index.salts.0 == at.salts.0.wrapping_add(1);
-        let seen = self.seen.filter(|seen| seen.salts == at.salts && seen.max_frame >= at.frame);
-        let (Some(seen), Some(wal), Some(point), true) = (seen, &self.wal, self.point, direct)
-        else {
+        let (Some(seen), Some(wal), Some(point)) = (self.seen, &self.wal, self.point) else {
             return Err(unseen);
         };
         if index.page_size != point.page_size {
             return Err(unseen);
         }
         let tail = wal::tail(wal, point.page_size, at);
-        let later = tail.commits.iter().filter(|frame| **frame > seen.max_frame).count();
         let begun = count_commits(wal, point.page_size, index.max_frame)
             .map_err(|error| Stop::Failed(format!("cannot read the WAL: {error}")))?;
-        let found = u32::try_from(later).unwrap_or(u32::MAX).wrapping_add(begun);
         log::debug!(
-            "{}: begun anew behind frame {} (seen {}): {later} and {begun} commits of {}",
+            "{}: begun anew behind frame {} (seen {}): to frame {}, and {begun} commits, of {}",
             self.database.path().display(),
             at.frame,
             seen.max_frame,
+            tail.frames.last,
             index.change.wrapping_sub(seen.change)
         );
-        if tail.frames.last.max(at.frame) < seen.max_frame
-            || seen.change.wrapping_add(found) != index.change
-        {
+        if !is_all(&seen, at, &tail, begun, index) {
             return Err(unseen);
         }
         self.frames = tail.frames;
@@ -383,6 +377,17 @@ impl Replica {
     }
 }
 
+/// Whether the tail behind `at`, and the `begun` commits of the generation after it, are all commits
+/// since `seen`.
+fn is_all(seen: &WalIndex, at: WalPosition, tail: &Tail, begun: u32, now: &WalIndex) -> bool {
+    let later = tail.commits.iter().filter(|frame| **frame > seen.max_frame).count();
+    let found = u32::try_from(later).unwrap_or(u32::MAX).wrapping_add(begun);
+    let direct = now.salts.0 == at.salts.0.wrapping_add(1);
+    let reached = seen.max_frame <= tail.frames.last.max(at.frame);
+    let known = seen.salts == at.salts && seen.max_frame >= at.frame;
+    direct && known && reached && now.change == seen.change.wrapping_add(found)
+}
+
 /// How many transactions the first frames of the WAL end.
 fn count_commits(wal: &File, page_size: PageSize, last: u32) -> std::io::Result<u32> {
     let mut commits = 0;
@@ -404,4 +409,43 @@ fn forget(local: &mut Local, entry: &Entry) -> Result<(), String> {
         }
     }
     local.spool.remove(entry).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::Salts;
+
+    #[test]
+    fn a_tail_is_all_only_if_every_commit_is_found() {
+        let page_size = PageSize::new(4096).unwrap();
+        let index = |salts, max_frame, change| WalIndex {
+            change,
+            max_frame,
+            page_count: 9,
+            page_size,
+            salts: Salts(salts, 7),
+        };
+        let at = WalPosition { salts: Salts(u32::MAX, 7), frame: 10, checksum: (1, 2) };
+        let tail = |commits: &[u32]| {
+            let last = commits.last().copied().unwrap_or(0);
+            Tail { frames: FrameSet { last, ..FrameSet::default() }, commits: commits.to_vec() }
+        };
+        let seen = index(u32::MAX, 12, u32::MAX);
+        // Frame 12 was seen; 13 and 15 were not, and neither were two of the new generation.
+        let good = tail(&[12, 13, 15]);
+        assert!(is_all(&seen, at, &good, 2, &index(0, 4, 3)));
+        assert!(!is_all(&seen, at, &good, 2, &index(0, 4, 4)), "one is missing");
+        assert!(!is_all(&seen, at, &good, 2, &index(0, 4, 2)), "one was never committed");
+        assert!(!is_all(&seen, at, &good, 2, &index(1, 4, 3)), "begun anew twice");
+        assert!(!is_all(&seen, at, &tail(&[11]), 4, &index(0, 4, 3)), "overwritten");
+        let other = index(5, 12, u32::MAX);
+        assert!(!is_all(&other, at, &good, 2, &index(0, 4, 3)), "seen in another generation");
+        assert!(
+            !is_all(&index(u32::MAX, 9, u32::MAX), at, &good, 3, &index(0, 4, 5)),
+            "seen before"
+        );
+        let all = index(u32::MAX, 10, 50);
+        assert!(is_all(&all, at, &tail(&[]), 1, &index(0, 1, 51)), "nothing was left");
+    }
 }

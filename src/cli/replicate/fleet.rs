@@ -165,10 +165,8 @@ fn find(folder: &Path, pattern: &glob::Pattern, recursive: bool, files: &mut Vec
         let ours = name.ends_with("-walferry") || name.ends_with("-restoring");
         let beside = ["-wal", "-shm", "-journal"].iter().any(|end| name.ends_with(end));
         match entry.file_type() {
-            Ok(kind) if kind.is_dir() => {
-                if recursive && !ours {
-                    find(&path, pattern, recursive, files);
-                }
+            Ok(kind) if kind.is_dir() && recursive && !ours => {
+                find(&path, pattern, recursive, files);
             }
             Ok(_) if !beside && pattern.matches(&name) && path.is_file() => files.push(path),
             _ => {}
