@@ -137,10 +137,12 @@ def test_the_narrow_way_leads_to_one_new_beginning(new_sidecar, replica, tmp_pat
         db.execute("COMMIT")
         wait_for(lambda: sidecar.said().count("Narrow way") >= round_, sidecar.said)
         before = generation(database)
+        os.kill(sidecar.process.pid, signal.SIGSTOP)  # it may be late as it likes
         insert(db, 1)
         assert generation(database) == before + 1, "the WAL did not begin anew where it could"
         insert(db, 40)
         assert generation(database) == before + 1, "it began anew more than once"
+        os.kill(sidecar.process.pid, signal.SIGCONT)
     synced(database, replica)
     assert_restores(replica, database, tmp_path)
     assert sidecar.end() == 0
