@@ -1,7 +1,9 @@
 /*
  * One writer, one-row transactions, as many as asked for; prints what it took as JSON.
  *
- *     commits DATABASE COUNT SYNCHRONOUS [EXTENSION]
+ *     commits DATABASE COUNT SYNCHRONOUS [EXTENSION|-]
+ *
+ * With - it says "ready" before the loop and waits for a line, so that a sidecar can be started.
  *
  * The database is opened by its plain name; with an extension the environment says where its
  * replica is. Only the loop of commits is timed: opening, the first image and the final sync are
@@ -35,7 +37,8 @@ int main(int argc, char **argv) {
         return 2;
     }
     const long count = atol(argv[2]);
-    const char *extension = argc > 4 ? argv[4] : 0;
+    const int waits = argc > 4 && strcmp(argv[4], "-") == 0;
+    const char *extension = argc > 4 && !waits ? argv[4] : 0;
     sqlite3 *loader, *db;
     char sql[200], wal[4096], row[101], *error = 0;
 
@@ -51,12 +54,18 @@ int main(int argc, char **argv) {
     run(db, sql);
     run(db, "CREATE TABLE t (id INTEGER PRIMARY KEY, body TEXT)");
     if (extension) run(db, "SELECT walferry_sync(60000)");
+    if (waits) {
+        puts("ready");
+        fflush(stdout);
+        if (getchar() == EOF) return 1;
+    }
 
     sqlite3_stmt *insert;
     check(sqlite3_prepare_v2(db, "INSERT INTO t (body) VALUES (?)", -1, &insert, 0), db, "prepare");
     snprintf(wal, sizeof wal, "%s-wal", argv[1]);
     unsigned random = 1;
     long long high_water = 0;
+    double longest = 0, before = 0;
     const double wall = now(CLOCK_MONOTONIC), thread = now(CLOCK_THREAD_CPUTIME_ID),
                  process = now(CLOCK_PROCESS_CPUTIME_ID);
     for (long n = 0; n < count; n++) {
@@ -67,6 +76,9 @@ int main(int argc, char **argv) {
         sqlite3_bind_text(insert, 1, row, 100, SQLITE_STATIC);
         check(sqlite3_step(insert), db, "commit");
         check(sqlite3_reset(insert), db, "commit");
+        const double after = now(CLOCK_MONOTONIC);
+        if (n && after - before > longest) longest = after - before;
+        before = after;
         struct stat found;
         if (n % 64 == 0 && stat(wal, &found) == 0 && found.st_size > high_water)
             high_water = found.st_size;
@@ -81,7 +93,9 @@ int main(int argc, char **argv) {
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
     printf("{\"seconds\": %.6f, \"commits_per_second\": %.1f, \"thread_cpu\": %.6f, "
-           "\"process_cpu\": %.6f, \"wal_high_water\": %lld, \"max_rss_kib\": %ld}\n",
-           took, (double)count / took, on_thread, on_process, high_water, usage.ru_maxrss);
+           "\"process_cpu\": %.6f, \"wal_high_water\": %lld, \"longest_ms\": %.3f, "
+           "\"max_rss_kib\": %ld}\n",
+           took, (double)count / took, on_thread, on_process, high_water, longest * 1e3,
+           usage.ru_maxrss);
     return 0;
 }

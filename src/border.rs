@@ -7,7 +7,7 @@
 
 use std::io;
 
-use crate::units::{PageSize, Pgno};
+use crate::units::{PageSize, Pgno, Salts};
 use crate::wal::WalIndex;
 
 /// One open database, seen through the host's SQLite.
@@ -23,12 +23,39 @@ pub trait Border: Send + Sync {
     /// Whether to keep other processes from beginning the WAL anew: only the process that ships does.
     fn hold(&self, hold: bool);
 
+    /// Copies what the WAL has into the database file, as far as readers allow: a checkpoint that waits
+    /// for nobody and overwrites nothing. `false` when somebody else is at it.
+    fn checkpoint(&self) -> io::Result<bool>;
+
+    /// Keeps everybody from checkpointing, as far as nobody is at it already; or ends that.
+    fn hold_checkpoints(&self, hold: bool);
+
+    /// Lets other processes begin the WAL anew, if it is captured up to `captured`, or up to at most
+    /// `tail` committed frames less.
+    fn give_way(&self, captured: (Salts, u32), tail: u32) -> Way;
+
+    /// Ends that: keeps others from beginning the WAL anew once more. `false` when it has to be tried
+    /// again.
+    fn take_back(&self) -> bool;
+
     /// Whether the database's path still names the file that is open. If not, connections that have
     /// the old one are replicated no more.
     fn is_in_place(&self) -> bool;
 
     /// Starts a read transaction on a connection of our own.
     fn open_reader(&self) -> io::Result<Box<dyn Reader>>;
+}
+
+/// How other processes may begin the WAL anew.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// Not at all.
+    Shut,
+    /// Only right behind what is captured: all of it is in the database file, and nobody can
+    /// checkpoint what comes, without which there is no new beginning.
+    Narrow,
+    /// As soon as somebody has checkpointed all of it.
+    Wide,
 }
 
 /// A read transaction. While it lives, no checkpoint writes a frame beyond [`Snapshot::frames`]

@@ -100,6 +100,8 @@ pub(crate) struct Shared {
     pub transitions: VecDeque<Transition>,
     /// Capture cannot vouch for completeness any more, and why.
     pub diverged: Option<Finding>,
+    /// How often that was so.
+    pub lost_track: u64,
     pub report: Report,
     /// Who ships.
     pub role: Role,
@@ -113,6 +115,17 @@ pub(crate) struct Shared {
     pub released: (Option<Place>, u64),
     /// The shipper did not answer when it was last alive at this time.
     pub silent: Option<u64>,
+}
+
+impl Shared {
+    /// Whether the sealer is to be woken for a commit that ends with this frame.
+    fn is_to_ring(&mut self, frame: u32) -> bool {
+        let ahead = frame.wrapping_sub(self.bell_frame) >= FRAMES_AHEAD;
+        if ahead {
+            self.bell_frame = frame;
+        }
+        std::mem::replace(&mut self.wants_bell, false) || ahead
+    }
 }
 
 /// Which process ships a database.
@@ -209,6 +222,7 @@ impl Database {
                 grant: None,
                 transitions: VecDeque::new(),
                 diverged: None,
+                lost_track: 0,
                 report,
                 role: Role::Unknown,
                 page: None,
@@ -291,6 +305,31 @@ impl Database {
         self.send(Control::Attached(self.id));
     }
 
+    /// Looks at the wal-index for commits of others, and has them taken in like this process's own.
+    /// `None` when another process ships it, or nothing of it can be seen.
+    pub(crate) fn look(&self) -> Option<WalIndex> {
+        let process = self.process.upgrade()?;
+        let border = self.border()?;
+        let (index, news) = self.with(|shared| {
+            if shared.role != Role::Ships {
+                return None;
+            }
+            // Under the lock under which commits are published, so that it is not older than they are.
+            let index = border.wal_index()?;
+            if shared.published == Some(index) {
+                return Some((index, None));
+            }
+            shared.published = Some(index);
+            shared.commit_seq += 1;
+            let at = *shared.unreported_since.get_or_insert_with(|| process.now());
+            Some((index, Some((at, shared.is_to_ring(index.max_frame)))))
+        })?;
+        if let Some((at, ring)) = news {
+            process.commit(CommittedFrames { database: self.id, index, at }, ring);
+        }
+        Some(index)
+    }
+
     /// The write lock is about to be given up with the wal-index like this: if it has moved,
     /// something was committed.
     pub fn committed(&self, index: WalIndex) {
@@ -310,11 +349,7 @@ impl Database {
                 return News::Shippers(page);
             }
             let at = *shared.unreported_since.get_or_insert_with(|| process.now());
-            let ahead = index.max_frame.wrapping_sub(shared.bell_frame) >= FRAMES_AHEAD;
-            if ahead {
-                shared.bell_frame = index.max_frame;
-            }
-            News::Ours { at, ring: std::mem::replace(&mut shared.wants_bell, false) || ahead }
+            News::Ours { at, ring: shared.is_to_ring(index.max_frame) }
         });
         match news {
             News::None => {}

@@ -13,6 +13,7 @@ pub mod follow;
 mod gate;
 pub mod history;
 pub mod local;
+pub mod logging;
 pub mod ltx;
 mod nearest;
 pub mod plan;
@@ -26,6 +27,7 @@ mod shipper;
 mod standby;
 pub mod status;
 pub mod store;
+mod tender;
 pub mod units;
 #[cfg(feature = "cli")]
 pub mod verify;

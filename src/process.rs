@@ -48,6 +48,8 @@ pub(crate) enum Control {
     Shipped(u64, Outcome),
     /// The process ends: ship everything.
     Drain,
+    /// Somebody wants to know whether the thread is well.
+    Ping(Sender<()>),
 }
 
 /// Runs a closure in which threads are started; the border uses it to block all signals there.
@@ -124,6 +126,7 @@ pub struct Process {
     orders: tokio::sync::mpsc::UnboundedSender<Order>,
     /// What the replicas of this process share. A child of a fork abandons it with all else.
     servers: Servers,
+    tender: OnceLock<crate::tender::Tender>,
     drained: Mutex<bool>,
     drained_changed: Condvar,
 }
@@ -159,6 +162,7 @@ impl Process {
             bell: Bell::default(),
             orders,
             servers: Servers::limited(),
+            tender: OnceLock::new(),
             drained: Mutex::new(false),
             drained_changed: Condvar::new(),
         });
@@ -249,6 +253,12 @@ impl Process {
         }
         let replications = Replications::new(all.remove(0), all);
         databases.insert(path.to_path_buf(), replications.clone());
+        if replications.first().settings().tend {
+            if self.tender.get().is_none() {
+                let _ = self.tender.set(crate::tender::Tender::start()?);
+            }
+            self.tender.get().into_iter().for_each(|tender| tender.tend(&replications));
+        }
         Ok(replications)
     }
 
@@ -319,13 +329,23 @@ impl Process {
         }
     }
 
+    /// Whether both threads answer in time: they do as long as they are well.
+    pub fn answers(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let (sealer, sealed) = crossbeam_channel::bounded(1);
+        let (shipper, shipped) = crossbeam_channel::bounded(1);
+        self.control(Control::Ping(sealer));
+        self.order(Order::Ping(shipper));
+        sealed.recv_deadline(deadline).is_ok() && shipped.recv_deadline(deadline).is_ok()
+    }
+
     pub(crate) fn set_drained(&self) {
         *self.drained.lock() = true;
         self.drained_changed.notify_all();
     }
 }
 
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), String> {
+pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), String> {
     let mut body = Some(body);
     let mut result = Ok(());
     let mut start = || {

@@ -29,6 +29,9 @@ pub struct Settings {
     /// Most bytes that wait in the spool; 0 for the default: 10 GiB, or twice the database's size
     /// if that is more.
     pub spool_cap: u64,
+    /// Whether this process checkpoints for others, and lets them begin the WAL anew: for a process
+    /// that writes nothing itself.
+    pub tend: bool,
     /// How the replica's history is kept up.
     pub history: History,
     /// Whether databases are put into WAL mode.
@@ -287,6 +290,8 @@ impl Settings {
             sync_interval: layers.parsed("sync-interval", "1s", parse_duration)?,
             shutdown_timeout: layers.parsed("shutdown-timeout", "5s", parse_duration)?,
             spool_cap: layers.parsed("spool-cap", SPOOL_CAP, parse_spool_cap)?,
+            // In the URI alone: it is for the program, not for people.
+            tend: lookup.parameter("tend").is_some_and(|value| value == "on"),
             history: History::resolve(&layers)?,
             journal_mode: layers.parsed("journal-mode", "wal", parse_journal_mode)?,
             strict: layers.parsed("strict", "off", |text| Ok(means_strict(text)))?,

@@ -32,6 +32,8 @@ pub(crate) enum Order {
     Job(Job),
     /// Pass on what other processes ask for, until told otherwise.
     Listen { database: u64, bell: PathBuf, until: oneshot::Receiver<()> },
+    /// Somebody wants to know whether the thread is well.
+    Ping(crossbeam_channel::Sender<()>),
 }
 
 /// One job.
@@ -190,6 +192,9 @@ pub(crate) fn run(process: Arc<Process>, mut orders: mpsc::UnboundedReceiver<Ord
                         let database = job.database;
                         let outcome = perform(&process, &images, &joins, job).await;
                         process.control(Control::Shipped(database, outcome));
+                    }
+                    Order::Ping(answer) => {
+                        let _ = answer.try_send(());
                     }
                     Order::Listen { database, bell, until } => {
                         listen(&process, database, &bell, until).await;

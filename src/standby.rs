@@ -175,7 +175,8 @@ impl Database {
                         (Some((salts, frame)), Some(place)) if salts == place.0 => frame >= place.1,
                         // A new beginning is let through only when all before it is captured.
                         (Some(_), _) => place.is_none_or(|place| place.1 == 0) || restarted(),
-                        (None, _) => false,
+                        // It has seen no frame of this WAL; if there is none, all is in the file.
+                        (None, _) => place.is_none_or(|place| place.1 == 0) && has_all(view),
                     };
                     target = captured.then_some((view.term, view.captured_seq));
                     if hurry && target.is_some_and(|(_, seq)| view.acked_seq < seq) {
@@ -246,6 +247,11 @@ pub(crate) fn overlay(report: &mut Report, page: &SharedPage, now: u64) {
         _ if view.error.is_empty() => None,
         _ => Some(view.error),
     };
+}
+
+/// Whether the shipper goes on with the next commit, and has nothing left to ship.
+fn has_all(view: &View) -> bool {
+    state_of(view) == "streaming" && view.spool_files == 0 && view.unacked_since == 0
 }
 
 pub(crate) fn state_of(view: &View) -> &'static str {

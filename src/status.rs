@@ -53,6 +53,8 @@ pub struct Report {
     pub resyncs: u64,
     /// How the replica's history stands.
     pub history: history::Status,
+    /// Whether something is being done for it.
+    pub keeping: bool,
     /// Connections of this process.
     pub connections: usize,
     /// What did not fit last ([`crate::finding`]), by its name.
@@ -79,6 +81,7 @@ impl Report {
             imaging: None,
             resyncs: 0,
             history: history::Status::default(),
+            keeping: false,
             connections: 0,
             found: None,
             last_error: None,
@@ -121,6 +124,7 @@ impl Report {
             "removed": self.history.removed,
             "proven": self.history.proven.map(|(txid, _)| txid.to_string()),
             "proven_at": self.history.proven.map(|(_, at)| at.to_string()),
+            "keeping": self.keeping,
             "history_error": self.history.failure,
             "connections": self.connections,
             "found": self.found,

@@ -63,6 +63,14 @@ pub fn status(_: &Call<'_>, _: &[i64]) -> Answer {
     Ok(Value::Text(serde_json::Value::Array(reports).to_string()))
 }
 
+/// `walferry_ping([timeout in ms])`: 1 if the threads that replicate answer in time, or there are
+/// none; else 0.
+pub fn ping(_: &Call<'_>, arguments: &[i64]) -> Answer {
+    let timeout = timeout(arguments)?;
+    let well = Process::current().is_none_or(|process| process.answers(timeout));
+    Ok(Value::Integer(well.into()))
+}
+
 /// `walferry_sync([timeout in ms])`: ships now, and waits for the store.
 pub fn sync(call: &Call<'_>, arguments: &[i64]) -> Answer {
     wait_for(call, arguments, true)
@@ -73,12 +81,16 @@ pub fn wait(call: &Call<'_>, arguments: &[i64]) -> Answer {
     wait_for(call, arguments, false)
 }
 
+fn timeout(arguments: &[i64]) -> Result<Duration, String> {
+    match arguments {
+        [] => Ok(WAIT_DEFAULT),
+        [ms] => Ok(Duration::from_millis(u64::try_from(*ms).unwrap_or(0))),
+        _ => Err("give one argument at the most: a time-out in milliseconds".into()),
+    }
+}
+
 fn wait_for(call: &Call<'_>, arguments: &[i64], hurry: bool) -> Answer {
-    let timeout = match arguments {
-        [] => WAIT_DEFAULT,
-        [ms] => Duration::from_millis(u64::try_from(*ms).unwrap_or(0)),
-        _ => return Err("give one argument at the most: a time-out in milliseconds".into()),
-    };
+    let timeout = timeout(arguments)?;
     let Some(database) = call.database() else {
         let refused = process::refused().into_iter().find_map(|report| report.last_error);
         return Err(refused.unwrap_or_else(|| "this database is not replicated".into()));
@@ -102,7 +114,9 @@ fn wait_for(call: &Call<'_>, arguments: &[i64], hurry: bool) -> Answer {
 /// left alone: its page size may still be chosen, which WAL mode would end.
 pub fn prepare_connection(api: &Api, db: Connection) {
     let Some(database) = registry::database_of(api, db) else { return };
-    if database.first().settings().journal_mode == JournalMode::Keep || api.is_read_only(db, c"main") {
+    if database.first().settings().journal_mode == JournalMode::Keep
+        || api.is_read_only(db, c"main")
+    {
         return;
     }
     let has_pages = std::fs::metadata(database.path()).is_ok_and(|meta| meta.len() > 0);
@@ -133,7 +147,9 @@ pub fn prepare_connection(api: &Api, db: Connection) {
 /// Whether that is settled: it has WAL mode, or is not to have it.
 pub fn into_wal_mode(shimmed: &Shimmed) -> bool {
     let path = shimmed.database.path();
-    if shimmed.database.first().settings().journal_mode == JournalMode::Keep || shimmed.is_orphaned() {
+    if shimmed.database.first().settings().journal_mode == JournalMode::Keep
+        || shimmed.is_orphaned()
+    {
         return true;
     }
     let Some(api) = api::api() else { return true };

@@ -1,4 +1,5 @@
-//! Where the library's log lines go: to the host's error log (`sqlite3_log`), or to a file.
+//! Where the library's log lines go: to the host's error log (`sqlite3_log`), to standard error or
+//! to a file.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -6,45 +7,45 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use serde_json::json;
 use walferry::config::Logging;
+use walferry::logging::{self, Format};
 
 const SQLITE_NOTICE: i32 = 27;
 const SQLITE_WARNING: i32 = 28;
 
 static HOST_LOG: AtomicBool = AtomicBool::new(true);
 
-/// What the configuration file says, once it was read, where the environment says nothing.
-static CONFIGURED: OnceLock<Configured> = OnceLock::new();
-
-struct Configured {
-    /// Written to by one call a line, as is the one of [`Sink`]; `None` for standard error.
-    file: Option<File>,
-    json: bool,
-}
-
-impl Configured {
-    fn write(&self, record: &Record<'_>) {
-        let (now, level, message) = (now(), record.level(), record.args());
-        let line = if self.json {
-            let pid = std::process::id();
-            let text = message.to_string();
-            let line =
-                json!({"time": now.to_string(), "level": level.as_str(), "pid": pid, "msg": text});
-            format!("{line}\n")
-        } else {
-            format!("{now} walferry {level}: {message}\n")
-        };
-        let _ = match &self.file {
-            Some(file) => (&*file).write_all(line.as_bytes()),
-            None => std::io::stderr().write_all(line.as_bytes()),
-        };
-    }
-}
+/// Where the configuration file has the log go, once it was read, if the environment says nothing.
+static CONFIGURED: OnceLock<Sink> = OnceLock::new();
 
 struct Sink {
+    to: To,
+    format: Format,
+}
+
+enum To {
+    Host,
+    Stderr,
     /// Written to by one call a line, without a lock: a fork may happen at any time.
-    file: Option<File>,
+    File(File),
+}
+
+impl Sink {
+    fn write(&self, record: &Record<'_>) {
+        match &self.to {
+            To::File(file) => write(file, &logging::line(self.format, record)),
+            To::Stderr => write(std::io::stderr(), &logging::line(self.format, record)),
+            To::Host => {
+                if HOST_LOG.load(Ordering::Relaxed)
+                    && let Some(api) = crate::api::api()
+                {
+                    let code =
+                        if record.level() <= Level::Warn { SQLITE_WARNING } else { SQLITE_NOTICE };
+                    api.log(code, &format!("walferry: {}", record.args()));
+                }
+            }
+        }
+    }
 }
 
 impl Log for Sink {
@@ -53,72 +54,89 @@ impl Log for Sink {
     }
 
     fn log(&self, record: &Record<'_>) {
-        if !self.enabled(record.metadata()) {
-            return;
-        }
-        if let Some(configured) = CONFIGURED.get() {
-            configured.write(record);
-        } else if let Some(mut file) = self.file.as_ref() {
-            let line = format!("{} walferry {}: {}\n", now(), record.level(), record.args());
-            let _ = file.write_all(line.as_bytes());
-        } else if HOST_LOG.load(Ordering::Relaxed)
-            && let Some(api) = crate::api::api()
-        {
-            let code = if record.level() <= Level::Warn { SQLITE_WARNING } else { SQLITE_NOTICE };
-            api.log(code, &format!("walferry: {}", record.args()));
+        if self.enabled(record.metadata()) {
+            CONFIGURED.get().unwrap_or(self).write(record);
         }
     }
 
     fn flush(&self) {}
 }
 
-fn now() -> walferry::units::Timestamp {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    walferry::units::Timestamp(since.map_or(0, |since| since.as_millis() as i64))
+fn write(mut to: impl Write, line: &str) {
+    let _ = to.write_all(line.as_bytes());
 }
 
-/// Sets the sink up: `WALFERRY_LOG` is off, error, warn, info (the default) or debug;
-/// `WALFERRY_LOG_FILE` names a file to append to.
+/// What the environment says of the log.
+#[derive(Default)]
+struct Environment {
+    level: Option<LevelFilter>,
+    format: Option<Format>,
+    path: Option<String>,
+    stderr: bool,
+    /// Whether it says where to.
+    says_where: bool,
+}
+
+impl Environment {
+    /// `WALFERRY_LOG` says where to: `sqlite` (the default), `stderr`, or the path of a file, which is
+    /// what `WALFERRY_LOG_FILE` says too; a level in it is one. `WALFERRY_LOG_LEVEL` is off, error,
+    /// warn, info (the default) or debug; `WALFERRY_LOG_FORMAT` is text (the default) or json.
+    fn read() -> Environment {
+        let variable = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
+        let log = variable("WALFERRY_LOG");
+        let level = variable("WALFERRY_LOG_LEVEL");
+        let level = [&level, &log].into_iter().flatten().find_map(|name| logging::level(name));
+        let path = variable("WALFERRY_LOG_FILE");
+        let path = path.or_else(|| log.clone().filter(|log| log.contains('/')));
+        let stderr = log.as_deref() == Some("stderr");
+        let says_where = path.is_some() || stderr || log.as_deref() == Some("sqlite");
+        let format = variable("WALFERRY_LOG_FORMAT").and_then(|name| name.parse().ok());
+        Environment { level, format, path, stderr, says_where }
+    }
+}
+
+/// Sets the sink up, as the environment says.
 pub fn install() {
-    let level = match std::env::var("WALFERRY_LOG").as_deref() {
-        Ok("off") => LevelFilter::Off,
-        Ok("error") => LevelFilter::Error,
-        Ok("warn") => LevelFilter::Warn,
-        Ok("debug") => LevelFilter::Debug,
-        _ => LevelFilter::Info,
+    let said = Environment::read();
+    let open = |path| OpenOptions::new().create(true).append(true).open(path).ok();
+    let to = match said.path.and_then(open) {
+        Some(file) => To::File(file),
+        None if said.stderr => To::Stderr,
+        None => To::Host,
     };
-    let file = std::env::var_os("WALFERRY_LOG_FILE")
-        .and_then(|path| OpenOptions::new().create(true).append(true).open(path).ok());
     // The logger and the panic hook are those of this library's own copy of the standard library
     // and of `log`: the host's are not touched.
-    if log::set_boxed_logger(Box::new(Sink { file })).is_ok() {
-        log::set_max_level(level);
+    if log::set_boxed_logger(Box::new(Sink { to, format: said.format.unwrap_or_default() })).is_ok()
+    {
+        log::set_max_level(said.level.unwrap_or(LevelFilter::Info));
     }
     std::panic::set_hook(Box::new(|panic| log::error!("internal error: {panic}")));
 }
 
 /// Does what the configuration file says of the log, as far as the environment does not.
-pub fn configure(logging: &Logging) {
-    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    let level = logging.level.as_deref().filter(|_| !is_set("WALFERRY_LOG"));
-    if let Some(level) = level.and_then(|level| level.parse::<LevelFilter>().ok()) {
+pub fn configure(configured: &Logging) {
+    let said = Environment::read();
+    if said.level.is_none()
+        && let Some(level) = configured.level.as_deref().and_then(logging::level)
+    {
         log::set_max_level(level.min(LevelFilter::Debug));
     }
-    if is_set("WALFERRY_LOG_FILE") {
+    if said.says_where {
         return;
     }
-    let file = match &logging.file {
+    let to = match &configured.file {
         Some(path) => match OpenOptions::new().create(true).append(true).open(path) {
-            Ok(file) => Some(file),
+            Ok(file) => To::File(file),
             Err(why) => {
                 log::error!("the log cannot be written to {}: {why}", path.display());
                 return;
             }
         },
-        None if logging.stderr => None,
+        None if configured.stderr => To::Stderr,
         None => return,
     };
-    let _ = CONFIGURED.set(Configured { file, json: logging.json });
+    let format = if configured.json { Format::Json } else { Format::Text };
+    let _ = CONFIGURED.set(Sink { to, format: said.format.unwrap_or(format) });
 }
 
 /// The host is going away: its log's callback must not be called any more.

@@ -7,6 +7,8 @@
 
 use std::path::Path;
 
+use walferry::border::Way;
+use walferry::units::Salts;
 use walferry::wal::WalIndex;
 
 use crate::api::{
@@ -16,8 +18,12 @@ use crate::api::{
 
 /// `READMARK_NOT_USED` in `wal.c`.
 const NOT_USED: u32 = 0xffff_ffff;
+/// Lock of who checkpoints (`WAL_CKPT_LOCK`).
+const CKPT_LOCK: i32 = 1;
 /// Lock of read slot 0 (`WAL_READ_LOCK(0)`).
 const READ_LOCK_0: i32 = 3;
+/// Word of the wal-index that counts the frames which are in the database file (`nBackfill`, byte 96).
+const BACKFILLED: usize = 24;
 
 /// Words before the page numbers in the first region of the wal-index: both copies of the header
 /// and the checkpoint's part (`WALINDEX_HDR_SIZE` in `wal.c`, 136 bytes).
@@ -34,6 +40,10 @@ pub struct Pin {
     more: Vec<Shm>,
     /// The read slot held, if one was to be had.
     slot: Option<usize>,
+    /// Whether the slot was given up so that others may begin the WAL anew.
+    way: Way,
+    /// Whether the checkpoint lock is held.
+    checkpoints: bool,
 }
 
 impl Pin {
@@ -51,7 +61,8 @@ impl Pin {
             raw.unlock(SQLITE_LOCK_NONE);
             return None;
         };
-        let mut pin = Pin { file, shm, more: Vec::new(), slot: None };
+        let mut pin =
+            Pin { file, shm, more: Vec::new(), slot: None, way: Way::Shut, checkpoints: false };
         if hold {
             pin.hold_slot();
         }
@@ -62,9 +73,10 @@ impl Pin {
         self.file.raw()
     }
 
-    /// Takes a read slot, the last one first: readers begin with the first.
+    /// Takes a read slot, the last one first: readers begin with the first. Not while others have
+    /// the way.
     pub fn hold_slot(&mut self) {
-        if self.slot.is_none() {
+        if self.way == Way::Shut && self.slot.is_none() {
             self.slot = [4, 3, 2].into_iter().find(|slot| self.try_slot(*slot));
         }
     }
@@ -90,11 +102,82 @@ impl Pin {
         false
     }
 
-    /// Lets the WAL be begun anew.
+    /// Lets the WAL be begun anew, for as long as the slot is not taken again.
     pub fn drop_slot(&mut self) {
+        self.unlock_checkpoints();
+        self.way = Way::Shut;
         if let Some(slot) = self.slot.take() {
             let lock = READ_LOCK_0 + slot as i32;
             self.raw().shm_lock(lock, 1, SQLITE_SHM_UNLOCK | SQLITE_SHM_SHARED);
+        }
+    }
+
+    /// Gives the slot up for one new beginning of the WAL ([`walferry::border::Border::give_way`]).
+    ///
+    /// A writer begins the WAL anew only if all of it was in the database file when its transaction
+    /// began (`walRestartLog` in `wal.c`). While nobody can checkpoint, that is so only where it ends
+    /// now.
+    pub fn give_way(&mut self, captured: (Salts, u32), tail: u32) -> Way {
+        if self.way != Way::Shut {
+            return self.way;
+        }
+        let locked = self.lock_checkpoints();
+        let (salts, frame) = captured;
+        let index = self.index().filter(|index| index.salts == salts && index.max_frame >= frame);
+        let behind = index.map(|index| index.max_frame - frame);
+        let copied = self.shm.word(BACKFILLED) == frame;
+        self.way = match behind {
+            Some(0) if locked && copied => Way::Narrow,
+            Some(behind) if behind <= tail && tail > 0 => Way::Wide,
+            _ => Way::Shut,
+        };
+        let way = self.way;
+        if way != Way::Narrow {
+            self.unlock_checkpoints();
+        }
+        if way != Way::Shut
+            && let Some(slot) = self.slot.take()
+        {
+            let lock = READ_LOCK_0 + slot as i32;
+            self.raw().shm_lock(lock, 1, SQLITE_SHM_UNLOCK | SQLITE_SHM_SHARED);
+        }
+        way
+    }
+
+    /// Takes the slot again; `false` when it is not to be had yet. Until it is, the way stays narrow
+    /// if it was.
+    pub fn take_back(&mut self) -> bool {
+        if self.way == Way::Shut {
+            return true;
+        }
+        let way = std::mem::replace(&mut self.way, Way::Shut);
+        self.hold_slot();
+        if self.slot.is_none() {
+            self.way = way;
+            return false;
+        }
+        self.unlock_checkpoints();
+        true
+    }
+
+    /// Keeps everybody from checkpointing, or ends that; not while the way is narrow, which needs it.
+    pub fn hold_checkpoints(&mut self, hold: bool) {
+        if hold {
+            self.lock_checkpoints();
+        } else if self.way != Way::Narrow {
+            self.unlock_checkpoints();
+        }
+    }
+
+    fn lock_checkpoints(&mut self) -> bool {
+        let lock = || self.raw().shm_lock(CKPT_LOCK, 1, SQLITE_SHM_LOCK | SQLITE_SHM_EXCLUSIVE);
+        self.checkpoints = self.checkpoints || lock() == SQLITE_OK;
+        self.checkpoints
+    }
+
+    fn unlock_checkpoints(&mut self) {
+        if std::mem::take(&mut self.checkpoints) {
+            self.raw().shm_lock(CKPT_LOCK, 1, SQLITE_SHM_UNLOCK | SQLITE_SHM_EXCLUSIVE);
         }
     }
 

@@ -6,15 +6,16 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
-use walferry::border::{Border, Reader};
+use walferry::border::{Border, Reader, Way};
 use walferry::local::state::Fingerprint;
 use walferry::process::{self, Process};
 use walferry::replications::Replications;
 use walferry::settings::Lookup;
+use walferry::units::Salts;
 use walferry::wal::WalIndex;
 
 use crate::alone::AloneReader;
-use crate::api::{self, Api, BaseVfs, Connection};
+use crate::api::{self, Api, BaseVfs, Connection, OwnConnection};
 use crate::configured::configured;
 use crate::fork;
 use crate::handle::Handle;
@@ -34,6 +35,8 @@ pub struct Shimmed {
     /// Last frame at the last checkpoint that was let through with the gate shut.
     pub(crate) checkpointed: AtomicU32,
     pub(crate) pin: Mutex<Option<Pin>>,
+    /// A connection of our own for checkpoints, once one was made.
+    pub(crate) keeper: Mutex<Option<OwnConnection>>,
     /// Whether this process ships, and so keeps others from beginning the WAL anew.
     pub(crate) holds: Holds,
     /// Attaching and detaching take turns.
@@ -226,6 +229,47 @@ impl Border for Edge {
         shimmed.pin.lock().as_mut()?.frame_pages(index, first, last)
     }
 
+    fn checkpoint(&self) -> std::io::Result<bool> {
+        let Some(shimmed) = find(&self.path) else { return Ok(false) };
+        let api = api::api().ok_or_else(|| std::io::Error::other("SQLite is not there"))?;
+        let _inside = fork::in_sqlite();
+        let mut keeper = shimmed.keeper.lock();
+        let keeper = match &mut *keeper {
+            Some(keeper) => keeper,
+            none => {
+                let opened = OwnConnection::open(api, self.vfs.0, &self.path);
+                none.insert(opened.map_err(std::io::Error::other)?)
+            }
+        };
+        let busy = keeper.query(c"PRAGMA main.wal_checkpoint(PASSIVE)");
+        Ok(busy.map_err(std::io::Error::other)?.as_deref() == Some("0"))
+    }
+
+    fn hold_checkpoints(&self, hold: bool) {
+        let Some(shimmed) = find(&self.path) else { return };
+        let _inside = fork::in_sqlite();
+        if let Some(pin) = shimmed.pin.lock().as_mut() {
+            pin.hold_checkpoints(hold);
+        }
+    }
+
+    fn give_way(&self, captured: (Salts, u32), tail: u32) -> Way {
+        let Some(shimmed) = find(&self.path) else { return Way::Shut };
+        let _inside = fork::in_sqlite();
+        let mut pin = shimmed.pin.lock();
+        if !shimmed.holds.any() {
+            return Way::Shut;
+        }
+        pin.as_mut().map_or(Way::Shut, |pin| pin.give_way(captured, tail))
+    }
+
+    fn take_back(&self) -> bool {
+        let Some(shimmed) = find(&self.path) else { return true };
+        let _inside = fork::in_sqlite();
+        let mut pin = shimmed.pin.lock();
+        pin.as_mut().is_none_or(Pin::take_back)
+    }
+
     fn is_in_place(&self) -> bool {
         let Some(shimmed) = find(&self.path) else { return true };
         let opened = *shimmed.file.lock();
@@ -257,6 +301,7 @@ impl Shimmed {
             written: AtomicBool::new(false),
             checkpointed: AtomicU32::new(0),
             pin: Mutex::new(None),
+            keeper: Mutex::new(None),
             holds: Holds::default(),
             turn: Mutex::new(()),
             alone: Mutex::new(None),
@@ -308,6 +353,7 @@ impl Shimmed {
 
     /// Gives the WAL free for good: somebody takes it over exclusively, or the last connection goes.
     pub(crate) fn unpin(&self) {
+        *self.keeper.lock() = None;
         *self.pin.lock() = None;
     }
 

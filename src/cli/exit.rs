@@ -10,21 +10,40 @@ use crate::{follow, plan, restore, store};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Exit {
     /// Done.
-    Success = 0,
+    Success,
     /// Anything without a number of its own.
-    Failure = 1,
+    Failure,
     /// The command line or a setting cannot work.
-    Usage = 2,
+    Usage,
     /// There is no replica, or it never held what was asked for.
-    Nothing = 3,
+    Nothing,
     /// The replica is damaged or incomplete.
-    Damaged = 4,
+    Damaged,
     /// The store does not answer, or refuses the credentials.
-    Unreachable = 5,
+    Unreachable,
     /// The output cannot be put there: something exists already, or the directory does not.
-    Output = 6,
+    Output,
     /// Another process ships the database, or nothing calls for what was asked.
-    Declined = 7,
+    Declined,
+    /// What the program of `walferry replicate --exec` has ended with.
+    Program(u8),
+}
+
+impl Exit {
+    /// Its number.
+    pub fn code(self) -> u8 {
+        match self {
+            Exit::Success => 0,
+            Exit::Failure => 1,
+            Exit::Usage => 2,
+            Exit::Nothing => 3,
+            Exit::Damaged => 4,
+            Exit::Unreachable => 5,
+            Exit::Output => 6,
+            Exit::Declined => 7,
+            Exit::Program(code) => code,
+        }
+    }
 }
 
 /// Number and meaning of each status, as the help shows them.
@@ -41,7 +60,7 @@ pub const TABLE: [(Exit, &str); 8] = [
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> ExitCode {
-        ExitCode::from(exit as u8)
+        ExitCode::from(exit.code())
     }
 }
 
@@ -55,7 +74,7 @@ pub(super) fn help() -> String {
     let mut text = String::from("Exit status:\n");
     for (exit, meaning) in TABLE {
         // Writing to a string cannot fail.
-        let _ = writeln!(text, "  {}  {meaning}", exit as u8);
+        let _ = writeln!(text, "  {}  {meaning}", exit.code());
     }
     text
 }

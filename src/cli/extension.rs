@@ -6,6 +6,10 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 
+use super::sync::Failure;
+use super::{Error, Exit};
+use crate::logging::Format;
+
 const FILE: &str = "walferry.so";
 
 /// Where the extension is: the given place, else beside the program or in `../lib/walferry/`.
@@ -41,8 +45,43 @@ pub(super) fn set_config(file: &Path, no_expand_env: bool) {
     }
 }
 
+/// Loads the extension of this name, else that of `WALFERRY_EXTENSION`, else the one beside the
+/// program.
+pub(super) fn load_named(given: Option<&Path>) -> Result<(), Error> {
+    let named = given.map(Path::to_path_buf);
+    let named = named.or_else(|| std::env::var_os("WALFERRY_EXTENSION").map(PathBuf::from));
+    let extension = find(named.as_deref()).map_err(|places| {
+        let places: Vec<_> = places.iter().map(|place| place.display().to_string()).collect();
+        let text = "the extension is not at";
+        let advice = "name it with --extension or WALFERRY_EXTENSION";
+        Failure::because(Exit::Usage, format!("{text} {}: {advice}", places.join(" nor at ")))
+    })?;
+    load(&extension).map_err(|error| {
+        Failure::sqlite(format!("cannot load the extension {}", extension.display()), error)
+    })
+}
+
+/// Says where the extension logs to, and how. To be called while the process has one thread.
+pub(super) fn set_log(file: Option<&Path>, level: &str, format: Format) {
+    let to = file.map_or_else(|| "stderr".into(), |file| file.as_os_str().to_os_string());
+    let format = match format {
+        Format::Text => "text",
+        Format::Json => "json",
+    };
+    // SAFETY: no other thread reads the environment, as there is none yet.
+    unsafe {
+        std::env::remove_var("WALFERRY_LOG_FILE");
+        if let Some(file) = file {
+            std::env::set_var("WALFERRY_LOG_FILE", file);
+        }
+        std::env::set_var("WALFERRY_LOG", to);
+        std::env::set_var("WALFERRY_LOG_LEVEL", level.to_ascii_lowercase());
+        std::env::set_var("WALFERRY_LOG_FORMAT", format);
+    }
+}
+
 /// Loads it; from then on the VFS `walferry` is there for the whole process.
-pub(super) fn load(path: &Path) -> Result<(), rusqlite::Error> {
+fn load(path: &Path) -> Result<(), rusqlite::Error> {
     let loader = Connection::open_in_memory()?;
     // SAFETY: the file was named by the user, or lies where our own package puts it; it is code that
     // this program trusts as itself. Loading is allowed on this connection only, which runs no SQL.

@@ -115,17 +115,17 @@ impl Held {
 
     /// Where the unshipped files go; `None` if they need not be kept.
     pub(super) fn keep_at(&self) -> Option<PathBuf> {
-        if self.must_stay().is_empty() { None } else { local::kept_next(&self.dir) }
+        if self.must_stay().is_empty() { None } else { local::given_up::kept_next(&self.dir) }
     }
 
     fn must_stay(&self) -> &[Entry] {
         if self.contained { &[] } else { &self.unshipped }
     }
 
-    /// Removes what is kept beside the database ([`local::give_up`]). Files that it may not hold are
+    /// Removes what is kept beside the database ([`local::given_up::give_up`]). Files that it may not hold are
     /// moved aside first; where to, is the answer.
     pub(super) fn give_up(&self) -> Result<Option<PathBuf>, Error> {
-        Ok(local::give_up(&self.dir, self.must_stay())?)
+        Ok(local::given_up::give_up(&self.dir, self.must_stay())?)
     }
 
     /// Makes a state of a lineage that begins with a full image.

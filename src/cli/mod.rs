@@ -11,6 +11,7 @@ mod follow;
 mod former;
 mod generations;
 mod given_up;
+mod log;
 mod ltx;
 mod moment;
 mod papers;
@@ -18,6 +19,7 @@ mod planned;
 mod points;
 mod progress;
 mod promote;
+mod replicate;
 mod reset;
 mod restore;
 mod retain;
@@ -53,6 +55,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Replicate a database whose programs cannot load the extension
+    Replicate(replicate::Args),
     /// Restore a database from a replica
     Restore(Box<restore::Args>),
     /// List the files of a replica and what can be restored from them
@@ -111,7 +115,7 @@ pub fn main() -> ExitCode {
         cli.and_then(run)
     });
     match done {
-        Ok(()) => Exit::Success.into(),
+        Ok(exit) => exit.into(),
         Err(error) if error.is_broken_pipe() => Exit::Success.into(),
         Err(error) => {
             show(&error);
@@ -174,8 +178,9 @@ fn about(url: &str, error: Error) -> Error {
     }
 }
 
-fn run(cli: Cli) -> Result<(), Error> {
+fn run(cli: Cli) -> Result<Exit, Error> {
     match cli.command {
+        Command::Replicate(args) => return replicate::run(&args),
         Command::Restore(args) if args.follows() => on_runtime_left(restore::run(*args)),
         Command::Restore(args) => on_runtime(restore::run(*args)),
         Command::Ltx(args) => on_runtime(ltx::run(args)),
@@ -192,6 +197,26 @@ fn run(cli: Cli) -> Result<(), Error> {
         Command::Version(args) => version::run(&args),
         Command::Completions(args) => papers::complete(&args),
         Command::Man(args) => papers::pages(&args),
+    }?;
+    Ok(Exit::Success)
+}
+
+/// Restores a database if it does not exist, and its replica does. `from` is the URL of the replica, or
+/// with a configuration file the database.
+fn restore_missing(database: &Path, from: &Path, file: &configured::File) -> Result<(), Error> {
+    let words =
+        ["walferry", "restore", "--if-db-not-exists", "--if-replica-exists", "--quiet", "-o"];
+    let mut words: Vec<OsString> = words.iter().map(OsString::from).collect();
+    words.push(database.into());
+    if let Some(config) = &file.config {
+        words.extend(["--config".into(), config.into()]);
+    }
+    words.extend(file.no_expand_env.then(|| "--no-expand-env".into()));
+    words.extend(["--".into(), from.into()]);
+    match Cli::try_parse_from(words) {
+        Ok(Cli { command: Command::Restore(args) }) => on_runtime(restore::run(*args)),
+        Ok(_) => Ok(()),
+        Err(error) => Err(Error::Usage(error.to_string())),
     }
 }
 
@@ -245,6 +270,11 @@ enum Error {
         url: String,
         number: usize,
     },
+    /// The program of `--exec` could not be started.
+    Exec {
+        program: String,
+        source: io::Error,
+    },
     Write(io::Error),
     System(io::Error),
 }
@@ -259,6 +289,11 @@ impl Error {
             Error::InUse { .. } | Error::Declined(_) => Exit::Declined,
             Error::Defects { .. } => Exit::Damaged,
             Error::Sync(error) => error.exit(),
+            // As of a shell.
+            Error::Exec { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                Exit::Program(127)
+            }
+            Error::Exec { .. } => Exit::Program(126),
             Error::Checks(_) | Error::Local(_) | Error::Write(_) | Error::System(_) => {
                 Exit::Failure
             }
@@ -309,6 +344,7 @@ impl fmt::Display for Error {
             Error::Defects { url, number } => {
                 write!(f, "{url} has {}", table::count(*number, "defect"))
             }
+            Error::Exec { program, .. } => write!(f, "{program} could not be started"),
             Error::Write(_) => f.write_str("the output could not be written"),
             Error::System(_) => f.write_str("the program could not start its threads"),
         }
@@ -331,7 +367,9 @@ impl std::error::Error for Error {
             | Error::Checks(_)
             | Error::Defects { .. } => None,
             Error::Sync(error) => error.source(),
-            Error::Write(error) | Error::System(error) => Some(error),
+            Error::Exec { source: error, .. } | Error::Write(error) | Error::System(error) => {
+                Some(error)
+            }
         }
     }
 }

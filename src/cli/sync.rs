@@ -65,11 +65,11 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    fn because(exit: Exit, message: impl Into<String>) -> Error {
+    pub(super) fn because(exit: Exit, message: impl Into<String>) -> Error {
         Error::Sync(Failure { message: message.into(), exit, source: None })
     }
 
-    fn sqlite(message: impl Into<String>, source: rusqlite::Error) -> Error {
+    pub(super) fn sqlite(message: impl Into<String>, source: rusqlite::Error) -> Error {
         Error::Sync(Failure { message: message.into(), exit: Exit::Failure, source: Some(source) })
     }
 
@@ -109,17 +109,7 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     if let Some(file) = &args.file.config {
         extension::set_config(file, args.file.no_expand_env);
     }
-    let named = args.extension.clone();
-    let named = named.or_else(|| std::env::var_os("WALFERRY_EXTENSION").map(PathBuf::from));
-    let extension = extension::find(named.as_deref()).map_err(|places| {
-        let places: Vec<_> = places.iter().map(|place| place.display().to_string()).collect();
-        let text = "the extension is not at";
-        let advice = "name it with --extension or WALFERRY_EXTENSION";
-        Failure::because(Exit::Usage, format!("{text} {}: {advice}", places.join(" nor at ")))
-    })?;
-    extension::load(&extension).map_err(|error| {
-        Failure::sqlite(format!("cannot load the extension {}", extension.display()), error)
-    })?;
+    extension::load_named(args.extension.as_deref())?;
     // Several are all those that file or environment name: the extension finds them there as well.
     let one = match replicas.as_slice() {
         [(url, _)] => Some(url.as_str()),
@@ -208,7 +198,7 @@ fn open(database: &Path, replica: Option<&str>, timeout: Duration) -> Result<Con
 }
 
 /// A part of a URI, with everything encoded that could mean something in one.
-fn encoded(bytes: &[u8]) -> String {
+pub(super) fn encoded(bytes: &[u8]) -> String {
     let mut text = String::new();
     for &byte in bytes {
         if byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte) {
@@ -221,7 +211,7 @@ fn encoded(bytes: &[u8]) -> String {
     text
 }
 
-fn sync(db: &Connection, database: &Path, timeout: Duration) -> Result<String, Error> {
+pub(super) fn sync(db: &Connection, database: &Path, timeout: Duration) -> Result<String, Error> {
     let ms = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX);
     let got = db.query_row("SELECT walferry_sync(?1)", [ms], |row| row.get(0));
     got.map_err(|error| {

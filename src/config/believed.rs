@@ -175,6 +175,11 @@ impl Believing<'_> {
         }
         let is_on = |name| section.get(name).is_some_and(|written| written.text == "on");
         let (recursive, watch) = (is_on("recursive"), is_on("watch"));
+        let restore = is_on("restore-if-db-not-exists");
+        if let Some(written) = section.get("restore-if-db-not-exists").filter(|_| is_dir && restore)
+        {
+            self.wrong(written.mistake("it goes with path: only"));
+        }
         let layer = self.layer(&[section, global], Some("s3"));
         if raw.replicas.is_empty()
             && !self.mistakes.iter().any(|one| one.key.starts_with(&section.key))
@@ -189,7 +194,16 @@ impl Believing<'_> {
         self.name(&mut replicas);
         let pattern = text.map(|text| text.text.clone());
         let place = place?;
-        Some(Database { place, pattern, recursive, watch, layer, replicas, line: section.line })
+        Some(Database {
+            place,
+            pattern,
+            recursive,
+            watch,
+            restore,
+            layer,
+            replicas,
+            line: section.line,
+        })
     }
 
     /// What replicas are called: by their names, else by their types, with a number where two

@@ -234,7 +234,7 @@ pub const KEYS: &[Row] = &[
     row("logging.file", G, Path).says("", "the extension logs to this file instead"),
     row("logging.source", G, Switch).note("lines of the log name the database, not a place in the code"),
     // Of Litestream's process, its polling and its checkpoints.
-    row("exec", G, Text).note("the extension runs in your program and starts none"),
+    row("exec", G, Text).says("", "the program that `walferry replicate` runs"),
     row("addr", G, Text).note(BY_STATUS),
     row("mcp-addr", G, Text).refused("there is no server for MCP; use the program's commands with --json"),
     row("socket.enabled", G, Switch).only("false", NO_SOCKET),
@@ -255,10 +255,11 @@ pub const KEYS: &[Row] = &[
     row("max-checkpoint-page-count", D, Number).note(SQLITE_CHECKPOINTS),
     row("truncate-page-n", D, Number).note(SQLITE_CHECKPOINTS),
     row("max-sync-wal-bytes", D, Size).note("memory is bounded without it: pages are packed to the disk"),
-    row("restore-if-db-not-exists", D, Switch).only(
+    row("restore-if-db-not-exists", D, Switch).says(
         "false",
-        "the extension does not restore behind the back of the program that opens a database; use \
-         `walferry restore --if-db-not-exists --if-replica-exists` before that program starts",
+        "with `path`: `walferry replicate` restores the database before it begins, if it is missing \
+         and a replica exists. The extension does not: use `walferry restore --if-db-not-exists \
+         --if-replica-exists` before the program starts",
     ),
     row("max-sync-ltx-files", GR, Number).note("files go to the store one by one, in order"),
     row("auto-recover", GR, Switch).note("walferry always compares and goes on by itself, and no file of the replica is ever changed for it"),

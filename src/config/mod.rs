@@ -12,7 +12,7 @@ mod hosts;
 pub mod keys;
 mod mistake;
 mod paths;
-mod pattern;
+pub(crate) mod pattern;
 mod raw;
 mod yaml;
 
@@ -68,6 +68,8 @@ pub struct Database {
     pub recursive: bool,
     /// Also those that are made later.
     pub watch: bool,
+    /// Whether a sidecar restores it first, if it is missing.
+    pub restore: bool,
     /// What holds for it, and for a replica that is not in the file.
     pub layer: Layer,
     /// Where it is replicated to, in the file's order.

@@ -2,7 +2,7 @@
 
 /// Whether a name fits a pattern: `*` any letters, `?` one, `[a-z]` and `[^a-z]` one of them or none
 /// of them, and `\` before a letter that means itself. `None` if the pattern is malformed.
-pub(super) fn matches(pattern: &str, name: &str) -> Option<bool> {
+pub(crate) fn matches(pattern: &str, name: &str) -> Option<bool> {
     let pattern: Vec<char> = pattern.chars().collect();
     let name: Vec<char> = name.chars().collect();
     // Where to go on if what follows the last star does not fit: one letter later.

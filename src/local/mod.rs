@@ -17,6 +17,8 @@
 //! is found after a crash is therefore: state, then every spool file in order, then the WAL.
 
 pub mod copies;
+#[cfg(feature = "cli")]
+pub(crate) mod given_up;
 pub(crate) mod history;
 pub mod lock;
 mod mapping;
@@ -27,7 +29,6 @@ pub mod spool;
 pub mod state;
 
 use std::ffi::OsString;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -69,52 +70,6 @@ pub fn is_spent(dir: &Path) -> bool {
     let unused = matches!(lock::Lock::try_take(dir), Ok(lock::Attempt::Taken(_)));
     let spool = spool::Spool::open(dir).and_then(|spool| spool.is_empty());
     unused && spool.unwrap_or(false)
-}
-
-/// Removes page table, state and spool of a database, and what is known of its replica. `unshipped`
-/// files of the spool are moved to a folder `kept-<n>` first; which, is the answer. What a crash leaves
-/// half done is found by the next start, which then sends a full image, and by the next call of this.
-///
-/// The caller has the place of whoever ships it.
-pub(crate) fn give_up(dir: &Path, unshipped: &[spool::Entry]) -> Result<Option<PathBuf>, Error> {
-    let kept = if unshipped.is_empty() { None } else { kept_next(dir) };
-    if let Some(kept) = &kept {
-        let spool = dir.join("spool");
-        fs::create_dir(kept).context("cannot create", kept)?;
-        for entry in unshipped {
-            let (from, to) = (spool.join(entry.file_name()), kept.join(entry.file_name()));
-            fs::rename(&from, &to).context("cannot move aside", &from)?;
-        }
-        sync(kept)?;
-        sync(dir)?;
-    }
-    // Without a state, what is in the spool means nothing and the page table proves nothing.
-    for file in ["state", "pages", "history", "follow"] {
-        remove(fs::remove_file, &dir.join(file))?;
-    }
-    for folder in ["spool", "copies"] {
-        remove(fs::remove_dir_all, &dir.join(folder))?;
-    }
-    sync(dir)?;
-    Ok(kept)
-}
-
-/// Where files that were not shipped would be moved to.
-pub(crate) fn kept_next(dir: &Path) -> Option<PathBuf> {
-    (1..=u32::MAX).map(|n| dir.join(format!("kept-{n}"))).find(|folder| !folder.exists())
-}
-
-fn remove(how: impl Fn(PathBuf) -> io::Result<()>, path: &Path) -> Result<(), Error> {
-    match how(path.to_path_buf()) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).context("cannot remove", path)
-        }
-        _ => Ok(()),
-    }
-}
-
-fn sync(folder: &Path) -> Result<(), Error> {
-    fs::File::open(folder).and_then(|dir| dir.sync_all()).context("cannot sync", folder)
 }
 
 /// An input or output error together with what was tried on which path.

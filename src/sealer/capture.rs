@@ -136,8 +136,11 @@ pub(super) fn write_frames(
         }
     }
     // All of it was there to the end: had the WAL been begun anew past all guards, its header would
-    // tell.
-    if wal::WalHeader::read(wal).is_none_or(|header| header.salts != salts) {
+    // tell. A later generation overwrites from the front: what is behind a frame that is in its
+    // place is in place too.
+    let same = wal::WalHeader::read(wal).is_some_and(|header| header.salts == salts);
+    let first = || wal::FrameHeader::read(wal, maker.page_size, frames.first);
+    if !same && first().map_or(true, |header| header.salts != salts) {
         return Err(Stop::Diverged(Finding::WalOfAnother));
     }
     let span = Span::frames(maker.page_size, salts, frames.first, frames.last);

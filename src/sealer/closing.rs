@@ -55,18 +55,25 @@ impl Replica {
         if self.open.is_empty() {
             // The common case: straight from the WAL into the file that is shipped.
             let seq = self.take_frames(Purpose::Close)?;
-            if self.frames.is_empty() {
+            if self.open.is_empty() && self.frames.is_empty() {
                 self.set_captured(seq);
                 self.nothing_to_close(seq);
                 return Ok(None);
             }
             self.captured_seq = seq;
-            let entry = self.next_entry(Some(txid));
-            self.write_frames(&entry)?;
+            // What was left of the generation before is a piece by now.
+            let alone = self.open.is_empty();
+            if !self.frames.is_empty() {
+                let entry = self.next_entry(alone.then_some(txid));
+                self.write_frames(&entry)?;
+            }
             self.set_captured(seq);
-            return Ok(Some(txid));
+            if alone {
+                return Ok(Some(txid));
+            }
+        } else {
+            self.capture(Purpose::Close)?;
         }
-        self.capture(Purpose::Close)?;
         if self.open.is_empty() {
             return Ok(None);
         }

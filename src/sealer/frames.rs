@@ -11,8 +11,8 @@ use crate::engine::{Event, Failure};
 use crate::finding::Finding;
 use crate::local;
 use crate::local::spool::Entry;
-use crate::units::{Txid, WalPosition};
-use crate::wal::{FrameSet, WalHeader};
+use crate::units::{PageSize, Txid, WalPosition};
+use crate::wal::{self, FrameHeader, FrameSet, Tail, WalHeader, WalIndex};
 
 /// Open pieces are joined when so many have gathered, so that closing never opens too many files.
 const OPEN_PIECES_MAX: usize = 64;
@@ -173,11 +173,20 @@ impl Replica {
             {
                 1
             }
-            Cursor::At(_) => {
-                return Err(Stop::Diverged(Finding::WalRestartedUnseen));
+            // The new generation's first frames are taken, and not written yet.
+            Cursor::At(_) if !self.frames.is_empty() && self.frames_salts == index.salts => {
+                if index.max_frame < self.frames.last {
+                    return Err(Stop::Diverged(Finding::WalWentBack));
+                }
+                1
+            }
+            Cursor::At(at) => {
+                self.take_tail(at, &index)?;
+                1
             }
         };
         if index.max_frame < first || index.max_frame == self.frames.last {
+            self.seen = Some(index);
             return Ok(seq);
         }
         if self.wal.is_none() {
@@ -208,6 +217,7 @@ impl Replica {
                 .map_err(|error| Stop::Failed(format!("cannot read the WAL: {error}")))?;
         }
         self.frames_salts = index.salts;
+        self.seen = Some(index);
         // A grant is for one new beginning.
         self.database.with(|shared| shared.grant = shared.grant.filter(|_| first > 1));
         if self.cursor == Cursor::Fresh {
@@ -216,6 +226,47 @@ impl Replica {
                 Cursor::At(WalPosition { salts: index.salts, frame: 0, checksum: (0, 0) });
         }
         Ok(seq)
+    }
+
+    /// The WAL was begun anew and nobody asked: takes what the generation before has left behind
+    /// `at`, if it is proven to be all. The wal-index counts commits, across generations (`iChange` in
+    /// `wal.c`): as many as it counted since it was last seen must be found, in what is left of the
+    /// one and in what there is of the other.
+    fn take_tail(&mut self, at: WalPosition, index: &WalIndex) -> Result<(), Stop> {
+        let unseen = Stop::Diverged(Finding::WalRestartedUnseen);
+        let (Some(seen), Some(wal), Some(point)) = (self.seen, &self.wal, self.point) else {
+            return Err(unseen);
+        };
+        if index.page_size != point.page_size {
+            return Err(unseen);
+        }
+        let tail = wal::tail(wal, point.page_size, at);
+        let begun = count_commits(wal, point.page_size, index.max_frame)
+            .map_err(|error| Stop::Failed(format!("cannot read the WAL: {error}")))?;
+        log::debug!(
+            "{}: begun anew behind frame {} (seen {}): to frame {}, and {begun} commits, of {}",
+            self.database.path().display(),
+            at.frame,
+            seen.max_frame,
+            tail.frames.last,
+            index.change.wrapping_sub(seen.change)
+        );
+        if !is_all(&seen, at, &tail, begun, index) {
+            return Err(unseen);
+        }
+        self.frames = tail.frames;
+        if self.frames.is_empty() {
+            return Ok(());
+        }
+        log::debug!(
+            "{}: frames {} to {} of the generation before",
+            self.database.path().display(),
+            self.frames.first,
+            self.frames.last
+        );
+        self.frames_salts = at.salts;
+        let entry = self.next_entry(None);
+        self.write_frames(&entry)
     }
 
     pub(super) fn write_frames(&mut self, entry: &Entry) -> Result<(), Stop> {
@@ -326,6 +377,26 @@ impl Replica {
     }
 }
 
+/// Whether the tail behind `at`, and the `begun` commits of the generation after it, are all commits
+/// since `seen`.
+fn is_all(seen: &WalIndex, at: WalPosition, tail: &Tail, begun: u32, now: &WalIndex) -> bool {
+    let later = tail.commits.iter().filter(|frame| **frame > seen.max_frame).count();
+    let found = u32::try_from(later).unwrap_or(u32::MAX).wrapping_add(begun);
+    let direct = now.salts.0 == at.salts.0.wrapping_add(1);
+    let reached = seen.max_frame <= tail.frames.last.max(at.frame);
+    let known = seen.salts == at.salts && seen.max_frame >= at.frame;
+    direct && known && reached && now.change == seen.change.wrapping_add(found)
+}
+
+/// How many transactions the first frames of the WAL end.
+fn count_commits(wal: &File, page_size: PageSize, last: u32) -> std::io::Result<u32> {
+    let mut commits = 0;
+    for frame in 1..=last {
+        commits += u32::from(FrameHeader::read(wal, page_size, frame)?.commit != 0);
+    }
+    Ok(commits)
+}
+
 /// Takes an open piece out of the spool and out of the page table.
 fn forget(local: &mut Local, entry: &Entry) -> Result<(), String> {
     let path = local.spool.path(entry);
@@ -338,4 +409,43 @@ fn forget(local: &mut Local, entry: &Entry) -> Result<(), String> {
         }
     }
     local.spool.remove(entry).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::Salts;
+
+    #[test]
+    fn a_tail_is_all_only_if_every_commit_is_found() {
+        let page_size = PageSize::new(4096).unwrap();
+        let index = |salts, max_frame, change| WalIndex {
+            change,
+            max_frame,
+            page_count: 9,
+            page_size,
+            salts: Salts(salts, 7),
+        };
+        let at = WalPosition { salts: Salts(u32::MAX, 7), frame: 10, checksum: (1, 2) };
+        let tail = |commits: &[u32]| {
+            let last = commits.last().copied().unwrap_or(0);
+            Tail { frames: FrameSet { last, ..FrameSet::default() }, commits: commits.to_vec() }
+        };
+        let seen = index(u32::MAX, 12, u32::MAX);
+        // Frame 12 was seen; 13 and 15 were not, and neither were two of the new generation.
+        let good = tail(&[12, 13, 15]);
+        assert!(is_all(&seen, at, &good, 2, &index(0, 4, 3)));
+        assert!(!is_all(&seen, at, &good, 2, &index(0, 4, 4)), "one is missing");
+        assert!(!is_all(&seen, at, &good, 2, &index(0, 4, 2)), "one was never committed");
+        assert!(!is_all(&seen, at, &good, 2, &index(1, 4, 3)), "begun anew twice");
+        assert!(!is_all(&seen, at, &tail(&[11]), 4, &index(0, 4, 3)), "overwritten");
+        let other = index(5, 12, u32::MAX);
+        assert!(!is_all(&other, at, &good, 2, &index(0, 4, 3)), "seen in another generation");
+        assert!(
+            !is_all(&index(u32::MAX, 9, u32::MAX), at, &good, 3, &index(0, 4, 5)),
+            "seen before"
+        );
+        let all = index(u32::MAX, 10, 50);
+        assert!(is_all(&all, at, &tail(&[]), 1, &index(0, 1, 51)), "nothing was left");
+    }
 }

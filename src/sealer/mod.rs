@@ -70,6 +70,9 @@ impl Sealer {
                     guard(replica, Replica::hurry);
                 }
             }
+            Control::Ping(answer) => {
+                let _ = answer.try_send(());
+            }
             Control::Connected(id) | Control::Attached(id) | Control::Capture(id) => {
                 if let Some(replica) = self.replica(id) {
                     guard(replica, |replica| {

@@ -177,6 +177,10 @@ impl Replica {
         }
         self.hear();
         if calls.has(Call::CAPTURE.and(Call::RELEASE)) {
+            // It may be a checkpoint, for which the lock must be free.
+            if let Some(border) = self.database.border() {
+                border.take_back();
+            }
             self.capture_now();
         }
         if calls.has(Call::RELEASE) {

@@ -39,6 +39,8 @@ pub(super) struct Replica {
     /// Committed frames that are in no piece yet.
     pub(super) frames: FrameSet,
     pub(super) frames_salts: Salts,
+    /// The wal-index up to which frames were taken.
+    pub(super) seen: Option<WalIndex>,
     /// Open pieces, oldest first.
     pub(super) open: Vec<Entry>,
     /// Closed files that the store has not confirmed, oldest first.
@@ -131,6 +133,7 @@ impl Replica {
             cursor: Cursor::Unknown,
             frames: FrameSet::default(),
             frames_salts: Salts::default(),
+            seen: None,
             open: Vec::new(),
             closed: VecDeque::new(),
             point: None,
@@ -354,7 +357,10 @@ impl Replica {
         self.epoch += 1;
         self.cursor = Cursor::Unknown;
         self.frames = FrameSet::default();
-        self.database.with(|shared| shared.captured = None);
+        self.database.with(|shared| {
+            shared.captured = None;
+            shared.lost_track += 1;
+        });
         self.engine.handle(self.process.now(), Event::Diverged);
         self.set_gate();
     }
@@ -455,6 +461,7 @@ impl Replica {
             LocalJob::Image(image) => image.progress(),
             _ => None,
         };
+        let keeping = self.history.is_busy();
         let (bytes, files) = (self.pending_bytes(), (self.open.len() + self.closed.len()) as u64);
         self.database.with(|shared| {
             let report = &mut shared.report;
@@ -481,6 +488,7 @@ impl Replica {
             report.imaging = imaging;
             report.resyncs = self.counters.resyncs;
             report.history = history;
+            report.keeping = keeping;
         });
     }
 

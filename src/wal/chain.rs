@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use super::frames::word;
-use super::{FRAME_HEADER_LEN, ReadAt, WAL_HEADER_LEN, WalHeader, frame_offset};
+use super::{FRAME_HEADER_LEN, FrameSet, ReadAt, WAL_HEADER_LEN, WalHeader, frame_offset};
 use crate::units::{PageSize, Pgno, WalPosition};
 
 /// The first word of a WAL whose checksums are over big-endian words.
@@ -67,6 +67,56 @@ pub fn recover<R: ReadAt + ?Sized>(wal: &R) -> Option<Recovered> {
         }
     }
     Some(found)
+}
+
+/// What a generation left in the file behind a position, when a later one has begun over it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Tail {
+    /// The committed frames behind the position; empty if there are none.
+    pub frames: FrameSet,
+    /// The frames that end a transaction, in order.
+    pub commits: Vec<u32>,
+}
+
+/// Finds the committed frames of a generation behind a position of it that are still there, by salts
+/// and by the running checksum that goes on from the position's own.
+///
+/// A later generation overwrites the file from frame 1 on: as long as the first frame of the answer
+/// is in its place, the others are too.
+pub fn tail<R: ReadAt + ?Sized>(wal: &R, page_size: PageSize, behind: WalPosition) -> Tail {
+    let mut tail = Tail::default();
+    let mut head = [0; WAL_HEADER_LEN as usize];
+    if behind.frame == 0 || wal.read_exact_at(&mut head, 0).is_err() {
+        return tail;
+    }
+    // The same machine wrote both generations.
+    let big_endian = word(&head, 0) == Some(MAGIC_BIG_ENDIAN);
+    let mut sum = behind.checksum;
+    let mut frame = vec![0; FRAME_HEADER_LEN + page_size.bytes()];
+    let mut last = behind.frame;
+    for number in behind.frame.saturating_add(1)..u32::MAX {
+        if wal.read_exact_at(&mut frame, frame_offset(page_size, number)).is_err() {
+            break;
+        }
+        let field = |at| word(&frame, at).unwrap_or(0);
+        if field(0) == 0 || (field(8), field(12)) != (behind.salts.0, behind.salts.1) {
+            break;
+        }
+        sum = checksum(big_endian, sum, frame.get(..8).unwrap_or_default());
+        sum = checksum(big_endian, sum, frame.get(FRAME_HEADER_LEN..).unwrap_or_default());
+        if sum != (field(16), field(20)) {
+            break;
+        }
+        if field(4) != 0 {
+            tail.commits.push(number);
+            last = number;
+        }
+    }
+    // Headers once more: only of what is committed, which is little.
+    if tail.frames.extend(wal, page_size, behind.frame.saturating_add(1), last).is_err() {
+        return Tail::default();
+    }
+    tail
 }
 
 /// Whether the words are big-endian, and the checksum of the header, if it is right.
@@ -175,6 +225,34 @@ mod tests {
             assert!(other(|end| end.frame -= 1));
             assert!(other(|end| end.checksum.0 ^= 1));
             assert!(!reaches(bytes.as_slice(), PageSize::new(1024).unwrap(), end));
+        }
+    }
+
+    #[test]
+    fn a_tail_is_what_no_later_generation_has_overwritten() {
+        let page_size = PageSize::new(512).unwrap();
+        for big_endian in [false, true] {
+            let (_, at) = wal(big_endian, 3);
+            // Frame 4 is in the middle of a transaction, 6 was never committed.
+            let frames = [(1, 1), (2, 2), (3, 3), (4, 0), (2, 4), (3, 0)];
+            let (mut bytes, _) = wal_of(big_endian, &frames);
+            let frame_len = 512 + FRAME_HEADER_LEN;
+            // A later generation: another salt in the header, and over the first frames.
+            bytes[19] ^= 1;
+            for byte in &mut bytes[32..32 + 2 * frame_len] {
+                *byte ^= 0x55;
+            }
+            let found = tail(bytes.as_slice(), page_size, at);
+            assert_eq!(found.commits, [5]);
+            assert_eq!((found.frames.first, found.frames.last, found.frames.commit), (4, 5, 4));
+            assert_eq!(found.frames.newest, [(2, 5), (4, 4)].into());
+            for at_byte in [3 * frame_len + 40, 4 * frame_len + 32, 4 * frame_len + 100] {
+                let mut bad = bytes.clone();
+                bad[at_byte] ^= 1;
+                assert_eq!(tail(bad.as_slice(), page_size, at), Tail::default(), "{at_byte}");
+            }
+            let other = WalPosition { checksum: (1, 2), ..at };
+            assert_eq!(tail(bytes.as_slice(), page_size, other), Tail::default());
         }
     }
 

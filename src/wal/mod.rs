@@ -13,7 +13,7 @@ mod index;
 #[cfg(test)]
 mod tests;
 
-pub use chain::{Recovered, reaches, recover};
+pub use chain::{Recovered, Tail, reaches, recover, tail};
 pub use frames::{FrameHeader, FrameSet, ReadAt, WalHeader, frame_offset, read_frame_page};
 pub use index::WalIndex;
 

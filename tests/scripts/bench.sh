@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Both measurements; WALFERRY_BENCH_GB and WALFERRY_BENCH_ROUNDS change their size.
+# All measurements; WALFERRY_BENCH_GB and WALFERRY_BENCH_ROUNDS change their size.
 . "$(dirname "$0")/common.sh"
 
 need "the SQLite headers" libsqlite3-dev test -e /usr/include/sqlite3.h
 test_packages
 /usr/bin/python3 bench/commits.py
+/usr/bin/python3 bench/sidecar.py
 "$VENV/bin/python" bench/restore.py

@@ -3,6 +3,7 @@
 . "$(dirname "$0")/common.sh"
 
 need_cargo
+need "systemd-analyze" systemd command -v systemd-analyze
 test_packages
 node_env
 if ! cargo nextest --version >/dev/null 2>&1; then

@@ -61,6 +61,7 @@ sql_function!(version => functions::version);
 sql_function!(txid => functions::txid);
 sql_function!(lag => functions::lag);
 sql_function!(status => functions::status);
+sql_function!(ping => functions::ping);
 sql_function!(sync_now => functions::sync);
 sql_function!(wait => functions::wait);
 
@@ -69,6 +70,7 @@ fn define_functions(api: &Api, db: api::Connection) {
     api.define(db, c"walferry_txid", 0, txid);
     api.define(db, c"walferry_lag", 0, lag);
     api.define(db, c"walferry_status", 0, status);
+    api.define(db, c"walferry_ping", -1, ping);
     api.define(db, c"walferry_sync", -1, sync_now);
     api.define(db, c"walferry_wait", -1, wait);
 }

@@ -36,7 +36,7 @@ const DATABASE: &[(&str, bool)] = &[
     ("truncate-page-n: 121359", false),
     ("max-sync-wal-bytes: 67108864", false),
     ("restore-if-db-not-exists: false", false),
-    ("restore-if-db-not-exists: true", true),
+    ("restore-if-db-not-exists: true", false),
 ];
 
 /// Of any replica, and as a default of all at the top of the file.

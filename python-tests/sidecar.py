@@ -1,0 +1,78 @@
+"""`walferry replicate` as a test runs it: with a service manager that listens, and a log."""
+
+import itertools
+import os
+import queue
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+from harness import PROGRAM, clean_environment
+
+NUMBERS = itertools.count()
+
+
+class Sidecar:
+    """A running `walferry replicate`."""
+
+    def __init__(self, folder, database, url, *arguments, env=None, sync="20ms", wait=True, stdin=None):
+        number = next(NUMBERS)
+        self.log, self.told = folder / ("sidecar%d.log" % number), queue.Queue()
+        address = str(folder / ("notify%d" % number))
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(address)
+        settings = {"NOTIFY_SOCKET": address, "WALFERRY_SYNC_INTERVAL": sync, "WALFERRY_LOG_LEVEL": "debug"}
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [str(PROGRAM), "replicate", *map(str, arguments), str(database), url],
+                stdin=stdin or subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True,
+                env=dict(clean_environment(), **settings, **(env or {})))
+        threading.Thread(target=self.listen, daemon=True).start()
+        if wait:
+            self.wait_for("READY=1")
+
+    def listen(self):
+        while True:
+            got = self.socket.recv(1000).decode()
+            if not got:
+                return
+            self.told.put(got)
+
+    def wait_for(self, state, seconds=60):
+        """Until the service manager is told this."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            try:
+                if self.told.get(timeout=0.2) == state:
+                    return
+            except queue.Empty:
+                assert self.process.poll() is None, "it has ended: %s" % self.said()
+        raise AssertionError("not told %s in %d s: %s" % (state, seconds, self.said()))
+
+    def wait_until_said(self, text, seconds=60):
+        deadline = time.monotonic() + seconds
+        while text not in self.said():
+            assert time.monotonic() < deadline, "%r was not said: %s" % (text, self.said())
+            time.sleep(0.01)
+
+    def said(self):
+        return self.log.read_text()
+
+    def complaints(self):
+        return [line for line in self.said().splitlines() if " WARN: " in line or " ERROR: " in line]
+
+    def kill(self):
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def end(self, number=signal.SIGTERM):
+        """Ends in order: what is committed is shipped. Its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError("it does not end: %s" % self.said()) from None

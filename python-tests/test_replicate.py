@@ -1,0 +1,615 @@
+"""The sidecar: `walferry replicate` beside programs that have never heard of walferry."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+
+from harness import (LOG_TABLE, NO_REPLICA, OK, PROGRAM, SEED, UNREACHABLE, USAGE, DirectoryReplica, HostError,
+                     assert_log_state, assert_restores, check_integrity, clean_environment, full_images,
+                     journal, restore, rows, txids, walferry)
+from sidecar import Sidecar
+
+
+@pytest.fixture
+def new_sidecar(tmp_path):
+    running = []
+
+    def make(database, replica, *arguments, **options):
+        options["env"] = dict(replica.env, **options.get("env", {}))
+        running.append(Sidecar(tmp_path, database, replica.url, *arguments, **options))
+        return running[-1]
+
+    yield make
+    for sidecar in running:
+        if sidecar.process.poll() is None:
+            sidecar.kill()
+
+
+def plain(database, timeout=20):
+    """A connection of an ordinary program."""
+    db = sqlite3.connect(database, timeout=timeout, isolation_level=None)
+    db.execute("PRAGMA synchronous=NORMAL")
+    return db
+
+
+def begin(database, *statements):
+    """A database in WAL mode, and a connection to it."""
+    db = plain(database)
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
+    for statement in statements:
+        db.execute(statement)
+    return db
+
+
+def insert(db, number, size=100):
+    for _ in range(number):
+        db.execute("INSERT INTO t (x) VALUES (randomblob(%d))" % size)
+
+
+def wait_for(what, why, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, why()
+        time.sleep(0.01)
+
+
+def generation(database):
+    """Salts of the WAL: how often it was begun anew."""
+    with open(str(database) + "-wal", "rb") as wal:
+        return int.from_bytes(wal.read(20)[16:20], "big")
+
+
+def synced(database, replica):
+    """Asks whoever ships to ship now; the TXID."""
+    done = walferry("sync", database, "--replica", replica.url, "--json", env=replica.env)
+    return json.loads(done.stdout)["txid"]
+
+
+def assert_every_txid(replica, tmp_path, rng):
+    """Every published TXID restores to a state that was committed, none before the one before it."""
+    every = txids(replica)
+    assert every == list(range(1, len(every) + 1)), every
+    chosen = every if len(every) <= 60 else sorted({*every[:10], *every[-10:], *rng.sample(every, 40)})
+    reached = 0
+    for txid in chosen:
+        got = assert_log_state(restore(replica, tmp_path / "at.db", txid), str(SEED))
+        assert got >= reached, "TXID %d goes back to commit %d" % (txid, got)
+        reached = got
+        (tmp_path / "at.db").unlink()
+    return reached
+
+
+# ---- writers that know nothing ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["system", "apsw", "pysqlite3"])
+def test_every_commit_of_a_plain_program_arrives(kind, new_host, new_sidecar, new_replica, rng, tmp_path):
+    replica, database = new_replica("s3" if kind == "apsw" else "file"), tmp_path / "app.db"
+    host = new_host(kind, load=False)
+    host.open(database)
+    host.sql("PRAGMA journal_mode=WAL", LOG_TABLE)
+    sidecar = new_sidecar(database, replica)
+    host.call("writer", args=[str(SEED), str(tmp_path / "journal"), 0, 1, 3000])
+    synced(database, replica)
+    assert_restores(replica, database, tmp_path)
+    assert assert_every_txid(replica, tmp_path, rng) == 3000
+    assert sidecar.end() == 0
+    assert len(full_images(replica)) == 1
+    assert sidecar.complaints() == []
+
+
+def test_the_wal_begins_anew_beside_the_sidecar(new_sidecar, replica, tmp_path):
+    """Also for a writer that pauses: without it each commit would checkpoint for ever."""
+    database = tmp_path / "app.db"
+    db = begin(database)
+    sidecar = new_sidecar(database, replica)
+    begun, high_water = set(), 0
+    deadline = time.monotonic() + 120
+    while len(begun) < 5:
+        assert time.monotonic() < deadline, "%s, %d bytes: %s" % (begun, high_water, sidecar.said())
+        insert(db, 20)
+        begun.add(generation(database))
+        high_water = max(high_water, os.path.getsize(str(database) + "-wal"))
+        time.sleep(0.001)  # the pause
+    assert high_water < 100 << 20
+    assert sidecar.end() == 0
+    assert_restores(replica, database, tmp_path)
+    assert sidecar.complaints() == []
+
+
+def test_the_narrow_way_leads_to_one_new_beginning(new_sidecar, replica, tmp_path):
+    """A writer that would checkpoint and begin anew every few commits, had it the lock for that."""
+    database = tmp_path / "app.db"
+    db = begin(database, "PRAGMA wal_autocheckpoint=5")
+    sidecar = new_sidecar(database, replica)
+    for round_ in range(1, 4):
+        db.execute("BEGIN")
+        insert(db, 900, 3900)
+        db.execute("COMMIT")
+        wait_for(lambda: sidecar.said().count("Narrow way") >= round_, sidecar.said)
+        before = generation(database)
+        os.kill(sidecar.process.pid, signal.SIGSTOP)  # it may be late as it likes
+        insert(db, 1)
+        assert generation(database) == before + 1, "the WAL did not begin anew where it could"
+        insert(db, 40)
+        assert generation(database) == before + 1, "it began anew more than once"
+        os.kill(sidecar.process.pid, signal.SIGCONT)
+    synced(database, replica)
+    assert_restores(replica, database, tmp_path)
+    assert sidecar.end() == 0
+    assert sidecar.complaints() == []
+
+
+def test_a_writer_without_a_busy_timeout_never_fails(new_sidecar, replica, tmp_path):
+    """The sidecar takes no lock that a writer needs. A reader of its own now and then is in the way of
+    the WAL's new beginning."""
+    database = tmp_path / "app.db"
+    begin(database).close()
+    db, reader = plain(database, timeout=0), plain(database, timeout=0)
+    sidecar = new_sidecar(database, replica)
+    before = generation(database)
+    for round_ in range(30):
+        if round_ % 6 == 0:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM t").fetchall()
+        insert(db, 250)
+        if round_ % 6 == 1:
+            reader.execute("COMMIT")
+    assert generation(database) != before
+    assert sidecar.end() == 0
+    assert_restores(replica, database, tmp_path)
+    assert len(full_images(replica)) == 1
+
+
+def test_two_writers_at_full_speed(new_host, new_sidecar, replica, tmp_path):
+    database = tmp_path / "app.db"
+    begin(database, "CREATE TABLE u (w, n, x)").close()
+    with plain(database) as db:
+        db.execute("DROP TABLE t")
+        db.execute("CREATE TABLE t (w, n, x)")
+    sidecar = new_sidecar(database, replica)
+    hosts = [new_host(kind, load=False).open(database) for kind in ("system", "apsw", "system")]
+    writing = [host.ask("inserter", args=["w%d" % n, str(tmp_path / ("notes%d" % n)), 2500])
+               for n, host in enumerate(hosts)]
+    for one in writing:
+        one.result()
+    assert sidecar.end() == 0
+    assert_restores(replica, database, tmp_path)
+    got = rows(restore(replica, tmp_path / "got.db"), "SELECT w, count(*), max(n) FROM t GROUP BY w ORDER BY w")
+    assert got == [("w%d" % n, 2500, 2500) for n in range(3)]
+    assert len(full_images(replica)) == 1
+
+
+WORST = {
+    "passive": ["PRAGMA wal_checkpoint(PASSIVE)"], "full": ["PRAGMA wal_checkpoint(FULL)"],
+    "restart": ["PRAGMA wal_checkpoint(RESTART)"], "truncate": ["PRAGMA wal_checkpoint(TRUNCATE)"],
+    "vacuum": ["VACUUM"], "delete mode": ["PRAGMA journal_mode=DELETE"],
+    "size limit": ["PRAGMA journal_size_limit=0"], "exclusive": ["PRAGMA locking_mode=EXCLUSIVE"],
+    "small": ["PRAGMA wal_autocheckpoint=1"],
+}
+
+
+def shell(database, *statements):
+    done = subprocess.run(["sqlite3", "-cmd", ".timeout 500", str(database)], text=True,
+                          input=";\n".join(statements) + ";\n", capture_output=True, timeout=60)
+    return done.returncode
+
+
+@pytest.mark.parametrize("what", WORST)
+def test_a_program_does_its_worst_beside_the_sidecar(what, new_sidecar, replica, tmp_path):
+    """What it may not do it is told; what it may do is replicated, without a comparison."""
+    database = tmp_path / "app.db"
+    db = begin(database)
+    sidecar = new_sidecar(database, replica)
+    for round_ in range(4):
+        insert(db, 300, 2000)
+        shell(database, *WORST[what], "UPDATE t SET x = 'outside %d' WHERE id %% 7 = 0" % round_,
+              *WORST[what])
+        synced(database, replica)
+        assert_restores(replica, database, tmp_path)
+    db.close()
+    shell(database, *WORST[what])
+    assert sidecar.end() == 0
+    assert_restores(replica, database, tmp_path)
+    assert len(full_images(replica)) == 1
+    assert sidecar.complaints() == []
+
+
+def test_the_wal_restarts_while_the_sidecar_is_away(new_sidecar, replica, tmp_path):
+    database = tmp_path / "app.db"
+    db = begin(database)
+    db.execute("PRAGMA wal_autocheckpoint=10")
+    for how in ("kill", "end", "kill"):
+        sidecar = new_sidecar(database, replica)
+        insert(db, 50)
+        synced(database, replica)
+        insert(db, 5)
+        getattr(sidecar, how)()
+        before = generation(database)
+        insert(db, 100, 2000)
+        assert generation(database) != before
+    sidecar = new_sidecar(database, replica)
+    assert int(synced(database, replica), 16) == txids(replica)[-1]
+    assert_restores(replica, database, tmp_path)
+    assert len(full_images(replica)) == 1
+    sidecar.end()
+
+
+def test_last_close_and_page_size_beside_the_sidecar(new_sidecar, replica, tmp_path):
+    """The last close of the programs is not the last one; away from the sidecar all is possible."""
+    database = tmp_path / "app.db"
+    begin(database).close()
+    sidecar = new_sidecar(database, replica)
+    for _ in range(3):
+        db = plain(database)
+        insert(db, 10)
+        db.close()
+        assert os.path.exists(str(database) + "-wal")
+    synced(database, replica)
+    assert_restores(replica, database, tmp_path)
+    sidecar.end()
+    assert shell(database, "PRAGMA journal_mode=DELETE", "PRAGMA page_size=8192", "VACUUM",
+                 "PRAGMA journal_mode=WAL") == 0
+    sidecar = new_sidecar(database, replica)
+    synced(database, replica)
+    assert_restores(replica, database, tmp_path)
+    assert len(full_images(replica)) == 2
+    sidecar.end()
+
+
+def test_sigkill_of_anybody_at_random_moments(request, new_host, new_sidecar, new_replica, rng, tmp_path):
+    """The sidecar, the writer, both; the programs between them do what they like."""
+    rounds = request.config.getoption("--crash-rounds")
+    replica, database = new_replica(rng.choice(("file", "s3"))), tmp_path / "app.db"
+    notes, seed, writer, sidecar, writing, committed = tmp_path / "journal", str(SEED), None, None, None, 0
+    notes.touch()
+    for _ in range(rounds):
+        if writer is None:
+            writer = new_host(rng.choice(("system", "apsw", "pysqlite3")), load=False)
+            writer.open(database)
+            writer.sql("PRAGMA journal_mode=WAL", LOG_TABLE.replace("TABLE", "TABLE IF NOT EXISTS"),
+                       "PRAGMA wal_autocheckpoint=%d" % rng.choice((5, 100, 1000)),
+                       "PRAGMA synchronous=%s" % rng.choice(("OFF", "NORMAL", "FULL")))
+            start = (writer.value("SELECT max(n) FROM log") or 0) + 1
+            assert committed <= start - 1 <= committed + 1, "SQLite itself lost a commit"
+            writing = writer.ask("writer", args=[seed, str(notes), 0, start])
+        if sidecar is None:
+            sidecar = new_sidecar(database, replica, sync=rng.choice(("0", "5ms", "50ms")),
+                                  wait=rng.random() < 0.7)
+        size = notes.stat().st_size
+        while notes.stat().st_size == size and not writing.done():
+            time.sleep(0.001)
+        time.sleep(rng.random() ** 3 * 1.5)  # the random moment
+        assert not writing.done(), "the writer ended: %s" % writing.answers.queue
+        assert sidecar.process.poll() is None, sidecar.said()
+        what = rng.choice(("sidecar", "writer", "both", "sidecar ends"))
+        if what in ("writer", "both"):
+            writer.kill()
+            writer = None
+            committed = journal(notes)[0]
+        if what in ("sidecar", "both"):
+            sidecar.kill()
+            sidecar = None
+        if what == "sidecar ends":
+            assert sidecar.end() == 0
+            sidecar = None
+        if writer is None and sidecar is None and rng.random() < 0.5:
+            shell(database, rng.choice(("VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)", "SELECT 1")))
+        if replica.keys():
+            got = assert_log_state(restore(replica, tmp_path / "now.db"), seed)
+            assert got <= journal(notes)[0] + 1
+            (tmp_path / "now.db").unlink()
+    if writer:
+        writer.kill()
+    if sidecar:
+        sidecar.kill()
+    done = journal(notes)[0]
+    sidecar = new_sidecar(database, replica)
+    assert sidecar.end() == 0
+    assert_restores(replica, database, tmp_path)
+    assert done <= assert_every_txid(replica, tmp_path, rng) <= done + 1
+    assert len(full_images(replica)) == 1
+
+
+# ---- databases that come and go --------------------------------------------------------------
+
+
+def test_a_database_is_waited_for_not_created(new_sidecar, replica, tmp_path):
+    database = tmp_path / "later" / "app.db"
+    sidecar = new_sidecar(database, replica)
+    assert not database.parent.exists()
+    database.parent.mkdir()
+    db = begin(database)
+    insert(db, 3)
+    wait_for(replica.keys, sidecar.said)
+    sidecar.wait_until_said("opened")
+    # Deleted and made anew: the new one is opened.
+    db.close()
+    for end in ("", "-wal", "-shm"):
+        if os.path.exists(str(database) + end):
+            os.unlink(str(database) + end)
+    sidecar.wait_until_said("is gone")
+    db = begin(database, "CREATE TABLE other (y)")
+    wait_for(lambda: sidecar.said().count(": opened") == 2, sidecar.said)
+    insert(db, 3)
+    assert sidecar.end() == 0
+    assert_restores(replica, database, tmp_path)
+
+
+def test_a_replaced_database_is_opened_again(new_sidecar, replica, tmp_path):
+    database = tmp_path / "app.db"
+    db = begin(database)
+    sidecar = new_sidecar(database, replica)
+    insert(db, 5)
+    db.close()
+    other = begin(tmp_path / "new.db", "CREATE TABLE other AS SELECT 1 AS y")
+    insert(other, 50)
+    other.close()
+    for end in ("-wal", "-shm"):
+        if os.path.exists(str(database) + end):
+            os.unlink(str(database) + end)
+    os.rename(tmp_path / "new.db", database)
+    sidecar.wait_until_said("was replaced")
+    wait_for(lambda: sidecar.said().count(": opened") == 2, sidecar.said)
+    db = plain(database)
+    insert(db, 5)
+    assert sidecar.end() == 0
+    assert_restores(replica, database, tmp_path)
+
+
+def test_another_journal_mode_is_reported_and_not_changed(new_sidecar, new_replica, tmp_path):
+    database, replica = tmp_path / "app.db", new_replica()
+    db = plain(database)
+    db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
+    sidecar = new_sidecar(database, replica)
+    sidecar.wait_until_said("not in WAL mode")
+    assert db.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+    db.execute("PRAGMA journal_mode=WAL")  # looked at again
+    insert(db, 5)
+    sidecar.wait_until_said(": opened")
+    assert sidecar.end() == 0
+    assert_restores(replica, database, tmp_path)
+    # And where it is asked for, it is changed.
+    other = tmp_path / "other.db"
+    with plain(other) as db:
+        db.execute("CREATE TABLE t (x)")
+    replica = new_replica()
+    sidecar = new_sidecar(other, replica, "--journal-mode", "wal")
+    sidecar.wait_until_said(": opened")
+    assert sidecar.end() == 0
+    assert_restores(replica, other, tmp_path)
+
+
+def test_what_is_no_database_is_reported(new_sidecar, replica, tmp_path):
+    (tmp_path / "app.db").write_bytes(b"no database " * 100)
+    sidecar = new_sidecar(tmp_path / "app.db", replica)
+    sidecar.wait_until_said("no SQLite database")
+    assert sidecar.end() == 0
+    assert (tmp_path / "app.db").read_bytes() == b"no database " * 100
+    assert sorted(p.name for p in tmp_path.glob("app.db*")) == ["app.db"]
+
+
+def test_a_folder_is_watched(new_sidecar, replica, tmp_path):
+    folder = tmp_path / "data"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "no.db").write_bytes(b"nothing of the sort" * 20)
+    open_ones = {"a.db": begin(folder / "a.db"), "deep/b.db": begin(folder / "deep" / "b.db"),
+                 "c.txt": begin(folder / "c.txt")}
+    sidecar = new_sidecar(folder, replica, "--pattern", "*.db", "--recursive")
+    sidecar.wait_until_said("no.db: it is no SQLite database")
+    open_ones["deep/new.db"] = begin(folder / "deep" / "new.db")
+    sidecar.wait_until_said("new.db: opened")
+    for db in open_ones.values():
+        insert(db, 5)
+    open_ones["a.db"].close()
+    synced(folder / "a.db", DirectoryReplica(replica.folder / "a.db"))
+    for end in ("", "-wal", "-shm"):
+        if os.path.exists(str(folder / "a.db") + end):
+            os.unlink(str(folder / "a.db") + end)
+    sidecar.wait_until_said("a.db: the file is gone")
+    assert sidecar.end() == 0
+    for name in ("deep/b.db", "deep/new.db"):
+        assert_restores(DirectoryReplica(replica.folder / name), folder / name, tmp_path)
+    assert not (replica.folder / "c.txt").exists()
+    assert [p.name for p in folder.glob("no.db*")] == ["no.db"]
+
+
+# ---- who ships -------------------------------------------------------------------------------
+
+
+def test_it_stands_by_for_an_application_and_takes_over(new_host, new_sidecar, replica, tmp_path):
+    database = tmp_path / "app.db"
+    host = new_host("system", replica)
+    host.open(database)
+    host.sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
+    host.sync()
+    sidecar = new_sidecar(database, replica)
+    sidecar.wait_until_said("stands by")
+    for n in range(30):
+        host.sql("INSERT INTO t (x) VALUES (%d)" % n)
+    host.kill()
+    db = plain(database)
+    insert(db, 10)
+    last = db.execute("SELECT max(id) FROM t").fetchone()[0]
+
+    def arrived():
+        restore(replica, tmp_path / "got.db")
+        got = rows(tmp_path / "got.db", "SELECT max(id) FROM t")[0][0]
+        (tmp_path / "got.db").unlink()
+        return got == last
+
+    wait_for(arrived, sidecar.said)
+    # The other way round: now the application stands by, and takes over.
+    host = new_host("apsw", replica)
+    host.open(database)
+    wait_for(lambda: host.status(database)["state"] == "standby", lambda: host.status())
+    assert host.status(database)["shipper"] == sidecar.process.pid
+    sidecar.kill()
+    host.sql("INSERT INTO t (x) VALUES ('after the sidecar')")
+    host.sync()
+    assert_restores(replica, database, tmp_path)
+    assert len(full_images(replica)) == 1
+
+
+# ---- a program beside ------------------------------------------------------------------------
+
+WRITES = """
+import os, signal, sqlite3, sys
+db = sqlite3.connect(os.environ["DATABASE"], isolation_level=None)
+db.execute("CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, x)")
+for n in range(50):
+    db.execute("INSERT INTO t (x) VALUES ('a ''quoted'' word')")
+print("%s", flush=True)
+"""
+
+
+def quoted(script):
+    import shlex
+    return "%s -c %s" % (sys.executable, shlex.quote(script))
+
+
+@pytest.mark.parametrize("end, code", [
+    ("sys.exit(0)", 0), ("sys.exit(7)", 7), ("os.kill(os.getpid(), signal.SIGTERM)", 128 + 15),
+    ("os._exit(200)", 200),
+])
+def test_it_ends_as_its_program_does(end, code, new_sidecar, replica, tmp_path):
+    database = tmp_path / "app.db"
+    begin(database).close()
+    sidecar = new_sidecar(database, replica, "--exec", quoted(WRITES % "done" + end), sync="1h",
+                          env={"DATABASE": str(database)})
+    assert sidecar.process.wait(60) == code, sidecar.said()
+    assert sidecar.process.stdout.read() == "done\n"
+    assert rows(restore(replica, tmp_path / "got.db"), "SELECT count(*) FROM t") == [(50,)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_signals_are_passed_on(number, new_sidecar, replica, tmp_path):
+    database = tmp_path / "app.db"
+    begin(database).close()
+    script = "import signal\nsignal.signal(%d, lambda *_: (print('got it', flush=True), sys.exit(9)))\n" % number
+    sidecar = new_sidecar(database, replica, "--exec", quoted(
+        "import sys, time\n" + script + WRITES % "ready" + "while True: time.sleep(60)"), sync="1h",
+        env={"DATABASE": str(database)})
+    assert sidecar.process.stdout.readline() == "ready\n"
+    sidecar.process.send_signal(number)
+    assert sidecar.process.stdout.readline() == "got it\n"
+    assert sidecar.process.wait(60) == 9
+    assert rows(restore(replica, tmp_path / "got.db"), "SELECT count(*) FROM t") == [(50,)]
+
+
+def test_the_program_starts_only_when_its_databases_are_replicated(new_sidecar, replica, tmp_path):
+    database = tmp_path / "app.db"
+    begin(database).close()
+    # The WAL stays although the only connection is closed: the pin is there before the first line.
+    sidecar = new_sidecar(database, replica, "--exec", quoted(
+        "import os, sqlite3\ndb = sqlite3.connect(os.environ['DATABASE'], isolation_level=None)\n"
+        "db.execute('INSERT INTO t (x) VALUES (1)')\ndb.close()\n"
+        "print(os.path.exists(os.environ['DATABASE'] + '-wal'))"), env={"DATABASE": str(database)})
+    assert sidecar.process.wait(60) == 0
+    assert sidecar.process.stdout.read() == "True\n"
+
+
+@pytest.mark.parametrize("command, code", [
+    ("no-such-program-at-all", 127), ("'unbalanced", USAGE), ("   ", USAGE)])
+def test_a_program_that_cannot_be_started(command, code, new_sidecar, replica, tmp_path):
+    database = tmp_path / "app.db"
+    begin(database).close()
+    sidecar = new_sidecar(database, replica, "--exec", command, wait=False)
+    assert sidecar.process.wait(60) == code, sidecar.said()
+
+
+def test_a_second_signal_ends_it_at_once(new_sidecar, new_replica, proxy, s3, tmp_path):
+    from harness import S3Replica
+    replica = S3Replica(s3, "sidecar/second-signal-%d" % os.getpid(), proxy.endpoint)
+    database = tmp_path / "app.db"
+    db = begin(database)
+    sidecar = new_sidecar(database, replica, "--set", "shutdown-timeout=1h")
+    rule = proxy.rule("blackhole", where="request", count=1000)
+    insert(db, 5)
+    proxy.wait(rule)
+    sidecar.process.send_signal(signal.SIGTERM)
+    sidecar.wait_for("STOPPING=1")
+    sidecar.process.send_signal(signal.SIGTERM)
+    assert sidecar.process.wait(60) == -signal.SIGTERM
+    proxy.heal()
+    sidecar = new_sidecar(database, replica)  # what was left is shipped
+    assert sidecar.end() == 0
+    assert_restores(replica, database, tmp_path)
+
+
+# ---- once, restore, the service manager ------------------------------------------------------
+
+
+def test_once(new_sidecar, new_replica, tmp_path):
+    database, replica = tmp_path / "app.db", new_replica()
+    db = begin(database)
+    insert(db, 20)
+    for _ in range(2):
+        sidecar = new_sidecar(database, replica, "--once", wait=False)
+        assert sidecar.process.wait(60) == OK, sidecar.said()
+        assert_restores(replica, database, tmp_path)
+        insert(db, 5)
+    for arguments, path, url, code in [
+        (["--once"], tmp_path / "missing.db", replica.url, USAGE),
+        (["--once", "--exec", "true"], database, replica.url, USAGE),
+        (["--once", "--timeout", "500ms"], database, "s3://bucket/x?endpoint=http://127.0.0.1:9", UNREACHABLE),
+    ]:
+        walferry("replicate", *arguments, path, url, code=code,
+                 env={"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "c"})
+    assert not (tmp_path / "missing.db").exists()
+
+
+def test_a_missing_database_is_restored_first(new_sidecar, new_replica, tmp_path):
+    database, replica = tmp_path / "app.db", new_replica()
+    sidecar = new_sidecar(database, replica, "--restore-if-db-not-exists")  # no replica yet: no error
+    db = begin(database)
+    insert(db, 20)
+    sidecar.wait_until_said(": opened")
+    assert sidecar.end() == 0
+    db.close()
+    expected = restore(replica, tmp_path / "expected.db").read_bytes()
+    for path in tmp_path.glob("app.db*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    sidecar = new_sidecar(database, replica, "--restore-if-db-not-exists")
+    assert database.read_bytes()[100:] == expected[100:]
+    db = plain(database)
+    insert(db, 5)
+    assert sidecar.end() == 0
+    assert_restores(replica, database, tmp_path)
+    assert len(full_images(replica)) == 1
+
+
+def test_the_service_manager_is_told(new_sidecar, replica, tmp_path):
+    database = tmp_path / "app.db"
+    begin(database).close()
+    sidecar = new_sidecar(database, replica, env={"WATCHDOG_USEC": "200000"})
+    for _ in range(3):
+        sidecar.wait_for("WATCHDOG=1")
+    assert sidecar.end(signal.SIGINT) == 0
+    sidecar.wait_for_last = [sidecar.told.get(timeout=10)]
+    while sidecar.wait_for_last[-1] != "STOPPING=1":
+        sidecar.wait_for_last.append(sidecar.told.get(timeout=10))
+
+
+def test_log_formats_and_levels(new_sidecar, replica, tmp_path):
+    database, secret = tmp_path / "app.db", "s3cr3t-in-the-environment"
+    begin(database).close()
+    sidecar = new_sidecar(database, replica, "--log-format", "json", "--log-level", "debug",
+                          "--log-file", tmp_path / "own.log", env={"AWS_SECRET_ACCESS_KEY": secret})
+    assert sidecar.end() == 0
+    lines = [json.loads(line) for line in (tmp_path / "own.log").read_text().splitlines()]
+    assert {line["level"] for line in lines} >= {"INFO"} and {"time", "pid", "msg"} <= lines[0].keys()
+    assert any("full image" in line["msg"] for line in lines), "the extension logs there too"
+    assert sidecar.said() == "" and secret not in (tmp_path / "own.log").read_text()
+    sidecar = new_sidecar(database, replica, "--log-level", "error")
+    assert sidecar.end() == 0 and sidecar.said() == ""
+    walferry("replicate", "--log-level", "loud", database, replica.url, code=USAGE)

@@ -1,0 +1,315 @@
+//! `walferry replicate`: replicates databases whose programs cannot load the extension.
+//!
+//! The process opens each database through the extension and commits nothing. What it adds to the
+//! extension is when to open and to close, a program to run beside, signals, and the service manager.
+
+mod candidate;
+mod child;
+mod fleet;
+mod limits;
+mod notify;
+mod once;
+mod wanted;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::iterator::Signals;
+
+use super::{Error, Exit, configured, extension};
+use crate::config::{self, Config};
+use crate::settings::parse_duration;
+use crate::store;
+use child::{Program, exit_code};
+use fleet::Fleet;
+use notify::Manager;
+pub(crate) use wanted::{Place, Wanted};
+
+/// How often it is looked which databases are there.
+const LOOK: Duration = Duration::from_millis(500);
+/// How long a program waits at most for its databases: a store that hangs must not keep it down.
+const READY_FOR: Duration = Duration::from_secs(10);
+
+/// Arguments of `walferry replicate`.
+#[derive(clap::Args)]
+#[command(after_help = super::exit::help_with(&[
+    "walferry replicate --config walferry.yml",
+    "walferry replicate app.db s3://bucket/app --exec 'gunicorn app:app'",
+]))]
+pub(super) struct Args {
+    /// The database, which need not be there yet; or a folder of databases (see --pattern). Else all
+    /// databases of the configuration file
+    #[arg(requires = "url")]
+    database: Option<PathBuf>,
+    /// The replica, such as s3://bucket/path or file:///path; of a folder, what its databases' replicas
+    /// are beneath
+    url: Option<String>,
+    #[command(flatten)]
+    file: configured::File,
+    /// Of a folder: which names are databases, such as *.db
+    #[arg(long, value_name = "GLOB", requires = "database", value_parser = pattern)]
+    pattern: Option<String>,
+    /// Of a folder: also those in folders within
+    #[arg(long, requires = "pattern")]
+    recursive: bool,
+    /// Run this program when its databases are replicated, and end when it does, with its exit code.
+    /// Words as in a shell, without one. Else `exec` of the configuration file
+    #[arg(long, value_name = "CMD", conflicts_with = "once")]
+    exec: Option<String>,
+    /// Ship what is committed and do what is due, then end
+    #[arg(long)]
+    once: bool,
+    /// First restore the database, if it does not exist and the replica does
+    #[arg(long, requires = "database")]
+    restore_if_db_not_exists: bool,
+    /// What is done with a database that is in another journal mode: `wal` changes it, `keep` waits;
+    /// else what the configuration file says, else `keep`
+    #[arg(long, value_name = "wal|keep", hide_possible_values = true,
+          value_parser = ["wal", "keep"])]
+    journal_mode: Option<String>,
+    /// A setting of the extension, such as retention=720h; any number of times
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting)]
+    settings: Vec<(String, String)>,
+    /// How long --once waits for the store
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    timeout: Duration,
+    /// The extension, walferry.so; else WALFERRY_EXTENSION, else the one beside this program or in
+    /// ../lib/walferry/
+    #[arg(long, value_name = "PATH")]
+    extension: Option<PathBuf>,
+    #[command(flatten)]
+    log: super::log::Args,
+}
+
+fn pattern(text: &str) -> Result<String, String> {
+    match crate::config::pattern::matches(text, "") {
+        Some(_) => Ok(text.to_string()),
+        None => Err("it may have *, ?, [a-z] and [^a-z]".to_string()),
+    }
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if name != "replica" && !name.is_empty() => {
+            Ok((name.to_string(), value.to_string()))
+        }
+        _ => Err(format!("'{text}' is not a setting: write it like retention=720h")),
+    }
+}
+
+impl Args {
+    /// The one database or folder that is named, else all of the configuration file.
+    fn wanted(&self, config: Option<&Config>) -> Result<Vec<Wanted>, Error> {
+        if let (Some(database), Some(url)) = (&self.database, &self.url) {
+            return Ok(vec![self.named(database, url)?]);
+        }
+        let Some(config) = config else {
+            let text = "name a database and the URL of its replica, or a configuration file";
+            return Err(Error::Usage(text.to_string()));
+        };
+        let all: Vec<Wanted> =
+            config.databases.iter().map(|entry| self.configured(entry)).collect();
+        if all.is_empty() {
+            return Err(Error::Usage(format!("{} lists no database", config.file.display())));
+        }
+        Ok(all)
+    }
+
+    fn named(&self, database: &Path, url: &str) -> Result<Wanted, Error> {
+        // What is wrong with the URL is better said before anything is touched.
+        store::url::open(url)?;
+        let path = database.to_path_buf();
+        let place = match &self.pattern {
+            Some(pattern) => Place::Folder {
+                path,
+                pattern: pattern.clone(),
+                recursive: self.recursive,
+                watch: !self.once,
+            },
+            None if path.is_dir() => {
+                let text = "this is a folder: say with --pattern which names are databases";
+                return Err(Error::Usage(format!("{}: {text}", path.display())));
+            }
+            None => Place::Database(path),
+        };
+        let mut parameters = vec![("replica".to_string(), url.to_string())];
+        parameters.extend(self.settings.iter().cloned());
+        Ok(Wanted {
+            place,
+            parameters,
+            set_wal: self.journal_mode.as_deref() == Some("wal"),
+            restore: self.restore_if_db_not_exists,
+        })
+    }
+
+    /// An entry of the file: the extension finds its replicas there by itself.
+    fn configured(&self, entry: &config::Database) -> Wanted {
+        let path = entry.place.clone();
+        let place = match &entry.pattern {
+            Some(pattern) => Place::Folder {
+                path,
+                pattern: pattern.clone(),
+                recursive: entry.recursive,
+                watch: entry.watch && !self.once,
+            },
+            None => Place::Database(path),
+        };
+        let in_file = entry.layer.values.get("journal-mode").map(|given| given.text.as_str());
+        Wanted {
+            place,
+            parameters: self.settings.clone(),
+            set_wal: self.journal_mode.as_deref().or(in_file) == Some("wal"),
+            restore: entry.restore,
+        }
+    }
+}
+
+/// What the main thread waits for.
+enum Event {
+    Signal(i32),
+    /// The program of `--exec` has ended.
+    Ended(std::io::Result<ExitStatus>),
+}
+
+/// Runs until it is told to end; what is not shipped then is shipped when the process exits.
+pub(super) fn run(args: &Args) -> Result<Exit, Error> {
+    // Where a database is named, a file that nobody named does not matter.
+    let config = match args.database.is_some() && args.file.config.is_none() {
+        true => None,
+        false => args.file.load()?,
+    };
+    let in_file = config.as_ref().and_then(|config| config.exec.as_deref());
+    let exec = args.exec.as_deref().or(in_file.filter(|_| !args.once && args.database.is_none()));
+    let words = exec.map(words).transpose()?;
+    let wanted = args.wanted(config.as_ref())?;
+    // Before there is a second thread: this sets the environment of the extension.
+    args.log.install(config.as_ref().map(|config| &config.logging))?;
+    if let Some(config) = &config {
+        extension::set_config(&config.file, args.file.no_expand_env);
+        for note in &config.notes {
+            log::info!("{}:{note}", config.file.display());
+        }
+    }
+    extension::load_named(args.extension.as_deref())?;
+    for wanted in wanted.iter().filter(|wanted| wanted.restore) {
+        restore(wanted, &args.file)?;
+    }
+    limits::raise();
+    let mut fleet = Fleet::new(wanted)?;
+    if args.once {
+        return once::run(&mut fleet, args.timeout).map(|()| Exit::Success);
+    }
+    let (events, arriving) = mpsc::channel();
+    listen_for_signals(words.is_some(), &events)?;
+    let service = Service { fleet, manager: Manager::of_environment(), arriving };
+    service.run(words.as_deref(), &events)
+}
+
+fn words(command: &str) -> Result<Vec<String>, Error> {
+    let words = shlex::split(command).filter(|words| !words.is_empty());
+    words.ok_or_else(|| {
+        let text =
+            "--exec: this is not the line of a program: a quote does not end, or it is empty";
+        Error::Usage(text.to_string())
+    })
+}
+
+/// Restores a database that is not there, if its replica is.
+fn restore(wanted: &Wanted, file: &configured::File) -> Result<(), Error> {
+    let Place::Database(path) = &wanted.place else { return Ok(()) };
+    let from = wanted.replica().map_or(path.as_path(), Path::new);
+    super::restore_missing(path, from, file)
+}
+
+fn listen_for_signals(with_program: bool, events: &Sender<Event>) -> Result<(), Error> {
+    let mut numbers = vec![SIGINT, SIGTERM, SIGHUP];
+    if with_program {
+        numbers.extend([SIGQUIT, SIGUSR1, SIGUSR2]);
+    }
+    let mut signals = Signals::new(numbers).map_err(Error::System)?;
+    let events = events.clone();
+    let listens = std::thread::Builder::new().name("signals".into()).spawn(move || {
+        for number in signals.forever() {
+            if events.send(Event::Signal(number)).is_err() {
+                // The process is about to end and ships what is left: it was told to end at once.
+                let _ = signal_hook::low_level::emulate_default_handler(number);
+            }
+        }
+    });
+    listens.map(drop).map_err(Error::System)
+}
+
+struct Service {
+    fleet: Fleet,
+    manager: Manager,
+    arriving: Receiver<Event>,
+}
+
+impl Service {
+    fn run(mut self, words: Option<&[String]>, events: &Sender<Event>) -> Result<Exit, Error> {
+        let begun = Instant::now();
+        let (mut ready, mut program) = (false, None);
+        let mut beat = Instant::now();
+        // Half of what it waits for, as sd_watchdog_enabled(3) says.
+        let beats = self.manager.watchdog.map(|time| time / 2);
+        let exit = loop {
+            self.fleet.look();
+            if !ready && (self.fleet.is_ready() || begun.elapsed() >= READY_FOR) {
+                ready = true;
+                if begun.elapsed() >= READY_FOR {
+                    log::warn!("some database is not replicated yet; going on without");
+                }
+                self.manager.tell("READY=1");
+                if let Some(words) = words {
+                    program = Some(Program::start(words, events)?);
+                }
+            }
+            if let Some(every) = beats
+                && beat <= Instant::now()
+            {
+                beat = Instant::now() + every;
+                if self.fleet.answers(every / 2) {
+                    self.manager.tell("WATCHDOG=1");
+                } else {
+                    log::error!("the threads that replicate do not answer");
+                }
+            }
+            let wait =
+                beats.map_or(LOOK, |_| LOOK.min(beat.saturating_duration_since(Instant::now())));
+            let wait = if ready { wait } else { wait.min(Duration::from_millis(20)) };
+            match self.arriving.recv_timeout(wait) {
+                Ok(Event::Signal(number)) => match &program {
+                    Some(program) => {
+                        if !came_from_the_terminal(number) {
+                            program.signal(number);
+                        }
+                    }
+                    None => {
+                        log::info!("told to end by signal {number}");
+                        break Exit::Success;
+                    }
+                },
+                Ok(Event::Ended(status)) => {
+                    let status = status.map_err(Error::System)?;
+                    log::info!("the program has ended: {status}");
+                    break Exit::Program(exit_code(status));
+                }
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+            }
+        };
+        self.manager.tell("STOPPING=1");
+        // From here on a signal ends the process at once.
+        drop(self.arriving);
+        self.fleet.close();
+        Ok(exit)
+    }
+}
+
+/// A key like Ctrl-C sends its signal to all programs of the terminal, so to ours as well.
+fn came_from_the_terminal(number: i32) -> bool {
+    use std::io::IsTerminal;
+    matches!(number, SIGINT | SIGQUIT) && std::io::stdin().is_terminal()
+}

@@ -1,0 +1,406 @@
+//! Care for WALs that other processes write, while this one ships and writes nothing: the sidecar.
+//!
+//! The pin keeps those processes from beginning the WAL anew. A writer whose WAL is past its
+//! auto-checkpoint size checkpoints after every commit, at two fsyncs each, so that it must not stay
+//! there for long. Therefore commits are looked for many times a second; a WAL that is about to get
+//! so large is captured and checkpointed from here, and then the pin gives way for one new beginning:
+//!
+//! - *Narrow*, when nobody is writing: all is captured and in the database, and the checkpoint lock
+//!   is held, without which the WAL can begin anew only right there. It may stay so for hours.
+//! - *Wide*, when somebody writes without a pause: no checkpoint of ours ever catches up, so the
+//!   writer's own does, at its next commit, and the commit after that begins the WAL anew. That takes
+//!   milliseconds, and is looked at closely meanwhile. What was committed last is then read from what
+//!   is left in the file, and proven to be all by the count of commits (`sealer/frames.rs`).
+//!
+//! The write lock is never taken: a writer without a busy timeout never fails because of us.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+use parking_lot::Mutex;
+
+use crate::border::{Border, Way};
+use crate::database::{Database, Gate, Role, Shared};
+use crate::local::shared::Place;
+use crate::process::{Control, spawn};
+use crate::replications::Replications;
+use crate::wal::WalIndex;
+
+/// A WAL of so many frames is taken care of: before SQLite's own auto-checkpoint, at 1000.
+const FRAMES: u32 = 800;
+/// Most frames that the WAL may have behind what is captured when it is let go: the generation that
+/// follows takes a while to overwrite them, as what is captured comes before them.
+const TAIL: u32 = 300;
+/// A shorter WAL is let go only when all of it is captured; a longer one too, if the writer is fast.
+const WIDE_MIN: u32 = 600;
+/// How often a WAL is looked at: while it grows, shortly after, and when nothing happens.
+const HOT: Duration = Duration::from_millis(1);
+const WARM: Duration = Duration::from_millis(10);
+const COLD: Duration = Duration::from_millis(50);
+/// How long it counts as growing, or as having grown.
+const HOT_FOR: Duration = Duration::from_millis(100);
+const WARM_FOR: Duration = Duration::from_secs(10);
+/// So many databases are looked at in a round without making the rounds rarer.
+const ROUND: u32 = 200;
+/// How often it is looked at while it is let go and somebody writes, and for how long at most.
+const CLOSELY: Duration = Duration::from_micros(100);
+/// How long to wait where a fast writer's WAL is to grow.
+const SHORTLY: Duration = Duration::from_millis(1);
+const WIDE_FOR: Duration = Duration::from_secs(2);
+/// Nobody writes who has not done so for so long: a checkpoint of a slow disk's takes less.
+const QUIET: Duration = Duration::from_millis(100);
+/// The wide way ends when so many frames are not captured.
+const TAIL_MAX: u32 = 600;
+/// After so long without a wal-index that can be read, something is done about it.
+const BLIND_FOR: Duration = Duration::from_secs(1);
+/// How long capture may take, which is waited for.
+const CAPTURE_FOR: Duration = Duration::from_secs(5);
+/// Time from the wide way until what is not captured is overwritten. Longer after that was too short.
+const MARGIN: Duration = Duration::from_millis(100);
+const MARGIN_MAX: Duration = Duration::from_mins(1);
+/// An attempt ends after so many ways that nobody took, and after so long.
+const IN_VAIN_MAX: u32 = 2;
+/// An attempt in vain is followed by another after so long, then ever longer.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+const RELIEVE_FOR: Duration = Duration::from_secs(10);
+/// WALs that are taken care of at the same time.
+const HANDS: usize = 3;
+
+/// The threads that do all this.
+pub(crate) struct Tender {
+    new: Sender<Replications>,
+}
+
+impl Tender {
+    /// Starts them.
+    pub(crate) fn start() -> Result<Tender, String> {
+        let (new, arriving) = crossbeam_channel::unbounded();
+        let (jobs, waiting) = crossbeam_channel::unbounded();
+        for _ in 0..HANDS {
+            let waiting: Receiver<Arc<Tended>> = waiting.clone();
+            spawn("walferry-tend", move || waiting.iter().for_each(|tended| tended.relieve()))?;
+        }
+        spawn("walferry-watch", move || watch(&arriving, &jobs))?;
+        Ok(Tender { new })
+    }
+
+    /// Takes care of another database, from now on.
+    pub(crate) fn tend(&self, database: &Replications) {
+        let _ = self.new.send(database.clone());
+    }
+}
+
+/// A database that is taken care of.
+struct Tended {
+    database: Replications,
+    /// Somebody is at it.
+    busy: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Others have the narrow way, right behind this place.
+    way: Option<Place>,
+    /// An attempt was in vain: when to try again, and how long that was put off.
+    again: Option<(Instant, Duration)>,
+    /// How long the next generation is to take, at least, to overwrite what is not captured; `None`
+    /// for [`MARGIN`].
+    margin: Option<Duration>,
+    /// Frames a second that were written in the last attempt, and when that was.
+    pace: Option<(f64, Instant)>,
+    failing: bool,
+}
+
+impl State {
+    /// The pace of the writer, of which this was seen just now. It may be in a checkpoint of its own:
+    /// what was seen before counts too, half after each second.
+    fn pace(&mut self, seen: f64) -> f64 {
+        let before =
+            self.pace.map_or(0.0, |(pace, at)| pace * (-at.elapsed().as_secs_f64()).exp2());
+        let pace = seen.max(before);
+        self.pace = Some((pace, Instant::now()));
+        pace
+    }
+
+    fn margin(&self) -> Duration {
+        self.margin.unwrap_or(MARGIN)
+    }
+}
+
+/// What the watching thread keeps of a database.
+struct Watched {
+    tended: Arc<Tended>,
+    seen: Option<WalIndex>,
+    changed: Instant,
+    next: Instant,
+}
+
+/// The watching thread's body; it ends with the process.
+fn watch(arriving: &Receiver<Replications>, jobs: &Sender<Arc<Tended>>) {
+    let mut all: Vec<Watched> = Vec::new();
+    loop {
+        let next = all.iter().map(|watched| watched.next).min();
+        let arrived = match next {
+            None => arriving.recv().ok(),
+            Some(next) => arriving.recv_deadline(next).ok(),
+        };
+        let now = Instant::now();
+        for database in arrived.into_iter().chain(arriving.try_iter()) {
+            let busy = AtomicBool::new(false);
+            let tended = Arc::new(Tended { database, busy, state: Mutex::default() });
+            all.push(Watched { tended, seen: None, changed: now, next: now });
+        }
+        let rarer = (u32::try_from(all.len()).unwrap_or(u32::MAX) / ROUND).max(1);
+        for watched in all.iter_mut().filter(|watched| watched.next <= now) {
+            watched.look(now, jobs);
+            watched.next = now
+                + match now.duration_since(watched.changed) {
+                    since if since < HOT_FOR => HOT,
+                    since if since < WARM_FOR => WARM * rarer,
+                    _ => COLD * rarer,
+                };
+        }
+    }
+}
+
+impl Watched {
+    fn look(&mut self, now: Instant, jobs: &Sender<Arc<Tended>>) {
+        let index = self.tended.look();
+        if index != self.seen {
+            self.seen = index;
+            self.changed = now;
+        }
+        if self.tended.busy.load(Ordering::Acquire) {
+            return;
+        }
+        let blind = index.is_none() && now.duration_since(self.changed) >= BLIND_FOR;
+        if blind {
+            self.changed = now;
+        }
+        if self.tended.needs_care(index) || blind && self.tended.is_ours() {
+            self.tended.busy.store(true, Ordering::Release);
+            let _ = jobs.send(self.tended.clone());
+        }
+    }
+}
+
+impl Tended {
+    /// Whether there is something to do. Ends a way that was used, or that leads elsewhere by now.
+    fn needs_care(&self, index: Option<WalIndex>) -> bool {
+        let mut state = self.state.lock();
+        if let Some(place) = state.way {
+            let still = index.is_some_and(|index| (index.salts, index.max_frame) == place);
+            if still {
+                return false;
+            }
+            self.end_way(&mut state);
+            return false;
+        }
+        let Some(index) = index else { return false };
+        index.max_frame >= FRAMES && state.again.is_none_or(|(at, _)| at <= Instant::now())
+    }
+
+    fn is_ours(&self) -> bool {
+        let is_ours = |shared: &mut Shared| shared.role == Role::Ships && shared.connections > 0;
+        self.database.each().all(|database| database.with(is_ours))
+    }
+
+    fn border(&self) -> Option<&Arc<dyn Border>> {
+        self.database.first().border()
+    }
+
+    /// Looks at the wal-index for every replica ([`Database::look`]); `None` where another process
+    /// ships to one of them.
+    fn look(&self) -> Option<WalIndex> {
+        let mut looked = self.database.each().map(|database| database.look());
+        let first = looked.next().flatten();
+        // All look, whatever one sees.
+        looked.fold(first, |seen, index| seen.and(index))
+    }
+
+    fn capture(&self) {
+        for database in self.database.each() {
+            database.send(Control::Capture(database.id));
+        }
+    }
+
+    /// How often capture had to give up, for all replicas.
+    fn lost_track(&self) -> u64 {
+        self.database.each().map(|database| database.with(|shared| shared.lost_track)).sum()
+    }
+
+    /// Takes the pin back, and has what came meanwhile captured.
+    fn end_way(&self, state: &mut State) {
+        if self.border().is_none_or(|border| border.take_back()) {
+            state.way = None;
+            self.look();
+            self.capture();
+        }
+    }
+
+    /// Has the WAL captured and checkpointed, and lets it be begun anew.
+    fn relieve(&self) {
+        let mut state = self.state.lock();
+        let before = self.lost_track();
+        self.try_to_relieve(&mut state);
+        let missed = self.lost_track() != before;
+        let margin = state.margin();
+        state.margin = Some(if missed {
+            MARGIN_MAX.min(margin * 4)
+        } else {
+            MARGIN.max(margin.mul_f64(0.95))
+        });
+        drop(state);
+        self.busy.store(false, Ordering::Release);
+    }
+
+    fn try_to_relieve(&self, state: &mut State) {
+        let Some(border) = self.border() else { return };
+        let Some(begun) = self.look() else {
+            // A writer died while it wrote the wal-index: this makes SQLite mend it.
+            self.checkpoint(border.as_ref(), state);
+            return;
+        };
+        let begun_at = Instant::now();
+        let (mut in_vain, mut copied) = (0, false);
+        self.capture();
+        while in_vain < IN_VAIN_MAX && begun_at.elapsed() < RELIEVE_FOR {
+            let (Some(captured), Some(now)) = (self.captured(), self.look()) else {
+                break;
+            };
+            if captured.0 != begun.salts || now.salts != begun.salts {
+                state.again = None;
+                break;
+            }
+            // How long the next generation takes to reach what is not captured, at this pace.
+            let pace = f64::from(now.max_frame.saturating_sub(begun.max_frame));
+            let pace = state.pace(pace / begun_at.elapsed().as_secs_f64());
+            let far = f64::from(captured.1) >= pace * state.margin().as_secs_f64();
+            if !far {
+                // A writer that checkpointed after each commit would be slow meanwhile.
+                border.hold_checkpoints(true);
+                std::thread::sleep(SHORTLY);
+                copied = false;
+                continue;
+            }
+            if !std::mem::replace(&mut copied, true) {
+                border.hold_checkpoints(false);
+                if !self.checkpoint(border.as_ref(), state) {
+                    break;
+                }
+                continue;
+            }
+            let way = border.give_way(captured, if captured.1 >= WIDE_MIN { TAIL } else { 0 });
+            if way != Way::Shut {
+                log::debug!(
+                    "{}: {way:?} way behind frame {}, at {pace:.0} frames a second",
+                    self.database.path().display(),
+                    captured.1
+                );
+            }
+            if way == Way::Narrow {
+                state.way = Some(captured);
+                state.again = None;
+                return;
+            }
+            if way == Way::Wide && self.watch_closely(border.as_ref(), captured) {
+                state.again = None;
+                return;
+            }
+            // Perhaps nobody writes just now, or a reader is in the way.
+            in_vain += 1;
+            copied = false;
+        }
+        border.hold_checkpoints(false);
+        let pause = state.again.map_or(PAUSE_MIN, |(_, last)| PAUSE_MAX.min(last * 2));
+        state.again = Some((Instant::now() + pause, pause));
+    }
+
+    /// While the way is wide: until it was used, nobody writes, or too much is not captured. Whether it
+    /// was used.
+    fn watch_closely(&self, border: &dyn Border, captured: Place) -> bool {
+        let (salts, mut last) = captured;
+        let until = Instant::now() + WIDE_FOR;
+        let mut moved = Instant::now();
+        let begun = loop {
+            let now = Instant::now();
+            match border.wal_index() {
+                Some(index) if index.salts != salts => break true,
+                Some(index) if index.max_frame.saturating_sub(captured.1) > TAIL_MAX => {
+                    break false;
+                }
+                Some(index) if index.max_frame != last => (last, moved) = (index.max_frame, now),
+                Some(_) if now < until && now < moved + QUIET => {}
+                _ => break false,
+            }
+            std::thread::sleep(CLOSELY);
+        };
+        while !border.take_back() {
+            std::thread::sleep(CLOSELY);
+        }
+        // Its first commit follows at once: with it, what is left of the generation before is taken.
+        let is_empty = || border.wal_index().is_some_and(|index| index.max_frame == 0);
+        let until = Instant::now() + QUIET;
+        while begun && is_empty() && Instant::now() < until {
+            std::thread::sleep(CLOSELY);
+        }
+        if begun {
+            // So that it is known whether something was missed.
+            self.captured();
+        }
+        begun
+    }
+
+    /// `false` when it is impossible.
+    fn checkpoint(&self, border: &dyn Border, state: &mut State) -> bool {
+        match border.checkpoint() {
+            Ok(_) => state.failing = false,
+            Err(error) => {
+                if !std::mem::replace(&mut state.failing, true) {
+                    let path = self.database.path().display();
+                    log::warn!("{path}: its WAL cannot be checkpointed: {error}");
+                }
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Waits until what is committed now is captured for every replica; gives how far capture has come.
+    /// `None` when it does not go on for now.
+    fn captured(&self) -> Option<Place> {
+        self.capture();
+        let mut places = self.database.each().map(captured);
+        let first = places.next()??;
+        places.try_fold(first, |least, place| {
+            let place = place?;
+            // One that has seen a new beginning says so for all.
+            Some(if place.0 == least.0 && place.1 > least.1 { least } else { place })
+        })
+    }
+}
+
+fn captured(database: &Arc<Database>) -> Option<Place> {
+    let index = database.look().filter(|index| index.max_frame > 0)?;
+    database.send(Control::Capture(database.id));
+    let deadline = Instant::now() + CAPTURE_FOR;
+    let mut shared = database.shared.lock();
+    loop {
+        if shared.role != Role::Ships || shared.gate != Gate::Capturing {
+            return None;
+        }
+        match shared.captured {
+            Some(at) if at.0 == index.salts && at.1 >= index.max_frame => return Some(at),
+            // Begun anew meanwhile.
+            at if shared.published.is_some_and(|now| now.salts != index.salts) => return at,
+            _ => {}
+        }
+        if database.changed.wait_until(&mut shared, deadline).timed_out() {
+            return None;
+        }
+    }
+}
