@@ -26,7 +26,8 @@ class Sidecar:
         settings = {"NOTIFY_SOCKET": address, "WALFERRY_SYNC_INTERVAL": sync, "WALFERRY_LOG_LEVEL": "debug"}
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [str(PROGRAM), "replicate", *map(str, arguments), str(database), url],
+                [str(PROGRAM), "replicate", *map(str, arguments),
+                 *(str(word) for word in (database, url) if word)],
                 stdin=stdin or subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True,
                 env=dict(clean_environment(), **settings, **(env or {})))
         threading.Thread(target=self.listen, daemon=True).start()

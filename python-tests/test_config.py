@@ -2,7 +2,6 @@
 
 import json
 import os
-import stat
 import subprocess
 
 import pytest
@@ -373,7 +372,7 @@ def test_no_secret_in_any_output(new_host, s3_file, s3, tmp_path, write):
     commands = [["databases"], ["databases", "--json"], ["check"], ["check", "--json"], ["ltx", database],
                 ["verify", database], ["compact", database], ["retain", "--dry-run", database],
                 ["restore", "--list", database], ["restore", "--json", "-o", tmp_path / "o1", database],
-                ["sync", database], ["promote", "--dry-run", database], ["reset", "--dry-run", database]]
+                ["sync", "--timeout", "2s", database], ["promote", "--dry-run", database], ["reset", "--dry-run", database]]
     for command in commands:
         said.append(output_of(*command, "--config", path, env=good)[1])
     wrong = dict(good, **secrets)
@@ -410,12 +409,9 @@ def test_no_secret_in_any_output(new_host, s3_file, s3, tmp_path, write):
         assert at < 0, whole[max(0, at - 400):at + 100]
 
 
-def test_unreadable_file(new_host, tmp_path, write):
-    if os.geteuid() == 0:
-        pytest.skip("root reads everything")
-    path = write("dbs: []\n")
-    path.chmod(0)
-    assert stat.S_IMODE(path.stat().st_mode) == 0
+def test_unreadable_file(new_host, tmp_path):
+    path = tmp_path / "a folder.yml"
+    path.mkdir()
     host = new_host(env={"WALFERRY_CONFIG": str(path)})
     host.open(tmp_path / "app.db").sql(TABLE)
     assert "cannot be read" in host.status(tmp_path / "app.db")["last_error"]

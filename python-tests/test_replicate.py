@@ -613,3 +613,104 @@ def test_log_formats_and_levels(new_sidecar, replica, tmp_path):
     sidecar = new_sidecar(database, replica, "--log-level", "error")
     assert sidecar.end() == 0 and sidecar.said() == ""
     walferry("replicate", "--log-level", "loud", database, replica.url, code=USAGE)
+
+
+# ---- the configuration file ------------------------------------------------------------------
+
+
+@pytest.fixture
+def configured(new_replica, tmp_path):
+    """Litestream's file, as it is, with the server's endpoint: S3, and a folder of databases."""
+    cloud, disk = new_replica("s3"), DirectoryReplica(tmp_path / "disk")
+    (tmp_path / "tenants" / "eu").mkdir(parents=True)
+    path = tmp_path / "litestream.yml"
+    path.write_text("""
+dbs:
+  - path: %s
+    restore-if-db-not-exists: true
+    replicas:
+      - type: s3
+        bucket: %s
+        path: %s
+        region: %s
+        endpoint: %s
+        force-path-style: true
+        access-key-id: ${AWS_ACCESS_KEY_ID}
+        secret-access-key: ${AWS_SECRET_ACCESS_KEY}
+        retention: 720h
+      - path: %s
+  - dir: %s
+    pattern: "*.db"
+    recursive: true
+    watch: true
+    replica:
+      path: %s
+""" % (tmp_path / "app.db", cloud.bucket, cloud.prefix, cloud.env["AWS_REGION"],
+       cloud.env["AWS_ENDPOINT_URL"], disk.folder, tmp_path / "tenants", tmp_path / "all"))
+    env = {name: value for name, value in cloud.env.items() if name != "AWS_ENDPOINT_URL"}
+    return path, cloud, disk, env
+
+
+@pytest.fixture
+def from_file(tmp_path):
+    running = []
+
+    def make(path, env, *arguments):
+        running.append(Sidecar(tmp_path, None, None, "-config", path, *arguments, env=env))
+        return running[-1]
+
+    yield make
+    for sidecar in running:
+        if sidecar.process.poll() is None:
+            sidecar.kill()
+
+
+def test_the_file_says_what_is_replicated(configured, from_file, tmp_path):
+    path, cloud, disk, env = configured
+    database, tenant = tmp_path / "app.db", tmp_path / "tenants" / "eu" / "one.db"
+    db, other = begin(database), begin(tenant)
+    sidecar = from_file(path, env)
+    for _ in range(40):  # the WAL begins anew meanwhile, for both replicas
+        insert(db, 50, 500)
+        insert(other, 5)
+    late = begin(tmp_path / "tenants" / "late.db")
+    insert(late, 5)
+    sidecar.wait_until_said("late.db: opened")
+    assert os.path.getsize(str(database) + "-wal") < 8 << 20
+    assert sidecar.end() == 0
+    for replica in (cloud, disk):
+        assert_restores(replica, database, tmp_path)
+        assert len(full_images(replica)) == 1
+    assert_restores(DirectoryReplica(tmp_path / "all" / "eu" / "one.db"), tenant, tmp_path)
+    assert_restores(DirectoryReplica(tmp_path / "all" / "late.db"), tmp_path / "tenants" / "late.db", tmp_path)
+    complaints = [line for line in sidecar.complaints() if "cannot be read" not in line]
+    assert not complaints, complaints
+    # The same file is enough to restore by, now and as it was.
+    for more in ([], ["-timestamp", "-0s"]):
+        output = tmp_path / "out.db"
+        walferry("restore", "-o", output, "-config", path, *more, database, env=env)
+        assert rows(output, "SELECT count(*) FROM t") == [(2000,)]
+        output.unlink()
+    # And a database that is missing is put back before anything else.
+    db.close()
+    for file in tmp_path.glob("app.db*"):
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
+    sidecar = from_file(path, env)
+    assert plain(database).execute("SELECT count(*) FROM t").fetchone() == (2000,)
+    assert sidecar.end() == 0
+
+
+def test_once_and_exec_by_the_file(configured, from_file, tmp_path):
+    path, cloud, disk, env = configured
+    database = tmp_path / "app.db"
+    db = begin(database)
+    insert(db, 10)
+    walferry("replicate", "-once", "-config", path, env=env)
+    for replica in (cloud, disk):
+        assert_restores(replica, database, tmp_path)
+    path.write_text("exec: sh -c 'exit 7'\n" + path.read_text())
+    walferry("replicate", "-config", path, env=env, code=7)
+    walferry("replicate", "-exec", "sh -c 'exit 8'", "-config", path, env=env, code=8)
+    path.write_text("dbs: []\n")
+    assert "lists no database" in walferry("replicate", "-config", path, env=env, code=USAGE).stderr
+    walferry("replicate", database, env=env, code=USAGE)

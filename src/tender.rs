@@ -219,7 +219,7 @@ impl Tended {
         let mut looked = self.database.each().map(|database| database.look());
         let first = looked.next().flatten();
         // All look, whatever one sees.
-        looked.fold(first, |seen, index| seen.and(index))
+        looked.fold(first, Option::and)
     }
 
     fn capture(&self) {

@@ -30,12 +30,12 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
         });
         return print(&format!("{text}\n"));
     }
-    let mut text = format!("walferry {VERSION}\n");
-    if args.verbose {
-        let extension = extension.unwrap_or_else(|| "not beside the program".to_string());
-        text += &format!("for {target}\nSQLite {sqlite}\nextension {extension}\n");
+    print(&format!("walferry {VERSION}\n"))?;
+    if !args.verbose {
+        return Ok(());
     }
-    print(&text)
+    let extension = extension.unwrap_or_else(|| "not beside the program".to_string());
+    print(&format!("for {target}\nSQLite {sqlite}\nextension {extension}\n"))
 }
 
 fn target() -> String {

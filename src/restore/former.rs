@@ -136,7 +136,9 @@ impl Former {
 
     /// Gives up what was kept beside it. Files that were not shipped are moved aside, to `kept-<n>`.
     pub(super) fn forget(&self) -> Result<(), local::Error> {
-        self.kept.iter().try_for_each(|kept| local::given_up::give_up(&kept.dir, &kept.waiting).map(drop))
+        self.kept
+            .iter()
+            .try_for_each(|kept| local::given_up::give_up(&kept.dir, &kept.waiting).map(drop))
     }
 }
 

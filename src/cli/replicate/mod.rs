@@ -177,10 +177,8 @@ enum Event {
 /// Runs until it is told to end; what is not shipped then is shipped when the process exits.
 pub(super) fn run(args: &Args) -> Result<Exit, Error> {
     // Where a database is named, a file that nobody named does not matter.
-    let config = match args.database.is_some() && args.file.config.is_none() {
-        true => None,
-        false => args.file.load()?,
-    };
+    let of_no_matter = args.database.is_some() && args.file.config.is_none();
+    let config = if of_no_matter { None } else { args.file.load()? };
     let in_file = config.as_ref().and_then(|config| config.exec.as_deref());
     let exec = args.exec.as_deref().or(in_file.filter(|_| !args.once && args.database.is_none()));
     let words = exec.map(words).transpose()?;
