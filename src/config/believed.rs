@@ -165,7 +165,7 @@ impl Believing<'_> {
             }
         }
         let text = section.get("pattern");
-        if is_dir && text.is_none() {
+        if is_dir && text.is_none() && section.get("path").is_none() {
             self.wrong(section.mistake("dir: needs pattern:, such as \"*.db\""));
         }
         if let Some(text) = text.filter(|text| pattern::matches(&text.text, "").is_none()) {

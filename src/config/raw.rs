@@ -176,7 +176,8 @@ impl Reading<'_> {
                     }
                     _ if entry.value.is_null() => self.empty(entry.line, &key),
                     _ => {
-                        let inside: Vec<_> = keys::names(place, &format!("{name}.")).collect();
+                        let mut inside: Vec<_> = keys::names(place, &format!("{name}.")).collect();
+                        inside.sort_unstable();
                         let what = format!(
                             "this must be a group of keys ({}); it is {}",
                             inside.join(", "),

@@ -99,7 +99,7 @@ fn syntax(text: &str, line: usize, info: &str) -> String {
     let indented_by_tab =
         |line: &str| line.chars().take_while(|c| c.is_whitespace()).any(|c| c == '\t');
     let from = line.saturating_sub(2);
-    let tab = text.lines().enumerate().skip(from).take(2).find(|(_, line)| indented_by_tab(line));
+    let tab = text.lines().enumerate().skip(from).take(3).find(|(_, line)| indented_by_tab(line));
     match tab {
         Some((at, _)) => {
             format!("line {} begins with a tab: YAML is indented with spaces only", at + 1)
