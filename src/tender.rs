@@ -222,6 +222,13 @@ impl Tended {
         looked.fold(first, Option::and)
     }
 
+    /// Waits for news of the sealer, but not longer than this: of other processes there is none, so the
+    /// wal-index has to be looked at again.
+    fn pause(&self, time: Duration) {
+        let database = self.database.first();
+        database.changed.wait_for(&mut database.shared.lock(), time);
+    }
+
     fn capture(&self) {
         for database in self.database.each() {
             database.send(Control::Capture(database.id));
@@ -283,7 +290,7 @@ impl Tended {
             if !far {
                 // A writer that checkpointed after each commit would be slow meanwhile.
                 border.hold_checkpoints(true);
-                std::thread::sleep(SHORTLY);
+                self.pause(SHORTLY);
                 copied = false;
                 continue;
             }
@@ -337,16 +344,16 @@ impl Tended {
                 Some(_) if now < until && now < moved + QUIET => {}
                 _ => break false,
             }
-            std::thread::sleep(CLOSELY);
+            self.pause(CLOSELY);
         };
         while !border.take_back() {
-            std::thread::sleep(CLOSELY);
+            self.pause(CLOSELY);
         }
         // Its first commit follows at once: with it, what is left of the generation before is taken.
         let is_empty = || border.wal_index().is_some_and(|index| index.max_frame == 0);
         let until = Instant::now() + QUIET;
         while begun && is_empty() && Instant::now() < until {
-            std::thread::sleep(CLOSELY);
+            self.pause(CLOSELY);
         }
         if begun {
             // So that it is known whether something was missed.

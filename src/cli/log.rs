@@ -32,13 +32,14 @@ fn parse_level(text: &str) -> Result<LevelFilter, String> {
 
 impl Args {
     /// Sets the log of this program up, as the arguments say, else the environment, else the file, and that of the extension, which is loaded later.
-    pub(super) fn install(&self, configured: Option<&Logging>) -> Result<(), Error> {
+    pub(super) fn install(&self, configured: Option<&Logging>, json: bool) -> Result<(), Error> {
         let variable = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
         let level = self.level.or_else(|| logging::level(&variable("WALFERRY_LOG_LEVEL")?));
         let level = level.or_else(|| logging::level(&variable("WALFERRY_LOG")?));
         let in_file = || configured?.level.as_deref().and_then(logging::level);
         let level = level.or_else(in_file).unwrap_or(LevelFilter::Info);
-        let format = self.format.or_else(|| variable("WALFERRY_LOG_FORMAT")?.parse().ok());
+        let format = self.format.or(json.then_some(Format::Json));
+        let format = format.or_else(|| variable("WALFERRY_LOG_FORMAT")?.parse().ok());
         let in_file = || configured.filter(|log| log.json).map(|_| Format::Json);
         let format = format.or_else(in_file).unwrap_or_default();
         let named = variable("WALFERRY_LOG").filter(|log| log.contains('/')).map(PathBuf::from);

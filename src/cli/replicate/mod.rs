@@ -80,6 +80,9 @@ pub(super) struct Args {
     /// ../lib/walferry/
     #[arg(long, value_name = "PATH")]
     extension: Option<PathBuf>,
+    /// Report in JSON, and log in JSON if --log-format does not say otherwise
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     log: super::log::Args,
 }
@@ -184,7 +187,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Error> {
     let words = exec.map(words).transpose()?;
     let wanted = args.wanted(config.as_ref())?;
     // Before there is a second thread: this sets the environment of the extension.
-    args.log.install(config.as_ref().map(|config| &config.logging))?;
+    args.log.install(config.as_ref().map(|config| &config.logging), args.json)?;
     if let Some(config) = &config {
         extension::set_config(&config.file, args.file.no_expand_env);
         for note in &config.notes {
@@ -198,7 +201,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Error> {
     limits::raise();
     let mut fleet = Fleet::new(wanted)?;
     if args.once {
-        return once::run(&mut fleet, args.timeout).map(|()| Exit::Success);
+        return once::run(&mut fleet, args.timeout, args.json).map(|()| Exit::Success);
     }
     let (events, arriving) = mpsc::channel();
     listen_for_signals(words.is_some(), &events)?;

@@ -3,13 +3,15 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use super::super::{Error, Exit, print, sync};
 use super::fleet::Fleet;
 
 /// How long to wait between two looks at whether the history is kept up.
 const PAUSE: Duration = Duration::from_millis(20);
 
-pub(super) fn run(fleet: &mut Fleet, timeout: Duration) -> Result<(), Error> {
+pub(super) fn run(fleet: &mut Fleet, timeout: Duration, json: bool) -> Result<(), Error> {
     fleet.look();
     let deadline = Instant::now() + timeout;
     let mut failed: Option<Error> = None;
@@ -23,6 +25,10 @@ pub(super) fn run(fleet: &mut Fleet, timeout: Duration) -> Result<(), Error> {
             }
         };
         match synced {
+            Ok(txid) if json => {
+                let line = json!({ "database": path.display().to_string(), "txid": txid });
+                print(&format!("{line}\n"))?;
+            }
             Ok(txid) => print(&format!("synced {}: TXID {txid}\n", path.display()))?,
             Err(error) => {
                 log::error!("{error}");
@@ -52,6 +58,7 @@ fn keep(fleet: &Fleet, deadline: Instant) {
             let path = Path::new(busy["database"].as_str().unwrap_or_default()).display();
             return log::warn!("{path}: joining its files goes on the next time");
         }
-        std::thread::sleep(PAUSE);
+        // The extension has no way to call back.
+        std::thread::park_timeout(PAUSE);
     }
 }
