@@ -136,7 +136,10 @@ pub async fn follow(
     let result = follower.run(&mut copy).await;
     let at = copy.as_ref().map(Copy::at);
     match result {
-        Ok(()) | Err(Error::Stopped) => Ok(at),
+        Ok(()) | Err(Error::Stopped) => {
+            copy.as_mut().map_or(Ok(()), Copy::rest)?;
+            Ok(at)
+        }
         Err(error) => Err(error),
     }
 }
@@ -390,7 +393,8 @@ pub struct Position {
     pub timestamp: Timestamp,
 }
 
-/// Looks into a folder of local state; nothing is locked or proven. `Ok(None)`: no copy has it.
+/// Looks into a folder of local state; nothing is locked or proven. While the copy is followed, and after
+/// a kill, it may be one step further. `Ok(None)`: no copy has it.
 pub fn position(dir: &Path) -> Result<Option<Position>, crate::local::Error> {
     let record = Record::load(dir)?;
     Ok(record.map(|record| Position {
