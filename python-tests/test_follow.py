@@ -2,13 +2,14 @@
 
 import json
 import signal
+import sqlite3
 import subprocess
 import threading
 
 import pytest
 
 from harness import (OK, PROGRAM, REFUSED, assert_same_pages, check_integrity, clean_environment,
-                     live_image, rows, walferry)
+                     live_image, walferry)
 
 
 class Follower:
@@ -55,6 +56,15 @@ def follow():
         if follower.program.poll() is None:
             follower.program.kill()
         follower.program.wait()
+
+
+def look(copy, sql):
+    """As any reader, with the copy's WAL."""
+    connection = sqlite3.connect("file:%s?mode=ro" % copy, uri=True)
+    try:
+        return connection.execute(sql).fetchall()
+    finally:
+        connection.close()
 
 
 def original(copy, image):
@@ -146,7 +156,7 @@ def test_the_next_file_is_asked_for_by_name(new_host, new_replica, tmp_path, fol
     txid = host.sync()
     proxy.wait(rule)
     follower.until(event="trouble")
-    assert rows(copy, "SELECT count(*) FROM t") == [(21,)]
+    assert look(copy, "SELECT count(*) FROM t") == [(21,)]
     proxy.heal()
     follower.reach(txid)
     follower.end()
@@ -166,8 +176,8 @@ def test_kills(new_host, new_replica, tmp_path, follow, rng):
             host.sql("INSERT INTO log (body) VALUES (randomblob(300000))")
         follower.program.kill()
         follower.program.wait()
-        check_integrity(copy)
-        count = rows(copy, "SELECT count(*) FROM log")[0][0]
+        assert look(copy, "PRAGMA integrity_check") == [("ok",)]
+        count = look(copy, "SELECT count(*) FROM log")[0][0]
         assert count >= last
         last = count
     txid = host.sync()
@@ -191,4 +201,4 @@ def test_a_copy_is_only_to_be_read(new_host, replica, tmp_path, follow):
     _, said = follower.program.communicate(timeout=60)
     assert follower.program.returncode == REFUSED and "somebody else has written" in said
     assert "only to be read" in said
-    assert rows(copy, "SELECT x FROM t") == [(77,)]
+    assert look(copy, "SELECT x FROM t") == [(77,)]

@@ -267,6 +267,13 @@ impl Copy {
         Ok(Outcome::Done(written))
     }
 
+    /// Puts on record that the last step is done: nobody asks where the copy is any more.
+    pub(super) fn rest(&mut self) -> Result<(), Error> {
+        self.watch = None;
+        self.record.next = None;
+        Ok(self.record.save(&self.dir)?)
+    }
+
     /// Puts another file in its place, since its pages have another size. No program may have it open:
     /// whoever had would go on with a file that has lost its name, and with a WAL of the same name.
     pub(super) fn replace(&mut self, restored: &restore::Report) -> Result<(), Error> {

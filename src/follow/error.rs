@@ -114,13 +114,20 @@ impl Error {
                 // What has worked before can be mended from outside, as credentials are.
                 error.kind != store::ErrorKind::Invalid
             }
-            // Files come and go while they are looked at; a disk can be made free.
+            // Files come and go while they are looked at, a writer may mend its replica with an image, a
+            // disk can be made free.
             Error::Plan(_)
             | Error::Restore(
                 restore::Error::Plan(_)
+                | restore::Error::File { .. }
+                | restore::Error::Chain { .. }
+                | restore::Error::PageSize { .. }
+                | restore::Error::Missing { .. }
+                | restore::Error::Database { .. }
                 | restore::Error::BrokenOff { .. }
                 | restore::Error::Output { .. },
             )
+            | Error::Back { .. }
             | Error::File { .. }
             | Error::Readers(_)
             | Error::Local(_) => true,

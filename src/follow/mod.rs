@@ -131,12 +131,16 @@ pub async fn follow(
     stop: Arc<Stop>,
     tell: impl FnMut(Event<'_>),
 ) -> Result<Option<Txid>, Error> {
-    let mut follower = Follower { store, options, stop, tell, begun: Instant::now() };
+    let (begun, reached) = (Instant::now(), false);
+    let mut follower = Follower { store, options, stop, tell, begun, reached };
     let Some(mut copy) = follower.begin().await? else { return Ok(None) };
     let result = follower.run(&mut copy).await;
     let at = copy.as_ref().map(Copy::at);
     match result {
-        Ok(()) | Err(Error::Stopped) => Ok(at),
+        Ok(()) | Err(Error::Stopped) => {
+            copy.as_mut().map_or(Ok(()), Copy::rest)?;
+            Ok(at)
+        }
         Err(error) => Err(error),
     }
 }
@@ -147,6 +151,8 @@ struct Follower<T> {
     stop: Arc<Stop>,
     tell: T,
     begun: Instant,
+    /// Whether the replica was ever there.
+    reached: bool,
 }
 
 /// The copy, but while a thread has it.
@@ -185,6 +191,7 @@ impl<T: FnMut(Event<'_>)> Follower<T> {
             other => other?,
         };
         let (copy, report) = blocking(move || Ok((room.fill(&report)?, report))).await?;
+        self.reached = true;
         (self.tell)(Event::Restored(&report));
         Ok(Some(copy))
     }
@@ -215,7 +222,6 @@ impl<T: FnMut(Event<'_>)> Follower<T> {
         let at = held.as_ref().map_or(Txid::ZERO, Copy::at);
         let interval = self.options.interval.as_millis() as Millis;
         let mut schedule = Schedule::new(at, interval, random_id());
-        let mut reached = false;
         while !self.stop.is_set() {
             let next = schedule.next(self.now());
             if let Next::Wait(ms) = next {
@@ -223,8 +229,8 @@ impl<T: FnMut(Event<'_>)> Follower<T> {
                 continue;
             }
             match self.go(next, held, &mut schedule).await {
-                Ok(()) => reached = true,
-                Err(error) if reached && error.passes() => {
+                Ok(()) => self.reached = true,
+                Err(error) if self.reached && error.passes() => {
                     (self.tell)(Event::Trouble { error: &error });
                     let (lasting, hold) = match &error {
                         Error::Store(error) => (!error.kind.is_transient(), error.retry_after),
@@ -390,7 +396,8 @@ pub struct Position {
     pub timestamp: Timestamp,
 }
 
-/// Looks into a folder of local state; nothing is locked or proven. `Ok(None)`: no copy has it.
+/// Looks into a folder of local state; nothing is locked or proven. While the copy is followed, and after
+/// a kill, it may be one step further. `Ok(None)`: no copy has it.
 pub fn position(dir: &Path) -> Result<Option<Position>, crate::local::Error> {
     let record = Record::load(dir)?;
     Ok(record.map(|record| Position {

@@ -63,7 +63,10 @@ fn each_command_shows_how_it_is_used_and_how_it_ends() {
         assert!(help.contains("Exit status:\n  0  success"), "{name}\n{help}");
         assert_eq!(succeeds(&[name, "-help"]), help);
         let json = help.contains("--json");
-        assert!(json || ["completions", "man"].contains(&name.as_str()), "{name} has no --json");
+        assert!(
+            json || ["completions", "man", "replicate"].contains(&name.as_str()),
+            "{name} has no --json"
+        );
     }
 }
 

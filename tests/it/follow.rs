@@ -428,6 +428,54 @@ fn a_damaged_file_changes_nothing() {
     follower.end().unwrap();
 }
 
+/// SQLite would vacuum at the commit of a step that takes a database out of auto-vacuum mode.
+#[test]
+fn free_pages_behind_auto_vacuum() {
+    let (_dir, path) = place();
+    let mut source = Source::new(1024, &format!("PRAGMA auto_vacuum=FULL; {LEDGER}"));
+    let follower = start(source.replica.store.clone(), &path);
+    follower.restored(1);
+    let more = "CREATE TABLE more AS SELECT hex(randomblob(400)) AS x FROM accounts;";
+    let txid = source.run(more);
+    follower.step(txid);
+    let txid = source.run("PRAGMA auto_vacuum=INCREMENTAL; DELETE FROM more; DROP TABLE more;");
+    let free: u32 = source.db.query_row("PRAGMA freelist_count", [], |row| row.get(0)).unwrap();
+    assert!(free > 50, "{free}");
+    follower.step(txid);
+    assert_is(&path, &source.replica.states[txid as usize]);
+    let txid = source.run("PRAGMA auto_vacuum=FULL; INSERT INTO clock VALUES (1);");
+    follower.step(txid);
+    assert_is(&path, &source.replica.states[txid as usize]);
+    follower.end().unwrap();
+}
+
+/// A file that is whole, but names another database than comes out.
+#[test]
+fn a_step_that_proves_wrong_is_not_committed() {
+    let (_dir, path) = place();
+    let mut source = Source::new(1024, LEDGER);
+    let follower = start(source.replica.store.clone(), &path);
+    follower.restored(1);
+    source.db.execute_batch("UPDATE clock SET now = 5").unwrap();
+    let image = pages(&source.db);
+    let old = &source.replica.states[1];
+    let changed: Vec<Pgno> = (1..)
+        .zip(image.iter().zip(old))
+        .filter(|(_, (new, old))| new != old)
+        .map(|(pgno, _)| pgno)
+        .collect();
+    assert_eq!(image.len(), old.len());
+    source.replica.states.push(image);
+    let other = source.replica.checksum(1);
+    source.replica.put_pages(0, 2, 2, &changed, |header| {
+        header.tag.as_mut().unwrap().post_apply = other;
+    });
+    let said = follower.trouble();
+    assert!(said.contains("checksum"), "{said}");
+    assert_is(&path, &source.replica.states[1]);
+    follower.end().unwrap();
+}
+
 /// A file of another history, sound in itself, and a full image of that history behind it.
 #[test]
 fn another_history_is_taken_as_a_whole() {

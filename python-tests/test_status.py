@@ -1,0 +1,62 @@
+"""What the program says of a database that other processes have open."""
+
+import json
+import subprocess
+
+from harness import OK, PROGRAM, REFUSED, clean_environment, walferry
+
+
+def status(path):
+    return json.loads(walferry("status", "-json", path).stdout)[0]
+
+
+def test_status_of_a_database_at_work(new_host, new_replica, tmp_path, proxy):
+    replica, path = new_replica("s3"), tmp_path / "app.db"
+    replica.env = dict(replica.reading, AWS_ENDPOINT_URL=proxy.endpoint)
+    host = new_host("apsw", replica)
+    host.open(path).sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (x)")
+    txid = host.sync()
+    # The shipper speaks once a second.
+    said = status(path)
+    while said["acked"] != txid or said["state"] != "streaming":
+        said = status(path)
+    assert said["shipper"] == host.process.pid and said["replica"] == replica.url
+    assert said["spool_files"] == 0 and said["lag_ms"] == 0 and said["wal_bytes"] > 0
+
+    # The store goes away: what waits is seen, and why.
+    proxy.rule("reset")
+    host.sql("INSERT INTO t VALUES (1)")
+    while said["spool_files"] == 0 or not said["last_error"] or not said["lag_ms"]:
+        said = status(path)
+    assert said["state"] == "waiting" and said["pending_bytes"] > 0
+    text = walferry("status", path).stdout
+    assert "waiting to %s, by process %d" % (replica.url, host.process.pid) in text, text
+
+    # Nobody ships it any more.
+    host.kill()
+    said = status(path)
+    assert (said["shipper"], said["state"], said["lag_ms"]) == (None, "closed", None)
+    assert said["spool_files"] > 0
+    # What was not shipped is not thrown away by one word.
+    refused = walferry("restore", "-force", "-o", path, replica.url, env=replica.reading, code=REFUSED)
+    assert "--force twice" in refused.stderr
+    walferry("sync", "-wait", "-timeout", "60", path, "--replica", replica.url, env=replica.reading)
+    said = status(path)
+    assert said["spool_files"] == 0 and said["acked"] > txid
+    walferry("restore", "-force", "-o", path, replica.url, env=replica.reading)
+
+
+def test_a_database_in_use_is_not_replaced(new_host, replica, tmp_path):
+    path = tmp_path / "app.db"
+    host = new_host("apsw", replica)
+    host.open(path).sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (x)")
+    host.sync()
+    for force in (["-force"], ["-force", "-force"]):
+        done = subprocess.run([str(PROGRAM), "restore", *force, "-o", str(path), replica.url], text=True,
+                              capture_output=True, env=clean_environment())
+        assert done.returncode == REFUSED and str(host.process.pid) in done.stderr, done.stderr
+    host.sql("INSERT INTO t VALUES (1)")
+    host.sync()
+    assert host.finish() == OK
+    # All of it was shipped, which the state beside it proves: one word is enough.
+    walferry("restore", "-force", "-o", path, replica.url)
