@@ -28,6 +28,9 @@ HOSTS = ("system", "apsw", "pysqlite3")
 SYNC_MS = int(os.environ.get("WALFERRY_TEST_SYNC_MS", "60000"))
 SEED = int(os.environ.get("WALFERRY_SEED") or random.SystemRandom().randrange(1 << 32))
 
+# The processes among which the tests are shared out have the same.
+os.environ["WALFERRY_SEED"] = str(SEED)
+
 # Exit codes of the program.
 OK, FAILED, USAGE, NO_REPLICA, CORRUPT, UNREACHABLE, REFUSED = range(7)
 

@@ -65,4 +65,5 @@ say "build"
 tests/scripts/build.sh
 
 say "the extension in its hosts"
-"$VENV/bin/python" -m pytest -q python-tests
+# Two at a time: most of a test's time is waiting.
+"$VENV/bin/python" -m pytest -q -n 2 --dist worksteal python-tests
