@@ -13,7 +13,7 @@ use walferry::store::ErrorKind;
 use walferry::units::{PageSize, Pgno, Txid};
 
 use crate::support::watched::Watched;
-use crate::support::{Replica, key, names, noise, run};
+use crate::support::{Replica, key, names, noise, run, run_in_order};
 
 const FOREVER: u64 = u64::MAX;
 const PAGES: u32 = 400;
@@ -53,7 +53,7 @@ impl Place {
     /// Breaks down after so many reads; what was read.
     fn broken_off(&self, replica: &Replica, reads: u64) -> (u64, u64) {
         let store = Watched::new(replica.store.clone(), reads);
-        let error = run(store.clone(), self.options()).unwrap_err();
+        let error = run_in_order(store.clone(), self.options()).unwrap_err();
         let Error::BrokenOff { source, dir } = &error else { panic!("{error:?}") };
         assert_eq!(source.kind, ErrorKind::Unavailable);
         assert_eq!(*dir, self.entry(""));

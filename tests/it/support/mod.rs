@@ -31,6 +31,13 @@ pub fn run(store: impl Store + 'static, options: Options) -> Result<Report, Erro
     block_on(restore(Arc::new(store), options))
 }
 
+/// As [`run`], with the requests made one after the other in the order in which they are asked for:
+/// on several threads a later one may overtake, and take the last answer of a store that breaks down.
+pub fn run_in_order(store: impl Store + 'static, options: Options) -> Result<Report, Error> {
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(restore(Arc::new(store), options))
+}
+
 pub fn key(level: u8, min: u64, max: u64) -> Key {
     let name = FileName { min: Txid(min), max: Txid(max) };
     Key { level: Level::new(level).unwrap(), name }
