@@ -6,8 +6,7 @@
 
 use crate::ltx::encode::to_vec;
 use crate::ltx::{FileName, Header, Tag};
-use crate::shipper::read_header;
-use crate::store::{Body, Error, ErrorKind, Key, Store};
+use crate::store::{Body, Error, ErrorKind, Key, Store, read_header};
 use crate::units::{Level, Salts, Timestamp, Txid, WriterId};
 use crate::wal::WAL_HEADER_LEN;
 

@@ -17,6 +17,7 @@ use crate::local::state::Fingerprint;
 use crate::process::{Control, Process};
 use crate::settings::Settings;
 use crate::status::Report;
+use crate::store;
 use crate::units::Salts;
 use crate::wal::WalIndex;
 
@@ -41,6 +42,7 @@ pub struct Database {
     /// Number within the process.
     pub id: u64,
     path: PathBuf,
+    label: String,
     dir: PathBuf,
     settings: Settings,
     pub(crate) process: Weak<Process>,
@@ -196,12 +198,20 @@ impl Database {
         path: PathBuf,
         dir: PathBuf,
         settings: Settings,
+        alone: bool,
         process: Weak<Process>,
     ) -> Database {
+        let mut label = path.display().to_string();
+        if !alone {
+            let replica = settings.name.clone();
+            let replica = replica.unwrap_or_else(|| store::url::redacted(&settings.replica));
+            label += &format!(" (replica {replica})");
+        }
         let report = Report::new(&path, &settings.replica);
         Database {
             id,
             path,
+            label,
             dir,
             settings,
             process,
@@ -233,6 +243,11 @@ impl Database {
             }),
             changed: Condvar::new(),
         }
+    }
+
+    /// What messages call it: its path, and which replica is meant if it has several.
+    pub(crate) fn label(&self) -> &str {
+        &self.label
     }
 
     /// Path of the database file.

@@ -224,7 +224,7 @@ impl Process {
                     )
                 })
             };
-            let store = crate::store::url::open_with(&settings.replica, &settings.access);
+            let store = crate::store::open_with(&settings.replica, &settings.access);
             match store.map_err(|error| error.to_string()) {
                 Ok(store) => match taken() {
                     None => {
@@ -238,9 +238,11 @@ impl Process {
         }
         let identities: Vec<&str> = wanted.iter().map(|(_, identity)| identity.as_str()).collect();
         let dirs = local::replicas::dirs(path, &identities);
+        let alone = wanted.len() == 1;
         let new = |(settings, dir)| {
             let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-            Arc::new(Database::new(id, path.to_path_buf(), dir, settings, Arc::downgrade(self)))
+            let process = Arc::downgrade(self);
+            Arc::new(Database::new(id, path.to_path_buf(), dir, settings, alone, process))
         };
         let settings = wanted.into_iter().map(|(settings, _)| settings);
         let mut all: Vec<Arc<Database>> = settings.zip(dirs).map(new).collect();

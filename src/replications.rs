@@ -137,7 +137,7 @@ impl Replications {
             if !database.is_standing_by() {
                 log::warn!(
                     "{}: the WAL may go before all of it is captured; what is missing is found by comparison",
-                    database.path().display()
+                    database.label()
                 );
             }
         }

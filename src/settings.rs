@@ -5,12 +5,13 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{Config, Layer};
+use crate::config::values::{
+    LEVELS, parse_duration, parse_levels, parse_size, parse_switch, parse_time_or_off,
+};
+use crate::config::{Config, Given, Layer, Origin};
 use crate::store::{self, Access};
 
 /// Settings of one replica of a database.
@@ -53,46 +54,6 @@ pub enum JournalMode {
     Keep,
 }
 
-/// A value and where it comes from.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Given {
-    /// As it was written.
-    pub text: String,
-    /// Where.
-    pub origin: Origin,
-}
-
-/// Where a value comes from.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Origin {
-    /// A parameter in the database's URI.
-    Parameter,
-    /// The environment variable of this name.
-    Variable(String),
-    /// The configuration file.
-    File {
-        /// Its path.
-        file: Arc<Path>,
-        /// From 1.
-        line: usize,
-        /// Path of the key.
-        key: String,
-    },
-    /// Nothing was given.
-    Default,
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Origin::Parameter => f.write_str("URI parameter"),
-            Origin::Variable(name) => f.write_str(name),
-            Origin::File { file, line, key } => write!(f, "{}:{line} {key}", file.display()),
-            Origin::Default => f.write_str("default"),
-        }
-    }
-}
-
 /// How files are joined, and how long they are kept. What is not to be done has a time of zero, but
 /// for `retention`.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -116,10 +77,6 @@ pub struct History {
     pub copies_cap: u64,
 }
 
-/// Level 1, 2 and 3, as Litestream has them.
-const LEVELS: &str = "30s,5m,1h";
-/// Level 1 to 8 can have files of joined ones.
-const LEVELS_MAX: usize = 8;
 /// What `spool-cap` is by default, in words.
 const SPOOL_CAP: &str = "auto";
 
@@ -145,41 +102,6 @@ impl History {
             return Err("retention: 0 would keep nothing; say how long, or off to keep all".into());
         }
         Ok(history)
-    }
-}
-
-/// `30s,5m,1h`, each longer than the one before it, or `off` in the place of a level that is not made;
-/// or `off` for all.
-pub(crate) fn parse_levels(text: &str) -> Result<Vec<Duration>, String> {
-    let level = |text: &str| match parse_time_or_off(text)? {
-        Some(Duration::ZERO) => Err("0 is no length of time here: write off".to_string()),
-        level => Ok(level.unwrap_or_default()),
-    };
-    let levels: Vec<Duration> = text.split(',').map(level).collect::<Result<_, _>>()?;
-    if levels.len() > LEVELS_MAX {
-        return Err(format!("there are {LEVELS_MAX} levels at the most"));
-    }
-    let made: Vec<&Duration> = levels.iter().filter(|level| !level.is_zero()).collect();
-    if !made.is_sorted_by(|a, b| a < b) {
-        return Err(format!(
-            "'{text}' does not rise: each level's time must be longer than the one before it, as in {LEVELS}"
-        ));
-    }
-    Ok(levels)
-}
-
-fn parse_time_or_off(text: &str) -> Result<Option<Duration>, String> {
-    match text.trim() {
-        "off" => Ok(None),
-        text => parse_duration(text).map(Some),
-    }
-}
-
-fn parse_switch(text: &str) -> Result<bool, String> {
-    match text.trim() {
-        "on" | "true" => Ok(true),
-        "off" | "false" => Ok(false),
-        other => Err(format!("'{other}' is neither on nor off")),
     }
 }
 
@@ -267,7 +189,7 @@ impl Settings {
         let name = database.file_name().map(|name| name.to_string_lossy().into_owned());
         let url = given.text.replace("{name}", &name.unwrap_or_default());
         // The file may say how the same replica is reached.
-        let identity = store::url::check(&url, &Access::default()).ok();
+        let identity = store::check_url(&url, &Access::default()).ok();
         let same = listed.iter().find(|replica| identity.as_ref() == Some(&replica.identity));
         let (name, layer) = match same {
             Some(replica) => (replica.name.clone(), &replica.layer),
@@ -333,58 +255,6 @@ fn find(lookup: &dyn Lookup, name: &str) -> Option<Given> {
     Some(Given { text, origin: Origin::Variable(variable) })
 }
 
-/// Parses a length of time: numbers with `ns`, `us`, `ms`, `s`, `m`, `h` or `d`, as in `500ms`,
-/// `1h30m` and `30d`; a bare 0 is allowed.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("'{text}' is not a length of time: write it like 500ms, 1s, 5m or 24h");
-    let mut rest = text.trim();
-    if rest == "0" {
-        return Ok(Duration::ZERO);
-    }
-    let mut sum = Duration::ZERO;
-    loop {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
-        let (number, after) = rest.split_at(digits);
-        let end = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
-        let (unit, after) = after.split_at(end);
-        let number: f64 = number.parse().map_err(|_| wrong())?;
-        let seconds = match unit {
-            "ns" => number / 1e9,
-            "us" | "µs" | "μs" => number / 1e6,
-            "ms" => number / 1000.0,
-            "s" => number,
-            "m" => number * 60.0,
-            "h" => number * 3600.0,
-            "d" => number * 86_400.0,
-            _ => return Err(wrong()),
-        };
-        let part = Duration::try_from_secs_f64(seconds).map_err(|_| wrong())?;
-        sum = sum.checked_add(part).ok_or_else(wrong)?;
-        rest = after;
-        if rest.is_empty() {
-            return Ok(sum);
-        }
-    }
-}
-
-/// Parses a size in bytes: a number, or one with `KB`, `MB`, `GB`, `TB` (powers of 1024).
-pub fn parse_size(text: &str) -> Result<u64, String> {
-    let wrong = || format!("'{text}' is not a size: write it like 500MB or 10GB");
-    let text = text.trim().to_ascii_uppercase();
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    let shift = match unit.trim().trim_end_matches('B').trim_end_matches('I') {
-        "" => 0,
-        "K" => 10,
-        "M" => 20,
-        "G" => 30,
-        "T" => 40,
-        _ => return Err(wrong()),
-    };
-    number.checked_mul(1 << shift).ok_or_else(wrong)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -404,25 +274,6 @@ mod tests {
         let mut all = Settings::resolve(Path::new(database), lookup, None)?;
         assert_eq!(all.len(), 1);
         Ok(all.remove(0))
-    }
-
-    #[test]
-    fn lengths_of_time_in_the_syntax_of_go() {
-        for (text, ms) in [
-            ("0", 0),
-            ("500ms", 500),
-            ("1.5s", 1500),
-            ("1h30m", 5_400_000),
-            ("720h", 2_592_000_000),
-            ("30d", 2_592_000_000),
-            ("1m0.5s", 60_500),
-            ("1000us", 1),
-        ] {
-            assert_eq!(parse_duration(text), Ok(Duration::from_millis(ms)), "{text}");
-        }
-        for text in ["", "1", "h", "1h30", "-1s", "1 h", "1h 30m", "1x", "1e3s", "1..5s"] {
-            assert!(parse_duration(text).is_err(), "{text}");
-        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::history;
 use crate::ltx::{FileName, HEADER_LEN, Header, MIN_FILE_LEN, TRAILER_LEN};
 use crate::process::{Control, Process};
 use crate::rooms::Rooms;
-use crate::store::{Body, ErrorKind, Key, Store, Upload};
+use crate::store::{Body, ErrorKind, Key, Store, Upload, read_header};
 use crate::units::{Level, Timestamp, Txid, WriterId};
 
 /// Parts of an image that wait for their upload; with the part being filled and the one being
@@ -406,18 +406,6 @@ pub(crate) async fn newest(
     }
     let Some(key) = newest else { return Ok(None) };
     Ok(Some((key, read_header(store, key).await?.ok())))
-}
-
-/// A file's header, or why it is none.
-pub(crate) async fn read_header(
-    store: &dyn Store,
-    key: Key,
-) -> Result<Result<Header, crate::ltx::Error>, crate::store::Error> {
-    let bytes = store.get(key, Some(0..HEADER_LEN as u64)).await?;
-    Ok(match bytes.first_chunk::<HEADER_LEN>() {
-        Some(head) => Header::decode(head),
-        None => Err(crate::ltx::Error::Truncated("header")),
-    })
 }
 
 async fn inspect(

@@ -96,7 +96,7 @@ impl Database {
                 Some(view) if view.answered == wish => {
                     log::debug!(
                         "{}: wish {wish} for frame {}: {:?}, gate {}",
-                        self.path().display(),
+                        self.label(),
                         place.1,
                         view.released.map(|place| place.1),
                         view.gate

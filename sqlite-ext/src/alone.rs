@@ -7,8 +7,8 @@ use walferry::border::{Reader, Snapshot};
 use walferry::units::PageSize;
 use walferry::wal::WalIndex;
 
-use crate::fork;
 use crate::handle::Handle;
+use crate::inside;
 
 /// Reads a database that one connection of this process has to itself, through the file of that
 /// connection: no other can be opened on it. What the connection writes meanwhile is found out at
@@ -51,7 +51,7 @@ impl AloneReader {
 }
 
 fn read_alone(handle: &Handle, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
-    let _inside = fork::in_sqlite();
+    let _inside = inside::in_sqlite();
     let readable = handle.readable.lock();
     if !*readable {
         return Err(std::io::Error::other("the connection that had it to itself has let it go"));

@@ -9,26 +9,17 @@
 //! there they are passed through, so that closing them does no harm.
 
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
-};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, MutexGuard, RwLockWriteGuard, Weak};
 
 use walferry::process::{self, Forking};
 
 use crate::api;
 use crate::configured::{self, Known};
+use crate::inside;
 use crate::pin::Pin;
-use crate::reader::Walk;
+use crate::reader;
 use crate::registry::{self, Adopted, Databases, Shimmed};
-
-/// Held by our threads while they are in the host's SQLite, and across a fork: the child of a fork
-/// that happened in the middle of SQLite would find its mutexes locked for ever.
-static IN_SQLITE: RwLock<()> = RwLock::new(());
-/// How many forks lie between this process and the one that loaded the extension.
-static GENERATION: AtomicU32 = AtomicU32::new(0);
-/// The walks under way.
-static WALKS: Mutex<Vec<Weak<Walk>>> = Mutex::new(Vec::new());
 
 thread_local! {
     /// What the forking thread holds until the fork is done.
@@ -46,28 +37,11 @@ struct Held {
     _in_sqlite: RwLockWriteGuard<'static, ()>,
 }
 
-/// Enters the host's SQLite, as a thread of ours.
-pub fn in_sqlite() -> RwLockReadGuard<'static, ()> {
-    IN_SQLITE.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The number of this process in the line of forks.
-pub fn generation() -> u32 {
-    GENERATION.load(Ordering::Relaxed)
-}
-
-/// Has a walk ended by a fork.
-pub fn register_walk(walk: &Arc<Walk>) {
-    let mut walks = WALKS.lock().unwrap_or_else(PoisonError::into_inner);
-    walks.retain(|known| known.strong_count() > 0);
-    walks.push(Arc::downgrade(walk));
-}
-
 /// Says, once, that a connection of the parent is used to write: called for connections that are
 /// passed through.
 pub fn warn_if_inherited() {
     static TOLD: AtomicBool = AtomicBool::new(false);
-    if generation() > 0 && !TOLD.swap(true, Ordering::Relaxed) {
+    if inside::generation() > 0 && !TOLD.swap(true, Ordering::Relaxed) {
         log::error!(
             "a connection that was opened before fork() is written to in the child: this is not \
              replicated from here, and SQLite forbids it; open databases after the fork"
@@ -77,7 +51,7 @@ pub fn warn_if_inherited() {
 
 /// Before the fork, in the thread that forks.
 pub fn prepare() {
-    let in_sqlite = IN_SQLITE.write().unwrap_or_else(PoisonError::into_inner);
+    let in_sqlite = inside::outside();
     let adopted = registry::adopted_files();
     let databases = registry::databases();
     let all = databases.iter().flat_map(|databases| databases.values());
@@ -87,11 +61,7 @@ pub fn prepare() {
             pinned.push(shimmed);
         }
     }
-    for walk in WALKS.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-        if let Some(walk) = walk.upgrade() {
-            walk.end();
-        }
-    }
+    reader::end_walks();
     let configured = configured::known();
     let library = process::before_fork();
     let held = Held {
@@ -120,7 +90,7 @@ pub fn in_parent() {
 
 /// After it, in the child.
 pub fn in_child() {
-    GENERATION.fetch_add(1, Ordering::Relaxed);
+    inside::next_generation();
     let Some(held) = HELD.with(|cell| cell.borrow_mut().take()) else { return };
     let Held { pinned, library, mut databases, .. } = held;
     // Not dropped: what they hold is the parent's.

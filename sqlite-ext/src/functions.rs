@@ -29,7 +29,7 @@ pub struct Call<'a> {
 impl Call<'_> {
     /// The connection's main database, if it is replicated.
     fn database(&self) -> Option<Replications> {
-        Process::current()?.at(&registry::canonical(&self.api.main_path(self.db)?))
+        Process::current()?.at(&walferry::config::canonical(&self.api.main_path(self.db)?))
     }
 }
 

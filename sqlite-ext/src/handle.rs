@@ -11,7 +11,7 @@ use walferry::wal::WalIndex;
 
 use crate::api::{RawFile, Shm};
 use crate::ffi::Target;
-use crate::fork;
+use crate::inside;
 use crate::pin::read_index;
 use crate::registry::{self, Replicated, Shimmed};
 
@@ -102,13 +102,13 @@ impl Handle {
             readable: Mutex::new(false),
             disturbances: AtomicU32::new(0),
             fresh: AtomicU8::new(fresh),
-            generation: fork::generation(),
+            generation: inside::generation(),
         }))
     }
 
     /// Whether it was opened by the parent, before a fork.
     pub fn is_inherited(&self) -> bool {
-        self.generation != fork::generation()
+        self.generation != inside::generation()
     }
 
     /// Whether it is replicated: it is this process's, and its file is where it was.

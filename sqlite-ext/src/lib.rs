@@ -4,20 +4,24 @@
 //! database's wal-index (a commit is the moment in which the write lock is given up; a restart of
 //! the WAL is a request for all read slots at once), its file lock, and writes outside the WAL.
 //!
-//! `ffi/` holds the callbacks, `api.rs` the host's functions. `main_file.rs` and `wal_file.rs`
-//! decide, on what `handle.rs` knows of a connection and `registry.rs` of a database; `pin.rs` keeps
-//! other processes from overwriting the WAL, `reader.rs` and `alone.rs` read the database as a
-//! whole, `fork.rs` makes a fork harmless.
+//! `ffi/` holds the callbacks, `api/` the host's functions. `opening.rs` says what becomes of a
+//! database that is being opened. `main_file.rs` and `wal_file.rs` decide, on what `handle.rs` knows
+//! of a connection and `registry.rs` of a database. `edge.rs` is the sealer's way to a database:
+//! `pin.rs` keeps other processes from overwriting the WAL, `reader.rs` and `alone.rs` read the
+//! database as a whole. `fork.rs` makes a fork harmless, for what is `inside.rs` the host's SQLite.
 
 mod alone;
 mod api;
 mod configured;
+mod edge;
 mod ffi;
 mod fork;
 mod functions;
 mod handle;
+mod inside;
 mod log_sink;
 mod main_file;
+mod opening;
 mod pin;
 mod reader;
 mod registry;

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, Weak};
 
 use parking_lot::Mutex;
 use walferry::border::{Reader, Snapshot};
@@ -11,8 +11,11 @@ use walferry::units::PageSize;
 use walferry::wal::WalIndex;
 
 use crate::api::{Api, BaseVfs, OwnConnection, RawFile};
-use crate::fork;
+use crate::inside;
 use crate::pin::read_index;
+
+/// The walks under way. Of the standard library's kind, as it is locked around a fork.
+static WALKS: std::sync::Mutex<Vec<Weak<Walk>>> = std::sync::Mutex::new(Vec::new());
 
 /// A read transaction on a connection of our own, until it is ended, as before a fork.
 pub struct Walk(Mutex<Option<Open>>);
@@ -35,6 +38,22 @@ impl Drop for Open {
     }
 }
 
+/// Has a walk ended by a fork.
+fn register_walk(walk: &Arc<Walk>) {
+    let mut walks = WALKS.lock().unwrap_or_else(PoisonError::into_inner);
+    walks.retain(|known| known.strong_count() > 0);
+    walks.push(Arc::downgrade(walk));
+}
+
+/// Ends all walks, as before a fork.
+pub fn end_walks() {
+    for walk in WALKS.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        if let Some(walk) = walk.upgrade() {
+            walk.end();
+        }
+    }
+}
+
 /// Reads the state that a walk sees.
 pub struct SnapshotReader {
     walk: Arc<Walk>,
@@ -49,7 +68,7 @@ impl SnapshotReader {
     }
 
     fn try_begin(api: &'static Api, vfs: BaseVfs, path: &Path) -> Result<SnapshotReader, String> {
-        let _inside = fork::in_sqlite();
+        let _inside = inside::in_sqlite();
         let connection = OwnConnection::open(api, vfs.0, path)?;
         connection.query(c"BEGIN")?;
         connection.query(c"SELECT count(*) FROM sqlite_master")?;
@@ -78,7 +97,7 @@ impl SnapshotReader {
         }
         let snapshot = Snapshot { page_size, page_count, index };
         let walk = Arc::new(Walk(Mutex::new(Some(Open { connection, file }))));
-        fork::register_walk(&walk);
+        register_walk(&walk);
         Ok(SnapshotReader { walk, snapshot })
     }
 }
@@ -89,12 +108,12 @@ impl Reader for SnapshotReader {
     }
 
     fn index_now(&self) -> Option<WalIndex> {
-        let _inside = fork::in_sqlite();
+        let _inside = inside::in_sqlite();
         self.walk.0.lock().as_ref()?.file.shm_header(false).and_then(read_index)
     }
 
     fn read_main(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        let _inside = fork::in_sqlite();
+        let _inside = inside::in_sqlite();
         match self.walk.0.lock().as_ref() {
             Some(open) => open.file.read(buffer, offset),
             None => Err(io::Error::other("the process forked while the database was read")),
@@ -104,7 +123,7 @@ impl Reader for SnapshotReader {
 
 impl Drop for SnapshotReader {
     fn drop(&mut self) {
-        let _inside = fork::in_sqlite();
+        let _inside = inside::in_sqlite();
         self.walk.end();
     }
 }

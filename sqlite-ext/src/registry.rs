@@ -1,4 +1,4 @@
-//! The replicated databases of this process, and the sealer's way to them.
+//! The replicated databases of this process.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -6,21 +6,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
-use walferry::border::{Border, Reader, Way};
+use walferry::config::canonical;
 use walferry::local::state::Fingerprint;
-use walferry::process::{self, Process};
 use walferry::replications::Replications;
-use walferry::settings::Lookup;
-use walferry::units::Salts;
 use walferry::wal::WalIndex;
 
-use crate::alone::AloneReader;
 use crate::api::{self, Api, BaseVfs, Connection, OwnConnection};
-use crate::configured::configured;
-use crate::fork;
 use crate::handle::Handle;
 use crate::pin::Pin;
-use crate::reader::SnapshotReader;
 
 /// A replicated database in this process.
 pub struct Shimmed {
@@ -44,7 +37,7 @@ pub struct Shimmed {
     /// The connection that has the database to itself.
     pub(crate) alone: Mutex<Option<Arc<Handle>>>,
     /// Which file it is: device and inode.
-    file: Mutex<Option<(u64, u64)>>,
+    pub(crate) file: Mutex<Option<(u64, u64)>>,
     /// The path names another file by now: connections to this one are passed through.
     orphaned: AtomicBool,
 }
@@ -72,82 +65,6 @@ pub fn databases() -> std::sync::MutexGuard<'static, Databases> {
     DATABASES.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Looks settings up: URI parameters, then the environment.
-pub struct UriLookup<F>(F);
-
-impl<F: Fn(&str) -> Option<String>> UriLookup<F> {
-    /// With the URI parameters of a database.
-    pub fn new(parameter: F) -> Self {
-        UriLookup(parameter)
-    }
-}
-
-impl<F: Fn(&str) -> Option<String>> Lookup for UriLookup<F> {
-    fn parameter(&self, name: &str) -> Option<String> {
-        (self.0)(name)
-    }
-
-    fn variable(&self, name: &str) -> Option<String> {
-        std::env::var(name).ok()
-    }
-}
-
-pub use walferry::config::canonical;
-
-/// The VFS under ours: the default one, or what ours wraps if ours is the default.
-pub fn base_vfs(api: &'static Api) -> Option<BaseVfs> {
-    api.find_base_vfs()
-}
-
-/// What becomes of a database that is being opened.
-pub enum Opening {
-    /// It passes through.
-    Plain,
-    /// It is replicated.
-    Replicated(Replicated),
-    /// It cannot be replicated as it is set, and is not to be opened then.
-    Refused,
-}
-
-/// Whether this database is to be replicated, and where to.
-pub fn replicated(path: &Path, lookup: &dyn Lookup, vfs: BaseVfs) -> Opening {
-    let path = canonical(path);
-    let configured = configured();
-    let strict = configured.is_strict(&path, lookup);
-    let mut url = String::new();
-    let database = configured.settings(&path, lookup).and_then(|all| {
-        let Some(first) = all.first() else { return Ok(None) };
-        url.clone_from(&first.replica);
-        Process::start()?.database(&path, all, strict).map(Some)
-    });
-    match database {
-        Ok(None) => Opening::Plain,
-        Ok(Some(database)) => {
-            crate::drain_at_exit();
-            Opening::Replicated(Replicated(shimmed(&database, vfs)))
-        }
-        Err(why) => {
-            process::refuse(&path, &url, &why);
-            if strict { Opening::Refused } else { Opening::Plain }
-        }
-    }
-}
-
-fn shimmed(database: &Replications, vfs: BaseVfs) -> Arc<Shimmed> {
-    let mut databases = databases();
-    let databases = databases.get_or_insert_with(HashMap::new);
-    if let Some(known) = databases.get(database.path()).and_then(Weak::upgrade)
-        && known.database.is_same(database)
-    {
-        return known;
-    }
-    let shimmed = Shimmed::new(database, vfs);
-    databases.insert(database.path().to_path_buf(), Arc::downgrade(&shimmed));
-    let path = database.path();
-    database.set_border(|number| Arc::new(Edge { path: path.to_path_buf(), vfs, number }));
-    shimmed
-}
-
 /// The database to which a file belongs that was just opened by its path: another one than we knew
 /// if the file was replaced meanwhile.
 pub fn of_file_now(known: Arc<Shimmed>) -> Arc<Shimmed> {
@@ -168,7 +85,7 @@ pub fn of_file_now(known: Arc<Shimmed>) -> Arc<Shimmed> {
     renewed
 }
 
-fn find(path: &Path) -> Option<Arc<Shimmed>> {
+pub(crate) fn find(path: &Path) -> Option<Arc<Shimmed>> {
     databases().as_ref()?.get(path).and_then(Weak::upgrade)
 }
 
@@ -176,14 +93,6 @@ fn find(path: &Path) -> Option<Arc<Shimmed>> {
 pub fn database_of(api: &Api, db: Connection) -> Option<Replications> {
     let path = api.main_path(db)?;
     find(&canonical(&path)).map(|shimmed| shimmed.database.clone())
-}
-
-/// The sealer's way to the database.
-struct Edge {
-    path: PathBuf,
-    vfs: BaseVfs,
-    /// Which of the database's replications.
-    number: usize,
 }
 
 /// For which of a database's replications this process keeps others from beginning the WAL anew.
@@ -197,7 +106,7 @@ impl Holds {
     }
 
     /// Notes that it does, or does not, for this one; and whether it still does for any.
-    fn set(&self, number: usize, hold: bool) -> bool {
+    pub(crate) fn set(&self, number: usize, hold: bool) -> bool {
         let mut held = self.0.lock();
         if hold {
             held.insert(number);
@@ -208,91 +117,8 @@ impl Holds {
     }
 }
 
-impl Border for Edge {
-    fn hold(&self, hold: bool) {
-        let Some(shimmed) = find(&self.path) else { return };
-        let _inside = fork::in_sqlite();
-        let held = shimmed.holds.set(self.number, hold);
-        if let Some(pin) = shimmed.pin.lock().as_mut() {
-            if held { pin.hold_slot() } else { pin.drop_slot() }
-        }
-    }
-
-    fn wal_index(&self) -> Option<WalIndex> {
-        let shimmed = find(&self.path)?;
-        shimmed.pin.lock().as_ref().and_then(Pin::index)
-    }
-
-    fn frame_pages(&self, index: &WalIndex, first: u32, last: u32) -> Option<Vec<u32>> {
-        let shimmed = find(&self.path)?;
-        let _inside = fork::in_sqlite();
-        shimmed.pin.lock().as_mut()?.frame_pages(index, first, last)
-    }
-
-    fn checkpoint(&self) -> std::io::Result<bool> {
-        let Some(shimmed) = find(&self.path) else { return Ok(false) };
-        let api = api::api().ok_or_else(|| std::io::Error::other("SQLite is not there"))?;
-        let _inside = fork::in_sqlite();
-        let mut keeper = shimmed.keeper.lock();
-        let keeper = match &mut *keeper {
-            Some(keeper) => keeper,
-            none => {
-                let opened = OwnConnection::open(api, self.vfs.0, &self.path);
-                none.insert(opened.map_err(std::io::Error::other)?)
-            }
-        };
-        let busy = keeper.query(c"PRAGMA main.wal_checkpoint(PASSIVE)");
-        Ok(busy.map_err(std::io::Error::other)?.as_deref() == Some("0"))
-    }
-
-    fn hold_checkpoints(&self, hold: bool) {
-        let Some(shimmed) = find(&self.path) else { return };
-        let _inside = fork::in_sqlite();
-        if let Some(pin) = shimmed.pin.lock().as_mut() {
-            pin.hold_checkpoints(hold);
-        }
-    }
-
-    fn give_way(&self, captured: (Salts, u32), tail: u32) -> Way {
-        let Some(shimmed) = find(&self.path) else { return Way::Shut };
-        let _inside = fork::in_sqlite();
-        let mut pin = shimmed.pin.lock();
-        if !shimmed.holds.any() {
-            return Way::Shut;
-        }
-        pin.as_mut().map_or(Way::Shut, |pin| pin.give_way(captured, tail))
-    }
-
-    fn take_back(&self) -> bool {
-        let Some(shimmed) = find(&self.path) else { return true };
-        let _inside = fork::in_sqlite();
-        let mut pin = shimmed.pin.lock();
-        pin.as_mut().is_none_or(Pin::take_back)
-    }
-
-    fn is_in_place(&self) -> bool {
-        let Some(shimmed) = find(&self.path) else { return true };
-        let opened = *shimmed.file.lock();
-        let now = Fingerprint::of(&self.path).map(|now| now.file).ok();
-        if opened.is_none() || opened == now {
-            return !shimmed.is_orphaned();
-        }
-        shimmed.orphan();
-        false
-    }
-
-    fn open_reader(&self) -> std::io::Result<Box<dyn Reader>> {
-        let alone = find(&self.path).and_then(|shimmed| shimmed.alone.lock().clone());
-        if let Some(handle) = alone {
-            return Ok(Box::new(AloneReader::begin(handle)?));
-        }
-        let api = api::api().ok_or_else(|| std::io::Error::other("SQLite is not there"))?;
-        Ok(Box::new(SnapshotReader::begin(api, self.vfs, &self.path)?))
-    }
-}
-
 impl Shimmed {
-    fn new(database: &Replications, vfs: BaseVfs) -> Arc<Shimmed> {
+    pub(crate) fn new(database: &Replications, vfs: BaseVfs) -> Arc<Shimmed> {
         Arc::new(Shimmed {
             database: database.clone(),
             vfs,
@@ -317,7 +143,7 @@ impl Shimmed {
 
     /// The file was deleted or replaced while it was open: SQLite goes on with a file that no path
     /// names, and nobody could ever restore to it.
-    fn orphan(&self) {
+    pub(crate) fn orphan(&self) {
         if self.orphaned.swap(true, Ordering::AcqRel) {
             return;
         }

@@ -169,7 +169,7 @@ async fn check_replica(settings: &Settings, checks: &mut Checks<'_>) {
         }
         text
     };
-    let open = |url: &str| store::url::open_with(url, &settings.access);
+    let open = |url: &str| store::open_with(url, &settings.access);
     let folder = format!("walferry-check-{:016x}", random_id());
     let trial_url = store::url::below(&settings.replica, &folder);
     let (replica, trial) = match (open(&settings.replica), open(&trial_url)) {

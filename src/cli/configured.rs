@@ -43,7 +43,7 @@ pub(super) struct Named {
 impl Named {
     /// Opens the store; nothing is asked of it yet.
     pub(super) fn open(&self) -> Result<Arc<dyn Store>, Error> {
-        Ok(store::url::open_with(&self.url, &self.access)?)
+        Ok(store::open_with(&self.url, &self.access)?)
     }
 
     fn by_url(url: &str, access: Access) -> Named {
@@ -73,7 +73,7 @@ impl File {
         let Some(config) = config.filter(|_| url.starts_with("s3:")) else {
             return Access::default();
         };
-        let identity = store::url::check(url, &Access::default()).ok();
+        let identity = store::check_url(url, &Access::default()).ok();
         let mut all = config.databases.iter().flat_map(|database| &database.replicas);
         let same = all.find(|replica| Some(&replica.identity) == identity.as_ref());
         same.map_or(&config.global.access, |replica| &replica.layer.access).clone()
@@ -98,7 +98,7 @@ impl File {
             Some(config) => File::settings(database, Some(config))?,
             None => Vec::new(),
         };
-        let identity = |url: &str| store::url::check(url, &Access::default()).ok();
+        let identity = |url: &str| store::check_url(url, &Access::default()).ok();
         let wanted = given.or(known);
         let is_it = |settings: &Settings| match wanted {
             None => true,
@@ -192,12 +192,12 @@ impl Args {
 /// The replica of this name or URL.
 fn pick(all: Vec<Named>, wanted: &str, config: &Config, target: &str) -> Result<Vec<Named>, Error> {
     let known = names(&all);
-    let identity = || store::url::check(wanted, &Access::default()).ok();
+    let identity = || store::check_url(wanted, &Access::default()).ok();
     let wanted_identity = if store::url::is_url(wanted) { identity() } else { None };
     let is_it = |named: &Named| {
         named.name.as_deref() == Some(wanted)
             || (wanted_identity.is_some()
-                && store::url::check(&named.url, &named.access).ok() == wanted_identity)
+                && store::check_url(&named.url, &named.access).ok() == wanted_identity)
     };
     if let Some(found) = all.into_iter().find(is_it) {
         return Ok(vec![found]);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 
-use super::sync::Failure;
+use super::failure::Failure;
 use super::{Error, Exit};
 use crate::logging::Format;
 

@@ -1,29 +1,38 @@
 //! `walferry restore --follow`.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::restore::Args;
-use super::{Error, print, table};
+use super::{Error, print, progress, table};
 use crate::follow::{self, Event, Options, Stop};
-use crate::restore::Watch;
+use crate::restore::{Integrity, Watch};
 use crate::store::Store;
 
+/// How a copy is followed.
+pub(super) struct Wanted<'a> {
+    pub(super) output: PathBuf,
+    /// Time between two requests while nothing is new.
+    pub(super) interval: Duration,
+    pub(super) parallelism: usize,
+    pub(super) integrity: Integrity,
+    pub(super) json: bool,
+    pub(super) progress: &'a progress::Args,
+}
+
 /// Follows until a signal. Where there is no copy by then, that is no success.
-pub(super) async fn run(args: &Args, store: Arc<dyn Store>) -> Result<(), Error> {
-    let Some(output) = &args.output else {
-        return Err(Error::Usage("say with -o where the copy is to be".into()));
-    };
+pub(super) async fn run(args: &Wanted<'_>, store: Arc<dyn Store>) -> Result<(), Error> {
     let progress = args.progress.show(args.json);
     let told = progress.clone();
     let options = Options {
-        output: output.clone(),
-        interval: args.follow_interval,
-        parallelism: usize::from(args.parallelism),
-        integrity: args.integrity_check,
+        output: args.output.clone(),
+        interval: args.interval,
+        parallelism: args.parallelism,
+        integrity: args.integrity,
         watch: Some(Watch::new(move |step, done, total| told.tell(step, done, total))),
     };
     let stop = Arc::new(Stop::default());
@@ -70,7 +79,7 @@ fn stop_at_signals(stop: Arc<Stop>) -> Result<tokio::task::JoinHandle<()>, Error
     }))
 }
 
-fn tell(args: &Args, event: &Event<'_>) -> Result<(), Error> {
+fn tell(args: &Wanted<'_>, event: &Event<'_>) -> Result<(), Error> {
     let text = if args.json { in_json(event) } else { in_words(args, event) };
     if matches!(event, Event::Trouble { .. }) && !args.json {
         // A closed stderr is nobody's business.
@@ -80,8 +89,8 @@ fn tell(args: &Args, event: &Event<'_>) -> Result<(), Error> {
     print(&text)
 }
 
-fn in_words(args: &Args, event: &Event<'_>) -> String {
-    let path = args.output.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+fn in_words(args: &Wanted<'_>, event: &Event<'_>) -> String {
+    let path = args.output.display();
     match event {
         Event::Restored(report) => format!(
             "restored {path}: TXID {} of {}, {} bytes; following\n",

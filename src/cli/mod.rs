@@ -7,6 +7,7 @@ mod dashes;
 mod databases;
 mod exit;
 mod extension;
+mod failure;
 mod follow;
 mod former;
 mod generations;
@@ -260,7 +261,7 @@ enum Error {
     Declined(String),
     /// A setting contradicts what is there.
     Usage(String),
-    Sync(sync::Failure),
+    Sync(failure::Failure),
     /// The configuration file cannot be used.
     Config(config::Broken),
     /// So many checks failed.

@@ -67,7 +67,7 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
             held.database().display()
         )));
     };
-    let store = store::url::open_with(&url, &access)?;
+    let store = store::open_with(&url, &access)?;
     let identity = store::url::identity(store.as_ref());
     if let Some(known) = known.filter(|known| *known != identity) {
         return Err(Error::Usage(format!(
@@ -107,7 +107,7 @@ fn the_one(all: Vec<Held>, args: &Args) -> Result<Held, Error> {
     };
     let meant = match given {
         Some((url, access)) if args.replica.is_some() => {
-            Some(store::url::identity(store::url::open_with(&url, &access)?.as_ref()))
+            Some(store::url::identity(store::open_with(&url, &access)?.as_ref()))
         }
         _ if several => {
             return Err(Error::Usage(format!(

@@ -10,10 +10,10 @@ use serde_json::json;
 use super::configured::Named;
 use super::planned::Planned;
 use super::{Error, Exit, configured, follow, generations, moment, points, print, progress, table};
+use crate::config::values::parse_duration;
 use crate::follow as following;
 use crate::plan;
 use crate::restore::{self, Force, Integrity, Options, Point, Report, Watch};
-use crate::settings::parse_duration;
 use crate::store::{self, ErrorKind, Store};
 use crate::units::{Timestamp, Txid};
 
@@ -36,7 +36,7 @@ pub(super) struct Args {
     /// Where to put the database; nothing may be there, unless --force or --delta says so. For a
     /// database of the configuration file, else its place there
     #[arg(short, long, value_name = "OUT")]
-    pub(super) output: Option<PathBuf>,
+    output: Option<PathBuf>,
     /// The state after exactly this transaction, in hexadecimal; else the newest
     #[arg(long, value_name = "HEX")]
     txid: Option<Txid>,
@@ -48,11 +48,11 @@ pub(super) struct Args {
     /// Threads, and requests at a time
     #[arg(long, value_name = "N", default_value_t = 8,
           value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub(super) parallelism: u16,
+    parallelism: u16,
     /// What SQLite checks before the database appears
     #[arg(long, value_enum, value_name = "none|quick|full", hide_possible_values = true,
           default_value_t = Integrity::None)]
-    pub(super) integrity_check: Integrity,
+    integrity_check: Integrity,
     /// OUT may be an older copy that was restored before: replace it, and read only what is newer
     #[arg(long)]
     delta: bool,
@@ -68,13 +68,13 @@ pub(super) struct Args {
     /// With --follow: time between two requests while nothing is new
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_interval,
           requires = "follow")]
-    pub(super) follow_interval: Duration,
+    follow_interval: Duration,
     /// Begin anew where an earlier restore to OUT was broken off
     #[arg(long)]
     no_resume: bool,
     /// Report in JSON
     #[arg(long)]
-    pub(super) json: bool,
+    json: bool,
     /// Show which files would be read, and what would come out; write nothing
     #[arg(long)]
     dry_run: bool,
@@ -89,7 +89,7 @@ pub(super) struct Args {
     #[arg(long)]
     if_replica_exists: bool,
     #[command(flatten)]
-    pub(super) progress: progress::Args,
+    progress: progress::Args,
 }
 
 impl Args {
@@ -104,6 +104,20 @@ impl Args {
             (None, Some(at)) => Point::Time(at),
             (None, None) => Point::Latest,
         }
+    }
+
+    fn followed(&self) -> Result<follow::Wanted<'_>, Error> {
+        let Some(output) = self.output.clone() else {
+            return Err(Error::Usage("say with -o where the copy is to be".into()));
+        };
+        Ok(follow::Wanted {
+            output,
+            interval: self.follow_interval,
+            parallelism: usize::from(self.parallelism),
+            integrity: self.integrity_check,
+            json: self.json,
+            progress: &self.progress,
+        })
     }
 
     fn options(&self, output: &Path) -> Options {
@@ -154,7 +168,7 @@ pub(super) async fn run(mut args: Args) -> Result<(), Error> {
         let url = store::url::redacted(&named.url);
         let called = named.name.as_ref().map(|name| format!("{name}, ")).unwrap_or_default();
         let done = if args.follow {
-            follow::run(&args, named.open()?).await
+            follow::run(&args.followed()?, named.open()?).await
         } else {
             restore_or_plan(&args, named).await
         };

@@ -12,11 +12,13 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 
+use super::failure::Failure;
 use super::{Error, Exit, configured, extension, print, progress};
+use crate::config::values::parse_duration;
 use crate::local::state::State;
 use crate::local::{replicas, state_dir};
 use crate::restore::Step;
-use crate::settings::{Settings, parse_duration};
+use crate::settings::Settings;
 use crate::store::{self, Access};
 
 /// How long the end of the program may take when the store is silent: what it must do then is local.
@@ -56,40 +58,6 @@ pub(super) struct Args {
     progress: progress::Args,
 }
 
-/// Why a sync failed, with what the exit status says of it.
-#[derive(Debug)]
-pub(super) struct Failure {
-    message: String,
-    exit: Exit,
-    source: Option<rusqlite::Error>,
-}
-
-impl Failure {
-    pub(super) fn because(exit: Exit, message: impl Into<String>) -> Error {
-        Error::Sync(Failure { message: message.into(), exit, source: None })
-    }
-
-    pub(super) fn sqlite(message: impl Into<String>, source: rusqlite::Error) -> Error {
-        Error::Sync(Failure { message: message.into(), exit: Exit::Failure, source: Some(source) })
-    }
-
-    pub(super) fn exit(&self) -> Exit {
-        self.exit
-    }
-}
-
-impl std::fmt::Display for Failure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl std::error::Error for Failure {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.source.as_ref().map(|error| error as _)
-    }
-}
-
 /// As any length of time; a bare number is seconds, as Litestream has them.
 fn parse_timeout(text: &str) -> Result<Duration, String> {
     match text.parse() {
@@ -103,7 +71,7 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     let replicas = replicas_of(&database, args)?;
     // What is wrong with a URL is better said before anything is touched.
     for (url, access) in &replicas {
-        let identity = store::url::identity(&*store::url::open_with(url, access)?);
+        let identity = store::url::identity(&*store::open_with(url, access)?);
         refuse_another_replica(&database, &identity)?;
     }
     if let Some(file) = &args.file.config {
@@ -167,7 +135,7 @@ fn replicas_of(database: &Path, args: &Args) -> Result<Vec<(String, Access)>, Er
         let config = if args.file.config.is_some() { config? } else { config.ok().flatten() };
         let named = configured::File::settings(database, config.as_ref())?;
         let is_known = |settings: &Settings| {
-            store::url::check(&settings.replica, &settings.access).ok() == known
+            store::check_url(&settings.replica, &settings.access).ok() == known
         };
         if known.is_none() || named.iter().any(is_known) {
             let all: Vec<_> = named.into_iter().map(|one| (one.replica, one.access)).collect();

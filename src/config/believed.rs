@@ -8,9 +8,8 @@ use std::sync::Arc;
 use super::keys::{self, KEYS, Kind, Meaning, NO_STORE, OTHER_TYPES, Row};
 use super::mistake::Mistake;
 use super::raw::{Raw, RawDatabase, Section, Written};
-use super::{Config, Database, Layer, Logging, Place, Replica, Surroundings};
+use super::{Config, Database, Given, Layer, Logging, Origin, Place, Replica, Surroundings};
 use super::{hosts, pattern};
-use crate::settings::{Given, Origin};
 use crate::store::s3::Credentials;
 use crate::store::{self, Access, Secret};
 
@@ -104,7 +103,7 @@ impl Believing<'_> {
             let Some(written) = get(row.name) else { continue };
             let one = [(row.name.to_string(), written.text.clone())].into();
             let alone = Access { options: one, ..Access::default() };
-            if let Err(error) = store::url::check(SOME_URL, &alone) {
+            if let Err(error) = store::check_url(SOME_URL, &alone) {
                 let why = error.message.trim_start_matches(SOME_URL).trim_start_matches(": ");
                 let mistake = written.mistake(why);
                 if !self.mistakes.contains(&mistake) {
@@ -270,7 +269,7 @@ impl Believing<'_> {
             store::url::of_bucket(&bucket.text, &path.text)
         };
         let at = raw.get("url").or_else(|| raw.get("path"))?;
-        let identity = match store::url::check(&url, &layer.access) {
+        let identity = match store::check_url(&url, &layer.access) {
             Ok(identity) => identity,
             Err(error) => {
                 // Wrong options of S3 are told where they stand.

@@ -11,9 +11,11 @@ mod find;
 mod hosts;
 pub mod keys;
 mod mistake;
+mod origin;
 mod paths;
 pub(crate) mod pattern;
 mod raw;
+pub mod values;
 mod yaml;
 
 use std::collections::BTreeMap;
@@ -24,9 +26,9 @@ use self::believed::Believing;
 pub use self::find::{file_of_environment, load};
 pub use self::keys::Place;
 pub use self::mistake::{Broken, Mistake};
+pub use self::origin::{Given, Origin};
 pub use self::paths::canonical;
 use self::raw::Reading;
-use crate::settings::{Given, Origin};
 use crate::store::Access;
 
 /// A file, as it is believed.

@@ -7,9 +7,9 @@ use super::Variables;
 use super::expand::{Failure, expand};
 use super::keys::{self, Kind, Meaning, Place, Row};
 use super::mistake::Mistake;
+use super::values::{parse_duration, parse_levels, parse_size};
 use super::yaml::{Entry, Node, Value};
 use crate::nearest::near;
-use crate::settings::{parse_duration, parse_size};
 
 /// A value as it is written.
 #[derive(Clone, PartialEq, Eq)]
@@ -361,7 +361,7 @@ fn checked(kind: Kind, text: &str) -> Result<String, ()> {
             let word = if word == "false" && all.contains(&"off") { "off".into() } else { word };
             if all.contains(&word.as_str()) { Ok(word) } else { Err(()) }
         }
-        Kind::Levels => same(crate::settings::parse_levels(trimmed).is_ok()),
+        Kind::Levels => same(parse_levels(trimmed).is_ok()),
         // A secret is taken as it is, with all that stands around it.
         Kind::Secret => Ok(text.to_string()),
         Kind::Text | Kind::Path | Kind::Option | Kind::Structure => {

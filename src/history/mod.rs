@@ -20,8 +20,7 @@ pub use work::{Done, perform};
 use tokio::task::JoinSet;
 
 use crate::plan::retain::{Doomed, Own, Policy, begun, doomed, expired};
-use crate::shipper::read_header;
-use crate::store::{Error, ErrorKind, FileInfo, Key, Store};
+use crate::store::{Error, ErrorKind, FileInfo, Key, Store, read_header};
 
 /// How many deletes, or looks before them, are under way at a time.
 const AT_A_TIME: usize = 8;

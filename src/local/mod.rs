@@ -34,15 +34,18 @@ use std::path::{Path, PathBuf};
 
 /// The folder of local state that belongs to a database file.
 pub fn state_dir(database: &Path) -> PathBuf {
-    let mut name: OsString = database.as_os_str().to_owned();
-    name.push("-walferry");
-    PathBuf::from(name)
+    beside(database, "-walferry")
 }
 
 /// Path of a database's WAL.
 pub fn wal_path(database: &Path) -> PathBuf {
-    let mut name: OsString = database.as_os_str().to_owned();
-    name.push("-wal");
+    beside(database, "-wal")
+}
+
+/// Path of a file whose name is that of another with more behind it.
+pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name: OsString = path.as_os_str().to_owned();
+    name.push(suffix);
     PathBuf::from(name)
 }
 

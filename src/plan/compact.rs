@@ -65,6 +65,9 @@ impl Ladder {
 
 /// What to join to a file of a level: everything below that is newer than what the level has; of the
 /// files of level 0 those that end before `before`. `None` where nothing is to be done.
+///
+/// Nothing is joined across a hole. Behind one the level begins anew: what is missing does not come
+/// any more, and a full image has taken its place.
 pub fn next(files: &[FileInfo], ladder: &Ladder, level: Level, before: Txid) -> Option<Step> {
     if level == Level::SNAPSHOT {
         return snapshot(files, ladder, before);
@@ -74,10 +77,12 @@ pub fn next(files: &[FileInfo], ladder: &Ladder, level: Level, before: Txid) -> 
     let mut reached = at_level.map(|file| file.key.name.max).max();
     let mut inputs: Vec<FileInfo> = Vec::new();
     while inputs.len() < INPUTS_MAX {
-        // Of those that go on where the last one ended, that which leads furthest. Behind a hole:
-        // another time.
-        let Some(first) = waiting.peek() else { break };
-        let limit = reached.map_or(first.key.name.min, Txid::next);
+        // Of those that go on where the last one ended, that which leads furthest.
+        let Some(first) = waiting.peek().map(|file| file.key.name.min) else { break };
+        if inputs.is_empty() && reached.is_some_and(|reached| first > reached.next()) {
+            reached = None;
+        }
+        let limit = reached.map_or(first, Txid::next);
         let goes_on = |file: &&FileInfo| file.key.name.min <= limit;
         let furthest =
             std::iter::from_fn(|| waiting.next_if(goes_on)).max_by_key(|file| file.key.name.max);
@@ -240,7 +245,17 @@ mod tests {
         check("9:1-1 0:3-3 1:2-3", 1, 9, None);
         check("", 1, 9, None);
         check("0:2-2 0:3-3 0:5-5", 1, 9, Some(("1:2-3", "0:2-2 0:3-3")));
-        check("1:2-3 0:5-5", 1, 9, None);
+    }
+
+    #[test]
+    fn behind_a_hole_a_level_begins_anew() {
+        check("1:2-3 0:5-5", 1, 9, Some(("1:5-5", "0:5-5")));
+        check("1:2-3 0:3-3 0:5-5 0:6-6 0:8-8", 1, 9, Some(("1:5-6", "0:5-5 0:6-6")));
+        check("9:1-1 1:2-3 9:1-5 0:6-6 0:7-7", 1, 7, Some(("1:6-6", "0:6-6")));
+        check("2:2-3 1:6-7 1:8-8 1:9-9", 2, 9, Some(("2:6-8", "1:6-7 1:8-8")));
+        // A stray file of old, which everything else was joined without.
+        check("1:2-2 0:2-2 0:8-8 0:9-9", 1, 9, Some(("1:8-8", "0:8-8")));
+        check("1:2-3 0:3-3 0:9-9", 1, 9, None);
     }
 
     #[test]
@@ -272,6 +287,49 @@ mod tests {
     }
 
     proptest! {
+        /// With holes anywhere, for which snapshots stand in: everything is joined in the end, and
+        /// nothing across a hole.
+        #[test]
+        fn holes_hold_nothing_up(
+            missing in prop::collection::btree_set(2u64..60, 0..12),
+            levels in prop::sample::select(vec![vec![1u8, 2], vec![1, 2, 3], vec![2], vec![2, 3]]),
+            order in prop::collection::vec(0usize..4, 40..80),
+        ) {
+            let ladder = ladder(&levels);
+            let mut all = vec![file(9, 1, 1)];
+            for txid in 2..=60 {
+                let image = !missing.contains(&txid) && missing.contains(&(txid - 1));
+                let there = !missing.contains(&txid);
+                all.extend(image.then(|| file(9, 1, txid)));
+                all.extend((there && !image).then(|| file(0, txid, txid)));
+            }
+            let holes: Vec<u64> =
+                (2..=60).filter(|t| !all.iter().any(|f| f.key == file(0, *t, *t).key)).collect();
+            let mut made = order.into_iter().map(|at| levels[at % levels.len()]);
+            loop {
+                let all_levels = || levels.iter().copied();
+                let step = made.next().into_iter().chain(all_levels()).find_map(|level| {
+                    next(&all, &ladder, Level::new(level).unwrap(), Txid(100))
+                });
+                let Some(step) = step else { break };
+                prop_assert!(!all.iter().any(|file| file.key == step.key), "made twice");
+                let FileName { min, max } = step.key.name;
+                let across = holes.iter().any(|hole| (min.0..=max.0).contains(hole));
+                prop_assert!(!across, "{min} to {max}");
+                let few = needed(&all, &ladder);
+                prop_assert_eq!(
+                    next(&few, &ladder, step.key.level, Txid(100)).as_ref(), Some(&step)
+                );
+                all.push(file(step.key.level.get(), min.0, max.0));
+            }
+            for txid in (2..=60).filter(|txid| !holes.contains(txid)) {
+                let has = |f: &FileInfo| {
+                    f.key.level.get() == levels[0] && f.key.name.min.0 <= txid && f.key.name.max.0 >= txid
+                };
+                prop_assert!(all.iter().any(has), "{txid} is not joined");
+            }
+        }
+
         /// Whatever is joined in whatever order: the same states can be restored, each level is
         /// without holes, and there is always an end.
         #[test]

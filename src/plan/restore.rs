@@ -30,6 +30,13 @@ pub struct Plan {
     pub txid: Txid,
 }
 
+impl Plan {
+    /// Bytes of all its files.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.len).fold(0, u64::saturating_add)
+    }
+}
+
 /// Why there is no plan.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Error {

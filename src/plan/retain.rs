@@ -10,8 +10,14 @@
 //! - A snapshot that is older than `all`, if there is a younger one that is as old as that too: from
 //!   that one every state of the time that is kept can be reached.
 //! - Whatever ends at or before that snapshot, at any level.
+//!
+//! A file that is too short to be one stands in for nothing; and where the newest state that can be
+//! restored would not be among what is left, nothing goes at all.
 
-use crate::ltx::FileName;
+use std::collections::BTreeSet;
+
+use super::restore::restorable;
+use crate::ltx::{FileName, MIN_FILE_LEN};
 use crate::store::{FileInfo, Key};
 use crate::units::{Level, Timestamp, Txid, WriterId};
 
@@ -135,8 +141,26 @@ pub fn expired(files: &[FileInfo], policy: Policy) -> Vec<FileInfo> {
 
 /// The snapshot from which everything is kept: the newest that is at least as old as `since`.
 fn base(files: &[FileInfo], since: Timestamp) -> Option<Txid> {
-    let old = |file: &&FileInfo| file.key.level == Level::SNAPSHOT && file.modified <= since;
+    let old = |file: &&FileInfo| {
+        let whole = is_whole(file) && file.key.name.min == Txid(1);
+        file.key.level == Level::SNAPSHOT && whole && file.modified <= since
+    };
     files.iter().filter(old).map(|file| file.key.name.max).max()
+}
+
+fn is_whole(file: &FileInfo) -> bool {
+    file.len >= MIN_FILE_LEN
+}
+
+/// Whether what is left without these files leads to the newest state as before.
+pub fn keeps_the_newest(files: &[FileInfo], removed: &[FileInfo]) -> bool {
+    let gone: BTreeSet<Key> = removed.iter().map(|file| file.key).collect();
+    let newest = |files: &mut dyn Iterator<Item = &FileInfo>| {
+        let whole: Vec<FileInfo> = files.filter(|file| is_whole(file)).copied().collect();
+        restorable(&whole).last().copied()
+    };
+    let left = newest(&mut files.iter().filter(|file| !gone.contains(&file.key)));
+    left == newest(&mut files.iter())
 }
 
 fn is_superseded(key: Key, base: Txid) -> bool {
@@ -150,7 +174,8 @@ fn is_superseded(key: Key, base: Txid) -> bool {
 /// one before it.
 fn covers(files: &[FileInfo], l0: Timestamp) -> Vec<FileName> {
     let is_joined = |level: Level| level > Level::L0 && level < Level::SNAPSHOT;
-    let covers = |file: &&FileInfo| is_joined(file.key.level) && file.stored < l0;
+    let covers =
+        |file: &&FileInfo| is_joined(file.key.level) && is_whole(file) && file.stored < l0;
     let mut covers: Vec<FileName> = files.iter().filter(covers).map(|file| file.key.name).collect();
     covers.sort_unstable_by_key(|name| (name.min, std::cmp::Reverse(name.max)));
     let mut reached = Txid::ZERO;
@@ -225,6 +250,35 @@ mod tests {
         check("9:1-1@1 0:2-2@2 0:3-3@3", 99, 0, "");
         // A file that reaches beyond the snapshot stays.
         check("9:1-1@1 2:2-9@9 9:1-5@5 1:2-5@5", 7, 0, "9:1-1@1 1:2-5@5");
+    }
+
+    #[test]
+    fn what_is_no_whole_file_stands_in_for_nothing() {
+        let check = |listing: &str, short: &str| {
+            let mut files = files(listing);
+            let short = self::files(short).first().unwrap().key;
+            let mut of_short = files.iter_mut().filter(|file| file.key == short);
+            of_short.next().unwrap().len = MIN_FILE_LEN - 1;
+            let expired = expired(&files, Policy { all: Some(Timestamp(9)), l0: Timestamp(9) });
+            assert_eq!(expired, Vec::new(), "{listing:?} without {short}");
+        };
+        check("9:1-1@1 9:1-4@4 0:2-2@2 0:3-3@3 0:4-4@4 0:5-5@5", "9:1-4@4");
+        check("9:1-1@1 1:2-4@4 0:2-2@2 0:3-3@3 0:4-4@4 0:5-5@5", "1:2-4@4");
+        // Nor does a snapshot that is none.
+        let listing = "9:1-1@1 9:2-4@4 0:2-2@2 0:3-3@3 0:4-4@4 0:5-5@5";
+        assert_eq!(expired(&files(listing), Policy { all: Some(Timestamp(9)), l0: Timestamp(9) }), []);
+    }
+
+    #[test]
+    fn the_newest_state_must_be_among_what_is_left() {
+        let all = files("9:1-1@1 9:1-4@4 0:2-2@2 0:3-3@3 0:4-4@4 0:5-5@5");
+        let without = |text: &str| keeps_the_newest(&all, &files(text));
+        assert!(without("9:1-1@1 0:2-2@2") && without("9:1-4@4") && without(""));
+        assert!(!without("9:1-4@4 0:3-3@3") && !without("0:5-5@5") && !without("9:1-1@1 9:1-4@4"));
+        // Behind a hole it is that before it.
+        let all = files("9:1-1@1 0:2-2@2 0:4-4@4");
+        assert!(keeps_the_newest(&all, &files("0:4-4@4")));
+        assert!(!keeps_the_newest(&all, &files("0:2-2@2")));
     }
 
     #[test]

@@ -14,8 +14,7 @@ use std::{fmt, io};
 use parking_lot::Mutex;
 use rustix::process::{Flock, FlockType, fcntl_getlk};
 
-use super::error::{Error, Refusal};
-use super::output::failed;
+use super::error::{Error, Refusal, failed};
 use super::progress::{Meter, Step, Watch};
 use crate::local;
 use crate::local::lock::{Attempt, Lock};

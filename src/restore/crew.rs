@@ -4,16 +4,16 @@ use std::num::NonZero;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 
-use super::Error;
 use super::cut::{Cutter, Stretch};
-use super::fetch::{Opened, Opener};
-use super::job::{Job, bytes_of};
+use super::fetch::{Opened, Opener, Source};
 use super::making::Making;
 use super::pages::{Shared, Worker};
 use super::progress::{Meter, Step};
 use super::record::Record;
 use super::verify::{self, Chain, Claims};
+use super::{Error, Options};
 use crate::ltx::{DatabaseChecksum, Header};
 use crate::plan::Plan;
 use crate::store::Key;
@@ -30,7 +30,14 @@ pub(super) struct Done {
     pub(super) reused: u64,
 }
 
-impl Job<'_> {
+/// What the threads have to do with.
+pub(super) struct Crew<'a> {
+    pub(super) source: &'a Source,
+    pub(super) runtime: &'a Handle,
+    pub(super) options: &'a Options,
+}
+
+impl Crew<'_> {
     /// Threads that expand and write: more than there are processors would only wait for each
     /// other, the writes at the file's lock.
     fn threads(&self) -> usize {
@@ -57,7 +64,7 @@ impl Job<'_> {
             failure.lock().get_or_insert(error);
             stop.store(true, Ordering::Relaxed);
         };
-        let meter = Meter::new(self.options.watch.as_ref(), Step::Fetch, bytes_of(plan));
+        let meter = Meter::new(self.options.watch.as_ref(), Step::Fetch, plan.bytes());
         let shared = Shared {
             runtime: self.runtime,
             proven: &proven,

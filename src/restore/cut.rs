@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use super::error::Error;
-use super::fetch::{self, Opened, Source};
+use super::fetch::{self, Opened, STRETCH_LEN, Source};
 use super::progress::Meter;
 use super::record::{self, Record, Written};
 use super::verify::{Claims, FileProof};
@@ -18,9 +18,6 @@ use crate::ltx::checksum::FileDigest;
 use crate::ltx::index::Reader;
 use crate::store::Key;
 use crate::units::Pgno;
-
-/// A stretch is cut when it is this long in bytes.
-pub(super) const STRETCH_LEN: u64 = 4 << 20;
 
 /// A stretch is cut when it holds this many pages, however well they compress.
 const STRETCH_PAGES: usize = 16 << 10;

@@ -2,9 +2,9 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::moment::Range;
+use super::point::Range;
 use crate::ltx;
 use crate::ltx::DatabaseChecksum;
 use crate::plan;
@@ -321,4 +321,10 @@ impl From<plan::Error> for Error {
     fn from(error: plan::Error) -> Error {
         Error::Plan(error)
     }
+}
+
+/// For `map_err` of what is done with a file here.
+pub(super) fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_path_buf();
+    move |source| Error::Output { path, doing, source }
 }

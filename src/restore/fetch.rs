@@ -9,12 +9,14 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
-use super::cut::STRETCH_LEN;
 use super::error::Error;
 use super::record::Left;
 use crate::ltx::index::{self, Entry, Mark, Reader, TAIL_LEN};
 use crate::ltx::{self, Checksum, HEADER_LEN, Header, MIN_FILE_LEN, PAGE_HEADER_LEN, page};
 use crate::store::{FileInfo, Key, Store};
+
+/// A stretch of page frames is cut when it is this long in bytes.
+pub(super) const STRETCH_LEN: u64 = 4 << 20;
 
 /// Files up to this length in bytes are read in one request.
 const WHOLE_LEN: u64 = 1 << 20;

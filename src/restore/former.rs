@@ -20,8 +20,7 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::base;
-use super::error::{Error, Refusal};
-use super::output::{failed, with_suffix};
+use super::error::{Error, Refusal, failed};
 use crate::local::lock::{Attempt, Lock};
 use crate::local::spool::{Entry, Spool};
 use crate::local::state::{Fingerprint, State};
@@ -99,7 +98,7 @@ impl Former {
         let len = fs::metadata(&self.path).map_or(0, |meta| meta.len());
         let held = if len == 0 { None } else { self.lock()? };
         for suffix in JOURNALS {
-            let path = with_suffix(&self.path, suffix);
+            let path = local::beside(&self.path, suffix);
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(failed("removing", &path)(error));
@@ -200,7 +199,7 @@ mod tests {
     }
 
     fn beside(path: &Path) -> Vec<PathBuf> {
-        JOURNALS.iter().map(|suffix| with_suffix(path, suffix)).filter(|p| p.exists()).collect()
+        JOURNALS.iter().map(|suffix| local::beside(path, suffix)).filter(|p| p.exists()).collect()
     }
 
     #[test]
@@ -210,7 +209,7 @@ mod tests {
         let db = database(&path, true);
         // As a crash leaves it: what was committed is in the WAL only.
         fs::copy(&path, &copy).unwrap();
-        fs::copy(with_suffix(&path, "-wal"), with_suffix(&copy, "-wal")).unwrap();
+        fs::copy(local::beside(&path, "-wal"), local::beside(&copy, "-wal")).unwrap();
         let former = Former::look(&copy, false).unwrap();
         let held = former.finish().unwrap().unwrap();
         assert_eq!(beside(&copy), [""; 0].map(PathBuf::from));
@@ -233,7 +232,7 @@ mod tests {
         let former = Former { path: path.clone(), kept: Vec::new() };
         let error = former.finish().unwrap_err();
         assert!(matches!(error, Error::Copy { why: Refusal::Open(_), .. }), "{error}");
-        assert!(with_suffix(&path, "-wal").exists());
+        assert!(local::beside(&path, "-wal").exists());
         drop(db);
         former.finish().unwrap();
     }
@@ -266,7 +265,7 @@ mod tests {
         for broken in [&b"no database at all"[..], b""] {
             fs::write(&path, broken).unwrap();
             for suffix in JOURNALS {
-                fs::write(with_suffix(&path, suffix), "leftover").unwrap();
+                fs::write(local::beside(&path, suffix), "leftover").unwrap();
             }
             assert!(Former::look(&path, false).unwrap().finish().unwrap().is_none());
             assert_eq!(beside(&path), [""; 0].map(PathBuf::from));

@@ -8,8 +8,7 @@ use std::path::Path;
 use rusqlite::{Connection, OpenFlags};
 
 use super::Integrity;
-use super::error::Error;
-use super::output::failed;
+use super::error::{Error, failed};
 
 /// SQLite stops after this many findings; they are to be read by a person.
 const FINDINGS_MAX: usize = 20;

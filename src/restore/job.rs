@@ -8,13 +8,14 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 
 use super::base::{self, Older};
-use super::crew::Done;
+use super::crew::{Crew, Done};
+use super::error::failed;
 use super::fetch::{self, Opener, Source};
 use super::handover::Staging;
 #[cfg(feature = "cli")]
 use super::integrity;
 use super::making::{self, Making};
-use super::output::{Place, Temporary, Workplace, failed};
+use super::output::{Place, Temporary, Workplace};
 use super::record::{Left, Record};
 use super::{Error, Instead, Options, Report, forward, place_of, verify};
 use crate::ltx::{DatabaseChecksum, Header, page};
@@ -107,7 +108,7 @@ impl Job<'_> {
         }
 
         let database = work.open("database")?;
-        let record = if left.is_something() || bytes_of(self.plan) >= self.options.resume_from {
+        let record = if left.is_something() || self.plan.bytes() >= self.options.resume_from {
             Some(Record::open(work, left, page_size, &database)?)
         } else {
             let path = work.entry("database");
@@ -115,7 +116,7 @@ impl Job<'_> {
             None
         };
         let making = self.making(work, place, "database", &database)?;
-        let done = self.pages(&making, self.plan, last, &mut opener, record.as_ref(), 0);
+        let done = self.crew().pages(&making, self.plan, last, &mut opener, record.as_ref(), 0);
         kept.store(record.as_ref().map_or(0, Record::kept), Ordering::Relaxed);
         let done = done?;
         if done.reused > 0 {
@@ -164,9 +165,10 @@ impl Job<'_> {
             let why = format!("its pages have {} bytes, not {page_size}", older.page_size);
             return Ok(Err(Instead::Disproved(why)));
         }
-        let done = self.pages(&making, &plan, last, &mut opener, None, older.base.commit).and_then(
-            |done| making::clear_lock_page(&making.target(page_size), commit).map(|()| done),
-        );
+        let done =
+            self.crew().pages(&making, &plan, last, &mut opener, None, older.base.commit).and_then(
+                |done| making::clear_lock_page(&making.target(page_size), commit).map(|()| done),
+            );
         let finished = done.and_then(|done| self.finish(making, &plan, &done));
         match finished {
             Ok((mut report, not_left)) => {
@@ -214,6 +216,10 @@ impl Job<'_> {
     fn opener<'b>(&'b self, plan: &Plan, left: &'b Left) -> Opener<'b> {
         let files = plan.files.iter().rev().copied();
         Opener::new(self.source, self.runtime, files, left, self.options.parallelism.max(1))
+    }
+
+    fn crew(&self) -> Crew<'_> {
+        Crew { source: self.source, runtime: self.runtime, options: self.options }
     }
 
     fn making<'b>(
@@ -281,8 +287,4 @@ impl Job<'_> {
             elapsed: Duration::ZERO,
         }
     }
-}
-
-pub(super) fn bytes_of(plan: &Plan) -> u64 {
-    plan.files.iter().fold(0, |sum, file| sum.saturating_add(file.len))
 }

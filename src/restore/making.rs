@@ -5,8 +5,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::base;
+use super::error::failed;
 use super::handover::Staging;
-use super::output::{Place, Temporary, Workplace, failed};
+use super::output::{Place, Temporary, Workplace};
 use super::pages::Target;
 use super::{Error, Report};
 use crate::local;

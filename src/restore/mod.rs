@@ -38,6 +38,7 @@ mod making;
 mod moment;
 mod output;
 mod pages;
+mod point;
 mod points;
 mod progress;
 mod record;
@@ -54,9 +55,10 @@ pub use base::Instead;
 pub use error::{Error, Refusal};
 pub use fetch::requests;
 pub use handover::restore_with_state;
-pub use moment::{Point, Range, range};
+pub use moment::range;
 #[cfg(feature = "cli")]
 pub(crate) use output::rename_new;
+pub use point::{Point, Range};
 pub use points::{Known, known};
 pub use progress::{Step, Watch};
 

@@ -1,30 +1,11 @@
 //! From a moment to a transaction: the last shipped state at or before it.
 
 use super::error::Error;
+use super::point::{Point, Range};
 use crate::ltx::{HEADER_LEN, Header, MIN_FILE_LEN};
 use crate::plan;
 use crate::store::{FileInfo, Key, Store};
 use crate::units::{Timestamp, Txid};
-
-/// What to restore.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Point {
-    /// The newest state that the replica knows of.
-    Latest,
-    /// The state after exactly this transaction.
-    Txid(Txid),
-    /// The last state that was shipped with a commit time at or before this.
-    Time(Timestamp),
-}
-
-/// The commit times that a replica covers.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Range {
-    /// Of the oldest state.
-    pub first: Timestamp,
-    /// Of the newest.
-    pub last: Timestamp,
-}
 
 /// Turns a point into what can be planned. For a time that reads some headers: one for each time
 /// that the number of files can be halved.

@@ -15,13 +15,12 @@
 //! It is removed at the end. Where a restore is broken off it stays, and the next one to the same
 //! output takes it over, under the lock.
 
-use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::error::Error;
+use super::error::{Error, failed};
 #[cfg(feature = "cli")]
 use super::former::Former;
 use crate::local;
@@ -66,7 +65,7 @@ pub(super) struct Workplace {
 impl Workplace {
     /// Checks that the path is free, and takes the folder, whoever left it.
     pub(super) fn take(path: &Path, place: Place) -> Result<Workplace, Error> {
-        let dir = with_suffix(path, "-restoring");
+        let dir = local::beside(path, "-restoring");
         for _ in 0..ATTEMPTS {
             let parent = check(path, place)?;
             match DirBuilder::new().mode(0o700).create(&dir) {
@@ -250,7 +249,7 @@ pub(super) fn check(path: &Path, place: Place) -> Result<PathBuf, Error> {
         Err(error) => return Err(failed("looking at the directory", &parent)(error)),
     }
     for suffix in [""].iter().chain(&COMPANIONS) {
-        let path = with_suffix(path, suffix);
+        let path = local::beside(path, suffix);
         match fs::symlink_metadata(&path) {
             #[cfg(feature = "cli")]
             Ok(meta) if matches!(place, Place::Any { .. }) => match *suffix {
@@ -341,17 +340,6 @@ pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     }
     fs::hard_link(from, to)?;
     fs::remove_file(from)
-}
-
-pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = OsString::from(path.as_os_str());
-    name.push(suffix);
-    PathBuf::from(name)
-}
-
-pub(super) fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    let path = path.to_path_buf();
-    move |source| Error::Output { path, doing, source }
 }
 
 #[cfg(test)]

@@ -11,8 +11,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use tokio::runtime::Handle;
 
 use super::cut::{Frames, Piece, Stretch};
-use super::error::Error;
-use super::output::failed;
+use super::error::{Error, failed};
 use super::progress::Meter;
 use super::record::{Record, Written};
 use crate::ltx::checksum::{self, Digested, FileDigest};

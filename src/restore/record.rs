@@ -19,8 +19,8 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::error::Error;
-use super::output::{Workplace, failed};
+use super::error::{Error, failed};
+use super::output::Workplace;
 use crate::ltx::checksum::FileDigest;
 use crate::ltx::{Checksum, FileName};
 use crate::store::Key;

@@ -9,8 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use super::error::Error;
-use super::output::failed;
+use super::error::{Error, failed};
 use crate::ltx::checksum::Digested;
 use crate::ltx::{Checksum, Header};
 use crate::store::Key;

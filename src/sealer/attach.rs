@@ -128,7 +128,7 @@ impl Replica {
         self.retry_at = Some(self.process.now() + STANDBY_RETRY_MS);
         if self.holder != pid || pid.is_none() {
             let who = pid.map_or("another process".to_string(), |pid| format!("process {pid}"));
-            let path = self.database.path().display();
+            let path = self.database.label();
             log::info!("{path} is shipped by {who}; this process stands by");
         }
         self.holder = pid;
@@ -147,7 +147,7 @@ impl Replica {
             shared.report.last_error.replace(why.to_string()).as_deref() == Some(why)
         });
         if !known {
-            log::error!("{}: {why}; trying again", self.database.path().display());
+            log::error!("{}: {why}; trying again", self.database.label());
         }
         self.database.notify();
     }
@@ -215,7 +215,7 @@ impl Replica {
         match open::resume(position, self.piece, &local.state, point.page_size, attach, wal) {
             Resume::At(cursor) => {
                 self.cursor = cursor;
-                let path = self.database.path().display();
+                let path = self.database.label();
                 log::debug!("{path}: the log goes on after {}", point.txid);
             }
             Resume::Compare(found) => {
@@ -260,7 +260,7 @@ impl Replica {
         if let Some(local) = &mut self.local {
             local.state.clean = clean.map(|fingerprint| Clean { fingerprint, piece: self.piece });
             if let Err(error) = local.save(false) {
-                log::error!("{}: {error}", self.database.path().display());
+                log::error!("{}: {error}", self.database.label());
             }
         }
         self.wake();

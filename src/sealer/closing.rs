@@ -20,7 +20,7 @@ impl Replica {
     /// Closes what was captured as this TXID.
     pub(super) fn close(&mut self, txid: Txid) {
         if self.shrinks() {
-            log::info!("{}: the database has shrunk: a full image", self.database.path().display());
+            log::info!("{}: the database has shrunk: a full image", self.database.label());
             self.need_image();
             return self.engine.handle(self.process.now(), Event::Closed(None));
         }
@@ -34,7 +34,7 @@ impl Replica {
             }
             Err(Stop::Failed(message)) => {
                 self.database.with(|shared| shared.set_gate(Gate::Shut));
-                log::error!("{}: {message}", self.database.path().display());
+                log::error!("{}: {message}", self.database.label());
                 self.engine.handle(now, Event::LocalFailed(Failure::Local { message }));
             }
         }
@@ -170,7 +170,7 @@ impl Replica {
     /// Cannot be: the engine asks only for files that it was told of. Said rather than ignored.
     pub(super) fn lost_file(&mut self, txid: Txid) {
         let message = format!("the file of transaction {txid} is not in the spool");
-        log::error!("{}: {message}", self.database.path().display());
+        log::error!("{}: {message}", self.database.label());
         let failure = Event::RequestFailed(Failure::Local { message });
         self.engine.handle(self.process.now(), failure);
     }
@@ -239,7 +239,7 @@ impl Replica {
                 Event::Confirmed { arrived }
             }
             Outcome::Failed(failure) => {
-                log::warn!("{}: {}", self.database.path().display(), failure.message());
+                log::warn!("{}: {}", self.database.label(), failure.message());
                 if failure.is_no_replica() {
                     self.checked_at = None;
                 }
@@ -287,7 +287,7 @@ impl Replica {
         };
         log::error!(
             "{}: {} {found} and lacks files that it had confirmed, up to transaction {}: they were removed, or the replica was created anew. A full image begins it again",
-            self.database.path().display(),
+            self.database.label(),
             crate::store::url::redacted(&self.database.settings().replica),
             self.engine.status().acked
         );
@@ -298,7 +298,7 @@ impl Replica {
     fn claimed(&mut self, at: Txid) {
         log::warn!(
             "{}: {} was written by another writer; it is taken over as transaction {at}, and a full image follows",
-            self.database.path().display(),
+            self.database.label(),
             crate::store::url::redacted(&self.database.settings().replica)
         );
         self.claimed_at = at;
@@ -309,7 +309,7 @@ impl Replica {
         let state = State { claimed: true, first: Some(at.0), ..new };
         local.state = state;
         if let Err(error) = local.save(true) {
-            log::error!("{}: {error}", self.database.path().display());
+            log::error!("{}: {error}", self.database.label());
         }
     }
 
@@ -347,7 +347,7 @@ impl Replica {
         }
         log::warn!(
             "{}: transaction {} of the replica is from this writer ({ours}), but not from this disk, which either forgot it or is a copy; going on as writer {writer} with a full image",
-            self.database.path().display(),
+            self.database.label(),
             head.txid
         );
         self.engine.begin_lineage(writer);
@@ -374,7 +374,7 @@ impl Replica {
             let saved = local.save(durable);
             seq = seq.max(file.seq);
             if let Err(error) = saved.and_then(|()| self.keep_copy(&file.entry, &file.base)) {
-                log::error!("{}: {error}", self.database.path().display());
+                log::error!("{}: {error}", self.database.label());
             }
         }
         self.show();

@@ -245,7 +245,7 @@ impl Replica {
             .map_err(|error| Stop::Failed(format!("cannot read the WAL: {error}")))?;
         log::debug!(
             "{}: begun anew behind frame {} (seen {}): to frame {}, and {begun} commits, of {}",
-            self.database.path().display(),
+            self.database.label(),
             at.frame,
             seen.max_frame,
             tail.frames.last,
@@ -260,7 +260,7 @@ impl Replica {
         }
         log::debug!(
             "{}: frames {} to {} of the generation before",
-            self.database.path().display(),
+            self.database.label(),
             self.frames.first,
             self.frames.last
         );
@@ -327,7 +327,7 @@ impl Replica {
         match stop {
             Stop::Diverged(found) => self.diverge(found),
             Stop::Failed(message) => {
-                log::error!("{}: {message}", self.database.path().display());
+                log::error!("{}: {message}", self.database.label());
                 self.database.with(|shared| shared.set_gate(Gate::Shut));
                 let now = self.process.now();
                 self.engine.handle(now, Event::Committed { at: now });
@@ -350,11 +350,11 @@ impl Replica {
         }
         log::warn!(
             "{}: {pending} bytes wait in the spool, more than its cap of {cap}",
-            self.database.path().display()
+            self.database.label()
         );
         for entry in std::mem::take(&mut self.open) {
             if let Err(error) = forget(local, &entry) {
-                log::error!("{}: {error}", self.database.path().display());
+                log::error!("{}: {error}", self.database.label());
             }
         }
         self.piece = match (self.closed.back(), local.state.base) {

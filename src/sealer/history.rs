@@ -28,7 +28,7 @@ impl Replica {
         if settings.history.deletes && settings.history.l0_retention < L0_RETENTION_SAFE {
             log::warn!(
                 "{}: l0-retention is {:?}: a file should stay at the store for longer than a request can be under way, which is {L0_RETENTION_SAFE:?}",
-                self.database.path().display(),
+                self.database.label(),
                 settings.history.l0_retention
             );
         }
@@ -88,7 +88,7 @@ impl Replica {
             self.engine.hold_store_until(until);
             self.history.hold_until(until);
         }
-        let path = self.database.path().display();
+        let path = self.database.label();
         match &done.event {
             Event::Failed(failure) => {
                 let doing = self.history.making();

@@ -116,7 +116,7 @@ impl Replica {
         let timestamp = Timestamp(now.max(before.saturating_add(1)));
         let min = if level == Level::SNAPSHOT { Txid(1) } else { txid };
         let key = Key { level, name: FileName { min, max: txid } };
-        let path = self.database.path().display();
+        let path = self.database.label();
         log::info!("{path}: sending a full image as transaction {txid}");
         let pre_apply = pre_apply.unwrap_or(DatabaseChecksum::EMPTY);
         let stage = Stage::Opening;
@@ -163,7 +163,7 @@ impl Replica {
             ) => {
                 // It may be there, and even a refusal may be the answer to our own repeated call.
                 if let UploadOutcome::Failed(failure) = outcome {
-                    log::warn!("{}: {}", self.database.path().display(), failure.message());
+                    log::warn!("{}: {}", self.database.label(), failure.message());
                     self.engine.note(failure);
                 }
                 let (level, min) = (image.level, Txid(done.image.min_txid));
@@ -185,11 +185,7 @@ impl Replica {
     }
 
     fn image_failed(&mut self, failure: Failure) {
-        log::warn!(
-            "{}: the full image was not sent: {}",
-            self.database.path().display(),
-            failure.message()
-        );
+        log::warn!("{}: the full image was not sent: {}", self.database.label(), failure.message());
         self.engine.handle(self.process.now(), Event::ImageFailed(failure));
     }
 
@@ -198,7 +194,7 @@ impl Replica {
         if let Some(local) = &mut self.local {
             local.state.image = None;
             if let Err(error) = local.save(false) {
-                log::error!("{}: {error}", self.database.path().display());
+                log::error!("{}: {error}", self.database.label());
             }
         }
     }
@@ -391,7 +387,7 @@ impl Replica {
             .filter(|_| !done.attached)
             .map(|fingerprint| Clean { fingerprint, piece: base.piece });
         if let Err(error) = local.save(true) {
-            log::error!("{}: {error}", self.database.path().display());
+            log::error!("{}: {error}", self.database.label());
         }
         self.point = point_of(&base);
         let now = self.process.now();
@@ -405,7 +401,7 @@ impl Replica {
         let level = Level::new(done.image.level).unwrap_or(Level::SNAPSHOT);
         self.add_to_history(Key { level, name: FileName { min, max } }, done.len, &base);
         self.engine.handle(now, Event::ImageSent { txid: base.txid(), complete });
-        let path = self.database.path().display();
+        let path = self.database.label();
         log::info!("{path}: the full image is at the store, {} pages", base.commit);
         self.mark_acked(done.seq);
         if !complete {
@@ -430,7 +426,7 @@ impl Replica {
             if local.table.commit() != image.base.commit
                 && let Err(error) = local.table.set_commit(image.base.commit)
             {
-                log::error!("{}: {error}", self.database.path().display());
+                log::error!("{}: {error}", self.database.label());
             }
             if local.table.checksum().get() == expected {
                 self.point = point_of(&image.base);
@@ -443,7 +439,7 @@ impl Replica {
         if let Some(local) = &mut self.local
             && let Err(error) = local.save(true)
         {
-            log::error!("{}: {error}", self.database.path().display());
+            log::error!("{}: {error}", self.database.label());
         }
     }
 }

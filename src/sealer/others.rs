@@ -39,7 +39,7 @@ impl Replica {
             Ok(page) => self.database.with(|shared| shared.page = Some(page.into())),
             Err(error) => log::warn!(
                 "{}: {error}; its processes cannot talk to each other",
-                self.database.path().display()
+                self.database.label()
             ),
         }
     }
@@ -133,7 +133,7 @@ impl Replica {
             return;
         }
         if let Err(error) = shared::make_bell(page.bell_path()) {
-            let path = self.database.path().display();
+            let path = self.database.label();
             log::warn!("{path}: {error}; other processes' commits are looked for once a second");
             self.others.deaf = true;
             return;
@@ -225,7 +225,7 @@ impl Replica {
             self.database.with(|shared| {
                 log::debug!(
                     "{}: the WAL cannot be let go at {place:?}: captured {:?}, published {:?}, gate {:?}",
-                    self.database.path().display(),
+                    self.database.label(),
                     shared.captured,
                     shared.published.map(|index| (index.salts, index.max_frame)),
                     shared.gate

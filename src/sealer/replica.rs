@@ -111,12 +111,11 @@ pub(super) enum LocalJob {
 impl Replica {
     pub(super) fn new(process: Arc<Process>, database: Arc<Database>) -> Replica {
         let settings = database.settings();
-        let opened =
-            crate::store::url::open_at(&settings.replica, &settings.access, process.servers());
+        let opened = crate::store::open_at(&settings.replica, &settings.access, process.servers());
         let store = match opened {
             Ok(store) => Some(store),
             Err(error) => {
-                log::error!("{}: {error}", database.path().display());
+                log::error!("{}: {error}", database.label());
                 database.with(|shared| shared.report.last_error = Some(error.to_string()));
                 None
             }
@@ -231,7 +230,7 @@ impl Replica {
         if let Some(mut local) = self.local.take() {
             let saved = local.table.sync().and_then(|()| local.save(true));
             if let Err(error) = saved {
-                log::error!("{}: {error}", self.database.path().display());
+                log::error!("{}: {error}", self.database.label());
             }
         }
         self.database.with(|shared| shared.captured = None);
@@ -239,7 +238,7 @@ impl Replica {
 
     /// Ends the replication of this database for this process. The application goes on.
     pub(super) fn give_up(&mut self, why: &str) {
-        log::error!("{}: replication stopped: {why}", self.database.path().display());
+        log::error!("{}: replication stopped: {why}", self.database.label());
         self.dead = Some(why.to_string());
         self.job = LocalJob::None;
         self.database.with(|shared| {
@@ -342,7 +341,7 @@ impl Replica {
 
     /// Says what does not fit, and what is done about it.
     pub(super) fn note(&mut self, found: Finding) {
-        let path = self.database.path().display();
+        let path = self.database.label();
         // A new database has no state: that is no news.
         let level = match found {
             Finding::NoState => log::Level::Info,
@@ -427,7 +426,7 @@ impl Replica {
             crate::store::url::redacted(&self.database.settings().replica),
             self.database.dir().join("spool").display()
         );
-        log::error!("{}: {why}", self.database.path().display());
+        log::error!("{}: {why}", self.database.label());
         self.database.with(|shared| {
             shared.set_gate(Gate::Open);
             shared.report.last_error = Some(why);

@@ -37,7 +37,7 @@ impl Replica {
     }
 
     fn resync_failed(&mut self, message: String, scan: bool) {
-        log::warn!("{}: {message}; trying again", self.database.path().display());
+        log::warn!("{}: {message}; trying again", self.database.label());
         let now = self.process.now();
         if scan {
             self.engine.handle(now, Event::Diverged);
@@ -208,7 +208,7 @@ impl Replica {
             // What was read is right, but the WAL that it ends in is not the one that goes on.
             self.cursor = Cursor::Unknown;
         }
-        let path = self.database.path().display();
+        let path = self.database.label();
         log::info!("{path}: compared; {}", if differs { "what differs is sent" } else { "equal" });
         let closed = match self.close_captured(job.txid) {
             Ok(closed) => closed,

@@ -7,7 +7,9 @@ mod access;
 #[doc(hidden)]
 pub mod conformance;
 pub mod file;
+mod header;
 pub mod memory;
+mod open;
 mod parts;
 mod range;
 pub(crate) mod reader;
@@ -23,6 +25,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use self::access::{Access, Secret};
+pub(crate) use self::header::read_header;
+pub use self::open::{check_url, open, open_at, open_with};
 use crate::ltx::FileName;
 use crate::units::{Level, Timestamp};
 

@@ -1,61 +1,14 @@
-//! From a replica's URL to its store.
+//! The URLs of replicas.
 //!
 //! `file:///absolute/path`, `file:relative/path` and a plain path mean a directory; `s3://` a
-//! bucket. The scheme decides which backend reads the rest.
+//! bucket. The scheme decides which backend reads the rest (`super::open`).
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use super::file::FileStore;
-use super::s3::{S3Store, Servers};
-use super::{Access, Error, ErrorKind, Store};
-
-/// What a replica's URL may look like, for messages.
-const FORMS: &str = "file:///absolute/path, file:relative/path, a plain path, or s3://bucket/path";
-
-/// Opens the store that a URL or path names. Nothing is asked of it yet.
-pub fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
-    open_with(url, &Access::default())
-}
-
-/// As [`open`], with what a file says of how the store is reached.
-pub fn open_with(url: &str, access: &Access) -> Result<Arc<dyn Store>, Error> {
-    open_at(url, access, &Servers::default())
-}
-
-/// As [`open_with`], for one of many replicas, which share connections and credentials at
-/// `servers`.
-pub fn open_at(url: &str, access: &Access, servers: &Servers) -> Result<Arc<dyn Store>, Error> {
-    if url.is_empty() {
-        return Err(invalid(format!("a replica needs a URL: {FORMS}")));
-    }
-    match split_scheme(url) {
-        Some(("file", rest)) => Ok(Arc::new(FileStore::new(file_path(url, rest)?))),
-        Some(("s3", _)) => Ok(Arc::new(S3Store::open_at(url, access, servers)?)),
-        Some((scheme @ ("gs" | "gcs" | "abs" | "sftp"), _)) => {
-            Err(invalid(format!("{scheme}:// is not supported yet; a replica may be {FORMS}")))
-        }
-        Some((scheme, _)) => {
-            Err(invalid(format!("{scheme}:// is not known; a replica may be {FORMS}")))
-        }
-        None if url.contains('\0') => {
-            Err(invalid(format!("{url:?}: a path cannot hold a zero byte")))
-        }
-        None => Ok(Arc::new(FileStore::new(url))),
-    }
-}
-
-/// Whether URL and options can work, as far as that can be known without asking anybody and without
-/// the environment. Gives what tells the replica from others.
-pub fn check(url: &str, access: &Access) -> Result<String, Error> {
-    match split_scheme(url) {
-        Some(("s3", _)) => S3Store::check(url, access).map(|url| without_options(&url)),
-        _ => Ok(identity(open(url)?.as_ref())),
-    }
-}
+use super::{Error, ErrorKind, Store};
 
 /// The URL of something below a replica, which is no part of it.
 pub fn below(url: &str, name: &str) -> String {
@@ -135,7 +88,7 @@ fn is_secret(name: &str) -> bool {
 }
 
 /// Splits a URL at its scheme, in lower case. A path, even with a colon in it, has none.
-fn split_scheme(url: &str) -> Option<(&str, &str)> {
+pub(super) fn split_scheme(url: &str) -> Option<(&str, &str)> {
     let (scheme, rest) = url.split_once(':')?;
     let mut chars = scheme.chars();
     let is_scheme = chars.next().is_some_and(|c| c.is_ascii_alphabetic())
@@ -145,7 +98,7 @@ fn split_scheme(url: &str) -> Option<(&str, &str)> {
 }
 
 /// The path in a `file:` URL.
-fn file_path(url: &str, rest: &str) -> Result<PathBuf, Error> {
+pub(super) fn file_path(url: &str, rest: &str) -> Result<PathBuf, Error> {
     let path = match rest.strip_prefix("//") {
         None => rest,
         Some(after) if after.starts_with('/') => after,
@@ -222,7 +175,7 @@ pub(crate) fn percent_decode(text: &str) -> Vec<u8> {
     decoded
 }
 
-fn invalid(message: String) -> Error {
+pub(super) fn invalid(message: String) -> Error {
     Error::new(ErrorKind::Invalid, message)
 }
 
@@ -231,7 +184,7 @@ pub fn identity(store: &dyn Store) -> String {
     without_options(store.url())
 }
 
-fn without_options(url: &str) -> String {
+pub(super) fn without_options(url: &str) -> String {
     let end = url.find('?').unwrap_or(url.len());
     url.get(..end).unwrap_or(url).trim_end_matches('/').to_string()
 }
@@ -270,26 +223,6 @@ mod tests {
             let message = path_of(url).expect_err(url);
             assert!(message.contains(word), "{url}: {message}");
         }
-    }
-
-    #[test]
-    fn what_cannot_be_opened_is_refused_with_the_forms_that_can() {
-        let kinds_and_words = [
-            ("", "needs a URL"),
-            ("gs://b/p", "not supported yet"),
-            ("sftp://u@h/p", "not supported yet"),
-            ("abs://c/p", "not supported yet"),
-            ("http://h/p", "not known"),
-        ];
-        for (url, word) in kinds_and_words {
-            let Err(err) = open(url) else { panic!("{url} was opened") };
-            assert_eq!(err.kind, ErrorKind::Invalid, "{url}");
-            assert!(err.message.contains(word) && err.message.contains("s3://"), "{err}");
-        }
-        assert_eq!(
-            open("/x y/z").map(|store| store.url().to_string()).ok().as_deref(),
-            Some("file:///x%20y/z")
-        );
     }
 
     #[test]

@@ -12,7 +12,8 @@ use crate::api::{self, Api, RawFile, SQLITE_ERROR, SQLITE_OK};
 use crate::fork;
 use crate::functions;
 use crate::handle::Handle;
-use crate::registry::{self, Opening};
+use crate::opening::{self, Opening, UriLookup};
+use crate::registry;
 
 /// Wraps the file of a database that was opened before the extension was loaded.
 fn adopt(api: &'static Api, db: api::Connection, schema: &CStr) {
@@ -26,10 +27,10 @@ fn adopt(api: &'static Api, db: api::Connection, schema: &CStr) {
         if methods.is_null() || is_ours(methods) {
             return;
         }
-        let Some(base) = registry::base_vfs(api) else { return };
-        let lookup = registry::UriLookup::new(|key| api.uri_parameter(name, key));
+        let Some(base) = api.find_base_vfs() else { return };
+        let lookup = UriLookup::new(|key| api.uri_parameter(name, key));
         // It is open already: what cannot work is in the log and in the status.
-        let Opening::Replicated(replicated) = registry::replicated(&path, &lookup, base) else {
+        let Opening::Replicated(replicated) = opening::replicated(&path, &lookup, base) else {
             return;
         };
         let real = RawFile { file, methods };

@@ -10,7 +10,8 @@ use super::file::{EMBEDDED_2, EMBEDDED_3, REAL_OFFSET, ShimFile, WAL_1, is_adopt
 use super::{File, Vfs, guarded};
 use crate::api::{self, Api, RawFile, SQLITE_ERROR, SQLITE_OK};
 use crate::handle::Handle;
-use crate::registry::{self, Opening};
+use crate::opening::{self, Opening, UriLookup};
+use crate::registry;
 
 /// The VFS underneath.
 ///
@@ -89,9 +90,9 @@ unsafe fn handle_for_unchecked(base: Vfs, name: *const c_char, flags: c_int) -> 
     unsafe {
         if flags & api::SQLITE_OPEN_MAIN_DB != 0 {
             let path = api::path_of(name)?;
-            let lookup = registry::UriLookup::new(|key| api.uri_parameter(name, key));
+            let lookup = UriLookup::new(|key| api.uri_parameter(name, key));
             let base = NonNull::new(base)?;
-            return match registry::replicated(&path, &lookup, api::BaseVfs(base)) {
+            return match opening::replicated(&path, &lookup, api::BaseVfs(base)) {
                 Opening::Plain => None,
                 Opening::Replicated(replicated) => Some(Target::Main(replicated)),
                 Opening::Refused => Some(Target::Refused),

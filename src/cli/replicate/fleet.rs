@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 
-use super::super::{Error, sync};
+use super::super::Error;
+use super::super::failure::Failure;
 use super::candidate::{self, Candidate, FileId};
 use super::limits;
 use super::wanted::{Place, Wanted};
@@ -44,7 +45,7 @@ impl Fleet {
     /// With nothing open yet. The extension is loaded.
     pub(super) fn new(wanted: Vec<Wanted>) -> Result<Fleet, Error> {
         let asking = Connection::open_in_memory()
-            .map_err(|error| sync::Failure::sqlite("cannot open a database in memory", error))?;
+            .map_err(|error| Failure::sqlite("cannot open a database in memory", error))?;
         let members = BTreeMap::new();
         Ok(Fleet { wanted, members, asking, read_at: None, limit_told: false })
     }

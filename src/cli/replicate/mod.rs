@@ -20,8 +20,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 
 use super::{Error, Exit, configured, extension};
+use crate::config::values::parse_duration;
 use crate::config::{self, Config};
-use crate::settings::parse_duration;
 use crate::store;
 use child::{Program, exit_code};
 use fleet::Fleet;
@@ -123,7 +123,7 @@ impl Args {
 
     fn named(&self, database: &Path, url: &str) -> Result<Wanted, Error> {
         // What is wrong with the URL is better said before anything is touched.
-        store::url::open(url)?;
+        store::open(url)?;
         let path = database.to_path_buf();
         let place = match &self.pattern {
             Some(pattern) => Place::Folder {

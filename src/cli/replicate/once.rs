@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use super::super::failure::Failure;
 use super::super::{Error, Exit, print, sync};
 use super::fleet::Fleet;
 
@@ -21,7 +22,7 @@ pub(super) fn run(fleet: &mut Fleet, timeout: Duration, json: bool) -> Result<()
             Ok(db) => sync::sync(db, path, left),
             Err(why) => {
                 let text = format!("{}: {why}", path.display());
-                Err(sync::Failure::because(Exit::Usage, text))
+                Err(Failure::because(Exit::Usage, text))
             }
         };
         match synced {

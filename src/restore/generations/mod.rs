@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 
-use super::error::Error;
-use super::output::{self, Place, Temporary, Workplace, failed};
+use super::error::{Error, failed};
+use super::output::{self, Place, Temporary, Workplace};
 use super::{Options, Point, Range, integrity, list_in_turn, moment, place_of};
 use crate::plan::generations::{self, FOLDER, Generation, Plan, Segment};
 use crate::store::{self, Object, Store};

@@ -5,8 +5,7 @@ use std::path::Path;
 
 use std::os::unix::fs::FileExt;
 
-use super::super::error::Error;
-use super::super::output::failed;
+use super::super::error::{Error, failed};
 use super::look_at;
 use crate::plan::generations::Segment;
 use crate::units::Pgno;

@@ -13,8 +13,7 @@ use lz4_flex::frame::FrameDecoder;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
-use super::super::error::Error;
-use super::super::output::failed;
+use super::super::error::{Error, failed};
 use crate::ltx::lz4::{self, End, Tail};
 use crate::store::{self, Object, Store};
 

@@ -15,7 +15,7 @@ use walferry::ltx::encode::to_vec;
 use walferry::ltx::index::{self, Builder, Entry, Mark, TAIL_LEN};
 use walferry::ltx::merge::merge;
 use walferry::ltx::{self, Checksum, Decoder, FileName, HEADER_LEN, Header, PAGE_HEADER_LEN, page};
-use walferry::store::url;
+use walferry::store::{self, url};
 use walferry::units::{PageSize, Pgno, Salts, Timestamp, Txid, WriterId};
 use walferry::wal::{self, FrameHeader, FrameSet, WalHeader, WalIndex};
 
@@ -335,9 +335,9 @@ pub fn names(bytes: &[u8]) {
     }
     let shown = within(limit, || url::redacted(name));
     assert_eq!(url::redacted(&shown), shown);
-    match within(limit, || url::open(name)) {
+    match within(limit, || store::open(name)) {
         Ok(store) => {
-            let again = url::open(store.url()).expect("the URL of a store opens it");
+            let again = store::open(store.url()).expect("the URL of a store opens it");
             assert_eq!(again.url(), store.url());
             assert_eq!(url::identity(again.as_ref()), url::identity(store.as_ref()));
         }

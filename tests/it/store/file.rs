@@ -9,7 +9,7 @@ use bytes::Bytes;
 use walferry::store::conformance::{self, Traits, key};
 use walferry::store::file::FileStore;
 use walferry::store::memory::MemoryStore;
-use walferry::store::{Body, ErrorKind, Store, url};
+use walferry::store::{Body, ErrorKind, Store, open};
 use walferry::units::{Level, Timestamp};
 
 const NOW: Timestamp = Timestamp(1_795_351_714_201);
@@ -38,7 +38,7 @@ async fn a_directory_keeps_the_contract() {
     let folder = tempfile::tempdir().unwrap();
     let traits = Traits { modified_is_timestamp: true, many: 1200 };
     conformance::run(traits, |name| {
-        url::open(folder.path().join("not yet there").join(name).to_str().unwrap()).unwrap()
+        open(folder.path().join("not yet there").join(name).to_str().unwrap()).unwrap()
     })
     .await;
     let mut strange = files_below(folder.path());

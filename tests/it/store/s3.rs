@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use walferry::store::conformance::{self, Traits, key, noise};
 use walferry::store::s3::{Credentials, S3Store};
-use walferry::store::{Body, Error, ErrorKind, Store, url};
+use walferry::store::{Body, Error, ErrorKind, Store, open};
 use walferry::units::{Level, Timestamp};
 
 const NOW: Timestamp = Timestamp(1_795_351_714_920);
@@ -104,7 +104,7 @@ async fn the_second_server_keeps_the_contract() {
 #[tokio::test]
 async fn credentials_of_the_environment_are_found() {
     let server = first_server();
-    let store = url::open(&server.url("environment", "")).unwrap();
+    let store = open(&server.url("environment", "")).unwrap();
     store.list(Level::L0).await.unwrap();
 }
 

@@ -1,0 +1,71 @@
+//! Connections of our own.
+
+use std::ffi::{CStr, CString, c_int};
+use std::path::Path;
+use std::ptr::{self, NonNull};
+
+use libsqlite3_sys as ffi;
+
+use super::file::RawFile;
+use super::{Api, Connection, SQLITE_OK, SQLITE_OPEN_READWRITE};
+
+/// A connection of our own.
+pub struct OwnConnection {
+    db: Connection,
+    api: &'static Api,
+}
+
+// SAFETY: a SQLite with threads (the others are refused at load) lets a connection be used by any
+// thread, one at a time.
+unsafe impl Send for OwnConnection {}
+
+impl OwnConnection {
+    /// Opens a database through a VFS; its close neither checkpoints nor removes the WAL.
+    pub fn open(
+        api: &'static Api,
+        vfs: NonNull<ffi::sqlite3_vfs>,
+        path: &Path,
+    ) -> Result<OwnConnection, String> {
+        use std::os::unix::ffi::OsStrExt;
+        const NO_CKPT_ON_CLOSE: c_int = 1006;
+        let name = CString::new(path.as_os_str().as_bytes()).map_err(|error| error.to_string())?;
+        let mut db: Connection = ptr::null_mut();
+        // SAFETY: nul-terminated names; the connection is closed by Drop in any case.
+        let rc = unsafe {
+            (api.open_v2)(name.as_ptr(), &raw mut db, SQLITE_OPEN_READWRITE, vfs.as_ref().zName)
+        };
+        if db.is_null() {
+            return Err("out of memory".into());
+        }
+        let connection = OwnConnection { db, api };
+        if rc != SQLITE_OK {
+            return Err(api.message(db, rc));
+        }
+        // SAFETY: a live connection; this setting takes an int and a pointer that may be null.
+        unsafe {
+            (api.db_config)(db, NO_CKPT_ON_CLOSE, 1 as c_int, ptr::null_mut::<c_int>());
+            (api.busy_timeout)(db, 0);
+        }
+        Ok(connection)
+    }
+
+    /// Runs a statement; gives the first column of its first row.
+    pub fn query(&self, sql: &CStr) -> Result<Option<String>, String> {
+        self.api.query(self.db, sql)
+    }
+
+    /// The main database's file.
+    pub fn file(&self) -> Option<RawFile> {
+        let file = self.api.file_of(self.db, c"main")?;
+        // SAFETY: an open file.
+        let methods = unsafe { file.as_ref().pMethods };
+        (!methods.is_null()).then_some(RawFile { file: file.as_ptr(), methods })
+    }
+}
+
+impl Drop for OwnConnection {
+    fn drop(&mut self) {
+        // SAFETY: opened by us; all statements are finalised.
+        unsafe { (self.api.close)(self.db) };
+    }
+}

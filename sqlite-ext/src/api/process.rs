@@ -1,0 +1,39 @@
+//! The process that we live in: its signals, its forks, its end.
+
+use std::ptr;
+
+/// Starts threads with all signals blocked: they are the application's business.
+pub fn without_signals(start: &mut dyn FnMut()) {
+    // SAFETY: plain signal-set calls on local sets; the mask is put back as it was.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        let mut before: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+        start();
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut());
+    }
+}
+
+/// Has a function called when the process exits.
+pub fn at_exit(function: extern "C" fn()) {
+    // SAFETY: the function stays mapped: the library is never unloaded.
+    unsafe { libc::atexit(function) };
+}
+
+/// Has functions called around each fork: before it, after it in the parent, and in the child.
+pub fn at_fork(before: extern "C" fn(), parent: extern "C" fn(), child: extern "C" fn()) {
+    // SAFETY: the functions stay mapped: the library is never unloaded.
+    unsafe {
+        libc::pthread_atfork(Some(before), Some(parent), Some(child));
+    }
+}
+
+/// Closes descriptors of the parent in the child of a fork. What owned them is abandoned.
+pub fn close_inherited(descriptors: &[std::os::fd::RawFd]) {
+    for descriptor in descriptors {
+        // SAFETY: their owners are on the stacks of threads that do not exist in this process, so
+        // nobody uses or closes them again.
+        unsafe { libc::close(*descriptor) };
+    }
+}

@@ -1,0 +1,63 @@
+//! The wal-index in shared memory.
+
+use std::ffi::{c_int, c_void};
+use std::ptr::NonNull;
+
+/// Bytes of one region of the wal-index (`WALINDEX_PGSZ` in `wal.c`).
+pub const SHM_REGION: c_int = 32768;
+
+/// A region of a wal-index, mapped; most often the first.
+#[derive(Clone, Copy)]
+pub struct Shm(pub(super) NonNull<u8>);
+
+// SAFETY: the mapping is shared memory by design; it is read and written only through volatile
+// accesses below, and its owner drops it before the file is closed.
+unsafe impl Send for Shm {}
+// SAFETY: as above.
+unsafe impl Sync for Shm {}
+
+// A region is mapped at a page boundary, so its words are aligned.
+#[allow(clippy::cast_ptr_alignment)]
+impl Shm {
+    /// A region that SQLite was given by `xShmMap`.
+    pub fn from_pointer(region: *mut c_void) -> Option<Shm> {
+        NonNull::new(region.cast::<u8>()).map(Shm)
+    }
+
+    /// As a plain pointer, to be kept in an atomic.
+    pub fn as_pointer(self) -> *mut u8 {
+        self.0.as_ptr()
+    }
+
+    /// The two copies of the header (`WalIndexHdr` twice, 96 bytes).
+    pub fn header(self) -> [u8; 96] {
+        let mut copy = [0u8; 96];
+        for (at, bytes) in copy.chunks_exact_mut(8).enumerate() {
+            // SAFETY: a region has 32768 bytes and is aligned to a page.
+            let word = unsafe { self.0.as_ptr().cast::<u64>().add(at).read_volatile() };
+            bytes.copy_from_slice(&word.to_ne_bytes());
+        }
+        copy
+    }
+
+    /// A word of the region, of its 8192; 0 beyond them.
+    pub fn word(self, at: usize) -> u32 {
+        if at >= SHM_REGION as usize / size_of::<u32>() {
+            return 0;
+        }
+        // SAFETY: within a region's 32768 bytes, and aligned.
+        unsafe { self.0.as_ptr().cast::<u32>().add(at).read_volatile() }
+    }
+
+    /// The read mark of a read slot (`aReadMark` at byte 100).
+    pub fn read_mark(self, slot: usize) -> u32 {
+        // SAFETY: as above; slots are 0 to 4.
+        unsafe { self.0.as_ptr().cast::<u32>().add(25 + slot.min(4)).read_volatile() }
+    }
+
+    /// Sets the read mark of a slot whose exclusive lock the caller holds.
+    pub fn set_read_mark(self, slot: usize, mark: u32) {
+        // SAFETY: as above; the lock keeps all others from the mark.
+        unsafe { self.0.as_ptr().cast::<u32>().add(25 + slot.min(4)).write_volatile(mark) }
+    }
+}

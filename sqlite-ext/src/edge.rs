@@ -1,0 +1,106 @@
+//! The sealer's way to a database.
+
+use std::path::PathBuf;
+
+use walferry::border::{Border, Reader, Way};
+use walferry::local::state::Fingerprint;
+use walferry::units::Salts;
+use walferry::wal::WalIndex;
+
+use crate::alone::AloneReader;
+use crate::api::{self, BaseVfs, OwnConnection};
+use crate::inside;
+use crate::pin::Pin;
+use crate::reader::SnapshotReader;
+use crate::registry::find;
+
+/// The sealer's way to the database.
+pub struct Edge {
+    pub(crate) path: PathBuf,
+    pub(crate) vfs: BaseVfs,
+    /// Which of the database's replications.
+    pub(crate) number: usize,
+}
+
+impl Border for Edge {
+    fn hold(&self, hold: bool) {
+        let Some(shimmed) = find(&self.path) else { return };
+        let _inside = inside::in_sqlite();
+        let held = shimmed.holds.set(self.number, hold);
+        if let Some(pin) = shimmed.pin.lock().as_mut() {
+            if held { pin.hold_slot() } else { pin.drop_slot() }
+        }
+    }
+
+    fn wal_index(&self) -> Option<WalIndex> {
+        let shimmed = find(&self.path)?;
+        shimmed.pin.lock().as_ref().and_then(Pin::index)
+    }
+
+    fn frame_pages(&self, index: &WalIndex, first: u32, last: u32) -> Option<Vec<u32>> {
+        let shimmed = find(&self.path)?;
+        let _inside = inside::in_sqlite();
+        shimmed.pin.lock().as_mut()?.frame_pages(index, first, last)
+    }
+
+    fn checkpoint(&self) -> std::io::Result<bool> {
+        let Some(shimmed) = find(&self.path) else { return Ok(false) };
+        let api = api::api().ok_or_else(|| std::io::Error::other("SQLite is not there"))?;
+        let _inside = inside::in_sqlite();
+        let mut keeper = shimmed.keeper.lock();
+        let keeper = match &mut *keeper {
+            Some(keeper) => keeper,
+            none => {
+                let opened = OwnConnection::open(api, self.vfs.0, &self.path);
+                none.insert(opened.map_err(std::io::Error::other)?)
+            }
+        };
+        let busy = keeper.query(c"PRAGMA main.wal_checkpoint(PASSIVE)");
+        Ok(busy.map_err(std::io::Error::other)?.as_deref() == Some("0"))
+    }
+
+    fn hold_checkpoints(&self, hold: bool) {
+        let Some(shimmed) = find(&self.path) else { return };
+        let _inside = inside::in_sqlite();
+        if let Some(pin) = shimmed.pin.lock().as_mut() {
+            pin.hold_checkpoints(hold);
+        }
+    }
+
+    fn give_way(&self, captured: (Salts, u32), tail: u32) -> Way {
+        let Some(shimmed) = find(&self.path) else { return Way::Shut };
+        let _inside = inside::in_sqlite();
+        let mut pin = shimmed.pin.lock();
+        if !shimmed.holds.any() {
+            return Way::Shut;
+        }
+        pin.as_mut().map_or(Way::Shut, |pin| pin.give_way(captured, tail))
+    }
+
+    fn take_back(&self) -> bool {
+        let Some(shimmed) = find(&self.path) else { return true };
+        let _inside = inside::in_sqlite();
+        let mut pin = shimmed.pin.lock();
+        pin.as_mut().is_none_or(Pin::take_back)
+    }
+
+    fn is_in_place(&self) -> bool {
+        let Some(shimmed) = find(&self.path) else { return true };
+        let opened = *shimmed.file.lock();
+        let now = Fingerprint::of(&self.path).map(|now| now.file).ok();
+        if opened.is_none() || opened == now {
+            return !shimmed.is_orphaned();
+        }
+        shimmed.orphan();
+        false
+    }
+
+    fn open_reader(&self) -> std::io::Result<Box<dyn Reader>> {
+        let alone = find(&self.path).and_then(|shimmed| shimmed.alone.lock().clone());
+        if let Some(handle) = alone {
+            return Ok(Box::new(AloneReader::begin(handle)?));
+        }
+        let api = api::api().ok_or_else(|| std::io::Error::other("SQLite is not there"))?;
+        Ok(Box::new(SnapshotReader::begin(api, self.vfs, &self.path)?))
+    }
+}

@@ -1,0 +1,84 @@
+//! What becomes of a database that is being opened.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Weak};
+
+use walferry::config::canonical;
+use walferry::process::{self, Process};
+use walferry::replications::Replications;
+use walferry::settings::Lookup;
+
+use crate::api::BaseVfs;
+use crate::configured::configured;
+use crate::edge::Edge;
+use crate::registry::{Replicated, Shimmed, databases};
+
+/// Looks settings up: URI parameters, then the environment.
+pub struct UriLookup<F>(F);
+
+impl<F: Fn(&str) -> Option<String>> UriLookup<F> {
+    /// With the URI parameters of a database.
+    pub fn new(parameter: F) -> Self {
+        UriLookup(parameter)
+    }
+}
+
+impl<F: Fn(&str) -> Option<String>> Lookup for UriLookup<F> {
+    fn parameter(&self, name: &str) -> Option<String> {
+        (self.0)(name)
+    }
+
+    fn variable(&self, name: &str) -> Option<String> {
+        std::env::var(name).ok()
+    }
+}
+
+/// What becomes of a database that is being opened.
+pub enum Opening {
+    /// It passes through.
+    Plain,
+    /// It is replicated.
+    Replicated(Replicated),
+    /// It cannot be replicated as it is set, and is not to be opened then.
+    Refused,
+}
+
+/// Whether this database is to be replicated, and where to.
+pub fn replicated(path: &Path, lookup: &dyn Lookup, vfs: BaseVfs) -> Opening {
+    let path = canonical(path);
+    let configured = configured();
+    let strict = configured.is_strict(&path, lookup);
+    let mut url = String::new();
+    let database = configured.settings(&path, lookup).and_then(|all| {
+        let Some(first) = all.first() else { return Ok(None) };
+        url.clone_from(&first.replica);
+        Process::start()?.database(&path, all, strict).map(Some)
+    });
+    match database {
+        Ok(None) => Opening::Plain,
+        Ok(Some(database)) => {
+            crate::drain_at_exit();
+            Opening::Replicated(Replicated(shimmed(&database, vfs)))
+        }
+        Err(why) => {
+            process::refuse(&path, &url, &why);
+            if strict { Opening::Refused } else { Opening::Plain }
+        }
+    }
+}
+
+fn shimmed(database: &Replications, vfs: BaseVfs) -> Arc<Shimmed> {
+    let mut databases = databases();
+    let databases = databases.get_or_insert_with(HashMap::new);
+    if let Some(known) = databases.get(database.path()).and_then(Weak::upgrade)
+        && known.database.is_same(database)
+    {
+        return known;
+    }
+    let shimmed = Shimmed::new(database, vfs);
+    databases.insert(database.path().to_path_buf(), Arc::downgrade(&shimmed));
+    let path = database.path();
+    database.set_border(|number| Arc::new(Edge { path: path.to_path_buf(), vfs, number }));
+    shimmed
+}

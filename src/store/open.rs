@@ -1,0 +1,78 @@
+//! From a replica's URL to its store.
+
+use std::sync::Arc;
+
+use super::file::FileStore;
+use super::s3::{S3Store, Servers};
+use super::url::{file_path, identity, invalid, split_scheme, without_options};
+use super::{Access, Error, Store};
+
+/// What a replica's URL may look like, for messages.
+const FORMS: &str = "file:///absolute/path, file:relative/path, a plain path, or s3://bucket/path";
+
+/// Opens the store that a URL or path names. Nothing is asked of it yet.
+pub fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
+    open_with(url, &Access::default())
+}
+
+/// As [`open`], with what a file says of how the store is reached.
+pub fn open_with(url: &str, access: &Access) -> Result<Arc<dyn Store>, Error> {
+    open_at(url, access, &Servers::default())
+}
+
+/// As [`open_with`], for one of many replicas, which share connections and credentials at
+/// `servers`.
+pub fn open_at(url: &str, access: &Access, servers: &Servers) -> Result<Arc<dyn Store>, Error> {
+    if url.is_empty() {
+        return Err(invalid(format!("a replica needs a URL: {FORMS}")));
+    }
+    match split_scheme(url) {
+        Some(("file", rest)) => Ok(Arc::new(FileStore::new(file_path(url, rest)?))),
+        Some(("s3", _)) => Ok(Arc::new(S3Store::open_at(url, access, servers)?)),
+        Some((scheme @ ("gs" | "gcs" | "abs" | "sftp"), _)) => {
+            Err(invalid(format!("{scheme}:// is not supported yet; a replica may be {FORMS}")))
+        }
+        Some((scheme, _)) => {
+            Err(invalid(format!("{scheme}:// is not known; a replica may be {FORMS}")))
+        }
+        None if url.contains('\0') => {
+            Err(invalid(format!("{url:?}: a path cannot hold a zero byte")))
+        }
+        None => Ok(Arc::new(FileStore::new(url))),
+    }
+}
+
+/// Whether URL and options can work, as far as that can be known without asking anybody and without
+/// the environment. Gives what tells the replica from others.
+pub fn check_url(url: &str, access: &Access) -> Result<String, Error> {
+    match split_scheme(url) {
+        Some(("s3", _)) => S3Store::check(url, access).map(|url| without_options(&url)),
+        _ => Ok(identity(open(url)?.as_ref())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::ErrorKind;
+
+    #[test]
+    fn what_cannot_be_opened_is_refused_with_the_forms_that_can() {
+        let kinds_and_words = [
+            ("", "needs a URL"),
+            ("gs://b/p", "not supported yet"),
+            ("sftp://u@h/p", "not supported yet"),
+            ("abs://c/p", "not supported yet"),
+            ("http://h/p", "not known"),
+        ];
+        for (url, word) in kinds_and_words {
+            let Err(err) = open(url) else { panic!("{url} was opened") };
+            assert_eq!(err.kind, ErrorKind::Invalid, "{url}");
+            assert!(err.message.contains(word) && err.message.contains("s3://"), "{err}");
+        }
+        assert_eq!(
+            open("/x y/z").map(|store| store.url().to_string()).ok().as_deref(),
+            Some("file:///x%20y/z")
+        );
+    }
+}
