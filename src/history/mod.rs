@@ -19,8 +19,11 @@ pub use work::{Done, perform};
 
 use tokio::task::JoinSet;
 
-use crate::plan::retain::{Doomed, Own, Policy, begun, doomed, expired};
+use crate::plan::retain::{
+    Doomed, Own, Policy, begun, doomed, expired, keeps_the_newest, predecessors,
+};
 use crate::store::{Error, ErrorKind, FileInfo, Key, Store, read_header};
+use crate::units::WriterId;
 
 /// How many deletes, or looks before them, are under way at a time.
 const AT_A_TIME: usize = 8;
@@ -34,9 +37,39 @@ pub async fn removable(
     own: Own,
 ) -> Result<Vec<FileInfo>, Error> {
     let expired = expired(files, policy);
+    if !keeps_the_newest(files, &expired) {
+        return Err(Error::new(
+            ErrorKind::Other,
+            format!(
+                "{}: of what is left the newest state could not be restored; nothing was removed. Files \
+                 may be damaged or missing: walferry verify says which",
+                store.url()
+            ),
+        ));
+    }
     let Doomed { sure, unsure } = doomed(expired.clone(), own);
+    let before = predecessors(&unsure, files);
+    let of_unsure = unsure.iter().map(|file| file.key);
+    let writers = writers(store, of_unsure.chain(before.iter().map(|(_, end)| *end))).await?;
+    let writer = |key: &Key| writers.get(key).copied();
+    // What is gone already is no question.
+    let written = unsure.iter().filter_map(|file| Some((*file, writer(&file.key)?)));
+    let written: Vec<_> = written.collect();
+    let before = before.iter().filter_map(|(key, end)| Some((*key, writer(end)??)));
+    let stays: BTreeSet<Key> = begun(&written, &before.collect()).into_iter().collect();
+    let may: BTreeSet<Key> = sure.iter().chain(&unsure).map(|file| file.key).collect();
+    let goes = |file: &&FileInfo| may.contains(&file.key) && !stays.contains(&file.key);
+    Ok(expired.iter().filter(goes).copied().collect())
+}
+
+/// Who wrote each of these files, as their headers say; `None` where a header cannot be read. What is
+/// not there any more is not in it.
+async fn writers(
+    store: &Arc<dyn Store>,
+    files: impl IntoIterator<Item = Key>,
+) -> Result<BTreeMap<Key, Option<WriterId>>, Error> {
     let mut writers = BTreeMap::new();
-    let (mut waiting, mut reads) = (unsure.iter().map(|file| file.key), JoinSet::new());
+    let (mut waiting, mut reads) = (files.into_iter(), JoinSet::new());
     loop {
         while reads.len() < AT_A_TIME
             && let Some(key) = waiting.next()
@@ -44,7 +77,7 @@ pub async fn removable(
             let store = store.clone();
             reads.spawn(async move { (key, read_header(store.as_ref(), key).await) });
         }
-        let Some(read) = reads.join_next().await else { break };
+        let Some(read) = reads.join_next().await else { return Ok(writers) };
         let (key, header) = read.map_err(broken_off)?;
         match header {
             Ok(header) => writers.insert(key, header.ok().map(|header| header.writer)),
@@ -52,13 +85,6 @@ pub async fn removable(
             Err(error) => return Err(error),
         };
     }
-    // What is gone already is no question.
-    let written = unsure.iter().filter_map(|file| Some((*file, *writers.get(&file.key)?)));
-    let written: Vec<_> = written.collect();
-    let stays: BTreeSet<Key> = begun(&written).into_iter().collect();
-    let may: BTreeSet<Key> = sure.iter().chain(&unsure).map(|file| file.key).collect();
-    let goes = |file: &&FileInfo| may.contains(&file.key) && !stays.contains(&file.key);
-    Ok(expired.iter().filter(goes).copied().collect())
 }
 
 fn broken_off(error: tokio::task::JoinError) -> Error {

@@ -43,9 +43,15 @@ impl Ladder {
         Ladder(levels)
     }
 
-    /// The levels of which these files are, and `more`.
-    pub fn of(files: &[FileInfo], more: impl IntoIterator<Item = Level>) -> Ladder {
-        Ladder::new(files.iter().map(|file| file.key.level).chain(more))
+    /// These levels, and those of which these files are. Not those that stand still: where a higher one
+    /// has all that a level has, it is of a time in which it was made.
+    pub fn of(files: &[FileInfo], made: impl IntoIterator<Item = Level>) -> Ladder {
+        let moves = |level: &Level| {
+            let higher = Level::all().filter(|other| other > level);
+            newest_of(files, *level) > higher.filter_map(|other| newest_of(files, other)).max()
+        };
+        let moving = Level::all().filter(|level| *level < Level::SNAPSHOT).filter(moves);
+        Ladder::new(moving.chain(made))
     }
 
     fn has(&self, level: Level) -> bool {
@@ -248,6 +254,19 @@ mod tests {
     }
 
     #[test]
+    fn a_level_that_stands_still_is_not_made() {
+        let of = |text: &str, made: &[u8]| {
+            Ladder::of(&files(text), made.iter().filter_map(|level| Level::new(*level)))
+        };
+        let regular = "9:1-3 3:2-3 2:2-3 2:4-6 1:2-3 1:4-6 1:7-7 0:8-8";
+        assert_eq!(of(regular, &[]), ladder(&[1, 2]));
+        assert_eq!(of(regular, &[3]), ladder(&[1, 2, 3]));
+        assert_eq!(of("9:1-1 1:2-2 2:2-9 0:10-10", &[2]), ladder(&[2]));
+        assert_eq!(of("9:1-9 1:2-2 0:10-10", &[]), ladder(&[]));
+        assert_eq!(of("", &[1]), ladder(&[1]));
+    }
+
+    #[test]
     fn behind_a_hole_a_level_begins_anew() {
         check("1:2-3 0:5-5", 1, 9, Some(("1:5-5", "0:5-5")));
         check("1:2-3 0:3-3 0:5-5 0:6-6 0:8-8", 1, 9, Some(("1:5-6", "0:5-5 0:6-6")));
@@ -317,9 +336,8 @@ mod tests {
                 let across = holes.iter().any(|hole| (min.0..=max.0).contains(hole));
                 prop_assert!(!across, "{min} to {max}");
                 let few = needed(&all, &ladder);
-                prop_assert_eq!(
-                    next(&few, &ladder, step.key.level, Txid(100)).as_ref(), Some(&step)
-                );
+                let of_few = next(&few, &ladder, step.key.level, Txid(100));
+                prop_assert_eq!(of_few.as_ref(), Some(&step));
                 all.push(file(step.key.level.get(), min.0, max.0));
             }
             for txid in (2..=60).filter(|txid| !holes.contains(txid)) {

@@ -69,10 +69,11 @@ impl Plan {
     /// Whether no WAL is missing, nor the beginning of one. How long a segment is shows only when it
     /// is read, and that the last one of a WAL is missing shows nowhere.
     pub fn check(&self) -> Result<(), Error> {
-        for ((index, segments), expected) in self.wals.iter().zip(self.index..) {
+        for ((index, segments), expected) in self.wals.iter().zip(u64::from(self.index)..) {
             let generation = || self.generation.clone();
-            if *index != expected {
-                return Err(Error::MissingIndex { generation: generation(), index: expected });
+            if u64::from(*index) != expected {
+                let index = u32::try_from(expected).unwrap_or(*index);
+                return Err(Error::MissingIndex { generation: generation(), index });
             }
             match segments.first() {
                 Some(first) if first.offset > 0 => {

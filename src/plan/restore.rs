@@ -9,8 +9,8 @@ use std::cmp::Reverse;
 use std::fmt;
 
 use crate::ltx::MIN_FILE_LEN;
-use crate::store::FileInfo;
-use crate::units::Txid;
+use crate::store::{FileInfo, Key};
+use crate::units::{Level, Txid};
 
 /// What to restore.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -203,6 +203,27 @@ pub fn restorable(files: &[FileInfo]) -> Vec<Txid> {
         }
     }
     points
+}
+
+/// Files that end at a state to which nothing leads, though it lies behind the oldest that can be
+/// restored, and for which no joined file stands in: there is a hole before them.
+pub fn stranded(files: &[FileInfo]) -> Vec<Key> {
+    let points = restorable(files);
+    let is_point = |txid: Txid| points.binary_search(&txid).is_ok();
+    let first = points.first().copied().unwrap_or(Txid::ZERO);
+    let stands_in = |file: &&FileInfo| {
+        (Level::L1..Level::SNAPSHOT).contains(&file.key.level) && is_point(file.key.name.max)
+    };
+    let joined: Vec<&FileInfo> = files.iter().filter(stands_in).collect();
+    let is_stranded = |file: &&FileInfo| {
+        let name = file.key.name;
+        let has =
+            |other: &&FileInfo| other.key.name.min <= name.min && other.key.name.max >= name.max;
+        name.max > first && !is_point(name.max) && !joined.iter().any(has)
+    };
+    let mut stranded: Vec<Key> = files.iter().filter(is_stranded).map(|file| file.key).collect();
+    stranded.sort_unstable();
+    stranded
 }
 
 /// A run of TXIDs, each of which can be restored.

@@ -14,7 +14,7 @@
 //! A file that is too short to be one stands in for nothing; and where the newest state that can be
 //! restored would not be among what is left, nothing goes at all.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::restore::restorable;
 use crate::ltx::{FileName, MIN_FILE_LEN};
@@ -104,12 +104,40 @@ pub fn doomed(expired: Vec<FileInfo>, own: Own) -> Doomed {
     doomed
 }
 
+/// Of these files of level 0, ascending, those whose predecessor is none of them; each with a file that
+/// tells who wrote that one, if there is any: a joined file is of the writer of its last transaction.
+pub fn predecessors(unsure: &[FileInfo], files: &[FileInfo]) -> Vec<(Key, Key)> {
+    let mut ends: BTreeMap<Txid, Key> = BTreeMap::new();
+    for file in files.iter().filter(|file| is_whole(file)) {
+        ends.entry(file.key.name.max).or_insert(file.key);
+    }
+    let mut before = None;
+    let mut found = Vec::new();
+    for file in unsure {
+        let previous = file.key.name.min.prev();
+        if before != Some(previous)
+            && let Some(end) = ends.get(&previous)
+        {
+            found.push((file.key, *end));
+        }
+        before = Some(file.key.name.max);
+    }
+    found
+}
+
 /// Which of these files, ascending, may begin a lineage: their writer is not that of the transaction
-/// before, or that one's is not known.
-pub fn begun(written: &[(FileInfo, Option<WriterId>)]) -> Vec<Key> {
+/// before, or that one's is not known. `predecessor` tells who wrote the transaction before a file,
+/// where that is none of these.
+pub fn begun(
+    written: &[(FileInfo, Option<WriterId>)],
+    predecessor: &BTreeMap<Key, WriterId>,
+) -> Vec<Key> {
     let mut before: Option<(Txid, WriterId)> = None;
     let mut begun = Vec::new();
     for (file, writer) in written {
+        if let Some(by) = predecessor.get(&file.key) {
+            before = Some((file.key.name.min.prev(), *by));
+        }
         let goes_on = before
             .is_some_and(|(txid, by)| txid.next() == file.key.name.min && *writer == Some(by));
         if !goes_on {
@@ -174,8 +202,7 @@ fn is_superseded(key: Key, base: Txid) -> bool {
 /// one before it.
 fn covers(files: &[FileInfo], l0: Timestamp) -> Vec<FileName> {
     let is_joined = |level: Level| level > Level::L0 && level < Level::SNAPSHOT;
-    let covers =
-        |file: &&FileInfo| is_joined(file.key.level) && is_whole(file) && file.stored < l0;
+    let covers = |file: &&FileInfo| is_joined(file.key.level) && is_whole(file) && file.stored < l0;
     let mut covers: Vec<FileName> = files.iter().filter(covers).map(|file| file.key.name).collect();
     covers.sort_unstable_by_key(|name| (name.min, std::cmp::Reverse(name.max)));
     let mut reached = Txid::ZERO;
@@ -266,7 +293,10 @@ mod tests {
         check("9:1-1@1 1:2-4@4 0:2-2@2 0:3-3@3 0:4-4@4 0:5-5@5", "1:2-4@4");
         // Nor does a snapshot that is none.
         let listing = "9:1-1@1 9:2-4@4 0:2-2@2 0:3-3@3 0:4-4@4 0:5-5@5";
-        assert_eq!(expired(&files(listing), Policy { all: Some(Timestamp(9)), l0: Timestamp(9) }), []);
+        assert_eq!(
+            expired(&files(listing), Policy { all: Some(Timestamp(9)), l0: Timestamp(9) }),
+            []
+        );
     }
 
     #[test]
@@ -292,7 +322,12 @@ mod tests {
         let by = [Some(1), Some(1), Some(2), Some(2)].map(|by| by.map(WriterId));
         let written: Vec<_> = sorted.unsure.into_iter().zip(by).collect();
         let key = |txid| file(0, txid, txid, 0).key;
-        assert_eq!(begun(&written), [key(2), key(4)]);
+        let none = BTreeMap::new();
+        assert_eq!(begun(&written, &none), [key(2), key(4)]);
+        // Who wrote the one before is told by what it was joined to.
+        let told = |by| BTreeMap::from([(key(2), WriterId(by))]);
+        assert_eq!(begun(&written, &told(1)), [key(4)]);
+        assert_eq!(begun(&written, &told(2)), [key(2), key(4)]);
         // What cannot be read may be anybody's; and so may what follows a hole.
         let written = [
             (file(0, 2, 2, 0), Some(1)),
@@ -301,7 +336,13 @@ mod tests {
             (file(0, 6, 6, 0), Some(1)),
         ]
         .map(|(file, by)| (file, by.map(WriterId)));
-        assert_eq!(begun(&written), [key(2), key(3), key(4), key(6)]);
+        assert_eq!(begun(&written, &none), [key(2), key(3), key(4), key(6)]);
+        let unsure = files("0:2-2@2 0:3-3@3 0:6-6@6 0:9-9@9");
+        let listing = files("9:1-1@1 1:2-5@5 0:3-3@3 0:6-6@6 2:2-8@8 1:6-9@9");
+        let found = predecessors(&unsure, &listing);
+        let file = |text: &str| files(text)[0].key;
+        let of = |txid, end| (key(txid), file(end));
+        assert_eq!(found, [of(2, "9:1-1@1"), of(6, "1:2-5@5"), of(9, "2:2-8@8")]);
         assert_eq!(doomed(expired, Own::NONE).unsure.len(), 6);
     }
 

@@ -164,8 +164,8 @@ impl Older {
                 file.read_exact_at(&mut pages, first * page_len)
                     .map_err(failed("reading", path))?;
                 entries.clear();
-                for (pgno, page) in (first as u32 + 1..).zip(pages.chunks_exact(page_len as usize))
-                {
+                for (place, page) in (1u64..).zip(pages.chunks_exact(page_len as usize)) {
+                    let pgno = (first + place) as u32;
                     let entry = if pgno == self.page_size.lock_page() {
                         0
                     } else {

@@ -67,11 +67,19 @@ pub async fn range(store: &dyn Store, files: &[FileInfo]) -> Result<Option<Range
     Ok(Some(Range { first: time_of(store, first).await?, last: time_of(store, last).await? }))
 }
 
-/// A file for each state that any file ends at, ascending: the one of the lowest level, since the
-/// time of a snapshot may be when it was taken.
+/// A file for each state that can be restored or that lies behind a hole, ascending: the one of the
+/// lowest level, since the time of a snapshot may be when it was taken. Other files end at states that
+/// once were: before the oldest that is kept, or within a joined file.
 fn ends(files: &[FileInfo]) -> Vec<Key> {
-    let mut ends: Vec<Key> =
-        files.iter().filter(|file| file.len >= MIN_FILE_LEN).map(|file| file.key).collect();
+    let whole: Vec<FileInfo> =
+        files.iter().filter(|file| file.len >= MIN_FILE_LEN).copied().collect();
+    let points = plan::restore::restorable(&whole);
+    let mut ends: Vec<Key> = whole
+        .iter()
+        .map(|file| file.key)
+        .filter(|key| points.binary_search(&key.name.max).is_ok())
+        .chain(plan::restore::stranded(&whole))
+        .collect();
     ends.sort_unstable_by_key(|key| (key.name.max, key.level));
     ends.dedup_by_key(|key| key.name.max);
     ends
@@ -155,6 +163,21 @@ mod tests {
         let store = filled(&[(9, 1, 1, 100), (1, 2, 5, 150), (0, 5, 5, 150), (9, 1, 5, 155)]);
         assert_eq!(found(&store, 149).unwrap(), plan::Target::Txid(Txid(1)));
         assert_eq!(found(&store, 150).unwrap(), plan::Target::Txid(Txid(5)));
+    }
+
+    #[test]
+    fn what_was_joined_or_is_not_kept_any_more_is_no_state() {
+        // The first file of a lineage stays within a joined one.
+        let joined = [(9, 1, 1, 100), (1, 2, 6, 160), (0, 4, 4, 140), (1, 7, 9, 190)];
+        for (seconds, txid) in [(139, 1), (145, 1), (160, 6), (189, 6), (190, 9)] {
+            let found = found(&filled(&joined), seconds).unwrap();
+            assert_eq!(found, plan::Target::Txid(Txid(txid)), "{seconds}");
+        }
+        // And so it does before the oldest state that is kept.
+        let store = filled(&[(0, 4, 4, 140), (9, 1, 9, 190), (0, 10, 10, 200)]);
+        let error = found(&store, 145).unwrap_err();
+        let Error::TooEarly { range, .. } = error else { panic!("{error}") };
+        assert_eq!((range.first.0, range.last.0), (190_000, 200_000));
     }
 
     #[test]

@@ -184,9 +184,12 @@ impl<'a> Worker<'a> {
         while let Some(Piece { pgno: first, newest, .. }) = rest.first() {
             // As many as lie side by side in the output, or none of which is there.
             let most = (RUN_LEN / page_len).max(1);
-            let together = rest.iter().zip(*first..).take(most);
+            let together = rest.iter().zip(0u64..).take(most);
             let count = together
-                .take_while(|(piece, pgno)| piece.newest == *newest && piece.pgno == *pgno)
+                .take_while(|(piece, place)| {
+                    let pgno = u64::from(*first) + place;
+                    piece.newest == *newest && u64::from(piece.pgno) == pgno
+                })
                 .count();
             let (run, behind) = rest.split_at(count);
             rest = behind;

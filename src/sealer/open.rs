@@ -124,7 +124,11 @@ pub(super) fn open(
         Err(error) => return Err(error),
     };
     let spool = Spool::open(&dir)?;
-    let copies = Copies::open(&dir, copies_cap)?;
+    let mut copies = Copies::open(&dir, copies_cap)?;
+    if misfit.is_some() {
+        // Of what they are copies is not known.
+        copies.clear();
+    }
     // An image on its way has its page table already.
     let base = state.base.or(state.image.map(|image| image.base));
     let table = PageTable::open(&dir, base.map_or(0, |base| base.commit))?;

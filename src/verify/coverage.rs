@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use super::{Defect, Kept};
 use crate::ltx::Header;
-use crate::plan::restore::restorable;
+use crate::plan::restore::{restorable, stranded};
 use crate::store::{FileInfo, Key};
 use crate::units::{Level, Timestamp, Txid};
 
@@ -16,7 +16,9 @@ pub(super) fn oldest(files: &[FileInfo], headers: &[(Key, Header)]) -> Option<(T
 
 /// What is missing of the history.
 pub(super) fn defects(files: &[FileInfo], headers: &[(Key, Header)], kept: Kept) -> Vec<Defect> {
-    let mut defects = stranded(files);
+    let what = "nothing leads to the states that it has: files before it are missing";
+    let defect = |key| Defect { key: Some(key), what: what.to_string() };
+    let mut defects: Vec<Defect> = stranded(files).into_iter().map(defect).collect();
     let times = times(files, headers);
     let of_replica = |what| Defect { key: None, what };
     if let (Some(since), Some((first, at))) = (kept.since, times.first())
@@ -55,27 +57,6 @@ fn times(files: &[FileInfo], headers: &[(Key, Header)]) -> Vec<(Txid, Timestamp)
     }
     let time = |txid: Txid| ends.get(&txid).map(|(_, at)| (txid, *at));
     restorable(files).into_iter().filter_map(time).collect()
-}
-
-/// Files behind the oldest state that nothing leads to, and that no joined file stands in for.
-fn stranded(files: &[FileInfo]) -> Vec<Defect> {
-    let points = restorable(files);
-    let is_point = |txid: Txid| points.binary_search(&txid).is_ok();
-    let first = points.first().copied().unwrap_or(Txid::ZERO);
-    let stands_in = |file: &&FileInfo| {
-        (Level::L1..Level::SNAPSHOT).contains(&file.key.level) && is_point(file.key.name.max)
-    };
-    let joined: Vec<&FileInfo> = files.iter().filter(stands_in).collect();
-    let is_hole = |file: &&FileInfo| {
-        let name = file.key.name;
-        let has =
-            |other: &&FileInfo| other.key.name.min <= name.min && other.key.name.max >= name.max;
-        name.max > first && !is_point(name.max) && !joined.iter().any(has)
-    };
-    let mut stranded: Vec<&FileInfo> = files.iter().filter(is_hole).collect();
-    stranded.sort_unstable_by_key(|file| file.key);
-    let what = "nothing leads to the states that it has: files before it are missing";
-    stranded.iter().map(|file| Defect { key: Some(file.key), what: what.to_string() }).collect()
 }
 
 #[cfg(test)]
