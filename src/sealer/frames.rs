@@ -33,7 +33,7 @@ impl Replica {
         }
         self.look_for_others(now);
         if !self.has_let_go() {
-            self.hold(true);
+            self.hold_wal();
         }
         self.refresh_published();
         let shut = self.database.with(|shared| shared.is_shut());
@@ -57,6 +57,12 @@ impl Replica {
             self.state_is_gone();
         }
         state
+    }
+
+    /// Keeps other processes from beginning the WAL anew, unless the gate is open: then nothing is
+    /// captured of it, and a writer whose WAL cannot be begun anew would be slow for nothing.
+    pub(super) fn hold_wal(&self) {
+        self.hold(self.database.with(|shared| shared.gate != Gate::Open));
     }
 
     /// Keeps other processes from beginning the WAL anew, or lets them.

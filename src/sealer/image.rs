@@ -206,6 +206,7 @@ impl Replica {
     ) -> Result<Sending, String> {
         // From here on the WAL must not be begun anew.
         self.database.with(|shared| shared.set_gate(crate::database::Gate::Shut));
+        self.hold_wal();
         let seq = self.database.with(|shared| shared.commit_seq);
         let scan = self.open_scan()?;
         self.refresh_published();

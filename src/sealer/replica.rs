@@ -272,6 +272,9 @@ impl Replica {
             _ => Gate::Capturing,
         };
         self.database.with(|shared| shared.set_gate(gate));
+        if self.attached && !self.has_let_go() {
+            self.hold_wal();
+        }
         self.database.notify();
     }
 

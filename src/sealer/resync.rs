@@ -104,6 +104,7 @@ impl Replica {
             shared.set_gate(Gate::Shut);
             shared.captured = None;
         });
+        self.hold_wal();
         let seq = self.database.with(|shared| shared.commit_seq);
         self.cursor = Cursor::Unknown;
         let scan = self.open_scan()?;

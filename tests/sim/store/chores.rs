@@ -4,7 +4,9 @@
 use walferry::engine::Failure;
 use walferry::history::{Event, Inputs, Work};
 use walferry::plan::compact::Step;
-use walferry::plan::retain::{Doomed, Own, Policy, begun, doomed, expired};
+use walferry::plan::retain::{
+    Doomed, Own, Policy, begun, doomed, expired, keeps_the_newest, predecessors,
+};
 use walferry::store::{ErrorKind, FileInfo, Key};
 use walferry::units::{Level, Timestamp};
 
@@ -112,7 +114,9 @@ impl Store {
             },
             Work::Retain { keep, at, own } => {
                 let policy = keep.at(*at, &chore.listing);
-                let mut gone = self.removable(expired(&chore.listing, policy), *own);
+                let gone = expired(&chore.listing, policy);
+                assert!(keeps_the_newest(&chore.listing, &gone), "the newest state would go");
+                let mut gone = self.removable(&chore.listing, gone, *own);
                 match chore.bug {
                     Bug::UncoveredRemoved => {
                         let is_old = |file: &&FileInfo| {
@@ -143,11 +147,13 @@ impl Store {
     }
 
     /// Without the first file of each lineage.
-    fn removable(&self, expired: Vec<FileInfo>, own: Own) -> Vec<FileInfo> {
+    fn removable(&self, files: &[FileInfo], expired: Vec<FileInfo>, own: Own) -> Vec<FileInfo> {
         let Doomed { mut sure, unsure } = doomed(expired, own);
         let writer = |key| self.files.get(key).map(|bytes: &Vec<u8>| header(bytes).writer);
         let written: Vec<_> = unsure.iter().map(|file| (*file, writer(&file.key))).collect();
-        let stays = begun(&written);
+        let before = predecessors(&unsure, files);
+        let before = before.iter().filter_map(|(file, end)| Some((*file, writer(end)?)));
+        let stays = begun(&written, &before.collect());
         sure.extend(unsure.into_iter().filter(|file| !stays.contains(&file.key)));
         sure
     }
