@@ -27,8 +27,13 @@ pub trait Border: Send + Sync {
     /// for nobody and overwrites nothing. `false` when somebody else is at it.
     fn checkpoint(&self) -> io::Result<bool>;
 
-    /// Keeps everybody from checkpointing, as far as nobody is at it already; or ends that.
-    fn hold_checkpoints(&self, hold: bool);
+    /// How many frames of the WAL are in the database file too, whoever copied them; `None` while nothing
+    /// of ours has the wal-index mapped.
+    fn copied(&self) -> Option<u32>;
+
+    /// Keeps everybody from checkpointing, as far as nobody is at it already; or ends that. Whether
+    /// nobody can.
+    fn hold_checkpoints(&self, hold: bool) -> bool;
 
     /// Lets other processes begin the WAL anew, if it is captured up to `captured`, or up to at most
     /// `tail` committed frames less.

@@ -12,6 +12,13 @@
 //!   milliseconds, and is looked at closely meanwhile. What was committed last is then read from what
 //!   is left in the file, and proven to be all by the count of commits (`sealer/frames.rs`).
 //!
+//! A writer that checkpoints at shorter WALs by itself would do so at each commit from there on. It is
+//! kept from that until its WAL is as long as the others, or nobody has written for a moment.
+//!
+//! Where a replica has no use for what is in the WAL, since a comparison or an image is due, the pin is
+//! not held for it, and others begin the WAL anew as ever. While an image or a comparison is made all of
+//! it must stay, however long that takes: then nobody checkpoints but we, now and then.
+//!
 //! The write lock is never taken: a writer without a busy timeout never fails because of us.
 
 use std::sync::Arc;
@@ -26,6 +33,7 @@ use crate::database::{Database, Gate, Role, Shared};
 use crate::local::shared::Place;
 use crate::process::{Control, spawn};
 use crate::replications::Replications;
+use crate::units::Salts;
 use crate::wal::WalIndex;
 
 /// A WAL of so many frames is taken care of: before SQLite's own auto-checkpoint, at 1000.
@@ -66,6 +74,10 @@ const IN_VAIN_MAX: u32 = 2;
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 const RELIEVE_FOR: Duration = Duration::from_secs(10);
+/// How often it is looked whether a WAL that must stay may go.
+const STAY: Duration = Duration::from_millis(20);
+/// How often a database is looked at that nobody has open here.
+const CLOSED: Duration = Duration::from_millis(200);
 /// WALs that are taken care of at the same time.
 const HANDS: usize = 3;
 
@@ -112,7 +124,26 @@ struct State {
     margin: Option<Duration>,
     /// Frames a second that were written in the last attempt, and when that was.
     pace: Option<(f64, Instant)>,
+    /// The WAL of which this is known: how many frames we have copied to the database, or found copied.
+    copied: Option<(Salts, u32)>,
+    /// At how many frames somebody else has checkpointed a WAL that we leave alone as yet.
+    early: Option<u32>,
+    /// Nobody checkpoints, because of us, while no attempt is under way.
+    held: bool,
+    /// Nobody has written for a moment.
+    quiet: bool,
     failing: bool,
+}
+
+/// What the replicas ask for together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Care {
+    /// The WAL is captured, and may then go.
+    Capture,
+    /// It must stay, to be read.
+    Stay,
+    /// Nobody here has a use for it.
+    None,
 }
 
 impl State {
@@ -137,6 +168,7 @@ struct Watched {
     seen: Option<WalIndex>,
     changed: Instant,
     next: Instant,
+    closed: bool,
 }
 
 /// The watching thread's body; it ends with the process.
@@ -152,13 +184,16 @@ fn watch(arriving: &Receiver<Replications>, jobs: &Sender<Arc<Tended>>) {
         for database in arrived.into_iter().chain(arriving.try_iter()) {
             let busy = AtomicBool::new(false);
             let tended = Arc::new(Tended { database, busy, state: Mutex::default() });
-            all.push(Watched { tended, seen: None, changed: now, next: now });
+            all.push(Watched { tended, seen: None, changed: now, next: now, closed: false });
         }
-        let rarer = (u32::try_from(all.len()).unwrap_or(u32::MAX) / ROUND).max(1);
+        let open = all.iter().filter(|watched| !watched.closed).count();
+        let rarer = (u32::try_from(open).unwrap_or(u32::MAX) / ROUND).max(1);
         for watched in all.iter_mut().filter(|watched| watched.next <= now) {
+            watched.closed = watched.tended.is_closed();
             watched.look(now, jobs);
             watched.next = now
                 + match now.duration_since(watched.changed) {
+                    _ if watched.closed => CLOSED,
                     since if since < HOT_FOR => HOT,
                     since if since < WARM_FOR => WARM * rarer,
                     _ => COLD * rarer,
@@ -181,7 +216,8 @@ impl Watched {
         if blind {
             self.changed = now;
         }
-        if self.tended.needs_care(index) || blind && self.tended.is_ours() {
+        let quiet = now.duration_since(self.changed) >= HOT_FOR;
+        if self.tended.needs_care(index, quiet) || blind && self.tended.is_ours() {
             self.tended.busy.store(true, Ordering::Release);
             let _ = jobs.send(self.tended.clone());
         }
@@ -190,7 +226,7 @@ impl Watched {
 
 impl Tended {
     /// Whether there is something to do. Ends a way that was used, or that leads elsewhere by now.
-    fn needs_care(&self, index: Option<WalIndex>) -> bool {
+    fn needs_care(&self, index: Option<WalIndex>, quiet: bool) -> bool {
         let mut state = self.state.lock();
         if let Some(place) = state.way {
             let still = index.is_some_and(|index| (index.salts, index.max_frame) == place);
@@ -200,8 +236,59 @@ impl Tended {
             self.end_way(&mut state);
             return false;
         }
-        let Some(index) = index else { return false };
-        index.max_frame >= FRAMES && state.again.is_none_or(|(at, _)| at <= Instant::now())
+        let Some(index) = index else {
+            self.let_others_checkpoint(&mut state);
+            return false;
+        };
+        if index.max_frame < FRAMES {
+            self.spare(&mut state, &index);
+        }
+        state.quiet = quiet;
+        let due = index.max_frame >= FRAMES || (state.held && quiet);
+        due && state.again.is_none_or(|(at, _)| at <= Instant::now())
+    }
+
+    /// Keeps a writer that checkpoints early from doing so at each commit: it cannot begin a WAL anew that
+    /// is pinned, so that each would cost it two fsyncs.
+    fn spare(&self, state: &mut State, index: &WalIndex) {
+        let Some(border) = self.border() else { return };
+        let Some(copied) = border.copied() else { return };
+        let known = match state.copied {
+            Some((salts, known)) if salts == index.salts => known,
+            // It may have been so before we came.
+            None => copied,
+            Some(_) => 0,
+        };
+        state.copied = Some((index.salts, copied));
+        if copied > known {
+            state.early = Some(state.early.map_or(copied, |early| early.min(copied)));
+        }
+        let early = state.early.is_some_and(|early| index.max_frame >= early / 2);
+        if early && !state.held && self.care() == Care::Capture {
+            // If the writer is at it just now, another time.
+            state.held = border.hold_checkpoints(true);
+        }
+    }
+
+    fn let_others_checkpoint(&self, state: &mut State) {
+        if std::mem::take(&mut state.held)
+            && let Some(border) = self.border()
+        {
+            border.hold_checkpoints(false);
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.database.each().all(|database| database.with(|shared| shared.connections == 0))
+    }
+
+    fn care(&self) -> Care {
+        let gate = |database: &Arc<Database>| database.with(|shared| shared.gate);
+        self.database.each().map(gate).fold(Care::None, |care, gate| match (care, gate) {
+            (Care::Stay, _) | (_, Gate::Shut) => Care::Stay,
+            (Care::Capture, _) | (_, Gate::Capturing) => Care::Capture,
+            (Care::None, Gate::Open) => Care::None,
+        })
     }
 
     fn is_ours(&self) -> bool {
@@ -272,6 +359,12 @@ impl Tended {
             self.checkpoint(border.as_ref(), state);
             return;
         };
+        match self.care() {
+            Care::Capture => {}
+            Care::Stay => return self.keep(border.as_ref(), state, &begun),
+            Care::None => return self.let_be(border.as_ref(), state),
+        }
+        state.held = false;
         let begun_at = Instant::now();
         let (mut in_vain, mut copied) = (0, false);
         self.capture();
@@ -286,7 +379,9 @@ impl Tended {
             // How long the next generation takes to reach what is not captured, at this pace.
             let pace = f64::from(now.max_frame.saturating_sub(begun.max_frame));
             let pace = state.pace(pace / begun_at.elapsed().as_secs_f64());
-            let far = f64::from(captured.1) >= pace * state.margin().as_secs_f64();
+            // Where nobody writes there is no such thing, and the narrow way will do.
+            let still = state.quiet && now.max_frame == begun.max_frame;
+            let far = still || f64::from(captured.1) >= pace * state.margin().as_secs_f64();
             if !far {
                 // A writer that checkpointed after each commit would be slow meanwhile.
                 border.hold_checkpoints(true);
@@ -301,7 +396,8 @@ impl Tended {
                 }
                 continue;
             }
-            let way = border.give_way(captured, if captured.1 >= WIDE_MIN { TAIL } else { 0 });
+            let tail = if captured.1 >= WIDE_MIN && !still { TAIL } else { 0 };
+            let way = border.give_way(captured, tail);
             if way != Way::Shut {
                 log::debug!(
                     "{}: {way:?} way behind frame {}, at {pace:.0} frames a second",
@@ -323,8 +419,34 @@ impl Tended {
             copied = false;
         }
         border.hold_checkpoints(false);
-        let pause = state.again.map_or(PAUSE_MIN, |(_, last)| PAUSE_MAX.min(last * 2));
+        let pause = match self.care() {
+            Care::Capture => state.again.map_or(PAUSE_MIN, |(_, last)| PAUSE_MAX.min(last * 2)),
+            // That changed meanwhile.
+            Care::Stay | Care::None => Duration::ZERO,
+        };
         state.again = Some((Instant::now() + pause, pause));
+    }
+
+    /// The WAL must stay. A writer would checkpoint at each commit: nobody does, but for one checkpoint
+    /// of ours for as many frames as others make theirs at.
+    fn keep(&self, border: &dyn Border, state: &mut State, index: &WalIndex) {
+        let copied = state.copied.filter(|(salts, _)| *salts == index.salts);
+        if index.max_frame >= copied.map_or(0, |(_, frame)| frame).saturating_add(FRAMES) {
+            border.hold_checkpoints(false);
+            self.checkpoint(border, state);
+            // Readers may have kept it from copying all: it was tried, and costs the same once more.
+            state.copied = Some((index.salts, index.max_frame));
+        }
+        state.held = border.hold_checkpoints(true);
+        let again = if state.held { STAY } else { SHORTLY };
+        state.again = Some((Instant::now() + again, PAUSE_MIN));
+    }
+
+    /// Nobody here has a use for the WAL, and the pin is not held: others do with it as they like.
+    fn let_be(&self, border: &dyn Border, state: &mut State) {
+        border.hold_checkpoints(false);
+        state.held = false;
+        state.again = Some((Instant::now() + PAUSE_MAX, PAUSE_MIN));
     }
 
     /// While the way is wide: until it was used, nobody writes, or too much is not captured. Whether it
@@ -365,7 +487,11 @@ impl Tended {
     /// `false` when it is impossible.
     fn checkpoint(&self, border: &dyn Border, state: &mut State) -> bool {
         match border.checkpoint() {
-            Ok(_) => state.failing = false,
+            Ok(_) => {
+                state.failing = false;
+                let copied = border.wal_index().zip(border.copied());
+                state.copied = copied.map(|(index, copied)| (index.salts, copied));
+            }
             Err(error) => {
                 if !std::mem::replace(&mut state.failing, true) {
                     let path = self.database.path().display();
@@ -377,20 +503,27 @@ impl Tended {
         true
     }
 
-    /// Waits until what is committed now is captured for every replica; gives how far capture has come.
-    /// `None` when it does not go on for now.
+    /// Waits until what is committed now is captured for every replica that has a use for it; gives how far
+    /// capture has come. `None` when it does not go on for now.
     fn captured(&self) -> Option<Place> {
         self.capture();
-        let mut places = self.database.each().map(captured);
-        let first = places.next()??;
-        places.try_fold(first, |least, place| {
-            let place = place?;
+        let mut least: Option<Place> = None;
+        for database in self.database.each() {
+            if database.with(|shared| shared.gate == Gate::Open) {
+                continue;
+            }
+            let place = captured(database)?;
             // One that has seen a new beginning says so for all.
-            Some(if place.0 == least.0 && place.1 > least.1 { least } else { place })
-        })
+            least = match least {
+                Some(least) if place.0 == least.0 && place.1 > least.1 => Some(least),
+                _ => Some(place),
+            };
+        }
+        least
     }
 }
 
+/// The same for one replica.
 fn captured(database: &Arc<Database>) -> Option<Place> {
     let index = database.look().filter(|index| index.max_frame > 0)?;
     database.send(Control::Capture(database.id));

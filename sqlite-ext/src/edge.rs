@@ -59,12 +59,15 @@ impl Border for Edge {
         Ok(busy.map_err(std::io::Error::other)?.as_deref() == Some("0"))
     }
 
-    fn hold_checkpoints(&self, hold: bool) {
-        let Some(shimmed) = find(&self.path) else { return };
+    fn copied(&self) -> Option<u32> {
+        let shimmed = find(&self.path)?;
+        shimmed.pin.lock().as_ref().map(Pin::copied)
+    }
+
+    fn hold_checkpoints(&self, hold: bool) -> bool {
+        let Some(shimmed) = find(&self.path) else { return false };
         let _inside = inside::in_sqlite();
-        if let Some(pin) = shimmed.pin.lock().as_mut() {
-            pin.hold_checkpoints(hold);
-        }
+        shimmed.pin.lock().as_mut().is_some_and(|pin| pin.hold_checkpoints(hold))
     }
 
     fn give_way(&self, captured: (Salts, u32), tail: u32) -> Way {

@@ -125,7 +125,7 @@ impl Pin {
         let (salts, frame) = captured;
         let index = self.index().filter(|index| index.salts == salts && index.max_frame >= frame);
         let behind = index.map(|index| index.max_frame - frame);
-        let copied = self.shm.word(BACKFILLED) == frame;
+        let copied = self.copied() == frame;
         self.way = match behind {
             Some(0) if locked && copied => Way::Narrow,
             Some(behind) if behind <= tail && tail > 0 => Way::Wide,
@@ -160,13 +160,20 @@ impl Pin {
         true
     }
 
+    /// How many frames are in the database file too (`nBackfill` in `wal.c`).
+    pub fn copied(&self) -> u32 {
+        self.shm.word(BACKFILLED)
+    }
+
     /// Keeps everybody from checkpointing, or ends that; not while the way is narrow, which needs it.
-    pub fn hold_checkpoints(&mut self, hold: bool) {
+    /// Whether nobody can.
+    pub fn hold_checkpoints(&mut self, hold: bool) -> bool {
         if hold {
             self.lock_checkpoints();
         } else if self.way != Way::Narrow {
             self.unlock_checkpoints();
         }
+        self.checkpoints
     }
 
     fn lock_checkpoints(&mut self) -> bool {

@@ -247,6 +247,7 @@ impl Replica {
             shared.report.state = "error";
             shared.report.last_error = Some(why.to_string());
         });
+        self.hold(false);
         self.database.notify();
     }
 

@@ -67,6 +67,7 @@ fn a_seed_is_a_history() {
 #[test]
 fn known_mistakes_are_found() {
     let only = std::env::var("WALFERRY_BUG").ok();
+    let count = setting("WALFERRY_SEEDS").unwrap_or(CANARY_SEEDS);
     let mut hidden = Vec::new();
     for (bug, seen_at) in bug::ALL {
         if only.as_ref().is_some_and(|only| !format!("{bug:?}").contains(only)) {
@@ -74,7 +75,7 @@ fn known_mistakes_are_found() {
         }
         let mut report = run_all(seen_at.saturating_sub(AROUND)..seen_at + AROUND, bug, true);
         if report.failed.is_empty() {
-            report = run_all(0..CANARY_SEEDS, bug, true);
+            report = run_all(0..count, bug, true);
         }
         match report.failed.first() {
             Some((seed, why)) => println!("{bug:?}: seed {seed}: {why}"),

@@ -146,6 +146,7 @@ impl Host {
 
     fn begin_sending(&mut self, cx: &mut Cx, p: usize) -> Result<Sending, Stop> {
         sh!(self, p).gate = Gate::Shut;
+        self.hold_wal(p);
         let seq = self.seq_before_scan(p);
         let scan = self.open_scan(cx, p)?;
         if cx.bug != Bug::StaleIndex {

@@ -137,7 +137,8 @@ impl Replica {
     ) -> Option<u64> {
         let slice = (self.awake || self.job.can_step()).then_some(now);
         let news = process.pinned && index.is_some() && process.shared.published != index;
-        let to_see = news || process.shared.gate == Gate::Shut || !process.slot;
+        let holds = process.shared.gate != Gate::Open;
+        let to_see = news || process.shared.gate == Gate::Shut || process.slot != holds;
         let watches = self.attached && self.local.is_some() && to_see;
         let watch = watches.then(|| self.watch_at.max(now));
         let retry = self.retry_at.filter(|_| lock_is_free);

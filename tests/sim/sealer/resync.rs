@@ -95,6 +95,7 @@ impl Host {
         let shared = &mut sh!(self, p);
         shared.gate = Gate::Shut;
         shared.captured = None;
+        self.hold_wal(p);
         let seq = self.seq_before_scan(p);
         re!(self, p).cursor = Cursor::Unknown;
         let scan = self.open_scan(cx, p)?;

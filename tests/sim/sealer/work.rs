@@ -170,7 +170,7 @@ impl Host {
             return Ok(());
         }
         replica.watch_at = cx.now + WATCH_INTERVAL;
-        self.hold(p, true);
+        self.hold_wal(p);
         if cx.bug != crate::bug::Bug::StandbyForgotten {
             self.refresh_published(cx, p);
         }
@@ -181,6 +181,11 @@ impl Host {
             self.capture_now(cx, p)?;
         }
         Ok(())
+    }
+
+    /// Keeps other processes from beginning the WAL anew, unless the gate is open.
+    pub fn hold_wal(&mut self, p: usize) {
+        self.hold(p, sh!(self, p).gate != Gate::Open);
     }
 
     /// Keeps other processes from beginning the WAL anew, or lets them.
@@ -234,12 +239,16 @@ impl Host {
     pub fn set_gate(&mut self, p: usize) {
         let fenced = self.is_fenced(p);
         let replica = re!(self, p);
+        let attached = replica.attached;
         sh!(self, p).gate = match (&replica.job, replica.cursor) {
             _ if fenced => Gate::Open,
             (job, _) if job.holds_wal() => Gate::Shut,
             (_, Cursor::Unknown) => Gate::Open,
             _ => Gate::Capturing,
         };
+        if attached {
+            self.hold_wal(p);
+        }
     }
 
     pub fn is_fenced(&self, p: usize) -> bool {
