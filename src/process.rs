@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard as StdMutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -110,6 +110,9 @@ pub fn refuse(path: &Path, replica: &str, why: &str) {
     }
 }
 
+/// Fewer databases are not looked through for those that are gone.
+const FORGET_MIN: usize = 64;
+
 /// The databases that are not replicated although somebody asked for it.
 pub fn refused() -> Vec<Report> {
     lock(&REFUSED).clone()
@@ -120,6 +123,8 @@ pub struct Process {
     pid: u32,
     next_id: AtomicU64,
     databases: Mutex<HashMap<PathBuf, Replications>>,
+    /// With so many of them, those that are gone are forgotten.
+    forget_at: AtomicUsize,
     commits: Sender<CommittedFrames>,
     controls: Sender<Control>,
     bell: Bell,
@@ -157,6 +162,7 @@ impl Process {
             pid: std::process::id(),
             next_id: AtomicU64::new(1),
             databases: Mutex::new(HashMap::new()),
+            forget_at: AtomicUsize::new(FORGET_MIN),
             commits,
             controls,
             bell: Bell::default(),
@@ -197,7 +203,9 @@ impl Process {
         strict: bool,
     ) -> Result<Replications, String> {
         let mut databases = self.databases.lock();
+        self.forget_gone(&mut databases);
         if let Some(known) = databases.get(path) {
+            self.tend(known)?;
             let replicas = || settings.iter().map(|settings| &settings.replica);
             if !known.each().map(|database| &database.settings().replica).eq(replicas()) {
                 log::warn!(
@@ -255,13 +263,30 @@ impl Process {
         }
         let replications = Replications::new(all.remove(0), all);
         databases.insert(path.to_path_buf(), replications.clone());
+        self.tend(&replications)?;
+        Ok(replications)
+    }
+
+    /// Has a database taken care of, if that is asked for.
+    fn tend(&self, replications: &Replications) -> Result<(), String> {
         if replications.first().settings().tend {
             if self.tender.get().is_none() {
                 let _ = self.tender.set(crate::tender::Tender::start()?);
             }
-            self.tender.get().into_iter().for_each(|tender| tender.tend(&replications));
+            self.tender.get().into_iter().for_each(|tender| tender.tend(replications));
         }
-        Ok(replications)
+        Ok(())
+    }
+
+    /// Forgets databases whose file is gone and which nobody uses any more: a process that makes and
+    /// deletes databases for as long as it runs would grow with each. What is left of the others is
+    /// how they stood last.
+    fn forget_gone(&self, databases: &mut HashMap<PathBuf, Replications>) {
+        if databases.len() < self.forget_at.load(Ordering::Relaxed) {
+            return;
+        }
+        databases.retain(|path, known| !known.is_unused() || path.exists());
+        self.forget_at.store(FORGET_MIN.max(2 * databases.len()), Ordering::Relaxed);
     }
 
     /// The database at this canonical path, if it is replicated.

@@ -41,6 +41,12 @@ impl Replications {
         Arc::ptr_eq(&self.first, &other.first)
     }
 
+    /// Whether nobody has it but whoever asks: no connection, no thread.
+    pub(crate) fn is_unused(&self) -> bool {
+        Arc::strong_count(&self.others) == 1
+            && self.each().all(|database| Arc::strong_count(database) == 1)
+    }
+
     /// Path of the database file.
     pub fn path(&self) -> &Path {
         self.first.path()

@@ -168,7 +168,9 @@ struct Watched {
     seen: Option<WalIndex>,
     changed: Instant,
     next: Instant,
+    /// Nobody has it open in this process.
     closed: bool,
+    over: bool,
 }
 
 /// The watching thread's body; it ends with the process.
@@ -182,14 +184,25 @@ fn watch(arriving: &Receiver<Replications>, jobs: &Sender<Arc<Tended>>) {
         };
         let now = Instant::now();
         for database in arrived.into_iter().chain(arriving.try_iter()) {
+            if all.iter().any(|watched| watched.tended.database.is_same(&database)) {
+                continue;
+            }
             let busy = AtomicBool::new(false);
             let tended = Arc::new(Tended { database, busy, state: Mutex::default() });
-            all.push(Watched { tended, seen: None, changed: now, next: now, closed: false });
+            all.push(Watched {
+                tended,
+                seen: None,
+                changed: now,
+                next: now,
+                closed: false,
+                over: false,
+            });
         }
         let open = all.iter().filter(|watched| !watched.closed).count();
         let rarer = (u32::try_from(open).unwrap_or(u32::MAX) / ROUND).max(1);
         for watched in all.iter_mut().filter(|watched| watched.next <= now) {
             watched.closed = watched.tended.is_closed();
+            watched.over = watched.is_over(now);
             watched.look(now, jobs);
             watched.next = now
                 + match now.duration_since(watched.changed) {
@@ -199,10 +212,20 @@ fn watch(arriving: &Receiver<Replications>, jobs: &Sender<Arc<Tended>>) {
                     _ => COLD * rarer,
                 };
         }
+        all.retain(|watched| !watched.over);
     }
 }
 
 impl Watched {
+    /// Whether nobody needs it any more: the file is gone, and so is everybody who had it. If there is one
+    /// again, it comes anew.
+    fn is_over(&self, now: Instant) -> bool {
+        self.closed
+            && now.duration_since(self.changed) >= WARM_FOR
+            && !self.tended.busy.load(Ordering::Acquire)
+            && !self.tended.database.path().exists()
+    }
+
     fn look(&mut self, now: Instant, jobs: &Sender<Arc<Tended>>) {
         let index = self.tended.look();
         if index != self.seen {

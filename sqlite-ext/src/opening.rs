@@ -77,6 +77,9 @@ fn shimmed(database: &Replications, vfs: BaseVfs) -> Arc<Shimmed> {
         return known;
     }
     let shimmed = Shimmed::new(database, vfs);
+    if databases.len().is_power_of_two() {
+        databases.retain(|_, known| known.strong_count() > 0);
+    }
     databases.insert(database.path().to_path_buf(), Arc::downgrade(&shimmed));
     let path = database.path();
     database.set_border(|number| Arc::new(Edge { path: path.to_path_buf(), vfs, number }));
