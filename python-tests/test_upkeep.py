@@ -198,3 +198,27 @@ def test_a_machine_that_was_set_back(replica, new_host, tmp_path):
     assert int(host.sync(), 16) > newest
     assert (0, taken + 1, taken + 1) not in replica.keys()
     assert_restores(replica, tmp_path / "app.db", tmp_path)
+
+
+def test_joins_go_on_behind_what_a_replica_has_lost(new_host, new_replica, tmp_path):
+    """Somebody deletes the newest files: a full image takes their place, and what follows is joined."""
+    replica = new_replica("file")
+    host = new_host("system", replica, env=QUICK)
+    writer = Writer(host, replica, tmp_path)
+    writer.until(lambda _status: {1, 2} <= levels(replica))
+    for _ in range(3):
+        writer.write()
+    host.finish()
+    joined = max(last for level, _first, last in replica.keys() if level > 0)
+    lost = [key for key in replica.keys() if key[2] > joined]
+    for key in lost:
+        replica.path(*key).unlink()
+    writer.host = host = new_host("apsw", replica, env=QUICK)
+    host.open(tmp_path / "app.db")
+    newest = max(last for _level, _first, last in lost)
+    writer.until(lambda _status: any(level == 2 and first > newest for level, first, _last in replica.keys()))
+    assert_restores(replica, tmp_path / "app.db", tmp_path)
+    # Nothing of ours is across the hole.
+    gone = {key[2] for key in lost}
+    across = [key for key in replica.keys() if 0 < key[0] < 9 and gone & set(range(key[1], key[2] + 1))]
+    assert across == []
