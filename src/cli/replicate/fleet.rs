@@ -367,3 +367,98 @@ impl Member {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Databases that somebody else has to themselves, opened without the extension.
+    fn held(folder: &Path, number: usize) -> (Fleet, Vec<Connection>) {
+        let mut fleet = Fleet::new(Vec::new()).unwrap();
+        let holders = (0..number).map(|number| {
+            let path = folder.join(format!("{number:02}.db"));
+            let db = Connection::open(&path).unwrap();
+            let to_itself = "PRAGMA journal_mode=WAL; PRAGMA locking_mode=EXCLUSIVE";
+            db.execute_batch(&format!("{to_itself}; CREATE TABLE t (x)")).unwrap();
+            let member = Member {
+                uri: format!("file:{}", path.display()),
+                set_wal: false,
+                found: true,
+                open: None,
+                known: None,
+                failed: None,
+                said: None,
+            };
+            fleet.members.insert(path, member);
+            db
+        });
+        let holders = holders.collect();
+        (fleet, holders)
+    }
+
+    #[test]
+    fn locked_databases_do_not_keep_the_caller() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut fleet, holders) = held(folder.path(), 20);
+        assert!(!fleet.look(), "it goes on for all of them");
+        assert!(!fleet.is_ready());
+        let tried = fleet.members.values().filter(|member| member.failed.is_some()).count();
+        assert!((1..20).contains(&tried), "{tried}");
+        while !fleet.look() {}
+        assert!(fleet.members.values().all(|member| member.failed.is_some()));
+        // It was waited for few of them.
+        assert!(fleet.patience.is_zero());
+        assert!(!fleet.is_ready(), "they may be opened soon");
+
+        drop(holders);
+        for member in fleet.members.values_mut() {
+            member.failed.as_mut().unwrap().again = Instant::now();
+        }
+        while !fleet.look() {}
+        assert!(fleet.members.values().all(|member| member.open.is_some()));
+    }
+
+    #[test]
+    fn each_attempt_that_fails_makes_the_next_one_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut fleet, holders) = held(folder.path(), 1);
+        let (path, member) = fleet.members.iter_mut().next().unwrap();
+        let mut pauses = Vec::new();
+        for _ in 0..6 {
+            member.look(path, &mut Duration::default());
+            let failed = member.failed.as_mut().unwrap();
+            pauses.push(failed.pause);
+            failed.again = Instant::now();
+        }
+        assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 8000].map(Duration::from_millis));
+
+        // Before its time nothing is tried.
+        member.failed.as_mut().unwrap().again += Duration::from_hours(1);
+        drop(holders);
+        member.look(path, &mut Duration::default());
+        assert!(member.open.is_none());
+        // Another file is.
+        member.failed.as_mut().unwrap().file.1 += 1;
+        member.look(path, &mut Duration::default());
+        assert!(member.open.is_some() && member.failed.is_none());
+    }
+
+    #[test]
+    fn a_database_that_left_wal_mode_is_not_held_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut fleet, holders) = held(folder.path(), 1);
+        drop(holders);
+        while !fleet.look() {}
+        let (path, member) = fleet.members.iter_mut().next().unwrap();
+        member.close(path);
+        let db = Connection::open(path).unwrap();
+        db.execute_batch("PRAGMA journal_mode=DELETE").unwrap();
+        member.look(path, &mut BUSY.clone());
+        assert!(member.open.is_none() && member.known.is_none());
+        assert_eq!(member.said.as_deref(), Some(OTHER_MODE));
+        db.execute_batch("PRAGMA journal_mode=WAL").unwrap();
+        member.failed = None;
+        member.look(path, &mut BUSY.clone());
+        assert!(member.open.is_some());
+    }
+}

@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 /// How much longer it is asked to wait each time, and how often.
-const LONGER: Duration = Duration::from_secs(60);
+const LONGER: Duration = Duration::from_mins(1);
 const ASK: Duration = Duration::from_secs(20);
 
 /// The service manager, if there is one that wants to know.
