@@ -42,7 +42,7 @@ pub(super) struct Fleet {
     /// What is left of [`PATIENCE`].
     patience: Duration,
     /// Whether each database was looked at once.
-    all_seen: bool,
+    pub(super) all_seen: bool,
 }
 
 /// One of them.

@@ -245,10 +245,13 @@ impl Service {
         // Half of what it waits for, as sd_watchdog_enabled(3) says.
         let beats = self.manager.watchdog.map(|time| time / 2);
         let (exit, closing) = loop {
-            let all_seen = self.fleet.look();
-            if !ready && (self.fleet.is_ready() || begun.elapsed() >= READY_FOR) {
+            let whole = self.fleet.look();
+            let well = !ready && self.fleet.is_ready();
+            // To open very many takes longer, and nothing of it hangs.
+            let waited = self.fleet.all_seen && begun.elapsed() >= READY_FOR;
+            if !ready && (well || waited) {
                 ready = true;
-                if begun.elapsed() >= READY_FOR {
+                if !well {
                     log::warn!("some database is not replicated yet; going on without");
                 }
                 self.manager.tell("READY=1");
@@ -269,7 +272,7 @@ impl Service {
             let wait =
                 beats.map_or(LOOK, |_| LOOK.min(beat.saturating_duration_since(Instant::now())));
             let wait = match ready {
-                _ if !all_seen => Duration::ZERO,
+                _ if !whole => Duration::ZERO,
                 true => wait,
                 false => wait.min(Duration::from_millis(20)),
             };
