@@ -112,6 +112,12 @@ def wait_for(what, why, seconds=60):
         time.sleep(0.01)
 
 
+def generation(database):
+    """Salts of the WAL: how often it was begun anew."""
+    with open(str(database) + "-wal", "rb") as wal:
+        return int.from_bytes(wal.read(20)[16:20], "big")
+
+
 def synced(database, replica):
     """Asks whoever ships to ship now; the TXID."""
     done = walferry("sync", database, "--replica", replica.url, "--json", env=replica.env)

@@ -15,13 +15,7 @@ import pytest
 from harness import (LOG_TABLE, NO_REPLICA, OK, PROGRAM, SEED, UNREACHABLE, USAGE, DirectoryReplica, HostError,
                      assert_log_state, assert_restores, check_integrity, clean_environment, full_images,
                      journal, restore, rows, txids, walferry)
-from sidecar import Sidecar, begin, insert, plain, quoted, synced, wait_for
-
-
-def generation(database):
-    """Salts of the WAL: how often it was begun anew."""
-    with open(str(database) + "-wal", "rb") as wal:
-        return int.from_bytes(wal.read(20)[16:20], "big")
+from sidecar import Sidecar, begin, generation, insert, plain, quoted, synced, wait_for
 
 
 def assert_every_txid(replica, tmp_path, rng):

@@ -69,11 +69,11 @@ pub(super) fn listen(
     let listens = std::thread::Builder::new().name("signals".into()).spawn(move || {
         for info in signals.forever() {
             let signal = Signal { number: info.si_signo, code: info.si_code };
-            let at_once = match closing.get() {
-                Some(closing) => closing.is_cut_short(Instant::now()),
-                None => events.send(Event::Signal(signal)).is_err(),
-            };
-            if at_once {
+            if closing.get().is_none() && events.send(Event::Signal(signal)).is_ok() {
+                continue;
+            }
+            // If nobody has said why it closes, it is because of an error.
+            if closing.get().is_none_or(|closing| closing.is_cut_short(Instant::now())) {
                 // What is left is shipped the next time.
                 let _ = signal_hook::low_level::emulate_default_handler(signal.number);
             }
