@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import harness
+from sidecar import Sidecar
 
 
 def pytest_report_header(config):
@@ -110,3 +111,18 @@ def proxy(tmp_path, s3):
     service = harness.FaultProxy(tmp_path / "proxy", s3["S3_ENDPOINT"])
     yield service
     service.stop()
+
+
+@pytest.fixture
+def new_sidecar(tmp_path):
+    running = []
+
+    def make(database, replica, *arguments, **options):
+        options["env"] = dict(replica.env, **options.get("env", {}))
+        running.append(Sidecar(tmp_path, database, replica.url, *arguments, **options))
+        return running[-1]
+
+    yield make
+    for sidecar in running:
+        if sidecar.process.poll() is None:
+            sidecar.kill()

@@ -1,15 +1,19 @@
 """`walferry replicate` as a test runs it: with a service manager that listens, and a log."""
 
 import itertools
+import json
 import os
 import queue
+import shlex
 import signal
 import socket
+import sqlite3
 import subprocess
+import sys
 import threading
 import time
 
-from harness import PROGRAM, clean_environment
+from harness import PROGRAM, clean_environment, walferry
 
 NUMBERS = itertools.count()
 
@@ -17,7 +21,7 @@ NUMBERS = itertools.count()
 class Sidecar:
     """A running `walferry replicate`."""
 
-    def __init__(self, folder, database, url, *arguments, env=None, sync="20ms", wait=True, stdin=None):
+    def __init__(self, folder, database, url, *arguments, env=None, sync="20ms", wait=True, stdin=None, **how):
         number = next(NUMBERS)
         self.log, self.told = folder / ("sidecar%d.log" % number), queue.Queue()
         address = str(folder / ("notify%d" % number))
@@ -29,7 +33,7 @@ class Sidecar:
                 [str(PROGRAM), "replicate", *map(str, arguments),
                  *(str(word) for word in (database, url) if word)],
                 stdin=stdin or subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True,
-                env=dict(clean_environment(), **settings, **(env or {})))
+                env=dict(clean_environment(), **settings, **(env or {})), **how)
         threading.Thread(target=self.listen, daemon=True).start()
         if wait:
             self.wait_for("READY=1")
@@ -77,3 +81,48 @@ class Sidecar:
         except subprocess.TimeoutExpired:
             self.kill()
             raise AssertionError("it does not end: %s" % self.said()) from None
+
+
+def plain(database, timeout=20):
+    """A connection of an ordinary program."""
+    db = sqlite3.connect(database, timeout=timeout, isolation_level=None)
+    db.execute("PRAGMA synchronous=NORMAL")
+    return db
+
+
+def begin(database, *statements):
+    """A database in WAL mode, and a connection to it."""
+    db = plain(database)
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
+    for statement in statements:
+        db.execute(statement)
+    return db
+
+
+def insert(db, number, size=100):
+    for _ in range(number):
+        db.execute("INSERT INTO t (x) VALUES (randomblob(%d))" % size)
+
+
+def wait_for(what, why, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, why()
+        time.sleep(0.01)
+
+
+def generation(database):
+    """Salts of the WAL: how often it was begun anew."""
+    with open(str(database) + "-wal", "rb") as wal:
+        return int.from_bytes(wal.read(20)[16:20], "big")
+
+
+def synced(database, replica):
+    """Asks whoever ships to ship now; the TXID."""
+    done = walferry("sync", database, "--replica", replica.url, "--json", env=replica.env)
+    return json.loads(done.stdout)["txid"]
+
+
+def quoted(script):
+    return "%s -c %s" % (sys.executable, shlex.quote(script))

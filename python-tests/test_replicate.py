@@ -15,63 +15,7 @@ import pytest
 from harness import (LOG_TABLE, NO_REPLICA, OK, PROGRAM, SEED, UNREACHABLE, USAGE, DirectoryReplica, HostError,
                      assert_log_state, assert_restores, check_integrity, clean_environment, full_images,
                      journal, restore, rows, txids, walferry)
-from sidecar import Sidecar
-
-
-@pytest.fixture
-def new_sidecar(tmp_path):
-    running = []
-
-    def make(database, replica, *arguments, **options):
-        options["env"] = dict(replica.env, **options.get("env", {}))
-        running.append(Sidecar(tmp_path, database, replica.url, *arguments, **options))
-        return running[-1]
-
-    yield make
-    for sidecar in running:
-        if sidecar.process.poll() is None:
-            sidecar.kill()
-
-
-def plain(database, timeout=20):
-    """A connection of an ordinary program."""
-    db = sqlite3.connect(database, timeout=timeout, isolation_level=None)
-    db.execute("PRAGMA synchronous=NORMAL")
-    return db
-
-
-def begin(database, *statements):
-    """A database in WAL mode, and a connection to it."""
-    db = plain(database)
-    db.execute("PRAGMA journal_mode=WAL")
-    db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
-    for statement in statements:
-        db.execute(statement)
-    return db
-
-
-def insert(db, number, size=100):
-    for _ in range(number):
-        db.execute("INSERT INTO t (x) VALUES (randomblob(%d))" % size)
-
-
-def wait_for(what, why, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, why()
-        time.sleep(0.01)
-
-
-def generation(database):
-    """Salts of the WAL: how often it was begun anew."""
-    with open(str(database) + "-wal", "rb") as wal:
-        return int.from_bytes(wal.read(20)[16:20], "big")
-
-
-def synced(database, replica):
-    """Asks whoever ships to ship now; the TXID."""
-    done = walferry("sync", database, "--replica", replica.url, "--json", env=replica.env)
-    return json.loads(done.stdout)["txid"]
+from sidecar import Sidecar, begin, generation, insert, plain, quoted, synced, wait_for
 
 
 def assert_every_txid(replica, tmp_path, rng):
@@ -389,6 +333,69 @@ def test_another_journal_mode_is_reported_and_not_changed(new_sidecar, new_repli
     assert_restores(replica, other, tmp_path)
 
 
+def test_a_database_that_is_locked_is_put_into_wal_mode_later(new_sidecar, replica, tmp_path):
+    database = tmp_path / "app.db"
+    db = plain(database)
+    db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
+    insert(db, 1)
+    db.execute("BEGIN")
+    db.execute("SELECT * FROM t").fetchall()
+    sidecar = new_sidecar(database, replica, "--journal-mode", "wal", wait=False)
+    sidecar.wait_until_said("could not be put into it")
+    db.execute("COMMIT")
+    sidecar.wait_until_said(": opened")
+    insert(db, 5)
+    assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    wait_for(replica.keys, sidecar.said)
+    assert sidecar.end() == 0
+    assert_restores(replica, database, tmp_path)
+
+
+def test_a_database_that_comes_back_in_another_mode(new_sidecar, replica, tmp_path):
+    database, away = tmp_path / "app.db", tmp_path / "away.db"
+    begin(database, "INSERT INTO t (x) VALUES (1)").close()
+    sidecar = new_sidecar(database, replica)
+    wait_for(replica.keys, sidecar.said)
+    database.rename(away)
+    for end in ("-wal", "-shm"):
+        os.unlink(str(database) + end)
+    sidecar.wait_until_said("is gone")
+    assert shell(away, "PRAGMA journal_mode=DELETE", "VACUUM") == 0
+    away.rename(database)
+    sidecar.wait_until_said("not in WAL mode")
+    db = plain(database)
+    db.execute("PRAGMA journal_mode=WAL")
+    insert(db, 50)
+    wait_for(lambda: sidecar.said().count(": opened") == 2, sidecar.said)
+    insert(db, 1)
+    assert sidecar.end() == 0
+    assert_restores(replica, database, tmp_path)
+
+
+def test_many_databases_that_others_have_to_themselves(new_sidecar, replica, tmp_path):
+    """They keep it from nothing, and are replicated once they are free."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    held = {}
+    for number in range(40):
+        begin(folder / ("%02d.db" % number)).close()
+        db = held[number] = plain(folder / ("%02d.db" % number))
+        db.execute("PRAGMA locking_mode=EXCLUSIVE")
+        insert(db, 1)
+    free = begin(folder / "free.db")
+    sidecar = new_sidecar(folder, replica, "--pattern", "*.db", wait=False, env={"WATCHDOG_USEC": "2000000"})
+    sidecar.wait_until_said("free.db: opened")
+    insert(free, 5)
+    synced(folder / "free.db", DirectoryReplica(replica.folder / "free.db"))
+    sidecar.wait_for("WATCHDOG=1")
+    for db in held.values():
+        db.close()
+    wait_for(lambda: sidecar.said().count(": opened") == 41, sidecar.said)
+    assert sidecar.end() == 0
+    for name in ("free.db", "00.db", "39.db"):
+        assert_restores(DirectoryReplica(replica.folder / name), folder / name, tmp_path)
+
+
 def test_what_is_no_database_is_reported(new_sidecar, replica, tmp_path):
     (tmp_path / "app.db").write_bytes(b"no database " * 100)
     sidecar = new_sidecar(tmp_path / "app.db", replica)
@@ -472,11 +479,6 @@ print("%s", flush=True)
 """
 
 
-def quoted(script):
-    import shlex
-    return "%s -c %s" % (sys.executable, shlex.quote(script))
-
-
 @pytest.mark.parametrize("end, code", [
     ("sys.exit(0)", 0), ("sys.exit(7)", 7), ("os.kill(os.getpid(), signal.SIGTERM)", 128 + 15),
     ("os._exit(200)", 200),
@@ -516,6 +518,20 @@ def test_the_program_starts_only_when_its_databases_are_replicated(new_sidecar, 
         "print(os.path.exists(os.environ['DATABASE'] + '-wal'))"), env={"DATABASE": str(database)})
     assert sidecar.process.wait(60) == 0
     assert sidecar.process.stdout.read() == "True\n"
+
+
+def test_the_program_waits_for_a_database_that_is_locked(new_sidecar, replica, tmp_path):
+    database = tmp_path / "app.db"
+    begin(database).close()
+    db = plain(database)
+    db.execute("PRAGMA locking_mode=EXCLUSIVE")
+    insert(db, 1)
+    sidecar = new_sidecar(database, replica, "--exec", "true", wait=False)
+    sidecar.wait_until_said("locked")
+    db.close()
+    assert sidecar.process.wait(60) == 0
+    said = sidecar.said()
+    assert said.index(": opened") < said.index("started true"), said
 
 
 @pytest.mark.parametrize("command, code", [
@@ -579,7 +595,9 @@ def test_a_missing_database_is_restored_first(new_sidecar, new_replica, tmp_path
     expected = restore(replica, tmp_path / "expected.db").read_bytes()
     for path in tmp_path.glob("app.db*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    sidecar = new_sidecar(database, replica, "--restore-if-db-not-exists")
+    sidecar = new_sidecar(database, replica, "--restore-if-db-not-exists", wait=False)
+    sidecar.wait_for("EXTEND_TIMEOUT_USEC=60000000")  # a long one is let go on
+    sidecar.wait_for("READY=1")
     assert database.read_bytes()[100:] == expected[100:]
     db = plain(database)
     insert(db, 5)

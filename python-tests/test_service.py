@@ -40,3 +40,8 @@ def test_it_has_few_rights(name, units):
     assert done.returncode == 0, done.stdout + done.stderr
     exposure = float(re.search(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)[1])
     assert exposure <= 2.5
+
+
+def test_a_restore_before_the_start_may_take_long():
+    unit = (ROOT / "contrib" / "systemd" / "walferry.service").read_text().splitlines()
+    assert "Type=notify" in unit and "TimeoutStartSec=infinity" in unit

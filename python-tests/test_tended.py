@@ -5,7 +5,7 @@ import sqlite3
 import time
 
 from harness import S3Replica, assert_restores, full_images
-from test_replicate import begin, generation, insert, new_sidecar, plain, synced  # noqa: F401
+from sidecar import begin, generation, insert, plain, synced
 
 MIB = 2**20
 # SQLite's own checkpoints keep a WAL at 1000 frames, of 4 KiB here; the sidecar's ways need some more.

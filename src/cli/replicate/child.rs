@@ -7,7 +7,7 @@ use std::sync::mpsc::Sender;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::super::Error;
-use super::Event;
+use super::{Event, orphans};
 
 /// A program that runs.
 pub(super) struct Program {
@@ -37,6 +37,7 @@ impl Program {
             let _ = events.send(Event::Ended(child.wait()));
         });
         waits.map_err(Error::System)?;
+        orphans::take_in(pid);
         Ok(Program { pid })
     }
 

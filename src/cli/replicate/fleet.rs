@@ -1,10 +1,11 @@
 //! The databases that are to be replicated: opened when they are there, let go when they are not.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 use serde_json::Value;
 
 use super::super::Error;
@@ -17,6 +18,16 @@ use super::wanted::{Place, Wanted};
 const READ_FOLDERS: Duration = Duration::from_secs(2);
 /// How long a connection waits for a lock when it is opened. Others wait for it meanwhile.
 const BUSY: Duration = Duration::from_millis(200);
+/// How long it is waited for locks in all while each database is looked at once: the others come late
+/// meanwhile.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a look takes before the caller is let do something else.
+const LOOK: Duration = Duration::from_millis(200);
+/// When one that could not be opened is tried again, at first and at last.
+const AGAIN: Duration = Duration::from_millis(500);
+const AGAIN_MAX: Duration = Duration::from_secs(8);
+
+const OTHER_MODE: &str = "it is not in WAL mode and not replicated: run PRAGMA journal_mode=WAL, or set journal-mode to wal";
 
 /// All databases.
 pub(super) struct Fleet {
@@ -26,6 +37,12 @@ pub(super) struct Fleet {
     asking: Connection,
     read_at: Option<Instant>,
     limit_told: bool,
+    /// Where the next look goes on, if the last one did not see all.
+    next: Option<PathBuf>,
+    /// What is left of [`PATIENCE`].
+    patience: Duration,
+    /// Whether each database was looked at once.
+    pub(super) all_seen: bool,
 }
 
 /// One of them.
@@ -37,8 +54,32 @@ pub(super) struct Member {
     open: Option<(Connection, FileId)>,
     /// A file that was in WAL mode when it was opened: its header is not read again.
     known: Option<FileId>,
+    /// Set while it could not be opened.
+    failed: Option<Failed>,
     /// What was said last of why it is not open.
     said: Option<String>,
+}
+
+/// An attempt to open a database that came to nothing.
+struct Failed {
+    file: FileId,
+    again: Instant,
+    /// How long it was from the attempt to `again`.
+    pause: Duration,
+    /// Whether it may well succeed soon, as with a lock.
+    soon: bool,
+}
+
+/// Why a database is not open.
+enum NotOpen {
+    OtherMode,
+    Sqlite(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for NotOpen {
+    fn from(error: rusqlite::Error) -> NotOpen {
+        NotOpen::Sqlite(error)
+    }
 }
 
 impl Fleet {
@@ -47,17 +88,37 @@ impl Fleet {
         let asking = Connection::open_in_memory()
             .map_err(|error| Failure::sqlite("cannot open a database in memory", error))?;
         let members = BTreeMap::new();
-        Ok(Fleet { wanted, members, asking, read_at: None, limit_told: false })
+        let (read_at, next, patience) = (None, None, PATIENCE);
+        let (limit_told, all_seen) = (false, false);
+        Ok(Fleet { wanted, members, asking, read_at, limit_told, next, patience, all_seen })
     }
 
-    /// Opens what is there, closes what is gone.
-    pub(super) fn look(&mut self) {
-        let now = Instant::now();
-        if self.read_at.is_none_or(|at| at <= now) {
-            self.take_in();
-            self.read_at = Some(now + READ_FOLDERS);
+    /// Opens what is there, closes what is gone; `false` if that took so long that it ended before
+    /// each database was looked at. The next call goes on.
+    pub(super) fn look(&mut self) -> bool {
+        let begun = Instant::now();
+        if self.next.is_none() {
+            self.patience = PATIENCE;
+            if self.read_at.is_none_or(|at| at <= begun) {
+                self.take_in();
+                self.read_at = Some(begun + READ_FOLDERS);
+            }
         }
-        self.members.retain(|path, member| member.look(path));
+        let next = self.next.take();
+        let from = next.as_deref().map_or(Bound::Unbounded, Bound::Included);
+        let mut forgotten = Vec::new();
+        for (path, member) in self.members.range_mut::<Path, _>((from, Bound::Unbounded)) {
+            if begun.elapsed() >= LOOK {
+                self.next = Some(path.clone());
+                break;
+            }
+            if !member.look(path, &mut self.patience) {
+                forgotten.push(path.clone());
+            }
+        }
+        for path in forgotten {
+            self.members.remove(&path);
+        }
         if !self.limit_told
             && let Some((limit, needed)) = limits::too_low_for(self.members.len())
         {
@@ -67,6 +128,8 @@ impl Fleet {
                 self.members.len()
             );
         }
+        self.all_seen |= self.next.is_none();
+        self.next.is_none()
     }
 
     /// Adds databases that are new.
@@ -88,9 +151,13 @@ impl Fleet {
         }
     }
 
-    /// Whether every database that could be opened is replicated: its WAL is kept, and what is
-    /// committed is seen.
+    /// Whether every database that can be opened is replicated: its WAL is kept, and what is
+    /// committed is seen. One that is locked now may be opened soon.
     pub(super) fn is_ready(&self) -> bool {
+        let soon = |member: &Member| member.failed.as_ref().is_some_and(|failed| failed.soon);
+        if !self.all_seen || self.members.values().any(soon) {
+            return false;
+        }
         let states: HashMap<String, String> = self
             .status()
             .into_iter()
@@ -149,6 +216,7 @@ fn add(
         found: within.is_some(),
         open: None,
         known: None,
+        failed: None,
         said: None,
     };
     members.insert(path, member);
@@ -181,9 +249,11 @@ fn fits(pattern: &str, name: &str) -> bool {
 
 impl Member {
     /// Opens or closes it as its file is now; `false` when it is to be forgotten.
-    fn look(&mut self, path: &Path) -> bool {
+    fn look(&mut self, path: &Path, patience: &mut Duration) -> bool {
+        let now = (self.open.is_some() || self.failed.is_some() || self.known.is_some())
+            .then(|| candidate::file_id(path))
+            .flatten();
         if let Some((_, open)) = &self.open {
-            let now = candidate::file_id(path);
             if now == Some(*open) {
                 return true;
             }
@@ -194,44 +264,91 @@ impl Member {
             );
             self.close(path);
         }
-        let known = candidate::file_id(path).filter(|file| self.known == Some(*file));
+        if let Some(failed) = &self.failed
+            && now == Some(failed.file)
+            && Instant::now() < failed.again
+        {
+            return true;
+        }
+        let known = now.filter(|file| self.known == Some(*file));
         match known.map_or_else(|| candidate::look(path), Candidate::Wal) {
             Candidate::Nothing => {
+                self.failed = None;
                 if self.found && !path.exists() {
                     return false;
                 }
                 self.say(path, log::Level::Info, "it does not exist yet");
             }
-            Candidate::NotOne(why) => self.say(path, log::Level::Warn, &why),
-            Candidate::OtherMode(_) if !self.set_wal => {
-                let text = "it is not in WAL mode and not replicated: run PRAGMA journal_mode=WAL, or set journal-mode to wal";
-                self.say(path, log::Level::Warn, text);
+            Candidate::NotOne(why) => {
+                self.failed = None;
+                self.say(path, log::Level::Warn, &why);
             }
-            Candidate::Wal(file) | Candidate::OtherMode(file) => match self.open(path) {
-                Ok(db) => {
-                    self.said = None;
-                    self.known = Some(file);
-                    self.open = Some((db, file));
-                    log::info!("{}: opened", path.display());
+            Candidate::OtherMode(_) if !self.set_wal => {
+                self.failed = None;
+                self.say(path, log::Level::Warn, OTHER_MODE);
+            }
+            Candidate::Wal(file) | Candidate::OtherMode(file) => {
+                let begun = Instant::now();
+                match self.open(path, BUSY.min(*patience)) {
+                    Ok(db) => {
+                        (self.said, self.failed) = (None, None);
+                        self.known = Some(file);
+                        self.open = Some((db, file));
+                        log::info!("{}: opened", path.display());
+                    }
+                    Err(why) => {
+                        *patience = patience.saturating_sub(begun.elapsed());
+                        self.note_failure(path, file, &why);
+                    }
                 }
-                Err(error) => self.say(path, log::Level::Error, &error.to_string()),
-            },
+            }
         }
         true
     }
 
-    fn open(&self, path: &Path) -> Result<Connection, rusqlite::Error> {
+    /// Opens it with the extension. Only in WAL mode it is replicated: a connection to another one
+    /// would be kept for nothing.
+    fn open(&self, path: &Path, busy: Duration) -> Result<Connection, NotOpen> {
         // Without CREATE: nothing comes into being that was not there.
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_URI;
         let db = Connection::open_with_flags(&self.uri, flags)?;
-        db.busy_timeout(BUSY)?;
-        // A read opens the WAL, and keeps it open.
+        db.busy_timeout(busy)?;
         let mode: String = db.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
-        db.query_row("SELECT count(*) FROM sqlite_master", [], |_| Ok(()))?;
         if mode != "wal" {
             log::debug!("{}: journal mode {mode}", path.display());
+            return Err(NotOpen::OtherMode);
         }
+        // A read opens the WAL, and keeps it open.
+        db.query_row("SELECT count(*) FROM sqlite_master", [], |_| Ok(()))?;
+        db.busy_timeout(BUSY)?;
         Ok(db)
+    }
+
+    /// It could not be opened: says why, and when it is tried again.
+    fn note_failure(&mut self, path: &Path, file: FileId, why: &NotOpen) {
+        if matches!(why, NotOpen::OtherMode) {
+            // It changed while it was away. No lock of ours is on it, so that its header may be read.
+            self.known = None;
+        }
+        let soon = match why {
+            NotOpen::OtherMode if self.set_wal => {
+                let text = "it is not in WAL mode and not replicated: it could not be put into it, which is tried again";
+                self.say(path, log::Level::Warn, text);
+                true
+            }
+            NotOpen::OtherMode => {
+                self.say(path, log::Level::Warn, OTHER_MODE);
+                false
+            }
+            NotOpen::Sqlite(error) => {
+                self.say(path, log::Level::Error, &error.to_string());
+                let locked = [ErrorCode::DatabaseBusy, ErrorCode::DatabaseLocked];
+                error.sqlite_error_code().is_some_and(|code| locked.contains(&code))
+            }
+        };
+        let before = self.failed.as_ref().filter(|failed| failed.file == file);
+        let pause = before.map_or(AGAIN, |failed| (failed.pause * 2).min(AGAIN_MAX));
+        self.failed = Some(Failed { file, again: Instant::now() + pause, pause, soon });
     }
 
     fn close(&mut self, path: &Path) {
@@ -248,5 +365,100 @@ impl Member {
             log::log!(level, "{}: {why}", path.display());
             self.said = Some(why.to_string());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Databases that somebody else has to themselves, opened without the extension.
+    fn held(folder: &Path, number: usize) -> (Fleet, Vec<Connection>) {
+        let mut fleet = Fleet::new(Vec::new()).unwrap();
+        let holders = (0..number).map(|number| {
+            let path = folder.join(format!("{number:02}.db"));
+            let db = Connection::open(&path).unwrap();
+            let to_itself = "PRAGMA journal_mode=WAL; PRAGMA locking_mode=EXCLUSIVE";
+            db.execute_batch(&format!("{to_itself}; CREATE TABLE t (x)")).unwrap();
+            let member = Member {
+                uri: format!("file:{}", path.display()),
+                set_wal: false,
+                found: true,
+                open: None,
+                known: None,
+                failed: None,
+                said: None,
+            };
+            fleet.members.insert(path, member);
+            db
+        });
+        let holders = holders.collect();
+        (fleet, holders)
+    }
+
+    #[test]
+    fn locked_databases_do_not_keep_the_caller() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut fleet, holders) = held(folder.path(), 20);
+        assert!(!fleet.look(), "it goes on for all of them");
+        assert!(!fleet.is_ready());
+        let tried = fleet.members.values().filter(|member| member.failed.is_some()).count();
+        assert!((1..20).contains(&tried), "{tried}");
+        while !fleet.look() {}
+        assert!(fleet.members.values().all(|member| member.failed.is_some()));
+        // It was waited for few of them.
+        assert!(fleet.patience.is_zero());
+        assert!(!fleet.is_ready(), "they may be opened soon");
+
+        drop(holders);
+        for member in fleet.members.values_mut() {
+            member.failed.as_mut().unwrap().again = Instant::now();
+        }
+        while !fleet.look() {}
+        assert!(fleet.members.values().all(|member| member.open.is_some()));
+    }
+
+    #[test]
+    fn each_attempt_that_fails_makes_the_next_one_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut fleet, holders) = held(folder.path(), 1);
+        let (path, member) = fleet.members.iter_mut().next().unwrap();
+        let mut pauses = Vec::new();
+        for _ in 0..6 {
+            member.look(path, &mut Duration::default());
+            let failed = member.failed.as_mut().unwrap();
+            pauses.push(failed.pause);
+            failed.again = Instant::now();
+        }
+        assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 8000].map(Duration::from_millis));
+
+        // Before its time nothing is tried.
+        member.failed.as_mut().unwrap().again += Duration::from_hours(1);
+        drop(holders);
+        member.look(path, &mut Duration::default());
+        assert!(member.open.is_none());
+        // Another file is.
+        member.failed.as_mut().unwrap().file.1 += 1;
+        member.look(path, &mut Duration::default());
+        assert!(member.open.is_some() && member.failed.is_none());
+    }
+
+    #[test]
+    fn a_database_that_left_wal_mode_is_not_held_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut fleet, holders) = held(folder.path(), 1);
+        drop(holders);
+        while !fleet.look() {}
+        let (path, member) = fleet.members.iter_mut().next().unwrap();
+        member.close(path);
+        let db = Connection::open(path).unwrap();
+        db.execute_batch("PRAGMA journal_mode=DELETE").unwrap();
+        member.look(path, &mut BUSY.clone());
+        assert!(member.open.is_none() && member.known.is_none());
+        assert_eq!(member.said.as_deref(), Some(OTHER_MODE));
+        db.execute_batch("PRAGMA journal_mode=WAL").unwrap();
+        member.failed = None;
+        member.look(path, &mut BUSY.clone());
+        assert!(member.open.is_some());
     }
 }

@@ -9,15 +9,15 @@ mod fleet;
 mod limits;
 mod notify;
 mod once;
+mod orphans;
+mod signals;
 mod wanted;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
-
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
-use signal_hook::iterator::Signals;
 
 use super::{Error, Exit, configured, extension};
 use crate::config::values::parse_duration;
@@ -26,6 +26,7 @@ use crate::store;
 use child::{Program, exit_code};
 use fleet::Fleet;
 use notify::Manager;
+use signals::{Closing, Signal};
 pub(crate) use wanted::{Place, Wanted};
 
 /// How often it is looked which databases are there.
@@ -172,7 +173,7 @@ impl Args {
 
 /// What the main thread waits for.
 enum Event {
-    Signal(i32),
+    Signal(Signal),
     /// The program of `--exec` has ended.
     Ended(std::io::Result<ExitStatus>),
 }
@@ -195,17 +196,20 @@ pub(super) fn run(args: &Args) -> Result<Exit, Error> {
         }
     }
     extension::load_named(args.extension.as_deref())?;
-    for wanted in wanted.iter().filter(|wanted| wanted.restore) {
-        restore(wanted, &args.file)?;
-    }
+    let manager = Manager::of_environment();
+    manager.ask_for_time_during(|| {
+        let mut missing = wanted.iter().filter(|wanted| wanted.restore);
+        missing.try_for_each(|wanted| restore(wanted, &args.file))
+    })?;
     limits::raise();
     let mut fleet = Fleet::new(wanted)?;
     if args.once {
         return once::run(&mut fleet, args.timeout, args.json).map(|()| Exit::Success);
     }
     let (events, arriving) = mpsc::channel();
-    listen_for_signals(words.is_some(), &events)?;
-    let service = Service { fleet, manager: Manager::of_environment(), arriving };
+    let closing = Arc::new(OnceLock::new());
+    signals::listen(words.is_some(), &events, &closing)?;
+    let service = Service { fleet, manager, arriving, closing };
     service.run(words.as_deref(), &events)
 }
 
@@ -225,28 +229,12 @@ fn restore(wanted: &Wanted, file: &configured::File) -> Result<(), Error> {
     super::restore_missing(path, from, file)
 }
 
-fn listen_for_signals(with_program: bool, events: &Sender<Event>) -> Result<(), Error> {
-    let mut numbers = vec![SIGINT, SIGTERM, SIGHUP];
-    if with_program {
-        numbers.extend([SIGQUIT, SIGUSR1, SIGUSR2]);
-    }
-    let mut signals = Signals::new(numbers).map_err(Error::System)?;
-    let events = events.clone();
-    let listens = std::thread::Builder::new().name("signals".into()).spawn(move || {
-        for number in signals.forever() {
-            if events.send(Event::Signal(number)).is_err() {
-                // The process is about to end and ships what is left: it was told to end at once.
-                let _ = signal_hook::low_level::emulate_default_handler(number);
-            }
-        }
-    });
-    listens.map(drop).map_err(Error::System)
-}
-
 struct Service {
     fleet: Fleet,
     manager: Manager,
     arriving: Receiver<Event>,
+    /// Set when it begins to close: what a signal means from then on.
+    closing: Arc<OnceLock<Closing>>,
 }
 
 impl Service {
@@ -256,11 +244,14 @@ impl Service {
         let mut beat = Instant::now();
         // Half of what it waits for, as sd_watchdog_enabled(3) says.
         let beats = self.manager.watchdog.map(|time| time / 2);
-        let exit = loop {
-            self.fleet.look();
-            if !ready && (self.fleet.is_ready() || begun.elapsed() >= READY_FOR) {
+        let (exit, closing) = loop {
+            let whole = self.fleet.look();
+            let well = !ready && self.fleet.is_ready();
+            // To open very many takes longer, and nothing of it hangs.
+            let waited = self.fleet.all_seen && begun.elapsed() >= READY_FOR;
+            if !ready && (well || waited) {
                 ready = true;
-                if begun.elapsed() >= READY_FOR {
+                if !well {
                     log::warn!("some database is not replicated yet; going on without");
                 }
                 self.manager.tell("READY=1");
@@ -280,37 +271,35 @@ impl Service {
             }
             let wait =
                 beats.map_or(LOOK, |_| LOOK.min(beat.saturating_duration_since(Instant::now())));
-            let wait = if ready { wait } else { wait.min(Duration::from_millis(20)) };
+            let wait = match ready {
+                _ if !whole => Duration::ZERO,
+                true => wait,
+                false => wait.min(Duration::from_millis(20)),
+            };
             match self.arriving.recv_timeout(wait) {
-                Ok(Event::Signal(number)) => match &program {
+                Ok(Event::Signal(signal)) => match &program {
                     Some(program) => {
-                        if !came_from_the_terminal(number) {
-                            program.signal(number);
+                        if !signal.is_of_a_key() {
+                            program.signal(signal.number);
                         }
                     }
                     None => {
-                        log::info!("told to end by signal {number}");
-                        break Exit::Success;
+                        log::info!("told to end by signal {}", signal.number);
+                        break (Exit::Success, Closing::Told);
                     }
                 },
                 Ok(Event::Ended(status)) => {
                     let status = status.map_err(Error::System)?;
                     log::info!("the program has ended: {status}");
-                    break Exit::Program(exit_code(status));
+                    break (Exit::Program(exit_code(status)), Closing::Ended(Instant::now()));
                 }
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
         };
+        // From here on signals do not come as events.
+        let _ = self.closing.set(closing);
         self.manager.tell("STOPPING=1");
-        // From here on a signal ends the process at once.
-        drop(self.arriving);
         self.fleet.close();
         Ok(exit)
     }
-}
-
-/// A key like Ctrl-C sends its signal to all programs of the terminal, so to ours as well.
-fn came_from_the_terminal(number: i32) -> bool {
-    use std::io::IsTerminal;
-    matches!(number, SIGINT | SIGQUIT) && std::io::stdin().is_terminal()
 }

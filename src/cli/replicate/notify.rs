@@ -4,7 +4,12 @@
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
+
+/// How much longer it is asked to wait each time, and how often.
+const LONGER: Duration = Duration::from_mins(1);
+const ASK: Duration = Duration::from_secs(20);
 
 /// The service manager, if there is one that wants to know.
 pub(super) struct Manager {
@@ -35,5 +40,31 @@ impl Manager {
         if let Some((socket, address)) = &self.socket {
             let _ = socket.send_to_addr(state.as_bytes(), address);
         }
+    }
+
+    /// Does what comes before `READY=1` and may take long. The time that a unit has to start ends
+    /// it otherwise, again and again.
+    pub(super) fn ask_for_time_during<T>(&self, work: impl FnOnce() -> T) -> T {
+        if self.socket.is_none() {
+            return work();
+        }
+        let (working, done) = mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            let asks = std::thread::Builder::new().name("notify".into());
+            let asks = asks.spawn_scoped(scope, move || {
+                loop {
+                    self.tell(&format!("EXTEND_TIMEOUT_USEC={}", LONGER.as_micros()));
+                    if done.recv_timeout(ASK) != Err(RecvTimeoutError::Timeout) {
+                        return;
+                    }
+                }
+            });
+            if let Err(error) = asks {
+                log::debug!("the service manager is not asked for time: {error}");
+            }
+            let result = work();
+            drop(working);
+            result
+        })
     }
 }

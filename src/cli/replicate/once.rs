@@ -13,7 +13,7 @@ use super::fleet::Fleet;
 const PAUSE: Duration = Duration::from_millis(20);
 
 pub(super) fn run(fleet: &mut Fleet, timeout: Duration, json: bool) -> Result<(), Error> {
-    fleet.look();
+    while !fleet.look() {}
     let deadline = Instant::now() + timeout;
     let mut failed: Option<Error> = None;
     for (path, db) in fleet.members() {
