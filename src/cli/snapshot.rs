@@ -5,7 +5,7 @@ use std::path::Path;
 use super::configured::Named;
 use super::{Error, compact, tidy};
 use crate::local::state::State;
-use crate::local::state_dir;
+use crate::local::{replicas, state_dir};
 
 /// Arguments of `walferry snapshot`.
 #[derive(clap::Args)]
@@ -30,6 +30,19 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
 
 /// The replica that is given by name, else the one to which the database was last replicated.
 fn of_database(database: &Path, args: &tidy::Args) -> Result<Named, Error> {
+    let dirs = replicas::existing(database);
+    if dirs.len() > 1 && args.named.replica.is_none() {
+        let names: Vec<String> = dirs
+            .iter()
+            .filter_map(|dir| State::load(dir).ok().flatten())
+            .map(|state| state.replica)
+            .collect();
+        return Err(Error::Usage(format!(
+            "{} has several replicas ({}): pick one with --replica",
+            database.display(),
+            names.join(", ")
+        )));
+    }
     let known = State::load(&state_dir(database))?.map(|state| state.replica);
     let given = args.named.replica.as_deref();
     let found = args.named.file.replica(database, given, known.as_deref())?;
