@@ -176,6 +176,16 @@ impl Args {
         pick(all, wanted, &config, target)
     }
 
+    /// Whether the configuration file lists a database. One that nobody named does not matter if it
+    /// cannot be read.
+    pub(super) fn lists(&self, database: &Path) -> Result<bool, Error> {
+        let config = match self.file.load() {
+            Err(_) if self.file.config.is_none() => None,
+            loaded => loaded?,
+        };
+        Ok(config.is_some_and(|config| config.entry(database).is_some()))
+    }
+
     /// The one replica that is meant.
     pub(super) fn one(&self, target: &str) -> Result<Named, Error> {
         let mut all = self.all(target)?;

@@ -22,7 +22,9 @@ pub(super) struct Args {
 /// database is not read, and no process is asked: what was not shipped is not in the snapshot.
 pub(super) async fn run(args: Args) -> Result<(), Error> {
     let named = match Path::new(&args.tidy.url).canonicalize() {
-        Ok(database) if state_dir(&database).is_dir() => of_database(&database, &args.tidy)?,
+        Ok(database) if state_dir(&database).is_dir() && !args.tidy.named.lists(&database)? => {
+            of_database(&database, &args.tidy)?
+        }
         _ => args.tidy.named()?,
     };
     compact::join(&named, &[9], &args.tidy).await
