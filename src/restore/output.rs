@@ -254,8 +254,8 @@ pub(super) fn check(path: &Path, place: Place) -> Result<PathBuf, Error> {
             #[cfg(feature = "cli")]
             Ok(meta) if matches!(place, Place::Any { .. }) => match *suffix {
                 "-walferry" if meta.is_dir() => {}
-                "-walferry" => return Err(not_replaced(path, meta)),
-                _ if !meta.is_file() => return Err(not_replaced(path, meta)),
+                "-walferry" => return Err(not_replaced(path, &meta)),
+                _ if !meta.is_file() => return Err(not_replaced(path, &meta)),
                 _ => {}
             },
             Ok(meta) if place == Place::Copy => match *suffix {
@@ -278,7 +278,7 @@ pub(super) fn check(path: &Path, place: Place) -> Result<PathBuf, Error> {
 
 /// What `--force` does not replace.
 #[cfg(feature = "cli")]
-fn not_replaced(path: PathBuf, meta: fs::Metadata) -> Error {
+fn not_replaced(path: PathBuf, meta: &fs::Metadata) -> Error {
     let why = if meta.is_symlink() {
         "this is a link, which is not replaced: name the file that it leads to, or remove the link"
     } else if meta.is_dir() {

@@ -1,6 +1,7 @@
 //! What is asked of what is not there: replicas, databases and settings that nobody knows by this name.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -38,8 +39,9 @@ fn json(dir: &Path, args: &[&str]) -> serde_json::Value {
 
 /// A configuration file for `app.db` with these replicas.
 fn config(dir: &Path, replicas: &[&str]) {
-    let replicas: String = replicas.iter().map(|one| format!("  - {one}\n")).collect();
-    fs::write(dir.join("x.yml"), format!("dbs:\n- path: app.db\n  replicas:\n{replicas}")).unwrap();
+    let replicas = replicas.join("\n  - ");
+    let text = format!("dbs:\n- path: app.db\n  replicas:\n  - {replicas}\n");
+    fs::write(dir.join("x.yml"), text).unwrap();
 }
 
 /// Nobody listens there: connection refused.
@@ -259,4 +261,23 @@ fn what_is_not_there_yet_is_no_failure_and_hides_nothing() {
     let said = check_in(dir, &["reset", "b.db"], 0);
     assert!(said.contains("nothing to reset"), "{said}");
     assert_eq!(json(dir, &["reset", "-json", "b.db"])["reset"], false);
+}
+
+#[test]
+fn who_follows_is_not_said_to_ship() {
+    let dir = TempDir::new().unwrap();
+    let dir = dir.path();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_walferry"));
+    let replica = golden("litestream-0.5.17");
+    command.env_clear().current_dir(dir).args(["restore", "-f", "-o", "copy.db"]).arg(replica);
+    let mut follows = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = String::new();
+    let mut out = BufReader::new(follows.stdout.take().unwrap());
+    while !said.contains("following") && out.read_line(&mut said).unwrap() > 0 {}
+    for command in ["reset", "promote"] {
+        let said = check_in(dir, &[command, "copy.db"], 7);
+        assert!(said.contains(&format!("process {} follows its replica", follows.id())), "{said}");
+    }
+    follows.kill().unwrap();
+    follows.wait().unwrap();
 }

@@ -171,6 +171,8 @@ fn secrets_stay_in() {
     Connection::open(&database).unwrap().execute_batch("CREATE TABLE t (x)").unwrap();
     let database = text(&database);
     let out = dir.path().join("out.db");
+    let good = dir.path().join("good.yml");
+    fs::write(&good, "dbs:\n- path: /a\n  replica: {path: /r}\n").unwrap();
     for args in [
         &["restore", "-o", text(&out), url][..],
         &["restore", "-f", "-o", text(&out), url],
@@ -194,7 +196,7 @@ fn secrets_stay_in() {
         &["reset", url],
         &["promote", url],
         &["sync", url],
-        &["check", "--config", "/dev/null", url],
+        &["check", "--config", text(&good), url],
         &["replicate", url, database],
         &["restore", "--replica", url, url],
         &["restore", "-o", text(&out), "--replica", url, text(dir.path())],
