@@ -3,10 +3,11 @@
 import json
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
-from harness import (FAILED, HOSTS, LITESTREAM, PROGRAM, USAGE, HostError, NO_REPLICA, S3Replica, check_integrity, clean_environment,
+from harness import (FAILED, HOSTS, LITESTREAM, PROGRAM, USAGE, HostError, NO_REPLICA, UNREACHABLE, S3Replica, check_integrity, clean_environment,
                      live_image, rows, sha256, walferry)
 
 TABLE = "CREATE TABLE t (id INTEGER PRIMARY KEY, x)"
@@ -141,7 +142,7 @@ def test_check_tries_the_store(s3_file, s3, tmp_path):
     assert "FAILED" in walferry("check", "--config", path, env=env, code=FAILED).stdout
     database.unlink()
     said = walferry("check", "--config", path, database, env=env, code=FAILED).stdout
-    assert "database: it cannot be read" in said
+    assert "database: it is not there yet" in said
 
 
 def test_check_of_a_folder_leaves_nothing(replica, tmp_path, write):
@@ -258,6 +259,70 @@ def test_strict_refuses_settings_that_cannot_work(new_host, tmp_path):
         host.open(tmp_path / "app.db", vfs="walferry", replica="s3://bucket-alone")
     host.open(tmp_path / "plain.db", "plain")  # which nobody asks to replicate
     host.sql(TABLE, conn="plain")
+
+
+@pytest.mark.parametrize("where", ["environment", "uri"])
+def test_a_broken_file_that_is_strict_is_overruled(where, new_host, replica, tmp_path, write):
+    path = write("strict: true\ndbs:\n  - path: /a\n    replica: {path: /r, retenton: 1h}\n")
+    env = {"WALFERRY_CONFIG": str(path)}
+    lenient = {"strict": "0"} if where == "uri" else {}
+    host = new_host(env=dict(env, **({} if lenient else {"WALFERRY_STRICT": "0"})))
+    host.open(tmp_path / "app.db", vfs="walferry", replica=replica.url, **lenient)
+    host.sql("PRAGMA journal_mode=WAL", TABLE)
+    host.sync()
+    assert "nothing is deleted" in (tmp_path / "walferry.log").read_text()
+    # One that is said not to be replicated has nothing to do with the file.
+    host = new_host(env=dict(env, **({} if lenient else {"WALFERRY_REPLICA": ""})))
+    host.open(tmp_path / "plain.db", vfs="walferry", **({"replica": ""} if lenient else {}))
+    host.sql(TABLE)
+    assert host.status() == []
+
+
+def test_what_means_nothing_is_told(new_host, replica, tmp_path):
+    env = {"WALFERRY_RETENTION": "forever", "WALFERRY_LOG_LEVEL": "verbose", "WALFERRY_LOG_FORMAT": "xml"}
+    host = new_host(env=env)
+    host.open(tmp_path / "app.db", vfs="walferry", replica=replica.url, retnetion="5h").sql(TABLE)
+    (status,) = host.status()
+    assert (status["state"], status["lag_ms"]) == ("error", None), status
+    assert status["last_error"].endswith("(from WALFERRY_RETENTION)"), status
+    log = (tmp_path / "walferry.log").read_text()
+    for words in ("WALFERRY_LOG_LEVEL: 'verbose' is no level", "WALFERRY_LOG_FORMAT: 'xml'",
+                  "the URI parameter retnetion means nothing; the nearest setting is retention"):
+        assert words in log, log
+    # Where there is no log to be told in, on standard error.
+    nowhere = str(tmp_path / "no such folder" / "log")
+    host = new_host(env={"WALFERRY_LOG": nowhere, "WALFERRY_LOG_FILE": "", "WALFERRY_DEFAULT": "off",
+                         "WALFERRY_REPLICA": replica.url})
+    host.open(tmp_path / "other.db").sql(TABLE)
+    assert host.status() == [], "it is not the default VFS"
+    host.finish()
+    assert "the log cannot be written to " + nowhere in Path(host.log).read_text()
+
+
+def test_a_store_that_fails_keeps_the_program_from_starting(tmp_path, write):
+    """It may have the data: to begin without it would be to begin anew."""
+    database = tmp_path / "app.db"
+    path = write("""
+dbs:
+  - path: %s
+    restore-if-db-not-exists: true
+    replicas:
+      - url: s3://bucket/app?endpoint=http://127.0.0.1:9
+        access-key-id: id
+        secret-access-key: key
+      - path: %s
+""" % (database, tmp_path / "empty"))
+    program = "touch %s" % (tmp_path / "ran")
+    said = walferry("replicate", "--config", path, "--exec", program, env={"AWS_REGION": "x"}, code=UNREACHABLE)
+    assert "passed over replica" in said.stderr, said.stderr
+    assert not database.exists() and not (tmp_path / "ran").exists()
+
+
+def test_a_replica_in_a_folder_is_restored_at_the_start_by_a_plain_path(tmp_path):
+    """A path that is none yet is no database that nobody lists."""
+    done = walferry("replicate", tmp_path / "app.db", tmp_path / "replica", "--restore-if-db-not-exists",
+                    "--exec", "true")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("kind", HOSTS)

@@ -1,6 +1,7 @@
 //! walferry replicates SQLite databases to object storage from inside the process that writes
 //! them. This library is everything but the border to SQLite, which is `sqlite-ext/`.
 pub mod border;
+pub mod canonical;
 mod claim;
 #[cfg(feature = "cli")]
 pub mod cli;

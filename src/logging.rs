@@ -47,6 +47,66 @@ pub fn line(format: Format, record: &Record<'_>) -> String {
     }
 }
 
+/// What the environment says of the log.
+#[derive(Default, Debug)]
+pub struct Said {
+    /// The level.
+    pub level: Option<LevelFilter>,
+    /// How lines are written.
+    pub format: Option<Format>,
+    /// To this file.
+    pub path: Option<String>,
+    /// To standard error.
+    pub stderr: bool,
+    /// Whether it says where to.
+    pub says_where: bool,
+    /// What of it means nothing, and is as if it had not been said.
+    pub wrong: Vec<String>,
+}
+
+impl Said {
+    /// `WALFERRY_LOG` says where to: `sqlite` (the default), `stderr`, or the path of a file, which is
+    /// what `WALFERRY_LOG_FILE` says too; a level in it is one. `WALFERRY_LOG_LEVEL` is off, error,
+    /// warn, info (the default) or debug; `WALFERRY_LOG_FORMAT` is text (the default) or json.
+    pub fn read(variable: &dyn Fn(&str) -> Option<String>) -> Said {
+        let variable = |name| variable(name).filter(|value| !value.trim().is_empty());
+        let mut said = Said::default();
+        if let Some(name) = variable("WALFERRY_LOG_LEVEL") {
+            said.level = level(&name);
+            if said.level.is_none() {
+                let known = "off, error, warn, info, debug";
+                said.wrong.push(format!("WALFERRY_LOG_LEVEL: '{name}' is no level: {known}"));
+            }
+        }
+        if let Some(name) = variable("WALFERRY_LOG_FORMAT") {
+            match name.parse() {
+                Ok(format) => said.format = Some(format),
+                Err(why) => said.wrong.push(format!("WALFERRY_LOG_FORMAT: {why}")),
+            }
+        }
+        said.path = variable("WALFERRY_LOG_FILE");
+        match variable("WALFERRY_LOG") {
+            None => {}
+            Some(log) if log == "stderr" => said.stderr = true,
+            Some(log) if log == "sqlite" => said.says_where = true,
+            Some(log) if log.contains('/') => {
+                said.path.get_or_insert(log);
+            }
+            Some(log) => match level(&log) {
+                Some(level) => {
+                    said.level.get_or_insert(level);
+                }
+                None => said.wrong.push(format!(
+                    "WALFERRY_LOG: '{log}' is neither stderr, sqlite nor a level, nor the path of a file, \
+                     which has a slash in it"
+                )),
+            },
+        }
+        said.says_where |= said.stderr || said.path.is_some();
+        said
+    }
+}
+
 /// The level of this name; `None` if there is none.
 pub fn level(name: &str) -> Option<LevelFilter> {
     // Litestream has `trace` too.
@@ -71,5 +131,40 @@ mod tests {
         assert!("xml".parse::<Format>().is_err());
         assert_eq!(level("trace"), Some(LevelFilter::Debug));
         assert_eq!(level("loud"), None);
+    }
+
+    fn said(variables: &[(&str, &str)]) -> Said {
+        Said::read(&|name| {
+            let found = variables.iter().find(|(known, _)| *known == name);
+            found.map(|(_, value)| value.to_string())
+        })
+    }
+
+    #[test]
+    fn the_environment_is_believed_or_what_is_wrong_is_told() {
+        let all = said(&[
+            ("WALFERRY_LOG_LEVEL", "warn"),
+            ("WALFERRY_LOG_FORMAT", "json"),
+            ("WALFERRY_LOG", "./log"),
+        ]);
+        assert_eq!((all.level, all.format), (Some(LevelFilter::Warn), Some(Format::Json)));
+        assert_eq!((all.path.as_deref(), all.says_where), (Some("./log"), true));
+        assert!(all.wrong.is_empty(), "{all:?}");
+        let level = said(&[("WALFERRY_LOG", "debug"), ("WALFERRY_LOG_FORMAT", "")]);
+        assert_eq!((level.level, level.says_where), (Some(LevelFilter::Debug), false));
+        assert!(level.wrong.is_empty() && said(&[("WALFERRY_LOG", "stderr")]).stderr);
+        let file = said(&[("WALFERRY_LOG", "/a"), ("WALFERRY_LOG_FILE", "b")]);
+        assert_eq!(file.path.as_deref(), Some("b"));
+        let wrong = said(&[
+            ("WALFERRY_LOG_LEVEL", "verbose"),
+            ("WALFERRY_LOG_FORMAT", "xml"),
+            ("WALFERRY_LOG", "somewhere"),
+        ]);
+        assert_eq!((wrong.level, wrong.format, wrong.says_where), (None, None, false));
+        for words in
+            ["WALFERRY_LOG_LEVEL: 'verbose'", "WALFERRY_LOG_FORMAT: 'xml'", "WALFERRY_LOG: 's"]
+        {
+            assert!(wrong.wrong.iter().any(|one| one.starts_with(words)), "{wrong:?}");
+        }
     }
 }

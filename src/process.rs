@@ -224,8 +224,11 @@ impl Process {
                 let other = all.find(|db| db.settings().replica == settings.replica);
                 let twice = wanted.iter().any(|(other, _)| other.replica == settings.replica);
                 other.map(|other| other.path()).or(twice.then_some(path)).map(|other| {
+                    // Where both have the same name, that does not tell them apart.
+                    let named = path.file_name() != other.file_name();
+                    let how = if named { ", for instance with {name} in the URL" } else { "" };
                     format!(
-                        "{} and {} have the same replica {}: give each its own, for instance with {{name}} in the URL",
+                        "{} and {} have the same replica {}: give each its own{how}",
                         path.display(),
                         other.display(),
                         crate::store::url::redacted(&settings.replica)

@@ -11,7 +11,8 @@ use std::time::Duration;
 use crate::config::values::{
     LEVELS, parse_duration, parse_levels, parse_size, parse_switch, parse_time_or_off,
 };
-use crate::config::{Config, Given, Layer, Origin};
+use crate::config::{Broken, Config, Given, Layer, Origin};
+use crate::nearest::near;
 use crate::store::{self, Access};
 
 /// Settings of one replica of a database.
@@ -82,12 +83,15 @@ const SPOOL_CAP: &str = "auto";
 
 impl History {
     fn resolve(layers: &Layers<'_>) -> Result<History, String> {
-        let history = History {
+        Ok(History {
             levels: layers.parsed("levels", LEVELS, parse_levels)?,
             snapshot_interval: layers
                 .parsed("snapshot-interval", "24h", parse_time_or_off)?
                 .unwrap_or_default(),
-            retention: layers.parsed("retention", "168h", parse_time_or_off)?,
+            // As in the file, and as Litestream has it: 0 is off.
+            retention: layers
+                .parsed("retention", "168h", parse_time_or_off)?
+                .filter(|retention| !retention.is_zero()),
             l0_retention: layers
                 .parsed("l0-retention", "24h", parse_time_or_off)?
                 .unwrap_or(Duration::MAX),
@@ -97,11 +101,7 @@ impl History {
                 .parsed("validation-interval", "off", parse_time_or_off)?
                 .unwrap_or_default(),
             copies_cap: layers.parsed("copies-cap", "16MB", parse_size)?,
-        };
-        if history.retention.is_some_and(|retention| retention.is_zero()) {
-            return Err("retention: 0 would keep nothing; say how long, or off to keep all".into());
-        }
-        Ok(history)
+        })
     }
 }
 
@@ -111,6 +111,57 @@ fn parse_journal_mode(text: &str) -> Result<JournalMode, String> {
         "keep" => Ok(JournalMode::Keep),
         other => Err(format!("'{other}' is neither wal nor keep")),
     }
+}
+
+/// All that can be set for a database besides its replica, as URI parameters have it.
+pub const NAMES: [&str; 13] = [
+    "copies-cap",
+    "deletes",
+    "journal-mode",
+    "l0-retention",
+    "levels",
+    "retention",
+    "shrink-images",
+    "shutdown-timeout",
+    "snapshot-interval",
+    "spool-cap",
+    "strict",
+    "sync-interval",
+    "validation-interval",
+];
+
+/// Checks a setting that somebody gives by its name.
+pub fn check(name: &str, value: &str) -> Result<(), String> {
+    let Some(known) = NAMES.into_iter().find(|known| *known == name) else {
+        return Err(match near(name, NAMES) {
+            Some(near) => format!("the setting {name} is not known; the nearest is {near}"),
+            None => format!("the setting {name} is not known; there are {}", NAMES.join(", ")),
+        });
+    };
+    if value.trim().is_empty() {
+        return Err(format!("{name}: there is no value"));
+    }
+    let given = Given { text: value.to_string(), origin: Origin::Default };
+    let layer = Layer { values: [(known, given)].into(), ..Layer::default() };
+    let nobody = (String::new(), None, Origin::Default);
+    Settings::of(nobody, &layer, &Nothing).map(drop)
+}
+
+/// What one who opened a database may have meant with a parameter that is no setting, and none of
+/// SQLite's.
+pub fn meant(parameter: &str) -> Option<&'static str> {
+    // <https://sqlite.org/uri.html>, and those of the program.
+    let others = ["cache", "immutable", "mode", "modeof", "nolock", "psow", "vfs", "tend"];
+    let known = NAMES.into_iter().chain(["replica"]);
+    if known.clone().chain(others).any(|known| known == parameter) {
+        return None;
+    }
+    near(parameter, known).filter(|_| parameter.len() > 3)
+}
+
+/// Whether a switch in the environment is off.
+pub fn is_off(text: &str) -> bool {
+    matches!(text.trim().to_ascii_lowercase().as_str(), "0" | "off" | "false" | "no")
 }
 
 /// Looks a setting up: first the URI parameter of this name, then the environment variable
@@ -135,6 +186,19 @@ impl Lookup for Environment {
     }
 }
 
+/// Nothing is said anywhere.
+struct Nothing;
+
+impl Lookup for Nothing {
+    fn parameter(&self, _: &str) -> Option<String> {
+        None
+    }
+
+    fn variable(&self, _: &str) -> Option<String> {
+        None
+    }
+}
+
 /// URI parameters, then the environment, then the file.
 struct Layers<'a> {
     lookup: &'a dyn Lookup,
@@ -153,7 +217,10 @@ impl Layers<'_> {
         let given = find(self.lookup, name)
             .or_else(|| self.file.values.get(name).cloned())
             .unwrap_or_else(|| Given { text: default.to_string(), origin: Origin::Default });
-        let parsed = parse(&given.text).map_err(|why| format!("{name}: {why}"));
+        let parsed = parse(&given.text).map_err(|why| match &given.origin {
+            Origin::Default => format!("{name}: {why}"),
+            origin => format!("{name}: {why} (from {origin})"),
+        });
         self.given.borrow_mut().insert(name, given);
         parsed
     }
@@ -223,6 +290,33 @@ impl Settings {
         Ok(Settings { given: layers.given.into_inner(), ..settings })
     }
 
+    /// As [`Settings::resolve`] where the file cannot be used. Whether a database is to be replicated is
+    /// not known then; one that is named elsewhere is, and one of which it is said elsewhere that it is
+    /// not, is not. But how long states are to be kept may stand in the file: nothing is deleted.
+    pub fn resolve_without(
+        database: &Path,
+        lookup: &dyn Lookup,
+        broken: &Broken,
+    ) -> Result<Vec<Settings>, String> {
+        let given = find(lookup, "replica");
+        if given.as_ref().is_some_and(|given| given.text.trim().is_empty()) {
+            return Ok(Vec::new());
+        }
+        if given.is_none() || Settings::is_strict_without(lookup, broken) {
+            return Err(format!("the configuration cannot be used: {broken}"));
+        }
+        let mut all = Settings::resolve(database, lookup, None)?;
+        for settings in &mut all {
+            settings.history.deletes = false;
+        }
+        Ok(all)
+    }
+
+    /// As [`Settings::is_strict`] where the file cannot be used, but may say so.
+    pub fn is_strict_without(lookup: &dyn Lookup, broken: &Broken) -> bool {
+        find(lookup, "strict").map_or(broken.strict, |given| means_strict(&given.text))
+    }
+
     /// Whether a database is not to be opened if it cannot be replicated as it is set: known even
     /// where no other setting is.
     pub fn is_strict(database: &Path, lookup: &dyn Lookup, config: Option<&Config>) -> bool {
@@ -247,11 +341,13 @@ fn parse_spool_cap(text: &str) -> Result<u64, String> {
 }
 
 fn find(lookup: &dyn Lookup, name: &str) -> Option<Given> {
-    if let Some(text) = lookup.parameter(name) {
+    // Without a value nothing is said, but that there is no replica.
+    let says = |text: &String| name == "replica" || !text.trim().is_empty();
+    if let Some(text) = lookup.parameter(name).filter(says) {
         return Some(Given { text, origin: Origin::Parameter });
     }
     let variable = format!("WALFERRY_{}", name.to_uppercase().replace('-', "_"));
-    let text = lookup.variable(&variable)?;
+    let text = lookup.variable(&variable).filter(says)?;
     Some(Given { text, origin: Origin::Variable(variable) })
 }
 
@@ -311,9 +407,7 @@ mod tests {
             ("levels", "5m,30s"),
             ("levels", "0,1h"),
             ("levels", "1s,2s,3s,4s,5s,6s,7s,8s,9s"),
-            ("levels", ""),
             ("levels", "1m,off,30s"),
-            ("retention", "0"),
             ("retention", "forever"),
             ("deletes", "no"),
             ("shrink-images", "1"),
@@ -326,5 +420,72 @@ mod tests {
         let wrong = Known(&[("replica", "x"), ("shutdown-timeout", "5 parsecs")]);
         let message = one("a", &wrong).unwrap_err();
         assert!(message.contains("shutdown-timeout") && message.contains("5 parsecs"), "{message}");
+        assert!(message.ends_with("(from URI parameter)"), "{message}");
+        let wrong = Known(&[("replica", "x"), ("WALFERRY_LEVELS", "5m,30s")]);
+        let message = one("a", &wrong).unwrap_err();
+        assert!(message.ends_with("(from WALFERRY_LEVELS)"), "{message}");
+    }
+
+    #[test]
+    fn without_a_value_nothing_is_said() {
+        let given = Known(&[("replica", "x"), ("retention", " "), ("WALFERRY_RETENTION", "5h")]);
+        let retention = one("a", &given).unwrap().history.retention;
+        assert_eq!(retention, Some(Duration::from_hours(5)));
+        let given = Known(&[("replica", "x"), ("levels", ""), ("WALFERRY_LEVELS", "")]);
+        assert_eq!(one("a", &given).unwrap().history.levels.len(), 3);
+        // But of the replica that there is none.
+        let given = Known(&[("replica", ""), ("WALFERRY_REPLICA", "x")]);
+        assert_eq!(Settings::resolve(Path::new("a"), &given, None), Ok(Vec::new()));
+        // Off, as in the file.
+        let given = Known(&[("replica", "x"), ("retention", "0")]);
+        assert_eq!(one("a", &given).unwrap().history.retention, None);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_used_is_overruled_by_what_is_nearer() {
+        let broken = |strict| Broken { file: "/x.yml".into(), mistakes: Vec::new(), strict };
+        let resolve = |given: &Known, strict| {
+            Settings::resolve_without(Path::new("a"), given, &broken(strict))
+        };
+        let nothing = Known(&[]);
+        assert!(resolve(&nothing, false).unwrap_err().starts_with("the configuration cannot"));
+        assert!(Settings::is_strict_without(&nothing, &broken(true)));
+        let named = Known(&[("replica", "x")]);
+        assert!(!resolve(&named, false).unwrap()[0].history.deletes);
+        assert!(resolve(&named, true).is_err());
+        for lenient in [
+            Known(&[("replica", "x"), ("strict", "0")]),
+            Known(&[("WALFERRY_REPLICA", "x"), ("WALFERRY_STRICT", "0")]),
+        ] {
+            assert_eq!(resolve(&lenient, true).map(|all| all.len()), Ok(1));
+            assert!(!Settings::is_strict_without(&lenient, &broken(true)));
+        }
+        // One that is not to be replicated has nothing to do with the file.
+        for none in [Known(&[("replica", "")]), Known(&[("WALFERRY_REPLICA", "")])] {
+            assert_eq!(resolve(&none, true), Ok(Vec::new()));
+        }
+    }
+
+    #[test]
+    fn every_setting_has_a_name_and_is_checked() {
+        let settings = one("a", &Known(&[("replica", "x")])).unwrap();
+        assert!(settings.given.keys().eq(NAMES.iter()), "{:?}", settings.given.keys());
+        assert_eq!(check("retention", "720h"), Ok(()));
+        assert_eq!(check("spool-cap", "auto"), Ok(()));
+        for (name, value, words) in [
+            ("retnetion", "720h", "the nearest is retention"),
+            ("mode", "ro", "is not known"),
+            ("vfs", "unix", "is not known; there are copies-cap, "),
+            ("retention", "forever", "retention: 'forever' is not a length of time"),
+            ("retention", "", "no value"),
+        ] {
+            let why = check(name, value).unwrap_err();
+            assert!(why.contains(words), "{why}");
+        }
+        assert_eq!(meant("retnetion"), Some("retention"));
+        assert_eq!(meant("replic"), Some("replica"));
+        for fine in ["replica", "retention", "mode", "vfs", "cache", "x", "my-option"] {
+            assert_eq!(meant(fine), None, "{fine}");
+        }
     }
 }

@@ -37,7 +37,7 @@ pub struct Report {
     pub acked: Txid,
     /// When the oldest unconfirmed commit was made, in milliseconds of the process's clock.
     pub unacked_since: Option<u64>,
-    /// How long ago that was; 0 when nothing is unconfirmed.
+    /// How long ago that was; 0 when nothing is unconfirmed, and while nobody knows.
     pub lag_ms: u64,
     /// Bytes in the spool.
     pub pending_bytes: u64,
@@ -102,6 +102,12 @@ impl Report {
         }
     }
 
+    /// The lag, if it is known: a database that is not looked at, or not yet, is not up to date.
+    fn lag_known(&self) -> Option<u64> {
+        let is_looked_at = !matches!(self.state, "opening" | "error");
+        (is_looked_at || self.lag_ms > 0).then_some(self.lag_ms)
+    }
+
     /// The report as a JSON object.
     pub fn to_json(&self) -> Value {
         let txid = |txid: Txid| (txid != Txid::ZERO).then(|| txid.to_string());
@@ -112,7 +118,7 @@ impl Report {
             "shipper": self.shipper,
             "txid": txid(self.sealed),
             "acked": txid(self.acked),
-            "lag_ms": self.lag_ms,
+            "lag_ms": self.lag_known(),
             "pending_bytes": self.pending_bytes,
             "spool_files": self.spool_files,
             "requests": self.requests,
@@ -130,5 +136,25 @@ impl Report {
             "found": self.found,
             "last_error": self.last_error,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lag_that_nobody_knows_is_not_zero() {
+        let mut report = Report::new(Path::new("/a.db"), "s3://b/p");
+        for (state, lag_ms, shown) in [
+            ("opening", 0, Value::Null),
+            ("error", 0, Value::Null),
+            ("error", 7, 7.into()),
+            ("streaming", 0, 0.into()),
+            ("standby", 5, 5.into()),
+        ] {
+            (report.state, report.lag_ms) = (state, lag_ms);
+            assert_eq!(report.to_json()["lag_ms"], shown, "{state} {lag_ms}");
+        }
     }
 }

@@ -74,27 +74,18 @@ impl Configured {
         match self {
             Configured::Nothing => Settings::is_strict(path, lookup, None),
             Configured::Says(config) => Settings::is_strict(path, lookup, Some(config)),
-            Configured::Broken(broken) => broken.strict || Settings::is_strict(path, lookup, None),
+            Configured::Broken(broken) => Settings::is_strict_without(lookup, broken),
         }
     }
 }
 
-/// Whether a database is to be replicated is not known where the file cannot be used. One that is
-/// named elsewhere is; but how long its states are to be kept may stand in the file.
+/// What holds where the file cannot be used.
 fn without_file(
     path: &Path,
     lookup: &dyn Lookup,
     broken: &Broken,
 ) -> Result<Vec<Settings>, String> {
-    let is_named = lookup.parameter("replica").or_else(|| lookup.variable("WALFERRY_REPLICA"));
-    let is_strict = broken.strict || Settings::is_strict(path, lookup, None);
-    if is_named.is_none() || is_strict {
-        return Err(format!("the configuration cannot be used: {broken}"));
-    }
-    let mut all = Settings::resolve(path, lookup, None)?;
-    for settings in &mut all {
-        settings.history.deletes = false;
-    }
+    let all = Settings::resolve_without(path, lookup, broken)?;
     if !all.is_empty() {
         log::error!(
             "{}: nothing is deleted from its replica as long as {} cannot be used",

@@ -39,8 +39,10 @@ fn start(api: &'static api::Api) -> Result<(), String> {
         walferry::process::set_spawn_guard(api::without_signals);
         api::at_fork(ffi::before_fork, ffi::after_fork_in_parent, ffi::after_fork_in_child);
     });
-    let default = std::env::var("WALFERRY_DEFAULT").map_or(true, |value| value != "0");
-    ffi::register_vfs(api, default)
+    // Set to nothing it says nothing.
+    let off =
+        std::env::var("WALFERRY_DEFAULT").is_ok_and(|value| walferry::settings::is_off(&value));
+    ffi::register_vfs(api, !off)
 }
 
 /// Has what is not shipped yet shipped when the process exits; once.

@@ -3,12 +3,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use walferry::config::Logging;
-use walferry::logging::{self, Format};
+use walferry::logging::{self, Format, Said};
 
 const SQLITE_NOTICE: i32 = 27;
 const SQLITE_WARNING: i32 = 28;
@@ -66,44 +67,28 @@ fn write(mut to: impl Write, line: &str) {
     let _ = to.write_all(line.as_bytes());
 }
 
-/// What the environment says of the log.
-#[derive(Default)]
-struct Environment {
-    level: Option<LevelFilter>,
-    format: Option<Format>,
-    path: Option<String>,
-    stderr: bool,
-    /// Whether it says where to.
-    says_where: bool,
+fn environment() -> Said {
+    Said::read(&|name| std::env::var(name).ok())
 }
 
-impl Environment {
-    /// `WALFERRY_LOG` says where to: `sqlite` (the default), `stderr`, or the path of a file, which is
-    /// what `WALFERRY_LOG_FILE` says too; a level in it is one. `WALFERRY_LOG_LEVEL` is off, error,
-    /// warn, info (the default) or debug; `WALFERRY_LOG_FORMAT` is text (the default) or json.
-    fn read() -> Environment {
-        let variable = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
-        let log = variable("WALFERRY_LOG");
-        let level = variable("WALFERRY_LOG_LEVEL");
-        let level = [&level, &log].into_iter().flatten().find_map(|name| logging::level(name));
-        let path = variable("WALFERRY_LOG_FILE");
-        let path = path.or_else(|| log.clone().filter(|log| log.contains('/')));
-        let stderr = log.as_deref() == Some("stderr");
-        let says_where = path.is_some() || stderr || log.as_deref() == Some("sqlite");
-        let format = variable("WALFERRY_LOG_FORMAT").and_then(|name| name.parse().ok());
-        Environment { level, format, path, stderr, says_where }
-    }
+fn open(path: &Path) -> Result<File, String> {
+    let opened = OpenOptions::new().create(true).append(true).open(path);
+    opened.map_err(|why| format!("the log cannot be written to {}: {why}", path.display()))
 }
 
 /// Sets the sink up, as the environment says.
 pub fn install() {
-    let said = Environment::read();
-    let open = |path| OpenOptions::new().create(true).append(true).open(path).ok();
-    let to = match said.path.and_then(open) {
-        Some(file) => To::File(file),
+    let mut said = environment();
+    let to = match said.path.as_deref().map(|path| open(Path::new(path))) {
+        Some(Ok(file)) => To::File(file),
+        Some(Err(why)) => {
+            said.wrong.push(why);
+            To::Host
+        }
         None if said.stderr => To::Stderr,
         None => To::Host,
     };
+    let is_seen = !matches!(to, To::Host);
     // The logger and the panic hook are those of this library's own copy of the standard library
     // and of `log`: the host's are not touched.
     if log::set_boxed_logger(Box::new(Sink { to, format: said.format.unwrap_or_default() })).is_ok()
@@ -111,11 +96,23 @@ pub fn install() {
         log::set_max_level(said.level.unwrap_or(LevelFilter::Info));
     }
     std::panic::set_hook(Box::new(|panic| log::error!("internal error: {panic}")));
+    for wrong in &said.wrong {
+        complain(wrong, is_seen);
+    }
+}
+
+/// Tells of an environment that was not understood. Few programs show the host's log, so it is on
+/// standard error as well.
+fn complain(what: &str, is_seen: bool) {
+    log::warn!("{what}");
+    if !is_seen {
+        write(std::io::stderr(), &format!("walferry: {what}\n"));
+    }
 }
 
 /// Does what the configuration file says of the log, as far as the environment does not.
 pub fn configure(configured: &Logging) {
-    let said = Environment::read();
+    let said = environment();
     if said.level.is_none()
         && let Some(level) = configured.level.as_deref().and_then(logging::level)
     {
@@ -125,10 +122,10 @@ pub fn configure(configured: &Logging) {
         return;
     }
     let to = match &configured.file {
-        Some(path) => match OpenOptions::new().create(true).append(true).open(path) {
+        Some(path) => match open(path) {
             Ok(file) => To::File(file),
             Err(why) => {
-                log::error!("the log cannot be written to {}: {why}", path.display());
+                log::error!("{why}");
                 return;
             }
         },

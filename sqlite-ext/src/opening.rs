@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
 use walferry::config::canonical;
 use walferry::process::{self, Process};
 use walferry::replications::Replications;
-use walferry::settings::Lookup;
+use walferry::settings::{self, Lookup};
 
 use crate::api::BaseVfs;
 use crate::configured::configured;
@@ -33,6 +34,25 @@ impl<F: Fn(&str) -> Option<String>> Lookup for UriLookup<F> {
         std::env::var(name).ok()
     }
 }
+
+/// Warns of a parameter that is none of ours, and nearly one of them: SQLite takes any, so a database
+/// that is to be replicated would not be, or not as it should.
+pub fn look_at_parameters(path: &Path, names: &[String]) {
+    for name in names {
+        if let Some(meant) = settings::meant(name)
+            && TOLD.fetch_add(1, Ordering::Relaxed) < TOLD_MAX
+        {
+            log::warn!(
+                "{}: the URI parameter {name} means nothing; the nearest setting is {meant}",
+                path.display()
+            );
+        }
+    }
+}
+
+/// Each connection of a program may be opened by the same URI: what it says wrong is not told for ever.
+static TOLD: AtomicU32 = AtomicU32::new(0);
+const TOLD_MAX: u32 = 10;
 
 /// What becomes of a database that is being opened.
 pub enum Opening {

@@ -60,6 +60,7 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     let databases = if args.databases.is_empty() {
         config.files()
     } else {
+        args.databases.iter().try_for_each(|path| super::not_a_url(path))?;
         args.databases.iter().map(|path| crate::config::canonical(path)).collect()
     };
     let number = super::table::count(databases.len(), "database");
@@ -119,6 +120,9 @@ fn check_database(path: &Path, settings: Option<&Settings>, checks: &mut Checks<
         Ok(()) if header.is_empty() => Ok("it is there, and empty".to_string()),
         Ok(()) if header.starts_with(b"SQLite format 3\0") => Ok("it is there".to_string()),
         Ok(()) => Err("it is no SQLite database".to_string()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Ok("it is not there yet; the program that opens it makes it".to_string())
+        }
         Err(error) => Err(format!("it cannot be read: {error}")),
     };
     if checks.note("database", there) && !header.is_empty() {

@@ -33,7 +33,7 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
 /// Makes a file of each of these levels, as far as there is anything to join.
 pub(super) async fn join(named: &Named, levels: &[u8], how: &tidy::Args) -> Result<(), Error> {
     let store = named.open()?;
-    let mut files = list_in_turn(store.as_ref()).await?;
+    let mut files = tidy::files(named, store.as_ref()).await?;
     let mut lines = Vec::new();
     let levels = || levels.iter().filter_map(|level| Level::new(*level));
     for level in levels() {
@@ -52,8 +52,13 @@ pub(super) async fn join(named: &Named, levels: &[u8], how: &tidy::Args) -> Resu
         files = list_in_turn(store.as_ref()).await?;
         lines.push(line(how.json, &step, Some(joined)));
     }
-    if lines.is_empty() && !how.json {
-        lines.push("there is nothing to join\n".to_string());
+    if lines.is_empty() {
+        let why = "there is nothing to join";
+        lines.push(if how.json {
+            format!("{}\n", json!({ "file": null, "inputs": [], "reason": why }))
+        } else {
+            format!("{why}\n")
+        });
     }
     print(&lines.concat())
 }

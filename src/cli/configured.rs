@@ -89,9 +89,11 @@ impl File {
         given: Option<&str>,
         known: Option<&str>,
     ) -> Result<Option<(String, Access)>, Error> {
+        // What is neither a URL nor a path is what the file calls it.
+        let name = given.filter(|given| !store::url::is_url(given) && !given.contains('/'));
         let config = match self.load() {
             // Where it is known which replica is meant, a file that nobody named does not matter.
-            Err(_) if self.config.is_none() && given.or(known).is_some() => None,
+            Err(_) if self.config.is_none() && name.is_none() && given.or(known).is_some() => None,
             loaded => loaded?,
         };
         let all = match &config {
@@ -108,6 +110,11 @@ impl File {
                     || (same.is_some() && identity(&settings.replica) == same)
             }
         };
+        if let Some(name) = name
+            && !all.iter().any(is_it)
+        {
+            return Err(Error::Usage(no_replica(database, name, &all)));
+        }
         // A URL that was given has its own options.
         let found = all.into_iter().find(is_it).map(|settings| {
             let given = given.filter(|given| store::url::is_url(given));
@@ -127,7 +134,8 @@ impl Args {
         if store::url::is_url(target) {
             if let Some(replica) = &self.replica {
                 let text = format!(
-                    "--replica {replica} picks a replica of a database; there is a URL already"
+                    "--replica {} picks a replica of a database; there is a URL already",
+                    store::url::redacted(replica)
                 );
                 return Err(Error::Usage(text));
             }
@@ -140,14 +148,16 @@ impl Args {
             loaded => loaded?,
         };
         let database = canonical(Path::new(target));
-        let Some(config) = config else { return Ok(vec![self.folder(target)?]) };
-        let is_listed = config.entry(&database).is_some();
-        if !is_listed && self.file.config.is_none() {
+        let is_listed = config.as_ref().is_some_and(|config| config.entry(&database).is_some());
+        // What is no folder is no replica: a database that no file lists must not pass for one that is
+        // missing, and for which there is nothing to restore.
+        if !is_listed && self.file.config.is_none() && Path::new(target).is_dir() {
             return Ok(vec![self.folder(target)?]);
         }
         if !is_listed {
-            return Err(Error::Usage(unlisted(target, &config)));
+            return Err(Error::Usage(unlisted(target, config.as_ref())));
         }
+        let Some(config) = config else { return Err(Error::Usage(unlisted(target, None))) };
         let named = |settings: Settings| Named {
             url: settings.replica.clone(),
             access: settings.access.clone(),
@@ -158,12 +168,22 @@ impl Args {
             File::settings(&database, Some(&config))?.into_iter().map(named).collect();
         let Some(wanted) = &self.replica else {
             return if all.is_empty() {
-                Err(Error::Usage(unlisted(target, &config)))
+                Err(Error::Usage(unlisted(target, Some(&config))))
             } else {
                 Ok(all)
             };
         };
         pick(all, wanted, &config, target)
+    }
+
+    /// Whether the configuration file lists a database. One that nobody named does not matter if it
+    /// cannot be read.
+    pub(super) fn lists(&self, database: &Path) -> Result<bool, Error> {
+        let config = match self.file.load() {
+            Err(_) if self.file.config.is_none() => None,
+            loaded => loaded?,
+        };
+        Ok(config.is_some_and(|config| config.entry(database).is_some()))
     }
 
     /// The one replica that is meant.
@@ -183,7 +203,8 @@ impl Args {
         match &self.replica {
             None => Ok(Named::by_url(target, Access::default())),
             Some(replica) => Err(Error::Usage(format!(
-                "--replica {replica} picks a replica of a database, and no configuration file lists {target}"
+                "--replica {} picks a replica of a database, and no configuration file lists {target}",
+                store::url::redacted(replica)
             ))),
         }
     }
@@ -214,7 +235,29 @@ fn names(all: &[Named]) -> String {
     all.iter().map(shown).collect::<Vec<_>>().join(", ")
 }
 
-fn unlisted(target: &str, config: &Config) -> String {
+/// A name that no replica of the database has.
+fn no_replica(database: &Path, name: &str, all: &[Settings]) -> String {
+    let database = database.display();
+    let folder = format!("a folder is written ./{name} or file:{name}");
+    if all.is_empty() {
+        return format!(
+            "no configuration file names a replica {name} of {database}: give its URL, such as \
+             s3://bucket/path; {folder}"
+        );
+    }
+    let shown = |one: &Settings| one.name.clone().unwrap_or(store::url::redacted(&one.replica));
+    let known: Vec<_> = all.iter().map(shown).collect();
+    format!("{database} has no replica {name}; there are {}; {folder}", known.join(", "))
+}
+
+/// A path that is neither a folder nor a database of the file, if there is one.
+fn unlisted(target: &str, config: Option<&Config>) -> String {
+    let Some(config) = config else {
+        return format!(
+            "no configuration file lists {target}, as there is none: name one with --config or \
+             WALFERRY_CONFIG. A folder that is a replica is written file:{target}"
+        );
+    };
     let known: Vec<_> =
         config.databases.iter().map(|entry| entry.place.display().to_string()).collect();
     let known = if known.is_empty() { "nothing".to_string() } else { known.join(", ") };

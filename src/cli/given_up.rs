@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::{Error, table};
+use crate::follow;
 use crate::local;
 use crate::local::lock::{Attempt, Lock};
 use crate::local::spool::{Entry, Spool};
@@ -47,7 +48,11 @@ fn hold_at(database: &Path, dir: PathBuf) -> Result<Held, Error> {
     let database = database.to_path_buf();
     let lock = match Lock::try_take(&dir)? {
         Attempt::Taken(lock) => lock,
-        Attempt::HeldBy(pid) => return Err(Error::InUse { database, pid }),
+        Attempt::HeldBy(pid) => {
+            // What a record of its own lies beside follows a replica, and ships nothing.
+            let follows = matches!(follow::position(&dir), Ok(Some(_)));
+            return Err(Error::InUse { database, pid, follows });
+        }
     };
     let state = match State::load(&dir) {
         Ok(state) => state,
@@ -97,6 +102,11 @@ fn reaches(wal: &Path, page_size: PageSize, position: WalPosition) -> bool {
 impl Held {
     pub(super) fn database(&self) -> &Path {
         &self.database
+    }
+
+    /// Whether nothing is left to be given up, as after a reset: the lock alone, and files that were kept.
+    pub(super) fn is_given_up(&self) -> bool {
+        local::given_up::is_given_up(&self.dir)
     }
 
     /// Last TXID that the store confirmed.

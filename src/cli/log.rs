@@ -9,7 +9,7 @@ use log::{LevelFilter, Log, Metadata, Record};
 
 use super::{Error, extension};
 use crate::config::Logging;
-use crate::logging::{self, Format};
+use crate::logging::{self, Format, Said};
 
 /// Where the log goes.
 #[derive(clap::Args)]
@@ -33,18 +33,14 @@ fn parse_level(text: &str) -> Result<LevelFilter, String> {
 impl Args {
     /// Sets the log of this program up, as the arguments say, else the environment, else the file, and that of the extension, which is loaded later.
     pub(super) fn install(&self, configured: Option<&Logging>, json: bool) -> Result<(), Error> {
-        let variable = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
-        let level = self.level.or_else(|| logging::level(&variable("WALFERRY_LOG_LEVEL")?));
-        let level = level.or_else(|| logging::level(&variable("WALFERRY_LOG")?));
+        let said = Said::read(&|name| std::env::var(name).ok());
         let in_file = || configured?.level.as_deref().and_then(logging::level);
-        let level = level.or_else(in_file).unwrap_or(LevelFilter::Info);
-        let format = self.format.or(json.then_some(Format::Json));
-        let format = format.or_else(|| variable("WALFERRY_LOG_FORMAT")?.parse().ok());
+        let level = self.level.or(said.level).or_else(in_file).unwrap_or(LevelFilter::Info);
+        let format = self.format.or(json.then_some(Format::Json)).or(said.format);
         let in_file = || configured.filter(|log| log.json).map(|_| Format::Json);
         let format = format.or_else(in_file).unwrap_or_default();
-        let named = variable("WALFERRY_LOG").filter(|log| log.contains('/')).map(PathBuf::from);
-        let path = self.file.clone().or_else(|| variable("WALFERRY_LOG_FILE").map(PathBuf::from));
-        let path = path.or(named).or_else(|| configured?.file.clone());
+        let path = self.file.clone().or(said.path.map(PathBuf::from));
+        let path = path.or_else(|| configured?.file.clone());
         let file = path.as_ref().map(|path| {
             let opened = OpenOptions::new().create(true).append(true).open(path);
             opened.map_err(|error| Error::Usage(format!("the log {}: {error}", path.display())))
@@ -53,6 +49,9 @@ impl Args {
         extension::set_log(path.as_deref(), level.as_str(), format);
         if log::set_boxed_logger(Box::new(Sink { file, format })).is_ok() {
             log::set_max_level(level);
+        }
+        for wrong in said.wrong {
+            log::warn!("{wrong}");
         }
         Ok(())
     }

@@ -48,7 +48,7 @@ use crate::{config, follow as following, local, restore as restoring, store};
 /// Replicates SQLite databases to object storage from inside the process that writes them, and
 /// restores them.
 #[derive(Parser)]
-#[command(name = "walferry", disable_version_flag = true, after_help = exit::help())]
+#[command(name = "walferry", version, after_help = exit::help())]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -256,6 +256,8 @@ enum Error {
     InUse {
         database: PathBuf,
         pid: Option<u32>,
+        /// Not that: it keeps the copy current.
+        follows: bool,
     },
     /// What was asked for makes no sense as things are.
     Declined(String),
@@ -330,13 +332,10 @@ impl fmt::Display for Error {
             Error::NoDatabase(path) => {
                 write!(f, "there is no database {}, and no state of one", path.display())
             }
-            Error::InUse { database, pid } => {
+            Error::InUse { database, pid, follows } => {
+                let does = if *follows { "follows its replica with it" } else { "ships it" };
                 let who = pid.map_or("another process".to_string(), |pid| format!("process {pid}"));
-                write!(
-                    f,
-                    "{} is in use: {who} ships it; end that process first",
-                    database.display()
-                )
+                write!(f, "{} is in use: {who} {does}; end that process first", database.display())
             }
             Error::Declined(why) | Error::Usage(why) => f.write_str(why),
             Error::Sync(error) => error.fmt(f),

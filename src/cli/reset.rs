@@ -33,7 +33,7 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     }
     // All places are taken before anything is given up.
     let held = given_up::hold(&args.database)?;
-    if held.is_empty() {
+    if held.iter().all(Held::is_given_up) {
         let path = args.database.display();
         if args.json {
             let database = path.to_string();
@@ -44,7 +44,7 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
             "{path}: walferry keeps nothing beside it, so there is nothing to reset\n"
         ));
     }
-    held.iter().try_for_each(|held| reset(held, args))
+    held.iter().filter(|held| !held.is_given_up()).try_for_each(|held| reset(held, args))
 }
 
 fn reset(held: &Held, args: &Args) -> Result<(), Error> {

@@ -157,6 +157,7 @@ pub(super) async fn run(mut args: Args) -> Result<(), Error> {
         };
         args.output = Some(database.clone());
     }
+    args.output.as_deref().map_or(Ok(()), super::not_a_url)?;
     if let Some(path) = args.output.as_ref().filter(|_| args.if_db_not_exists)
         && path.symlink_metadata().is_ok()
     {
@@ -164,6 +165,7 @@ pub(super) async fn run(mut args: Args) -> Result<(), Error> {
         return nothing_done(&args, &text);
     }
     let last = replicas.len().saturating_sub(1);
+    let mut passed_over: Option<Error> = None;
     for (number, named) in replicas.iter().enumerate() {
         let url = store::url::redacted(&named.url);
         let called = named.name.as_ref().map(|name| format!("{name}, ")).unwrap_or_default();
@@ -173,23 +175,44 @@ pub(super) async fn run(mut args: Args) -> Result<(), Error> {
             restore_or_plan(&args, named).await
         };
         match done {
-            Err(error) if number < last && is_no_answer(&error) => {
+            Err(error) if last > 0 && is_no_answer(&error) => {
                 let why = super::about(&named.url, error);
-                tell(&format!("passed over replica {called}{url}: {why}"));
-            }
-            Err(Error::Restore(error) | Error::Follow(following::Error::Restore(error)))
-                if args.if_replica_exists && is_absent(&error) =>
-            {
-                return nothing_done(&args, &format!("nothing was restored: {error}"));
+                if number < last {
+                    tell(&format!("passed over replica {called}{url}: {why}"));
+                }
+                passed_over = Some(match passed_over {
+                    Some(first) if telling(&first) >= telling(&why) => first,
+                    _ => why,
+                });
             }
             Ok(()) if last > 0 => {
                 tell(&format!("of replica {called}{url}"));
                 return Ok(());
             }
-            result => return result.map_err(|error| super::about(&named.url, error)),
+            Err(error) => return nothing_if_absent(&args, super::about(&named.url, error)),
+            Ok(()) => return Ok(()),
         }
     }
-    Ok(())
+    passed_over.map_or(Ok(()), |error| nothing_if_absent(&args, error))
+}
+
+/// Of several replicas that gave nothing, how much it matters what one of them said: a store that fails
+/// may have the database, and one that lacks the state may have others; then it is not true that there
+/// is no replica.
+fn telling(error: &Error) -> u8 {
+    match error.exit() {
+        Exit::Unreachable => 2,
+        _ if !is_absent(error) => 1,
+        _ => 0,
+    }
+}
+
+/// Success where there is no replica and that was foreseen.
+fn nothing_if_absent(args: &Args, error: Error) -> Result<(), Error> {
+    if args.if_replica_exists && is_absent(&error) {
+        return nothing_done(args, &format!("nothing was restored: {error}"));
+    }
+    Err(error)
 }
 
 /// Whether another replica may have what this one does not give.
@@ -246,7 +269,13 @@ async fn restore_files(args: &Args, store: Arc<dyn Store>) -> Result<(), Error> 
     show_report(args, &output, &report, not_left.as_deref())
 }
 
-fn is_absent(error: &restore::Error) -> bool {
+fn is_absent(error: &Error) -> bool {
+    let (Error::Restore(error)
+    | Error::Replica { source: error, .. }
+    | Error::Follow(following::Error::Restore(error))) = error
+    else {
+        return false;
+    };
     match error {
         restore::Error::Plan(plan::Error::Empty) => true,
         restore::Error::Store(error) => error.kind == ErrorKind::NoReplica,

@@ -7,7 +7,6 @@ use super::configured::Named;
 use super::{Error, moment, print, table, tidy};
 use crate::history;
 use crate::plan::retain::{Own, Policy};
-use crate::restore::list_in_turn;
 
 /// Arguments of `walferry retain`.
 #[derive(clap::Args)]
@@ -30,7 +29,7 @@ pub(super) struct Args {
 pub(super) async fn run(args: Args) -> Result<(), Error> {
     let named = args.tidy.named()?;
     let store = named.open()?;
-    let files = list_in_turn(store.as_ref()).await?;
+    let files = tidy::files(&named, store.as_ref()).await?;
     let now = moment::now();
     let before = |ago| moment::before(now, ago);
     let (all, l0) = times(&args, &named)?;

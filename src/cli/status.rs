@@ -35,7 +35,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
-    let mut found = Vec::new();
+    let (mut found, mut missing) = (Vec::new(), None);
     for database in &args.databases {
         super::not_a_url(database)?;
         let path = match fs::canonicalize(database) {
@@ -45,7 +45,9 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
         let dirs = replicas::existing(&path);
         if dirs.is_empty() {
             if !path.exists() {
-                return Err(Error::NoDatabase(path));
+                // The others are reported all the same.
+                missing.get_or_insert(Error::NoDatabase(path));
+                continue;
             }
             found.push(Seen::nothing(&path));
         }
@@ -53,11 +55,13 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
             found.push(Seen::look(&path, &dir)?);
         }
     }
-    if args.json {
+    if args.json && (!found.is_empty() || missing.is_none()) {
         let all: Value = found.iter().map(Seen::json).collect();
-        return print(&format!("{all}\n"));
+        print(&format!("{all}\n"))?;
+    } else {
+        print(&found.iter().map(Seen::text).collect::<String>())?;
     }
-    print(&found.iter().map(Seen::text).collect::<String>())
+    missing.map_or(Ok(()), Err)
 }
 
 /// One database at one replica.

@@ -1,7 +1,10 @@
 //! What the commands that tidy up a replica have in common.
 
 use super::configured::Named;
-use super::{Error, configured};
+use super::{Error, about, configured};
+use crate::plan;
+use crate::restore::{self, list_in_turn};
+use crate::store::{FileInfo, Store};
 
 /// Arguments of all of them.
 #[derive(clap::Args)]
@@ -24,4 +27,14 @@ impl Args {
     pub(super) fn named(&self) -> Result<Named, Error> {
         self.named.one(&self.url)
     }
+}
+
+/// The files of a replica. That there is none, as where its name is misspelt, is an error: nothing would
+/// ever be done there.
+pub(super) async fn files(named: &Named, store: &dyn Store) -> Result<Vec<FileInfo>, Error> {
+    let files = list_in_turn(store).await?;
+    if files.is_empty() && restore::generations::list(store).await?.is_empty() {
+        return Err(about(&named.url, Error::Restore(plan::Error::Empty.into())));
+    }
+    Ok(files)
 }

@@ -10,6 +10,7 @@ use super::mistake::Mistake;
 use super::raw::{Raw, RawDatabase, Section, Written};
 use super::{Config, Database, Given, Layer, Logging, Origin, Place, Replica, Surroundings};
 use super::{hosts, pattern};
+use crate::canonical::canonical;
 use crate::store::s3::Credentials;
 use crate::store::{self, Access, Secret};
 
@@ -134,7 +135,9 @@ impl Believing<'_> {
 
     fn half(&mut self, one: &Written, other: &str) {
         let mistake = one.mistake(format!("{other} is missing: credentials are a pair"));
-        if !self.mistakes.contains(&mistake) {
+        // One that is there, and cannot be used, is among the mistakes already.
+        let is_there = |known: &Mistake| known.key.rsplit('.').next() == Some(other);
+        if !self.mistakes.contains(&mistake) && !self.mistakes.iter().any(is_there) {
             self.wrong(mistake);
         }
     }
@@ -371,7 +374,8 @@ impl Believing<'_> {
         for (i, database) in databases.iter().enumerate() {
             let before = databases.get(..i).unwrap_or_default();
             let same = |other: &&Database| {
-                other.place == database.place && other.pattern == database.pattern
+                other.pattern == database.pattern
+                    && canonical(&other.place) == canonical(&database.place)
             };
             if let Some(other) = before.iter().find(same) {
                 let what = format!("this database is there already, in line {}", other.line);

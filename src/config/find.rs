@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{Broken, Config, Surroundings, Variables};
+use crate::store::url;
 
 /// Where it is looked for when no variable names it.
 const PLACES: [&str; 2] = ["/etc/walferry.yml", "/etc/litestream.yml"];
@@ -29,6 +30,12 @@ pub fn file_of_environment() -> Option<PathBuf> {
 
 /// Reads a file, with the variables and the working directory of this process.
 pub fn load(file: &Path, expand: bool) -> Result<Config, Broken> {
+    let shown = file.to_string_lossy();
+    if url::is_url(&shown) {
+        let shown = url::redacted(&shown);
+        let what = "this is a URL: name the configuration file by its path on this machine";
+        return Err(Broken::because(Path::new(&shown), what));
+    }
     let text = read(file).map_err(|why| Broken::because(file, why))?;
     let directory = std::env::current_dir().map_err(|error| {
         Broken::because(file, format!("there is no working directory: {error}"))

@@ -2,8 +2,8 @@
 //! walferry's own.
 //!
 //! It is read in two steps: `raw` is what is written, each value with its line, checked against the
-//! table of `keys`; `believed` is what walferry does with it. Both are pure: text and variables are
-//! passed in. All mistakes of a file are found at once, and a file with a mistake is not used at all.
+//! table of `keys`; `believed` is what walferry does with it. Text and variables are passed in; of the
+//! disk only the links in paths are read. All mistakes of a file are found at once, and a file with a mistake is not used at all.
 
 mod believed;
 mod expand;
@@ -27,8 +27,8 @@ pub use self::find::{file_of_environment, load};
 pub use self::keys::Place;
 pub use self::mistake::{Broken, Mistake};
 pub use self::origin::{Given, Origin};
-pub use self::paths::canonical;
 use self::raw::Reading;
+pub use crate::canonical::canonical;
 use crate::store::Access;
 
 /// A file, as it is believed.

@@ -1,37 +1,16 @@
-//! Which file a path means.
+//! Which databases an entry of the file means.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use super::{Database, pattern};
+use crate::canonical::canonical;
 use crate::store::url;
 
-/// Links that are followed one after the other.
-const LINKS_MAX: usize = 40;
 /// Folders below one another that are looked into.
 const DEPTH_MAX: usize = 64;
 /// What every database begins with (<https://sqlite.org/fileformat2.html#magic_header_string>).
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
-
-/// A path with links resolved, also when the file does not exist yet.
-pub fn canonical(path: &Path) -> PathBuf {
-    let mut path = path.to_path_buf();
-    for _ in 0..LINKS_MAX {
-        if let Ok(found) = std::fs::canonicalize(&path) {
-            return found;
-        }
-        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return path };
-        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-        let Ok(folder) = std::fs::canonicalize(parent) else { return path };
-        let whole = folder.join(name);
-        // A link to a file that SQLite would create.
-        match std::fs::read_link(&whole) {
-            Ok(target) => path = folder.join(target),
-            Err(_) => return whole,
-        }
-    }
-    path
-}
 
 impl Database {
     /// The entry as it is for one database of its folder: each has a place of its own in the replica,

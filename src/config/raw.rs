@@ -220,7 +220,7 @@ impl Reading<'_> {
             return None;
         }
         let text = match (&entry.value.value, row.kind) {
-            (Value::Scalar { text, .. }, _) => self.expanded(text, at, key)?,
+            (Value::Scalar { text, .. }, _) => self.expanded(text, row.kind, at, key)?,
             (Value::Sequence(items), Kind::Levels) => self.levels(items, key)?,
             (other, _) => {
                 let what = format!(
@@ -289,7 +289,7 @@ impl Reading<'_> {
                     return None;
                 }
             };
-            levels.push(self.expanded(text, item.line, &key)?);
+            levels.push(self.expanded(text, Kind::Levels, item.line, &key)?);
         }
         if levels.is_empty() {
             return Some("off".to_string());
@@ -297,7 +297,7 @@ impl Reading<'_> {
         Some(levels.join(","))
     }
 
-    fn expanded(&mut self, text: &str, line: usize, key: &str) -> Option<String> {
+    fn expanded(&mut self, text: &str, kind: Kind, line: usize, key: &str) -> Option<String> {
         let Some(variable) = self.variable else { return Some(text.to_string()) };
         match expand(text, variable) {
             Ok(expanded) if expanded.is_empty() && !text.is_empty() => {
@@ -312,9 +312,16 @@ impl Reading<'_> {
             }
             Ok(expanded) => Some(expanded),
             Err(Failure::Unset(name)) => {
+                // What stands behind a $ may be a part of the secret itself.
+                let is_whole = text == format!("${name}") || text == format!("${{{name}}}");
+                let is_secret = kind == Kind::Secret || text.contains('@');
+                let named = if is_secret && !is_whole {
+                    "a variable in it".to_string()
+                } else {
+                    format!("the variable {name}")
+                };
                 let what = format!(
-                    "the variable {name} is not set; set it for this process, or write $$ for a $ that \
-                     is meant as one"
+                    "{named} is not set; set it for this process, or write $$ for a $ that is meant as one"
                 );
                 self.mistakes.push(Mistake::at(line, key, what));
                 None

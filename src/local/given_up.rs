@@ -6,6 +6,17 @@ use std::path::{Path, PathBuf};
 
 use super::{Context as _, Error, spool};
 
+/// What goes.
+const FILES: [&str; 4] = ["state", "pages", "history", "follow"];
+/// And with all that is in them.
+const FOLDERS: [&str; 2] = ["spool", "copies"];
+
+/// Whether nothing is there that would go.
+pub(crate) fn is_given_up(dir: &Path) -> bool {
+    let mut all = FILES.into_iter().chain(FOLDERS);
+    all.all(|name| dir.join(name).symlink_metadata().is_err())
+}
+
 /// Removes page table, state and spool of a database, and what is known of its replica. `unshipped`
 /// files of the spool are moved to a folder `kept-<n>` first; which, is the answer. What a crash leaves
 /// half done is found by the next start, which then sends a full image, and by the next call of this.
@@ -24,10 +35,10 @@ pub(crate) fn give_up(dir: &Path, unshipped: &[spool::Entry]) -> Result<Option<P
         sync(dir)?;
     }
     // Without a state, what is in the spool means nothing and the page table proves nothing.
-    for file in ["state", "pages", "history", "follow"] {
+    for file in FILES {
         remove(fs::remove_file, &dir.join(file))?;
     }
-    for folder in ["spool", "copies"] {
+    for folder in FOLDERS {
         remove(fs::remove_dir_all, &dir.join(folder))?;
     }
     sync(dir)?;

@@ -253,9 +253,9 @@ pub(super) fn check(path: &Path, place: Place) -> Result<PathBuf, Error> {
         match fs::symlink_metadata(&path) {
             #[cfg(feature = "cli")]
             Ok(meta) if matches!(place, Place::Any { .. }) => match *suffix {
-                "-walferry" if !meta.is_dir() => return Err(Error::Exists { path }),
-                "-walferry" => {}
-                _ if !meta.is_file() => return Err(Error::Exists { path }),
+                "-walferry" if meta.is_dir() => {}
+                "-walferry" => return Err(not_replaced(path, &meta)),
+                _ if !meta.is_file() => return Err(not_replaced(path, &meta)),
                 _ => {}
             },
             Ok(meta) if place == Place::Copy => match *suffix {
@@ -274,6 +274,19 @@ pub(super) fn check(path: &Path, place: Place) -> Result<PathBuf, Error> {
         }
     }
     Ok(parent)
+}
+
+/// What `--force` does not replace.
+#[cfg(feature = "cli")]
+fn not_replaced(path: PathBuf, meta: &fs::Metadata) -> Error {
+    let why = if meta.is_symlink() {
+        "this is a link, which is not replaced: name the file that it leads to, or remove the link"
+    } else if meta.is_dir() {
+        "this is a folder, which is not replaced: name a file in it, or move it out of the way"
+    } else {
+        "this is no file that walferry or SQLite made, so it is not replaced: move it out of the way"
+    };
+    Error::Path { path, why }
 }
 
 /// A new file that is removed again unless it is kept.

@@ -24,6 +24,7 @@ use rustix::io::Errno;
 
 use super::parts::Parts;
 use super::{Body, Error, ErrorKind, FileInfo, Key, Object, Store, Upload, range};
+use crate::canonical::canonical;
 use crate::ltx::FileName;
 use crate::units::{Level, Timestamp};
 
@@ -53,11 +54,12 @@ struct Directory {
 
 impl FileStore {
     /// A replica in `root`, which is made with the first write if it does not exist. A relative
-    /// path means the working directory of now, whatever the process changes to later.
+    /// path means the working directory of now, whatever the process changes to later. Its URL, by which
+    /// it is told from others, is that of the folder itself, by whatever links it is named.
     pub fn new(root: impl Into<PathBuf>) -> FileStore {
         let root = root.into();
         let root = std::path::absolute(&root).unwrap_or(root);
-        let url = super::url::of_path(&root);
+        let url = super::url::of_path(&canonical(&root));
         let (seen, swept) = (AtomicBool::new(false), AtomicU16::new(0));
         FileStore(Arc::new(Directory { root, url, seen, swept }))
     }

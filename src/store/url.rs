@@ -47,20 +47,12 @@ pub fn is_url(text: &str) -> bool {
 
 /// The URL without user, password or the value of an option that may be secret.
 pub fn redacted(url: &str) -> String {
+    let url = without_user(url);
     let (before, query) = match url.split_once('?') {
         Some((before, query)) => (before, Some(query)),
-        None => (url, None),
+        None => (url.as_str(), None),
     };
-    let mut text = match before.split_once("://") {
-        Some((scheme, rest)) => {
-            let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-            match host.rsplit_once('@') {
-                Some((_, host)) => format!("{scheme}://***@{host}{path}"),
-                None => before.to_string(),
-            }
-        }
-        None => before.to_string(),
-    };
+    let mut text = before.to_string();
     for (i, option) in query.into_iter().flat_map(|query| query.split('&')).enumerate() {
         text.push(if i == 0 { '?' } else { '&' });
         match option.split_once('=') {
@@ -77,6 +69,34 @@ pub fn redacted(url: &str) -> String {
         }
     }
     text
+}
+
+/// The URL with `***` for user and password. They may have been written as they are, and a key of AWS
+/// may have a slash in it: where the host looks like a user with a password, all up to the last `@` is
+/// taken for them.
+fn without_user(url: &str) -> String {
+    let scheme = match url.find("://") {
+        Some(end) => end,
+        // With too few slashes it is still meant as one.
+        None if url.starts_with("s3:") => 2,
+        None => return url.to_string(),
+    };
+    let (scheme, rest) = url.split_at(scheme + 1);
+    // A path on this machine may have any of these characters in it.
+    let is_local = scheme.ends_with("file:");
+    let slashes = if is_local { 2 } else { rest.len() - rest.trim_start_matches('/').len() };
+    let (slashes, place) = rest.split_at(slashes);
+    let (host, _) = place.split_at(place.find(['/', '?']).unwrap_or(place.len()));
+    let end = if is_local || !host.contains(':') {
+        host.rfind('@')
+    } else {
+        let before_query = place.split('?').next().unwrap_or_default();
+        before_query.rfind('@').or_else(|| place.rfind('@'))
+    };
+    match end {
+        Some(end) => [scheme, slashes, "***", place.split_at(end).1].concat(),
+        None => url.to_string(),
+    }
 }
 
 /// Whether the value of an option must not be shown.
@@ -229,6 +249,19 @@ mod tests {
     fn secrets_are_not_shown() {
         for (url, shown) in [
             ("s3://u:p@b/x", "s3://***@b/x"),
+            ("s3://token@b/x", "s3://***@b/x"),
+            ("s3://u:a/b+c@b/x", "s3://***@b/x"),
+            ("s3://u:a/b@c/d@b/x?region=r", "s3://***@b/x?region=r"),
+            ("s3://u:a?b/c@b/x", "s3://***@b/x"),
+            ("s3://u:p@b/x?endpoint=http://u:p@h", "s3://***@b/x?endpoint=***"),
+            ("s3:/u:a/b@b/x", "s3:/***@b/x"),
+            ("s3:u:p@b/x", "s3:***@b/x"),
+            ("s3:///u:p@b/x", "s3:///***@b/x"),
+            ("gs://u:p/w@b/x", "gs://***@b/x"),
+            ("s3://b.localhost:9000/x", "s3://b.localhost:9000/x"),
+            ("file:///a:b/c@d", "file:///a:b/c@d"),
+            ("file:/a:b/c@d", "file:/a:b/c@d"),
+            ("a:b/c@d", "a:b/c@d"),
             ("s3://b/x@y", "s3://b/x@y"),
             ("s3://b/x?region=r&secret-access-key=s", "s3://b/x?region=r&secret-access-key=***"),
             ("s3://b/x?accessKeyId=s", "s3://b/x?accessKeyId=***"),

@@ -1,6 +1,7 @@
 //! All integration tests in one binary, a module for each part of walferry.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod asked;
 mod cli;
 mod command_line;
 mod config;

@@ -66,6 +66,7 @@ api! {
     vfs_find: unsafe extern "C" fn(Text) -> *mut ffi::sqlite3_vfs,
     vfs_register: unsafe extern "C" fn(*mut ffi::sqlite3_vfs, c_int) -> c_int,
     uri_parameter: unsafe extern "C" fn(Text, Text) -> Text,
+    uri_key: unsafe extern "C" fn(Text, c_int) -> Text,
     database_file_object: unsafe extern "C" fn(Text) -> *mut ffi::sqlite3_file,
     create_filename: unsafe extern "C" fn(Text, Text, Text, c_int, *mut Text) -> *mut c_char,
     free_filename: unsafe extern "C" fn(*mut c_char),
@@ -179,6 +180,15 @@ impl Api {
         // SAFETY: vouched for by the caller.
         let value = unsafe { (self.uri_parameter)(name, key.as_ptr()) };
         text(value)
+    }
+
+    /// The names of the URI parameters of a file name that SQLite passed to `xOpen`.
+    ///
+    /// # Safety
+    /// `name` comes from SQLite itself: behind it stand the parameters.
+    pub unsafe fn uri_keys(&self, name: Text) -> Vec<String> {
+        // SAFETY: vouched for by the caller; behind the last one the answer is null.
+        (0..).map_while(|number| text(unsafe { (self.uri_key)(name, number) })).collect()
     }
 
     /// The main database's file object that goes with a WAL's name.

@@ -29,6 +29,7 @@ fn adopt(api: &'static Api, db: api::Connection, schema: &CStr) {
         }
         let Some(base) = api.find_base_vfs() else { return };
         let lookup = UriLookup::new(|key| api.uri_parameter(name, key));
+        opening::look_at_parameters(&path, &api.uri_keys(name));
         // It is open already: what cannot work is in the log and in the status.
         let Opening::Replicated(replicated) = opening::replicated(&path, &lookup, base) else {
             return;

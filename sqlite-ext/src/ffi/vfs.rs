@@ -91,6 +91,7 @@ unsafe fn handle_for_unchecked(base: Vfs, name: *const c_char, flags: c_int) -> 
         if flags & api::SQLITE_OPEN_MAIN_DB != 0 {
             let path = api::path_of(name)?;
             let lookup = UriLookup::new(|key| api.uri_parameter(name, key));
+            opening::look_at_parameters(&path, &api.uri_keys(name));
             let base = NonNull::new(base)?;
             return match opening::replicated(&path, &lookup, api::BaseVfs(base)) {
                 Opening::Plain => None,

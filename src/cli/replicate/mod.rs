@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use super::{Error, Exit, configured, extension};
 use crate::config::values::parse_duration;
 use crate::config::{self, Config};
-use crate::store;
+use crate::{settings, store};
 use child::{Program, exit_code};
 use fleet::Fleet;
 use notify::Manager;
@@ -97,7 +97,11 @@ fn pattern(text: &str) -> Result<String, String> {
 
 fn setting(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
-        Some((name, value)) if name != "replica" && !name.is_empty() => {
+        Some(("replica", _)) => Err("the replica is an argument of its own".to_string()),
+        // The extension takes that from the argument, or what is meant if it is not given.
+        Some(("journal-mode", _)) => Err("--journal-mode says that".to_string()),
+        Some((name, value)) if !name.is_empty() => {
+            settings::check(name, value)?;
             Ok((name.to_string(), value.to_string()))
         }
         _ => Err(format!("'{text}' is not a setting: write it like retention=720h")),
@@ -123,6 +127,8 @@ impl Args {
     }
 
     fn named(&self, database: &Path, url: &str) -> Result<Wanted, Error> {
+        // As when the two are swapped.
+        super::not_a_url(database)?;
         // What is wrong with the URL is better said before anything is touched.
         store::open(url)?;
         let path = database.to_path_buf();
@@ -225,8 +231,13 @@ fn words(command: &str) -> Result<Vec<String>, Error> {
 /// Restores a database that is not there, if its replica is.
 fn restore(wanted: &Wanted, file: &configured::File) -> Result<(), Error> {
     let Place::Database(path) = &wanted.place else { return Ok(()) };
-    let from = wanted.replica().map_or(path.as_path(), Path::new);
-    super::restore_missing(path, from, file)
+    // A plain path would be taken for that of a database.
+    let from = match wanted.replica() {
+        Some(url) if store::url::is_url(url) => PathBuf::from(url),
+        Some(folder) => store::url::of_path(&config::canonical(Path::new(folder))).into(),
+        None => path.clone(),
+    };
+    super::restore_missing(path, &from, file)
 }
 
 struct Service {

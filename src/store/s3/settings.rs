@@ -76,8 +76,16 @@ impl Settings {
             .ok_or_else(|| invalid("an S3 replica is written s3://bucket/path".to_string()))?;
         let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (bucket, path) = place.split_once('/').unwrap_or((place, ""));
-        if bucket.contains('@') {
+        // A password may have a slash in it, and then the bucket is not where it seems to be.
+        if bucket.contains('@') || bucket.contains(':') && rest.contains('@') {
             return Err(invalid(no_secrets("a user and password")));
+        }
+        if bucket.contains(':') {
+            return Err(invalid(
+                "a bucket's name has no colon; the server of one that is not AWS goes into an option: \
+                 s3://bucket/path?endpoint=http://host:port"
+                    .to_string(),
+            ));
         }
         if bucket.is_empty() {
             return Err(invalid("the bucket is missing; write s3://bucket/path".to_string()));
@@ -321,6 +329,8 @@ mod tests {
             ("s3:///p", "bucket is missing"),
             ("s3:b/p", "s3://bucket/path"),
             ("s3://user:hidden@b/p", "AWS_SECRET_ACCESS_KEY"),
+            ("s3://user:hid/hidden@b/p", "AWS_SECRET_ACCESS_KEY"),
+            ("s3://host:9000/p", "a bucket's name has no colon"),
             ("s3://b/p?secret-access-key=hidden", "AWS_SECRET_ACCESS_KEY"),
             ("s3://b/p?accessKeyId=hidden", "AWS_ACCESS_KEY_ID"),
             ("s3://b/p?sse-customer-key=hidden", "sse-customer-key-path"),

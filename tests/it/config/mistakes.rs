@@ -98,6 +98,7 @@ fn one_by_one() {
         ("dbs:\n- path: /a\n  replica: {url: 'file:///r'}\n- path: /b\n  replica: {url: 'file:///r/'}\n".into(), "5: dbs[1].replica.url: another replica is in the same place, in line 3"),
         ("dbs:\n- path: /a\n  replica: {url: 'file:///r'}\n- path: //./a\n  replica: {url: 'file:///q'}\n".into(), "4: dbs[1]: this database is there already, in line 2"),
         (replica("    secret-access-key: x\n"), "access-key-id is missing: credentials are a pair"),
+        (replica("    access-key-id: x\n    secret-access-key:\n"), "8: dbs[0].replica.secret-access-key: there is no value"),
         (replica("    account-name: x\n"), "this cannot be had: this version has stores"),
         (replica("    force-path-style: perhaps\n"), "7: dbs[0].replica.force-path-style: force-path-style is true or false"),
         (replica("    skip-verify: true\n"), "it can only be false: without checking the certificate"),
