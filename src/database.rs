@@ -205,7 +205,7 @@ impl Database {
         if !alone {
             let replica = settings.name.clone();
             let replica = replica.unwrap_or_else(|| store::url::redacted(&settings.replica));
-            label += &format!(" (replica {replica})");
+            label = format!("{label} (replica {replica})");
         }
         let report = Report::new(&path, &settings.replica);
         Database {

@@ -385,7 +385,7 @@ impl Tended {
         match self.care() {
             Care::Capture => {}
             Care::Stay => return self.keep(border.as_ref(), state, &begun),
-            Care::None => return self.let_be(border.as_ref(), state),
+            Care::None => return let_be(border.as_ref(), state),
         }
         state.held = false;
         let begun_at = Instant::now();
@@ -463,13 +463,6 @@ impl Tended {
         state.held = border.hold_checkpoints(true);
         let again = if state.held { STAY } else { SHORTLY };
         state.again = Some((Instant::now() + again, PAUSE_MIN));
-    }
-
-    /// Nobody here has a use for the WAL, and the pin is not held: others do with it as they like.
-    fn let_be(&self, border: &dyn Border, state: &mut State) {
-        border.hold_checkpoints(false);
-        state.held = false;
-        state.again = Some((Instant::now() + PAUSE_MAX, PAUSE_MIN));
     }
 
     /// While the way is wide: until it was used, nobody writes, or too much is not captured. Whether it
@@ -566,4 +559,11 @@ fn captured(database: &Arc<Database>) -> Option<Place> {
             return None;
         }
     }
+}
+
+/// Nobody here has a use for the WAL, and the pin is not held: others do with it as they like.
+fn let_be(border: &dyn Border, state: &mut State) {
+    border.hold_checkpoints(false);
+    state.held = false;
+    state.again = Some((Instant::now() + PAUSE_MAX, PAUSE_MIN));
 }
