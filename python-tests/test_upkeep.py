@@ -142,7 +142,7 @@ def damage(replica, key):
     replica.overwrite(*key, bytes(data))
 
 
-@pytest.mark.parametrize("setting, value", [("levels", "5m,30s"), ("retention", "0"),
+@pytest.mark.parametrize("setting, value", [("levels", "5m,30s"), ("retention", "soon"),
                                             ("deletes", "maybe"), ("snapshot-interval", "daily")])
 def test_settings_that_cannot_be(new_host, new_replica, tmp_path, setting, value):
     replica = new_replica("file")
