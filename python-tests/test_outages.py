@@ -79,7 +79,7 @@ def until(host, database, condition, seconds=60):
         state = host.status(database)
         if condition(state):
             return state
-        assert time.monotonic() < deadline, state
+        assert time.monotonic() < deadline, json.dumps(state)
         time.sleep(0.02)
 
 
@@ -444,8 +444,9 @@ def test_an_image_after_the_clock_went_back(new_host, new_replica, misfortune, t
 
 
 def test_the_store_does_not_believe_the_clock(new_host, replica, proxy, misfortune, tmp_path):
+    """Nor does it say what the time is."""
     database = tmp_path / "app.db"
-    proxy.rule("skew", seconds=900)
+    proxy.rule("skew", seconds=900, dateless=True)
     misfortune.set("clock", 0)
     host = start(new_host, replica, database, **misfortune.env)
     host.sync()
@@ -458,6 +459,21 @@ def test_the_store_does_not_believe_the_clock(new_host, replica, proxy, misfortu
         misfortune.set("clock", 0)
         host.sync()
     all_well(host, database, replica, tmp_path)
+
+
+def test_the_stores_time_is_taken(new_host, replica, proxy, misfortune, tmp_path):
+    """Where the store says it: a clock that is wrong does not keep anything from the replica."""
+    database = tmp_path / "app.db"
+    proxy.rule("skew", seconds=900)
+    misfortune.set("clock", 0)
+    host = start(new_host, replica, database, **misfortune.env)
+    host.sync()
+    for wrong in (2 * DAY, -2 * DAY, 0):
+        misfortune.set("clock", wrong)
+        commits(host, 10)
+        all_well(host, database, replica, tmp_path)
+    assert [entry for entry in proxy.log() if tmp_path.name in entry["target"]
+            and entry["status"] == 403], "no request was too far off"
 
 
 # ---- the disk --------------------------------------------------------------------------------

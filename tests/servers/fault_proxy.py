@@ -15,7 +15,8 @@ A rule: {"kind": K, ...}. Any rule may narrow itself with "method" and "path" (a
 searched in the target), skip its first "skip" matches, act at most "count" times, and act with
 probability "rate", drawn from a generator seeded with "seed".
 
-    skew           answer 403 RequestTimeTooSkewed if the request's date is off by more "seconds"
+    skew           answer 403 RequestTimeTooSkewed if the request's date is off by more "seconds";
+                   with "dateless", no answer of any kind says what the server's own time is
     latency        wait "ms" before the request goes on
     status         answer "code" with the S3 error "s3_code"; the server never sees the request;
                    with "retry_after", the answer asks to be left alone for so many seconds
@@ -51,7 +52,7 @@ import common
 KINDS = {
     "latency": {"ms"}, "status": {"code", "s3_code", "retry_after"}, "lost_response": set(), "reset": set(),
     "refuse": set(), "blackhole": {"where"}, "hold": {"where"}, "cut": {"where", "bytes"},
-    "token": {"token", "key", "secret"}, "skew": {"seconds"},
+    "token": {"token", "key", "secret"}, "skew": {"seconds", "dateless"},
 }
 NARROWING = {"kind", "method", "path", "skip", "count", "rate", "seed"}
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "proxy-connection"}
@@ -204,7 +205,8 @@ class Proxy(http.server.BaseHTTPRequestHandler):
             return
         if "skew" in acting and abs(self.date() - time.time()) > acting["skew"]["seconds"]:
             entry["status"] = 403
-            self.answer_error({"code": 403, "s3_code": "RequestTimeTooSkewed"})
+            self.answer_error({"code": 403, "s3_code": "RequestTimeTooSkewed",
+                               "date": not acting["skew"].get("dateless")})
             return
         if "token" in acting:
             if self.headers.get("x-amz-security-token") != acting["token"]["token"]:
@@ -220,9 +222,12 @@ class Proxy(http.server.BaseHTTPRequestHandler):
             self.faults.swallow()
         if "lost_response" in acting:
             raise Dropped
+        withheld = HOP_BY_HOP | {"content-length"}
+        if acting.get("skew", {}).get("dateless"):
+            withheld = withheld | {"date"}
         self.send_response_only(status, reason)
         for name, value in headers:
-            if name.lower() not in HOP_BY_HOP | {"content-length"}:
+            if name.lower() not in withheld:
                 self.send_header(name, value)
         length = dict((n.lower(), v) for n, v in headers).get("content-length")
         if self.command == "HEAD" and length:
@@ -311,6 +316,8 @@ class Proxy(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(text)))
         if "retry_after" in spec:
             self.send_header("Retry-After", str(spec["retry_after"]))
+        if spec.get("date"):
+            self.send_header("Date", self.date_time_string())
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(text)
