@@ -7,6 +7,7 @@ import os
 import queue
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -200,6 +201,10 @@ class DirectoryReplica:
         """What a store never does: a file with other bytes."""
         self.path(level, first, last).write_bytes(data)
 
+    def remove_all(self):
+        shutil.rmtree(self.folder)
+        self.folder.mkdir()
+
     def litestream(self):
         return ("      type: file\n      path: %s\n" % self.folder)
 
@@ -242,6 +247,10 @@ class S3Replica:
     def overwrite(self, level, first, last, data):
         key = self.key(level, first, last)
         self.client.put_object(Bucket=self.bucket, Key=key, Body=data)
+
+    def remove_all(self):
+        for name in self.objects():
+            self.client.delete_object(Bucket=self.bucket, Key=name)
 
     def litestream(self):
         return ("      type: s3\n      bucket: %s\n      path: %s\n      endpoint: %s\n"

@@ -300,11 +300,6 @@ def test_wrong_credentials_and_then_right_ones(new_host, replica, s3, tmp_path):
 # ---- a replica that is gone ------------------------------------------------------------------
 
 
-def empty_bucket(replica):
-    for key in replica.objects():
-        replica.client.delete_object(Bucket=replica.bucket, Key=key)
-
-
 def log_text(tmp_path):
     return (tmp_path / "walferry.log").read_text()
 
@@ -321,7 +316,7 @@ def test_the_bucket_is_deleted_and_created_again(meanwhile, new_host, servers, t
     host = start(new_host, replica, database)
     commits(host, 20)
     before = int(host.sync(), 16)
-    empty_bucket(replica)
+    replica.remove_all()
     replica.client.delete_bucket(Bucket=replica.bucket)
     if meanwhile == "commits":
         commits(host, 5)

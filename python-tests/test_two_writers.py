@@ -272,6 +272,39 @@ def test_reset(lost, new_host, s3, proxy, tmp_path):
         assert len(kept(database)) == (0 if lost == "nothing" else 1), "a start leaves them alone"
 
 
+@pytest.mark.parametrize("scheme", ["file", "s3"])
+def test_a_sync_with_nothing_to_send_asks_whose_the_replica_is(scheme, new_host, new_replica, tmp_path):
+    replica = new_replica(scheme)
+    first, second = machine(tmp_path, "one"), machine(tmp_path, "two")
+
+    def asked(database, code):
+        """What the commands say that are there to be run now and then."""
+        done = [walferry("sync", database, "--replica", replica.url, env=replica.env, code=code),
+                walferry("replicate", "--once", database, replica.url, env=replica.env, code=code)]
+        for one in done:
+            assert ("synced" in one.stdout) == (code == 0), one
+        return [one.stderr for one in done]
+
+    one = start(new_host, replica, first)
+    one.sync()
+    asked(first, code=0)
+    one.close()
+    assert one.finish() == 0
+    asked(first, code=0)
+    restore(replica, second)
+    two = start(new_host, replica, second)
+    two.sql("INSERT INTO t VALUES ('two')")
+    two.sync()
+    asked(second, code=0)
+    for said in asked(first, code=1):
+        assert "another writer (%s)" % own_id(second) in said and "promote" in said, said
+    two.close()
+    assert two.finish() == 0
+    replica.remove_all()
+    for said in asked(second, code=4):
+        assert "does not hold transaction" in said, said
+
+
 def test_reset_of_a_database_without_state(new_host, tmp_path):
     plain = new_host(load=False)
     plain.open(tmp_path / "plain.db")

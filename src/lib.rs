@@ -14,6 +14,7 @@ pub mod follow;
 mod gate;
 pub mod history;
 pub mod local;
+mod log_end;
 pub mod logging;
 pub mod ltx;
 mod nearest;

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::claim::Claim;
 use crate::engine::{Failure, Head, Verdict};
 use crate::history;
+use crate::log_end::{find_head, head_at, head_of, newest};
 use crate::ltx::{FileName, HEADER_LEN, Header, MIN_FILE_LEN, TRAILER_LEN};
 use crate::process::{Control, Process};
 use crate::rooms::Rooms;
@@ -270,7 +271,7 @@ async fn perform(process: &Process, images: &Rooms, joins: &Rooms, job: Job) -> 
     };
     result.unwrap_or_else(|error| {
         error.retry_after.into_iter().for_each(slow_down);
-        Outcome::Failed(failure(&error))
+        Outcome::Failed(Failure::of_store(&error))
     })
 }
 
@@ -360,54 +361,6 @@ async fn find_or_claim(
     find_head(store, acked).await.map(Outcome::Head)
 }
 
-/// What the newest file over all levels says, or that of `acked` if a listing does not show it.
-async fn find_head(store: &dyn Store, acked: Txid) -> Result<Option<Head>, crate::store::Error> {
-    let head = newest(store).await?.map(|(key, header)| head_of(key.name.max, header));
-    match head {
-        Some(head) if head.txid >= acked => Ok(Some(head)),
-        head => Ok(head_at(store, acked).await?.or(head)),
-    }
-}
-
-/// The head that the file of a transaction of its own makes, if it is there.
-async fn head_at(store: &dyn Store, txid: Txid) -> Result<Option<Head>, crate::store::Error> {
-    if txid == Txid::ZERO {
-        return Ok(None);
-    }
-    let key = Key { level: Level::L0, name: FileName::single(txid) };
-    match read_header(store, key).await {
-        Ok(header) => Ok(Some(head_of(txid, header.ok()))),
-        Err(error) if error.kind == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-fn head_of(txid: Txid, header: Option<Header>) -> Head {
-    Head {
-        txid,
-        post_apply: header.and_then(|header| header.tag).map(|tag| tag.post_apply),
-        timestamp: header.map(|header| header.timestamp).unwrap_or_default(),
-        writer: header.map(|header| header.writer).unwrap_or_default(),
-    }
-}
-
-/// The newest file over all levels, and its header if it has one that can be read.
-pub(crate) async fn newest(
-    store: &dyn Store,
-) -> Result<Option<(Key, Option<Header>)>, crate::store::Error> {
-    let mut newest: Option<Key> = None;
-    for level in Level::all() {
-        for file in store.list(level).await? {
-            // Of files that end alike the lower level's: it is the original.
-            if newest.is_none_or(|key| key.name.max < file.key.name.max) {
-                newest = Some(file.key);
-            }
-        }
-    }
-    let Some(key) = newest else { return Ok(None) };
-    Ok(Some((key, read_header(store, key).await?.ok())))
-}
-
 async fn inspect(
     store: &dyn Store,
     txid: Txid,
@@ -494,22 +447,8 @@ async fn receive(
 fn ended(error: &crate::store::Error) -> UploadOutcome {
     match error.kind {
         ErrorKind::AlreadyExists => UploadOutcome::Refused,
-        _ => UploadOutcome::Failed(failure(error)),
+        _ => UploadOutcome::Failed(Failure::of_store(error)),
     }
-}
-
-pub(crate) fn failure(error: &crate::store::Error) -> Failure {
-    let mut message = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        let text = inner.to_string();
-        if !message.contains(&text) {
-            message.push_str(": ");
-            message.push_str(&text);
-        }
-        cause = inner.source();
-    }
-    Failure::Store { kind: error.kind, message }
 }
 
 /// Reads what tells a local file from any other.

@@ -25,6 +25,7 @@ mod reset;
 mod restore;
 mod retain;
 mod snapshot;
+mod standing;
 mod status;
 mod sync;
 mod table;

@@ -13,8 +13,8 @@ use super::given_up::{self, Held};
 use super::{Error, configured, print};
 use crate::claim::Claim;
 use crate::local::state::{State, random_id};
+use crate::log_end::newest;
 use crate::ltx::Header;
-use crate::shipper::newest;
 use crate::store::{self, Store};
 use crate::units::{Txid, WriterId};
 

@@ -13,7 +13,7 @@ use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 
 use super::failure::Failure;
-use super::{Error, Exit, configured, extension, print, progress};
+use super::{Error, Exit, configured, extension, print, progress, standing};
 use crate::config::values::parse_duration;
 use crate::local::state::State;
 use crate::local::{replicas, state_dir};
@@ -86,7 +86,9 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     let db = open(&database, one, args.timeout)?;
     let txid = watched(args, &database, || sync(&db, &database, args.timeout));
     let status = status_of(&db, &database)?;
-    report(args, &database, &replicas, &txid?, &status)
+    let txid = txid?;
+    super::on_runtime(standing::confirm(&database, &replicas))?;
+    report(args, &database, &replicas, &txid, &status)
 }
 
 /// Shows meanwhile how far a full image is.

@@ -181,6 +181,21 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// What a store says, with all that is behind it.
+    pub(crate) fn of_store(error: &crate::store::Error) -> Failure {
+        let mut message = error.to_string();
+        let mut cause = std::error::Error::source(error);
+        while let Some(inner) = cause {
+            let text = inner.to_string();
+            if !message.contains(&text) {
+                message.push_str(": ");
+                message.push_str(&text);
+            }
+            cause = inner.source();
+        }
+        Failure::Store { kind: error.kind, message }
+    }
+
     /// The text for people.
     pub fn message(&self) -> &str {
         match self {

@@ -12,7 +12,6 @@ use crate::engine::Failure;
 use crate::plan::compact::Step;
 use crate::plan::retain::{Keep, Own};
 use crate::restore::{Error, list_in_turn};
-use crate::shipper;
 use crate::store::{ErrorKind, FileInfo, Key, Store};
 use crate::units::{Level, Timestamp};
 
@@ -50,7 +49,7 @@ pub async fn perform(store: Arc<dyn Store>, work: Work, copies: Option<PathBuf>)
                 _ => None,
             };
             let failure = match &error {
-                Error::Store(error) => shipper::failure(error),
+                Error::Store(error) => Failure::of_store(error),
                 other => Failure::Store { kind: ErrorKind::Other, message: other.to_string() },
             };
             Done { event: Event::Failed(failure), requests: 1, retry_after }

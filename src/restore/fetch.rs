@@ -82,6 +82,19 @@ impl Source {
         let range = start..file.len.saturating_add(1);
         self.requests.fetch_add(1, Ordering::Relaxed);
         let bytes = self.store.get(file.key, Some(range)).await?;
+        self.check_end(file, start, bytes)
+    }
+
+    /// Each of these as a whole.
+    async fn get_whole(&self, files: &[FileInfo]) -> Vec<Result<Bytes, Error>> {
+        // One byte more than there should be shows whether there is more.
+        let wanted = files.iter().map(|file| (file.key, 0..file.len.saturating_add(1))).collect();
+        self.requests.fetch_add(files.len() as u64, Ordering::Relaxed);
+        let each = self.store.get_each(wanted).await;
+        files.iter().zip(each).map(|(file, bytes)| self.check_end(*file, 0, bytes?)).collect()
+    }
+
+    fn check_end(&self, file: FileInfo, start: u64, bytes: Bytes) -> Result<Bytes, Error> {
         self.fetched.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         match (bytes.len() as u64).cmp(&(file.len - start)) {
             std::cmp::Ordering::Equal => Ok(bytes),
@@ -142,19 +155,42 @@ fn decode_header(bytes: &[u8; HEADER_LEN], key: Key) -> Result<Header, Error> {
     Ok(header)
 }
 
-/// `again`: pages of it are in the output already, so that perhaps only its outer parts are needed.
-async fn open(source: Source, file: FileInfo, again: bool) -> Result<Opened, Error> {
+/// Opens files one after the other, the small ones among them with one call of the store.
+async fn open_batch(
+    source: Source,
+    batch: Vec<(FileInfo, bool)>,
+) -> VecDeque<Result<Opened, Error>> {
+    let is_whole = |(file, again): &&(FileInfo, bool)| {
+        check_len(file).is_ok() && file.len <= if *again { WHOLE_AGAIN_LEN } else { WHOLE_LEN }
+    };
+    let small: Vec<FileInfo> = batch.iter().filter(is_whole).map(|(file, _)| *file).collect();
+    let mut whole = source.get_whole(&small).await.into_iter();
+    let mut opened = VecDeque::with_capacity(batch.len());
+    for entry in &batch {
+        let bytes = if is_whole(&entry) { whole.next() } else { None };
+        opened.push_back(open(&source, entry.0, bytes).await);
+    }
+    opened
+}
+
+fn check_len(file: &FileInfo) -> Result<(), Error> {
+    match file.len {
+        0 => Err(Error::corrupt(file.key, "it is empty, or a folder or link and no file")),
+        len if len < MIN_FILE_LEN => Err(Error::truncated(file.key, "header")),
+        _ => Ok(()),
+    }
+}
+
+/// `whole`: all of it, where that was read already.
+async fn open(
+    source: &Source,
+    file: FileInfo,
+    whole: Option<Result<Bytes, Error>>,
+) -> Result<Opened, Error> {
     let key = file.key;
     let refuse = |source| Error::File { key, source };
-    if file.len == 0 {
-        return Err(Error::corrupt(key, "it is empty, or a folder or link and no file"));
-    }
-    if file.len < MIN_FILE_LEN {
-        return Err(Error::truncated(key, "header"));
-    }
-    let whole_len = if again { WHOLE_AGAIN_LEN } else { WHOLE_LEN };
-    let (end_start, end, front) = if file.len <= whole_len {
-        let whole = source.get_end(file, 0).await?;
+    check_len(&file)?;
+    let (end_start, end, front) = if let Some(whole) = whole.transpose()? {
         (0, whole.clone(), whole)
     } else {
         let start = file.len - (file.len / 64 + 4096).min(TAIL_MAX);
@@ -176,7 +212,7 @@ async fn open(source: Source, file: FileInfo, again: bool) -> Result<Opened, Err
     let tail = if let Some(at) = frames_end.checked_sub(end_start) {
         end.slice(at as usize..)
     } else {
-        let mut tail = index_front(&source, key, &header, frames_end, end_start).await?;
+        let mut tail = index_front(source, key, &header, frames_end, end_start).await?;
         tail.extend_from_slice(&end);
         Bytes::from(tail)
     };
@@ -242,7 +278,8 @@ pub(super) struct Opener<'a> {
     waiting: VecDeque<FileInfo>,
     left: &'a Left,
     ahead: usize,
-    opening: VecDeque<JoinHandle<Result<Opened, Error>>>,
+    opening: VecDeque<JoinHandle<VecDeque<Result<Opened, Error>>>>,
+    opened: VecDeque<Result<Opened, Error>>,
 }
 
 impl<'a> Opener<'a> {
@@ -254,19 +291,41 @@ impl<'a> Opener<'a> {
         ahead: usize,
     ) -> Opener<'a> {
         let waiting = files.into_iter().collect();
-        Opener { source, runtime, waiting, left, ahead, opening: VecDeque::new() }
+        let (opening, opened) = (VecDeque::new(), VecDeque::new());
+        Opener { source, runtime, waiting, left, ahead, opening, opened }
     }
 
     pub(super) fn next(&mut self) -> Option<Result<Opened, Error>> {
+        if let Some(opened) = self.opened.pop_front() {
+            return Some(opened);
+        }
         while self.opening.len() < self.ahead.max(1)
-            && let Some(file) = self.waiting.pop_front()
+            && let Some(batch) = self.next_batch()
         {
-            let again = self.left.has(file.key, file.len);
-            self.opening.push_back(self.runtime.spawn(open(self.source.clone(), file, again)));
+            self.opening.push_back(self.runtime.spawn(open_batch(self.source.clone(), batch)));
         }
         let opening = self.opening.pop_front()?;
-        let opened = self.runtime.block_on(opening);
-        Some(opened.unwrap_or(Err(Error::Internal("reading a file's index broke off"))))
+        match self.runtime.block_on(opening) {
+            Ok(opened) => self.opened = opened,
+            Err(_) => return Some(Err(Error::Internal("reading a file's index broke off"))),
+        }
+        self.opened.pop_front()
+    }
+
+    /// As many of the next files as the store gives best at a time, and as memory allows; each with
+    /// whether pages of it are in the output already, so that perhaps only its outer parts are needed.
+    fn next_batch(&mut self) -> Option<Vec<(FileInfo, bool)>> {
+        let (mut batch, mut bytes) = (Vec::new(), 0u64);
+        while let Some(file) = self.waiting.front() {
+            bytes = file.len.saturating_add(bytes);
+            let more = batch.len() < self.source.store.at_a_time() && bytes <= WHOLE_LEN;
+            if !batch.is_empty() && !more {
+                break;
+            }
+            let again = self.left.has(file.key, file.len);
+            batch.extend(self.waiting.pop_front().map(|file| (file, again)));
+        }
+        (!batch.is_empty()).then_some(batch)
     }
 }
 

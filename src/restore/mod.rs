@@ -19,7 +19,8 @@
 //! on record; for each request at a time a stretch
 //! with its page list (4 MiB and 0.2 MiB), and again for each thread with a write buffer; for each
 //! file that is opened ahead (as many as there may be requests) its page index, about ten bytes a
-//! page of that file, or the whole file where it is under 1 MiB.
+//! page of that file, or the whole file where it is under 1 MiB; small files of a folder are opened
+//! several at a time, up to 1 MiB.
 
 mod base;
 mod crew;

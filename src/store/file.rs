@@ -31,6 +31,9 @@ use crate::units::{Level, Timestamp};
 /// Length in bytes of the parts of an upload: what a caller holds in memory.
 const PART_LEN: usize = 8 << 20;
 
+/// Small files that are read by one call.
+const AT_A_TIME: usize = 32;
+
 /// Age in seconds from which a temporary file is taken for that of a dead process.
 const LEFTOVER_AGE_S: i64 = 24 * 3600;
 
@@ -83,14 +86,16 @@ impl FileStore {
 pub(super) async fn blocking<T: Send + 'static>(
     job: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    tokio::task::spawn_blocking(job).await.unwrap_or_else(|err| {
-        Err(Error {
-            kind: ErrorKind::Other,
-            message: "a file system call was given up because the program is stopping".to_string(),
-            source: Some(err.into()),
-            retry_after: None,
-        })
-    })
+    tokio::task::spawn_blocking(job).await.unwrap_or_else(|err| Err(given_up(Some(err))))
+}
+
+fn given_up(why: Option<tokio::task::JoinError>) -> Error {
+    Error {
+        kind: ErrorKind::Other,
+        message: "a file system call was given up because the program is stopping".to_string(),
+        source: why.map(Into::into),
+        retry_after: None,
+    }
 }
 
 #[async_trait]
@@ -105,6 +110,19 @@ impl Store for FileStore {
 
     async fn get(&self, key: Key, range: Option<Range<u64>>) -> Result<Bytes, Error> {
         self.blocking(move |directory| directory.get(key, range.as_ref())).await
+    }
+
+    fn at_a_time(&self) -> usize {
+        AT_A_TIME
+    }
+
+    /// Handing a read to another thread and waiting for it takes longer than the read.
+    async fn get_each(&self, wanted: Vec<(Key, Range<u64>)>) -> Vec<Result<Bytes, Error>> {
+        let number = wanted.len();
+        let each = self.blocking(move |directory| {
+            Ok(wanted.iter().map(|(key, range)| directory.get(*key, Some(range))).collect())
+        });
+        each.await.unwrap_or_else(|_| (0..number).map(|_| Err(given_up(None))).collect())
     }
 
     async fn objects(&self, folder: &str) -> Result<Vec<Object>, Error> {

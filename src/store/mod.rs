@@ -177,6 +177,21 @@ pub trait Store: Send + Sync {
     /// cut off there; one that begins past the end is an error.
     async fn get(&self, key: Key, range: Option<Range<u64>>) -> Result<Bytes, Error>;
 
+    /// How many small files are best read by one [`Store::get_each`]; 1 where each is a request of its
+    /// own, of which as many are made at a time as the caller likes.
+    fn at_a_time(&self) -> usize {
+        1
+    }
+
+    /// As [`Store::get`] for each of these, in the same order.
+    async fn get_each(&self, wanted: Vec<(Key, Range<u64>)>) -> Vec<Result<Bytes, Error>> {
+        let mut each = Vec::with_capacity(wanted.len());
+        for (key, range) in wanted {
+            each.push(self.get(key, Some(range)).await);
+        }
+        each
+    }
+
     /// Creates a file, all or nothing, only if it does not exist: else
     /// [`ErrorKind::AlreadyExists`]. After `Ok` it is durable. After [`ErrorKind::Unavailable`]
     /// it may exist, and a repeated call may then find the caller's own file.

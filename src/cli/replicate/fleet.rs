@@ -48,6 +48,8 @@ pub(super) struct Fleet {
 /// One of them.
 pub(super) struct Member {
     uri: String,
+    /// The URL of its replica, where that is not from environment or file.
+    replica: Option<String>,
     set_wal: bool,
     /// Whether it is forgotten when its file is gone, as it was found in a folder.
     found: bool,
@@ -192,6 +194,11 @@ impl Fleet {
         })
     }
 
+    /// The URL of a database's replica, if it was given.
+    pub(super) fn replica(&self, path: &Path) -> Option<&str> {
+        self.members.get(path)?.replica.as_deref()
+    }
+
     /// Closes all of them.
     pub(super) fn close(&mut self) {
         for (path, member) in &mut self.members {
@@ -212,6 +219,7 @@ fn add(
     }
     let member = Member {
         uri: wanted.uri(&path, within),
+        replica: wanted.replica(within),
         set_wal: wanted.set_wal,
         found: within.is_some(),
         open: None,
@@ -382,6 +390,7 @@ mod tests {
             db.execute_batch(&format!("{to_itself}; CREATE TABLE t (x)")).unwrap();
             let member = Member {
                 uri: format!("file:{}", path.display()),
+                replica: None,
                 set_wal: false,
                 found: true,
                 open: None,

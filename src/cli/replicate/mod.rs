@@ -210,7 +210,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Error> {
     limits::raise();
     let mut fleet = Fleet::new(wanted)?;
     if args.once {
-        return once::run(&mut fleet, args.timeout, args.json).map(|()| Exit::Success);
+        return once::run(&mut fleet, args, config.as_ref()).map(|()| Exit::Success);
     }
     let (events, arriving) = mpsc::channel();
     let closing = Arc::new(OnceLock::new());
@@ -232,9 +232,9 @@ fn words(command: &str) -> Result<Vec<String>, Error> {
 fn restore(wanted: &Wanted, file: &configured::File) -> Result<(), Error> {
     let Place::Database(path) = &wanted.place else { return Ok(()) };
     // A plain path would be taken for that of a database.
-    let from = match wanted.replica() {
-        Some(url) if store::url::is_url(url) => PathBuf::from(url),
-        Some(folder) => store::url::of_path(&config::canonical(Path::new(folder))).into(),
+    let from = match wanted.replica(None) {
+        Some(url) if store::url::is_url(&url) => PathBuf::from(url),
+        Some(folder) => store::url::of_path(&config::canonical(Path::new(&folder))).into(),
         None => path.clone(),
     };
     super::restore_missing(path, &from, file)

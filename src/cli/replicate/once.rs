@@ -5,16 +5,20 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use super::super::configured::File;
 use super::super::failure::Failure;
-use super::super::{Error, Exit, print, sync};
+use super::super::{Error, Exit, on_runtime, print, standing, sync};
+use super::Args;
 use super::fleet::Fleet;
+use crate::config::Config;
+use crate::store::Access;
 
 /// How long to wait between two looks at whether the history is kept up.
 const PAUSE: Duration = Duration::from_millis(20);
 
-pub(super) fn run(fleet: &mut Fleet, timeout: Duration, json: bool) -> Result<(), Error> {
+pub(super) fn run(fleet: &mut Fleet, args: &Args, config: Option<&Config>) -> Result<(), Error> {
     while !fleet.look() {}
-    let deadline = Instant::now() + timeout;
+    let deadline = Instant::now() + args.timeout;
     let mut failed: Option<Error> = None;
     for (path, db) in fleet.members() {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -25,8 +29,12 @@ pub(super) fn run(fleet: &mut Fleet, timeout: Duration, json: bool) -> Result<()
                 Err(Failure::because(Exit::Usage, text))
             }
         };
+        let synced = synced.and_then(|txid| {
+            let replicas = replicas_of(path, fleet.replica(path), config)?;
+            on_runtime(standing::confirm(path, &replicas)).map(|()| txid)
+        });
         match synced {
-            Ok(txid) if json => {
+            Ok(txid) if args.json => {
                 let line = json!({ "database": path.display().to_string(), "txid": txid });
                 print(&format!("{line}\n"))?;
             }
@@ -43,6 +51,19 @@ pub(super) fn run(fleet: &mut Fleet, timeout: Duration, json: bool) -> Result<()
     keep(fleet, deadline);
     fleet.close();
     failed.map_or(Ok(()), Err)
+}
+
+/// The replicas of a database, and how they are reached.
+fn replicas_of(
+    path: &Path,
+    given: Option<&str>,
+    config: Option<&Config>,
+) -> Result<Vec<(String, Access)>, Error> {
+    if let Some(url) = given {
+        return Ok(vec![(url.to_string(), File::access(url, config))]);
+    }
+    let all = File::settings(path, config)?;
+    Ok(all.into_iter().map(|one| (one.replica, one.access)).collect())
 }
 
 /// Waits for what is done for the history. It is as well done by the next.

@@ -38,8 +38,8 @@ impl Wanted {
             format!("file:{}?vfs=walferry&tend=on", encoded(database.as_os_str().as_bytes()));
         uri += if self.set_wal { "&journal-mode=wal" } else { "&journal-mode=keep" };
         for (name, value) in &self.parameters {
-            let value = match within {
-                Some(within) if name == "replica" => beneath(value, within),
+            let value = match name.as_str() {
+                "replica" => Self::at(value, within),
                 _ => value.clone(),
             };
             uri += &["&", name, "=", &encoded(value.as_bytes())].concat();
@@ -47,10 +47,14 @@ impl Wanted {
         uri
     }
 
-    /// The URL of a single database's replica.
-    pub(super) fn replica(&self) -> Option<&str> {
+    /// The URL of the replica of one of its databases, if it was given.
+    pub(super) fn replica(&self, within: Option<&Path>) -> Option<String> {
         let replica = self.parameters.iter().find(|(name, _)| name == "replica");
-        replica.map(|(_, value)| value.as_str())
+        replica.map(|(_, value)| Self::at(value, within))
+    }
+
+    fn at(url: &str, within: Option<&Path>) -> String {
+        within.map_or_else(|| url.to_string(), |within| beneath(url, within))
     }
 }
 
@@ -90,6 +94,6 @@ mod tests {
             wanted.uri(Path::new("/d/a b.db"), Some(Path::new("a b.db"))),
             "file:/d/a%20b.db?vfs=walferry&tend=on&journal-mode=wal&replica=s3%3A//b/p/a%20b.db&retention=1h"
         );
-        assert_eq!(wanted.replica(), Some("s3://b/p"));
+        assert_eq!(wanted.replica(None).as_deref(), Some("s3://b/p"));
     }
 }

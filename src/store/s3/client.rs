@@ -23,8 +23,8 @@ use aws_smithy_http_client::tls;
 use http_body_util::{LengthLimitError, Limited};
 
 use super::Credentials;
+use super::access::Access;
 use super::error::retry_after;
-use super::server::Access;
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

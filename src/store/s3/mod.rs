@@ -8,6 +8,7 @@
 //! Large files go up in parts. What a killed process leaves of them stays in the bucket, unseen,
 //! until a lifecycle rule of the bucket (`AbortIncompleteMultipartUpload`) removes it.
 
+mod access;
 mod client;
 mod error;
 mod server;

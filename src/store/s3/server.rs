@@ -5,7 +5,6 @@
 //! sockets of the parent are never written to.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -16,6 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
+use super::access::Access;
 use super::settings::Settings;
 use super::{Credentials, client};
 
@@ -28,26 +28,6 @@ const DOUBTFUL_MAX: usize = 4;
 const LOOKUP_INTERVAL: Duration = Duration::from_secs(1);
 /// Most ways to sign in that are kept although no replica uses them.
 const UNUSED_MAX: usize = 16;
-
-/// From where credentials and region may come, besides files. Replicas that were opened under
-/// different values do not share a client.
-const ENVIRONMENT: [&str; 15] = [
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_PROFILE",
-    "AWS_REGION",
-    "AWS_DEFAULT_REGION",
-    "AWS_CONFIG_FILE",
-    "AWS_SHARED_CREDENTIALS_FILE",
-    "AWS_ROLE_ARN",
-    "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-    "LITESTREAM_ACCESS_KEY_ID",
-    "LITESTREAM_SECRET_ACCESS_KEY",
-    "HOME",
-];
 
 /// The servers that the replicas of one process talk to.
 #[derive(Default)]
@@ -73,14 +53,7 @@ impl Servers {
         settings: &Settings,
         credentials: Option<Credentials>,
     ) -> Arc<Server> {
-        let access = Access {
-            endpoint: settings.endpoint.clone(),
-            region: settings.region.clone(),
-            profile: settings.profile.clone(),
-            force_path_style: settings.force_path_style,
-            credentials,
-            environment: ENVIRONMENT.map(std::env::var_os),
-        };
+        let access = Access::new(settings, credentials);
         let mut known = self.known.lock();
         if let Some(server) = known.get(&access) {
             return server.clone();
@@ -106,18 +79,6 @@ impl Servers {
         }
         gates.entry(name.to_string()).or_insert_with(|| Arc::new(Gate::new(self.limited))).clone()
     }
-}
-
-/// How a server is reached: replicas that agree in all of it share a client. It holds secrets, and
-/// so has no `Debug`.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub(super) struct Access {
-    pub(super) endpoint: Option<String>,
-    pub(super) region: Option<String>,
-    pub(super) profile: Option<String>,
-    pub(super) force_path_style: Option<bool>,
-    pub(super) credentials: Option<Credentials>,
-    environment: [Option<OsString>; ENVIRONMENT.len()],
 }
 
 /// A server and how to sign in.

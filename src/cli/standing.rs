@@ -1,0 +1,70 @@
+//! Whether a replica still ends where this database left it. What had to be sent has shown that; where
+//! nothing had to be sent, nobody has asked the store.
+
+use std::path::Path;
+
+use super::failure::Failure;
+use super::{Error, Exit};
+use crate::local::replicas;
+use crate::local::state::State;
+use crate::log_end::{head_at, newest};
+use crate::store::{self, Access, Store};
+use crate::units::{Txid, WriterId};
+
+/// Asks each store once, which takes two requests where all is well.
+pub(super) async fn confirm(database: &Path, replicas: &[(String, Access)]) -> Result<(), Error> {
+    for (url, access) in replicas {
+        let store = store::open_with(url, access)?;
+        let identity = store::url::identity(store.as_ref());
+        let Some((writer, txid)) = left_at(database, &identity) else { continue };
+        let found = look(store.as_ref(), writer, txid).await?;
+        let said = match found {
+            Found::AsLeft => continue,
+            Found::Lost => format!(
+                "{identity} does not hold transaction {txid} any more, which it had confirmed: somebody has \
+                 removed it. The next commit sends the whole database again"
+            ),
+            Found::Foreign(by, at) => format!(
+                "another writer ({by}) has written transaction {at} to {identity}: what is committed here from \
+                 now on does not get there. Let only one writer use a replica; walferry promote takes it back"
+            ),
+        };
+        let exit = if matches!(found, Found::Lost) { Exit::Damaged } else { Exit::Failure };
+        return Err(Failure::because(exit, format!("{}: {said}", database.display())));
+    }
+    Ok(())
+}
+
+/// Who we are there, and the last transaction that the store has confirmed.
+fn left_at(database: &Path, identity: &str) -> Option<(WriterId, Txid)> {
+    let states = replicas::existing(database).into_iter();
+    let state = states.filter_map(|dir| State::load(&dir).ok().flatten());
+    let ours = state.into_iter().find(|state| state.replica == identity && state.claimed)?;
+    Some((WriterId(ours.writer), Txid(ours.base?.txid)))
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Found {
+    AsLeft,
+    Lost,
+    Foreign(WriterId, Txid),
+}
+
+async fn look(store: &dyn Store, writer: WriterId, txid: Txid) -> Result<Found, Error> {
+    // While the file of a transaction is there, so are those of all that follow.
+    let head = match head_at(store, txid).await? {
+        Some(_) => head_at(store, txid.next()).await?.map(|head| (head.txid, head.writer)),
+        None => {
+            let newest = newest(store).await?;
+            let Some((key, header)) = newest.filter(|(key, _)| key.name.max >= txid) else {
+                return Ok(Found::Lost);
+            };
+            Some((key.name.max, header.map(|header| header.writer).unwrap_or_default()))
+        }
+    };
+    Ok(match head {
+        // A running process may have sent more meanwhile.
+        Some((at, by)) if at > txid && by != writer => Found::Foreign(by, at),
+        _ => Found::AsLeft,
+    })
+}

@@ -1,0 +1,52 @@
+//! How a server is reached.
+
+use std::ffi::OsString;
+
+use super::Credentials;
+use super::settings::Settings;
+
+/// From where credentials and region may come, besides files. Replicas that were opened under
+/// different values do not share a client.
+const ENVIRONMENT: [&str; 15] = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_PROFILE",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_ROLE_ARN",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "LITESTREAM_ACCESS_KEY_ID",
+    "LITESTREAM_SECRET_ACCESS_KEY",
+    "HOME",
+];
+
+/// How a server is reached: replicas that agree in all of it share a client. It holds secrets, and
+/// so has no `Debug`.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct Access {
+    pub(super) endpoint: Option<String>,
+    pub(super) region: Option<String>,
+    pub(super) profile: Option<String>,
+    pub(super) force_path_style: Option<bool>,
+    pub(super) credentials: Option<Credentials>,
+    environment: [Option<OsString>; ENVIRONMENT.len()],
+}
+
+impl Access {
+    /// As the settings say, and the environment at this moment.
+    pub(super) fn new(settings: &Settings, credentials: Option<Credentials>) -> Access {
+        Access {
+            endpoint: settings.endpoint.clone(),
+            region: settings.region.clone(),
+            profile: settings.profile.clone(),
+            force_path_style: settings.force_path_style,
+            credentials,
+            environment: ENVIRONMENT.map(std::env::var_os),
+        }
+    }
+}
