@@ -78,9 +78,10 @@ class Database:
 
 def compact(replica):
     """Until there is nothing to join: one file is made of 256 at the most."""
-    while json.loads("[%s]" % ",".join(
-            walferry("compact", "--json", replica.url).stdout.splitlines())):
-        pass
+    made = True
+    while made:
+        told = walferry("compact", "--json", replica.url).stdout.splitlines()
+        made = [json.loads(line)["file"] for line in told if json.loads(line)["file"]]
 
 
 def upload(folder, target):

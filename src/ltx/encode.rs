@@ -129,10 +129,9 @@ impl<W: Write> Encoder<W> {
         let index_len = index.emit(&mut put)?;
         put(&index_len.to_be_bytes())?;
         put(&0u64.to_be_bytes())?;
-        let mut whole = FileDigest::new();
-        whole.update(&head);
-        whole.append(&digest);
-        let file_checksum = whole.checksum();
+        let mut front = FileDigest::new();
+        front.update(&head);
+        let file_checksum = front.digested().then(digest.digested()).checksum();
         out.write_all(&file_checksum.0.to_be_bytes())?;
         let len = len.saturating_add(8);
         Ok((out, Encoded { header: head, len, file_checksum, pages }))

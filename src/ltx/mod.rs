@@ -18,6 +18,7 @@
 #![deny(clippy::indexing_slicing)]
 
 pub mod checksum;
+mod combine;
 pub mod decode;
 pub mod encode;
 mod error;
