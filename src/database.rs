@@ -23,6 +23,8 @@ use crate::wal::WalIndex;
 
 /// The sealer is woken each time that so many frames were committed, to look at them ahead.
 const FRAMES_AHEAD: u32 = 4096;
+/// Fewer frames than this are left for the gate, where they take less than a millisecond.
+const CAPTURE_AHEAD: u32 = 100;
 
 /// Committed frames, by reference: what the application's thread hands to the sealer. The bytes
 /// stay in the WAL, which gate and pin keep from being overwritten.
@@ -191,6 +193,14 @@ impl std::fmt::Display for WaitError {
 }
 
 impl std::error::Error for WaitError {}
+
+/// How many frames of the WAL are not captured.
+fn behind(index: &WalIndex, captured: Option<Place>) -> u32 {
+    match captured {
+        Some((salts, frame)) if salts == index.salts => index.max_frame.saturating_sub(frame),
+        _ => index.max_frame,
+    }
+}
 
 impl Database {
     pub(crate) fn new(
@@ -378,17 +388,27 @@ impl Database {
         }
     }
 
-    /// A checkpoint begins: a restart of the WAL may follow, so capture goes ahead meanwhile.
+    /// A checkpoint begins: a restart of the WAL may follow, so capture goes ahead meanwhile, unless so
+    /// little is left that it can wait for the gate. While several processes write without a pause there
+    /// is a checkpoint at each commit, and none that is followed by a restart.
     pub fn checkpoint_begins(&self) {
-        let (pending, page) = self.with(|shared| {
-            let seen = shared.published.map(|index| (index.salts, index.max_frame));
-            let page = shared.shippers_page();
-            (shared.gate == Gate::Capturing && shared.captured != seen, page)
+        let (published, captured, page) = self.with(|shared| {
+            let captured = (shared.gate == Gate::Capturing).then_some(shared.captured);
+            (shared.published, captured, shared.shippers_page())
         });
-        match page {
-            Some(page) => page.call(Call::CAPTURE),
-            None if pending => self.send(Control::Capture(self.id)),
-            None => {}
+        match (published, page) {
+            (Some(index), Some(page)) => {
+                let captured = page.view().and_then(|view| view.captured);
+                if behind(&index, captured) >= CAPTURE_AHEAD {
+                    page.call(Call::CAPTURE);
+                }
+            }
+            (Some(index), None)
+                if captured.is_some_and(|at| behind(&index, at) >= CAPTURE_AHEAD) =>
+            {
+                self.send(Control::Capture(self.id));
+            }
+            _ => {}
         }
     }
 

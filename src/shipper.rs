@@ -95,7 +95,7 @@ pub(crate) struct Look {
     pub last: Option<Txid>,
     /// An earlier one, which any file may hold.
     pub earlier: Option<Txid>,
-    /// The first file of a lineage: the log must end before it.
+    /// The first file of a lineage, or one for which `last` shows nothing: the log must end before it.
     pub first: bool,
     /// Whose file it is: that itself may be there already, and was not heard of.
     pub writer: WriterId,

@@ -8,6 +8,7 @@ use super::{Error, Exit};
 use crate::local::replicas;
 use crate::local::state::State;
 use crate::log_end::{head_at, newest};
+use crate::plan::retain::Own;
 use crate::store::{self, Access, Store};
 use crate::units::{Txid, WriterId};
 
@@ -16,8 +17,9 @@ pub(super) async fn confirm(database: &Path, replicas: &[(String, Access)]) -> R
     for (url, access) in replicas {
         let store = store::open_with(url, access)?;
         let identity = store::url::identity(store.as_ref());
-        let Some((writer, txid)) = left_at(database, &identity) else { continue };
-        let found = look(store.as_ref(), writer, txid).await?;
+        let Some((writer, own)) = left_at(database, &identity) else { continue };
+        let txid = own.last;
+        let found = look(store.as_ref(), writer, own).await?;
         let said = match found {
             Found::AsLeft => continue,
             Found::Lost => format!(
@@ -35,12 +37,13 @@ pub(super) async fn confirm(database: &Path, replicas: &[(String, Access)]) -> R
     Ok(())
 }
 
-/// Who we are there, and the last transaction that the store has confirmed.
-fn left_at(database: &Path, identity: &str) -> Option<(WriterId, Txid)> {
+/// Who we are there, and our transactions, up to the last that the store has confirmed.
+fn left_at(database: &Path, identity: &str) -> Option<(WriterId, Own)> {
     let states = replicas::existing(database).into_iter();
     let state = states.filter_map(|dir| State::load(&dir).ok().flatten());
     let ours = state.into_iter().find(|state| state.replica == identity && state.claimed)?;
-    Some((WriterId(ours.writer), Txid(ours.base?.txid)))
+    let own = Own { first: ours.first.map(Txid), last: Txid(ours.base?.txid) };
+    Some((WriterId(ours.writer), own))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,9 +53,11 @@ enum Found {
     Foreign(WriterId, Txid),
 }
 
-async fn look(store: &dyn Store, writer: WriterId, txid: Txid) -> Result<Found, Error> {
-    // While the file of a transaction is there, so are those of all that follow.
-    let head = match head_at(store, txid).await? {
+async fn look(store: &dyn Store, writer: WriterId, own: Own) -> Result<Found, Error> {
+    let txid = own.last;
+    // While the file of a transaction is there, so are those of all that follow, but at the beginning.
+    let last = if own.may_outlast(txid) { None } else { head_at(store, txid).await? };
+    let head = match last {
         Some(_) => head_at(store, txid.next()).await?.map(|head| (head.txid, head.writer)),
         None => {
             let newest = newest(store).await?;

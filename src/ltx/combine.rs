@@ -13,24 +13,18 @@ const ONE: u64 = 1 << 63;
 const POWERS: [u64; 64] = powers();
 
 /// The CRC of some bytes and `after_len` bytes behind them.
-pub(super) const fn combined(before: u64, after: u64, after_len: u64) -> u64 {
+pub(super) fn combined(before: u64, after: u64, after_len: u64) -> u64 {
     multiplied(before, power_of_bytes(after_len)) ^ after
 }
 
 /// x^(8 * len).
-const fn power_of_bytes(len: u64) -> u64 {
-    let mut power = ONE;
-    let (mut left, mut at) = (len, 3);
-    while left > 0 && at < POWERS.len() {
-        if left & 1 == 1 {
-            power = multiplied(POWERS[at], power);
-        }
-        left >>= 1;
-        at += 1;
-    }
-    power
+fn power_of_bytes(len: u64) -> u64 {
+    let powers = POWERS.iter().skip(3).enumerate();
+    let wanted = powers.filter(|(bit, _)| len >> bit & 1 == 1);
+    wanted.fold(ONE, |power, (_, factor)| multiplied(power, *factor))
 }
 
+#[allow(clippy::indexing_slicing)] // it is evaluated by the compiler
 const fn powers() -> [u64; 64] {
     let mut all = [ONE >> 1; 64];
     let mut at = 1;

@@ -70,6 +70,12 @@ impl Own {
         self.first.is_some_and(|first| txid == first || txid == first.next())
     }
 
+    /// Whether the file of this transaction may stay although those behind it were removed, so that its
+    /// being there does not show that the log goes on from it.
+    pub fn may_outlast(self, txid: Txid) -> bool {
+        self.first.is_none() || self.is_begun_by(txid)
+    }
+
     /// Whether this is a file behind those.
     fn has(self, txid: Txid) -> bool {
         self.first.is_some_and(|first| first.next() < txid && txid <= self.last)

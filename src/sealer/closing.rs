@@ -9,6 +9,7 @@ use crate::local::pages::PageTable;
 use crate::local::spool::Entry;
 use crate::local::state::{Base, Position, State, random_id};
 use crate::ltx::FileName;
+use crate::plan::retain::Own;
 use crate::shipper::{self, Look, Outcome, Task};
 use crate::store::{Body, Key};
 use crate::units::{Level, Timestamp, Txid, WriterId};
@@ -262,6 +263,9 @@ impl Replica {
             return Look { first, writer, ..Look::default() };
         };
         let base = local.state.base.map_or(0, |base| base.txid);
+        // A disk that was put back to the lineage's beginning finds its file, and perhaps no later one.
+        let own = Own { first: local.state.first.map(Txid), last: Txid(base) };
+        let first = first || own.may_outlast(Txid(base));
         let some = |txid| Some(Txid(txid)).filter(|txid| *txid > Txid::ZERO);
         let earlier = some(local.state.checked).filter(|checked| *checked != Txid(base));
         Look { last: some(base), earlier, first, writer }

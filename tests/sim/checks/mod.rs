@@ -55,6 +55,10 @@ impl Checks {
     /// After each step.
     pub fn step(&mut self, now: u64, store: &mut Store, hosts: &mut [Host]) -> Result<(), String> {
         for host in hosts.iter() {
+            // A process may be dead before it is seen here, and its put still come.
+            for writer in &host.born {
+                self.writers.entry(*writer).or_insert(host.id);
+            }
             for process in &host.procs {
                 let replica = process.replica.as_ref();
                 if let Some(local) = replica.and_then(|replica| replica.local.as_ref()) {

@@ -5,6 +5,9 @@ use crate::disk::Stop;
 use crate::host::{Host, sh};
 use crate::world::Cx;
 
+/// Fewer frames than this are left for the gate: the WALs of the simulation are short.
+const CAPTURE_AHEAD: u32 = 4;
+
 impl Host {
     /// A process begins and opens the database.
     pub fn start(&mut self, cx: &mut Cx, p: usize) {
@@ -28,14 +31,14 @@ impl Host {
             return Ok(());
         }
         self.db.open();
-        let index = self.db.index;
+        let (index, head) = (self.db.index, self.db.head());
         self.meanwhile(cx, p);
         let process = &mut self.procs[p];
         process.attached = true;
         process.pinned = true;
         process.slot = process.holds;
         let fingerprint = Some(self.db.fingerprint());
-        self.attached(cx, p, Attach { index, fingerprint })?;
+        self.attached(cx, p, Attach { index, fingerprint }, head)?;
         // Another connection may have committed while the pin was being taken.
         self.publish(cx, p);
         Ok(())
@@ -119,8 +122,11 @@ impl Host {
         if shared.gate == super::Gate::Shut && cx.rng.chance(80) {
             return Ok(());
         }
-        let seen = shared.published.map(|index| (index.salts, index.max_frame));
-        if shared.gate == super::Gate::Capturing && shared.captured != seen {
+        let behind = shared.published.map_or(0, |index| match shared.captured {
+            Some((salts, frame)) if salts == index.salts => index.max_frame.saturating_sub(frame),
+            _ => index.max_frame,
+        });
+        if shared.gate == super::Gate::Capturing && behind >= CAPTURE_AHEAD {
             self.control(cx, p, Control::Capture);
         }
         self.db.checkpoint();

@@ -30,9 +30,14 @@ impl Host {
         process.wake_at = Some(process.wake_at.map_or(at, |known| known.min(at)));
     }
 
-    /// The WAL was opened and its index read for the first time.
-    pub fn attached(&mut self, cx: &mut Cx, p: usize, attach: Attach) -> Result<(), Stop> {
-        let head = self.db.head();
+    /// The WAL was opened and its index read for the first time, which ended with commit `head`.
+    pub fn attached(
+        &mut self,
+        cx: &mut Cx,
+        p: usize,
+        attach: Attach,
+        head: usize,
+    ) -> Result<(), Stop> {
         let shared = &mut sh!(self, p);
         shared.transitions.push_back(Transition::Attached(attach));
         shared.published = attach.index;

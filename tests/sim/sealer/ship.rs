@@ -5,6 +5,7 @@ use walferry::engine::{Action, Event, Failure, Verdict};
 use walferry::local::spool::Entry;
 use walferry::local::state::Base;
 use walferry::ltx::FileName;
+use walferry::plan::retain::Own;
 use walferry::store::Key;
 use walferry::units::{Level, Timestamp, Txid, WriterId};
 
@@ -60,6 +61,9 @@ impl Host {
         let engine = &re!(self, p).engine;
         let first = !engine.has_claimed();
         let look = !re!(self, p).looked;
+        let own = Own { first: state!(self, p).first.map(Txid), last: txid.prev() };
+        let outlasts = cx.bug != Bug::BeginningTakenForEnd && own.may_outlast(txid.prev());
+        let first = first || (look && outlasts);
         self.ship(cx, p, Request::Put { key, bytes, first, look })?;
         if cx.bug == Bug::ReleaseBeforeAck {
             state!(self, p).base = Some(base);
