@@ -104,7 +104,7 @@ fn a_new_lineage_leaves_the_files_of_its_former_one() {
 /// since, and wrote into the past of the log.
 #[test]
 fn nobody_writes_into_the_past_of_the_log() {
-    [585, 625, 5496, 10_485].into_iter().for_each(holds);
+    [585, 625, 5496, 10_485, 75_496, 119_525].into_iter().for_each(holds);
 }
 
 /// A look before the first put took the host's own file, whose answer was lost, for a log that had
