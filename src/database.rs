@@ -396,19 +396,19 @@ impl Database {
             let captured = (shared.gate == Gate::Capturing).then_some(shared.captured);
             (shared.published, captured, shared.shippers_page())
         });
-        match (published, page) {
-            (Some(index), Some(page)) => {
-                let captured = page.view().and_then(|view| view.captured);
-                if behind(&index, captured) >= CAPTURE_AHEAD {
+        let left = |captured| published.map_or(0, |index| behind(&index, captured));
+        match page {
+            Some(page) => {
+                let left = left(page.view().and_then(|view| view.captured));
+                // With nothing left the shipper may have the checkpoint's lock, until it is called.
+                if left == 0 || left >= CAPTURE_AHEAD {
                     page.call(Call::CAPTURE);
                 }
             }
-            (Some(index), None)
-                if captured.is_some_and(|at| behind(&index, at) >= CAPTURE_AHEAD) =>
-            {
+            None if captured.is_some_and(|captured| left(captured) >= CAPTURE_AHEAD) => {
                 self.send(Control::Capture(self.id));
             }
-            _ => {}
+            None => {}
         }
     }
 

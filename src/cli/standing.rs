@@ -2,6 +2,7 @@
 //! nothing had to be sent, nobody has asked the store.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::failure::Failure;
 use super::{Error, Exit};
@@ -12,8 +13,24 @@ use crate::plan::retain::Own;
 use crate::store::{self, Access, Store};
 use crate::units::{Txid, WriterId};
 
+/// The store has at least so long to answer, however long it took to send what was to be sent.
+const LEAST: Duration = Duration::from_secs(5);
+
 /// Asks each store once, which takes two requests where all is well.
-pub(super) async fn confirm(database: &Path, replicas: &[(String, Access)]) -> Result<(), Error> {
+pub(super) async fn confirm(
+    database: &Path,
+    replicas: &[(String, Access)],
+    timeout: Duration,
+) -> Result<(), Error> {
+    let asked = tokio::time::timeout(timeout.max(LEAST), ask(database, replicas)).await;
+    asked.unwrap_or_else(|_| {
+        let text =
+            "everything is sent, but the store does not say in time whether it is there still";
+        Err(Failure::because(Exit::Unreachable, format!("{}: {text}", database.display())))
+    })
+}
+
+async fn ask(database: &Path, replicas: &[(String, Access)]) -> Result<(), Error> {
     for (url, access) in replicas {
         let store = store::open_with(url, access)?;
         let identity = store::url::identity(store.as_ref());

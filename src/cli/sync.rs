@@ -87,7 +87,7 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     let txid = watched(args, &database, || sync(&db, &database, args.timeout));
     let status = status_of(&db, &database)?;
     let txid = txid?;
-    super::on_runtime(standing::confirm(&database, &replicas))?;
+    super::on_runtime(standing::confirm(&database, &replicas, args.timeout))?;
     report(args, &database, &replicas, &txid, &status)
 }
 

@@ -31,7 +31,8 @@ pub(super) fn run(fleet: &mut Fleet, args: &Args, config: Option<&Config>) -> Re
         };
         let synced = synced.and_then(|txid| {
             let replicas = replicas_of(path, fleet.replica(path), config)?;
-            on_runtime(standing::confirm(path, &replicas)).map(|()| txid)
+            let left = deadline.saturating_duration_since(Instant::now());
+            on_runtime(standing::confirm(path, &replicas, left)).map(|()| txid)
         });
         match synced {
             Ok(txid) if args.json => {
