@@ -286,9 +286,12 @@ def txids(replica):
 
 
 def full_images(replica):
-    """Files that hold the whole database: snapshots, and level-0 files whose tag says so."""
-    found = []
-    for level, first, last in replica.keys():
+    """Files that were made of the whole database: level-0 files whose tag says so, and snapshots, but for
+    those that were joined of files that are there. When that is done depends on the time of day."""
+    found, keys = [], replica.keys()
+    for level, first, last in keys:
+        if level == 9 and (0, last, last) in keys:
+            continue
         header = replica.read(level, first, last)[:100]
         tagged = header[80:82] == b"WF" and header[83] & 1
         if level == 9 or (level == 0 and tagged):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import pytest
 
@@ -165,6 +166,10 @@ def test_a_second_process_is_told_its_place(new_host, replica, tmp_path):
     second = new_host("apsw", replica)
     second.open(tmp_path / "app.db")
     second.sql("INSERT INTO t VALUES ('from the second')")
+    deadline = time.monotonic() + 60
+    while second.status(tmp_path / "app.db")["state"] == "opening":
+        assert time.monotonic() < deadline, "it does not find its place"
+        time.sleep(0.01)
     assert second.status(tmp_path / "app.db")["state"] == "standby"
     assert first.status(tmp_path / "app.db")["state"] == "streaming"
     first.sql("INSERT INTO t VALUES ('from the first')")
