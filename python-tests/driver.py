@@ -8,11 +8,13 @@ requests to one run in order. Answers, one line each, in the order they come: {"
 or {"id": N, "error": TEXT}. Needs nothing but Python 3.9 and the SQLite module of its kind.
 """
 
+import faulthandler
 import hashlib
 import json
 import os
 import queue
 import random
+import signal
 import sys
 import threading
 import time
@@ -172,6 +174,11 @@ class Worker(threading.Thread):
         super().__init__(name=name[:15], daemon=True)
         self.requests, self.connection, self.stop = queue.Queue(), None, threading.Event()
 
+    def ask(self, request):
+        """A stop that comes before the worker has begun is for this request too."""
+        self.stop.clear()
+        self.requests.put(request)
+
     def run(self):
         while True:
             request = self.requests.get()
@@ -203,13 +210,11 @@ class Worker(threading.Thread):
         if what == "image":  # the pages, as this connection reads them
             return encoded(self.connection.raw.serialize("main"))
         if what == "writer":
-            self.stop.clear()
             writer(self.connection, *request["args"], stop=self.stop)
             return True
         if what == "churn":
             return churn(self.connection, *request["args"])
         if what == "inserter":
-            self.stop.clear()
             inserter(self.connection, *request["args"], stop=self.stop)
             return True
         if what == "close":
@@ -235,6 +240,7 @@ def answer(number, **what):
 
 
 def main():
+    faulthandler.register(signal.SIGUSR2)  # a host that does not answer says where it is
     workers = {}
     for line in sys.stdin:
         request = json.loads(line)
@@ -248,7 +254,7 @@ def main():
             if name not in workers:
                 workers[name] = Worker(name)
                 workers[name].start()
-            workers[name].requests.put(request)
+            workers[name].ask(request)
 
 
 if __name__ == "__main__":

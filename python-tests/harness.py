@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -62,7 +63,8 @@ class Pending:
         try:
             got = self.answers.get(timeout=seconds)
         except queue.Empty:
-            raise AssertionError("no answer from %s in %ds" % (self.host, seconds)) from None
+            raise AssertionError("no answer from %s in %ds\n%s" % (
+                self.host, seconds, self.host.whereabouts())) from None
         if "error" in got:
             raise HostError(got["error"])
         return got["ok"]
@@ -83,6 +85,22 @@ class Host:
 
     def __str__(self):
         return "%s host %d (%s)" % (self.kind, self.process.pid, self.log)
+
+    def whereabouts(self):
+        """Where each of its threads is: what the kernel says, and Python, at the log's end."""
+        said = []
+        for task in sorted(Path("/proc/%d/task" % self.process.pid).glob("*")):
+            try:
+                facts = [(task / name).read_text().strip() for name in ("comm", "wchan", "syscall")]
+            except OSError as error:  # it has just ended
+                facts = [str(error)]
+            said.append(" ".join([task.name, *facts]))
+        before = os.path.getsize(self.log)
+        self.process.send_signal(signal.SIGUSR2)
+        deadline = time.monotonic() + 10
+        while os.path.getsize(self.log) == before and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return "\n".join(said) + "\n" + Path(self.log).read_text()[-4000:]
 
     def listen(self):
         for line in self.process.stdout:
