@@ -216,6 +216,7 @@ def test_random_roles(new_host, replica, tmp_path, rng):
         name = "w%d" % count
         count += 1
         notes[name] = tmp_path / (name + ".notes")
+        notes[name].touch()  # it may be killed before it writes a word
         running.append((host, host.ask("inserter", args=[name, str(notes[name])])))
 
     for _ in range(3):
