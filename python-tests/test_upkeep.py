@@ -202,6 +202,37 @@ def test_a_machine_that_was_set_back(writes, replica, new_host, tmp_path):
     assert_restores(replica, tmp_path / "app.db", tmp_path)
 
 
+def test_a_machine_that_was_set_back_with_its_memory(replica, new_host, tmp_path):
+    """Its process goes on in the log's past, has looked at the replica a moment ago, and finds its next
+    file's name free. No clock tells it: what it lists for a join or for retention does."""
+    quick = dict(QUICK, WALFERRY_RETENTION="3s", WALFERRY_L0_RETENTION="1s")
+    asleep = new_host("system", replica, env=quick)
+    writer = Writer(asleep, replica, tmp_path)
+    for _ in range(5):
+        writer.write()
+    taken, later = max(writer.states), tmp_path / "later"
+    later.mkdir()
+    for path in [path for path in tmp_path.iterdir() if path.name.startswith("app.db")]:
+        subprocess.run(["cp", "-a", path, later], check=True)
+    # What the machine did until it was put back.
+    awake = new_host("system", replica, env=quick)
+    awake.open(later / "app.db")
+    for _ in range(200):
+        awake.sql("INSERT INTO t (x) VALUES (1)")
+        awake.sync()
+    writer.host, writer.folder = awake, later
+    writer.until(lambda _status: (0, taken + 1, taken + 1) not in replica.keys())
+    assert awake.finish() == 0
+    newest = max(txids(replica))
+    written = 0
+    while int(asleep.sync(), 16) <= newest:
+        written += 1
+        assert written <= 150, "it goes on in the past"
+        asleep.sql("INSERT INTO t (x) VALUES ('again')")
+        time.sleep(0.03)  # the windows' time is the commits'
+    assert_restores(replica, tmp_path / "app.db", tmp_path)
+
+
 def test_joins_go_on_behind_what_a_replica_has_lost(new_host, new_replica, tmp_path):
     """Somebody deletes the newest files: a full image takes their place, and what follows is joined."""
     replica = new_replica("file")

@@ -66,13 +66,11 @@ fn unusable(key: Key, error: &crate::ltx::Error) -> Error {
 
 /// The header of a file that follows `last` and leaves the database as it is.
 fn unchanged(last: &Header, writer: WriterId) -> Header {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let now = now.map_or(0, |since| since.as_millis() as i64);
     let txid: Txid = last.max_txid.next();
     Header {
         min_txid: txid,
         max_txid: txid,
-        timestamp: Timestamp(now.max(last.timestamp.0.saturating_add(1))),
+        timestamp: Timestamp(crate::clock::wall().0.max(last.timestamp.0.saturating_add(1))),
         wal_offset: WAL_HEADER_LEN,
         wal_size: 0,
         salts: Salts::default(),

@@ -5,6 +5,7 @@ pub mod canonical;
 mod claim;
 #[cfg(feature = "cli")]
 pub mod cli;
+mod clock;
 pub mod config;
 pub mod database;
 pub mod engine;

@@ -189,7 +189,7 @@ impl Process {
     /// same in all processes.
     #[allow(clippy::unused_self)] // time is asked of the process, so that there is one clock
     pub fn now(&self) -> u64 {
-        boot_millis()
+        crate::clock::since_boot()
     }
 
     /// The database at this canonical path, registered if it is new, with a replication to each of
@@ -417,12 +417,4 @@ impl Bell {
         }
         *rung = false;
     }
-}
-
-/// Milliseconds since the machine was started: the clock by which the processes of a host tell each
-/// other times.
-pub(crate) fn boot_millis() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    let millis = now.tv_sec.saturating_mul(1000).saturating_add(now.tv_nsec / 1_000_000);
-    u64::try_from(millis).unwrap_or(0)
 }

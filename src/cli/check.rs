@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::configured::File;
 use super::databases::required;
-use super::{Error, moment, print};
+use super::{Error, print};
 use crate::local::state::random_id;
 use crate::local::state_dir;
 use crate::ltx::FileName;
@@ -191,7 +191,7 @@ async fn check_replica(settings: &Settings, checks: &mut Checks<'_>) {
     let absent = absent_ancestors(&trial_url);
     let key = Key { level: Level::L0, name: FileName::single(Txid(1)) };
     let put = |text: &'static [u8]| {
-        trial.put_new(key, Body::Bytes(Bytes::from_static(text)), moment::now())
+        trial.put_new(key, Body::Bytes(Bytes::from_static(text)), crate::clock::wall())
     };
     let first = b"walferry check: this may be deleted";
     let written = put(first).await.map(|()| "a file was created".to_string());

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::configured::Named;
-use super::{Error, moment, print, table, tidy};
+use super::{Error, print, table, tidy};
 use crate::history::{self, Joined, Purpose};
 use crate::plan::compact::{self, Ladder, Step};
 use crate::restore::list_in_turn;
@@ -42,7 +42,7 @@ pub(super) async fn join(named: &Named, levels: &[u8], how: &tidy::Args) -> Resu
         if how.dry_run {
             // What a later level would join of this one is planned as if it were there.
             let len = step.inputs.iter().map(|file| file.len).fold(0, u64::saturating_add);
-            let now = moment::now();
+            let now = crate::clock::wall();
             files.push(store::FileInfo { key: step.key, len, modified: now, stored: now });
             lines.push(line(how.json, &step, None));
             continue;

@@ -34,12 +34,6 @@ pub(super) fn duration(text: &str) -> Result<SignedDuration, String> {
     if duration.is_negative() { Err(format!("{text} is less than nothing")) } else { Ok(duration) }
 }
 
-/// The moment of the call.
-pub(super) fn now() -> Timestamp {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    Timestamp(now.map_or(0, |since| since.as_millis() as i64))
-}
-
 /// As long ago as this.
 pub(super) fn before(now: Timestamp, ago: SignedDuration) -> Timestamp {
     Timestamp(now.0.saturating_sub(i64::try_from(ago.as_millis()).unwrap_or(i64::MAX)))

@@ -137,7 +137,7 @@ impl Args {
 }
 
 fn parse_moment(text: &str) -> Result<Timestamp, String> {
-    moment::parse(text, moment::now())
+    moment::parse(text, crate::clock::wall())
 }
 
 /// Less than this between two requests is a mistake.

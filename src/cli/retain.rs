@@ -30,7 +30,7 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     let named = args.tidy.named()?;
     let store = named.open()?;
     let files = tidy::files(&named, store.as_ref()).await?;
-    let now = moment::now();
+    let now = crate::clock::wall();
     let before = |ago| moment::before(now, ago);
     let (all, l0) = times(&args, &named)?;
     let policy = Policy { all: all.map(before), l0: before(l0) };

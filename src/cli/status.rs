@@ -15,7 +15,6 @@ use crate::local::shared::{self, Glance};
 use crate::local::spool::Spool;
 use crate::local::state::State;
 use crate::local::{self, replicas};
-use crate::process::boot_millis;
 use crate::standby::{is_gone, state_of};
 use crate::units::{Timestamp, Txid, WriterId};
 
@@ -133,7 +132,7 @@ impl Seen {
         }
         seen.sealed = seen.sealed.max(seen.acked);
         if let Some(glance) = shared::glance(dir)? {
-            seen.hear(&glance, boot_millis());
+            seen.hear(&glance, crate::clock::since_boot());
         }
         Ok(seen)
     }

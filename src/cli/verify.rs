@@ -49,7 +49,7 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     let progress = args.progress.show(args.json);
     let told = progress.clone();
     let told = Arc::new(move |done, total| told.tell(Step::Fetch, done, total));
-    let before = |ago| moment::before(moment::now(), ago);
+    let before = |ago| moment::before(crate::clock::wall(), ago);
     let (since, one_by_one) = (args.retention.map(before), args.l0_retention.map(before));
     let kept = Kept { since, one_by_one };
     let verified = verify::verify(store, depth, kept, usize::from(args.parallelism), told).await;

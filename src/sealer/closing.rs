@@ -1,6 +1,7 @@
 //! Closing files, and following them to the store until they are confirmed.
 
 use super::capture::{self, Stop};
+use super::looks::Moment;
 use super::open::Point;
 use super::replica::{ClosedFile, Purpose, Replica, maker};
 use crate::database::Gate;
@@ -9,13 +10,9 @@ use crate::local::pages::PageTable;
 use crate::local::spool::Entry;
 use crate::local::state::{Base, Position, State, random_id};
 use crate::ltx::FileName;
-use crate::plan::retain::Own;
-use crate::shipper::{self, Look, Outcome, Task};
+use crate::shipper::{self, Outcome, Task};
 use crate::store::{Body, Key};
 use crate::units::{Level, Timestamp, Txid, WriterId};
-
-/// How often a replica that is written to is looked at, whether it holds what it had confirmed.
-const CHECK_INTERVAL_MS: u64 = 60_000;
 
 impl Replica {
     /// Closes what was captured as this TXID.
@@ -148,8 +145,8 @@ impl Replica {
         let body = Body::File(local.spool.path(&file.entry));
         let timestamp = Timestamp(file.base.timestamp);
         let key = Key { level: Level::L0, name: FileName::single(txid) };
-        let look = self.look_before_put();
-        self.checking = look.last.is_some() || look.earlier.is_some();
+        let (claimed, writer) = (self.engine.has_claimed(), self.engine.writer());
+        let look = self.looks.before_put(Moment::now(), Some(&local.state), claimed, writer);
         self.ship(Task::Put { key, body, timestamp, look });
     }
 
@@ -242,7 +239,7 @@ impl Replica {
             Outcome::Failed(failure) => {
                 log::warn!("{}: {}", self.database.label(), failure.message());
                 if failure.is_no_replica() {
-                    self.checked_at = None;
+                    self.looks.doubt();
                 }
                 Event::RequestFailed(failure)
             }
@@ -252,32 +249,12 @@ impl Replica {
         self.engine.handle(now, event);
     }
 
-    /// The transactions that the replica must still hold, if it is time to look: the last one, and
-    /// the last one of the look before. A replica that was emptied in between does not hold that,
-    /// whatever was sent there since.
-    fn look_before_put(&self) -> Look {
-        let (first, writer) = (!self.engine.has_claimed(), self.engine.writer());
-        let now = self.process.now();
-        let fresh = self.checked_at.is_some_and(|at| now.saturating_sub(at) < CHECK_INTERVAL_MS);
-        let Some(local) = self.local.as_ref().filter(|_| !fresh) else {
-            return Look { first, writer, ..Look::default() };
-        };
-        let base = local.state.base.map_or(0, |base| base.txid);
-        // A disk that was put back to the lineage's beginning finds its file, and perhaps no later one.
-        let own = Own { first: local.state.first.map(Txid), last: Txid(base) };
-        let first = first || own.may_outlast(Txid(base));
-        let some = |txid| Some(Txid(txid)).filter(|txid| *txid > Txid::ZERO);
-        let earlier = some(local.state.checked).filter(|checked| *checked != Txid(base));
-        Look { last: some(base), earlier, first, writer }
-    }
-
-    /// The store confirmed a file after a look at what it follows.
+    /// The store confirmed a file, perhaps after a look at what it follows.
     fn checked(&mut self, txid: Txid) {
-        if std::mem::take(&mut self.checking) || self.checked_at.is_none() {
-            self.checked_at = Some(self.process.now());
-            if let Some(local) = &mut self.local {
-                local.state.checked = txid.0;
-            }
+        if self.looks.confirmed(Moment::now())
+            && let Some(local) = &mut self.local
+        {
+            local.state.checked = txid.0;
         }
     }
 

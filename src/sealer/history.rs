@@ -101,6 +101,12 @@ impl Replica {
             }
             _ => {}
         }
+        if let Event::Surveyed(files) | Event::Retained { left: files, .. } = &done.event {
+            let status = self.engine.status();
+            let sent = status.sealed.max(status.acked);
+            let end = files.iter().map(|file| file.key.name.max).max().unwrap_or_default();
+            self.looks.saw_end(end, sent);
+        }
         let joined = match &done.event {
             Event::Joined { file, .. } if file.key.level == Level::L1 => file.key.name.max,
             _ => Txid::ZERO,

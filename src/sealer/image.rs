@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::capture::{Cursor, Span};
+use super::looks::Moment;
 use super::open::Point;
 use super::replica::{LocalJob, Replica};
 use super::scan::Scan;
@@ -108,12 +109,10 @@ impl Replica {
         txid: Txid,
         pre_apply: Option<DatabaseChecksum>,
     ) {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let now = now.map_or(0, |since| since.as_millis() as i64);
         // Times rise with transactions, whatever the clock says: a moment must mean one state.
         let base = self.local.as_ref().and_then(|local| local.state.base);
         let before = base.map_or(0, |base| base.timestamp).max(self.log_time.0);
-        let timestamp = Timestamp(now.max(before.saturating_add(1)));
+        let timestamp = Timestamp(crate::clock::wall().0.max(before.saturating_add(1)));
         let min = if level == Level::SNAPSHOT { Txid(1) } else { txid };
         let key = Key { level, name: FileName { min, max: txid } };
         let path = self.database.label();
@@ -378,7 +377,7 @@ impl Replica {
     }
 
     fn image_sent(&mut self, done: &Done) {
-        self.checked_at = Some(self.process.now());
+        self.looks.all_seen(Moment::now());
         let Some(local) = self.local.as_mut() else { return };
         let base = done.image.base;
         local.state.checked = base.txid;

@@ -9,6 +9,7 @@ mod closing;
 mod frames;
 mod history;
 mod image;
+mod looks;
 mod open;
 mod others;
 mod replica;

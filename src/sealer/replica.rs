@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::attach::STANDBY_RETRY_MS;
 use super::capture::{Cursor, Maker};
 use super::image::ImageJob;
+use super::looks::Looks;
 use super::open::{Local, Point};
 use super::others::Others;
 use super::resync::ResyncJob;
@@ -66,11 +67,7 @@ pub(super) struct Replica {
     pub(super) claimed_at: Txid,
     /// Commit time of the log's last file, when it was last looked for.
     pub(super) log_time: Timestamp,
-    /// When the replica was last seen to hold what it had confirmed; `None` before this process
-    /// has looked, and after the bucket was missing.
-    pub(super) checked_at: Option<u64>,
-    /// The file on its way goes out only after that look.
-    pub(super) checking: bool,
+    pub(super) looks: Looks,
     /// Time passed between an attach and the opening of our state: what was seen then is old.
     pub(super) late: bool,
     pub(super) others: Others,
@@ -151,8 +148,7 @@ impl Replica {
             upload: 0,
             claimed_at: Txid::ZERO,
             log_time: Timestamp(0),
-            checked_at: None,
-            checking: false,
+            looks: Looks::default(),
             late: false,
             others: Others::default(),
             astray: false,
@@ -517,13 +513,12 @@ impl Replica {
 
 /// What the next file of a database is made with.
 pub(super) fn maker(engine: &Engine, point: &Point) -> Maker {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let now = now.map_or(0, |since| since.as_millis() as i64);
+    let now = crate::clock::wall();
     Maker {
         writer: engine.writer(),
         page_size: point.page_size,
         txid: point.txid.next(),
-        timestamp: Timestamp(now.max(point.timestamp.0 + 1)),
+        timestamp: Timestamp(now.0.max(point.timestamp.0 + 1)),
         pre_apply: point.checksum,
     }
 }

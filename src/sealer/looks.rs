@@ -1,0 +1,171 @@
+//! When the store is asked, before a file goes out, whether the log is still where this process left it.
+//!
+//! Somebody may have emptied the replica; or the machine was put back to an earlier state, from which it
+//! went on once before. A process that was started since then looks before its first file. One that was
+//! put back with its memory is told by a wall clock that has jumped, or by a listing that was made for
+//! another reason and shows what it has never sent.
+
+use crate::local::state::State;
+use crate::plan::retain::Own;
+use crate::shipper::Look;
+use crate::units::{Timestamp, Txid, WriterId};
+
+/// How often the replica is looked at, in milliseconds, while files go there.
+const INTERVAL_MS: u64 = 60_000;
+
+/// Now, by both clocks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment {
+    /// Milliseconds since the start of the machine.
+    pub at: u64,
+    pub wall: Timestamp,
+}
+
+impl Moment {
+    pub(super) fn now() -> Moment {
+        Moment { at: crate::clock::since_boot(), wall: crate::clock::wall() }
+    }
+
+    fn is_long_after(self, earlier: Moment) -> bool {
+        let passed = self.at.saturating_sub(earlier.at);
+        let shown = self.wall.0.abs_diff(earlier.wall.0);
+        passed.max(shown) >= INTERVAL_MS
+    }
+}
+
+/// What is known of the last look.
+#[derive(Default, Debug)]
+pub(super) struct Looks {
+    /// When the replica was last seen to hold what it had confirmed; `None` before this process has
+    /// looked, and when there is reason to look again.
+    seen: Option<Moment>,
+    /// The file on its way goes out only after a look.
+    asked: bool,
+    /// A listing showed transactions that were not sent from here.
+    outrun: bool,
+}
+
+impl Looks {
+    /// What the replica must still hold, if it is time to look: the last transaction, and the last one
+    /// of the look before. A replica that was emptied in between does not hold that, whatever was sent
+    /// there since.
+    pub(super) fn before_put(
+        &mut self,
+        now: Moment,
+        state: Option<&State>,
+        claimed: bool,
+        writer: WriterId,
+    ) -> Look {
+        let first = !claimed || self.outrun;
+        let fresh = self.seen.is_some_and(|seen| !now.is_long_after(seen));
+        let Some(state) = state.filter(|_| !fresh) else {
+            self.asked = false;
+            return Look { first, writer, ..Look::default() };
+        };
+        let base = Txid(state.base.map_or(0, |base| base.txid));
+        // A disk that was put back to the lineage's beginning finds its file, and perhaps no later one.
+        let own = Own { first: state.first.map(Txid), last: base };
+        let first = first || own.may_outlast(base);
+        let some = |txid| Some(txid).filter(|txid| *txid > Txid::ZERO);
+        let earlier = some(Txid(state.checked)).filter(|checked| *checked != base);
+        let look = Look { last: some(base), earlier, first, writer };
+        self.asked = look.last.is_some() || look.earlier.is_some();
+        look
+    }
+
+    /// The store confirmed a file; whether it was looked at what that follows.
+    pub(super) fn confirmed(&mut self, now: Moment) -> bool {
+        let looked = std::mem::take(&mut self.asked) || self.seen.is_none();
+        if looked {
+            self.all_seen(now);
+        }
+        looked
+    }
+
+    /// All that was confirmed is there.
+    pub(super) fn all_seen(&mut self, now: Moment) {
+        self.seen = Some(now);
+        self.outrun = false;
+    }
+
+    /// There is reason to look again.
+    pub(super) fn doubt(&mut self) {
+        self.seen = None;
+    }
+
+    /// The log was seen to end with this transaction, when nothing behind `sent` had been sent from here.
+    pub(super) fn saw_end(&mut self, end: Txid, sent: Txid) {
+        if end > sent {
+            self.doubt();
+            self.outrun = true;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::local::state::Base;
+
+    const OURS: WriterId = WriterId(7);
+
+    fn at(at: u64, wall: i64) -> Moment {
+        Moment { at, wall: Timestamp(wall) }
+    }
+
+    fn state() -> State {
+        let mut state = State::new(OURS, "file:///r");
+        (state.first, state.checked) = (Some(2), 5);
+        state.base = Some(Base {
+            txid: 9,
+            piece: 1,
+            page_size: 4096,
+            commit: 1,
+            checksum: 0,
+            timestamp: 0,
+            position: None,
+        });
+        state
+    }
+
+    fn ask(looks: &mut Looks, now: Moment) -> (Option<u64>, Option<u64>, bool) {
+        let look = looks.before_put(now, Some(&state()), true, OURS);
+        (look.last.map(|txid| txid.0), look.earlier.map(|txid| txid.0), look.first)
+    }
+
+    const ALL: (Option<u64>, Option<u64>, bool) = (Some(9), Some(5), false);
+    const NOTHING: (Option<u64>, Option<u64>, bool) = (None, None, false);
+
+    #[test]
+    fn it_is_looked_once_in_a_while() {
+        let mut looks = Looks::default();
+        assert_eq!(ask(&mut looks, at(0, 0)), ALL);
+        assert!(looks.confirmed(at(1, 1)));
+        assert_eq!(ask(&mut looks, at(59_000, 59_000)), NOTHING);
+        assert!(!looks.confirmed(at(59_001, 59_001)));
+        assert_eq!(ask(&mut looks, at(60_001, 60_001)), ALL);
+    }
+
+    #[test]
+    fn a_wall_clock_that_jumps_is_a_reason_to_look() {
+        let mut looks = Looks::default();
+        looks.all_seen(at(1000, 100_000_000));
+        assert_eq!(ask(&mut looks, at(1001, 186_400_000)), ALL);
+        assert_eq!(ask(&mut looks, at(1001, 13_600_000)), ALL);
+        assert_eq!(ask(&mut looks, at(1001, 100_000_500)), NOTHING);
+    }
+
+    #[test]
+    fn what_was_not_sent_from_here_is_looked_for_at_the_logs_end() {
+        let mut looks = Looks::default();
+        looks.all_seen(at(0, 0));
+        looks.saw_end(Txid(9), Txid(9));
+        assert_eq!(ask(&mut looks, at(1, 1)), NOTHING);
+        looks.saw_end(Txid(10), Txid(9));
+        assert_eq!(ask(&mut looks, at(1, 1)), (Some(9), Some(5), true));
+        // Until that has been done.
+        assert_eq!(ask(&mut looks, at(2, 2)), (Some(9), Some(5), true));
+        assert!(looks.confirmed(at(3, 3)));
+        assert_eq!(ask(&mut looks, at(4, 4)), NOTHING);
+    }
+}
