@@ -75,7 +75,7 @@ class Host:
 
     def __init__(self, kind, env, log):
         python = {"system": "/usr/bin/python3"}.get(kind, sys.executable)
-        self.kind, self.log = kind, log
+        self.kind, self.log, self.garbled = kind, log, None
         self.numbers, self.waiting, self.lock = itertools.count(1), {}, threading.Lock()
         with open(log, "ab") as errors:
             self.process = subprocess.Popen(
@@ -88,7 +88,7 @@ class Host:
 
     def whereabouts(self):
         """Where each of its threads is: what the kernel says, and Python, at the log's end."""
-        said = []
+        said = ["not understood: %.1000s" % self.garbled] if self.garbled else []
         for task in sorted(Path("/proc/%d/task" % self.process.pid).glob("*")):
             try:
                 facts = [(task / name).read_text().strip() for name in ("comm", "wchan", "syscall")]
@@ -107,6 +107,7 @@ class Host:
             try:
                 got = json.loads(line)
             except ValueError:  # a killed process ends in mid-line
+                self.garbled = line
                 continue
             with self.lock:
                 waiting = self.waiting.pop(got["id"])

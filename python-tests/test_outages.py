@@ -106,7 +106,7 @@ def test_a_slow_store_makes_larger_files_not_a_queue(new_host, replica, proxy, t
     before = len(txids(replica))
     rule = proxy.rule("latency", ms=300)
     for _ in range(6):
-        unbothered(host, database, 60)
+        commits(host, 60)
         assert host.status(database)["spool_files"] < 50
     proxy.wait(rule)
     host.sync()
@@ -156,7 +156,7 @@ def test_the_answer_is_lost_after_the_write(new_host, replica, proxy, tmp_path):
         rule = proxy.rule(kind, method="PUT", **spec)
         commits(host, 20)
         proxy.wait(rule)
-        unbothered(host, database)
+        commits(host, 150)
         proxy.heal()
         host.sync()
     all_well(host, database, replica, tmp_path)

@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::finding::Finding;
 use crate::local::pages::PageTable;
@@ -38,9 +38,10 @@ impl From<crate::local::Error> for Stop {
     }
 }
 
+/// Of the reads that have no path of their own.
 impl From<io::Error> for Stop {
     fn from(error: io::Error) -> Stop {
-        Stop::Failed(error.to_string())
+        Stop::Failed(format!("cannot read the database or its WAL: {error}"))
     }
 }
 
@@ -150,18 +151,20 @@ pub(super) fn write_frames(
 /// A spool file being written page by page.
 pub(super) struct PieceWriter {
     encoder: Encoder<BufWriter<File>>,
+    temp: PathBuf,
     sums: Vec<(Pgno, Checksum)>,
 }
 
 impl PieceWriter {
     pub(super) fn begin(spool: &Spool, page_size: PageSize) -> Result<PieceWriter, Stop> {
-        let file = create(&spool.temp_path())?;
+        let temp = spool.temp_path();
+        let file = create(&temp)?;
         let encoder = Encoder::new(BufWriter::with_capacity(256 * 1024, file), page_size);
-        Ok(PieceWriter { encoder, sums: Vec::new() })
+        Ok(PieceWriter { encoder, temp, sums: Vec::new() })
     }
 
     pub(super) fn page(&mut self, pgno: Pgno, page: &[u8]) -> Result<(), Stop> {
-        self.encoder.page(pgno, page).map_err(encoding)?;
+        self.encoder.page(pgno, page).map_err(|error| encoding(&self.temp, error))?;
         self.sums.push((pgno, ltx::checksum::page(pgno, page)));
         Ok(())
     }
@@ -193,7 +196,8 @@ impl PieceWriter {
             }
         }
         let header = maker.header(commit, post_apply, span);
-        let (out, encoded) = self.encoder.finish(&header).map_err(encoding)?;
+        let done = self.encoder.finish(&header);
+        let (out, encoded) = done.map_err(|error| encoding(&self.temp, error))?;
         let entry = complete(spool, out, &encoded, entry)?;
         for (pgno, sum) in &self.sums {
             table.set(*pgno, Some(*sum))?;
@@ -217,15 +221,16 @@ pub(super) fn merge(
     for piece in open {
         let path = spool.path(piece);
         let file = File::open(&path).map_err(|error| failed("cannot open", &path, &error))?;
-        let decoder = Decoder::new(BufReader::with_capacity(128 * 1024, file)).map_err(encoding)?;
+        let decoder = Decoder::new(BufReader::with_capacity(128 * 1024, file));
+        let decoder = decoder.map_err(|error| encoding(&path, error))?;
         span = Span::of(decoder.header());
         inputs.push(decoder);
     }
     let header = maker.header(commit, post_apply, span);
-    let file = create(&spool.temp_path())?;
-    let out = BufWriter::with_capacity(256 * 1024, file);
+    let temp = spool.temp_path();
+    let out = BufWriter::with_capacity(256 * 1024, create(&temp)?);
     let (out, encoded) = ltx::merge::merge(inputs, &header, out).map_err(|error| match error {
-        ltx::Error::Io(error) => Stop::Failed(format!("cannot join spool files: {error}")),
+        ltx::Error::Io(error) => failed("cannot join spool files to", &temp, &error),
         other => {
             log::error!("a file in the spool is damaged: {other}");
             Stop::Diverged(Finding::SpoolDamaged)
@@ -262,9 +267,9 @@ fn failed(what: &str, path: &Path, error: &io::Error) -> Stop {
     Stop::Failed(format!("{what} {}: {error}", path.display()))
 }
 
-fn encoding(error: ltx::Error) -> Stop {
+fn encoding(path: &Path, error: ltx::Error) -> Stop {
     match error {
-        ltx::Error::Io(error) => Stop::Failed(format!("cannot write to the spool: {error}")),
-        other => Stop::Failed(format!("cannot make a spool file: {other}")),
+        ltx::Error::Io(error) => failed("cannot write or read", path, &error),
+        other => Stop::Failed(format!("{} cannot be a spool file: {other}", path.display())),
     }
 }

@@ -406,10 +406,11 @@ fn count_commits(wal: &File, page_size: PageSize, last: u32) -> std::io::Result<
 /// Takes an open piece out of the spool and out of the page table.
 fn forget(local: &mut Local, entry: &Entry) -> Result<(), String> {
     let path = local.spool.path(entry);
-    let file = File::open(&path).map_err(|error| error.to_string())?;
-    let mut decoder = crate::ltx::Decoder::new(std::io::BufReader::new(file))
-        .map_err(|error| error.to_string())?;
-    while let Some(page) = decoder.next_page().map_err(|error| error.to_string())? {
+    let unreadable = |error: crate::ltx::Error| format!("cannot read {}: {error}", path.display());
+    let file = File::open(&path).map_err(|error| unreadable(error.into()))?;
+    let mut decoder =
+        crate::ltx::Decoder::new(std::io::BufReader::new(file)).map_err(unreadable)?;
+    while let Some(page) = decoder.next_page().map_err(unreadable)? {
         if page.pgno <= local.table.commit() {
             local.table.set(page.pgno, None).map_err(|error| error.to_string())?;
         }
