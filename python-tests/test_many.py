@@ -16,7 +16,9 @@ def test_two_hundred_databases(new_host, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 20000), hard))  # a child inherits it
     try:
-        host = new_host("pysqlite3", env={"WALFERRY_REPLICA": "file://%s/replicas/{name}" % tmp_path})
+        host = new_host("pysqlite3", env={
+            "WALFERRY_REPLICA": "file://%s/replicas/{name}" % tmp_path, "WALFERRY_LEVELS": "off",
+            "WALFERRY_SNAPSHOT_INTERVAL": "off", "WALFERRY_DELETES": "off"})
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     names = ["%03d.db" % number for number in range(DATABASES)]
@@ -45,10 +47,10 @@ def test_two_hundred_databases(new_host, tmp_path):
     before = requests()
     host.sql("INSERT INTO t VALUES (1)", conn=names[0])
     host.sync(names[0])
-    # One database has written: its file went out, and perhaps what is older was joined to one more.
-    # The others were left in peace.
+    # One database has written: its file went out, perhaps after a look at what that follows. The others
+    # were left in peace.
     after, wrote = requests(), str(tmp_path / names[0])
-    assert after.pop(wrote) - before.pop(wrote) in (1, 2)
+    assert after.pop(wrote) - before.pop(wrote) in (1, 2, 3)
     assert after == before
     for name in names:
         replica = DirectoryReplica(tmp_path / "replicas" / name)

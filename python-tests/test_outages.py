@@ -480,11 +480,16 @@ def can_mount(folder):
     ).returncode == 0 and subprocess.run(["umount", str(folder)]).returncode == 0
 
 
+# The copies of what was joined go, which makes room.
+NOTHING_JOINED = {"WALFERRY_LEVELS": "off", "WALFERRY_SNAPSHOT_INTERVAL": "off"}
+
+
 class PretendedDisk:
     """Calls that need room fail, by the preloaded library."""
 
     def __init__(self, misfortune, place):
-        self.misfortune, self.place, self.env = misfortune, place, misfortune.env
+        self.misfortune, self.place = misfortune, place
+        self.env = dict(misfortune.env, **NOTHING_JOINED)
 
     def fill(self):
         self.misfortune.set("full", self.place)
@@ -499,7 +504,7 @@ class PretendedDisk:
 class SmallDisk:
     """A disk of its own, filled for real."""
 
-    env = {}
+    env = NOTHING_JOINED
 
     def __init__(self, place, megabytes=24):
         self.place = place
