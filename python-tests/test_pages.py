@@ -1,8 +1,10 @@
 """Whatever SQLite does to a database in WAL mode, the replica is that database, page for page."""
 
+import json
+
 import pytest
 
-from harness import (HOSTS, DirectoryReplica, HostError, assert_restores, restore, sha256)
+from harness import (HOSTS, DirectoryReplica, HostError, assert_restores, restore, sha256, walferry)
 
 TABLE = "CREATE TABLE t (id INTEGER PRIMARY KEY, x BLOB)"
 
@@ -224,6 +226,52 @@ def test_a_database_outside_wal_mode_is_reported(new_host, replica, tmp_path):
             host.sync()
         host.sql("PRAGMA journal_mode=WAL")
     host.sql("INSERT INTO t (x) VALUES (3)")
+    check(host, replica, tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["delete", "truncate", "persist", "memory", "off"])
+@pytest.mark.parametrize("locking", ["normal", "exclusive"])
+def test_wal_mode_is_left(mode, locking, new_host, replica, tmp_path):
+    """What is committed from then on is late, to all who ask, until there is a WAL again."""
+    host, database = new_host("apsw", replica), tmp_path / "app.db"
+    host.open(database)
+    host.sql("PRAGMA journal_mode=WAL", TABLE, "INSERT INTO t (x) VALUES (1)")
+    host.sync()
+    assert host.sql("PRAGMA locking_mode=%s" % locking, "PRAGMA journal_mode=%s" % mode) == [[mode]]
+    for _ in range(3):
+        host.sql("INSERT INTO t (x) VALUES (2)")
+    while not host.value("SELECT walferry_lag()"):  # less than a millisecond
+        pass
+    said = json.loads(walferry("status", "--json", database).stdout)[0]
+    for state in (host.status(database), said):
+        assert state["state"] == "not-wal" and state["lag_ms"] > 0, state
+        assert "only WAL mode" in state["last_error"], state
+    with pytest.raises(HostError, match="only WAL mode"):
+        host.value("SELECT walferry_wait(100)")
+    host.sql("PRAGMA locking_mode=normal", "PRAGMA journal_mode=WAL", "INSERT INTO t (x) VALUES (3)")
+    host.sync()
+    state = host.status(database)
+    assert (state["state"], state["lag_ms"], state["last_error"]) == ("streaming", 0, None), state
+    host.database = database
+    check(host, replica, tmp_path)
+
+
+def test_a_reader_keeps_a_database_from_wal_mode(new_host, replica, tmp_path):
+    """As long as it reads; then the next write brings it."""
+    plain, database = new_host(load=False), tmp_path / "app.db"
+    plain.open(database)
+    plain.sql("PRAGMA journal_mode=DELETE", TABLE, "INSERT INTO t (x) VALUES (1)", "BEGIN",
+              "SELECT * FROM t")
+    host = new_host("apsw", replica)
+    host.database = database
+    host.open(database)
+    assert host.value("SELECT count(*) FROM t") == 1
+    state = host.status(database)
+    assert (state["state"], state["lag_ms"]) == ("not-wal", None), state
+    assert host.value("SELECT walferry_lag()") is None
+    plain.sql("COMMIT")
+    host.sql("INSERT INTO t (x) VALUES (2)", "SELECT * FROM t")
+    assert host.value("PRAGMA journal_mode") == "wal"
     check(host, replica, tmp_path)
 
 

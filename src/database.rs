@@ -107,6 +107,8 @@ pub(crate) struct Shared {
     /// How often that was so.
     pub lost_track: u64,
     pub report: Report,
+    /// It is not in WAL mode.
+    pub outside: Option<Outside>,
     /// Who ships.
     pub role: Role,
     /// What the processes of this database tell each other, once it is open.
@@ -122,6 +124,27 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// What is known of the database, with what the sealer has not taken in.
+    pub(crate) fn known(&self) -> Report {
+        let mut report = self.report.clone();
+        let outside = self.outside.and_then(|outside| outside.written_since);
+        report.unacked_since =
+            [report.unacked_since, self.unreported_since, outside].into_iter().flatten().min();
+        if self.outside.is_some() && !matches!(report.state, "error" | "fenced") {
+            report.state = "not-wal";
+            report.last_error =
+                Some("only WAL mode is replicated: set PRAGMA journal_mode=WAL".to_string());
+        }
+        report
+    }
+
+    /// Nobody does so once a second while there is no WAL.
+    fn tell_those_who_look(&self) {
+        if self.role == Role::Ships {
+            crate::standby::publish_view(self);
+        }
+    }
+
     /// Whether the sealer is to be woken for a commit that ends with this frame.
     fn is_to_ring(&mut self, frame: u32) -> bool {
         let ahead = frame.wrapping_sub(self.bell_frame) >= FRAMES_AHEAD;
@@ -130,6 +153,13 @@ impl Shared {
         }
         std::mem::replace(&mut self.wants_bell, false) || ahead
     }
+}
+
+/// What is known of a database that is not in WAL mode.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Outside {
+    /// When this process first wrote to it.
+    pub written_since: Option<u64>,
 }
 
 /// Which process ships a database.
@@ -250,6 +280,7 @@ impl Database {
                 others: false,
                 released: (None, 0),
                 silent: None,
+                outside: None,
             }),
             changed: Condvar::new(),
         }
@@ -322,6 +353,9 @@ impl Database {
             shared.captured = None;
             shared.grant = None;
             shared.commit_seq += 1;
+            // What was written meanwhile is found by comparison, and late until then.
+            let since = shared.outside.take().and_then(|outside| outside.written_since);
+            shared.unreported_since = [shared.unreported_since, since].into_iter().flatten().min();
             if shared.gate == Gate::Open && !shared.given_up {
                 // It was opened for the WAL before.
                 shared.set_gate(Gate::Capturing);
@@ -435,13 +469,24 @@ impl Database {
         self.send(Control::Detached(self.id));
     }
 
-    /// The file was written in a journal mode other than WAL: nobody sees such commits but by
-    /// comparison, once it is in WAL mode again.
-    pub fn outside_wal(&self) {
+    /// The database was found in a journal mode other than WAL.
+    pub fn found_outside_wal(&self) {
         self.with(|shared| {
-            shared.report.state = "not-wal";
-            shared.report.last_error =
-                Some("only WAL mode is replicated: set PRAGMA journal_mode=WAL".to_string());
+            shared.outside.get_or_insert_default();
+            shared.tell_those_who_look();
+        });
+    }
+
+    /// The file was written in such a mode: nobody sees those commits but by comparison, once it is in
+    /// WAL mode again.
+    pub fn written_outside_wal(&self) {
+        let Some(process) = self.process.upgrade() else { return };
+        self.with(|shared| {
+            let outside = shared.outside.get_or_insert_default();
+            if outside.written_since.is_none() {
+                outside.written_since = Some(process.now());
+                shared.tell_those_who_look();
+            }
         });
     }
 
@@ -449,14 +494,16 @@ impl Database {
     pub fn report(&self) -> Report {
         let now = self.process.upgrade().map_or(0, |process| process.now());
         self.with(|shared| {
-            let mut report = shared.report.clone();
-            let oldest =
-                [report.unacked_since, shared.unreported_since].into_iter().flatten().min();
-            report.unacked_since = oldest;
-            report.lag_ms = oldest.map_or(0, |since| now.saturating_sub(since));
+            let mut report = shared.known();
             report.connections = shared.connections;
-            if let Some(page) = shared.shippers_page() {
-                crate::standby::overlay(&mut report, &page, now);
+            match shared.shippers_page() {
+                Some(page) if shared.outside.is_none() => {
+                    crate::standby::overlay(&mut report, &page, now);
+                }
+                _ => {
+                    let oldest = report.unacked_since;
+                    report.lag_ms = oldest.map_or(0, |since| now.saturating_sub(since));
+                }
             }
             report
         })

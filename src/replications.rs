@@ -91,9 +91,14 @@ impl Replications {
         self.each().for_each(|database| database.checkpoint_begins());
     }
 
-    /// [`Database::outside_wal`] of all.
-    pub fn outside_wal(&self) {
-        self.each().for_each(|database| database.outside_wal());
+    /// [`Database::found_outside_wal`] of all.
+    pub fn found_outside_wal(&self) {
+        self.each().for_each(|database| database.found_outside_wal());
+    }
+
+    /// [`Database::written_outside_wal`] of all.
+    pub fn written_outside_wal(&self) {
+        self.each().for_each(|database| database.written_outside_wal());
     }
 
     /// [`Database::diverged`] of all.
@@ -170,8 +175,12 @@ impl Replications {
         self.first.report().sealed
     }
 
-    /// Age in milliseconds of the oldest commit that some replica does not have.
-    pub fn lag_ms(&self) -> u64 {
-        self.each().map(|database| database.report().lag_ms).max().unwrap_or(0)
+    /// Age in milliseconds of the oldest commit that some replica does not have; 0 where all have all,
+    /// `None` where that is not known.
+    pub fn lag_ms(&self) -> Option<u64> {
+        let all: Vec<_> = self.each().map(|database| database.report().lag_known()).collect();
+        let worst = all.iter().copied().flatten().max();
+        // One that is behind for certain says more than one of which nothing is known.
+        worst.filter(|lag| *lag > 0 || all.iter().all(Option::is_some))
     }
 }

@@ -31,8 +31,7 @@ impl Shared {
     }
 
     fn view(&self) -> View {
-        let report = &self.report;
-        let oldest = [report.unacked_since, self.unreported_since].into_iter().flatten().min();
+        let report = self.known();
         let state = STATES.iter().position(|state| *state == report.state).unwrap_or(0);
         View {
             term: self.term,
@@ -50,11 +49,11 @@ impl Shared {
             answered: self.released.1,
             sealed: report.sealed.0,
             acked: report.acked.0,
-            unacked_since: oldest.map_or(0, |since| since + 1),
+            unacked_since: report.unacked_since.map_or(0, |since| since + 1),
             state: state as u64,
             pending_bytes: report.pending_bytes,
             spool_files: report.spool_files,
-            error: report.last_error.clone().unwrap_or_default(),
+            error: report.last_error.unwrap_or_default(),
         }
     }
 }

@@ -63,6 +63,12 @@ pub struct Report {
     pub last_error: Option<String>,
 }
 
+/// The lag in a state, if it is known: a database that is not looked at, or not yet, is not up to date.
+pub(crate) fn lag_known(state: &str, lag_ms: u64) -> Option<u64> {
+    let is_looked_at = !matches!(state, "opening" | "error" | "not-wal");
+    (is_looked_at || lag_ms > 0).then_some(lag_ms)
+}
+
 impl Report {
     pub(crate) fn new(database: &Path, replica: &str) -> Report {
         Report {
@@ -102,10 +108,9 @@ impl Report {
         }
     }
 
-    /// The lag, if it is known: a database that is not looked at, or not yet, is not up to date.
-    fn lag_known(&self) -> Option<u64> {
-        let is_looked_at = !matches!(self.state, "opening" | "error");
-        (is_looked_at || self.lag_ms > 0).then_some(self.lag_ms)
+    /// The lag, if it is known.
+    pub(crate) fn lag_known(&self) -> Option<u64> {
+        lag_known(self.state, self.lag_ms)
     }
 
     /// The report as a JSON object.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unnecessary_wraps)]
 
+use std::path::Path;
 use std::time::Duration;
 
 use walferry::process::{self, Process};
@@ -49,10 +50,8 @@ pub fn txid(call: &Call<'_>, _: &[i64]) -> Answer {
 
 /// `walferry_lag()`: age in milliseconds of the oldest commit that some replica does not have.
 pub fn lag(call: &Call<'_>, _: &[i64]) -> Answer {
-    Ok(match call.database() {
-        Some(database) => Value::Integer(i64::try_from(database.lag_ms()).unwrap_or(i64::MAX)),
-        None => Value::Null,
-    })
+    let lag = call.database().and_then(|database| database.lag_ms());
+    Ok(lag.map_or(Value::Null, |lag| Value::Integer(i64::try_from(lag).unwrap_or(i64::MAX))))
 }
 
 /// `walferry_status()`: a JSON array, an object for each replica of each database of the process.
@@ -114,27 +113,37 @@ fn wait_for(call: &Call<'_>, arguments: &[i64], hurry: bool) -> Answer {
 /// left alone: its page size may still be chosen, which WAL mode would end.
 pub fn prepare_connection(api: &Api, db: Connection) {
     let Some(database) = registry::database_of(api, db) else { return };
-    if database.first().settings().journal_mode == JournalMode::Keep
-        || api.is_read_only(db, c"main")
-    {
+    if database.first().settings().journal_mode == JournalMode::Keep {
+        let mode = api.query(db, c"PRAGMA main.journal_mode");
+        if has_pages(database.path())
+            && mode.is_ok_and(|mode| mode.is_some_and(|mode| mode != "wal"))
+        {
+            database.found_outside_wal();
+        }
         return;
     }
-    let has_pages = std::fs::metadata(database.path()).is_ok_and(|meta| meta.len() > 0);
-    if !has_pages {
+    if api.is_read_only(db, c"main") {
+        return;
+    }
+    if !has_pages(database.path()) {
         return;
     }
     match api.query(db, c"PRAGMA main.journal_mode=WAL") {
         Ok(Some(mode)) if mode == "wal" => {}
-        Ok(mode) => log::warn!(
-            "{}: it stays in journal mode {}; only WAL mode is replicated",
-            database.path().display(),
-            mode.unwrap_or_default()
-        ),
+        Ok(mode) => {
+            log::warn!(
+                "{}: it stays in journal mode {}; only WAL mode is replicated",
+                database.path().display(),
+                mode.unwrap_or_default()
+            );
+            database.found_outside_wal();
+        }
         Err(why) => {
             log::warn!(
-                "{}: it cannot be put into WAL mode, and only WAL mode is replicated: {why}",
+                "{}: it cannot be put into WAL mode, and only WAL mode is replicated: {why}; it is tried again after the next write",
                 database.path().display()
             );
+            database.found_outside_wal();
             // SQLite would take the error that the connection remembers for one of its opening, and
             // refuse the application a database that is only busy. Success clears it.
             let _ = api.query(db, c"SELECT 1");
@@ -142,8 +151,12 @@ pub fn prepare_connection(api: &Api, db: Connection) {
     }
 }
 
-/// Puts a database that was new, and has something in it now, into WAL mode, by a connection of our
-/// own; the application's notices with its next transaction, as if another program had done it.
+fn has_pages(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|meta| meta.len() > 0)
+}
+
+/// Puts a database that was new, or could not be switched when it was opened, into WAL mode after it
+/// was written to, by a connection of our own; the application's notices with its next transaction, as if another program had done it.
 /// Whether that is settled: it has WAL mode, or is not to have it.
 pub fn into_wal_mode(shimmed: &Shimmed) -> bool {
     let path = shimmed.database.path();
@@ -153,7 +166,7 @@ pub fn into_wal_mode(shimmed: &Shimmed) -> bool {
         return true;
     }
     let Some(api) = api::api() else { return true };
-    if !std::fs::metadata(path).is_ok_and(|meta| meta.len() > 0) {
+    if !has_pages(path) {
         return false;
     }
     let mode = OwnConnection::open(api, shimmed.vfs.0, path)

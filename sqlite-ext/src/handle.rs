@@ -61,13 +61,14 @@ pub(crate) struct WalWrites {
     pub(crate) changes: u32,
 }
 
-/// Of a connection to a database that was empty when it was opened: WAL mode would end the time in
-/// which page size and auto-vacuum can be chosen, so that it comes once there is something in it.
+/// Of a connection to a database that did not have WAL mode when it was opened. To an empty one that
+/// comes once there is something in it, since it would end the time in which page size and auto-vacuum
+/// can be chosen; to one that readers kept from it, after the next write.
 pub(crate) mod fresh {
-    /// It was not empty, or has WAL mode by now.
+    /// It had WAL mode, or has it by now, or is not to have it.
     pub(crate) const NO: u8 = 0;
-    /// It was empty.
-    pub(crate) const EMPTY: u8 = 1;
+    /// It was empty, or in another mode.
+    pub(crate) const NOT_YET: u8 = 1;
     /// This connection has written to it, outside the WAL.
     pub(crate) const WRITTEN: u8 = 2;
 }
@@ -82,8 +83,7 @@ impl Handle {
             return None;
         }
         let shimmed = registry::of_file_now(shimmed);
-        let len = std::fs::metadata(shimmed.database.path()).map_or(0, |meta| meta.len());
-        let fresh = if len == 0 && !adopted { fresh::EMPTY } else { fresh::NO };
+        let fresh = if adopted || has_wal_mode(real) { fresh::NO } else { fresh::NOT_YET };
         shimmed.handles.fetch_add(1, Ordering::AcqRel);
         shimmed.database.connect();
         Some(Arc::new_cyclic(|this| Handle {
@@ -188,4 +188,12 @@ impl Handle {
             salts: written.salts?,
         })
     }
+}
+
+/// What the header says of the journal mode (sqlite.org/fileformat2.html, section 1.3.3).
+fn has_wal_mode(file: RawFile) -> bool {
+    const VERSIONS: u64 = 18;
+    const WAL: u8 = 2;
+    let mut versions = [0; 2];
+    file.read(&mut versions, VERSIONS).is_ok() && versions == [WAL, WAL]
 }

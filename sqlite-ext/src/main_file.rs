@@ -212,7 +212,7 @@ impl MainFile<'_> {
         }
         let done = handle.shimmed.is_attached() || functions::into_wal_mode(&handle.shimmed);
         // In vain, as where another connection reads: again after the next write.
-        let next = if done { fresh::NO } else { fresh::EMPTY };
+        let next = if done { fresh::NO } else { fresh::NOT_YET };
         handle.fresh.store(next, Ordering::Release);
     }
 
@@ -225,9 +225,14 @@ impl MainFile<'_> {
         if checkpoint {
             return;
         }
+        if handle.is_exclusive() && handle.shimmed.is_attached() {
+            // With a WAL only checkpoints write to the file: that mode was left, with the lock held.
+            *handle.written.lock() = WalWrites::default();
+            handle.shimmed.detach(None);
+        }
         if !handle.shimmed.is_attached() {
-            handle.database().outside_wal();
-            if handle.fresh.load(Ordering::Acquire) == fresh::EMPTY {
+            handle.database().written_outside_wal();
+            if handle.fresh.load(Ordering::Acquire) == fresh::NOT_YET {
                 handle.fresh.store(fresh::WRITTEN, Ordering::Release);
             }
         }

@@ -16,6 +16,7 @@ use crate::local::spool::Spool;
 use crate::local::state::State;
 use crate::local::{self, replicas};
 use crate::standby::{is_gone, state_of};
+use crate::status::lag_known;
 use crate::units::{Timestamp, Txid, WriterId};
 
 /// Arguments of `walferry status`.
@@ -149,7 +150,8 @@ impl Seen {
         self.acked = self.acked.max(Txid(view.acked));
         let oldest = [view.unacked_since.checked_sub(1), glance.unreported_since];
         let oldest = oldest.into_iter().flatten().min();
-        self.lag_ms = Some(oldest.map_or(0, |since| now.saturating_sub(since)));
+        let lag = oldest.map_or(0, |since| now.saturating_sub(since));
+        self.lag_ms = lag_known(self.state, lag);
         if !view.error.is_empty() {
             self.last_error = Some(view.error.clone());
         }
