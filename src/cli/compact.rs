@@ -37,7 +37,11 @@ pub(super) async fn join(named: &Named, levels: &[u8], how: &tidy::Args) -> Resu
     let mut lines = Vec::new();
     let levels = || levels.iter().filter_map(|level| Level::new(*level));
     for level in levels() {
-        let ladder = Ladder::of(&files, levels());
+        // A snapshot that somebody asks for has all that there is, whatever the levels below go on with.
+        let ladder = match level {
+            Level::SNAPSHOT => Ladder::default(),
+            _ => Ladder::of(&files, levels()),
+        };
         let Some(step) = compact::next(&files, &ladder, level, Txid(u64::MAX)) else { continue };
         if how.dry_run {
             // What a later level would join of this one is planned as if it were there.

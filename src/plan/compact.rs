@@ -7,7 +7,7 @@
 //! Readers of a live replica that were opened in the midst of a range stop at a level-1 file that
 //! straddles it, unless their plan had such a file (Litestream's VFS, 0.5.17). So the newest file of
 //! level 1 is never joined itself, and no snapshot reaches beyond the one before it: every plan
-//! contains a file of level 1, if that level is made.
+//! contains a file of level 1, if that level is made. Only a snapshot that somebody asks for has all.
 
 use std::collections::BTreeSet;
 

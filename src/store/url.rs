@@ -3,6 +3,7 @@
 //! `file:///absolute/path`, `file:relative/path` and a plain path mean a directory; `s3://` a
 //! bucket. The scheme decides which backend reads the rest (`super::open`).
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -22,13 +23,17 @@ pub fn below(url: &str, name: &str) -> String {
 
 /// As [`below`], for a path with any characters in it.
 pub fn below_path(url: &str, path: &str) -> String {
-    let mut name = String::new();
-    if is_url(url) {
-        encode(path.as_bytes(), &mut name);
-    } else {
-        name.push_str(path);
+    below(url, &in_url(url, path))
+}
+
+/// A path with any characters in it, as it is written in `url`: as it is, if that is a path too.
+pub fn in_url<'a>(url: &str, path: &'a str) -> Cow<'a, str> {
+    if !is_url(url) {
+        return path.into();
     }
-    below(url, &name)
+    let mut name = String::new();
+    encode(path.as_bytes(), &mut name);
+    name.into()
 }
 
 /// The folder that a URL or path names, if it names one.

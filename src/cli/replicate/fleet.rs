@@ -27,6 +27,8 @@ const LOOK: Duration = Duration::from_millis(200);
 const AGAIN: Duration = Duration::from_millis(500);
 const AGAIN_MAX: Duration = Duration::from_secs(8);
 
+const ABSENT: &str = "it does not exist yet";
+const EMPTY: &str = "it is empty as yet";
 const OTHER_MODE: &str = "it is not in WAL mode and not replicated: run PRAGMA journal_mode=WAL, or set journal-mode to wal";
 
 /// All databases.
@@ -189,9 +191,15 @@ impl Fleet {
     /// Every database with its connection; none while it is not open.
     pub(super) fn members(&self) -> impl Iterator<Item = (&Path, Result<&Connection, &str>)> {
         self.members.iter().map(|(path, member)| {
-            let said = member.said.as_deref().unwrap_or("it does not exist");
+            let said = member.said.as_deref().unwrap_or(ABSENT);
             (path.as_path(), member.open.as_ref().map(|(db, _)| db).ok_or(said))
         })
+    }
+
+    /// Whether it is a file of a folder that nothing was written to.
+    pub(super) fn is_empty_in_folder(&self, path: &Path) -> bool {
+        let is_empty = |member: &Member| member.found && member.said.as_deref() == Some(EMPTY);
+        self.members.get(path).is_some_and(is_empty)
     }
 
     /// The URL of a database's replica, if it was given.
@@ -245,7 +253,8 @@ fn find(folder: &Path, pattern: &str, recursive: bool, files: &mut Vec<PathBuf>)
             Ok(kind) if kind.is_dir() && recursive && !ours => {
                 find(&path, pattern, recursive, files);
             }
-            Ok(_) if !beside && fits(pattern, &name) && path.is_file() => files.push(path),
+            // A link leads to a database that has a place of its own.
+            Ok(kind) if kind.is_file() && !beside && fits(pattern, &name) => files.push(path),
             _ => {}
         }
     }
@@ -285,7 +294,7 @@ impl Member {
                 if self.found && !path.exists() {
                     return false;
                 }
-                self.say(path, log::Level::Info, "it does not exist yet");
+                self.say(path, log::Level::Info, if path.exists() { EMPTY } else { ABSENT });
             }
             Candidate::NotOne(why) => {
                 self.failed = None;

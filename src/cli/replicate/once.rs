@@ -24,9 +24,10 @@ pub(super) fn run(fleet: &mut Fleet, args: &Args, config: Option<&Config>) -> Re
         let left = deadline.saturating_duration_since(Instant::now());
         let synced = match db {
             Ok(db) => sync::sync(db, path, left),
+            Err(_) if fleet.is_empty_in_folder(path) => continue,
             Err(why) => {
-                let text = format!("{}: {why}", path.display());
-                Err(Failure::because(Exit::Usage, text))
+                let exit = if path.exists() { Exit::Failure } else { Exit::Usage };
+                Err(Failure::because(exit, format!("{}: {why}", path.display())))
             }
         };
         let synced = synced.and_then(|txid| {

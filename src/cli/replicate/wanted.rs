@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::super::sync::encoded;
+use crate::store::url;
 use std::os::unix::ffi::OsStrExt;
 
 /// A database, or a folder of them.
@@ -53,23 +54,9 @@ impl Wanted {
         replica.map(|(_, value)| Self::at(value, within))
     }
 
-    fn at(url: &str, within: Option<&Path>) -> String {
-        within.map_or_else(|| url.to_string(), |within| beneath(url, within))
+    fn at(place: &str, within: Option<&Path>) -> String {
+        within.map_or_else(|| place.to_string(), |within| url::below_path(place, &within.to_string_lossy()))
     }
-}
-
-/// The URL of a place beneath that of a folder; its options stay behind.
-fn beneath(url: &str, within: &Path) -> String {
-    let (place, options) = match url.split_once('?') {
-        Some((place, options)) if url.contains("://") => (place, Some(options)),
-        _ => (url, None),
-    };
-    let mut text = format!("{}/{}", place.trim_end_matches('/'), within.display());
-    if let Some(options) = options {
-        text += "?";
-        text += options;
-    }
-    text
 }
 
 #[cfg(test)]
@@ -78,9 +65,12 @@ mod tests {
 
     #[test]
     fn each_database_of_a_folder_has_a_replica_of_its_own() {
-        let within = Path::new("a/b.db");
-        assert_eq!(beneath("s3://b/p/?endpoint=x", within), "s3://b/p/a/b.db?endpoint=x");
-        assert_eq!(beneath("/srv/what?", within), "/srv/what?/a/b.db");
+        let at = |url, within| Wanted::at(url, Some(Path::new(within)));
+        assert_eq!(at("s3://b/p/?endpoint=x", "a/b.db"), "s3://b/p/a/b.db?endpoint=x");
+        assert_eq!(at("/srv/what?", "a/b.db"), "/srv/what?/a/b.db");
+        // A character that means something in a URL is one of the name.
+        assert_eq!(at("s3://b/p", "x%41?.db"), "s3://b/p/x%2541%3F.db");
+        assert_eq!(at("/srv", "x%41?.db"), "/srv/x%41?.db");
         let wanted = Wanted {
             place: Place::Database("/x".into()),
             parameters: vec![
