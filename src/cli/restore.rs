@@ -317,6 +317,7 @@ fn show_report(
             "bytes_fetched": report.fetched,
             "requests": report.requests,
             "bytes_reused": report.reused,
+            "passed_over": report.passed_over.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "from": report.from.map(|from| from.to_string()),
             "instead": report.instead.as_ref().map(ToString::to_string),
             "elapsed_ms": report.elapsed.as_millis() as u64,
@@ -336,6 +337,10 @@ fn show_report(
         report.fetched,
         report.elapsed.as_secs_f64(),
     ));
+    for key in &report.passed_over {
+        lines
+            .push(format!("{key} is damaged: it was passed over, since others have what is in it"));
+    }
     if report.reused > 0 {
         lines.push(format!(
             "{} bytes of these files were there already, from a restore that was broken off",

@@ -189,9 +189,9 @@ pub fn head(files: &[FileInfo]) -> Option<Txid> {
     files.iter().map(|file| file.key.name.max).max()
 }
 
-/// Every TXID for which [`restore`] finds a plan, ascending.
+/// Every TXID for which [`restore`] finds a plan of whole files, ascending.
 pub fn restorable(files: &[FileInfo]) -> Vec<Txid> {
-    let mut by_max: Vec<&FileInfo> = files.iter().collect();
+    let mut by_max: Vec<&FileInfo> = files.iter().filter(|f| f.len >= MIN_FILE_LEN).collect();
     by_max.sort_by_key(|file| (file.key.name.max, file.key.name.min));
     let mut points: Vec<Txid> = Vec::new();
     for file in by_max {

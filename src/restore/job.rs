@@ -282,6 +282,7 @@ impl Job<'_> {
             fetched: self.source.fetched(),
             requests: self.source.requests(),
             reused: 0,
+            passed_over: Vec::new(),
             from: None,
             instead: None,
             elapsed: Duration::ZERO,

@@ -65,7 +65,7 @@ pub use progress::{Step, Watch};
 
 use crate::ltx::{DatabaseChecksum, Header};
 use crate::plan::{self, Plan};
-use crate::store::{self, FileInfo, Store};
+use crate::store::{self, FileInfo, Key, Store};
 use crate::units::{Level, PageSize, Timestamp, Txid};
 use fetch::Source;
 use job::Job;
@@ -73,6 +73,9 @@ use output::Place;
 
 /// Restores that read less than this many bytes are begun anew after a failure, and leave nothing.
 const RESUME_FROM: u64 = 16 << 20;
+
+/// Most damaged files that are passed over.
+const PASSED_OVER_MAX: usize = 100;
 
 /// A request takes about as long as so many bytes of a stream: for the choice between few large files
 /// and many small ones.
@@ -188,6 +191,8 @@ pub struct Report {
     pub requests: u64,
     /// Bytes of the files that were not read again, since a restore that was broken off had done so.
     pub reused: u64,
+    /// Damaged files that were passed over, since others have what is in them.
+    pub passed_over: Vec<Key>,
     /// The state of the older copy that was brought forward, if it was.
     pub from: Option<Txid>,
     /// Why it was not, if there is one.
@@ -250,19 +255,44 @@ async fn restore_and(
 ) -> Result<(Report, Option<String>), Error> {
     let begun = Instant::now();
     check_output(&options)?;
-    let (files, plan) = plan(&store, options.point).await?;
+    let (mut files, mut plan) = plan(&store, options.point).await?;
     let runtime = Handle::current();
     let replica = store::url::identity(store.as_ref());
     let (mut report, not_left) = tokio::task::spawn_blocking(move || {
         let source = &Source::new(store);
-        let (runtime, options, files, plan) = (&runtime, &options, &files, &plan);
-        let job = Job { source, runtime, options, files, plan, replica: &replica, leave };
-        job.execute()
+        let mut passed_over = Vec::new();
+        loop {
+            let (runtime, options, all, way) = (&runtime, &options, &files, &plan);
+            let job =
+                Job { source, runtime, options, files: all, plan: way, replica: &replica, leave };
+            let error = match job.execute() {
+                Ok((report, not_left)) => return Ok((Report { passed_over, ..report }, not_left)),
+                Err(error) => error,
+            };
+            if passed_over.len() >= PASSED_OVER_MAX {
+                return Err(error);
+            }
+            let Some((key, other)) = another_way(&files, &plan, &error) else { return Err(error) };
+            log::warn!("{error}; it is passed over, since others have what is in it");
+            files.retain(|file| file.key != key);
+            passed_over.push(key);
+            plan = other;
+        }
     })
     .await
     .map_err(|_| Error::Internal("a thread broke off"))??;
     report.elapsed = begun.elapsed();
     Ok((report, not_left))
+}
+
+/// A way to the same state without a file that is damaged, and that file: what was joined is there
+/// twice for a while. What comes out is proven as ever. Whole files that contradict each other are
+/// another matter: nobody knows which of them is right.
+fn another_way(files: &[FileInfo], plan: &Plan, error: &Error) -> Option<(Key, Plan)> {
+    let Error::File { key, .. } = error else { return None };
+    let others: Vec<FileInfo> = files.iter().filter(|file| file.key != *key).copied().collect();
+    let way = plan::restore::restore(&others, plan::Target::Txid(plan.txid)).ok()?;
+    Some((*key, way))
 }
 
 /// Checks that a database may be put there: that nothing is in the way, or only what the options let

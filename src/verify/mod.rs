@@ -10,7 +10,7 @@
 
 mod coverage;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -74,7 +74,7 @@ pub struct Report {
     pub fetched: u64,
     /// Pages whose images were checked.
     pub pages: u64,
-    /// States that can be restored by the names of the files.
+    /// States that can be restored without the files that have a defect.
     pub states: usize,
     /// The oldest of them.
     pub oldest: Option<(Txid, Timestamp)>,
@@ -283,13 +283,16 @@ impl Walk {
             Ok(_) => {}
         }
         defects.sort_by_key(|defect| defect.key);
+        let damaged: HashSet<Key> = defects.iter().filter_map(|defect| defect.key).collect();
+        let mut sound = self.files.clone();
+        sound.retain(|file| !damaged.contains(&file.key));
         Report {
             files: self.files.len(),
             untagged: headers.iter().filter(|(_, header)| header.tag.is_none()).count(),
             fetched: self.fetched.into_inner(),
             pages: self.pages.into_inner(),
-            states: plan::restore::restorable(&self.files).len(),
-            oldest: coverage::oldest(&self.files, &headers),
+            states: plan::restore::restorable(&sound).len(),
+            oldest: coverage::oldest(&sound, &headers),
             proven,
             defects,
         }

@@ -96,6 +96,19 @@ fn every_changed_byte_is_found() {
 }
 
 #[test]
+fn what_only_a_damaged_file_leads_to_is_not_counted() {
+    for (replica, states) in [(five(), 3), (joined(), 5)] {
+        let file = key(0, 4, 4);
+        let mut bytes = replica.bytes(file).to_vec();
+        bytes[150] ^= 1;
+        replica.put(file, bytes);
+        let report = whole(&replica);
+        expect_defects(&report, &[Some(file)]);
+        assert_eq!(report.states, states);
+    }
+}
+
+#[test]
 fn a_hole_is_found() {
     let replica = joined();
     for file in [key(0, 4, 4), key(2, 1, 4)] {

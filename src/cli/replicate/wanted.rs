@@ -55,7 +55,10 @@ impl Wanted {
     }
 
     fn at(place: &str, within: Option<&Path>) -> String {
-        within.map_or_else(|| place.to_string(), |within| url::below_path(place, &within.to_string_lossy()))
+        within.map_or_else(
+            || place.to_string(),
+            |within| url::below_path(place, &within.to_string_lossy()),
+        )
     }
 }
 
@@ -82,7 +85,7 @@ mod tests {
         };
         assert_eq!(
             wanted.uri(Path::new("/d/a b.db"), Some(Path::new("a b.db"))),
-            "file:/d/a%20b.db?vfs=walferry&tend=on&journal-mode=wal&replica=s3%3A//b/p/a%20b.db&retention=1h"
+            "file:/d/a%20b.db?vfs=walferry&tend=on&journal-mode=wal&replica=s3%3A//b/p/a%2520b.db&retention=1h"
         );
         assert_eq!(wanted.replica(None).as_deref(), Some("s3://b/p"));
     }
