@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -495,3 +496,73 @@ def test_litestream_restores_by_the_same_file(new_host, s3_file, tmp_path):
     assert done.returncode == 0, done.stderr
     check_integrity(output)
     assert rows(output, "SELECT x FROM t") == [(1,)]
+
+
+# ---- folders and names -----------------------------------------------------------------------
+
+
+def database_of(path, text):
+    import sqlite3
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("CREATE TABLE t (x)")
+    db.execute("INSERT INTO t VALUES (?)", (text,))
+    db.commit()
+    db.close()
+
+
+# Characters that mean something in a URL, and two names that would decode to one.
+NAMES = ["my%20app.db", "a?b.db", "a#b.db", "x%41.db", "xA.db", "a b.db", "ä.db"]
+
+
+@pytest.mark.parametrize("scheme", ["file", "s3"])
+def test_a_folder_with_odd_names(scheme, new_replica, tmp_path, write):
+    """Each has a replica of its own, at the place where the same folder in a file has it."""
+    replica, folder = new_replica(scheme), tmp_path / "data"
+    folder.mkdir()
+    for name in NAMES:
+        database_of(folder / name, name)
+    os.symlink("xA.db", folder / "link.db")  # it has a place of its own already
+    (folder / "empty.db").touch()
+    walferry("replicate", "--once", folder, replica.url, "--pattern", "*.db", env=replica.reading)
+    if scheme == "file":
+        assert sorted(path.name for path in replica.folder.iterdir()) == sorted(NAMES)
+    path = write("dbs:\n- dir: %s\n  pattern: '*.db'\n  replica:\n    url: %s\n" % (folder, replica.url))
+    for name in NAMES:
+        walferry("restore", "-o", tmp_path / "out.db", "--config", path, folder / name,
+                 env=replica.reading)
+        assert rows(tmp_path / "out.db", "SELECT x FROM t") == [(name,)]
+        for left in tmp_path.glob("out.db*"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_name_in_a_url(name, new_host, tmp_path):
+    host = new_host(env={"WALFERRY_REPLICA": "file://%s/replicas/{name}" % tmp_path})
+    host.open(tmp_path / name).sql(TABLE)
+    host.sync()
+    assert [path.name for path in (tmp_path / "replicas").iterdir()] == [name]
+
+
+def test_a_replica_in_walferrys_own_folder(new_host, tmp_path, write):
+    host = new_host(env={"WALFERRY_REPLICA": "%s/app.db-walferry/replica" % tmp_path})
+    host.open(tmp_path / "app.db")
+    assert "walferry's own folder" in host.status()[0]["last_error"]
+    path = write("dbs:\n- path: %s\n  replica:\n    path: %s\n" % (
+        tmp_path / "app.db", tmp_path / "app.db-walferry" / "replica"))
+    said = walferry("check", "--config", path, code=FAILED).stdout
+    assert "is no place for a replica" in said
+
+
+def test_a_folder_that_is_not_there(tmp_path, write):
+    path = write("dbs:\n- dir: %s\n  pattern: '*.db'\n  replica:\n    path: /r\n" % (tmp_path / "none"))
+    said = walferry("check", "--config", path, code=FAILED).stdout
+    assert "none: folder: No such file or directory" in said
+
+
+def test_a_log_file_without_a_slash(tmp_path):
+    database_of(tmp_path / "app.db", "x")
+    subprocess.run([str(PROGRAM), "replicate", "--once", "app.db", "file:replica", "--log-file", "log"],
+                   cwd=tmp_path, check=True, env=clean_environment())
+    said = (tmp_path / "log").read_text()
+    assert "opened" in said and "WARN" not in said

@@ -111,3 +111,20 @@ def restore_report(replica, folder, txid):
                     replica.url, env=replica.reading)
     (folder / "report.db").unlink()
     return json.loads(done.stdout)
+
+
+def test_a_snapshot_that_is_asked_for_has_all(replica, new_host, tmp_path):
+    """Whatever was joined before."""
+    host = new_host("system", replica, env={"WALFERRY_SYNC_INTERVAL": "0", "WALFERRY_LEVELS": "off"})
+    host.open(tmp_path / "app.db").sql("PRAGMA journal_mode=WAL",
+                                       "CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
+    for levels in ("1", "1,2"):
+        states = write(host, replica, tmp_path / "app.db", 4, tmp_path)
+        run(replica, "compact", "--level", levels)
+        write(host, replica, tmp_path / "app.db", 2, tmp_path)
+        newest = int(host.sync(), 16)
+        run(replica, "snapshot")
+        assert (9, 1, newest) in replica.keys() and newest > max(states)
+        compare(replica, write(host, replica, tmp_path / "app.db", 1, tmp_path), tmp_path)
+    report, = run(replica, "verify")
+    assert report["defects"] == []

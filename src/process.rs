@@ -237,7 +237,7 @@ impl Process {
             };
             let store = crate::store::open_with(&settings.replica, &settings.access);
             match store.map_err(|error| error.to_string()) {
-                Ok(store) => match taken() {
+                Ok(store) => match local::misplaced(path, &settings.replica).or_else(taken) {
                     None => {
                         let identity = crate::store::url::identity(&*store);
                         wanted.push((settings, identity));

@@ -10,8 +10,9 @@ use serde_json::json;
 use super::configured::File;
 use super::databases::required;
 use super::{Error, print};
+use crate::config::Config;
 use crate::local::state::random_id;
-use crate::local::state_dir;
+use crate::local::{self, state_dir};
 use crate::ltx::FileName;
 use crate::settings::{JournalMode, Settings};
 use crate::store::{self, Body, ErrorKind, Key, Store};
@@ -65,6 +66,9 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     };
     let number = super::table::count(databases.len(), "database");
     Checks { subject, all: &mut all }.note("configuration", Ok(format!("read; {number}")));
+    if args.databases.is_empty() {
+        check_folders(&config, &mut all);
+    }
     for path in databases {
         let replicas = File::settings(&path, Some(&config))?;
         let mut checks = Checks { subject: path.display().to_string(), all: &mut all };
@@ -79,7 +83,11 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
         for settings in &replicas {
             let url = store::url::redacted(&settings.replica);
             let subject = format!("{} to {url}", path.display());
-            check_replica(settings, &mut Checks { subject, all: &mut all }).await;
+            let mut checks = Checks { subject, all: &mut all };
+            if let Some(why) = local::misplaced(&path, &settings.replica) {
+                checks.note("place", Err(why));
+            }
+            check_replica(settings, &mut checks).await;
         }
     }
     let failed = all.iter().filter(|check| check.result.is_err()).count();
@@ -108,6 +116,22 @@ fn in_words(all: &[Check]) -> String {
         Err(why) => format!("FAILED  {}: {}: {why}\n", check.subject, check.what),
     };
     all.iter().map(line).collect()
+}
+
+/// The folders whose databases are to be replicated.
+fn check_folders(config: &Config, all: &mut Vec<Check>) {
+    for folder in config.databases.iter().filter(|entry| entry.pattern.is_some()) {
+        let subject = folder.place.display().to_string();
+        let there = std::fs::read_dir(&folder.place)
+            .map(|_| {
+                format!(
+                    "it is there, with {}",
+                    super::table::count(folder.files().len(), "database")
+                )
+            })
+            .map_err(|error| error.to_string());
+        Checks { subject, all }.note("folder", there);
+    }
 }
 
 /// The program is another process than the one that writes: a look at the file takes no locks from

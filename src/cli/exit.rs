@@ -1,6 +1,7 @@
 //! What the exit status says.
 
 use std::fmt::Write as _;
+use std::io;
 use std::process::ExitCode;
 
 use crate::plan::generations;
@@ -102,8 +103,26 @@ pub(super) fn of_restore(error: &restore::Error) -> Exit {
         Error::Exists { .. } | Error::Path { .. } | Error::Busy { .. } | Error::Copy { .. } => {
             Exit::Output
         }
+        Error::Output { source, .. } if cannot_be_there(source.kind()) => Exit::Output,
         Error::Output { .. } | Error::Internal(_) => Exit::Failure,
     }
+}
+
+/// Whether it is the place that is wrong, and not the disk.
+fn cannot_be_there(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{
+        InvalidFilename, IsADirectory, NotADirectory, NotFound, PermissionDenied,
+        ReadOnlyFilesystem,
+    };
+    matches!(
+        kind,
+        InvalidFilename
+            | IsADirectory
+            | NotADirectory
+            | NotFound
+            | PermissionDenied
+            | ReadOnlyFilesystem
+    )
 }
 
 pub(super) fn of_follow(error: &follow::Error) -> Exit {
@@ -121,6 +140,7 @@ pub(super) fn of_follow(error: &follow::Error) -> Exit {
         | Error::Busy { .. }
         | Error::Readers(_) => Exit::Output,
         Error::Back { .. } => Exit::Declined,
+        Error::Local(error) if cannot_be_there(error.source.kind()) => Exit::Output,
         Error::Sqlite { .. }
         | Error::Local(_)
         | Error::Build

@@ -63,18 +63,18 @@ pub(super) fn load_named(given: Option<&Path>) -> Result<(), Error> {
 
 /// Says where the extension logs to, and how. To be called while the process has one thread.
 pub(super) fn set_log(file: Option<&Path>, level: &str, format: Format) {
-    let to = file.map_or_else(|| "stderr".into(), |file| file.as_os_str().to_os_string());
     let format = match format {
         Format::Text => "text",
         Format::Json => "json",
     };
     // SAFETY: no other thread reads the environment, as there is none yet.
     unsafe {
+        std::env::remove_var("WALFERRY_LOG");
         std::env::remove_var("WALFERRY_LOG_FILE");
-        if let Some(file) = file {
-            std::env::set_var("WALFERRY_LOG_FILE", file);
+        match file {
+            Some(file) => std::env::set_var("WALFERRY_LOG_FILE", file),
+            None => std::env::set_var("WALFERRY_LOG", "stderr"),
         }
-        std::env::set_var("WALFERRY_LOG", to);
         std::env::set_var("WALFERRY_LOG_LEVEL", level.to_ascii_lowercase());
         std::env::set_var("WALFERRY_LOG_FORMAT", format);
     }

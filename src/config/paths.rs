@@ -38,7 +38,7 @@ impl Database {
     }
 
     /// The databases of the entry that there are on the disk; one that is named, in any case.
-    pub(super) fn files(&self) -> Vec<PathBuf> {
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
         if self.pattern.is_none() {
             return vec![canonical(&self.place)];
         }

@@ -37,6 +37,16 @@ pub fn state_dir(database: &Path) -> PathBuf {
     beside(database, "-walferry")
 }
 
+/// Why this cannot be a replica of the database, if it lies in walferry's own folder beside it: that may
+/// be deleted at any time, and is lost with the disk.
+pub fn misplaced(database: &Path, replica: &str) -> Option<String> {
+    let folder = crate::config::canonical(&crate::store::url::folder(replica)?);
+    let own = state_dir(database);
+    folder.starts_with(&own).then(|| {
+        format!("{} is no place for a replica: it is walferry's own folder", own.display())
+    })
+}
+
 /// Path of a database's WAL.
 pub fn wal_path(database: &Path) -> PathBuf {
     beside(database, "-wal")

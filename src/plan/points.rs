@@ -3,6 +3,7 @@
 
 use super::restore::{restorable, restore};
 use super::{Plan, Target};
+use crate::ltx::MIN_FILE_LEN;
 use crate::store::FileInfo;
 use crate::units::{Timestamp, Txid};
 
@@ -147,6 +148,10 @@ fn gaps(points: &[Point], files: &[FileInfo]) -> Vec<Gap> {
         .iter()
         .filter(|file| points.binary_search_by_key(&file.key.name.max, |p| p.txid).is_err())
         .collect();
+    // One that is too short to be a file is a part of the hole, unless nothing is behind it.
+    if stranded.iter().any(|file| file.len >= MIN_FILE_LEN) {
+        stranded.retain(|file| file.len >= MIN_FILE_LEN);
+    }
     stranded.sort_by_key(|file| file.key.name.max);
     let mut gaps: Vec<Gap> = Vec::new();
     for file in stranded {

@@ -240,6 +240,15 @@ fn damaged_and_incomplete_replicas() {
 }
 
 #[test]
+fn an_output_that_cannot_be_there() {
+    let replica = url(&golden("litestream-0.5.17"));
+    let long = format!("/tmp/{}.db", "n".repeat(300));
+    for output in ["/proc/out.db", "/no such folder/out.db", "/dev/null/out.db", &long] {
+        check(&["restore", "-o", output, &replica], 6);
+    }
+}
+
+#[test]
 fn lists_files() {
     let replica = url(&golden("litestream-0.5.17"));
     let said = check(&["ltx", &replica], 0);

@@ -272,15 +272,13 @@ fn part_len(name: &str, value: &str) -> Result<usize, String> {
     let (number, unit) = value.split_at(digits);
     let unit = match unit.trim().to_ascii_lowercase().as_str() {
         "" | "b" => 1,
-        "kb" => 1000,
-        "k" | "kib" => 1 << 10,
-        "mb" => 1_000_000,
-        "m" | "mib" => 1 << 20,
-        "g" | "gib" => 1 << 30,
+        "k" | "kb" | "kib" => 1 << 10,
+        "m" | "mb" | "mib" => 1 << 20,
+        "g" | "gb" | "gib" => 1 << 30,
         _ => 0,
     };
     match number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit)) {
-        Some(len @ 1..=PART_LEN_MAX) => Ok(len.max(PART_LEN_MIN) as usize),
+        Some(len @ PART_LEN_MIN..=PART_LEN_MAX) => Ok(len as usize),
         _ => Err(format!("{name} is a size from 5MiB to 1GiB, such as 16MiB")),
     }
 }
@@ -345,6 +343,7 @@ mod tests {
             ("s3://b/p?sse=AES256&sse-customer-key-path=/k", "cannot be combined"),
             ("s3://b/p?part-size=2GiB", "5MiB to 1GiB"),
             ("s3://b/p?part-size=0", "5MiB to 1GiB"),
+            ("s3://b/p?part-size=4MB", "5MiB to 1GiB"),
             ("s3://b/p?concurrency=0", "from 1 to"),
         ] {
             let message = parse(url).expect_err(url);
