@@ -32,20 +32,21 @@ os.dup2(2, 1)
 class Connection:
     """A connection in autocommit mode; `run` takes one statement and answers all rows."""
 
-    def __init__(self, name):
+    def __init__(self, name, busy=20000):
         uri = name.startswith("file:")
         if KIND == "apsw":
             import apsw
             self.errors = apsw.Error
             self.raw = apsw.Connection(name, flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
                                        | (apsw.SQLITE_OPEN_URI if uri else 0))
-            self.raw.set_busy_timeout(20000)
+            self.raw.set_busy_timeout(busy)
         else:
             self.errors = module().Error
-            self.raw = module().connect(name, uri=uri, timeout=20, isolation_level=None,
+            self.raw = module().connect(name, uri=uri, timeout=busy / 1000, isolation_level=None,
                                         check_same_thread=False)
         # Not in every build the default; the tests say when they mean something else.
-        self.run("PRAGMA synchronous=NORMAL")
+        if busy:
+            self.run("PRAGMA synchronous=NORMAL")
 
     def load(self, path):
         self.raw.enable_load_extension(True)
@@ -193,7 +194,7 @@ class Worker(threading.Thread):
     def act(self, request):
         what = request["do"]
         if what == "open":
-            self.connection = Connection(request["name"])
+            self.connection = Connection(request["name"], request.get("busy", 20000))
             return True
         if what == "load":
             self.connection.load(request["path"])

@@ -275,6 +275,27 @@ def test_a_reader_keeps_a_database_from_wal_mode(new_host, replica, tmp_path):
     check(host, replica, tmp_path)
 
 
+def test_a_connection_that_cannot_look(new_host, replica, tmp_path):
+    """Somebody has the database to himself: that says nothing of its journal mode."""
+    host, database = new_host("apsw", replica), tmp_path / "app.db"
+    host.database = database
+    host.open(database)
+    host.sql("PRAGMA locking_mode=EXCLUSIVE", "PRAGMA journal_mode=WAL", TABLE)
+    host.sync()
+    # Its first statement finds the database locked, at once.
+    host.call("open", "second", name="file:%s?vfs=walferry" % database, busy=0)
+    with pytest.raises(HostError, match="locked"):
+        host.sql("SELECT * FROM t", conn="second")
+    host.sql("INSERT INTO t (x) VALUES (1)")
+    host.sync()
+    state = host.status(database)
+    assert (state["state"], state["lag_ms"]) == ("streaming", 0), state
+    host.close("second")
+    host.close()
+    host.open(database).sql("INSERT INTO t (x) VALUES (2)")
+    check(host, replica, tmp_path)
+
+
 def test_more_than_a_gibibyte(new_host, replica, tmp_path):
     """Past 1 GiB there is a page that SQLite uses for locks and never for data."""
     host = new_host("system", replica)

@@ -112,20 +112,16 @@ fn wait_for(call: &Call<'_>, arguments: &[i64], hurry: bool) -> Answer {
 /// Puts a database that is to be replicated, and has something in it, into WAL mode. A new one is
 /// left alone: its page size may still be chosen, which WAL mode would end.
 pub fn prepare_connection(api: &Api, db: Connection) {
-    let Some(database) = registry::database_of(api, db) else { return };
-    if database.first().settings().journal_mode == JournalMode::Keep {
+    let Some(shimmed) = registry::shimmed_of(api, db) else { return };
+    let path = shimmed.database.path();
+    if api.is_read_only(db, c"main") || !has_pages(path) {
+        return;
+    }
+    if shimmed.database.first().settings().journal_mode == JournalMode::Keep {
         let mode = api.query(db, c"PRAGMA main.journal_mode");
-        if has_pages(database.path())
-            && mode.is_ok_and(|mode| mode.is_some_and(|mode| mode != "wal"))
-        {
-            database.found_outside_wal();
+        if mode.is_ok_and(|mode| mode.is_some_and(|mode| mode != "wal")) {
+            shimmed.found_outside_wal();
         }
-        return;
-    }
-    if api.is_read_only(db, c"main") {
-        return;
-    }
-    if !has_pages(database.path()) {
         return;
     }
     match api.query(db, c"PRAGMA main.journal_mode=WAL") {
@@ -133,20 +129,20 @@ pub fn prepare_connection(api: &Api, db: Connection) {
         Ok(mode) => {
             log::warn!(
                 "{}: it stays in journal mode {}; only WAL mode is replicated",
-                database.path().display(),
+                path.display(),
                 mode.unwrap_or_default()
             );
-            database.found_outside_wal();
+            shimmed.found_outside_wal();
         }
         Err(why) => {
             log::warn!(
                 "{}: it cannot be put into WAL mode, and only WAL mode is replicated: {why}; it is tried again after the next write",
-                database.path().display()
+                path.display()
             );
-            database.found_outside_wal();
+            shimmed.found_outside_wal();
             // SQLite would take the error that the connection remembers for one of its opening, and
-            // refuse the application a database that is only busy. Success clears it.
-            let _ = api.query(db, c"SELECT 1");
+            // refuse the application a database that is only busy. Success clears it, of what reads nothing.
+            let _ = api.query(db, c"PRAGMA busy_timeout");
         }
     }
 }
@@ -156,7 +152,8 @@ fn has_pages(path: &Path) -> bool {
 }
 
 /// Puts a database that was new, or could not be switched when it was opened, into WAL mode after it
-/// was written to, by a connection of our own; the application's notices with its next transaction, as if another program had done it.
+/// was written to, by a connection of our own; the application's notices with its next transaction, as
+/// if another program had done it.
 /// Whether that is settled: it has WAL mode, or is not to have it.
 pub fn into_wal_mode(shimmed: &Shimmed) -> bool {
     let path = shimmed.database.path();

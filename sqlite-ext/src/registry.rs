@@ -90,9 +90,9 @@ pub(crate) fn find(path: &Path) -> Option<Arc<Shimmed>> {
 }
 
 /// The replicated database that a connection has as its main one.
-pub fn database_of(api: &Api, db: Connection) -> Option<Replications> {
+pub(crate) fn shimmed_of(api: &Api, db: Connection) -> Option<Arc<Shimmed>> {
     let path = api.main_path(db)?;
-    find(&canonical(&path)).map(|shimmed| shimmed.database.clone())
+    find(&canonical(&path))
 }
 
 /// For which of a database's replications this process keeps others from beginning the WAL anew.
@@ -175,6 +175,14 @@ impl Shimmed {
             *self.pin.lock() = pin;
         }
         self.database.attached(index, fingerprint);
+    }
+
+    /// A connection found another journal mode than WAL, unless it could only not look.
+    pub(crate) fn found_outside_wal(&self) {
+        let _turn = self.turn.lock();
+        if !self.is_attached() {
+            self.database.found_outside_wal();
+        }
     }
 
     /// Gives the WAL free for good: somebody takes it over exclusively, or the last connection goes.
