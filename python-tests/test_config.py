@@ -371,6 +371,17 @@ def test_journal_mode_keep(new_host, replica, tmp_path, write):
     assert "journal mode: not WAL" in said
 
 
+def test_journal_mode_keep_beside_a_writer(new_host, replica, tmp_path, write):
+    """Somebody has the database to himself for a moment: it can be opened all the same."""
+    path = write(plain_file(tmp_path / "app.db", replica, "journal-mode: keep\n"))
+    plain = new_host(load=False)
+    plain.open(tmp_path / "app.db").sql("PRAGMA journal_mode=DELETE", TABLE, "BEGIN EXCLUSIVE")
+    host = new_host("apsw", env={"WALFERRY_CONFIG": str(path)})
+    host.call("open", name=str(tmp_path / "app.db"), busy=0)
+    plain.sql("COMMIT")
+    assert host.value("SELECT count(*) FROM t") == 0
+
+
 def test_read_only_and_immutable_databases_are_not_touched(new_host, replica, tmp_path):
     import sqlite3
     database = tmp_path / "app.db"

@@ -328,6 +328,52 @@ def test_a_standby_killed_while_it_begins_the_wal_anew(new_host, replica, tmp_pa
     assert len(full_images(replica)) == 1
 
 
+def test_the_shipper_leaves_wal_mode(new_host, replica, tmp_path):
+    """And does nothing more. The next process that opens the database puts it back, and ships it."""
+    database = tmp_path / "app.db"
+    first = opened(new_host("system", replica), database)
+    first.sync()
+    assert first.value("PRAGMA journal_mode=DELETE") == "delete"
+    first.sql("INSERT INTO t (w) VALUES ('outside')")
+    assert shipper_of(database) == first.process.pid
+    second = opened(new_host("apsw", replica), database)
+    second.sql("INSERT INTO t (w) VALUES ('back')")
+    second.sync()
+    assert shipper_of(database) == second.process.pid
+    assert_restores(replica, database, tmp_path)
+    first.sql("INSERT INTO t (w) VALUES ('again')")
+    first.sync()
+    state = first.status(database)
+    assert (state["state"], state["lag_ms"]) == ("standby", 0), state
+    assert_restores(replica, database, tmp_path)
+
+
+def test_new_beginnings_that_fail(new_host, replica, tmp_path):
+    """Each commit of the process that ships would begin the WAL anew, and readers are in the way, while
+    its other thread looks for the commits of another process all the time."""
+    database = tmp_path / "app.db"
+    ships = opened(new_host("system", replica), database, checkpoint=1)
+    ships.sql("PRAGMA synchronous=OFF")
+    for n in range(3):
+        ships.open(database, "reader%d" % n)
+    ships.sync()
+    standby = opened(new_host("apsw", replica), database, checkpoint=1)
+    standby.sql("PRAGMA synchronous=OFF")
+    standby.sync()
+    notes = {name: tmp_path / (name + ".notes") for name in ("ships", "stands by")}
+    at_work = [host.ask("inserter", args=[name, str(notes[name]), 1500])
+               for name, host in zip(notes, (ships, standby))]
+    while not all(one.done() for one in at_work):
+        reading = [ships.ask("exec", "reader%d" % n, sql=["SELECT count(*) FROM t"]) for n in range(3)]
+        for one in reading:
+            one.result()
+    for one in at_work:
+        one.result()
+    standby.sync()
+    assert_arrived(replica, tmp_path, notes)
+    assert_restores(replica, database, tmp_path)
+
+
 # ---- two copies of SQLite --------------------------------------------------------------------
 
 

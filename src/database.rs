@@ -481,13 +481,19 @@ impl Database {
     /// WAL mode again.
     pub fn written_outside_wal(&self) {
         let Some(process) = self.process.upgrade() else { return };
-        self.with(|shared| {
+        let first = self.with(|shared| {
             let outside = shared.outside.get_or_insert_default();
-            if outside.written_since.is_none() {
+            let first = outside.written_since.is_none();
+            if first {
                 outside.written_since = Some(process.now());
                 shared.tell_those_who_look();
             }
+            first
         });
+        if first {
+            // From now on it is looked whether another process wants to ship it.
+            self.send(Control::Disconnected(self.id));
+        }
     }
 
     /// How the replication of this database stands.

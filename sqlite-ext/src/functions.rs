@@ -118,9 +118,10 @@ pub fn prepare_connection(api: &Api, db: Connection) {
         return;
     }
     if shimmed.database.first().settings().journal_mode == JournalMode::Keep {
-        let mode = api.query(db, c"PRAGMA main.journal_mode");
-        if mode.is_ok_and(|mode| mode.is_some_and(|mode| mode != "wal")) {
-            shimmed.found_outside_wal();
+        match api.query(db, c"PRAGMA main.journal_mode") {
+            Ok(mode) if mode.as_deref() != Some("wal") => shimmed.found_outside_wal(),
+            Ok(_) => {}
+            Err(_) => forget_error(api, db),
         }
         return;
     }
@@ -140,11 +141,15 @@ pub fn prepare_connection(api: &Api, db: Connection) {
                 path.display()
             );
             shimmed.found_outside_wal();
-            // SQLite would take the error that the connection remembers for one of its opening, and
-            // refuse the application a database that is only busy. Success clears it, of what reads nothing.
-            let _ = api.query(db, c"PRAGMA busy_timeout");
+            forget_error(api, db);
         }
     }
+}
+
+/// SQLite would take the error that the connection remembers for one of its opening, and refuse the
+/// application a database that is only busy. Success clears it, of what reads nothing.
+fn forget_error(api: &Api, db: Connection) {
+    let _ = api.query(db, c"PRAGMA busy_timeout");
 }
 
 fn has_pages(path: &Path) -> bool {

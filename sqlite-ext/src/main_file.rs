@@ -113,10 +113,12 @@ impl MainFile<'_> {
             pin.drop_slot();
         }
         let rc = forward();
+        // What is shared with the sealer is locked before the pin, never after it.
+        drop(pin);
         if rc != SQLITE_OK {
             handle.database().restart_failed();
             if handle.shimmed.holds.any()
-                && let Some(pin) = pin.as_mut()
+                && let Some(pin) = handle.shimmed.pin.lock().as_mut()
             {
                 pin.hold_slot();
             }
@@ -227,6 +229,7 @@ impl MainFile<'_> {
         }
         if handle.is_exclusive() && handle.shimmed.is_attached() {
             // With a WAL only checkpoints write to the file: that mode was left, with the lock held.
+            handle.wait_captured();
             *handle.written.lock() = WalWrites::default();
             handle.shimmed.detach(None);
         }

@@ -27,6 +27,7 @@ pub struct Shimmed {
     pub(crate) written: AtomicBool,
     /// Last frame at the last checkpoint that was let through with the gate shut.
     pub(crate) checkpointed: AtomicU32,
+    /// Locked after what the threads of walferry share of a database, never before.
     pub(crate) pin: Mutex<Option<Pin>>,
     /// A connection of our own for checkpoints, once one was made.
     pub(crate) keeper: Mutex<Option<OwnConnection>>,

@@ -171,7 +171,11 @@ impl State {
     /// Reads the state of a folder. `Ok(None)` when there is none; a damaged one is an error of
     /// kind `InvalidData`.
     pub fn load(dir: &Path) -> Result<Option<State>, Error> {
-        load_sealed(&dir.join("state"))
+        let mut state: Option<State> = load_sealed(&dir.join("state"))?;
+        if let Some(state) = &mut state {
+            state.replica = crate::store::url::one_spelling(&state.replica);
+        }
+        Ok(state)
     }
 
     /// Replaces the state of a folder, durably when asked.

@@ -24,10 +24,13 @@ const SPOOL_CAP_DEFAULT: u64 = 10 << 30;
 impl Replica {
     /// Looks for commits of processes that do not tell us.
     pub(super) fn watch(&mut self, now: u64) {
-        if !self.attached || self.watch_at > now {
+        if !self.watches() || self.watch_at > now {
             return;
         }
         self.watch_at = now + WATCH_INTERVAL_MS;
+        if !self.attached {
+            return self.look_for_others(now);
+        }
         if !self.is_in_place() {
             return;
         }

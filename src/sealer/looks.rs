@@ -39,8 +39,8 @@ pub(super) struct Looks {
     /// When the replica was last seen to hold what it had confirmed; `None` before this process has
     /// looked, and when there is reason to look again.
     seen: Option<Moment>,
-    /// The file on its way goes out only after a look.
-    asked: bool,
+    /// The file on its way goes out only after a look, and whether that is one at the log's end.
+    asked: Option<bool>,
     /// A listing showed transactions that were not sent from here.
     outrun: bool,
 }
@@ -59,7 +59,7 @@ impl Looks {
         let first = !claimed || self.outrun;
         let fresh = self.seen.is_some_and(|seen| !now.is_long_after(seen));
         let Some(state) = state.filter(|_| !fresh) else {
-            self.asked = false;
+            self.asked = None;
             return Look { first, writer, ..Look::default() };
         };
         let base = Txid(state.base.map_or(0, |base| base.txid));
@@ -68,24 +68,24 @@ impl Looks {
         let first = first || own.may_outlast(base);
         let some = |txid| Some(txid).filter(|txid| *txid > Txid::ZERO);
         let earlier = some(Txid(state.checked)).filter(|checked| *checked != base);
-        let look = Look { last: some(base), earlier, first, writer };
-        self.asked = look.last.is_some() || look.earlier.is_some();
-        look
+        self.asked = Some(first);
+        Look { last: some(base), earlier, first, writer }
     }
 
     /// The store confirmed a file; whether it was looked at what that follows.
     pub(super) fn confirmed(&mut self, now: Moment) -> bool {
-        let looked = std::mem::take(&mut self.asked) || self.seen.is_none();
-        if looked {
-            self.all_seen(now);
+        let Some(at_the_end) = self.asked.take() else { return false };
+        if at_the_end {
+            self.outrun = false;
         }
-        looked
+        self.all_seen(now);
+        true
     }
 
     /// All that was confirmed is there.
     pub(super) fn all_seen(&mut self, now: Moment) {
-        self.seen = Some(now);
-        self.outrun = false;
+        // That the log has gone on may have been seen since then.
+        self.seen = Some(now).filter(|_| !self.outrun);
     }
 
     /// There is reason to look again.
@@ -167,5 +167,22 @@ mod tests {
         assert_eq!(ask(&mut looks, at(2, 2)), (Some(9), Some(5), true));
         assert!(looks.confirmed(at(3, 3)));
         assert_eq!(ask(&mut looks, at(4, 4)), NOTHING);
+    }
+
+    #[test]
+    fn what_is_seen_while_a_file_is_on_its_way_is_not_forgotten() {
+        let mut looks = Looks::default();
+        // With a look of its own, and then without one.
+        for now in [0, 1000] {
+            ask(&mut looks, at(now, 0));
+            looks.saw_end(Txid(10), Txid(9));
+            looks.confirmed(at(now, 0));
+            assert_eq!(ask(&mut looks, at(now, 0)), (Some(9), Some(5), true));
+            assert!(looks.confirmed(at(now, 0)));
+        }
+        // Nor by an image, which has a name of its own.
+        looks.saw_end(Txid(10), Txid(9));
+        looks.all_seen(at(1000, 0));
+        assert_eq!(ask(&mut looks, at(1001, 0)), (Some(9), Some(5), true));
     }
 }

@@ -180,9 +180,19 @@ impl Replica {
             return None;
         }
         let slice = self.has_slice().then_some(0);
-        let watch = (self.attached && self.local.is_some()).then_some(self.watch_at);
+        let watch = self.watches().then_some(self.watch_at);
         let engine = self.engine.wakeup(self.process.now());
         [slice, watch, engine, self.retry_at].into_iter().flatten().min()
+    }
+
+    /// Whether it is looked around once a second: also where the database has left WAL mode, in which
+    /// case the place is kept until somebody else wants it.
+    pub(super) fn watches(&self) -> bool {
+        self.local.is_some() && (self.attached || self.is_outside_wal())
+    }
+
+    fn is_outside_wal(&self) -> bool {
+        self.database.with(|shared| shared.outside.is_some())
     }
 
     fn has_slice(&self) -> bool {
@@ -204,10 +214,12 @@ impl Replica {
         self.database.with(|shared| shared.unreported_since.is_none() && shared.diverged.is_none())
     }
 
-    /// Whether nobody has the database open and everything is shipped, or left to another process.
+    /// Whether nobody has the database open and everything is shipped, or left to another process. One
+    /// that has it open in another mode than WAL ships nothing, and leaves the place to who would.
     pub(super) fn is_finished(&self) -> bool {
-        let unused =
-            self.database.with(|shared| shared.connections == 0 && shared.transitions.is_empty());
+        let (closed, quiet) =
+            self.database.with(|shared| (shared.connections == 0, shared.transitions.is_empty()));
+        let unused = quiet && (closed || self.is_outside_wal() && self.are_waiting());
         let idle = matches!(self.job, LocalJob::None);
         let shipped = self.open.is_empty() && self.engine.is_drained();
         let left = self.engine.is_idle() && self.are_waiting();

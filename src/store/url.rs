@@ -211,7 +211,16 @@ pub fn identity(store: &dyn Store) -> String {
 
 pub(super) fn without_options(url: &str) -> String {
     let end = url.find('?').unwrap_or(url.len());
-    url.get(..end).unwrap_or(url).trim_end_matches('/').to_string()
+    one_spelling(url.get(..end).unwrap_or(url).trim_end_matches('/'))
+}
+
+/// A place in a bucket as [`of_bucket`] writes it, whichever characters of it were encoded.
+pub(crate) fn one_spelling(identity: &str) -> String {
+    let in_bucket = identity.strip_prefix("s3://").and_then(|place| place.split_once('/'));
+    let Some((bucket, path)) = in_bucket else { return identity.to_string() };
+    let mut url = format!("s3://{bucket}/");
+    encode(&percent_decode(path), &mut url);
+    url
 }
 
 #[cfg(test)]
@@ -247,6 +256,20 @@ mod tests {
         ] {
             let message = path_of(url).expect_err(url);
             assert!(message.contains(word), "{url}: {message}");
+        }
+    }
+
+    #[test]
+    fn a_place_has_one_spelling() {
+        for (url, identity) in [
+            ("s3://b/a b/ä?region=r", "s3://b/a%20b/%C3%A4"),
+            ("s3://b/a%20b/%c3%a4/", "s3://b/a%20b/%C3%A4"),
+            ("s3://b/x%41", "s3://b/xA"),
+            ("s3://b/100%25", "s3://b/100%25"),
+            ("s3://b", "s3://b"),
+            ("file:///a%20b", "file:///a%20b"),
+        ] {
+            assert_eq!(without_options(url), identity);
         }
     }
 
