@@ -35,6 +35,7 @@ struct Held {
     _adopted: RwLockWriteGuard<'static, Adopted>,
     _configured: MutexGuard<'static, Known>,
     _in_sqlite: RwLockWriteGuard<'static, ()>,
+    _renewal: MutexGuard<'static, ()>,
 }
 
 /// Says, once, that a connection of the parent is used to write: called for connections that are
@@ -51,6 +52,7 @@ pub fn warn_if_inherited() {
 
 /// Before the fork, in the thread that forks.
 pub fn prepare() {
+    let renewal = registry::renewal();
     let in_sqlite = inside::outside();
     let adopted = registry::adopted_files();
     let databases = registry::databases();
@@ -71,6 +73,7 @@ pub fn prepare() {
         _adopted: adopted,
         _configured: configured,
         _in_sqlite: in_sqlite,
+        _renewal: renewal,
     };
     HELD.with(|cell| *cell.borrow_mut() = Some(held));
 }

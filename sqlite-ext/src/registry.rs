@@ -53,6 +53,9 @@ pub type Databases = Option<HashMap<PathBuf, Weak<Shimmed>>>;
 static DATABASES: std::sync::Mutex<Databases> = std::sync::Mutex::new(None);
 static ADOPTED: std::sync::RwLock<Adopted> = std::sync::RwLock::new(None);
 
+/// Held while a database gives another its place, from the end of the one to the beginning of the other.
+static RENEWAL: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
 /// By the address of the file.
 pub type Adopted = Option<HashMap<usize, Arc<Handle>>>;
 
@@ -61,7 +64,13 @@ pub fn adopted_files() -> std::sync::RwLockWriteGuard<'static, Adopted> {
     ADOPTED.write().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// The databases that were opened through the shim.
+/// No database gives another its place meanwhile. Taken before any other lock.
+pub fn renewal() -> std::sync::MutexGuard<'static, ()> {
+    RENEWAL.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// The databases that were opened through the shim. What is shared of one is never locked while this
+/// is: it is looked into by those who have locked that.
 pub fn databases() -> std::sync::MutexGuard<'static, Databases> {
     DATABASES.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
@@ -71,16 +80,16 @@ pub fn databases() -> std::sync::MutexGuard<'static, Databases> {
 pub fn of_file_now(known: Arc<Shimmed>) -> Arc<Shimmed> {
     let path = known.database.path();
     let Ok(now) = Fingerprint::of(path) else { return known };
-    let mut databases = databases();
-    let newest = databases.as_ref().and_then(|all| all.get(path)).and_then(Weak::upgrade);
-    let known = newest.unwrap_or(known);
+    let renewal = renewal();
+    let known = find(path).unwrap_or(known);
     let before = *known.file.lock().get_or_insert(now.file);
     if before == now.file && !known.is_orphaned() {
         return known;
     }
-    known.orphan();
+    known.orphan_in(&renewal);
     let renewed = Shimmed::new(&known.database, known.vfs);
     *renewed.file.lock() = Some(now.file);
+    let mut databases = databases();
     let all = databases.get_or_insert_with(HashMap::new);
     all.insert(known.database.path().to_path_buf(), Arc::downgrade(&renewed));
     renewed
@@ -145,6 +154,10 @@ impl Shimmed {
     /// The file was deleted or replaced while it was open: SQLite goes on with a file that no path
     /// names, and nobody could ever restore to it.
     pub(crate) fn orphan(&self) {
+        self.orphan_in(&renewal());
+    }
+
+    fn orphan_in(&self, _: &std::sync::MutexGuard<'static, ()>) {
         if self.orphaned.swap(true, Ordering::AcqRel) {
             return;
         }
