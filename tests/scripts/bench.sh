@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All measurements; WALFERRY_BENCH_GB and WALFERRY_BENCH_ROUNDS change their size.
+# All measurements but that of a database of many gigabytes (bench/large.py); WALFERRY_BENCH_GB and WALFERRY_BENCH_ROUNDS change their size.
 . "$(dirname "$0")/common.sh"
 
 need "the SQLite headers" libsqlite3-dev test -e /usr/include/sqlite3.h
