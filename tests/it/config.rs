@@ -10,14 +10,14 @@ use std::time::Duration;
 use walferry::config::{Broken, Config, Surroundings, canonical};
 use walferry::settings::{JournalMode, Lookup, Settings};
 
-/// What a file says, read in `/work/app` by somebody whose home is `/home/me`.
+/// What a file says, read in `/srv/app` by somebody whose home is `/home/me`.
 fn parse_with(text: &str, variables: &[(&str, &str)]) -> Result<Config, Broken> {
     let variable = |name: &str| {
         let found = variables.iter().find(|(known, _)| *known == name);
         found.map(|(_, value)| value.to_string())
     };
     let surroundings =
-        Surroundings { directory: "/work/app".into(), home: Some("/home/me".into()) };
+        Surroundings { directory: "/srv/app".into(), home: Some("/home/me".into()) };
     Config::parse(Path::new("/etc/x.yml"), text, Some(&variable), &surroundings)
 }
 
