@@ -60,11 +60,7 @@ impl MainFile<'_> {
             (READ_LOCK_1, READERS, UNLOCK_EXCL) => {
                 let rc = forward();
                 handle.database().restarted();
-                if handle.shimmed.holds.any()
-                    && let Some(pin) = handle.shimmed.pin.lock().as_mut()
-                {
-                    pin.hold_slot();
-                }
+                handle.shimmed.hold_again();
                 rc
             }
             (offset, 1, LOCK_SHARED) if offset >= READ_LOCK_0 => {
@@ -117,11 +113,7 @@ impl MainFile<'_> {
         drop(pin);
         if rc != SQLITE_OK {
             handle.database().restart_failed();
-            if handle.shimmed.holds.any()
-                && let Some(pin) = handle.shimmed.pin.lock().as_mut()
-            {
-                pin.hold_slot();
-            }
+            handle.shimmed.hold_again();
         }
         rc
     }

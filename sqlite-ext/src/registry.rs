@@ -199,6 +199,15 @@ impl Shimmed {
         }
     }
 
+    /// After a new beginning that was let through, or failed.
+    pub(crate) fn hold_again(&self) {
+        if self.holds.any()
+            && let Some(pin) = self.pin.lock().as_mut()
+        {
+            pin.hold_slot();
+        }
+    }
+
     /// Gives the WAL free for good: somebody takes it over exclusively, or the last connection goes.
     pub(crate) fn unpin(&self) {
         *self.keeper.lock() = None;
