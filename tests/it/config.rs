@@ -16,8 +16,7 @@ fn parse_with(text: &str, variables: &[(&str, &str)]) -> Result<Config, Broken> 
         let found = variables.iter().find(|(known, _)| *known == name);
         found.map(|(_, value)| value.to_string())
     };
-    let surroundings =
-        Surroundings { directory: "/srv/app".into(), home: Some("/home/me".into()) };
+    let surroundings = Surroundings { directory: "/srv/app".into(), home: Some("/home/me".into()) };
     Config::parse(Path::new("/etc/x.yml"), text, Some(&variable), &surroundings)
 }
 
