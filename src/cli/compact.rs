@@ -52,7 +52,7 @@ pub(super) async fn join(named: &Named, levels: &[u8], how: &tidy::Args) -> Resu
             continue;
         }
         let joined = history::join(store.clone(), step.clone(), Purpose::Publish, None);
-        let joined = joined.await.map_err(|error| super::about(&named.url, error.into()))?;
+        let joined = joined.await.map_err(|error| Error::from(error).about(&named.url))?;
         files = list_in_turn(store.as_ref()).await?;
         lines.push(line(how.json, &step, Some(joined)));
     }

@@ -1,10 +1,11 @@
-//! The command line: one file a subcommand. Errors are shown here, once, and nowhere else.
+//! The command line: one file a subcommand. Errors are shown in `main`, once, and nowhere else.
 
 mod check;
 mod compact;
 mod configured;
 mod dashes;
 mod databases;
+mod error;
 mod exit;
 mod extension;
 mod failure;
@@ -33,18 +34,17 @@ mod tidy;
 mod verify;
 mod version;
 
-use std::error::Error as _;
 use std::ffi::OsString;
-use std::fmt;
 use std::io::{self, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use error::Error;
 pub use exit::Exit;
 
-use crate::{config, follow as following, local, restore as restoring, store};
+use crate::store;
 
 /// Replicates SQLite databases to object storage from inside the process that writes them, and
 /// restores them.
@@ -95,6 +95,9 @@ enum Command {
 /// What Litestream 0.3 called `ltx`.
 const FORMER_LTX: &str = "wal";
 
+/// The flag with which a command reports in JSON.
+const IN_JSON: &str = "json";
+
 /// Runs the program with the process's arguments.
 pub fn main() -> ExitCode {
     let mut command = Cli::command();
@@ -107,6 +110,8 @@ pub fn main() -> ExitCode {
             Err(error) => return explain(&error, &args),
         },
     };
+    let asked = parsed.as_ref().ok().and_then(|matches| matches.subcommand());
+    let json = asked.is_some_and(|(_, args)| matches!(args.try_get_one(IN_JSON), Ok(Some(true))));
     let done = parsed.and_then(|matches| {
         if args.iter().skip(1).any(|arg| arg == FORMER_LTX)
             && matches.subcommand_name() == Some("ltx")
@@ -120,7 +125,7 @@ pub fn main() -> ExitCode {
         Ok(exit) => exit.into(),
         Err(error) if error.is_broken_pipe() => Exit::Success.into(),
         Err(error) => {
-            show(&error);
+            error.show(json);
             error.exit().into()
         }
     }
@@ -167,17 +172,6 @@ fn not_a_url(path: &Path) -> Result<(), Error> {
 
 fn note(text: &str) {
     let _ = io::stderr().write_all(["walferry: ", text, "\n"].concat().as_bytes());
-}
-
-/// Adds which replica it was, where the message does not name it.
-fn about(url: &str, error: Error) -> Error {
-    let url = store::url::redacted(url);
-    match error {
-        Error::Restore(source) if !source.to_string().contains(&url) => {
-            Error::Replica { url, source }
-        }
-        other => other,
-    }
 }
 
 fn run(cli: Cli) -> Result<Exit, Error> {
@@ -238,186 +232,6 @@ fn on_runtime_left(work: impl Future<Output = Result<(), Error>>) -> Result<(), 
 fn runtime() -> Result<tokio::runtime::Runtime, Error> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.worker_threads(2).enable_all().build().map_err(Error::System)
-}
-
-/// What a subcommand may fail with.
-#[derive(Debug)]
-enum Error {
-    Restore(restoring::Error),
-    Replica {
-        url: String,
-        source: restoring::Error,
-    },
-    Follow(following::Error),
-    Store(store::Error),
-    Local(local::Error),
-    /// There is neither a database at this path nor anything that walferry kept for one.
-    NoDatabase(PathBuf),
-    /// Another process ships the database.
-    InUse {
-        database: PathBuf,
-        pid: Option<u32>,
-        /// Not that: it keeps the copy current.
-        follows: bool,
-    },
-    /// What was asked for makes no sense as things are.
-    Declined(String),
-    /// A setting contradicts what is there.
-    Usage(String),
-    Sync(failure::Failure),
-    /// The configuration file cannot be used.
-    Config(config::Broken),
-    /// So many checks failed.
-    Checks(usize),
-    /// A replica was checked, and this much is wrong with it.
-    Defects {
-        url: String,
-        number: usize,
-    },
-    /// The program of `--exec` could not be started.
-    Exec {
-        program: String,
-        source: io::Error,
-    },
-    Write(io::Error),
-    System(io::Error),
-}
-
-impl Error {
-    fn exit(&self) -> Exit {
-        match self {
-            Error::Restore(error) | Error::Replica { source: error, .. } => exit::of_restore(error),
-            Error::Follow(error) => exit::of_follow(error),
-            Error::Store(error) => exit::of_store(error.kind),
-            Error::NoDatabase(_) | Error::Usage(_) | Error::Config(_) => Exit::Usage,
-            Error::InUse { .. } | Error::Declined(_) => Exit::Declined,
-            Error::Defects { .. } => Exit::Damaged,
-            Error::Sync(error) => error.exit(),
-            // As of a shell.
-            Error::Exec { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                Exit::Program(127)
-            }
-            Error::Exec { .. } => Exit::Program(126),
-            Error::Checks(_) | Error::Local(_) | Error::Write(_) | Error::System(_) => {
-                Exit::Failure
-            }
-        }
-    }
-
-    fn advice(&self) -> Option<&'static str> {
-        match self {
-            Error::Restore(error) | Error::Replica { source: error, .. } => error.advice(),
-            Error::Follow(error) => error.advice(),
-            Error::Defects { .. } => Some(
-                "`walferry ltx` shows what can still be restored. To begin the replica anew with a \
-                 full image, give its database another path there, or run `walferry reset`.",
-            ),
-            _ => None,
-        }
-    }
-
-    /// Whoever read our output has had enough.
-    fn is_broken_pipe(&self) -> bool {
-        matches!(self, Error::Write(error) if error.kind() == io::ErrorKind::BrokenPipe)
-    }
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Error::Restore(error) => error.fmt(f),
-            Error::Replica { url, source } => write!(f, "{url}: {source}"),
-            Error::Follow(error) => error.fmt(f),
-            Error::Store(error) => error.fmt(f),
-            Error::Local(error) => f.write_str(&error.message),
-            Error::NoDatabase(path) => {
-                write!(f, "there is no database {}, and no state of one", path.display())
-            }
-            Error::InUse { database, pid, follows } => {
-                let does = if *follows { "follows its replica with it" } else { "ships it" };
-                let who = pid.map_or("another process".to_string(), |pid| format!("process {pid}"));
-                write!(f, "{} is in use: {who} {does}; end that process first", database.display())
-            }
-            Error::Declined(why) | Error::Usage(why) => f.write_str(why),
-            Error::Sync(error) => error.fmt(f),
-            Error::Config(broken) => write!(f, "the configuration cannot be used:\n{broken}"),
-            Error::Checks(number) => write!(f, "{} failed", table::count(*number, "check")),
-            Error::Defects { url, number } => {
-                write!(f, "{url} has {}", table::count(*number, "defect"))
-            }
-            Error::Exec { program, .. } => write!(f, "{program} could not be started"),
-            Error::Write(_) => f.write_str("the output could not be written"),
-            Error::System(_) => f.write_str("the program could not start its threads"),
-        }
-    }
-}
-
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            // Shown as the error itself, so what counts is the cause underneath.
-            Error::Restore(error) | Error::Replica { source: error, .. } => error.source(),
-            Error::Follow(error) => error.source(),
-            Error::Store(error) => error.source(),
-            Error::Local(error) => Some(&error.source),
-            Error::NoDatabase(_)
-            | Error::InUse { .. }
-            | Error::Declined(_)
-            | Error::Usage(_)
-            | Error::Config(_)
-            | Error::Checks(_)
-            | Error::Defects { .. } => None,
-            Error::Sync(error) => error.source(),
-            Error::Exec { source: error, .. } | Error::Write(error) | Error::System(error) => {
-                Some(error)
-            }
-        }
-    }
-}
-
-impl From<restoring::Error> for Error {
-    fn from(error: restoring::Error) -> Error {
-        Error::Restore(error)
-    }
-}
-
-impl From<config::Broken> for Error {
-    fn from(broken: config::Broken) -> Error {
-        Error::Config(broken)
-    }
-}
-
-impl From<following::Error> for Error {
-    fn from(error: following::Error) -> Error {
-        Error::Follow(error)
-    }
-}
-
-impl From<local::Error> for Error {
-    fn from(error: local::Error) -> Error {
-        Error::Local(error)
-    }
-}
-
-impl From<store::Error> for Error {
-    fn from(error: store::Error) -> Error {
-        Error::Store(error)
-    }
-}
-
-/// The message, then its causes, then what to do. A closed stderr is nobody's business.
-fn show(error: &Error) {
-    let mut text = format!("walferry: {error}\n");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text += &["  ", &error.to_string(), "\n"].concat();
-        cause = error.source();
-    }
-    if let Some(advice) = error.advice() {
-        text.push_str(advice);
-        text.push('\n');
-    }
-    let _ = io::stderr().write_all(text.as_bytes());
 }
 
 /// Writes to standard output.

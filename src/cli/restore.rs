@@ -176,7 +176,7 @@ pub(super) async fn run(mut args: Args) -> Result<(), Error> {
         };
         match done {
             Err(error) if last > 0 && is_no_answer(&error) => {
-                let why = super::about(&named.url, error);
+                let why = error.about(&named.url);
                 if number < last {
                     tell(&format!("passed over replica {called}{url}: {why}"));
                 }
@@ -189,7 +189,7 @@ pub(super) async fn run(mut args: Args) -> Result<(), Error> {
                 tell(&format!("of replica {called}{url}"));
                 return Ok(());
             }
-            Err(error) => return nothing_if_absent(&args, super::about(&named.url, error)),
+            Err(error) => return nothing_if_absent(&args, error.about(&named.url)),
             Ok(()) => return Ok(()),
         }
     }

@@ -1,7 +1,7 @@
 //! What the commands that tidy up a replica have in common.
 
 use super::configured::Named;
-use super::{Error, about, configured};
+use super::{Error, configured};
 use crate::plan;
 use crate::restore::{self, list_in_turn};
 use crate::store::{FileInfo, Store};
@@ -34,7 +34,7 @@ impl Args {
 pub(super) async fn files(named: &Named, store: &dyn Store) -> Result<Vec<FileInfo>, Error> {
     let files = list_in_turn(store).await?;
     if files.is_empty() && restore::generations::list(store).await?.is_empty() {
-        return Err(about(&named.url, Error::Restore(plan::Error::Empty.into())));
+        return Err(Error::Restore(plan::Error::Empty.into()).about(&named.url));
     }
     Ok(files)
 }

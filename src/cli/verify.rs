@@ -54,7 +54,7 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     let kept = Kept { since, one_by_one };
     let verified = verify::verify(store, depth, kept, usize::from(args.parallelism), told).await;
     progress.end();
-    let report = verified.map_err(|error| super::about(&named.url, error.into()))?;
+    let report = verified.map_err(|error| Error::from(error).about(&named.url))?;
     if !args.progress.quiet {
         print(&if args.json { in_json(&report) } else { in_words(&report, args.quick) })?;
     }

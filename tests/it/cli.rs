@@ -390,7 +390,7 @@ fn verifies() {
         assert_eq!(out.status.code(), Some(4));
         let (said, error) = (String::from_utf8(out.stdout).unwrap(), String::from_utf8(out.stderr));
         assert!(said.contains("0/0000000000000004-0000000000000004.ltx"), "{said}");
-        assert!(error.unwrap().contains("has 1 defect\n"));
+        assert!(error.unwrap().contains("has 1 defect"));
     }
     check(&["verify", &url(&replica.path().join("nothing"))], 3);
 }
@@ -429,4 +429,37 @@ fn compacts_and_retains() {
     }
     check(&["retain", &url], 2);
     check(&["compact", "--level", "0", &url], 2);
+}
+
+/// A script that asked for JSON gets it for failures too, with all that a person is told.
+#[test]
+fn failures_in_json() {
+    let dir = TempDir::new().unwrap();
+    let (out, empty) = (dir.path().join("out.db"), url(dir.path()));
+    let golden = url(&golden("litestream-0.5.11"));
+    let wrong: [(&[&str], i32); 5] = [
+        (&["restore", "--json", "-o", text(&out), &empty], 3),
+        (&["restore", "-json", "--txid", "99", "-o", text(&out), &golden], 3),
+        (&["verify", "--json", "gopher://x/y"], 2),
+        (&["ltx", "--json", "file:///proc/nothing/here"], 3),
+        (&["status", "--json", text(&out)], 2),
+    ];
+    for (args, status) in wrong {
+        let said = check(args, status);
+        assert_eq!(said.lines().count(), 1, "{args:?}: {said}");
+        let json: serde_json::Value = serde_json::from_str(&said).unwrap();
+        assert_eq!(json["exit_status"], status, "{args:?}: {said}");
+        let in_words: Vec<&str> =
+            args.iter().filter(|arg| !arg.ends_with("-json")).copied().collect();
+        let in_words = check(&in_words, status);
+        for part in [&json["error"], &json["advice"]] {
+            assert!(
+                part.is_null() || in_words.contains(part.as_str().unwrap()),
+                "{said}{in_words}"
+            );
+        }
+        let causes = json["causes"].as_array().unwrap();
+        assert!(causes.iter().all(|cause| in_words.contains(cause.as_str().unwrap())), "{said}");
+        assert!(in_words.starts_with(&format!("walferry: {}", json["error"].as_str().unwrap())));
+    }
 }
