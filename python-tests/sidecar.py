@@ -24,6 +24,7 @@ class Sidecar:
     def __init__(self, folder, database, url, *arguments, env=None, sync="20ms", wait=True, stdin=None, **how):
         number = next(NUMBERS)
         self.log, self.told = folder / ("sidecar%d.log" % number), queue.Queue()
+        self.ready = False
         address = str(folder / ("notify%d" % number))
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(address)
@@ -36,7 +37,12 @@ class Sidecar:
                 env=dict(clean_environment(), **settings, **(env or {})), **how)
         threading.Thread(target=self.listen, daemon=True).start()
         if wait:
+            self.wait_until_ready()
+
+    def wait_until_ready(self):
+        if not self.ready:
             self.wait_for("READY=1")
+        self.ready = True
 
     def listen(self):
         while True:

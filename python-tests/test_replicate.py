@@ -244,6 +244,8 @@ def test_sigkill_of_anybody_at_random_moments(request, new_host, new_sidecar, ne
             sidecar.kill()
             sidecar = None
         if what == "sidecar ends":
+            # Before it has begun, a signal is the end of it.
+            sidecar.wait_until_ready()
             assert sidecar.end() == 0
             sidecar = None
         if writer is None and sidecar is None and rng.random() < 0.5:

@@ -145,6 +145,15 @@ impl Shared {
         }
     }
 
+    /// What the report says is of a file that was replaced, and the one in its place was opened since:
+    /// the sealer has not taken that in.
+    pub(crate) fn is_opened_again(&self) -> bool {
+        let replaced = Finding::FileReplaced.to_string();
+        let waiting = self.transitions.back();
+        matches!(waiting, Some(Transition::Attached(_)))
+            && self.report.last_error.as_deref() == Some(replaced.as_str())
+    }
+
     /// Whether the sealer is to be woken for a commit that ends with this frame.
     fn is_to_ring(&mut self, frame: u32) -> bool {
         let ahead = frame.wrapping_sub(self.bell_frame) >= FRAMES_AHEAD;

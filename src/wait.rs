@@ -52,7 +52,9 @@ impl Database {
             if shared.acked_seq >= target {
                 return Some(Ok(shared.report.acked));
             }
-            if let Some(why) = shared.report.stopped() {
+            if let Some(why) = shared.report.stopped()
+                && !shared.is_opened_again()
+            {
                 return Some(Err(WaitError::Stopped(why)));
             }
             if self.changed.wait_until(&mut shared, deadline).timed_out() {

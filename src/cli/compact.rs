@@ -7,7 +7,7 @@ use super::{Error, print, table, tidy};
 use crate::history::{self, Joined, Purpose};
 use crate::plan::compact::{self, Ladder, Step};
 use crate::restore::list_in_turn;
-use crate::store;
+use crate::store::FileInfo;
 use crate::units::{Level, Txid};
 
 /// Arguments of `walferry compact`.
@@ -42,19 +42,25 @@ pub(super) async fn join(named: &Named, levels: &[u8], how: &tidy::Args) -> Resu
             Level::SNAPSHOT => Ladder::default(),
             _ => Ladder::of(&files, levels()),
         };
-        let Some(step) = compact::next(&files, &ladder, level, Txid(u64::MAX)) else { continue };
-        if how.dry_run {
-            // What a later level would join of this one is planned as if it were there.
-            let len = step.inputs.iter().map(|file| file.len).fold(0, u64::saturating_add);
-            let now = crate::clock::wall();
-            files.push(store::FileInfo { key: step.key, len, modified: now, stored: now });
-            lines.push(line(how.json, &step, None));
-            continue;
+        let mut last = None;
+        // So many files are joined at a time, until none is left.
+        while let Some(step) =
+            next(&files, &ladder, level, named)?.filter(|step| Some(step.key) != last)
+        {
+            last = Some(step.key);
+            if how.dry_run {
+                // What comes after is planned as if this were there.
+                let len = step.inputs.iter().map(|file| file.len).fold(0, u64::saturating_add);
+                let now = crate::clock::wall();
+                files.push(FileInfo { key: step.key, len, modified: now, stored: now });
+                lines.push(line(how.json, &step, None));
+                continue;
+            }
+            let joined = history::join(store.clone(), step.clone(), Purpose::Publish, None);
+            let joined = joined.await.map_err(|error| Error::from(error).about(&named.url))?;
+            files = list_in_turn(store.as_ref()).await?;
+            lines.push(line(how.json, &step, Some(joined)));
         }
-        let joined = history::join(store.clone(), step.clone(), Purpose::Publish, None);
-        let joined = joined.await.map_err(|error| Error::from(error).about(&named.url))?;
-        files = list_in_turn(store.as_ref()).await?;
-        lines.push(line(how.json, &step, Some(joined)));
     }
     if lines.is_empty() {
         let why = "there is nothing to join";
@@ -65,6 +71,21 @@ pub(super) async fn join(named: &Named, levels: &[u8], how: &tidy::Args) -> Resu
         });
     }
     print(&lines.concat())
+}
+
+fn next(
+    files: &[FileInfo],
+    ladder: &Ladder,
+    level: Level,
+    named: &Named,
+) -> Result<Option<Step>, Error> {
+    let all = Txid(u64::MAX);
+    if level != Level::SNAPSHOT {
+        return Ok(compact::next(files, ladder, level, all));
+    }
+    let step = compact::snapshot(files, ladder, all);
+    let step = step.map_err(|error| Error::Restore(error.into()).about(&named.url))?;
+    Ok(step.map(|step| compact::in_turn(step, ladder)))
 }
 
 fn line(json: bool, step: &Step, joined: Option<Joined>) -> String {

@@ -4,9 +4,10 @@ use jiff::SignedDuration;
 use serde_json::json;
 
 use super::configured::Named;
-use super::{Error, moment, print, table, tidy};
+use super::{Error, moment, note, print, table, tidy};
 use crate::history;
 use crate::plan::retain::{Own, Policy};
+use crate::store::FileInfo;
 
 /// Arguments of `walferry retain`.
 #[derive(clap::Args)]
@@ -24,6 +25,9 @@ pub(super) struct Args {
     /// where a joined one has all of them. Else what the file says, else 24h
     #[arg(long, value_name = "TIME", value_parser = moment::duration)]
     l0_retention: Option<SignedDuration>,
+    /// Do not read what stays in the place of what is removed before that is
+    #[arg(long)]
+    quick: bool,
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Error> {
@@ -34,10 +38,21 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     let before = |ago| moment::before(now, ago);
     let (all, l0) = times(&args, &named)?;
     let policy = Policy { all: all.map(before), l0: before(l0) };
+    let told = |file: &FileInfo| log::info!("reading {}", file.key);
+    let mut damaged = Vec::new();
+    if !args.quick {
+        let found = history::damaged(&store, &files, policy, told).await;
+        damaged = found.map_err(|error| Error::from(error).about(&named.url))?;
+    }
+    for key in &damaged {
+        note(&format!(
+            "file {key} of the replica is damaged: what else has its transactions stays"
+        ));
+    }
     let removed = if args.tidy.dry_run {
-        history::removable(&store, &files, policy, Own::NONE).await?
+        history::removable(&store, &files, policy, Own::NONE, &damaged).await?
     } else {
-        history::remove(&store, &files, policy, Own::NONE).await?
+        history::remove(&store, &files, policy, Own::NONE, &damaged).await?
     };
     let bytes = removed.iter().map(|file| file.len).fold(0, u64::saturating_add);
     if args.tidy.json {

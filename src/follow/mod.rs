@@ -230,7 +230,10 @@ impl<T: FnMut(Event<'_>)> Follower<T> {
             }
             match self.go(next, held, &mut schedule).await {
                 Ok(()) => self.reached = true,
-                Err(error) if self.reached && error.passes() => {
+                // That somebody reads the copy says nothing about the replica.
+                Err(error)
+                    if error.passes() && (self.reached || matches!(error, Error::Readers(_))) =>
+                {
                     (self.tell)(Event::Trouble { error: &error });
                     let (lasting, hold) = match &error {
                         Error::Store(error) => (!error.kind.is_transient(), error.retry_after),

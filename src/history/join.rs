@@ -148,14 +148,30 @@ impl Job<'_> {
             Purpose::Publish => Out::new(self.store, self.runtime, key, timestamp),
             Purpose::Prove => Out::nowhere(self.store, self.runtime, key, timestamp),
         };
+        let joined = Joined {
+            key,
+            len: 0,
+            pages: 0,
+            fetched: 0,
+            requests: 1,
+            timestamp,
+            existed: true,
+            proven: false,
+        };
         // A whole database is proven before anybody can see it.
         let (encoded, proven) = match inputs.join(&mut out) {
             Ok(joined) => joined,
-            Err(error) => return Err(out.give_up().map_or(error, Error::Store)),
+            Err(error) => {
+                return match out.give_up() {
+                    Some(why) if why.kind == ErrorKind::AlreadyExists => Ok(joined),
+                    Some(why) => Err(Error::Store(why)),
+                    None => Err(error),
+                };
+            }
         };
         let (existed, requests) = out.publish()?;
-        let (len, pages, fetched) = (encoded.len, encoded.pages, 0);
-        Ok(Joined { key, len, pages, fetched, requests, timestamp, existed, proven })
+        let (len, pages) = (encoded.len, encoded.pages);
+        Ok(Joined { len, pages, requests, existed, proven, ..joined })
     }
 }
 
@@ -164,7 +180,9 @@ pub struct Inputs<R> {
     key: Key,
     /// The header of the whole, but for its checksum.
     header: Header,
+    /// What is read, and of which files.
     decoders: Vec<Decoder<R>>,
+    keys: Vec<Key>,
 }
 
 impl<R: Read> Inputs<R> {
@@ -184,13 +202,14 @@ impl<R: Read> Inputs<R> {
         let (header, superseded) = joined_header(step.key, &headers)?;
         // What a full image supersedes is not read; it may even be of another page size.
         decoders.drain(..superseded);
-        Ok(Inputs { key: step.key, header, decoders })
+        let keys = headers.iter().skip(superseded).map(|(key, _)| *key).collect();
+        Ok(Inputs { key: step.key, header, decoders, keys })
     }
 
     /// Writes the joined file, and tells whether it is a whole database that was proven. If it is one
     /// that is not what its last file says, that is an error, and `out` has all of it.
     pub fn join(self, out: &mut impl Write) -> Result<(Encoded, bool), Error> {
-        let Inputs { key, header, decoders } = self;
+        let Inputs { key, header, decoders, keys } = self;
         let broken = |source| Error::File { key, source };
         let head = header.encode().map_err(broken)?;
         out.write_all(&head).map_err(ltx::Error::from).map_err(broken)?;
@@ -198,7 +217,10 @@ impl<R: Read> Inputs<R> {
         let merged = ltx::merge::merge_seen(decoders, &header, out, |pgno, page| {
             sum.toggle(ltx::checksum::page(pgno, page));
         });
-        let (_, encoded) = merged.map_err(broken)?;
+        let (_, encoded) = merged.map_err(|found| {
+            let input = found.input.and_then(|at| keys.get(at));
+            Error::File { key: input.copied().unwrap_or(key), source: found.source }
+        })?;
         match header.tag.filter(|tag| tag.full_image) {
             Some(tag) if tag.post_apply != sum => {
                 Err(Error::Database { key, expected: tag.post_apply, found: sum })

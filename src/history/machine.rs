@@ -8,14 +8,18 @@
 //! Time is that of the log, unless that stands still: a chore is due when a transaction is confirmed
 //! whose commit time lies in another window than the one before it, and joins what came before that
 //! transaction. So a database that nobody writes to makes no request, and a clock is never asked.
-//! What failed is tried again with a later transaction.
+//! What failed is tried again with a later transaction; what could not be planned or contradicts itself,
+//! once in each window.
+//!
+//! A file that turned out to be damaged is passed over from then on where others have what is in it, and
+//! stands in for nothing when it is decided what can go.
 
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{Backoff, Failure, Millis};
 use crate::ltx::FileName;
 use crate::plan::compact::{self, Ladder, Step};
-use crate::plan::restore::{Target, restore};
+use crate::plan::restore::Error;
 use crate::plan::retain::{Keep, Own};
 use crate::store::{ErrorKind, FileInfo, Key};
 use crate::units::{Level, Timestamp, Txid};
@@ -55,6 +59,8 @@ pub enum Work {
         at: Timestamp,
         /// Whose files are the caller's.
         own: Own,
+        /// Files that are damaged: what they have is not taken for kept.
+        damaged: Vec<Key>,
     },
     /// Read what leads to a state, and prove it, as a snapshot would that is not written: `Proved`.
     Prove(Step),
@@ -87,6 +93,15 @@ pub enum Event {
     Proved(Option<Txid>),
     /// What was to be done failed.
     Failed(Failure),
+    /// A file of the replica that was to be read is damaged.
+    Damaged {
+        /// It.
+        key: Key,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// Files of the replica do not fit each other.
+    Contradicted(String),
     /// The replica is not what it was, or somebody else's: nothing is known of it.
     Forget,
 }
@@ -111,6 +126,10 @@ pub struct History {
     options: Options,
     /// `None`: the replica must be listed before anything is planned.
     files: Option<Vec<FileInfo>>,
+    /// Files that are not among those, since they are damaged.
+    damaged: Vec<FileInfo>,
+    /// Why the newest state could not be restored when the replica was listed last.
+    broken: Option<String>,
     chores: Vec<Chore>,
     doing: Option<Doing>,
     /// What was confirmed since then, if that is a listing.
@@ -142,6 +161,8 @@ struct Chore {
     entered: Option<Millis>,
     /// It is to be done, for what came before this transaction.
     due: Option<Txid>,
+    /// The replica was listed for that.
+    looked: bool,
     backoff: Backoff,
     failure: Option<(String, u64)>,
 }
@@ -162,6 +183,12 @@ pub struct Saved {
     /// Of each chore: length of the windows, number of the last one, transaction for which it is due.
     chores: Vec<(u64, Option<i64>, Option<u64>)>,
     proven: Option<(u64, i64)>,
+    /// Damaged files, as those above.
+    #[serde(default)]
+    damaged: Vec<(u8, u64, u64, u64, i64)>,
+    /// Why the newest state could not be restored.
+    #[serde(default)]
+    broken: Option<String>,
 }
 
 impl History {
@@ -184,6 +211,7 @@ impl History {
                 window: None,
                 entered: None,
                 due: None,
+                looked: false,
                 backoff: Backoff::new(seed),
                 failure: None,
             });
@@ -191,6 +219,8 @@ impl History {
         History {
             options,
             files: None,
+            damaged: Vec::new(),
+            broken: None,
             chores,
             doing: None,
             since: Vec::new(),
@@ -211,6 +241,8 @@ impl History {
             Some(FileInfo { key, len, modified: time, stored: time })
         };
         self.files = saved.files.iter().map(file).collect();
+        self.damaged = saved.damaged.iter().filter_map(file).collect();
+        self.broken.clone_from(&saved.broken);
         self.proven = saved.proven.map(|(txid, at)| (Txid(txid), Timestamp(at)));
         for (chore, (every, window, due)) in self.chores.iter_mut().zip(&saved.chores) {
             if chore.every == *every {
@@ -230,6 +262,8 @@ impl History {
             files: self.files.as_ref()?.iter().map(file).collect(),
             chores: self.chores.iter().map(chore).collect(),
             proven: self.proven.map(|(txid, at)| (txid.0, at.0)),
+            damaged: self.damaged.iter().map(file).collect(),
+            broken: self.broken.clone(),
         })
     }
 
@@ -239,7 +273,8 @@ impl History {
             Event::Acked(file) => self.on_acked(now, file),
             Event::Surveyed(files) => {
                 self.take_over(files);
-                self.done();
+                // That it could be listed says nothing of what failed.
+                self.doing = None;
             }
             Event::Joined { file, existed, proven } => self.on_joined(file, existed, proven),
             Event::Retained { left, removed } => {
@@ -252,7 +287,17 @@ impl History {
                 self.finish();
             }
             Event::Failed(failure) => self.on_failed(now, &failure),
-            Event::Forget => self.files = None,
+            Event::Damaged { key, message } => self.on_damaged(now, key, message),
+            Event::Contradicted(why) => {
+                if let Some(doing) = self.doing.take() {
+                    self.give_up(doing.chore, why);
+                }
+            }
+            Event::Forget => {
+                self.files = None;
+                self.damaged.clear();
+                self.broken = None;
+            }
         }
     }
 
@@ -261,13 +306,22 @@ impl History {
         self.at = self.at.max(file.modified);
         let txid = file.key.name.max;
         let first = file.key == Key { level: Level::SNAPSHOT, name: FileName::single(Txid(1)) };
+        let known = self.head();
         match &mut self.files {
             // The replica is empty but for this.
-            _ if first => self.files = Some(vec![file]),
-            Some(files) if head(files).next() == txid && files.len() < FILES_MAX => {
-                files.push(file);
+            _ if first => {
+                self.files = Some(vec![file]);
+                self.damaged.clear();
             }
+            Some(files) if known.next() == txid && files.len() < FILES_MAX => files.push(file),
             _ => self.files = None,
+        }
+        if file.key.level == Level::SNAPSHOT {
+            // Whatever is missing or contradicts itself before it.
+            self.broken = None;
+            for chore in self.chores.iter_mut().filter(|chore| chore.due.is_none()) {
+                chore.failure = None;
+            }
         }
         if self.doing.as_ref().is_some_and(|doing| doing.target.is_none()) {
             self.since.push(file);
@@ -280,6 +334,7 @@ impl History {
             // After a clock that was set far ahead the log's time stands still for as long.
             let entered = *chore.entered.get_or_insert(now);
             if passed || now.saturating_sub(entered) >= chore.every {
+                chore.looked = false;
                 chore.due = Some(txid);
                 chore.entered = Some(now);
             }
@@ -319,7 +374,34 @@ impl History {
         chore.failure = Some((failure.message().to_string(), self.acks));
         if !kind.is_transient() {
             // Perhaps what was planned with is not there any more.
+            chore.looked = false;
             self.files = None;
+        }
+    }
+
+    fn on_damaged(&mut self, now: Millis, key: Key, message: String) {
+        let Some(doing) = self.doing.take() else { return };
+        let files = self.files.as_mut();
+        let found = files.and_then(|files| {
+            let at = files.iter().position(|file| file.key == key)?;
+            Some(files.remove(at))
+        });
+        match (found, self.chores.get_mut(doing.chore)) {
+            (Some(file), Some(chore)) => {
+                // The next plan does without.
+                chore.backoff.fail(now, false);
+                self.damaged.push(file);
+            }
+            _ => self.give_up(doing.chore, message),
+        }
+    }
+
+    /// Leaves a chore until its next window, and says why.
+    fn give_up(&mut self, chore: usize, why: String) {
+        if let Some(chore) = self.chores.get_mut(chore) {
+            chore.due = None;
+            chore.backoff.reset();
+            chore.failure = Some((why, self.acks));
         }
     }
 
@@ -349,6 +431,10 @@ impl History {
                 files.push(file);
             }
         }
+        // One that was mended is another file.
+        self.damaged.retain(|damaged| files.contains(damaged));
+        files.retain(|file| !self.damaged.contains(file));
+        self.broken = compact::whole(&files).err().map(|error| error.to_string());
         self.files = Some(files);
         self.reduce();
     }
@@ -380,24 +466,44 @@ impl History {
         self.since.clear();
         for at in 0..self.chores.len() {
             let Some((kind, before)) = self.is_due(at, now) else { continue };
-            if self.files.is_none() {
-                self.doing = Some(Doing { chore: at, target: None });
-                return Some(Work::Survey);
-            }
-            if let Some(work) = self.plan(kind, before, own) {
-                let target = match &work {
-                    Work::Join(step) => Some(step.key),
-                    _ => None,
-                };
-                self.doing = Some(Doing { chore: at, target });
-                return Some(work);
-            }
-            if let Some(chore) = self.chores.get_mut(at) {
-                chore.due = None;
-                chore.failure = None;
+            let planned = match &self.files {
+                Some(files) => self.plan(files, kind, before, own),
+                None => return self.survey(at),
+            };
+            match planned {
+                Ok(Some(work)) => {
+                    let target = match &work {
+                        Work::Join(step) => Some(step.key),
+                        _ => None,
+                    };
+                    self.doing = Some(Doing { chore: at, target });
+                    return Some(work);
+                }
+                Ok(None) => {
+                    if let Some(chore) = self.chores.get_mut(at) {
+                        chore.due = None;
+                        chore.backoff.reset();
+                        chore.failure = None;
+                    }
+                }
+                // What is missing may be there by now.
+                Err(_) if self.chores.get(at).is_some_and(|chore| !chore.looked) => {
+                    return self.survey(at);
+                }
+                // The whole listing says more of it than what is kept of that.
+                Err(error) => {
+                    let why = self.broken.clone().unwrap_or_else(|| error.to_string());
+                    self.give_up(at, why);
+                }
             }
         }
         None
+    }
+
+    fn survey(&mut self, chore: usize) -> Option<Work> {
+        self.chores.get_mut(chore)?.looked = true;
+        self.doing = Some(Doing { chore, target: None });
+        Some(Work::Survey)
     }
 
     fn is_due(&self, at: usize, now: Millis) -> Option<(Kind, Txid)> {
@@ -407,25 +513,32 @@ impl History {
         Some((chore.kind, before))
     }
 
-    fn plan(&self, kind: Kind, before: Txid, own: Own) -> Option<Work> {
-        let files = self.files.as_deref()?;
-        match kind {
-            Kind::Level(level) => {
-                let step = compact::next(files, &self.ladder(), level, before)?;
-                let wanted = level != Level::SNAPSHOT
-                    || compact::is_worth_it(&step)
-                    || self.is_outlived(&step);
-                wanted.then_some(Work::Join(step))
+    fn plan(
+        &self,
+        files: &[FileInfo],
+        kind: Kind,
+        before: Txid,
+        own: Own,
+    ) -> Result<Option<Work>, Error> {
+        let ladder = self.ladder();
+        let work = match kind {
+            Kind::Level(Level::SNAPSHOT) => compact::snapshot(files, &ladder, before)?
+                .filter(|step| compact::is_worth_it(step) || self.is_outlived(step))
+                .map(|step| Work::Join(compact::in_turn(step, &ladder))),
+            Kind::Level(level) => compact::next(files, &ladder, level, before).map(Work::Join),
+            Kind::Retain => {
+                let damaged = self.damaged.iter().map(|file| file.key).collect();
+                let keep = self.options.keep;
+                keep.map(|keep| Work::Retain { keep, at: self.at, own, damaged })
             }
-            Kind::Retain => self.options.keep.map(|keep| Work::Retain { keep, at: self.at, own }),
-            Kind::Prove => {
-                let mut inputs = restore(files, Target::Latest).ok()?.files;
-                inputs.truncate(compact::INPUTS_MAX);
-                let name = FileName { min: Txid(1), max: inputs.last()?.key.name.max };
-                let key = Key { level: Level::SNAPSHOT, name };
-                Some(Work::Prove(Step { key, inputs }))
-            }
-        }
+            Kind::Prove => compact::whole(files)?.map(|whole| {
+                let step = compact::in_turn(whole.clone(), &ladder);
+                if step == whole { Work::Prove(step) } else { Work::Join(step) }
+            }),
+        };
+        // A damaged file has the name.
+        let is_taken = |key: Key| self.damaged.iter().any(|file| file.key == key);
+        Ok(work.filter(|work| !matches!(work, Work::Join(step) if is_taken(step.key))))
     }
 
     /// Whether the snapshot before this one is so old that, with this one, it could go.
@@ -455,13 +568,35 @@ impl History {
 
     /// A summary for people.
     pub fn status(&self) -> Status {
-        let failure = self.chores.iter().find_map(|chore| chore.failure.as_ref());
+        let of_chores = self.chores.iter().filter_map(|chore| chore.failure.as_ref());
+        let of_chores = of_chores.map(|(message, _)| message.clone());
+        let mut failures: Vec<String> = self.damage().into_iter().collect();
+        for failure in self.broken.clone().into_iter().chain(of_chores) {
+            if !failures.contains(&failure) {
+                failures.push(failure);
+            }
+        }
         Status {
             joined: self.joined,
             removed: self.removed,
             proven: self.proven,
-            failure: failure.map(|(message, _)| message.clone()),
+            failure: (!failures.is_empty()).then(|| failures.join("; ")),
         }
+    }
+
+    /// What is known to be damaged, for people.
+    fn damage(&self) -> Option<String> {
+        let first = self.damaged.first()?;
+        let all = match self.damaged.len() {
+            1 => format!("file {} of the replica is damaged", first.key),
+            n => format!("{n} files of the replica are damaged, such as {}", first.key),
+        };
+        Some(format!("{all}: walferry verify shows what can be restored without"))
+    }
+
+    /// The newest transaction that any known file holds.
+    fn head(&self) -> Txid {
+        head(self.files.as_deref().unwrap_or_default()).max(head(&self.damaged))
     }
 }
 
@@ -539,6 +674,101 @@ mod tests {
         assert_eq!(history.poll(9_000_000, Own::NONE), None);
         // Below the window, and yet: it is due still.
         assert_eq!(joins(acked(&mut history, 9_000_000, 4, 31_500)), (1, 2, 3));
+    }
+
+    #[test]
+    fn files_that_are_missing_are_told_until_an_image_comes() {
+        let validation = 10_000;
+        let mut history = History::new(Options { validation, ..Options::default() });
+        history.handle(0, Event::Acked(file(9, 1, 0)));
+        for txid in 2..=3 {
+            assert_eq!(acked(&mut history, 0, txid, 1000), None);
+        }
+        let Some(Work::Prove(step)) = acked(&mut history, 0, 4, 11_000) else { panic!() };
+        assert_eq!(step.key.name.max, Txid(4));
+        // One of them is not there.
+        let gone = Failure::Store { kind: ErrorKind::NotFound, message: "no such file".into() };
+        history.handle(0, Event::Failed(gone));
+        assert_eq!(acked(&mut history, 1000, 5, 11_001), Some(Work::Survey));
+        let listing =
+            || vec![file(9, 1, 0), file(0, 2, 1000), file(0, 4, 11_000), file(0, 5, 11_001)];
+        history.handle(1000, Event::Surveyed(listing()));
+        let missing = "transactions 0000000000000003 to 0000000000000003 are missing";
+        let says =
+            |history: &History| history.status().failure.is_some_and(|why| why.contains(missing));
+        for txid in 6..20 {
+            assert!(history.poll(2000, Own::NONE).is_none() && says(&history));
+            history.handle(2000, Event::Acked(file(0, txid, 11_002)));
+        }
+        // The next process says so too, and looks again with the next window.
+        let mut next = History::new(Options { validation, ..Options::default() });
+        next.resume(&history.saved().unwrap());
+        assert!(says(&next));
+        assert_eq!(acked(&mut history, 90_000, 20, 21_000), Some(Work::Survey));
+        history.handle(90_000, Event::Surveyed(listing()));
+        assert!(history.poll(90_000, Own::NONE).is_none() && says(&history));
+        let image = FileName { min: Txid(1), max: Txid(21) };
+        let image = Key { level: Level::SNAPSHOT, name: image };
+        history.handle(0, Event::Acked(FileInfo { key: image, ..file(0, 21, 21_001) }));
+        assert_eq!(history.status().failure, None);
+    }
+
+    #[test]
+    fn a_damaged_file_is_passed_over_and_stands_in_for_nothing() {
+        let keep = Keep { all: None, l0: 1000 };
+        let options = Options {
+            levels: vec![30_000],
+            check: 90_000,
+            validation: 60_000,
+            ..Options::default()
+        };
+        let mut history = History::new(Options { keep: Some(keep), ..options });
+        history.handle(0, Event::Acked(file(9, 1, 0)));
+        acked(&mut history, 0, 2, 1000);
+        assert_eq!(joins(acked(&mut history, 0, 3, 31_000)), (1, 2, 2));
+        let level_1 = file(1, 2, 1000);
+        let joined = |file| Event::Joined { file, existed: false, proven: false };
+        history.handle(0, joined(level_1));
+        assert_eq!(joins(acked(&mut history, 0, 4, 61_000)), (1, 3, 3));
+        history.handle(0, joined(file(1, 3, 31_000)));
+        let Some(Work::Prove(step)) = history.poll(0, Own::NONE) else { panic!() };
+        assert!(step.inputs.contains(&level_1));
+        history.handle(0, Event::Damaged { key: level_1.key, message: "it is damaged".into() });
+        // What it was made from is not known any more: the replica shows it.
+        let Some(Work::Survey) = history.poll(10_000, Own::NONE) else { panic!() };
+        let mut listing: Vec<FileInfo> = (2..=4).map(|txid| file(0, txid, 1000)).collect();
+        listing.extend([file(9, 1, 0), level_1, file(1, 3, 31_000)]);
+        history.handle(0, Event::Surveyed(listing.clone()));
+        let Some(Work::Prove(step)) = history.poll(10_000, Own::NONE) else { panic!() };
+        assert!(step.inputs.contains(&file(0, 2, 1000)) && !step.inputs.contains(&level_1));
+        history.handle(0, Event::Proved(Some(Txid(4))));
+        let said = history.status().failure.unwrap();
+        assert!(said.contains("1/0000000000000002-0000000000000002.ltx of the replica is damaged"));
+        assert_eq!(joins(acked(&mut history, 10_000, 5, 91_000)), (1, 4, 4));
+        history.handle(0, joined(file(1, 4, 61_000)));
+        let Some(Work::Retain { damaged, .. }) = history.poll(10_000, Own::NONE) else { panic!() };
+        assert_eq!(damaged, [level_1.key]);
+        history.handle(0, Event::Retained { left: listing.clone(), removed: 0 });
+        // One that was mended is another file.
+        let at = listing.iter().position(|file| *file == level_1).unwrap();
+        listing[at].modified = Timestamp(9);
+        history.handle(0, Event::Retained { left: listing, removed: 0 });
+        assert_eq!(history.status().failure, None);
+    }
+
+    #[test]
+    fn files_that_contradict_each_other_are_read_once_in_a_window() {
+        let mut history = History::new(Options { validation: 10_000, ..Options::default() });
+        history.handle(0, Event::Acked(file(9, 1, 0)));
+        let Some(Work::Prove(_)) = acked(&mut history, 0, 2, 10_000) else { panic!() };
+        history.handle(0, Event::Contradicted("checksums differ".into()));
+        for txid in 3..9 {
+            assert_eq!(acked(&mut history, 9_000, txid, 11_000), None);
+            assert_eq!(history.status().failure.as_deref(), Some("checksums differ"));
+        }
+        assert!(matches!(acked(&mut history, 9_000, 9, 21_000), Some(Work::Prove(_))));
+        history.handle(0, Event::Proved(Some(Txid(9))));
+        assert_eq!(history.status().failure, None);
     }
 
     #[test]

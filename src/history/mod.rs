@@ -19,9 +19,12 @@ pub use work::{Done, perform};
 
 use tokio::task::JoinSet;
 
+use crate::plan::compact::Step;
 use crate::plan::retain::{
-    Doomed, Own, Policy, begun, doomed, expired, keeps_the_newest, predecessors,
+    Doomed, Own, Policy, begun, doomed, expired, keeps_the_newest, predecessors, stand_ins,
+    stripped,
 };
+use crate::restore;
 use crate::store::{Error, ErrorKind, FileInfo, Key, Store, read_header};
 use crate::units::WriterId;
 
@@ -29,13 +32,15 @@ use crate::units::WriterId;
 const AT_A_TIME: usize = 8;
 
 /// What can be removed by this policy: what it does not keep, but for the first file of each lineage.
-/// Of files of level 0 that are not `own` the headers are read.
+/// Of files of level 0 that are not `own` the headers are read. `damaged` files stand in for nothing.
 pub async fn removable(
     store: &Arc<dyn Store>,
     files: &[FileInfo],
     policy: Policy,
     own: Own,
+    damaged: &[Key],
 ) -> Result<Vec<FileInfo>, Error> {
+    let files = &stripped(files, damaged);
     let expired = expired(files, policy);
     if !keeps_the_newest(files, &expired) {
         return Err(Error::new(
@@ -91,6 +96,34 @@ fn broken_off(error: tokio::task::JoinError) -> Error {
     Error::caused(ErrorKind::Other, "a request broke off", error)
 }
 
+/// Reads all that is to be kept in the place of what this policy removes; gives what of it is damaged.
+/// `told` hears of each file before it is read. Needs a Tokio runtime.
+pub async fn damaged(
+    store: &Arc<dyn Store>,
+    files: &[FileInfo],
+    policy: Policy,
+    mut told: impl FnMut(&FileInfo),
+) -> Result<Vec<Key>, restore::Error> {
+    let (mut damaged, mut sound) = (Vec::new(), BTreeSet::new());
+    loop {
+        let next = stand_ins(&stripped(files, &damaged), policy);
+        let Some(file) = next.into_iter().find(|file| !sound.contains(&file.key)) else {
+            return Ok(damaged);
+        };
+        told(&file);
+        let step = Step { key: file.key, inputs: vec![file] };
+        match join(store.clone(), step, Purpose::Prove, None).await {
+            Ok(_) => {
+                sound.insert(file.key);
+            }
+            Err(restore::Error::File { .. } | restore::Error::Database { .. }) => {
+                damaged.push(file.key);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 /// Removes what [`removable`] says, oldest first, and looks afterwards whether it is gone. Gives what
 /// was removed.
 ///
@@ -100,8 +133,9 @@ pub async fn remove(
     files: &[FileInfo],
     policy: Policy,
     own: Own,
+    damaged: &[Key],
 ) -> Result<Vec<FileInfo>, Error> {
-    let expired = removable(store, files, policy, own).await?;
+    let expired = removable(store, files, policy, own, damaged).await?;
     let mut waiting = expired.iter().map(|file| file.key);
     let mut deletes = JoinSet::new();
     loop {

@@ -12,7 +12,7 @@ use crate::engine::Failure;
 use crate::plan::compact::Step;
 use crate::plan::retain::{Keep, Own};
 use crate::restore::{Error, list_in_turn};
-use crate::store::{ErrorKind, FileInfo, Key, Store};
+use crate::store::{FileInfo, Key, Store};
 use crate::units::{Level, Timestamp};
 
 /// Files that a store lists in one answer.
@@ -39,7 +39,7 @@ pub async fn perform(store: Arc<dyn Store>, work: Work, copies: Option<PathBuf>)
         }
         Work::Join(step) => joined(store, step, Purpose::Publish, copies).await,
         Work::Prove(step) => joined(store, step, Purpose::Prove, None).await,
-        Work::Retain { keep, at, own } => retained(&store, keep, at, own).await,
+        Work::Retain { keep, at, own, damaged } => retained(&store, keep, at, own, &damaged).await,
     };
     match result {
         Ok((event, requests)) => Done { event, requests, retry_after: None },
@@ -48,11 +48,14 @@ pub async fn perform(store: Arc<dyn Store>, work: Work, copies: Option<PathBuf>)
                 Error::Store(error) => error.retry_after,
                 _ => None,
             };
-            let failure = match &error {
-                Error::Store(error) => Failure::of_store(error),
-                other => Failure::Store { kind: ErrorKind::Other, message: other.to_string() },
+            let event = match &error {
+                Error::Store(error) => Event::Failed(Failure::of_store(error)),
+                Error::File { key, source } => {
+                    Event::Damaged { key: *key, message: format!("{error}: {source}") }
+                }
+                other => Event::Contradicted(other.to_string()),
             };
-            Done { event: Event::Failed(failure), requests: 1, retry_after }
+            Done { event, requests: 1, retry_after }
         }
     }
 }
@@ -62,10 +65,11 @@ async fn retained(
     keep: Keep,
     at: Timestamp,
     own: Own,
+    damaged: &[Key],
 ) -> Result<(Event, u64), Error> {
     let files = list_in_turn(&**store).await?;
     let listings = count_listings(&files);
-    let removed = remove(store, &files, keep.at(at, &files), own).await?;
+    let removed = remove(store, &files, keep.at(at, &files), own, damaged).await?;
     let gone: BTreeSet<Key> = removed.iter().map(|file| file.key).collect();
     let left = files.into_iter().filter(|file| !gone.contains(&file.key)).collect();
     let removed = removed.len() as u64;

@@ -10,8 +10,24 @@ use crate::units::Pgno;
 
 /// One input of a merge: a decoder and the page it stands at.
 struct Input<R> {
+    number: usize,
     decoder: Decoder<R>,
     at: Option<Pgno>,
+}
+
+/// Why files could not be merged.
+#[derive(Debug)]
+pub struct Broken {
+    /// Which of the inputs could not be read, if that is it.
+    pub input: Option<usize>,
+    /// What was wrong.
+    pub source: Error,
+}
+
+impl From<Error> for Broken {
+    fn from(source: Error) -> Broken {
+        Broken { input: None, source }
+    }
 }
 
 /// Merges files, oldest first, into one with this header. Pages beyond the header's commit are
@@ -21,24 +37,27 @@ pub fn merge<R: Read, W: Write>(
     header: &Header,
     out: W,
 ) -> Result<(W, Encoded), Error> {
-    merge_seen(inputs, header, out, |_, _| ())
+    merge_seen(inputs, header, out, |_, _| ()).map_err(|broken| broken.source)
 }
 
-/// As [`merge`]; `seen` is shown each page that is written.
+/// As [`merge`]; `seen` is shown each page that is written, and an error says whose it is.
 pub fn merge_seen<R: Read, W: Write>(
     inputs: Vec<Decoder<R>>,
     header: &Header,
     out: W,
     mut seen: impl FnMut(Pgno, &[u8]),
-) -> Result<(W, Encoded), Error> {
+) -> Result<(W, Encoded), Broken> {
     let mut encoder = Encoder::new(out, header.page_size);
-    let mut inputs: Vec<Input<R>> =
-        inputs.into_iter().map(|decoder| Input { decoder, at: Some(0) }).collect();
+    let mut inputs: Vec<Input<R>> = inputs
+        .into_iter()
+        .enumerate()
+        .map(|(number, decoder)| Input { number, decoder, at: Some(0) })
+        .collect();
     // Pages of the files that stand at the same number as the newest are superseded by it.
     let mut images: Vec<Image> = Vec::new();
     for input in &mut inputs {
         if input.decoder.header().page_size != header.page_size {
-            return rule("files of two page sizes in one merge");
+            return Ok(rule("files of two page sizes in one merge")?);
         }
         images.push(Image::default());
     }
@@ -59,15 +78,16 @@ pub fn merge_seen<R: Read, W: Write>(
             }
         }
     }
-    for input in inputs {
-        input.decoder.finish()?;
+    for Input { number, decoder, .. } in inputs {
+        decoder.finish().map_err(|source| Broken { input: Some(number), source })?;
     }
-    encoder.finish(header)
+    Ok(encoder.finish(header)?)
 }
 
 impl<R: Read> Input<R> {
-    fn advance(&mut self, image: &mut Image) -> Result<(), Error> {
-        self.at = match self.decoder.next_page()? {
+    fn advance(&mut self, image: &mut Image) -> Result<(), Broken> {
+        let broken = |source| Broken { input: Some(self.number), source };
+        self.at = match self.decoder.next_page().map_err(broken)? {
             Some(page) => {
                 image.data.clear();
                 image.data.extend_from_slice(page.data);

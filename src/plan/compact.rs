@@ -11,14 +11,17 @@
 
 use std::collections::BTreeSet;
 
-use super::restore::{Target, restore};
+use super::restore::{self, Target, restore};
 use crate::ltx::{FileName, MIN_FILE_LEN};
 use crate::store::{FileInfo, Key};
 use crate::units::{Level, Txid};
 
-/// Most files that are joined to one: each takes memory while it is read. What is left is joined to
-/// the next.
+/// Most files that are joined to one of a level: each takes memory while it is read. What is left is
+/// joined to the next.
 pub const INPUTS_MAX: usize = 256;
+
+/// Most files that are joined to a snapshot. Of more, the older ones are joined to fewer first.
+pub const SNAPSHOT_INPUTS_MAX: usize = 512;
 
 /// Files to join, oldest first, and what becomes of them.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -58,6 +61,12 @@ impl Ladder {
         self.0.contains(&level)
     }
 
+    /// The highest level that is not made: for files that snapshots are made from.
+    fn spare(&self) -> Option<Level> {
+        let made = |level: &Level| *level == Level::L0 || self.has(*level);
+        Level::all().filter(|level| *level < Level::SNAPSHOT && !made(level)).max()
+    }
+
     /// The level from which this one is made.
     fn below(&self, level: Level) -> Level {
         self.0.iter().copied().filter(|other| *other < level).max().unwrap_or(Level::L0)
@@ -69,15 +78,12 @@ impl Ladder {
     }
 }
 
-/// What to join to a file of a level: everything below that is newer than what the level has; of the
+/// What to join to a file of one of the levels 1 to 8: everything below that is newer than what the level has; of the
 /// files of level 0 those that end before `before`. `None` where nothing is to be done.
 ///
 /// Nothing is joined across a hole. Behind one the level begins anew: what is missing does not come
 /// any more, and a full image has taken its place.
 pub fn next(files: &[FileInfo], ladder: &Ladder, level: Level, before: Txid) -> Option<Step> {
-    if level == Level::SNAPSHOT {
-        return snapshot(files, ladder, before);
-    }
     let mut waiting = waiting(files, ladder, level, before).into_iter().peekable();
     let at_level = files.iter().filter(|file| file.key.level == level && is_whole(file));
     let mut reached = at_level.map(|file| file.key.name.max).max();
@@ -139,20 +145,54 @@ fn newest_of(files: &[FileInfo], level: Level) -> Option<Txid> {
     files.iter().filter(|file| file.key.level == level).map(|file| file.key.name.max).max()
 }
 
-fn snapshot(files: &[FileInfo], ladder: &Ladder, before: Txid) -> Option<Step> {
+/// What to join to a snapshot of what is older than `before`; all of it, however many files that are
+/// ([`in_turn`]). `None` where there is one. That files are missing on the way is an error.
+pub fn snapshot(
+    files: &[FileInfo],
+    ladder: &Ladder,
+    before: Txid,
+) -> Result<Option<Step>, restore::Error> {
     let target = match before_newest(files).filter(|_| ladder.has(Level::L1)) {
         None => {
             let old = files.iter().filter(|file| !is_young(file, before));
-            old.map(|file| file.key.name.max).max()?
+            old.map(|file| file.key.name.max).max()
         }
-        Some(before) => before,
+        before => before,
     };
-    if newest_of(files, Level::SNAPSHOT) >= Some(target) {
-        return None;
+    let Some(target) = target.filter(|target| newest_of(files, Level::SNAPSHOT) < Some(*target))
+    else {
+        return Ok(None);
+    };
+    match restore(files, Target::Txid(target)) {
+        Ok(plan) => Ok(step(Level::SNAPSHOT, plan.files)),
+        // No file ends there: the next one of level 1 is another.
+        Err(restore::Error::NotReachable { .. }) => Ok(None),
+        Err(error) => Err(error),
     }
-    let mut plan = restore(files, Target::Txid(target)).ok()?;
-    plan.files.truncate(INPUTS_MAX);
-    step(Level::SNAPSHOT, plan.files)
+}
+
+/// What to read to put the newest state together; as that of a snapshot.
+pub fn whole(files: &[FileInfo]) -> Result<Option<Step>, restore::Error> {
+    Ok(step(Level::SNAPSHOT, restore(files, Target::Latest)?.files))
+}
+
+/// What to do first for a snapshot: itself, or where it has too many files, of the oldest of them one,
+/// at a level that is not made otherwise. That takes no way to any state away.
+pub fn in_turn(step: Step, ladder: &Ladder) -> Step {
+    if step.inputs.len() <= SNAPSHOT_INPUTS_MAX {
+        return step;
+    }
+    let spare = ladder.spare();
+    let is_joined = |file: &FileInfo| Some(file.key.level) == spare || file.key.name.min == Txid(1);
+    let waiting = step.inputs.iter().skip_while(|file| is_joined(file)).copied();
+    let group = spare.and_then(|level| self::step(level, waiting.take(INPUTS_MAX).collect()));
+    // With files at all levels there are never so many, but of a time in which they were not made.
+    group.unwrap_or_else(|| {
+        let mut inputs = step.inputs;
+        inputs.truncate(SNAPSHOT_INPUTS_MAX);
+        let max = inputs.last().map_or(Txid(1), |file| file.key.name.max);
+        Step { key: Key { level: Level::SNAPSHOT, name: FileName { min: Txid(1), max } }, inputs }
+    })
 }
 
 /// The state before the newest file of level 1, if there is one.
@@ -222,6 +262,13 @@ mod tests {
         text.split_whitespace().map(parse).collect()
     }
 
+    fn any(files: &[FileInfo], ladder: &Ladder, level: Level, before: Txid) -> Option<Step> {
+        match level {
+            Level::SNAPSHOT => snapshot(files, ladder, before).ok().flatten(),
+            _ => next(files, ladder, level, before),
+        }
+    }
+
     fn check(listing: &str, level: u8, before: u64, expected: Option<(&str, &str)>) {
         check_with(&[1, 2, 3], listing, level, before, expected);
     }
@@ -237,7 +284,7 @@ mod tests {
         before: u64,
         expected: Option<(&str, &str)>,
     ) {
-        let step = next(&files(listing), &ladder(levels), Level::new(level).unwrap(), Txid(before));
+        let step = any(&files(listing), &ladder(levels), Level::new(level).unwrap(), Txid(before));
         let expected =
             expected.map(|(key, inputs)| Step { key: files(key)[0].key, inputs: files(inputs) });
         assert_eq!(step, expected, "{listing:?} to level {level} before {before}");
@@ -290,6 +337,41 @@ mod tests {
     }
 
     #[test]
+    fn a_hole_is_told() {
+        let of = |text: &str| snapshot(&files(text), &ladder(&[]), Txid(99));
+        let gap = restore::Error::Gap { after: Txid(2), next: Txid(4) };
+        assert_eq!(of("9:1-1 0:2-2 0:4-4"), Err(gap));
+        assert_eq!(whole(&files("9:1-1 0:2-2 0:4-4")), Err(gap));
+        assert_eq!(of("0:2-2"), Err(restore::Error::NoBase { first: Txid(2) }));
+        assert_eq!(of(""), Ok(None));
+    }
+
+    #[test]
+    fn many_files_are_joined_to_fewer_first() {
+        for levels in [&[][..], &[1], &[1, 8]] {
+            let ladder = ladder(levels);
+            let mut all: Vec<FileInfo> = (2..=2000).map(|txid| file(0, txid, txid)).collect();
+            all.push(file(9, 1, 1));
+            let (points, mut made) = (restorable(&all), 0);
+            loop {
+                let step = snapshot(&all, &ladder, Txid(9999)).unwrap().unwrap();
+                assert_eq!(step.key, file(9, 1, 2000).key);
+                let step = in_turn(step, &ladder);
+                assert!(step.inputs.len() <= SNAPSHOT_INPUTS_MAX);
+                all.push(FileInfo { key: step.key, ..step.inputs[0] });
+                assert_eq!(restorable(&all), points);
+                if step.key.level == Level::SNAPSHOT {
+                    break;
+                }
+                assert!(!ladder.has(step.key.level) && step.inputs.len() == INPUTS_MAX);
+                made += 1;
+            }
+            assert_eq!(made, 6, "{levels:?}");
+            assert_eq!(snapshot(&all, &ladder, Txid(9999)), Ok(None));
+        }
+    }
+
+    #[test]
     fn a_level_can_be_left_out() {
         let (from_2, with_hole) = (&[2, 3], &[1, 3]);
         check_with(from_2, "9:1-1 0:2-2 0:3-3 0:4-4", 2, 4, Some(("2:2-3", "0:2-2 0:3-3")));
@@ -328,7 +410,7 @@ mod tests {
             loop {
                 let all_levels = || levels.iter().copied();
                 let step = made.next().into_iter().chain(all_levels()).find_map(|level| {
-                    next(&all, &ladder, Level::new(level).unwrap(), Txid(100))
+                    any(&all, &ladder, Level::new(level).unwrap(), Txid(100))
                 });
                 let Some(step) = step else { break };
                 prop_assert!(!all.iter().any(|file| file.key == step.key), "made twice");
@@ -336,7 +418,7 @@ mod tests {
                 let across = holes.iter().any(|hole| (min.0..=max.0).contains(hole));
                 prop_assert!(!across, "{min} to {max}");
                 let few = needed(&all, &ladder);
-                let of_few = next(&few, &ladder, step.key.level, Txid(100));
+                let of_few = any(&few, &ladder, step.key.level, Txid(100));
                 prop_assert_eq!(of_few.as_ref(), Some(&step));
                 all.push(file(step.key.level.get(), min.0, max.0));
             }
@@ -365,7 +447,7 @@ mod tests {
                 if level != Level::SNAPSHOT && !ladder.has(level) {
                     continue;
                 }
-                if let Some(step) = next(&all, &ladder, level, before) {
+                if let Some(step) = any(&all, &ladder, level, before) {
                     prop_assert!(!all.iter().any(|file| file.key == step.key), "made twice");
                     let FileName { min, max } = step.key.name;
                     let mut reached = step.inputs[0].key.name.min.prev();
@@ -382,8 +464,8 @@ mod tests {
                 // What is kept of a listing leads to the same decisions.
                 let few = needed(&all, &ladder);
                 for level in ladder.0.iter().copied().chain([Level::SNAPSHOT]) {
-                    let of_few = next(&few, &ladder, level, before);
-                    prop_assert_eq!(of_few, next(&all, &ladder, level, before));
+                    let of_few = any(&few, &ladder, level, before);
+                    prop_assert_eq!(of_few, any(&all, &ladder, level, before));
                 }
             }
             for level in 1..9 {

@@ -1,10 +1,12 @@
 //! What can be restored from a listing, as a person wants to see it: ranges of states, the holes
 //! between them, and the files that each state takes.
 
-use super::restore::{restorable, restore};
+use std::collections::BTreeSet;
+
+use super::restore::{restorable, restore, stranded};
 use super::{Plan, Target};
 use crate::ltx::MIN_FILE_LEN;
-use crate::store::FileInfo;
+use crate::store::{FileInfo, Key};
 use crate::units::{Timestamp, Txid};
 
 /// A state that can be restored.
@@ -142,12 +144,11 @@ fn joins(range: &Range, point: &Point) -> bool {
     range.states == 1 || range.every == (point.txid == range.last.txid.next())
 }
 
-/// Files that end at no point, by the points that they lie between.
+/// Files behind a hole, by the points that they lie between.
 fn gaps(points: &[Point], files: &[FileInfo]) -> Vec<Gap> {
-    let mut stranded: Vec<&FileInfo> = files
-        .iter()
-        .filter(|file| points.binary_search_by_key(&file.key.name.max, |p| p.txid).is_err())
-        .collect();
+    let behind: BTreeSet<Key> = stranded(files).into_iter().collect();
+    let mut stranded: Vec<&FileInfo> =
+        files.iter().filter(|file| behind.contains(&file.key)).collect();
     // One that is too short to be a file is a part of the hole, unless nothing is behind it.
     if stranded.iter().any(|file| file.len >= MIN_FILE_LEN) {
         stranded.retain(|file| file.len >= MIN_FILE_LEN);

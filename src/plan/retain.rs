@@ -173,6 +173,33 @@ pub fn expired(files: &[FileInfo], policy: Policy) -> Vec<FileInfo> {
     expired
 }
 
+/// What is kept in the place of what is removed by this policy: the snapshot, and the joined files.
+pub fn stand_ins(files: &[FileInfo], policy: Policy) -> Vec<FileInfo> {
+    let base = policy.all.and_then(|since| base(files, since));
+    let covers = covers(files, policy.l0);
+    let mut names: BTreeSet<(bool, FileName)> = BTreeSet::new();
+    for file in expired(files, policy) {
+        match base.filter(|base| is_superseded(file.key, *base)) {
+            Some(max) => {
+                names.insert((true, FileName { min: Txid(1), max }));
+            }
+            None => names.extend(cover_of(&covers, file.key.name).map(|cover| (false, cover))),
+        }
+    }
+    let stands_in = |file: &&FileInfo| {
+        let whole = file.key.level == Level::SNAPSHOT;
+        let joined = whole || file.stored < policy.l0 && file.key.level > Level::L0;
+        joined && is_whole(file) && names.contains(&(whole, file.key.name))
+    };
+    files.iter().filter(stands_in).copied().collect()
+}
+
+/// The files, of which damaged ones count for nothing: as if they were too short to be files.
+pub fn stripped(files: &[FileInfo], damaged: &[Key]) -> Vec<FileInfo> {
+    let len = |file: &FileInfo| if damaged.contains(&file.key) { 0 } else { file.len };
+    files.iter().map(|file| FileInfo { len: len(file), ..*file }).collect()
+}
+
 /// The snapshot from which everything is kept: the newest that is at least as old as `since`.
 fn base(files: &[FileInfo], since: Timestamp) -> Option<Txid> {
     let old = |file: &&FileInfo| {
@@ -221,8 +248,12 @@ fn covers(files: &[FileInfo], l0: Timestamp) -> Vec<FileName> {
 }
 
 fn is_covered(covers: &[FileName], name: FileName) -> bool {
+    cover_of(covers, name).is_some()
+}
+
+fn cover_of(covers: &[FileName], name: FileName) -> Option<FileName> {
     let behind = covers.partition_point(|cover| cover.min <= name.min);
-    covers.get(..behind).and_then(<[_]>::last).is_some_and(|cover| cover.max >= name.max)
+    covers.get(..behind)?.last().filter(|cover| cover.max >= name.max).copied()
 }
 
 #[cfg(test)]
@@ -303,6 +334,25 @@ mod tests {
             expired(&files(listing), Policy { all: Some(Timestamp(9)), l0: Timestamp(9) }),
             []
         );
+    }
+
+    #[test]
+    fn what_stands_in_is_known_and_damaged_it_does_not() {
+        let listing = files(
+            "9:1-1@1 1:2-3@3 0:2-2@2 0:3-3@3 9:1-3@3 0:4-4@4 0:5-5@5 1:4-5@5 2:4-5@5 0:6-6@6",
+        );
+        let policy = Policy { all: Some(Timestamp(4)), l0: Timestamp(6) };
+        let keys = |files: Vec<FileInfo>| files.iter().map(|file| file.key).collect::<Vec<_>>();
+        let stand_ins = |damaged: &[Key]| keys(stand_ins(&stripped(&listing, damaged), policy));
+        let expired = |damaged: &[Key]| keys(expired(&stripped(&listing, damaged), policy));
+        let of = |text: &str| keys(files(text));
+        assert_eq!(stand_ins(&[]), of("9:1-3@3 1:4-5@5 2:4-5@5"));
+        assert_eq!(expired(&[]), of("9:1-1@1 0:2-2@2 0:3-3@3 1:2-3@3 0:4-4@4 0:5-5@5"));
+        let base = of("9:1-3@3");
+        assert_eq!(stand_ins(&base), of("1:2-3@3 1:4-5@5 2:4-5@5"));
+        assert_eq!(expired(&base), of("0:2-2@2 0:3-3@3 0:4-4@4 0:5-5@5"));
+        let all = of("9:1-3@3 1:2-3@3 1:4-5@5 2:4-5@5");
+        assert_eq!((stand_ins(&all), expired(&all)), (vec![], vec![]));
     }
 
     #[test]

@@ -62,10 +62,16 @@ impl Replica {
     }
 
     pub(super) fn attach(&mut self, attach: &Attach) {
-        self.database.with(|shared| shared.diverged = None);
+        let astray = std::mem::replace(&mut self.astray, false);
+        self.database.with(|shared| {
+            shared.diverged = None;
+            if astray {
+                shared.report.state = "opening";
+                shared.report.last_error = None;
+            }
+        });
         self.epoch += 1;
         self.attached = true;
-        self.astray = false;
         self.frames = FrameSet::default();
         self.wal = File::open(local::wal_path(self.database.path())).ok();
         self.hold(true);

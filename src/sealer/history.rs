@@ -90,10 +90,15 @@ impl Replica {
         }
         let path = self.database.label();
         match &done.event {
-            Event::Failed(failure) => {
+            Event::Failed(_) | Event::Damaged { .. } | Event::Contradicted(_) => {
                 let doing = self.history.making();
                 let what = doing.map_or("history".to_string(), |key| format!("joining to {key}"));
-                log::warn!("{path}: {what}: {}", failure.message());
+                let why = match &done.event {
+                    Event::Failed(failure) => failure.message(),
+                    Event::Damaged { message, .. } | Event::Contradicted(message) => message,
+                    _ => "",
+                };
+                log::warn!("{path}: {what}: {why}");
             }
             Event::Joined { file, .. } => log::debug!("{path}: joined {}", file.key),
             Event::Retained { removed, .. } if *removed > 0 => {

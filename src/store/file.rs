@@ -340,6 +340,10 @@ impl Directory {
     }
 
     fn exists(&self, path: &Path, key: Key) -> Error {
+        if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file()) {
+            // Nobody could read it, so nobody could ever tell whose it is.
+            return Error { kind: ErrorKind::Other, ..not_a_file(path) };
+        }
         let folder = self.folder(key.level);
         match sync_folder(&folder) {
             Ok(()) => Error::new(ErrorKind::AlreadyExists, format!("{} exists", path.display())),
@@ -604,7 +608,8 @@ fn fail(what: &str, path: &Path, err: io::Error) -> Error {
 }
 
 fn not_a_file(path: &Path) -> Error {
-    let message = format!("{} is a folder or a link, not a file of a replica", path.display());
+    let message =
+        format!("{} is a folder or a link, not a file of a replica: move it away", path.display());
     Error::new(ErrorKind::NotFound, message)
 }
 

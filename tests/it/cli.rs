@@ -431,6 +431,44 @@ fn compacts_and_retains() {
     check(&["compact", "--level", "0", &url], 2);
 }
 
+/// A hole is an error, not nothing to do; and what was read before the deletion was damaged.
+#[test]
+fn compacts_and_retains_what_is_damaged() {
+    let replica = copy("litestream-0.5.17");
+    let url = url(replica.path());
+    let file = |name: &str| replica.path().join("ltx").join(name);
+    let flip = |name: &str| {
+        let mut bytes = fs::read(file(name)).unwrap();
+        let at = bytes.len() / 2;
+        bytes[at] ^= 1;
+        fs::write(file(name), bytes).unwrap();
+    };
+    let newest = "9/0000000000000001-0000000000000008.ltx";
+    flip(newest);
+    let dry = ["retain", "--retention", "0s", "--l0-retention", "0s", "--dry-run", url.as_str()];
+    let out = walferry().args(dry).output().unwrap();
+    let said = String::from_utf8(out.stderr).unwrap();
+    assert!(said.contains(&format!("file {newest} of the replica is damaged")), "{said}");
+    let removes = |out: Vec<u8>| {
+        let said = String::from_utf8(out).unwrap();
+        let words: Vec<&str> = said.split(' ').collect();
+        words[2].parse::<u32>().unwrap()
+    };
+    let all = walferry().args(dry).arg("--quick").output().unwrap();
+    assert_eq!(String::from_utf8(all.stderr).unwrap(), "");
+    assert!(removes(out.stdout) < removes(all.stdout));
+    fs::remove_file(file(newest)).unwrap();
+    flip("0/0000000000000008-0000000000000008.ltx");
+    for level in 1..=3 {
+        let _ = fs::remove_dir_all(file(&level.to_string()));
+    }
+    let said = check(&["snapshot", &url], 4);
+    assert!(said.contains("file 0/0000000000000008-0000000000000008.ltx of"), "{said}");
+    fs::remove_file(file("0/0000000000000007-0000000000000007.ltx")).unwrap();
+    let said = check(&["snapshot", &url], 4);
+    assert!(said.contains("are missing"), "{said}");
+}
+
 /// A script that asked for JSON gets it for failures too, with all that a person is told.
 #[test]
 fn failures_in_json() {

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use walferry::history::{Purpose, join, remove};
+use walferry::history::{Purpose, join, removable, remove};
 use walferry::ltx::Decoder;
-use walferry::plan::compact::{Ladder, Step, next};
+use walferry::plan::compact::{Ladder, Step, next, snapshot};
 use walferry::plan::restore::restorable;
 use walferry::plan::retain::{Own, Policy};
 use walferry::restore::{Error, Options, Point, list_in_turn};
 use walferry::store::file::FileStore;
-use walferry::store::{ErrorKind, FileInfo, Store};
+use walferry::store::{ErrorKind, FileInfo, Key, Store};
 use walferry::units::{Level, Timestamp, Txid};
 use walferry::verify::{Depth, Kept, verify};
 
@@ -26,7 +26,11 @@ fn listed(store: &impl Store) -> Vec<FileInfo> {
 
 fn planned(store: &impl Store, level: u8) -> Option<Step> {
     let ladder = Ladder::new([1, 2, 3].into_iter().filter_map(Level::new));
-    next(&listed(store), &ladder, Level::new(level).unwrap(), Txid(u64::MAX))
+    let (files, all) = (listed(store), Txid(u64::MAX));
+    match Level::new(level).unwrap() {
+        Level::SNAPSHOT => snapshot(&files, &ladder, all).unwrap(),
+        level => next(&files, &ladder, level, all),
+    }
 }
 
 /// Makes the next file of a level, if there is one to make.
@@ -100,12 +104,15 @@ fn what_is_kept_is_enough() {
         .collect();
     let policy = Policy { all: Some(Timestamp(25)), l0: Timestamp(36) };
     let store: Arc<dyn Store> = Arc::new(replica.store.clone());
-    let removed = on_runtime(remove(&store, &timed, policy, Own::NONE)).unwrap();
+    let removed = on_runtime(remove(&store, &timed, policy, Own::NONE, &[])).unwrap();
     assert!(removed.len() > 20, "{} of {}", removed.len(), timed.len());
     let points = compare_all(&replica);
     assert!(points[0] <= Txid(25), "{points:?}");
     assert!(points.ends_with(&(36..=40).map(Txid).collect::<Vec<_>>()), "{points:?}");
-    assert_eq!(on_runtime(remove(&store, &timed, policy, Own::NONE)).unwrap().len(), removed.len());
+    assert_eq!(
+        on_runtime(remove(&store, &timed, policy, Own::NONE, &[])).unwrap().len(),
+        removed.len()
+    );
 }
 
 #[test]
@@ -168,7 +175,8 @@ fn nothing_is_made_of_files_that_are_wrong() {
         bytes[at] ^= 1;
         replica.put(key(0, 2, 2), bytes);
     };
-    assert!(matches!(refused(damaged, 1), Error::File { .. }));
+    let of_file = |error| matches!(error, Error::File { key, .. } if key == self::key(0, 2, 2));
+    assert!(of_file(refused(damaged, 1)) && of_file(refused(damaged, 9)));
     let other_name = |replica: &Replica| {
         replica.put(key(0, 3, 3), replica.bytes(key(0, 2, 2)).to_vec());
     };
@@ -201,6 +209,57 @@ fn who_is_late_leaves_what_is_there() {
     let error = on_runtime(join(Arc::new(replica.store.clone()), step, Purpose::Publish, None))
         .unwrap_err();
     assert!(matches!(&error, Error::Store(error) if error.kind == ErrorKind::NotFound), "{error}");
+}
+
+/// Large enough for an upload in parts, which the store refuses before there is one.
+#[test]
+fn who_is_late_with_a_large_file_leaves_what_is_there() {
+    let mut replica = Replica::new(65536);
+    let all: Vec<u32> = (2..=40).collect();
+    for _ in 0..3 {
+        replica.commit(40, &all);
+    }
+    let dir = tempfile::TempDir::new().unwrap();
+    let store = FileStore::new(dir.path());
+    for file in listed(&replica.store) {
+        put(&store, file.key, replica.bytes(file.key).to_vec());
+    }
+    let step = planned(&store, 9).unwrap();
+    put(&store, step.key, b"somebody else's".to_vec());
+    let joined = on_runtime(join(Arc::new(store), step, Purpose::Publish, None)).unwrap();
+    assert!(joined.existed);
+}
+
+/// What stays in the place of what is removed is read first: a damaged file stands in for nothing.
+#[test]
+fn what_a_damaged_file_would_stand_in_for_stays() {
+    let replica = forty();
+    while [1, 9].into_iter().any(|level| make(&replica, level)) {}
+    let (store, files): (Arc<dyn Store>, _) =
+        (Arc::new(replica.store.clone()), listed(&replica.store));
+    let late = Timestamp(i64::MAX);
+    let policy = Policy { all: Some(late), l0: late };
+    let mut read = Vec::new();
+    let damaged = |read: &mut Vec<Key>| {
+        on_runtime(walferry::history::damaged(&store, &files, policy, |file| read.push(file.key)))
+            .unwrap()
+    };
+    assert_eq!(damaged(&mut read), []);
+    let base = *read.first().unwrap();
+    assert_eq!((read.len(), base.level), (1, Level::SNAPSHOT));
+    let mut bytes = replica.bytes(base).to_vec();
+    let at = bytes.len() / 2;
+    bytes[at] ^= 1;
+    replica.put(base, bytes);
+    assert_eq!(damaged(&mut Vec::new()), [base]);
+    let removed = |damaged: &[Key]| {
+        on_runtime(removable(&store, &files, policy, Own::NONE, damaged)).unwrap().len()
+    };
+    assert!(removed(&[base]) < removed(&[]));
+    on_runtime(remove(&store, &files, policy, Own::NONE, &[base])).unwrap();
+    let dir = tempfile::TempDir::new().unwrap();
+    let report = run(replica.store.clone(), Options::new(dir.path().join("out.db"))).unwrap();
+    assert_eq!(report.txid, Txid(40));
 }
 
 /// A bucket that says that it deleted, and keeps the object.
@@ -255,7 +314,7 @@ fn a_delete_that_did_nothing_is_told() {
     let (files, policy) =
         (all_old(&replica.store), Policy { all: Some(Timestamp(25)), l0: Timestamp(36) });
     let store: Arc<dyn Store> = Arc::new(Locked(replica.store.clone()));
-    let error = on_runtime(remove(&store, &files, policy, Own::NONE)).unwrap_err().to_string();
+    let error = on_runtime(remove(&store, &files, policy, Own::NONE, &[])).unwrap_err().to_string();
     assert!(
         error.contains("s3://locked/app said that 0/") && error.contains("deletes=off"),
         "{error}"
@@ -285,7 +344,7 @@ fn the_first_file_of_each_writer_stays() {
     let store: Arc<dyn Store> = Arc::new(replica.store.clone());
     // To the second writer its own files but the first two can go without a look.
     let own = Own { first: Some(Txid(20)), last: Txid(40) };
-    let removed = on_runtime(remove(&store, &files, policy, own)).unwrap();
+    let removed = on_runtime(remove(&store, &files, policy, own, &[])).unwrap();
     assert!(!removed.is_empty());
     let left: Vec<u64> = listed(&replica.store)
         .iter()

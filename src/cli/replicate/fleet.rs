@@ -23,17 +23,24 @@ const BUSY: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long a look takes before the caller is let do something else.
 const LOOK: Duration = Duration::from_millis(200);
+/// How long the last look takes, at most: whoever waits for the end is not kept by a lock that stays.
+const LAST_LOOK: Duration = Duration::from_secs(3);
+/// Between two attempts of it.
+const PAUSE: Duration = Duration::from_millis(50);
 /// When one that could not be opened is tried again, at first and at last.
 const AGAIN: Duration = Duration::from_millis(500);
 const AGAIN_MAX: Duration = Duration::from_secs(8);
 
 const ABSENT: &str = "it does not exist yet";
 const EMPTY: &str = "it is empty as yet";
+const NO_TEXT: &str = "its name is not UTF-8, so that its replica in the configured folder has no name: it is not replicated";
 const OTHER_MODE: &str = "it is not in WAL mode and not replicated: run PRAGMA journal_mode=WAL, or set journal-mode to wal";
 
 /// All databases.
 pub(super) struct Fleet {
     wanted: Vec<Wanted>,
+    /// Where the path of each database led that was named, or leads since that was told.
+    led: BTreeMap<PathBuf, PathBuf>,
     members: BTreeMap<PathBuf, Member>,
     /// Asked for what the whole process knows.
     asking: Connection,
@@ -94,7 +101,8 @@ impl Fleet {
         let members = BTreeMap::new();
         let (read_at, next, patience) = (None, None, PATIENCE);
         let (limit_told, all_seen) = (false, false);
-        Ok(Fleet { wanted, members, asking, read_at, limit_told, next, patience, all_seen })
+        let led = BTreeMap::new();
+        Ok(Fleet { wanted, led, members, asking, read_at, limit_told, next, patience, all_seen })
     }
 
     /// Opens what is there, closes what is gone; `false` if that took so long that it ended before
@@ -141,7 +149,23 @@ impl Fleet {
         let first = self.read_at.is_none();
         for wanted in &self.wanted {
             match &wanted.place {
-                Place::Database(path) if first => add(&mut self.members, wanted, path, None),
+                Place::Database(path) => {
+                    let leads = crate::config::canonical(path);
+                    if first {
+                        add(&mut self.members, wanted, path, None);
+                    } else if let Some(led) = self.led.get(path)
+                        && *led != leads
+                        && leads.exists()
+                    {
+                        log::error!(
+                            "{}: this leads to {} now, which is not replicated; what is replicated is the database to which it led: end and begin again",
+                            path.display(),
+                            leads.display()
+                        );
+                        self.led.insert(path.clone(), leads.clone());
+                    }
+                    self.led.entry(path.clone()).or_insert(leads);
+                }
                 Place::Folder { path, pattern, recursive, watch } if first || *watch => {
                     let mut files = Vec::new();
                     find(path, pattern, *recursive, &mut files);
@@ -150,8 +174,27 @@ impl Fleet {
                         add(&mut self.members, wanted, &file, within.as_deref());
                     }
                 }
-                _ => {}
+                Place::Folder { .. } => {}
             }
+        }
+    }
+
+    /// Before the end: what came since the last look, and what could not be opened until now. Gives
+    /// those that are there all the same and are not replicated.
+    pub(super) fn look_at_last(&mut self) -> Vec<PathBuf> {
+        let until = Instant::now() + LAST_LOOK;
+        (self.next, self.read_at) = (None, self.read_at.map(|_| Instant::now()));
+        loop {
+            for failed in self.members.values_mut().filter_map(|member| member.failed.as_mut()) {
+                failed.again = Instant::now();
+            }
+            while !self.look() {}
+            let failed = || self.members.iter().filter(|(_, member)| member.failed.is_some());
+            let soon = |member: &Member| member.failed.as_ref().is_some_and(|failed| failed.soon);
+            if !failed().any(|(_, member)| soon(member)) || Instant::now() >= until {
+                return failed().map(|(path, _)| path.clone()).collect();
+            }
+            std::thread::park_timeout(PAUSE);
         }
     }
 
@@ -267,6 +310,10 @@ fn fits(pattern: &str, name: &str) -> bool {
 impl Member {
     /// Opens or closes it as its file is now; `false` when it is to be forgotten.
     fn look(&mut self, path: &Path, patience: &mut Duration) -> bool {
+        if self.found && self.replica.is_none() && path.to_str().is_none() {
+            self.say(path, log::Level::Error, NO_TEXT);
+            return path.exists();
+        }
         let now = (self.open.is_some() || self.failed.is_some() || self.known.is_some())
             .then(|| candidate::file_id(path))
             .flatten();

@@ -310,7 +310,11 @@ impl Service {
         // From here on signals do not come as events.
         let _ = self.closing.set(closing);
         self.manager.tell("STOPPING=1");
+        let left = self.fleet.look_at_last();
+        for path in &left {
+            log::error!("{}: it is not replicated at the end", path.display());
+        }
         self.fleet.close();
-        Ok(exit)
+        Ok(if left.is_empty() || exit != Exit::Success { exit } else { Exit::Failure })
     }
 }

@@ -111,6 +111,10 @@ async fn what_takes_a_files_name_is_listed_as_empty_and_never_followed() {
     for txid in 2..=4 {
         let error = store.get(key(0, txid), None).await.unwrap_err();
         assert!(error.message.contains("not a file of a replica"), "{error}");
+        // Nobody could tell whose it is: it is in the way until somebody moves it.
+        let error = store.put_new(key(0, txid), some_bytes(), NOW).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Other);
+        assert!(error.message.contains("move it away"), "{error}");
     }
 }
 

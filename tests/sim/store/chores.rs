@@ -112,7 +112,7 @@ impl Store {
                 Ok((_, proven)) => Event::Proved(proven.then_some(step.key.name.max)),
                 Err(event) => event,
             },
-            Work::Retain { keep, at, own } => {
+            Work::Retain { keep, at, own, .. } => {
                 let policy = keep.at(*at, &chore.listing);
                 let gone = expired(&chore.listing, policy);
                 assert!(keeps_the_newest(&chore.listing, &gone), "the newest state would go");
