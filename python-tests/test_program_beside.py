@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from harness import PROGRAM, S3Replica, clean_environment, restore, rows
+from harness import PROGRAM, DirectoryReplica, S3Replica, clean_environment, restore, rows
 from sidecar import begin, insert, plain, quoted, synced, wait_for
 
 # Says each signal as it comes; SIGTERM ends it.
@@ -175,3 +175,36 @@ def test_process_1_takes_in_orphans(database, replica):
     done = subprocess.run([*own, str(PROGRAM), "replicate", str(database), replica.url, "--exec", quoted(ORPHANS)],
                           env=clean_environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 7, done.stderr
+
+
+MAKES = """
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.executescript("PRAGMA locking_mode=%s; PRAGMA journal_mode=WAL; CREATE TABLE t (x)" % sys.argv[2])
+db.executescript("INSERT INTO t VALUES (1);" * 50)
+"""
+
+
+@pytest.mark.parametrize("locking", ["NORMAL", "EXCLUSIVE"])
+@pytest.mark.parametrize("where", ["named", "in a folder"])
+def test_what_a_program_made_last_arrives(where, locking, new_sidecar, replica, tmp_path):
+    """It ends before the sidecar has looked again, or had the database to itself until then."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    database = folder / "app.db"
+    command = "%s %s %s" % (quoted(MAKES), database, locking)
+    named = (database,) if where == "named" else (folder,)
+    more = () if where == "named" else ("--pattern", "*.db")
+    sidecar = new_sidecar(*named, replica, *more, "--exec", command)
+    assert sidecar.process.wait(60) == 0, sidecar.said()
+    of = replica if where == "named" else DirectoryReplica(replica.folder / "app.db")
+    assert rows(restore(of, tmp_path / "out.db"), "SELECT count(*) FROM t") == [(50,)]
+
+
+def test_what_is_not_replicated_at_the_end_is_told(new_sidecar, replica, tmp_path):
+    database = tmp_path / "app.db"
+    db = begin(database, "PRAGMA locking_mode=EXCLUSIVE", "INSERT INTO t (x) VALUES (1)")
+    sidecar = new_sidecar(database, replica)
+    assert sidecar.end() == 1
+    assert "app.db: it is not replicated at the end" in sidecar.said()
+    db.close()

@@ -312,6 +312,48 @@ def test_a_replaced_database_is_opened_again(new_sidecar, replica, tmp_path):
     assert_restores(replica, database, tmp_path)
 
 
+def test_a_link_that_leads_elsewhere_is_told(new_sidecar, replica, tmp_path):
+    for name in ("v1", "v2"):
+        (tmp_path / name).mkdir()
+        db = begin(tmp_path / name / "app.db")
+        insert(db, 5)
+        db.close()
+    link = tmp_path / "current"
+    link.symlink_to("v1")
+    sidecar = new_sidecar(link / "app.db", replica)
+    (tmp_path / "next").symlink_to("v2")
+    os.rename(tmp_path / "next", link)
+    sidecar.wait_until_said("v2/app.db now, which is not replicated")
+    assert sidecar.end() == 0
+    assert_restores(replica, tmp_path / "v1" / "app.db", tmp_path)
+
+
+def test_one_that_came_and_went_unheard_leaves_no_lag(new_host, new_sidecar, replica, tmp_path):
+    """The sidecar still has the file that was there before when another process commits to the new one."""
+    database = tmp_path / "app.db"
+    begin(database).close()
+    sidecar = new_sidecar(database, replica)
+    new = begin(tmp_path / "new.db")
+    insert(new, 50)
+    new.close()
+    for end in ("-wal", "-shm"):
+        if os.path.exists(str(database) + end):
+            os.unlink(str(database) + end)
+    os.rename(tmp_path / "new.db", database)
+    host = new_host("system", replica)
+    host.open(database)
+    host.sql("INSERT INTO t (x) VALUES (1)")
+    host.close()
+    host.finish()
+    wait_for(lambda: sidecar.said().count(": opened") == 2, sidecar.said)
+
+    def status():
+        return json.loads(walferry("status", "--json", database).stdout)[0]
+    wait_for(lambda: (status()["state"], status()["lag_ms"]) == ("streaming", 0), status)
+    assert sidecar.end() == 0
+    assert_restores(replica, database, tmp_path)
+
+
 def test_another_journal_mode_is_reported_and_not_changed(new_sidecar, new_replica, tmp_path):
     database, replica = tmp_path / "app.db", new_replica()
     db = plain(database)

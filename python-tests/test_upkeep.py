@@ -255,3 +255,57 @@ def test_joins_go_on_behind_what_a_replica_has_lost(new_host, new_replica, tmp_p
     gone = {key[2] for key in lost}
     across = [key for key in replica.keys() if 0 < key[0] < 9 and gone & set(range(key[1], key[2] + 1))]
     assert across == []
+
+
+def file_of(replica, key):
+    level, first, last = key
+    return replica.folder / "ltx" / str(level) / ("%016x-%016x.ltx" % (first, last))
+
+
+def test_a_file_that_is_missing_is_told_until_it_is_there(new_host, new_replica, tmp_path):
+    replica = new_replica()
+    host = new_host("system", replica, env=dict(QUICK, WALFERRY_VALIDATION_INTERVAL="300ms",
+                                                WALFERRY_LEVELS="off", WALFERRY_SNAPSHOT_INTERVAL="off"))
+    writer = Writer(host, replica, tmp_path)
+    writer.until(lambda status: status["proven"] and int(status["txid"], 16) > 5)
+    file = file_of(replica, (0, 4, 4))
+    file.rename(tmp_path / "away")
+
+    def write():
+        host.sql("INSERT INTO t (x) VALUES (1)")
+        host.sync()
+        return host.status(tmp_path / "app.db")["history_error"]
+
+    def wait(what):
+        end = time.monotonic() + 120
+        while not what(write()):
+            assert time.monotonic() < end, host.status()
+    says = "transactions 0000000000000004 to 0000000000000004 are missing"
+    wait(lambda error: error and says in error)
+    for _ in range(30):
+        time.sleep(0.03)  # windows pass
+        assert says in write()
+    (tmp_path / "away").rename(file)
+    wait(lambda error: error is None)
+
+
+def test_a_file_that_is_damaged_costs_nothing_that_others_have(new_host, new_replica, tmp_path):
+    """Joins, snapshots and proofs do without it, and nothing goes because of what it says it has."""
+    replica = new_replica()
+    host = new_host("system", replica, env=dict(QUICK, WALFERRY_VALIDATION_INTERVAL="300ms",
+                                                WALFERRY_SNAPSHOT_INTERVAL="off"))
+    writer = Writer(host, replica, tmp_path)
+    writer.until(lambda _status: 1 in levels(replica))
+    key = min(key for key in replica.keys() if key[0] == 1)
+    damaged = file_of(replica, key)
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    named = "%d/%016x-%016x.ltx of the replica is damaged" % key
+    status = writer.until(lambda status: named in (status["history_error"] or ""))
+    since = int(status["txid"], 16)
+    status = writer.until(lambda status: int(status["proven"] or "0", 16) > since)
+    assert named in status["history_error"] and status["images"] == 1
+    done = walferry("retain", "--retention", "0s", "--l0-retention", "0s", replica.url)
+    assert "is damaged" in done.stderr, done
+    assert_restores(replica, tmp_path / "app.db", tmp_path)

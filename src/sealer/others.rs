@@ -112,6 +112,10 @@ impl Replica {
         page.alive(now);
         let there =
             now.saturating_sub(page.last_standby()) <= STANDBY_FRESH_MS && page.last_standby() != 0;
+        if !there && self.attached && page.peek_unreported().is_some() {
+            // One that came and went before it was heard.
+            self.process.control(Control::Called(self.database.id));
+        }
         if there && self.others.listening.is_none() {
             self.listen(&page);
         }
