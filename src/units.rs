@@ -164,6 +164,8 @@ impl Level {
     /// The first level of joined files.
     pub const L1: Level = Level(1);
     /// Snapshots: whole databases.
+    /// The last level of joined files.
+    pub const L8: Level = Level(8);
     /// Snapshots: whole databases.
     pub const SNAPSHOT: Level = Level(9);
 

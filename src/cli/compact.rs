@@ -5,6 +5,7 @@ use serde_json::json;
 use super::configured::Named;
 use super::{Error, print, table, tidy};
 use crate::history::{self, Joined, Purpose};
+use crate::plan;
 use crate::plan::compact::{self, Ladder, Step};
 use crate::restore::list_in_turn;
 use crate::store::FileInfo;
@@ -42,12 +43,15 @@ pub(super) async fn join(named: &Named, levels: &[u8], how: &tidy::Args) -> Resu
             Level::SNAPSHOT => Ladder::default(),
             _ => Ladder::of(&files, levels()),
         };
-        let mut last = None;
-        // So many files are joined at a time, until none is left.
-        while let Some(step) =
-            next(&files, &ladder, level, named)?.filter(|step| Some(step.key) != last)
-        {
-            last = Some(step.key);
+        // What comes meanwhile is for the next time: a program may write all the while.
+        let before = plan::restore::head(&files).map_or(Txid::ZERO, Txid::next);
+        let (mut last, mut more) = (None, true);
+        while more {
+            let Some((step, rest)) = next(&files, &ladder, level, before, named)? else { break };
+            if last.replace(step.key) == Some(step.key) {
+                break;
+            }
+            more = rest;
             if how.dry_run {
                 // What comes after is planned as if this were there.
                 let len = step.inputs.iter().map(|file| file.len).fold(0, u64::saturating_add);
@@ -73,19 +77,28 @@ pub(super) async fn join(named: &Named, levels: &[u8], how: &tidy::Args) -> Resu
     print(&lines.concat())
 }
 
+/// The next step, and whether it leaves anything: so many files are joined at a time.
 fn next(
     files: &[FileInfo],
     ladder: &Ladder,
     level: Level,
+    before: Txid,
     named: &Named,
-) -> Result<Option<Step>, Error> {
-    let all = Txid(u64::MAX);
+) -> Result<Option<(Step, bool)>, Error> {
     if level != Level::SNAPSHOT {
-        return Ok(compact::next(files, ladder, level, all));
+        let step = compact::next(files, ladder, level, before);
+        return Ok(step.map(|step| {
+            let more = step.inputs.len() >= compact::INPUTS_MAX;
+            (step, more)
+        }));
     }
-    let step = compact::snapshot(files, ladder, all);
-    let step = step.map_err(|error| Error::Restore(error.into()).about(&named.url))?;
-    Ok(step.map(|step| compact::in_turn(step, ladder)))
+    let whole = compact::snapshot(files, ladder, before);
+    let whole = whole.map_err(|error| Error::Restore(error.into()).about(&named.url))?;
+    Ok(whole.map(|whole| {
+        let step = compact::in_turn(whole.clone(), ladder);
+        let more = step.key != whole.key;
+        (step, more)
+    }))
 }
 
 fn line(json: bool, step: &Step, joined: Option<Joined>) -> String {

@@ -127,7 +127,7 @@ pub struct History {
     /// `None`: the replica must be listed before anything is planned.
     files: Option<Vec<FileInfo>>,
     /// Files that are not among those, since they are damaged.
-    damaged: Vec<FileInfo>,
+    damaged: Vec<Damaged>,
     /// Why the newest state could not be restored when the replica was listed last.
     broken: Option<String>,
     chores: Vec<Chore>,
@@ -167,6 +167,36 @@ struct Chore {
     failure: Option<(String, u64)>,
 }
 
+/// A damaged file.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+struct Damaged {
+    level: u8,
+    min: u64,
+    max: u64,
+    /// Length and times in the first listing since: with others it is another file.
+    listed: Option<(u64, i64, i64)>,
+}
+
+impl Damaged {
+    fn new(key: Key) -> Damaged {
+        let FileName { min, max } = key.name;
+        Damaged { level: key.level.get(), min: min.0, max: max.0, listed: None }
+    }
+
+    fn key(&self) -> Option<Key> {
+        let name = FileName { min: Txid(self.min), max: Txid(self.max) };
+        Some(Key { level: Level::new(self.level)?, name })
+    }
+
+    /// Whether a listing has it still.
+    fn is_in(&mut self, files: &[FileInfo]) -> bool {
+        let key = self.key();
+        let Some(file) = files.iter().find(|file| Some(file.key) == key) else { return false };
+        let now = (file.len, file.modified.0, file.stored.0);
+        *self.listed.get_or_insert(now) == now
+    }
+}
+
 /// What is under way, and for which chore.
 #[derive(Debug)]
 struct Doing {
@@ -183,9 +213,8 @@ pub struct Saved {
     /// Of each chore: length of the windows, number of the last one, transaction for which it is due.
     chores: Vec<(u64, Option<i64>, Option<u64>)>,
     proven: Option<(u64, i64)>,
-    /// Damaged files, as those above.
     #[serde(default)]
-    damaged: Vec<(u8, u64, u64, u64, i64)>,
+    damaged: Vec<Damaged>,
     /// Why the newest state could not be restored.
     #[serde(default)]
     broken: Option<String>,
@@ -241,7 +270,7 @@ impl History {
             Some(FileInfo { key, len, modified: time, stored: time })
         };
         self.files = saved.files.iter().map(file).collect();
-        self.damaged = saved.damaged.iter().filter_map(file).collect();
+        self.damaged.clone_from(&saved.damaged);
         self.broken.clone_from(&saved.broken);
         self.proven = saved.proven.map(|(txid, at)| (Txid(txid), Timestamp(at)));
         for (chore, (every, window, due)) in self.chores.iter_mut().zip(&saved.chores) {
@@ -262,7 +291,7 @@ impl History {
             files: self.files.as_ref()?.iter().map(file).collect(),
             chores: self.chores.iter().map(chore).collect(),
             proven: self.proven.map(|(txid, at)| (txid.0, at.0)),
-            damaged: self.damaged.iter().map(file).collect(),
+            damaged: self.damaged.clone(),
             broken: self.broken.clone(),
         })
     }
@@ -381,19 +410,22 @@ impl History {
 
     fn on_damaged(&mut self, now: Millis, key: Key, message: String) {
         let Some(doing) = self.doing.take() else { return };
-        let files = self.files.as_mut();
-        let found = files.and_then(|files| {
-            let at = files.iter().position(|file| file.key == key)?;
-            Some(files.remove(at))
-        });
-        match (found, self.chores.get_mut(doing.chore)) {
-            (Some(file), Some(chore)) => {
-                // The next plan does without.
-                chore.backoff.fail(now, false);
-                self.damaged.push(file);
-            }
-            _ => self.give_up(doing.chore, message),
+        if self.is_damaged(key) {
+            return self.give_up(doing.chore, message);
         }
+        self.damaged.push(Damaged::new(key));
+        if let Some(files) = &mut self.files {
+            files.retain(|file| file.key != key);
+        }
+        if let Some(chore) = self.chores.get_mut(doing.chore) {
+            // The next plan does without; what it needs instead may not be among what is known.
+            chore.looked = false;
+            chore.backoff.fail(now, false);
+        }
+    }
+
+    fn is_damaged(&self, key: Key) -> bool {
+        self.damaged.iter().any(|damaged| damaged.key() == Some(key))
     }
 
     /// Leaves a chore until its next window, and says why.
@@ -427,13 +459,13 @@ impl History {
     fn take_over(&mut self, mut files: Vec<FileInfo>) {
         // What was confirmed while the listing was made may not be in it.
         for file in std::mem::take(&mut self.since) {
-            if head(&files).next() == file.key.name.min {
+            if head(&files).next() == file.key.name.min || file.key.name.min == Txid(1) {
                 files.push(file);
             }
         }
         // One that was mended is another file.
-        self.damaged.retain(|damaged| files.contains(damaged));
-        files.retain(|file| !self.damaged.contains(file));
+        self.damaged.retain_mut(|damaged| damaged.is_in(&files));
+        files.retain(|file| !self.is_damaged(file.key));
         self.broken = compact::whole(&files).err().map(|error| error.to_string());
         self.files = Some(files);
         self.reduce();
@@ -527,7 +559,7 @@ impl History {
                 .map(|step| Work::Join(compact::in_turn(step, &ladder))),
             Kind::Level(level) => compact::next(files, &ladder, level, before).map(Work::Join),
             Kind::Retain => {
-                let damaged = self.damaged.iter().map(|file| file.key).collect();
+                let damaged = self.damaged.iter().filter_map(Damaged::key).collect();
                 let keep = self.options.keep;
                 keep.map(|keep| Work::Retain { keep, at: self.at, own, damaged })
             }
@@ -536,9 +568,18 @@ impl History {
                 if step == whole { Work::Prove(step) } else { Work::Join(step) }
             }),
         };
-        // A damaged file has the name.
-        let is_taken = |key: Key| self.damaged.iter().any(|file| file.key == key);
-        Ok(work.filter(|work| !matches!(work, Work::Join(step) if is_taken(step.key))))
+        Ok(match work {
+            Some(Work::Join(step)) => self.under_a_free_name(step).map(Work::Join),
+            other => other,
+        })
+    }
+
+    /// The step, without its newest files if a damaged file has the name.
+    fn under_a_free_name(&self, mut step: Step) -> Option<Step> {
+        while self.is_damaged(step.key) {
+            step = step.shorter()?;
+        }
+        Some(step)
     }
 
     /// Whether the snapshot before this one is so old that, with this one, it could go.
@@ -586,17 +627,18 @@ impl History {
 
     /// What is known to be damaged, for people.
     fn damage(&self) -> Option<String> {
-        let first = self.damaged.first()?;
+        let first = self.damaged.first()?.key()?;
         let all = match self.damaged.len() {
-            1 => format!("file {} of the replica is damaged", first.key),
-            n => format!("{n} files of the replica are damaged, such as {}", first.key),
+            1 => format!("file {first} of the replica is damaged"),
+            n => format!("{n} files of the replica are damaged, such as {first}"),
         };
         Some(format!("{all}: walferry verify shows what can be restored without"))
     }
 
     /// The newest transaction that any known file holds.
     fn head(&self) -> Txid {
-        head(self.files.as_deref().unwrap_or_default()).max(head(&self.damaged))
+        let damaged = self.damaged.iter().map(|damaged| Txid(damaged.max)).max();
+        head(self.files.as_deref().unwrap_or_default()).max(damaged.unwrap_or(Txid::ZERO))
     }
 }
 
@@ -605,189 +647,5 @@ fn head(files: &[FileInfo]) -> Txid {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    const LEVELS: [Millis; 2] = [30_000, 300_000];
-
-    fn history() -> History {
-        let keep = Some(Keep { all: Some(1000), l0: 1000 });
-        let options = Options { levels: LEVELS.to_vec(), keep, ..Options::default() };
-        let mut history = History::new(options);
-        history.handle(0, Event::Acked(file(9, 1, 0)));
-        history
-    }
-
-    fn file(level: u8, txid: u64, time: i64) -> FileInfo {
-        let (level, time) = (Level::new(level).unwrap(), Timestamp(time));
-        let key = Key { level, name: FileName::single(Txid(txid)) };
-        FileInfo { key, len: 1000, modified: time, stored: time }
-    }
-
-    fn acked(history: &mut History, now: Millis, txid: u64, time: i64) -> Option<Work> {
-        history.handle(now, Event::Acked(file(0, txid, time)));
-        history.poll(now, Own::NONE)
-    }
-
-    fn joins(work: Option<Work>) -> (u8, u64, u64) {
-        let Some(Work::Join(step)) = work else { panic!("{work:?}") };
-        let FileName { min, max } = step.key.name;
-        (step.key.level.get(), min.0, max.0)
-    }
-
-    #[test]
-    fn the_next_transaction_closes_a_window() {
-        let mut history = history();
-        assert_eq!(acked(&mut history, 1000, 2, 1000), None);
-        assert_eq!(acked(&mut history, 29_000, 3, 29_000), None);
-        // However long nothing comes, nothing is asked for.
-        assert_eq!(history.poll(9_000_000, Own::NONE), None);
-        assert_eq!(joins(acked(&mut history, 31_000, 4, 31_000)), (1, 2, 3));
-        assert_eq!(history.poll(31_000, Own::NONE), None, "one thing at a time");
-    }
-
-    #[test]
-    fn a_log_whose_time_stands_still_is_joined_all_the_same() {
-        let mut history = history();
-        let ahead = 400 * 86_400_000;
-        // The clock jumps ahead, which closes all windows, and back.
-        let mut work = acked(&mut history, 1000, 2, ahead);
-        assert_eq!(work, None, "there is nothing before it");
-        for second in 2..40 {
-            assert_eq!(work, None, "{second}");
-            work = acked(&mut history, second * 1000, second + 1, ahead + second.cast_signed());
-            if second == 31 {
-                assert_eq!(joins(work.take()), (1, 2, 31));
-            }
-        }
-    }
-
-    #[test]
-    fn what_failed_waits_for_the_next_transaction() {
-        let mut history = history();
-        acked(&mut history, 1000, 2, 1000);
-        assert_eq!(joins(acked(&mut history, 31_000, 3, 31_000)), (1, 2, 2));
-        let failure = Failure::Store { kind: ErrorKind::Unavailable, message: "no answer".into() };
-        history.handle(32_000, Event::Failed(failure));
-        assert_eq!(history.status().failure.as_deref(), Some("no answer"));
-        assert_eq!(history.poll(9_000_000, Own::NONE), None);
-        // Below the window, and yet: it is due still.
-        assert_eq!(joins(acked(&mut history, 9_000_000, 4, 31_500)), (1, 2, 3));
-    }
-
-    #[test]
-    fn files_that_are_missing_are_told_until_an_image_comes() {
-        let validation = 10_000;
-        let mut history = History::new(Options { validation, ..Options::default() });
-        history.handle(0, Event::Acked(file(9, 1, 0)));
-        for txid in 2..=3 {
-            assert_eq!(acked(&mut history, 0, txid, 1000), None);
-        }
-        let Some(Work::Prove(step)) = acked(&mut history, 0, 4, 11_000) else { panic!() };
-        assert_eq!(step.key.name.max, Txid(4));
-        // One of them is not there.
-        let gone = Failure::Store { kind: ErrorKind::NotFound, message: "no such file".into() };
-        history.handle(0, Event::Failed(gone));
-        assert_eq!(acked(&mut history, 1000, 5, 11_001), Some(Work::Survey));
-        let listing =
-            || vec![file(9, 1, 0), file(0, 2, 1000), file(0, 4, 11_000), file(0, 5, 11_001)];
-        history.handle(1000, Event::Surveyed(listing()));
-        let missing = "transactions 0000000000000003 to 0000000000000003 are missing";
-        let says =
-            |history: &History| history.status().failure.is_some_and(|why| why.contains(missing));
-        for txid in 6..20 {
-            assert!(history.poll(2000, Own::NONE).is_none() && says(&history));
-            history.handle(2000, Event::Acked(file(0, txid, 11_002)));
-        }
-        // The next process says so too, and looks again with the next window.
-        let mut next = History::new(Options { validation, ..Options::default() });
-        next.resume(&history.saved().unwrap());
-        assert!(says(&next));
-        assert_eq!(acked(&mut history, 90_000, 20, 21_000), Some(Work::Survey));
-        history.handle(90_000, Event::Surveyed(listing()));
-        assert!(history.poll(90_000, Own::NONE).is_none() && says(&history));
-        let image = FileName { min: Txid(1), max: Txid(21) };
-        let image = Key { level: Level::SNAPSHOT, name: image };
-        history.handle(0, Event::Acked(FileInfo { key: image, ..file(0, 21, 21_001) }));
-        assert_eq!(history.status().failure, None);
-    }
-
-    #[test]
-    fn a_damaged_file_is_passed_over_and_stands_in_for_nothing() {
-        let keep = Keep { all: None, l0: 1000 };
-        let options = Options {
-            levels: vec![30_000],
-            check: 90_000,
-            validation: 60_000,
-            ..Options::default()
-        };
-        let mut history = History::new(Options { keep: Some(keep), ..options });
-        history.handle(0, Event::Acked(file(9, 1, 0)));
-        acked(&mut history, 0, 2, 1000);
-        assert_eq!(joins(acked(&mut history, 0, 3, 31_000)), (1, 2, 2));
-        let level_1 = file(1, 2, 1000);
-        let joined = |file| Event::Joined { file, existed: false, proven: false };
-        history.handle(0, joined(level_1));
-        assert_eq!(joins(acked(&mut history, 0, 4, 61_000)), (1, 3, 3));
-        history.handle(0, joined(file(1, 3, 31_000)));
-        let Some(Work::Prove(step)) = history.poll(0, Own::NONE) else { panic!() };
-        assert!(step.inputs.contains(&level_1));
-        history.handle(0, Event::Damaged { key: level_1.key, message: "it is damaged".into() });
-        // What it was made from is not known any more: the replica shows it.
-        let Some(Work::Survey) = history.poll(10_000, Own::NONE) else { panic!() };
-        let mut listing: Vec<FileInfo> = (2..=4).map(|txid| file(0, txid, 1000)).collect();
-        listing.extend([file(9, 1, 0), level_1, file(1, 3, 31_000)]);
-        history.handle(0, Event::Surveyed(listing.clone()));
-        let Some(Work::Prove(step)) = history.poll(10_000, Own::NONE) else { panic!() };
-        assert!(step.inputs.contains(&file(0, 2, 1000)) && !step.inputs.contains(&level_1));
-        history.handle(0, Event::Proved(Some(Txid(4))));
-        let said = history.status().failure.unwrap();
-        assert!(said.contains("1/0000000000000002-0000000000000002.ltx of the replica is damaged"));
-        assert_eq!(joins(acked(&mut history, 10_000, 5, 91_000)), (1, 4, 4));
-        history.handle(0, joined(file(1, 4, 61_000)));
-        let Some(Work::Retain { damaged, .. }) = history.poll(10_000, Own::NONE) else { panic!() };
-        assert_eq!(damaged, [level_1.key]);
-        history.handle(0, Event::Retained { left: listing.clone(), removed: 0 });
-        // One that was mended is another file.
-        let at = listing.iter().position(|file| *file == level_1).unwrap();
-        listing[at].modified = Timestamp(9);
-        history.handle(0, Event::Retained { left: listing, removed: 0 });
-        assert_eq!(history.status().failure, None);
-    }
-
-    #[test]
-    fn files_that_contradict_each_other_are_read_once_in_a_window() {
-        let mut history = History::new(Options { validation: 10_000, ..Options::default() });
-        history.handle(0, Event::Acked(file(9, 1, 0)));
-        let Some(Work::Prove(_)) = acked(&mut history, 0, 2, 10_000) else { panic!() };
-        history.handle(0, Event::Contradicted("checksums differ".into()));
-        for txid in 3..9 {
-            assert_eq!(acked(&mut history, 9_000, txid, 11_000), None);
-            assert_eq!(history.status().failure.as_deref(), Some("checksums differ"));
-        }
-        assert!(matches!(acked(&mut history, 9_000, 9, 21_000), Some(Work::Prove(_))));
-        history.handle(0, Event::Proved(Some(Txid(9))));
-        assert_eq!(history.status().failure, None);
-    }
-
-    #[test]
-    fn a_hole_in_what_is_known_is_looked_at() {
-        let mut history = history();
-        acked(&mut history, 1000, 2, 1000);
-        let saved = history.saved().unwrap();
-        // Another process shipped 3 and 4, and was killed.
-        let mut next = History::new(Options { levels: LEVELS.to_vec(), ..Options::default() });
-        next.resume(&saved);
-        assert_eq!(acked(&mut next, 0, 5, 29_000), None);
-        assert_eq!(acked(&mut next, 0, 6, 31_000), Some(Work::Survey));
-        let mut files: Vec<FileInfo> = (2..=5).map(|txid| file(0, txid, 1)).collect();
-        files.push(file(9, 1, 0));
-        // What was confirmed while the replica was listed is not lost.
-        next.handle(0, Event::Acked(file(0, 6, 31_000)));
-        next.handle(0, Event::Acked(file(0, 7, 31_001)));
-        next.handle(0, Event::Surveyed(files));
-        assert_eq!(joins(next.poll(0, Own::NONE)), (1, 2, 5));
-        assert_eq!(head(next.files.as_deref().unwrap()), Txid(7));
-    }
-}
+#[path = "machine_tests.rs"]
+mod tests;

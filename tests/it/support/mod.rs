@@ -15,9 +15,9 @@ use tokio::runtime::{Builder, Runtime};
 use walferry::ltx::encode::to_vec;
 use walferry::ltx::merge::merge;
 use walferry::ltx::{DatabaseChecksum, Decoder, FileName, Header, Tag, checksum};
-use walferry::restore::{Error, Options, Report, restore};
+use walferry::restore::{Error, Options, Report, list_in_turn, restore};
 use walferry::store::memory::MemoryStore;
-use walferry::store::{Body, Key, Store};
+use walferry::store::{Body, FileInfo, Key, Store};
 use walferry::units::{Level, PageSize, Pgno, Salts, Timestamp, Txid, WriterId};
 
 pub fn block_on<T>(work: impl Future<Output = T>) -> T {
@@ -305,4 +305,9 @@ pub fn set_time(path: &Path, second: u64) {
     let time = UNIX_EPOCH + Duration::from_secs(second);
     let file = fs::File::options().append(true).open(path).unwrap();
     file.set_times(fs::FileTimes::new().set_modified(time)).unwrap();
+}
+
+/// The files of all levels.
+pub fn listed(store: &impl Store) -> Vec<FileInfo> {
+    block_on(list_in_turn(store)).unwrap()
 }
