@@ -185,8 +185,9 @@ def test_it_follows(new_host, replica, tmp_path, shrinks):
 
 
 def test_it_opens_whatever_retention_leaves(new_host, replica, tmp_path):
-    """Readers that are opened and read while everything but the last seconds goes."""
-    writer = Writer(new_host, replica, tmp_path, WALFERRY_RETENTION="4s")
+    """Readers that are opened and read while everything but the last seconds goes. What one has listed
+    when it is opened must be there until it has read it, however slow the machine is just then."""
+    writer = Writer(new_host, replica, tmp_path, WALFERRY_RETENTION="12s", WALFERRY_L0_RETENTION="10s")
     writer.until(lambda status: status["removed"] > 0)
     reader, begun, opened = Reader(new_host, replica), writer.status()["removed"], 0
     while opened < 12 or writer.status()["removed"] < begun + 30:
