@@ -78,8 +78,8 @@ impl Ladder {
     }
 }
 
-/// What to join to a file of one of the levels 1 to 8: everything below that is newer than what the level has; of the
-/// files of level 0 those that end before `before`. `None` where nothing is to be done.
+/// What to join to a file of one of the levels 1 to 8: everything below that is newer than what the
+/// level has; of the files of level 0 those that end before `before`. `None` where nothing is to be done.
 ///
 /// Nothing is joined across a hole. Behind one the level begins anew: what is missing does not come
 /// any more, and a full image has taken its place.
