@@ -9,12 +9,17 @@ use std::io;
 
 use crate::units::{PageSize, Pgno, Salts};
 use crate::wal::WalIndex;
+use crate::wal::evidence::Guard;
 
 /// One open database, seen through the host's SQLite.
 pub trait Border: Send + Sync {
-    /// The wal-index header as it is now, or `None` while nothing of ours has it mapped or the
-    /// WAL was never used.
+    /// The wal-index header as it is now, or `None` while no connection of this process has it
+    /// mapped.
     fn wal_index(&self) -> Option<WalIndex>;
+
+    /// What keeps other processes from restarting or removing the WAL now. Held without a break for
+    /// as long as the answer is the same.
+    fn guard(&self) -> Option<Guard>;
 
     /// The pages that frames `first..=last` hold, as the wal-index has them, if it belongs to the
     /// generation of `index` and has all of them. Such frames must be committed and in place.
@@ -89,7 +94,7 @@ pub struct Snapshot {
     pub page_size: PageSize,
     /// Size of the database in pages.
     pub page_count: u32,
-    /// The wal-index at that moment; `None` when the WAL is empty and was never used.
+    /// The wal-index at that moment; `None` when there is no WAL.
     pub index: Option<WalIndex>,
 }
 

@@ -20,6 +20,7 @@ use crate::status::Report;
 use crate::store;
 use crate::units::Salts;
 use crate::wal::WalIndex;
+use crate::wal::evidence::{Guard, Restart};
 
 /// The sealer is woken each time that so many frames were committed, to look at them ahead.
 const FRAMES_AHEAD: u32 = 4096;
@@ -53,27 +54,6 @@ pub struct Database {
     pub(crate) changed: Condvar,
 }
 
-/// The WAL may be begun anew once, behind everything that was captured.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Grant {
-    /// The generation that ends.
-    pub salts: Salts,
-    /// Its last frame.
-    pub frame: u32,
-    /// Given to another process: it says later than it does so, and somebody who asks nobody may
-    /// have begun the WAL anew once more by then.
-    pub elsewhere: bool,
-}
-
-impl Grant {
-    /// Whether capture, complete up to `at`, goes on with the first frame of `next`. Each new
-    /// beginning adds one to the first salt (`walRestartHdr` in `wal.c`).
-    pub fn covers(&self, at: (Salts, u32), next: Salts) -> bool {
-        let direct = next.0 == self.salts.0.wrapping_add(1);
-        (self.salts, self.frame) == at && (direct || !self.elsewhere)
-    }
-}
-
 /// What application threads and the sealer both see.
 pub(crate) struct Shared {
     /// Connections of this process.
@@ -98,8 +78,8 @@ pub(crate) struct Shared {
     pub patience: Duration,
     /// Replication has ended for this process: nobody will open the gate again.
     pub given_up: bool,
-    /// A restart of the WAL was let through at this position.
-    pub grant: Option<Grant>,
+    /// The last restart of the WAL that a thread of this process made or let happen.
+    pub restart: Option<Restart>,
     /// How the WAL came and went, as far as the sealer has not taken it in; in order.
     pub transitions: VecDeque<Transition>,
     /// Capture cannot vouch for completeness any more, and why.
@@ -200,14 +180,28 @@ pub(crate) enum Transition {
     Attached(Attach),
     /// Nobody of this process has it any more. If it was captured, checkpointed whole and removed:
     /// how the database file was left.
-    Detached(Option<Fingerprint>),
+    Detached(Option<WalEnd>),
 }
 
-/// What was there when the WAL was seen first.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Attach {
+/// What was there when the WAL was seen first, in the order in which it was looked at.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Attach {
+    /// What kept other processes from restarting the WAL by then.
+    pub guard: Option<Guard>,
+    /// The wal-index.
     pub index: Option<WalIndex>,
+    /// The database file.
     pub fingerprint: Option<Fingerprint>,
+}
+
+/// How a WAL ended that was checkpointed whole and removed by a connection that had the database to
+/// itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WalEnd {
+    /// The last wal-index.
+    pub index: WalIndex,
+    /// The database file without it.
+    pub fingerprint: Fingerprint,
 }
 
 /// How the text of [`WaitError::TimedOut`] begins.
@@ -278,7 +272,7 @@ impl Database {
                 gate: Gate::Capturing,
                 patience: Duration::ZERO,
                 given_up: false,
-                grant: None,
+                restart: None,
                 transitions: VecDeque::new(),
                 diverged: None,
                 lost_track: 0,
@@ -353,14 +347,13 @@ impl Database {
     }
 
     /// The WAL was opened and its index read for the first time since nobody of this process had
-    /// it: called under a read lock, with the file's looks taken before.
-    pub fn attached(&self, index: Option<WalIndex>, fingerprint: Option<Fingerprint>) {
+    /// it: called under a read lock.
+    pub fn attached(&self, attach: Attach) {
         self.with(|shared| {
-            let attach = Attach { index, fingerprint };
             shared.transitions.push_back(Transition::Attached(attach));
-            shared.published = index;
+            shared.published = attach.index;
             shared.captured = None;
-            shared.grant = None;
+            shared.restart = None;
             shared.commit_seq += 1;
             // What was written meanwhile is found by comparison, and late until then.
             let since = shared.outside.take().and_then(|outside| outside.written_since);
@@ -468,12 +461,12 @@ impl Database {
         }
     }
 
-    /// Nobody of this process has the WAL open any more, or somebody has it exclusively. `clean` is
-    /// how the database file was left, if the WAL was captured, checkpointed whole and removed.
-    pub fn detached(&self, clean: Option<Fingerprint>) {
+    /// Nobody of this process has the WAL open any more, or somebody has it exclusively. `end` is
+    /// how the WAL ended, if it was checkpointed whole and removed.
+    pub fn detached(&self, end: Option<WalEnd>) {
         self.with(|shared| {
             shared.captured = None;
-            shared.transitions.push_back(Transition::Detached(clean));
+            shared.transitions.push_back(Transition::Detached(end));
         });
         self.send(Control::Detached(self.id));
     }
@@ -528,23 +521,5 @@ impl Database {
         if let Some(process) = self.process.upgrade() {
             process.control(control);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_grant_is_for_one_new_beginning_of_one_generation() {
-        let old = Salts(u32::MAX, 7);
-        let grant = Grant { salts: old, frame: 5, elsewhere: true };
-        assert!(grant.covers((old, 5), Salts(0, 99)));
-        assert!(!grant.covers((old, 4), Salts(0, 99)), "frames behind what was captured");
-        assert!(!grant.covers((Salts(1, 1), 5), Salts(2, 9)), "another generation ended");
-        // Begun anew once more before we heard of the first time, with commits in between.
-        assert!(!grant.covers((old, 5), Salts(1, 99)));
-        let ours = Grant { elsewhere: false, ..grant };
-        assert!(ours.covers((old, 5), Salts(1, 99)), "here nobody can come in between");
     }
 }

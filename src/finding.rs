@@ -60,6 +60,8 @@ findings! {
     SpoolFull "spool-full" Compare "its spool reached its cap and was dropped";
     /// Written by somebody while no process of ours had it.
     ChangedWhileClosed "changed-while-closed" Compare "the file changed while it was closed";
+    /// It was opened, and no connection has its wal-index mapped.
+    WalUnseen "wal-unseen" Compare "its WAL cannot be seen";
     /// Checkpointed and removed by somebody else.
     WalGone "wal-gone" Compare "its WAL is gone, and nobody of ours saw it go";
     /// A log that ends without a WAL, and now there is one.

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
 
-use crate::database::{Database, Gate, Grant, Shared};
+use crate::database::{Database, Gate, Shared};
 use crate::local::shared::Call;
 use crate::process::Control;
 use crate::wal::WalIndex;
+use crate::wal::evidence::Restart;
 
 /// Longest time that a writer waits at the gate for local work to end.
 pub(crate) const GATE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -24,14 +25,14 @@ impl Shared {
         self.gate == Gate::Shut
     }
 
-    /// Whether everything that this index has is captured. Others may commit meanwhile; that the WAL
-    /// was begun anew meanwhile means that all before was captured.
+    /// True if capture is complete up to this index, in its own generation.
     fn has_captured(&self, index: &WalIndex) -> bool {
-        let Some((salts, frame)) = self.captured else { return false };
-        match self.published {
-            Some(now) if now.salts != index.salts => salts == now.salts,
-            _ => salts == index.salts && frame >= index.max_frame,
-        }
+        self.captured.is_some_and(|(salts, frame)| salts == index.salts && frame >= index.max_frame)
+    }
+
+    /// True if capture is complete, and took in everything that was published up to this count.
+    fn has_captured_all(&self, seq: u64) -> bool {
+        self.captured.is_some() && self.captured_seq >= seq
     }
 
     pub(crate) fn set_gate(&mut self, gate: Gate) {
@@ -79,21 +80,17 @@ impl Database {
         {
             return answer;
         }
-        let reached = self.wait_captured(index);
-        if reached {
-            let WalIndex { salts, max_frame: frame, .. } = index;
-            let grant = Grant { salts, frame, elsewhere: false };
-            self.with(|shared| shared.grant = Some(grant));
-        }
-        reached
+        self.wait_for_capture(index, true)
     }
 
     /// Waits until everything up to `index` is captured; gives up when the gate is shut or local
-    /// work takes too long.
+    /// work takes too long. Also true when capture has given up until the database is compared.
     pub fn wait_captured(&self, index: WalIndex) -> bool {
-        if index.max_frame == 0 {
-            return true;
-        }
+        self.wait_for_capture(index, false)
+    }
+
+    /// With `still`, the caller holds the write lock, and capture must stand at `index` itself.
+    fn wait_for_capture(&self, index: WalIndex, still: bool) -> bool {
         let page = self.with(|shared| shared.shippers_page());
         if let Some(page) = page
             && !self.takes_over(&page)
@@ -111,10 +108,12 @@ impl Database {
             let now = self.process.upgrade().map_or(0, |process| process.now());
             shared.unreported_since.get_or_insert(now);
         }
+        let seq = shared.commit_seq;
         let deadline = Instant::now() + GATE_TIMEOUT;
         let mut asked = false;
         loop {
-            if shared.gate == Gate::Open || shared.has_captured(&index) {
+            let all = !still && shared.has_captured_all(seq);
+            if shared.gate == Gate::Open || all || shared.has_captured(&index) {
                 return true;
             }
             if self.process.strong_count() == 0 {
@@ -144,18 +143,19 @@ impl Database {
 
     /// The new beginning that was let through did not come about.
     pub fn restart_failed(&self) {
-        let page = self.with(|shared| {
-            shared.grant = None;
-            shared.shippers_page()
-        });
-        if let Some(page) = page {
+        if let Some(page) = self.with(|shared| shared.shippers_page()) {
             page.call(Call::FAILED);
         }
     }
 
-    /// The new beginning that was let through is made, or will be by who holds the write lock.
-    pub fn restarted(&self) {
-        if let Some(page) = self.with(|shared| shared.shippers_page()) {
+    /// The caller, who holds the write lock, has asked for the read slots and given them back, and
+    /// saw this restart meanwhile, if it made one.
+    pub fn restarted(&self, restart: Option<Restart>) {
+        let page = self.with(|shared| {
+            shared.restart = restart.or(shared.restart);
+            shared.shippers_page()
+        });
+        if let Some(page) = page {
             page.call(Call::RESTARTED);
         }
     }

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::border::Border;
-use crate::database::{Database, WaitError};
+use crate::database::{Attach, Database, WaitError, WalEnd};
 use crate::finding::Finding;
-use crate::local::state::Fingerprint;
 use crate::units::Txid;
 use crate::wal::WalIndex;
+use crate::wal::evidence::Restart;
 
 /// The replications of one database; never none.
 #[derive(Clone)]
@@ -72,13 +72,13 @@ impl Replications {
     }
 
     /// [`Database::attached`] of all.
-    pub fn attached(&self, index: Option<WalIndex>, fingerprint: Option<Fingerprint>) {
-        self.each().for_each(|database| database.attached(index, fingerprint));
+    pub fn attached(&self, attach: Attach) {
+        self.each().for_each(|database| database.attached(attach));
     }
 
     /// [`Database::detached`] of all.
-    pub fn detached(&self, clean: Option<Fingerprint>) {
-        self.each().for_each(|database| database.detached(clean));
+    pub fn detached(&self, end: Option<WalEnd>) {
+        self.each().for_each(|database| database.detached(end));
     }
 
     /// [`Database::committed`] of all.
@@ -106,12 +106,6 @@ impl Replications {
         self.each().for_each(|database| database.diverged(found));
     }
 
-    /// The same of those that this process ships: what others ship, they watch themselves.
-    pub fn diverged_here(&self, found: Finding) {
-        let here = self.each().filter(|database| !database.is_standing_by());
-        here.for_each(|database| database.diverged(found));
-    }
-
     /// Whether any gate stays shut ([`Database::gate_stays_shut`]).
     pub fn gate_stays_shut(&self) -> bool {
         self.each().any(|database| database.gate_stays_shut())
@@ -135,8 +129,8 @@ impl Replications {
     }
 
     /// [`Database::restarted`] of all.
-    pub fn restarted(&self) {
-        self.each().for_each(|database| database.restarted());
+    pub fn restarted(&self, restart: Option<Restart>) {
+        self.each().for_each(|database| database.restarted(restart));
     }
 
     /// Waits until all have captured everything up to `index`; whether they have. Says so in the log

@@ -37,6 +37,12 @@ impl AloneReader {
         if index.is_none() && header.get(19) != Some(&2) {
             return Err(not_wal());
         }
+        let wal = walferry::local::wal_path(handle.database().path());
+        if handle.exclusive_index().is_none() && std::fs::metadata(wal).is_ok_and(|f| f.len() > 0) {
+            return Err(std::io::Error::other(
+                "it has a WAL of which nothing is seen before the next commit",
+            ));
+        }
         let field = |at: usize| header.get(at..at + 4).and_then(|b| b.try_into().ok());
         let in_file = field(28).map_or(0, u32::from_be_bytes);
         let size = header.get(16..18).and_then(|b| b.try_into().ok()).map(u16::from_be_bytes);
@@ -45,7 +51,9 @@ impl AloneReader {
             None => size.and_then(PageSize::from_u16),
         };
         let page_count = index.map_or(in_file, |index| index.page_count);
-        let snapshot = Snapshot { page_size: page_size.ok_or_else(not_wal)?, page_count, index };
+        let page_size = page_size.ok_or_else(not_wal)?;
+        let index = handle.exclusive_index();
+        let snapshot = Snapshot { page_size, page_count, index };
         Ok(AloneReader { handle, snapshot, disturbances })
     }
 }

@@ -6,6 +6,7 @@ use walferry::border::{Border, Reader, Way};
 use walferry::local::state::Fingerprint;
 use walferry::units::Salts;
 use walferry::wal::WalIndex;
+use walferry::wal::evidence::Guard;
 
 use crate::alone::AloneReader;
 use crate::api::{self, BaseVfs, OwnConnection};
@@ -27,14 +28,18 @@ impl Border for Edge {
         let Some(shimmed) = find(&self.path) else { return };
         let _inside = inside::in_sqlite();
         let held = shimmed.holds.set(self.number, hold);
+        shimmed.repin_in_time();
         if let Some(pin) = shimmed.pin.lock().as_mut() {
             if held { pin.hold_slot() } else { pin.drop_slot() }
         }
     }
 
     fn wal_index(&self) -> Option<WalIndex> {
-        let shimmed = find(&self.path)?;
-        shimmed.pin.lock().as_ref().and_then(Pin::index)
+        find(&self.path)?.index()
+    }
+
+    fn guard(&self) -> Option<Guard> {
+        find(&self.path)?.guard()
     }
 
     fn frame_pages(&self, index: &WalIndex, first: u32, last: u32) -> Option<Vec<u32>> {

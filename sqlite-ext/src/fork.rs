@@ -17,7 +17,6 @@ use walferry::process::{self, Forking};
 use crate::api;
 use crate::configured::{self, Known};
 use crate::inside;
-use crate::pin::Pin;
 use crate::reader;
 use crate::registry::{self, Adopted, Databases, Shimmed};
 
@@ -81,13 +80,8 @@ pub fn prepare() {
 /// After it, in the parent.
 pub fn in_parent() {
     let Some(held) = HELD.with(|cell| cell.borrow_mut().take()) else { return };
-    let Some(api) = api::api() else { return };
     for shimmed in &held.pinned {
-        let mut pin = shimmed.pin.lock();
-        if pin.is_none() && shimmed.is_attached() {
-            let hold = shimmed.holds.any();
-            *pin = Pin::take(api, shimmed.vfs, shimmed.database.path(), hold);
-        }
+        shimmed.repin();
     }
 }
 

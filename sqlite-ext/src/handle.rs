@@ -8,11 +8,12 @@ use walferry::local::state::Fingerprint;
 use walferry::replications::Replications;
 use walferry::units::{PageSize, Salts};
 use walferry::wal::WalIndex;
+use walferry::wal::evidence::Guard;
 
 use crate::api::{RawFile, Shm};
 use crate::ffi::Target;
 use crate::inside;
-use crate::pin::read_index;
+use crate::pin::{new_guard, read_index};
 use crate::registry::{self, Replicated, Shimmed};
 
 /// One connection's file on a replicated database.
@@ -30,12 +31,21 @@ pub struct Handle {
     pub(crate) checkpoints: AtomicBool,
     /// Between the two file controls that bracket the copying of frames.
     pub(crate) copies: AtomicBool,
+    /// Held while another thread looks into the wal-index as this connection has it mapped, and
+    /// while that mapping goes.
+    pub(crate) mapping: Mutex<()>,
+    /// It holds a lock on the file, of whatever level.
+    pub(crate) locked: AtomicBool,
     /// It holds the file's EXCLUSIVE lock.
     pub(crate) exclusive: AtomicBool,
-    /// Everything in the WAL was captured when that lock was taken.
-    pub(crate) complete: AtomicBool,
-    /// How the file looked when that lock was taken.
+    /// That lock, as the guard that it is.
+    pub(crate) guard: Mutex<Option<Guard>>,
+    /// How the file looked just after that lock was taken.
     pub(crate) before: Mutex<Option<Fingerprint>>,
+    /// The wal-index after its last commit under that lock, or when it was taken.
+    pub(crate) last: Mutex<Option<WalIndex>>,
+    /// The wal-index when this connection asked for all read slots, which it has.
+    pub(crate) restarting: Mutex<Option<WalIndex>>,
     /// What it wrote to the WAL itself: all that is known of one without shared memory.
     pub(crate) written: Mutex<WalWrites>,
     /// Whether the file may be read by the sealer: while this connection has it to itself. Held
@@ -86,7 +96,7 @@ impl Handle {
         let fresh = if adopted || has_wal_mode(real) { fresh::NO } else { fresh::NOT_YET };
         shimmed.handles.fetch_add(1, Ordering::AcqRel);
         shimmed.database.connect();
-        Some(Arc::new_cyclic(|this| Handle {
+        let handle = Arc::new_cyclic(|this| Handle {
             this: this.clone(),
             shimmed,
             real,
@@ -95,15 +105,21 @@ impl Handle {
             adopted,
             checkpoints: AtomicBool::new(false),
             copies: AtomicBool::new(false),
+            mapping: Mutex::new(()),
+            locked: AtomicBool::new(false),
             exclusive: AtomicBool::new(false),
-            complete: AtomicBool::new(false),
+            guard: Mutex::new(None),
             before: Mutex::new(None),
+            last: Mutex::new(None),
+            restarting: Mutex::new(None),
             written: Mutex::new(WalWrites::default()),
             readable: Mutex::new(false),
             disturbances: AtomicU32::new(0),
             fresh: AtomicU8::new(fresh),
             generation: inside::generation(),
-        }))
+        });
+        handle.shimmed.opened(&handle.this);
+        Some(handle)
     }
 
     /// Whether it was opened by the parent, before a fork.
@@ -131,8 +147,15 @@ impl Handle {
 
     /// The wal-index is unmapped for good: mapping it again would outlive the file.
     pub fn unmap_shm(&self) {
+        let _mapping = self.mapping.lock();
         self.unmapped.store(true, Ordering::Release);
         self.set_shm(None);
+    }
+
+    /// The wal-index header, for another thread than that of the connection.
+    pub(crate) fn index_from_outside(&self) -> Option<WalIndex> {
+        let _mapping = self.mapping.lock();
+        Shm::from_pointer(self.shm.load(Ordering::Acquire).cast()).and_then(read_index)
     }
 
     /// The wal-index header as it is now.
@@ -165,6 +188,7 @@ impl Handle {
 
     /// Lets the sealer read the file, or ends that.
     pub(crate) fn set_readable(&self, readable: bool) {
+        *self.guard.lock() = readable.then(new_guard);
         *self.shimmed.alone.lock() = self.this.upgrade().filter(|_| readable);
         *self.readable.lock() = readable;
     }
@@ -173,8 +197,14 @@ impl Handle {
         self.disturbances.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// What was committed while this connection has the database to itself.
+    /// What was committed last while this connection has the database to itself.
     pub(crate) fn exclusive_index(&self) -> Option<WalIndex> {
+        *self.last.lock()
+    }
+
+    /// The same as the wal-index has it now, or what was written where there is none in shared
+    /// memory.
+    pub(crate) fn index_alone(&self) -> Option<WalIndex> {
         if let Some(index) = self.index() {
             return Some(index);
         }

@@ -3,17 +3,19 @@
 
 use std::sync::atomic::Ordering;
 
+use walferry::database::{Attach, WalEnd};
 use walferry::finding::Finding;
 use walferry::local::state::Fingerprint;
+use walferry::wal::evidence::Restart;
 
 use crate::api::{
-    self, SQLITE_BUSY, SQLITE_FCNTL_CKPT_DONE, SQLITE_FCNTL_CKPT_START,
-    SQLITE_FCNTL_COMMIT_PHASETWO, SQLITE_LOCK_EXCLUSIVE, SQLITE_LOCK_NONE, SQLITE_OK,
-    SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, Shm,
+    SQLITE_BUSY, SQLITE_FCNTL_CKPT_DONE, SQLITE_FCNTL_CKPT_START, SQLITE_FCNTL_COMMIT_PHASETWO,
+    SQLITE_LOCK_EXCLUSIVE, SQLITE_LOCK_NONE, SQLITE_OK, SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK,
+    SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, Shm,
 };
 use crate::functions;
 use crate::handle::{Handle, WalWrites, fresh};
-use crate::pin::{Pin, read_index};
+use crate::pin::read_index;
 
 /// Locks of the wal-index (`wal.c`): write, checkpoint, and the first read slot but one.
 const WRITE_LOCK: i32 = 0;
@@ -59,8 +61,13 @@ impl MainFile<'_> {
             (READ_LOCK_1, READERS, LOCK_EXCL) => self.restart(forward),
             (READ_LOCK_1, READERS, UNLOCK_EXCL) => {
                 let rc = forward();
-                handle.database().restarted();
+                // Nobody else writes: the caller holds the write lock until after this.
                 handle.shimmed.hold_again();
+                let before = handle.restarting.lock().take();
+                let restart = before.zip(handle.index()).and_then(|(before, after)| {
+                    Restart::between(&before, &after, handle.shimmed.guard())
+                });
+                handle.database().restarted(restart);
                 rc
             }
             (offset, 1, LOCK_SHARED) if offset >= READ_LOCK_0 => {
@@ -69,7 +76,7 @@ impl MainFile<'_> {
                     let shm = Shm::from_pointer(handle.shm.load(Ordering::Acquire).cast())
                         .or_else(|| handle.real.shm_header(false));
                     handle.set_shm(shm);
-                    handle.shimmed.attach(shm.and_then(read_index));
+                    handle.shimmed.attach(|| shm.and_then(read_index));
                     // Another connection may have committed while the pin was being taken.
                     self.publish();
                 }
@@ -96,7 +103,8 @@ impl MainFile<'_> {
         if !handle.shimmed.is_attached() {
             return forward();
         }
-        let allowed = match handle.index() {
+        let before = handle.index();
+        let allowed = match before {
             Some(index) if index.max_frame > 0 => handle.database().may_restart(index),
             _ => true,
         };
@@ -114,7 +122,9 @@ impl MainFile<'_> {
         if rc != SQLITE_OK {
             handle.database().restart_failed();
             handle.shimmed.hold_again();
+            return rc;
         }
+        *handle.restarting.lock() = before;
         rc
     }
 
@@ -133,46 +143,53 @@ impl MainFile<'_> {
         !grown
     }
 
-    /// `xLock`. EXCLUSIVE is asked for at the last close, at a change of the journal mode, and for
+    /// `xLock`. EXCLUSIVE is asked for at each close, at a change of the journal mode, and for
     /// `locking_mode=EXCLUSIVE`: our own SHARED lock must not be in the way, and the WAL may go.
     pub fn lock(&self, level: i32) -> i32 {
         let handle = self.0;
-        if level < SQLITE_LOCK_EXCLUSIVE || handle.is_exclusive() {
-            return handle.real.lock(level);
+        if level < SQLITE_LOCK_EXCLUSIVE || handle.is_exclusive() || self.is_refused_anyway() {
+            let rc = handle.real.lock(level);
+            if rc == SQLITE_OK {
+                self.note_locked();
+            }
+            return rc;
         }
-        let before = handle.index();
-        let complete = handle.wait_captured();
-        handle.shimmed.unpin();
-        let fingerprint = Fingerprint::of(handle.database().path()).ok();
+        handle.wait_captured();
+        handle.shimmed.make_way();
         let rc = handle.real.lock(level);
         if rc == SQLITE_OK {
-            let now = handle.index();
-            let same_wal = before.map(|index| index.salts) == now.map(|index| index.salts);
-            *handle.before.lock() = fingerprint;
+            self.note_locked();
+            // Nobody else can change any of this from here on.
+            *handle.before.lock() = Fingerprint::of(handle.database().path()).ok();
+            *handle.last.lock() = handle.index();
             handle.exclusive.store(true, Ordering::Release);
-            // Others may have committed before we were alone.
-            let complete =
-                if before == now { complete } else { same_wal && handle.wait_captured() };
-            handle.complete.store(complete, Ordering::Release);
             handle.set_readable(true);
             return rc;
         }
-        if handle.shimmed.is_attached()
-            && let Some(api) = api::api()
-        {
-            let path = handle.database().path();
-            let hold = handle.shimmed.holds.any();
-            *handle.shimmed.pin.lock() = Pin::take(api, handle.shimmed.vfs, path, hold);
-        }
-        // Only a WAL with frames shows by itself that another one took its place.
-        let now = handle.index();
-        let begun = before.is_some_and(|index| index.max_frame > 0);
-        let same_wal = before.map(|index| index.salts) == now.map(|index| index.salts);
-        let unseen = if begun { !complete && !same_wal } else { before != now };
-        if unseen {
-            handle.database().diverged_here(Finding::WalRestartedUnseen);
-        }
+        handle.shimmed.end_way();
+        // SQLite up to 3.40.1 grants nobody of this process a SHARED lock until this connection has
+        // given its own up: then it is tried again.
+        handle.shimmed.repin();
         rc
+    }
+
+    /// True if SQLite refuses EXCLUSIVE for certain, since another connection of this process has a
+    /// lock: the pin, which would be in the way, need not go.
+    fn is_refused_anyway(&self) -> bool {
+        let own = usize::from(self.0.locked.load(Ordering::Acquire));
+        self.0.shimmed.locked.load(Ordering::Acquire) > own
+    }
+
+    fn note_locked(&self) {
+        if !self.0.locked.swap(true, Ordering::AcqRel) {
+            self.0.shimmed.locked.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    fn note_unlocked(&self) {
+        if self.0.locked.swap(false, Ordering::AcqRel) {
+            self.0.shimmed.locked.fetch_sub(1, Ordering::AcqRel);
+        }
     }
 
     /// Before `xUnlock`.
@@ -181,9 +198,11 @@ impl MainFile<'_> {
         if level >= SQLITE_LOCK_EXCLUSIVE || !handle.is_exclusive() {
             return;
         }
-        let captured = handle.wait_captured();
+        handle.wait_captured();
+        let last = handle.exclusive_index();
         handle.set_readable(false);
         handle.exclusive.store(false, Ordering::Release);
+        handle.shimmed.end_way();
         *handle.written.lock() = WalWrites::default();
         if !handle.shimmed.is_attached() {
             return;
@@ -192,15 +211,22 @@ impl MainFile<'_> {
         let path = handle.database().path();
         let wal_is_gone = std::fs::metadata(walferry::local::wal_path(path)).is_err();
         let written = handle.shimmed.written.load(Ordering::Acquire);
-        let clean = wal_is_gone && !written && captured && handle.complete.load(Ordering::Acquire);
-        let fingerprint = Fingerprint::of(path).ok().filter(|_| clean);
-        handle.shimmed.detach(fingerprint);
+        let file = Fingerprint::of(path).ok().filter(|_| wal_is_gone && !written);
+        let end = last.zip(file).map(|(index, fingerprint)| WalEnd { index, fingerprint });
+        handle.shimmed.detach(end);
     }
 
     /// After `xUnlock`. What was an empty database has got its first content: now WAL mode takes no
     /// choice away any more.
     pub fn after_unlock(&self, level: i32) {
         let handle = self.0;
+        if level <= SQLITE_LOCK_NONE {
+            self.note_unlocked();
+        }
+        let others = handle.shimmed.locked.load(Ordering::Acquire) > 0;
+        if others && handle.shimmed.is_attached() {
+            handle.shimmed.repin();
+        }
         if level > SQLITE_LOCK_NONE || handle.fresh.load(Ordering::Acquire) != fresh::WRITTEN {
             return;
         }
@@ -254,18 +280,18 @@ impl MainFile<'_> {
 
     fn publish_exclusive(&self) {
         let handle = self.0;
-        let Some(index) = handle.exclusive_index() else {
+        let Some(index) = handle.index_alone().or_else(|| handle.exclusive_index()) else {
             if handle.adopted {
                 handle.database().diverged(Finding::HeldExclusively);
             }
             return;
         };
+        *handle.last.lock() = Some(index);
         if !handle.shimmed.is_attached() {
-            let begun = handle.written.lock().begun;
-            let before = handle.before.lock().take();
+            let (guard, fingerprint) = (*handle.guard.lock(), handle.before.lock().take());
             handle.shimmed.attached.store(true, Ordering::Release);
-            let seen = if begun { None } else { Some(index) };
-            handle.database().attached(seen, before);
+            handle.shimmed.written.store(false, Ordering::Release);
+            handle.database().attached(Attach { guard, index: Some(index), fingerprint });
         }
         handle.database().committed(index);
     }
@@ -274,8 +300,9 @@ impl MainFile<'_> {
     pub fn before_close(&self) {
         let handle = self.0;
         let shimmed = &handle.shimmed;
-        if handle.is_exclusive() {
+        if handle.exclusive.swap(false, Ordering::AcqRel) {
             handle.set_readable(false);
+            shimmed.end_way();
         }
         let last = shimmed.handles.fetch_sub(1, Ordering::AcqRel) == 1;
         if last && !shimmed.is_orphaned() {
@@ -284,6 +311,7 @@ impl MainFile<'_> {
             }
             shimmed.detach(None);
         }
+        self.note_unlocked();
         handle.database().disconnect();
     }
 }

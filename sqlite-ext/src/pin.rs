@@ -6,10 +6,12 @@
 //! (`walCheckpoint` in `wal.c` takes the smallest mark) and serves no reader.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use walferry::border::Way;
 use walferry::units::Salts;
 use walferry::wal::WalIndex;
+use walferry::wal::evidence::Guard;
 
 use crate::api::{
     Api, BaseVfs, OwnFile, RawFile, SQLITE_LOCK_NONE, SQLITE_LOCK_SHARED, SQLITE_OK,
@@ -32,14 +34,20 @@ const HEADER_WORDS: usize = 34;
 /// words.
 const REGION_PAGES: usize = 4096;
 
+/// A guard that was never held before.
+pub fn new_guard() -> Guard {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    Guard(NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
 /// A pinned WAL.
 pub struct Pin {
     file: OwnFile,
     shm: Shm,
     /// The regions of the wal-index behind the first.
     more: Vec<Shm>,
-    /// The read slot held, if one was to be had.
-    slot: Option<usize>,
+    /// The read slot held, if one was to be had, and the guard that it is.
+    slot: Option<(usize, Guard)>,
     /// Whether the slot was given up so that others may begin the WAL anew.
     way: Way,
     /// Whether the checkpoint lock is held.
@@ -77,13 +85,27 @@ impl Pin {
     /// the way.
     pub fn hold_slot(&mut self) {
         if self.way == Way::Shut && self.slot.is_none() {
-            self.slot = [4, 3, 2].into_iter().find(|slot| self.try_slot(*slot));
+            let slot = [4, 3, 2].into_iter().find(|slot| self.try_slot(*slot));
+            self.slot = slot.map(|slot| (slot, new_guard()));
         }
+    }
+
+    /// The guard that the slot is, while it is held.
+    pub fn guard(&self) -> Option<Guard> {
+        self.slot.map(|(_, guard)| guard)
     }
 
     fn try_slot(&self, slot: usize) -> bool {
         let lock = READ_LOCK_0 + slot as i32;
         let raw = self.raw();
+        // Another process's pin may hold it in the same way. Its mark stays while anybody does.
+        if raw.shm_lock(lock, 1, SQLITE_SHM_LOCK | SQLITE_SHM_SHARED) == SQLITE_OK {
+            raw.shm_barrier();
+            if self.shm.read_mark(slot) == NOT_USED {
+                return true;
+            }
+            raw.shm_lock(lock, 1, SQLITE_SHM_UNLOCK | SQLITE_SHM_SHARED);
+        }
         if raw.shm_lock(lock, 1, SQLITE_SHM_LOCK | SQLITE_SHM_EXCLUSIVE) != SQLITE_OK {
             return false;
         }
@@ -106,7 +128,7 @@ impl Pin {
     pub fn drop_slot(&mut self) {
         self.unlock_checkpoints();
         self.way = Way::Shut;
-        if let Some(slot) = self.slot.take() {
+        if let Some((slot, _)) = self.slot.take() {
             let lock = READ_LOCK_0 + slot as i32;
             self.raw().shm_lock(lock, 1, SQLITE_SHM_UNLOCK | SQLITE_SHM_SHARED);
         }
@@ -136,7 +158,7 @@ impl Pin {
             self.unlock_checkpoints();
         }
         if way != Way::Shut
-            && let Some(slot) = self.slot.take()
+            && let Some((slot, _)) = self.slot.take()
         {
             let lock = READ_LOCK_0 + slot as i32;
             self.raw().shm_lock(lock, 1, SQLITE_SHM_UNLOCK | SQLITE_SHM_SHARED);

@@ -88,8 +88,8 @@ impl SnapshotReader {
             PageSize::new(page_size).ok_or_else(|| format!("a page size of {page_size}"))?;
         let mut page_count = number(c"PRAGMA page_count")?;
         let file = connection.file().ok_or("its file is not there")?;
-        let index = file.shm_header(false).and_then(read_index).filter(|ix| ix.max_frame > 0);
-        if let Some(index) = index {
+        let index = file.shm_header(false).and_then(read_index);
+        if let Some(index) = index.filter(|index| index.max_frame > 0) {
             page_count = index.page_count;
         }
         if page_count == 0 {

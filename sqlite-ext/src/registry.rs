@@ -4,12 +4,15 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use walferry::config::canonical;
+use walferry::database::{Attach, WalEnd};
 use walferry::local::state::Fingerprint;
 use walferry::replications::Replications;
 use walferry::wal::WalIndex;
+use walferry::wal::evidence::Guard;
 
 use crate::api::{self, Api, BaseVfs, Connection, OwnConnection};
 use crate::handle::Handle;
@@ -21,6 +24,15 @@ pub struct Shimmed {
     pub(crate) vfs: BaseVfs,
     /// Connections of this process that have the file open through the shim.
     pub(crate) handles: AtomicUsize,
+    /// Those of them that hold a lock on the file.
+    pub(crate) locked: AtomicUsize,
+    /// All of them, to look at the wal-index through.
+    connections: Mutex<Vec<Weak<Handle>>>,
+    /// Connections that ask for the file's EXCLUSIVE lock, or have it. Changed with the pin locked:
+    /// it is not taken meanwhile.
+    pub(crate) exclusive: AtomicUsize,
+    /// When the pin was last asked for in vain.
+    refused_at: Mutex<Option<Instant>>,
     /// Whether the sealer was told of the WAL.
     pub(crate) attached: AtomicBool,
     /// The file was written outside the WAL since it was attached.
@@ -105,19 +117,24 @@ pub(crate) fn shimmed_of(api: &Api, db: Connection) -> Option<Arc<Shimmed>> {
     find(&canonical(&path))
 }
 
-/// For which of a database's replications this process keeps others from beginning the WAL anew.
+/// A pin that cannot be had is asked for again after so long, or when something changes.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+
+/// For which of a database's replications this process keeps others from restarting the WAL. Until
+/// any of them has said so it does: what is seen at first must not be gone when they are ready.
 #[derive(Default)]
-pub struct Holds(Mutex<BTreeSet<usize>>);
+pub struct Holds(Mutex<Option<BTreeSet<usize>>>);
 
 impl Holds {
-    /// Whether it does so for any.
+    /// True if it does so for any.
     pub fn any(&self) -> bool {
-        !self.0.lock().is_empty()
+        self.0.lock().as_ref().is_none_or(|held| !held.is_empty())
     }
 
     /// Notes that it does, or does not, for this one; and whether it still does for any.
     pub(crate) fn set(&self, number: usize, hold: bool) -> bool {
         let mut held = self.0.lock();
+        let held = held.get_or_insert_default();
         if hold {
             held.insert(number);
         } else {
@@ -133,6 +150,10 @@ impl Shimmed {
             database: database.clone(),
             vfs,
             handles: AtomicUsize::new(0),
+            locked: AtomicUsize::new(0),
+            connections: Mutex::new(Vec::new()),
+            exclusive: AtomicUsize::new(0),
+            refused_at: Mutex::new(None),
             attached: AtomicBool::new(false),
             written: AtomicBool::new(false),
             checkpointed: AtomicU32::new(0),
@@ -170,25 +191,100 @@ impl Shimmed {
     }
 
     /// The WAL was seen: pin it and tell the sealer. Called by a thread that holds a read lock.
-    pub(crate) fn attach(&self, index: Option<WalIndex>) {
+    ///
+    /// The index is read under the pin, and the file is looked at after it: whatever is committed
+    /// from then on counts in the index.
+    pub(crate) fn attach(&self, index: impl FnOnce() -> Option<WalIndex>) {
         let _turn = self.turn.lock();
         if self.attached.swap(true, Ordering::AcqRel) {
             return;
         }
-        let fingerprint = Fingerprint::of(self.database.path()).ok();
         self.written.store(false, Ordering::Release);
-        if let Some(api) = api::api() {
-            let hold = self.holds.any();
-            let pin = Pin::take(api, self.vfs, self.database.path(), hold);
-            if pin.is_none() {
-                log::warn!(
-                    "{}: its WAL cannot be protected from other processes",
-                    self.database.path().display()
-                );
-            }
-            *self.pin.lock() = pin;
+        if !self.repin() {
+            log::warn!(
+                "{}: its WAL cannot be protected from other processes for now",
+                self.database.path().display()
+            );
         }
-        self.database.attached(index, fingerprint);
+        let guard = self.guard();
+        let index = index();
+        let guard = guard.filter(|_| guard == self.guard());
+        let fingerprint = Fingerprint::of(self.database.path()).ok();
+        self.database.attached(Attach { guard, index, fingerprint });
+    }
+
+    /// Takes the pin if it is not held; whether it is held now. Not while a connection of this process
+    /// has, or asks for, the database to itself.
+    pub(crate) fn repin(&self) -> bool {
+        let mut pin = self.pin.lock();
+        if pin.is_some() {
+            return true;
+        }
+        let alone = self.exclusive.load(Ordering::Acquire) > 0;
+        let Some(api) = api::api().filter(|_| self.is_attached() && !alone) else { return false };
+        let path = self.database.path();
+        let opened = *self.file.lock();
+        if opened.is_some() && Fingerprint::of(path).map(|now| now.file).ok() != opened {
+            return false;
+        }
+        *pin = Pin::take(api, self.vfs, path, self.holds.any());
+        *self.refused_at.lock() = pin.is_none().then(Instant::now);
+        pin.is_some()
+    }
+
+    /// The same for who asks often: a pin that was just refused is not asked for again at once.
+    pub(crate) fn repin_in_time(&self) {
+        let refused = *self.refused_at.lock();
+        if refused.is_none_or(|at| at.elapsed() >= ASK_AGAIN) {
+            self.repin();
+        }
+    }
+
+    /// What keeps other processes from restarting or removing the WAL.
+    pub(crate) fn guard(&self) -> Option<Guard> {
+        if let Some(pin) = self.pin.lock().as_ref() {
+            return pin.guard();
+        }
+        let alone = self.alone.lock().clone();
+        alone.and_then(|handle| *handle.guard.lock())
+    }
+
+    /// Notes a connection of this process.
+    pub(crate) fn opened(&self, handle: &Weak<Handle>) {
+        let mut connections = self.connections.lock();
+        connections.retain(|known| known.strong_count() > 0);
+        connections.push(handle.clone());
+    }
+
+    /// The wal-index, through whatever has it mapped.
+    pub(crate) fn index(&self) -> Option<WalIndex> {
+        if let Some(pin) = self.pin.lock().as_ref() {
+            return pin.index();
+        }
+        let alone = self.alone.lock().clone();
+        if let Some(handle) = alone {
+            return handle.exclusive_index();
+        }
+        let connections: Vec<_> =
+            self.connections.lock().iter().filter_map(Weak::upgrade).collect();
+        connections
+            .iter()
+            .filter(|handle| !handle.is_inherited())
+            .find_map(|handle| handle.index_from_outside())
+    }
+
+    /// Gives the pin up for a connection that asks for the database to itself.
+    pub(crate) fn make_way(&self) {
+        *self.keeper.lock() = None;
+        let mut pin = self.pin.lock();
+        self.exclusive.fetch_add(1, Ordering::AcqRel);
+        *pin = None;
+    }
+
+    /// The end of that.
+    pub(crate) fn end_way(&self) {
+        let _pin = self.pin.lock();
+        self.exclusive.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// A connection found another journal mode than WAL, unless it could only not look.
@@ -214,11 +310,13 @@ impl Shimmed {
         *self.pin.lock() = None;
     }
 
-    pub(crate) fn detach(&self, clean: Option<Fingerprint>) {
+    pub(crate) fn detach(&self, end: Option<WalEnd>) {
         let _turn = self.turn.lock();
+        // Not attached first: then nobody takes the pin again.
+        let attached = self.attached.swap(false, Ordering::AcqRel);
         self.unpin();
-        if self.attached.swap(false, Ordering::AcqRel) {
-            self.database.detached(clean);
+        if attached {
+            self.database.detached(end);
         }
     }
 

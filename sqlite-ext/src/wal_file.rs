@@ -2,7 +2,8 @@
 
 use walferry::finding::Finding;
 use walferry::units::{PageSize, Salts};
-use walferry::wal::{FRAME_HEADER_LEN, WAL_HEADER_LEN};
+use walferry::wal::evidence::Restart;
+use walferry::wal::{FRAME_HEADER_LEN, WAL_HEADER_LEN, WalIndex};
 
 use crate::handle::Handle;
 
@@ -21,7 +22,7 @@ impl WalFile<'_> {
             front.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_be_bytes)
         };
         if offset == 0 {
-            self.before_overwrite();
+            self.before_overwrite(Some(Salts(word(16), word(20))));
             let mut written = handle.written.lock();
             written.page_size = PageSize::new(word(8));
             written.salts = Some(Salts(word(16), word(20)));
@@ -50,17 +51,39 @@ impl WalFile<'_> {
         }
     }
 
-    /// Before the WAL is begun anew or cut off without a word to the gate.
-    pub fn before_overwrite(&self) {
+    /// Before `xTruncate`.
+    pub fn before_truncate(&self, size: i64) {
+        if size == 0 {
+            self.before_overwrite(self.0.index().map(|index| index.salts));
+        }
+    }
+
+    /// Before the WAL is restarted or cut off by a connection that has the database to itself, and
+    /// asks nobody for the read slots. `salts` are those of the next generation, if they are known.
+    ///
+    /// `walRestartHdr` has reset the shared wal-index by now: what was committed is known from before.
+    fn before_overwrite(&self, salts: Option<Salts>) {
         let handle = self.0;
         handle.disturb();
         if !handle.is_exclusive() || !handle.shimmed.is_attached() {
             return;
         }
-        if let Some(index) = handle.exclusive_index().filter(|index| index.max_frame > 0)
-            && !handle.database().may_restart(index)
-        {
-            handle.database().diverged(Finding::RestartedExclusively);
+        let Some(last) = handle.exclusive_index() else { return };
+        if salts == Some(last.salts) {
+            return;
         }
+        let captured = last.max_frame == 0 || handle.database().may_restart(last);
+        let counted = match handle.index() {
+            Some(now) => now.change == last.change,
+            None => handle.written.lock().changes == last.change,
+        };
+        let (true, true) = (captured, counted) else {
+            return handle.database().diverged(Finding::RestartedExclusively);
+        };
+        let Some(salts) = salts else { return };
+        let (from, guard) = ((last.salts, last.max_frame), *handle.guard.lock());
+        let restart = Restart { from, to: salts, change: last.change, guard };
+        handle.database().restarted(Some(restart));
+        *handle.last.lock() = Some(WalIndex { salts, max_frame: 0, ..last });
     }
 }

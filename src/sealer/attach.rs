@@ -5,16 +5,16 @@ use std::fs::File;
 use super::capture::Cursor;
 use super::open::{self, Found, Local, Opening, Resume};
 use super::replica::{ClosedFile, LocalJob, Replica};
-use crate::database::{Attach, Gate, Transition};
+use crate::database::{Attach, Gate, Transition, WalEnd};
 use crate::engine::{Closed, Engine, Event, Need, Opened};
 use crate::finding::Finding;
 use crate::local;
 use crate::local::spool::Entry;
-use crate::local::state::{Base, Clean, Fingerprint, Position};
+use crate::local::state::{Base, Clean, Position};
 use crate::ltx::Header;
 use crate::shipper;
 use crate::units::{Level, Txid, WriterId};
-use crate::wal::FrameSet;
+use crate::wal::evidence::Proven;
 
 /// How long to wait before the shipper's place is asked for again.
 pub(super) const STANDBY_RETRY_MS: u64 = 500;
@@ -49,7 +49,7 @@ impl Replica {
         }
         self.refresh_published();
         let index = self.database.border().and_then(|border| border.wal_index());
-        Attach { index, fingerprint: None }
+        Attach { index, ..Attach::default() }
     }
 
     /// While another process ships: a WAL that came and went is none of our business.
@@ -72,16 +72,10 @@ impl Replica {
         });
         self.epoch += 1;
         self.attached = true;
-        self.frames = FrameSet::default();
+        self.clear_frames();
         self.wal = File::open(local::wal_path(self.database.path())).ok();
         self.hold(true);
         self.resume(attach);
-        if self.cursor == Cursor::Fresh
-            && Fingerprint::of(self.database.path()).ok() != attach.fingerprint
-        {
-            // Between that look and the pin somebody may have come and gone.
-            self.diverge(Finding::ChangedWhileClosed);
-        }
         self.set_gate();
     }
 
@@ -119,14 +113,14 @@ impl Replica {
         self.point = None;
         self.piece = 0;
         self.cursor = Cursor::Unknown;
-        self.frames = FrameSet::default();
+        self.clear_frames();
         self.epoch += 1;
         self.forget_page();
         let opened = self.open_local();
         self.note(Finding::StateDeleted);
         if opened && self.attached {
             let index = self.database.border().and_then(|border| border.wal_index());
-            self.attach(&Attach { index, fingerprint: None });
+            self.attach(&Attach { index, ..Attach::default() });
         }
     }
 
@@ -139,6 +133,7 @@ impl Replica {
         }
         self.holder = pid;
         self.stands_by();
+        self.hold(false);
         self.database.notify();
     }
 
@@ -152,6 +147,7 @@ impl Replica {
             shared.report.unacked_since.get_or_insert(now);
             shared.report.last_error.replace(why.to_string()).as_deref() == Some(why)
         });
+        self.hold_wal();
         if !known {
             log::error!("{}: {why}; trying again", self.database.label());
         }
@@ -198,7 +194,8 @@ impl Replica {
         self.open = open;
         self.point = point;
         self.piece = piece;
-        self.cursor = position.map_or(Cursor::Unknown, Cursor::At);
+        self.cursor = position.map_or(Cursor::Unknown, |at| Cursor::At(Proven::position(at)));
+        self.clear_frames();
         self.local = Some(local);
         self.resume_history();
         self.ships();
@@ -214,13 +211,13 @@ impl Replica {
             return;
         };
         let position = match self.cursor {
-            Cursor::At(position) => Some(position),
-            _ => None,
+            Cursor::At(end) => Some(end.at),
+            Cursor::Unknown => None,
         };
         let wal = self.wal.as_ref();
         match open::resume(position, self.piece, &local.state, point.page_size, attach, wal) {
-            Resume::At(cursor) => {
-                self.cursor = cursor;
+            Resume::At(end) => {
+                self.cursor = Cursor::At(end);
                 let path = self.database.label();
                 log::debug!("{path}: the log goes on after {}", point.txid);
             }
@@ -250,21 +247,31 @@ impl Replica {
     pub(super) fn need_image(&mut self) {
         self.cursor = Cursor::Unknown;
         self.point = None;
-        self.frames = FrameSet::default();
+        self.clear_frames();
         self.engine.handle(self.process.now(), Event::ImageNeeded);
         self.set_gate();
     }
 
-    pub(super) fn detach(&mut self, clean: Option<Fingerprint>) {
-        let known = self.attached && self.frames.is_empty() && self.cursor != Cursor::Unknown;
-        let clean = clean.filter(|_| known);
+    pub(super) fn detach(&mut self, end: Option<WalEnd>) {
+        self.follow_restart();
+        let place = match self.cursor {
+            Cursor::At(end) if self.attached && self.frames.is_empty() => Some(end.place()),
+            _ => None,
+        };
+        // Only a WAL that was captured to its last frame has left a file that is known.
+        let clean = end.filter(|end| place == Some((end.index.salts, end.index.max_frame)));
+        if let (Some(end), None) = (end, clean) {
+            let path = self.database.label();
+            log::debug!("{path}: the WAL ended at {:?}, captured is {place:?}", end.index);
+        }
         self.epoch += 1;
         self.attached = false;
         // A walk that is under way goes on: it has a connection and a WAL of its own.
         self.wal = None;
-        self.frames = FrameSet::default();
+        self.clear_frames();
+        let piece = self.piece;
         if let Some(local) = &mut self.local {
-            local.state.clean = clean.map(|fingerprint| Clean { fingerprint, piece: self.piece });
+            local.state.clean = clean.map(|end| Clean { fingerprint: end.fingerprint, piece });
             if let Err(error) = local.save(false) {
                 log::error!("{}: {error}", self.database.label());
             }

@@ -11,7 +11,8 @@ use crate::local::spool::{Entry, Spool};
 use crate::ltx::{
     self, Checksum, DatabaseChecksum, Decoder, Encoded, Encoder, HEADER_LEN, Header, Tag,
 };
-use crate::units::{PageSize, Pgno, Salts, Timestamp, Txid, WalPosition, WriterId};
+use crate::units::{PageSize, Pgno, Salts, Timestamp, Txid, WriterId};
+use crate::wal::evidence::{Gap, Proven};
 use crate::wal::{self, FrameSet};
 
 /// Why capture stopped.
@@ -50,10 +51,17 @@ impl From<io::Error> for Stop {
 pub(super) enum Cursor {
     /// Not known: the database has to be compared first.
     Unknown,
-    /// The database file was complete without a WAL: whatever generation comes begins at frame 1.
-    Fresh,
-    /// Behind this position, or at frame 1 of the generation that was let through after it.
-    At(WalPosition),
+    /// Behind this position.
+    At(Proven),
+}
+
+/// What a gap in the evidence is called while the database is open.
+pub(super) fn finding_of(gap: Gap) -> Finding {
+    match gap {
+        Gap::WentBack => Finding::WalWentBack,
+        Gap::OtherFrames => Finding::OtherFrames,
+        Gap::Restarted => Finding::WalRestartedUnseen,
+    }
 }
 
 /// What all files of a database have in common.
@@ -143,6 +151,11 @@ pub(super) fn write_frames(
     let first = || wal::FrameHeader::read(wal, maker.page_size, frames.first);
     if !same && first().map_or(true, |header| header.salts != salts) {
         return Err(Stop::Diverged(Finding::WalOfAnother));
+    }
+    // Recovery may have cut the generation, and a writer gone on with it.
+    let last = wal::FrameHeader::read(wal, maker.page_size, frames.last);
+    if last.map_or(true, |header| header.checksum != frames.checksum) {
+        return Err(Stop::Diverged(Finding::OtherFrames));
     }
     let span = Span::frames(maker.page_size, salts, frames.first, frames.last);
     writer.finish(spool, table, frames.commit, span, maker, entry)

@@ -3,7 +3,7 @@
 use std::fs::File;
 
 use super::WATCH_INTERVAL_MS;
-use super::capture::{self, Cursor, Stop};
+use super::capture::{self, Cursor, Stop, finding_of};
 use super::open::Local;
 use super::replica::{LocalJob, Purpose, Replica, earlier, maker};
 use crate::database::Gate;
@@ -11,15 +11,30 @@ use crate::engine::{Event, Failure};
 use crate::finding::Finding;
 use crate::local;
 use crate::local::spool::Entry;
-use crate::units::{PageSize, Txid, WalPosition};
-use crate::wal::{self, FrameHeader, FrameSet, Tail, WalHeader, WalIndex};
+use crate::units::{PageSize, Salts, Txid, WalPosition};
+use crate::wal::evidence::{self, Account, Guard, Proven, Sight};
+use crate::wal::{FrameSet, NO_WAL, Tail, WalIndex};
 
 /// Open pieces are joined when so many have gathered, so that closing never opens too many files.
 const OPEN_PIECES_MAX: usize = 64;
 /// Frames whose headers are read ahead.
 const READ_AHEAD: u32 = 128;
+/// How often index and file are looked at before they count as two that never meet.
+const LOOKS_MAX: usize = 10;
 /// The spool's least cap, if none is set.
 const SPOOL_CAP_DEFAULT: u64 = 10 << 30;
+
+/// A look at the wal-index.
+#[derive(Clone, Copy, Debug)]
+struct Look {
+    index: WalIndex,
+    /// Held from before the look until after it.
+    guard: Option<Guard>,
+    /// Count of the commits up to it.
+    seq: u64,
+    /// When the oldest of them was made that the engine was not told of.
+    since: Option<u64>,
+}
 
 impl Replica {
     /// Looks for commits of processes that do not tell us.
@@ -81,8 +96,8 @@ impl Replica {
         let known = self.cursor != Cursor::Unknown && matches!(self.job, LocalJob::None);
         let published = self.database.with(|shared| shared.published);
         let behind = match (published, self.cursor) {
-            (Some(index), Cursor::At(at)) if index.salts == at.salts => {
-                index.max_frame.saturating_sub(at.frame.max(self.frames.last))
+            (Some(index), Cursor::At(end)) if index.salts == end.at.salts => {
+                index.max_frame.saturating_sub(end.at.frame.max(self.frames.last))
             }
             _ => 0,
         };
@@ -112,6 +127,8 @@ impl Replica {
     /// Forgets frames that are in no piece: what comes next takes them in another way.
     pub(super) fn clear_frames(&mut self) {
         self.frames = FrameSet::default();
+        self.frames_end = None;
+        self.judged = None;
     }
 
     /// Captures what is published, into a piece, because somebody waits at the gate.
@@ -143,21 +160,73 @@ impl Replica {
         Ok(())
     }
 
-    /// Reads the headers of the frames published since; gives the count of commits that they end
-    /// with.
+    /// Reads the headers of the frames that were committed since; gives the count of commits that
+    /// they end with.
     pub(super) fn take_frames(&mut self, purpose: Purpose) -> Result<u64, Stop> {
         self.hear();
-        let taken = self.database.with(|shared| {
+        self.follow_restart();
+        let mut counted = None;
+        for _ in 0..LOOKS_MAX {
+            let Some(look) = self.look_at_index() else { return Ok(self.captured_seq) };
+            if counted.is_none() {
+                // Commits up to here wait no longer to be told of; whether later ones follow or not.
+                counted = Some(look.seq);
+                self.tell_engine(look.since, purpose);
+            }
+            let Cursor::At(cursor) = self.cursor else { return Ok(self.captured_seq) };
+            if self.is_judged(&look) {
+                return Ok(look.seq);
+            }
+            if self.take_seen(cursor, &look)? {
+                return Ok(look.seq);
+            }
+            // The file is of another moment than the index, or another file by now.
+            self.wal = None;
+        }
+        Err(Stop::Diverged(Finding::WalOfAnother))
+    }
+
+    /// The wal-index as it is now, or was last published, with the count of commits up to it. `None`
+    /// while nothing of it is known, or it may belong to a WAL that was not taken in yet.
+    fn look_at_index(&self) -> Option<Look> {
+        let border = self.database.border();
+        let known = self.cursor != Cursor::Unknown;
+        let now = self.process.now();
+        self.database.with(|shared| {
             if !shared.transitions.is_empty() {
-                // What is published may belong to a WAL that came after the one that is read.
                 return None;
             }
-            let known = self.cursor != Cursor::Unknown;
+            let guard = border.and_then(|border| border.guard());
+            let seen = border.and_then(|border| border.wal_index());
+            let guard = guard.filter(|_| border.and_then(|border| border.guard()) == guard);
+            if seen.is_some() && shared.published != seen {
+                shared.published = seen;
+                shared.commit_seq += 1;
+                shared.unreported_since.get_or_insert(now);
+            }
             let since = if known { shared.unreported_since.take() } else { None };
             shared.report.unacked_since = earlier(shared.report.unacked_since, since);
-            Some((shared.published, shared.commit_seq, shared.grant, since))
-        });
-        let Some((published, seq, grant, since)) = taken else { return Ok(self.captured_seq) };
+            let look = |index| Look { index, guard, seq: shared.commit_seq, since };
+            shared.published.map(look)
+        })
+    }
+
+    /// True if everything up to this look was accounted for before. What holds others from the WAL
+    /// now does so from here on.
+    fn is_judged(&mut self, look: &Look) -> bool {
+        let end = match (&mut self.frames_end, &mut self.cursor) {
+            (Some(end), _) if !self.frames.is_empty() => end,
+            (_, Cursor::At(end)) => end,
+            _ => return false,
+        };
+        let known = self.judged == Some(look.index) && end.change == Some(look.index.change);
+        if known {
+            end.guard = look.guard;
+        }
+        known
+    }
+
+    fn tell_engine(&mut self, since: Option<u64>, purpose: Purpose) {
         if let Some(at) = since {
             let event = match purpose {
                 Purpose::Gate => Event::Committed { at },
@@ -165,115 +234,125 @@ impl Replica {
             };
             self.engine.handle(self.process.now(), event);
         }
-        let Some(index) = published.filter(|index| index.max_frame > 0) else { return Ok(seq) };
-        let first = match self.cursor {
-            Cursor::Unknown => return Ok(self.captured_seq),
-            Cursor::Fresh => 1,
-            Cursor::At(at) if at.salts == index.salts => {
-                if index.max_frame < at.frame.max(self.frames.last) {
-                    return Err(Stop::Diverged(Finding::WalWentBack));
-                }
-                at.frame + 1
-            }
-            Cursor::At(at)
-                if self.frames.is_empty()
-                    && grant
-                        .is_some_and(|grant| grant.covers((at.salts, at.frame), index.salts)) =>
-            {
-                1
-            }
-            // The new generation's first frames are taken, and not written yet.
-            Cursor::At(_) if !self.frames.is_empty() && self.frames_salts == index.salts => {
-                if index.max_frame < self.frames.last {
-                    return Err(Stop::Diverged(Finding::WalWentBack));
-                }
-                1
-            }
-            Cursor::At(at) => {
-                self.take_tail(at, &index)?;
-                1
-            }
-        };
-        if index.max_frame < first || index.max_frame == self.frames.last {
-            self.seen = Some(index);
-            return Ok(seq);
+    }
+
+    /// Goes on to the next generation if this process has seen it begin right behind the cursor.
+    pub(super) fn follow_restart(&mut self) {
+        let Cursor::At(cursor) = self.cursor else { return };
+        let restart = self.database.with(|shared| shared.restart);
+        if self.frames.is_empty()
+            && let Some(begun) = restart.and_then(|restart| cursor.restarted(&restart))
+        {
+            self.cursor = Cursor::At(begun);
         }
+    }
+
+    /// Where capture stands, with the frames that are taken and not written yet.
+    fn taken_end(&self, cursor: Proven) -> Proven {
+        self.frames_end.filter(|_| !self.frames.is_empty()).unwrap_or(cursor)
+    }
+
+    /// Takes what the evidence says was committed since; `false` when index and file are to be
+    /// looked at again.
+    fn take_seen(&mut self, cursor: Proven, look: &Look) -> Result<bool, Stop> {
+        let index = &look.index;
         if self.wal.is_none() {
             self.wal = File::open(local::wal_path(self.database.path())).ok();
         }
-        let (Some(wal), Some(point)) = (&self.wal, self.point) else {
-            return Err(Stop::Failed("the WAL is not there".into()));
-        };
-        // A generation is known by the header in the file: the index may be ahead of it.
-        if first == 1 && WalHeader::read(wal).is_some_and(|header| header.salts != index.salts) {
-            return Err(Stop::Diverged(Finding::WalOfAnother));
-        }
+        let Some(point) = self.point else { return Err(Stop::Failed("it is not open".into())) };
         if index.page_size != point.page_size {
             self.note(Finding::PageSizeChanged);
             self.need_image();
-            return Ok(self.captured_seq);
+            return Ok(false);
         }
-        let from = if self.frames.is_empty() { first } else { self.frames.last + 1 };
+        let page_size = point.page_size;
+        let mut end = self.taken_end(cursor);
+        let mut account = self.account(&end, look, page_size)?;
+        if account != Account::Continues && !self.frames.is_empty() {
+            // What is taken and not written may be overwritten: it is looked for once more.
+            self.clear_frames();
+            end = cursor;
+            account = self.account(&end, look, page_size)?;
+        }
+        let first = match account {
+            Account::Continues => end.at.frame.saturating_add(1),
+            Account::Begun { tail, change } => {
+                self.take_tail(cursor, tail)?;
+                end = Proven::beginning(index.salts, change, look.guard);
+                self.cursor = Cursor::At(end);
+                1
+            }
+            Account::Overtaken => return Ok(false),
+            Account::NotProven(gap) => {
+                log::debug!("{}: {gap:?} from {cursor:?} to {look:?}", self.database.label());
+                return Err(Stop::Diverged(finding_of(gap)));
+            }
+        };
+        if index.max_frame >= first {
+            self.add_frames(index, page_size, first)?;
+        }
+        let at = if self.frames.is_empty() { end.at } else { self.frames_position(index.salts) };
+        let end = Proven { at, change: Some(index.change), guard: look.guard };
+        if self.frames.is_empty() {
+            self.cursor = Cursor::At(end);
+        } else {
+            self.frames_salts = index.salts;
+            self.frames_end = Some(end);
+        }
+        self.judged = Some(*index);
+        Ok(true)
+    }
+
+    fn frames_position(&self, salts: Salts) -> WalPosition {
+        WalPosition { salts, frame: self.frames.last, checksum: self.frames.checksum }
+    }
+
+    fn account(&self, end: &Proven, look: &Look, page_size: PageSize) -> Result<Account, Stop> {
+        let Look { index, guard, .. } = look;
+        let account = match &self.wal {
+            Some(wal) => evidence::account(end, &Sight { index, wal, page_size, guard: *guard }),
+            None => evidence::account(end, &Sight { index, wal: NO_WAL, page_size, guard: *guard }),
+        };
+        account.map_err(|error| Stop::Failed(format!("cannot read the WAL: {error}")))
+    }
+
+    /// Adds the frames from `first` to the index's last.
+    fn add_frames(
+        &mut self,
+        index: &WalIndex,
+        page_size: PageSize,
+        first: u32,
+    ) -> Result<(), Stop> {
+        let Some(wal) = &self.wal else {
+            return Err(Stop::Failed("the WAL is not there".into()));
+        };
         let border = self.database.border();
-        let known = border.and_then(|border| border.frame_pages(&index, from, index.max_frame));
-        let added = known.is_some_and(|pages| {
-            self.frames.extend_known(wal, point.page_size, from, &pages).is_ok()
-        });
+        let known = border.and_then(|border| border.frame_pages(index, first, index.max_frame));
+        let added = known
+            .is_some_and(|pages| self.frames.extend_known(wal, page_size, first, &pages).is_ok());
         if !added {
             // Without shared memory the headers in the file are all there is.
             self.frames
-                .extend(wal, point.page_size, first, index.max_frame)
+                .extend(wal, page_size, first, index.max_frame)
                 .map_err(|error| Stop::Failed(format!("cannot read the WAL: {error}")))?;
         }
-        self.frames_salts = index.salts;
-        self.seen = Some(index);
-        // A grant is for one new beginning.
-        self.database.with(|shared| shared.grant = shared.grant.filter(|_| first > 1));
-        if self.cursor == Cursor::Fresh {
-            // Only now is it known which generation it is.
-            self.cursor =
-                Cursor::At(WalPosition { salts: index.salts, frame: 0, checksum: (0, 0) });
-        }
-        Ok(seq)
+        Ok(())
     }
 
-    /// The WAL was begun anew and nobody asked: takes what the generation before has left behind
-    /// `at`, if it is proven to be all. The wal-index counts commits, across generations (`iChange` in
-    /// `wal.c`): as many as it counted since it was last seen must be found, in what is left of the
-    /// one and in what there is of the other.
-    fn take_tail(&mut self, at: WalPosition, index: &WalIndex) -> Result<(), Stop> {
-        let unseen = Stop::Diverged(Finding::WalRestartedUnseen);
-        let (Some(seen), Some(wal), Some(point)) = (self.seen, &self.wal, self.point) else {
-            return Err(unseen);
-        };
-        if index.page_size != point.page_size {
-            return Err(unseen);
-        }
-        let tail = wal::tail(wal, point.page_size, at);
-        let begun = count_commits(wal, point.page_size, index.max_frame)
-            .map_err(|error| Stop::Failed(format!("cannot read the WAL: {error}")))?;
+    /// Makes a piece of what the generation before has left behind the cursor.
+    fn take_tail(&mut self, cursor: Proven, tail: Tail) -> Result<(), Stop> {
         log::debug!(
-            "{}: begun anew behind frame {} (seen {}): to frame {}, and {begun} commits, of {}",
+            "{}: restarted behind frame {}; left is up to frame {}",
             self.database.label(),
-            at.frame,
-            seen.max_frame,
-            tail.frames.last,
-            index.change.wrapping_sub(seen.change)
+            cursor.at.frame,
+            tail.frames.last
         );
-        if !is_all(&seen, at, &tail, begun, index) {
-            return Err(unseen);
-        }
         self.frames = tail.frames;
         if self.frames.is_empty() {
             return Ok(());
         }
-        log::debug!(
-            "{}: frames {} to {} of the generation before",
-            self.database.label(),
-            self.frames.first,
-            self.frames.last
-        );
-        self.frames_salts = at.salts;
+        self.frames_salts = cursor.at.salts;
+        self.frames_end = Some(Proven::position(self.frames_position(cursor.at.salts)));
         let entry = self.next_entry(None);
         self.write_frames(&entry)
     }
@@ -286,6 +365,7 @@ impl Replica {
         let salts = self.frames_salts;
         let position =
             WalPosition { salts, frame: self.frames.last, checksum: self.frames.checksum };
+        let end = self.frames_end.filter(|end| end.at == position);
         let entry = Entry { position: Some(position), ..entry.clone() };
         let written = capture::write_frames(
             &local.spool,
@@ -297,8 +377,8 @@ impl Replica {
             entry,
         )?;
         self.piece = written.pieces.1;
-        self.cursor = Cursor::At(position);
-        self.frames = FrameSet::default();
+        self.cursor = Cursor::At(end.unwrap_or(Proven::position(position)));
+        self.clear_frames();
         match written.txid {
             None => self.open.push(written),
             Some(_) => self.add_closed(written, maker.timestamp),
@@ -308,7 +388,7 @@ impl Replica {
 
     pub(super) fn next_entry(&self, txid: Option<Txid>) -> Entry {
         let position = match self.cursor {
-            Cursor::At(at) if at.frame > 0 => Some(at),
+            Cursor::At(end) if end.at.frame > 0 => Some(end.at),
             _ => None,
         };
         Entry { txid, pieces: (self.piece + 1, self.piece + 1), position, len: 0 }
@@ -317,7 +397,7 @@ impl Replica {
     /// Publishes how far capture has come. The gate looks at it.
     pub(super) fn set_captured(&mut self, seq: u64) {
         let complete = match self.cursor {
-            Cursor::At(at) if self.frames.is_empty() => Some((at.salts, at.frame)),
+            Cursor::At(end) if self.frames.is_empty() => Some(end.place()),
             _ => None,
         };
         self.captured_seq = seq;
@@ -386,26 +466,6 @@ impl Replica {
     }
 }
 
-/// Whether the tail behind `at`, and the `begun` commits of the generation after it, are all commits
-/// since `seen`.
-fn is_all(seen: &WalIndex, at: WalPosition, tail: &Tail, begun: u32, now: &WalIndex) -> bool {
-    let later = tail.commits.iter().filter(|frame| **frame > seen.max_frame).count();
-    let found = u32::try_from(later).unwrap_or(u32::MAX).wrapping_add(begun);
-    let direct = now.salts.0 == at.salts.0.wrapping_add(1);
-    let reached = seen.max_frame <= tail.frames.last.max(at.frame);
-    let known = seen.salts == at.salts && seen.max_frame >= at.frame;
-    direct && known && reached && now.change == seen.change.wrapping_add(found)
-}
-
-/// How many transactions the first frames of the WAL end.
-fn count_commits(wal: &File, page_size: PageSize, last: u32) -> std::io::Result<u32> {
-    let mut commits = 0;
-    for frame in 1..=last {
-        commits += u32::from(FrameHeader::read(wal, page_size, frame)?.commit != 0);
-    }
-    Ok(commits)
-}
-
 /// Takes an open piece out of the spool and out of the page table.
 fn forget(local: &mut Local, entry: &Entry) -> Result<(), String> {
     let path = local.spool.path(entry);
@@ -419,43 +479,4 @@ fn forget(local: &mut Local, entry: &Entry) -> Result<(), String> {
         }
     }
     local.spool.remove(entry).map_err(|error| error.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::units::Salts;
-
-    #[test]
-    fn a_tail_is_all_only_if_every_commit_is_found() {
-        let page_size = PageSize::new(4096).unwrap();
-        let index = |salts, max_frame, change| WalIndex {
-            change,
-            max_frame,
-            page_count: 9,
-            page_size,
-            salts: Salts(salts, 7),
-        };
-        let at = WalPosition { salts: Salts(u32::MAX, 7), frame: 10, checksum: (1, 2) };
-        let tail = |commits: &[u32]| {
-            let last = commits.last().copied().unwrap_or(0);
-            Tail { frames: FrameSet { last, ..FrameSet::default() }, commits: commits.to_vec() }
-        };
-        let seen = index(u32::MAX, 12, u32::MAX);
-        // Frame 12 was seen; 13 and 15 were not, and neither were two of the new generation.
-        let good = tail(&[12, 13, 15]);
-        assert!(is_all(&seen, at, &good, 2, &index(0, 4, 3)));
-        assert!(!is_all(&seen, at, &good, 2, &index(0, 4, 4)), "one is missing");
-        assert!(!is_all(&seen, at, &good, 2, &index(0, 4, 2)), "one was never committed");
-        assert!(!is_all(&seen, at, &good, 2, &index(1, 4, 3)), "begun anew twice");
-        assert!(!is_all(&seen, at, &tail(&[11]), 4, &index(0, 4, 3)), "overwritten");
-        let other = index(5, 12, u32::MAX);
-        assert!(!is_all(&other, at, &good, 2, &index(0, 4, 3)), "seen in another generation");
-        assert!(
-            !is_all(&index(u32::MAX, 9, u32::MAX), at, &good, 3, &index(0, 4, 5)),
-            "seen before"
-        );
-        let all = index(u32::MAX, 10, 50);
-        assert!(is_all(&all, at, &tail(&[]), 1, &index(0, 1, 51)), "nothing was left");
-    }
 }

@@ -239,8 +239,9 @@ impl Replica {
         let border = self.database.border().cloned().ok_or("the database is not open")?;
         let path = self.database.path();
         let failed = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
+        let guard = border.guard();
         let reader = border.open_reader().map_err(failed)?;
-        Scan::begin(reader, &local::wal_path(path)).map_err(failed)
+        Scan::begin(reader, &local::wal_path(path), guard).map_err(failed)
     }
 
     pub(super) fn step_image(&mut self, mut image: Box<ImageJob>) {
@@ -368,6 +369,7 @@ impl Replica {
             return Err("a checkpoint ran while the database was read".into());
         }
         let Some(before) = scan.snapshot().index.filter(|index| index.max_frame > 0) else {
+            // Readers of the file alone keep everybody from copying frames to it.
             return Ok(());
         };
         match scan.index_now() {
@@ -391,7 +393,8 @@ impl Replica {
         }
         self.point = point_of(&base);
         let now = self.process.now();
-        let same_wal = done.attached && self.is_attached() && done.epoch == self.epoch();
+        let seen = done.cursor != Cursor::Unknown;
+        let same_wal = seen && done.attached && self.is_attached() && done.epoch == self.epoch();
         if same_wal {
             self.cursor = done.cursor;
         }

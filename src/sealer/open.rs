@@ -8,7 +8,6 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
-use super::capture::Cursor;
 use crate::database::Attach;
 use crate::finding::Finding;
 use crate::local::Error;
@@ -16,10 +15,11 @@ use crate::local::copies::Copies;
 use crate::local::lock::{Attempt, Lock};
 use crate::local::pages::{ApplyError, PageTable};
 use crate::local::spool::{Entry, Spool};
-use crate::local::state::{Base, State, random_id};
+use crate::local::state::{Base, Clean, State, random_id};
 use crate::ltx::{DatabaseChecksum, Decoder};
 use crate::units::{PageSize, Timestamp, Txid, WalPosition, WriterId};
-use crate::wal::{FrameHeader, WalHeader};
+use crate::wal::evidence::{self, Account, Gap, Proven, Sight};
+use crate::wal::{NO_WAL, ReadAt, WalHeader, WalIndex};
 
 /// The local state of a database whose shipper we are.
 pub(super) struct Local {
@@ -266,7 +266,7 @@ impl Walk {
 /// How the WAL, as it was when it was seen first, goes on from the log.
 pub(super) enum Resume {
     /// Here.
-    At(Cursor),
+    At(Proven),
     /// It does not: compare the database.
     Compare(Finding),
     /// The page size is another: the page table is of no use.
@@ -282,40 +282,71 @@ pub(super) fn resume(
     attach: &Attach,
     wal: Option<&File>,
 ) -> Resume {
-    let index = attach.index.filter(|index| index.max_frame > 0);
-    if attach.index.is_some_and(|index| index.page_size != page_size) {
+    let clean = state.clean.filter(|clean| clean.piece == piece);
+    let Some(index) = attach.index else {
+        return Resume::Compare(Finding::WalUnseen);
+    };
+    if index.max_frame > 0 && index.page_size != page_size {
         return Resume::OtherPageSize;
     }
-    let Some(index) = index else {
-        let clean = state.clean.filter(|clean| clean.piece == piece);
-        return match (clean, attach.fingerprint) {
-            (Some(clean), Some(now)) if clean.fingerprint == now => Resume::At(Cursor::Fresh),
-            (Some(_), _) => Resume::Compare(Finding::ChangedWhileClosed),
-            (None, _) => Resume::Compare(Finding::WalGone),
-        };
-    };
-    let Some(position) = found_position else {
-        return Resume::Compare(Finding::UnknownWal);
-    };
-    if position.salts != index.salts {
-        return Resume::Compare(Finding::WalRestarted);
+    match wal {
+        Some(wal) => resume_in(found_position, clean, page_size, attach, &index, wal),
+        None => resume_in(found_position, clean, page_size, attach, &index, NO_WAL),
     }
-    if position.frame > index.max_frame {
-        return Resume::Compare(Finding::WalCutShort);
-    }
-    let Some(wal) = wal else {
-        return Resume::Compare(Finding::WalUnreadable);
-    };
-    let same_generation = WalHeader::read(wal).is_some_and(|h| h.salts == position.salts);
-    let frame = FrameHeader::read(wal, page_size, position.frame);
-    match frame {
-        Ok(frame) if same_generation && frame.checksum == position.checksum => {
-            Resume::At(Cursor::At(position))
+}
+
+fn resume_in<R: ReadAt + ?Sized>(
+    found_position: Option<WalPosition>,
+    clean: Option<Clean>,
+    page_size: PageSize,
+    attach: &Attach,
+    index: &WalIndex,
+    wal: &R,
+) -> Resume {
+    match (clean, attach.fingerprint) {
+        (Some(clean), Some(now)) if clean.fingerprint == now => {
+            if let Some(begun) = begun_since_close(attach, index, page_size, wal) {
+                return Resume::At(begun);
+            }
         }
-        Ok(_) => Resume::Compare(Finding::OtherFrames),
+        _ => {}
+    }
+    let Some(at) = found_position.filter(|_| index.max_frame > 0) else {
+        return Resume::Compare(match clean {
+            Some(_) => Finding::ChangedWhileClosed,
+            None if index.max_frame > 0 => Finding::UnknownWal,
+            None => Finding::WalGone,
+        });
+    };
+    let sight = Sight { index, wal, page_size, guard: None };
+    match evidence::account(&Proven::position(at), &sight) {
+        Ok(Account::Continues) => Resume::At(Proven::position(at)),
+        Ok(Account::NotProven(Gap::WentBack)) => Resume::Compare(Finding::WalCutShort),
+        Ok(Account::NotProven(Gap::OtherFrames)) => Resume::Compare(Finding::OtherFrames),
+        Ok(Account::Begun { .. } | Account::NotProven(Gap::Restarted)) => {
+            Resume::Compare(Finding::WalRestarted)
+        }
+        // Restarted since the look: what is there now is none of the position's either.
+        Ok(Account::Overtaken) => Resume::Compare(Finding::WalRestarted),
         Err(error) => {
             log::warn!("the WAL cannot be read: {error}");
             Resume::Compare(Finding::WalUnreadable)
         }
     }
+}
+
+/// The beginning of the WAL that was made for a database whose file is as a clean close has left it,
+/// if everything committed since is in that WAL. Whoever opened it first recovered it, so that
+/// `iChange` counts from there.
+fn begun_since_close<R: ReadAt + ?Sized>(
+    attach: &Attach,
+    index: &WalIndex,
+    page_size: PageSize,
+    wal: &R,
+) -> Option<Proven> {
+    if index.max_frame > 0 && WalHeader::read(wal).is_none_or(|head| head.salts != index.salts) {
+        return None;
+    }
+    let commits = evidence::count_commits(wal, page_size, 1, index.max_frame).ok()?;
+    (commits == index.change).then(|| Proven::beginning(index.salts, 0, attach.guard))
 }

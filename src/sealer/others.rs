@@ -3,7 +3,7 @@
 use tokio::sync::oneshot;
 
 use super::replica::Replica;
-use crate::database::{Gate, Grant, Role};
+use crate::database::{Gate, Role};
 use crate::local::shared::{self, Call, SharedPage};
 use crate::process::Control;
 use crate::shipper::Order;
@@ -128,7 +128,7 @@ impl Replica {
             publish_view(shared);
         });
         if self.others.released_at.is_some_and(|at| now.saturating_sub(at) >= RELEASE_MS) {
-            self.take_back(false);
+            self.take_back();
         }
     }
 
@@ -177,7 +177,7 @@ impl Replica {
         let Some(page) = page else { return };
         let calls = page.take_calls();
         if calls.has(Call::RESTARTED.and(Call::FAILED)) {
-            self.take_back(calls.has(Call::FAILED));
+            self.take_back();
         }
         self.hear();
         if calls.has(Call::CAPTURE.and(Call::RELEASE)) {
@@ -236,25 +236,16 @@ impl Replica {
                 );
             });
         }
-        self.database.with(|shared| {
-            if free {
-                let (salts, frame) = place;
-                shared.grant = Some(Grant { salts, frame, elsewhere: true });
-            }
-            shared.released = (free.then_some(place), wish);
-        });
+        self.database.with(|shared| shared.released = (free.then_some(place), wish));
         self.database.notify();
     }
 
     /// Keeps other processes from beginning the WAL anew again.
-    fn take_back(&mut self, failed: bool) {
+    fn take_back(&mut self) {
         self.others.released_at = None;
-        self.database.with(|shared| {
-            if failed {
-                shared.grant = None;
-            }
-            shared.released.0 = None;
-        });
+        self.database.with(|shared| shared.released.0 = None);
         self.hold(true);
+        // The sooner the restart is looked at, the less of the generation before is overwritten.
+        self.capture_now();
     }
 }

@@ -25,6 +25,7 @@ use crate::process::Process;
 use crate::shipper::{Job, Order, Task};
 use crate::store::{Key, Store};
 use crate::units::{Salts, Timestamp, Txid, WriterId};
+use crate::wal::evidence::Proven;
 use crate::wal::{FrameSet, WalIndex};
 
 pub(super) struct Replica {
@@ -40,8 +41,10 @@ pub(super) struct Replica {
     /// Committed frames that are in no piece yet.
     pub(super) frames: FrameSet,
     pub(super) frames_salts: Salts,
-    /// The wal-index up to which frames were taken.
-    pub(super) seen: Option<WalIndex>,
+    /// Where they end.
+    pub(super) frames_end: Option<Proven>,
+    /// The last wal-index up to which everything is accounted for.
+    pub(super) judged: Option<WalIndex>,
     /// Open pieces, oldest first.
     pub(super) open: Vec<Entry>,
     /// Closed files that the store has not confirmed, oldest first.
@@ -129,7 +132,8 @@ impl Replica {
             cursor: Cursor::Unknown,
             frames: FrameSet::default(),
             frames_salts: Salts::default(),
-            seen: None,
+            frames_end: None,
+            judged: None,
             open: Vec::new(),
             closed: VecDeque::new(),
             point: None,
@@ -296,8 +300,7 @@ impl Replica {
             return false;
         }
         match self.cursor {
-            Cursor::At(at) => at.salts != index.salts || at.frame < index.max_frame,
-            Cursor::Fresh => index.max_frame > 0,
+            Cursor::At(end) => end.at.salts != index.salts || end.at.frame < index.max_frame,
             Cursor::Unknown => false,
         }
     }
@@ -367,7 +370,7 @@ impl Replica {
         self.note(found);
         self.epoch += 1;
         self.cursor = Cursor::Unknown;
-        self.frames = FrameSet::default();
+        self.clear_frames();
         self.database.with(|shared| {
             shared.captured = None;
             shared.lost_track += 1;
@@ -503,22 +506,27 @@ impl Replica {
         });
     }
 
-    /// A wait that began when nothing was left to ship is over at once.
+    /// A wait that began when nothing was left to ship is over at once, if the evidence says so.
     pub(super) fn settle(&mut self) {
-        if !self.engine.is_drained() {
+        if !self.engine.is_drained() || !self.open.is_empty() || self.cursor == Cursor::Unknown {
             return;
         }
-        let (published, seq, quiet) = self.database.with(|shared| {
-            let quiet = shared.unreported_since.is_none() && shared.diverged.is_none();
-            (shared.published, shared.commit_seq, quiet)
-        });
-        let behind = published.is_some_and(|index| self.is_behind(&index));
-        if !self.open.is_empty() {
+        if !self.nothing_uncaptured() {
             return;
         }
-        if quiet && !behind && self.cursor != Cursor::Unknown {
-            self.set_captured(seq);
-            self.nothing_to_close(seq);
+        match self.take_frames(Purpose::Gate) {
+            Ok(seq) if self.frames.is_empty() && self.cursor != Cursor::Unknown => {
+                self.set_captured(seq);
+                self.nothing_to_close(seq);
+            }
+            // Nobody has told of them yet.
+            Ok(_) if self.engine.is_drained() => {
+                let now = self.process.now();
+                self.engine.handle(now, Event::Committed { at: now });
+                self.wake();
+            }
+            Ok(_) => {}
+            Err(stop) => self.stopped(stop),
         }
     }
 }

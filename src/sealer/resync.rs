@@ -204,7 +204,8 @@ impl Replica {
             return Ok(());
         }
         self.cursor = job.scan.end();
-        let same_wal = job.attached && job.epoch == self.epoch();
+        let seen = self.cursor != Cursor::Unknown;
+        let same_wal = seen && job.attached && job.epoch == self.epoch();
         if !same_wal {
             // What was read is right, but the WAL that it ends in is not the one that goes on.
             self.cursor = Cursor::Unknown;

@@ -8,6 +8,7 @@ use std::path::Path;
 use super::capture::Cursor;
 use crate::border::{Reader, Snapshot};
 use crate::units::{PageSize, Pgno, WalPosition};
+use crate::wal::evidence::{Guard, Proven};
 use crate::wal::{self, FrameSet, WalHeader};
 
 /// Pages of one slice, in bytes.
@@ -22,13 +23,19 @@ pub(super) struct Scan {
     snapshot: Snapshot,
     newest: BTreeMap<Pgno, u32>,
     position: Option<WalPosition>,
+    /// What kept others from the WAL when the walk began.
+    guard: Option<Guard>,
     next: Pgno,
     buffer: Vec<u8>,
 }
 
 impl Scan {
     /// Begins a walk; the WAL is at this path.
-    pub(super) fn begin(reader: Box<dyn Reader>, wal: &Path) -> io::Result<Scan> {
+    pub(super) fn begin(
+        reader: Box<dyn Reader>,
+        wal: &Path,
+        guard: Option<Guard>,
+    ) -> io::Result<Scan> {
         let snapshot = reader.snapshot();
         let mut frames = FrameSet::default();
         let mut position = None;
@@ -46,7 +53,7 @@ impl Scan {
             });
         }
         let newest = frames.newest;
-        Ok(Scan { reader, wal, snapshot, newest, position, next: 1, buffer: Vec::new() })
+        Ok(Scan { reader, wal, snapshot, newest, position, guard, next: 1, buffer: Vec::new() })
     }
 
     pub(super) fn snapshot(&self) -> Snapshot {
@@ -80,18 +87,13 @@ impl Scan {
         self.position
     }
 
-    /// Where capture goes on behind the state. Asked while the walk still holds its read transaction:
-    /// behind a state without frames, no more than one generation can have begun since, because
-    /// nothing of that one can be checkpointed before the walk ends.
+    /// Where capture goes on behind the state.
     pub(super) fn end(&self) -> Cursor {
-        let begun = self.index_now().filter(|index| index.max_frame > 0);
-        match (self.position, begun) {
-            (Some(position), _) => Cursor::At(position),
-            (None, Some(index)) => {
-                Cursor::At(WalPosition { salts: index.salts, frame: 0, checksum: (0, 0) })
-            }
-            (None, None) => Cursor::Fresh,
-        }
+        let Some(index) = self.snapshot.index else { return Cursor::Unknown };
+        Cursor::At(match self.position {
+            Some(at) => Proven { at, change: Some(index.change), guard: self.guard },
+            None => Proven::beginning(index.salts, index.change, self.guard),
+        })
     }
 
     /// Hands the next slice of pages to `each`, without the lock page. `false` when all are done.

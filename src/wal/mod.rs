@@ -8,6 +8,7 @@
 #![deny(clippy::indexing_slicing)]
 
 mod chain;
+pub mod evidence;
 mod frames;
 mod index;
 #[cfg(test)]
@@ -19,5 +20,7 @@ pub use index::WalIndex;
 
 /// Length of the WAL's header in bytes.
 pub const WAL_HEADER_LEN: u64 = 32;
+/// A WAL that is not there.
+pub const NO_WAL: &[u8] = &[];
 /// Length of a frame's header in bytes.
 pub const FRAME_HEADER_LEN: usize = 24;

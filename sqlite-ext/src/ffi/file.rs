@@ -322,7 +322,7 @@ unsafe extern "C" fn wal_write(f: File, from: *const c_void, n: c_int, at: i64) 
 unsafe extern "C" fn wal_truncate(f: File, size: i64) -> c_int {
     // SAFETY: an open file of ours.
     if let Some(handle) = unsafe { Embedded::handle(f) } {
-        guarded((), || WalFile(&handle).before_overwrite());
+        guarded((), || WalFile(&handle).before_truncate(size));
     }
     pass!(Embedded, f, xTruncate(size) else SQLITE_IOERR)
 }

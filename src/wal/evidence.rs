@@ -1,0 +1,250 @@
+//! Whether every commit between a proven position and the WAL as it is now is accounted for.
+//!
+//! One question, no I/O of its own, no state: capture and the simulation ask it here and nowhere
+//! else. The answer rests on what `wal.c` does:
+//!
+//! - Both salts change when a WAL is restarted (`walRestartHdr`: the first grows by one, the second
+//!   is random), and a new WAL file gets two random ones. Equal salts are one generation.
+//! - A frame's checksum is cumulative (`walEncodeFrame`). A frame that still carries the checksum
+//!   that was captured has the same frames before it.
+//! - `iChange` grows by one with each commit (`sqlite3WalFrames`) and is left alone by a restart.
+//!   Recovery sets it to 0 (`walIndexRecover`).
+//! - A new generation overwrites the file from its first frame on. What it has not reached is still
+//!   the old one.
+//!
+//! Whatever these do not prove is [`Account::NotProven`], and the database is compared.
+
+use std::io;
+
+use super::{FrameHeader, ReadAt, Tail, WalHeader, WalIndex, tail};
+use crate::units::{PageSize, Salts, WalPosition};
+
+/// A stretch of time in which no other process can restart or remove the WAL: it ends with the lock
+/// that keeps them from it, and is never the same again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Guard(pub u64);
+
+/// A position up to which every commit is captured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Proven {
+    /// The position. Frame 0 means: all before this generation is captured, and it begins here.
+    pub at: WalPosition,
+    /// `iChange` after the position's commit; `None` where only the position is known, as after it
+    /// was read from local state.
+    pub change: Option<u32>,
+    /// The guard under which the position was seen.
+    pub guard: Option<Guard>,
+}
+
+impl Proven {
+    /// A position of which nothing but itself is known.
+    pub fn position(at: WalPosition) -> Proven {
+        Proven { at, change: None, guard: None }
+    }
+
+    /// The beginning of the generation of `index`, when all before it is captured.
+    pub fn beginning(salts: Salts, change: u32, guard: Option<Guard>) -> Proven {
+        let at = WalPosition { salts, frame: 0, checksum: (0, 0) };
+        Proven { at, change: Some(change), guard }
+    }
+
+    /// Generation and frame.
+    pub fn place(&self) -> (Salts, u32) {
+        (self.at.salts, self.at.frame)
+    }
+
+    /// Where capture stands after a restart that this process made or let happen: at the beginning
+    /// of the next generation, if everything before it was captured.
+    pub fn restarted(&self, restart: &Restart) -> Option<Proven> {
+        let same = self.place() == restart.from;
+        let counted = self.change.is_none_or(|change| change == restart.change);
+        (same && counted).then(|| Proven::beginning(restart.to, restart.change, restart.guard))
+    }
+}
+
+/// A restart that was seen from its beginning to its end by a thread that kept all others from
+/// writing meanwhile.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Restart {
+    /// Where the old generation ended.
+    pub from: (Salts, u32),
+    /// The new generation.
+    pub to: Salts,
+    /// `iChange`, which a restart leaves alone.
+    pub change: u32,
+    /// The guard that was held again before anybody else could write.
+    pub guard: Option<Guard>,
+}
+
+impl Restart {
+    /// What lies between two looks at the wal-index under the write lock: a restart, or nothing of
+    /// the kind.
+    pub fn between(before: &WalIndex, after: &WalIndex, guard: Option<Guard>) -> Option<Restart> {
+        let next = after.salts.0 == before.salts.0.wrapping_add(1);
+        let empty = after.max_frame == 0 && after.change == before.change;
+        let from = (before.salts, before.max_frame);
+        (next && empty).then_some(Restart { from, to: after.salts, change: before.change, guard })
+    }
+}
+
+/// What is seen of a WAL now.
+pub struct Sight<'a, R: ReadAt + ?Sized> {
+    /// The wal-index.
+    pub index: &'a WalIndex,
+    /// The file. It may be older or newer than the index: both are looked at one after the other.
+    pub wal: &'a R,
+    /// Page size of the frames at the position.
+    pub page_size: PageSize,
+    /// The guard that was held while the index was read.
+    pub guard: Option<Guard>,
+}
+
+/// The answer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Account {
+    /// The frames behind the position, up to the index's last, are all that was committed since.
+    Continues,
+    /// A new generation has begun. What was committed since is the tail of the old one, and the
+    /// frames of the new one from the first on.
+    Begun {
+        /// Frames of the old generation behind the position.
+        tail: Tail,
+        /// `iChange` where the new generation begins.
+        change: u32,
+    },
+    /// Index and file are not of one moment: look at both again.
+    Overtaken,
+    /// Something may be missing.
+    NotProven(Gap),
+}
+
+/// Why something may be missing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Gap {
+    /// The same generation ends before the position: recovery cut it.
+    WentBack,
+    /// The same generation has another frame at the position, or none that can be told from one.
+    OtherFrames,
+    /// Another generation, and commits that are not accounted for.
+    Restarted,
+}
+
+/// Accounts for everything between `proven` and what is seen.
+///
+/// # Errors
+/// The WAL cannot be read. That it ends early is no error, but [`Account::Overtaken`].
+pub fn account<R: ReadAt + ?Sized>(proven: &Proven, sight: &Sight<'_, R>) -> io::Result<Account> {
+    let account = if proven.at.salts == sight.index.salts {
+        same(proven, sight)
+    } else {
+        next(proven, sight)
+    };
+    match account {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(Account::Overtaken),
+        other => other,
+    }
+}
+
+/// The generation of the position is the one that is there.
+fn same<R: ReadAt + ?Sized>(proven: &Proven, sight: &Sight<'_, R>) -> io::Result<Account> {
+    let Sight { index, wal, page_size, .. } = *sight;
+    let at = proven.at;
+    if index.max_frame < at.frame {
+        return Ok(Account::NotProven(Gap::WentBack));
+    }
+    if index.max_frame == 0 {
+        return Ok(Account::Continues);
+    }
+    if !is_of(wal, index.salts) {
+        return Ok(Account::Overtaken);
+    }
+    if at.frame == 0 {
+        // All of the generation is taken: whatever is in it is all.
+        return Ok(Account::Continues);
+    }
+    if FrameHeader::read(wal, page_size, at.frame)?.checksum != at.checksum {
+        return Ok(Account::NotProven(Gap::OtherFrames));
+    }
+    if at.checksum != (0, 0) {
+        return Ok(Account::Continues);
+    }
+    // A frame that SQLite before 3.50.2 wrote without a checksum is like any other such frame. Had
+    // recovery cut it off and others come in its place, `iChange` would have begun at 0 since, and
+    // counted no more commits up to here than there are frames.
+    let Some(change) = proven.change else { return Ok(Account::NotProven(Gap::OtherFrames)) };
+    let later = count_commits(wal, page_size, at.frame.saturating_add(1), index.max_frame)?;
+    let counted = index.change == change.wrapping_add(later) && change > at.frame;
+    Ok(if counted { Account::Continues } else { Account::NotProven(Gap::OtherFrames) })
+}
+
+/// Another generation is there.
+fn next<R: ReadAt + ?Sized>(proven: &Proven, sight: &Sight<'_, R>) -> io::Result<Account> {
+    let Sight { index, wal, page_size, guard } = *sight;
+    let unproven = Ok(Account::NotProven(Gap::Restarted));
+    let at = proven.at;
+    let Some(change) = proven.change.filter(|_| index.page_size == page_size) else {
+        return unproven;
+    };
+    if index.max_frame > 0 && !is_of(wal, index.salts) {
+        return Ok(Account::Overtaken);
+    }
+    let direct = index.salts.0 == at.salts.0.wrapping_add(1);
+    if at.frame > 0 && !direct {
+        return unproven;
+    }
+    let left = if at.frame > 0 { tail(wal, page_size, at) } else { Tail::default() };
+    let begun = count_commits(wal, page_size, 1, index.max_frame)?;
+    let before = u32::try_from(left.commits.len()).unwrap_or(u32::MAX);
+    if index.change != change.wrapping_add(before).wrapping_add(begun) {
+        return unproven;
+    }
+    let held = guard.is_some() && proven.guard == guard;
+    if !held && !outcounts_recovery(at, change, &left, sight) {
+        return unproven;
+    }
+    Ok(Account::Begun { tail: left, change: change.wrapping_add(before) })
+}
+
+/// True if recovery cannot have happened since the position, given that the count fits.
+///
+/// Recovery sets `iChange` to 0. For the count to fit all the same, at least `change` commits must
+/// be among those that are not found. They were in frames of the old generation which the new one
+/// has overwritten, one frame or more each: where there were fewer such frames, it did not happen.
+fn outcounts_recovery<R: ReadAt + ?Sized>(
+    at: WalPosition,
+    change: u32,
+    left: &Tail,
+    sight: &Sight<'_, R>,
+) -> bool {
+    if at.frame == 0 {
+        // How long the generations before were is not known.
+        return false;
+    }
+    let found = at.frame.max(left.frames.last);
+    let reached = found.max(sight.index.max_frame);
+    let ends = match FrameHeader::read(sight.wal, sight.page_size, reached.saturating_add(1)) {
+        // An older generation's, which the position's has never reached.
+        Ok(frame) => ![at.salts, sight.index.salts, Salts(0, 0)].contains(&frame.salts),
+        Err(error) => error.kind() == io::ErrorKind::UnexpectedEof,
+    };
+    ends && change > reached.saturating_sub(found)
+}
+
+/// True if the file's header names this generation.
+fn is_of<R: ReadAt + ?Sized>(wal: &R, salts: Salts) -> bool {
+    WalHeader::read(wal).is_some_and(|header| header.salts == salts)
+}
+
+/// How many transactions these frames end.
+pub fn count_commits<R: ReadAt + ?Sized>(
+    wal: &R,
+    page_size: PageSize,
+    first: u32,
+    last: u32,
+) -> io::Result<u32> {
+    let mut commits = 0;
+    for frame in first..=last {
+        commits += u32::from(FrameHeader::read(wal, page_size, frame)?.commit != 0);
+    }
+    Ok(commits)
+}
