@@ -434,6 +434,7 @@ mod tests {
             max_frame,
             page_count: 9,
             page_size,
+            frame_checksum: (0, 0),
             salts: Salts(salts, 7),
         };
         let at = WalPosition { salts: Salts(u32::MAX, 7), frame: 10, checksum: (1, 2) };
