@@ -98,6 +98,9 @@ impl PageSize {
         ((512..=65536).contains(&bytes) && bytes.is_power_of_two()).then_some(PageSize(bytes))
     }
 
+    /// The smallest that SQLite knows.
+    pub const SMALLEST: PageSize = PageSize(512);
+
     /// Reads the two-byte field of the database header or of the wal-index, where 1 means 65536.
     pub fn from_u16(field: u16) -> Option<PageSize> {
         PageSize::new(if field == 1 { 65536 } else { u32::from(field) })

@@ -68,6 +68,8 @@ pub(crate) struct WalWrites {
     pub(crate) begun: bool,
     /// Last frame with a commit mark, and the database's size in it.
     pub(crate) committed: Option<(u32, u32)>,
+    /// The checksum in the header of that frame.
+    pub(crate) checksum: (u32, u32),
     pub(crate) changes: u32,
 }
 
@@ -215,6 +217,7 @@ impl Handle {
             max_frame,
             page_count,
             page_size: written.page_size?,
+            frame_checksum: written.checksum,
             salts: written.salts?,
         })
     }

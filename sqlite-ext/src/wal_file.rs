@@ -47,6 +47,7 @@ impl WalFile<'_> {
         if is_header && word(4) != 0 {
             let frame = u32::try_from((offset - WAL_HEADER_LEN) / frame_len + 1).unwrap_or(0);
             written.committed = Some((frame, word(4)));
+            written.checksum = (word(16), word(20));
             written.changes = written.changes.wrapping_add(1);
         }
     }

@@ -260,7 +260,7 @@ impl Replica {
             self.wal = File::open(local::wal_path(self.database.path())).ok();
         }
         let Some(point) = self.point else { return Err(Stop::Failed("it is not open".into())) };
-        if index.page_size != point.page_size {
+        if index.max_frame > 0 && index.page_size != point.page_size {
             self.note(Finding::PageSizeChanged);
             self.need_image();
             return Ok(false);

@@ -182,9 +182,8 @@ fn next<R: ReadAt + ?Sized>(proven: &Proven, sight: &Sight<'_, R>) -> io::Result
     let Sight { index, wal, page_size, guard } = *sight;
     let unproven = Ok(Account::NotProven(Gap::Restarted));
     let at = proven.at;
-    let Some(change) = proven.change.filter(|_| index.page_size == page_size) else {
-        return unproven;
-    };
+    let comparable = index.max_frame == 0 || index.page_size == page_size;
+    let Some(change) = proven.change.filter(|_| comparable) else { return unproven };
     if index.max_frame > 0 && !is_of(wal, index.salts) {
         return Ok(Account::Overtaken);
     }

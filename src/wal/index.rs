@@ -11,8 +11,11 @@ pub struct WalIndex {
     pub max_frame: u32,
     /// Size of the database in pages.
     pub page_count: u32,
-    /// Page size.
+    /// Page size; of no meaning while `max_frame` is 0.
     pub page_size: PageSize,
+    /// The checksum in the header of frame `max_frame`, which is over all frames up to it; of no meaning
+    /// while `max_frame` is 0.
+    pub frame_checksum: (u32, u32),
     /// Generation.
     pub salts: Salts,
 }
@@ -21,8 +24,13 @@ impl WalIndex {
     /// Bytes of one copy of the header; the second copy follows the first.
     pub const LEN: usize = 48;
 
+    /// Where a copy has the checksum of all that is before it.
+    const CHECKSUM_AT: usize = 40;
+
     /// Takes one copy apart. Native byte order, but for the salts, which are file bytes. `None`
-    /// while the header is not initialised or is of a version that we do not know.
+    /// while the header is not initialised, is of a version that we do not know, or does not stand up
+    /// to its checksum: two copies that are equal may still be torn, where a processor's stores come
+    /// in another order (`walIndexTryHdr` in `wal.c`).
     pub fn parse(copy: &[u8; Self::LEN]) -> Option<WalIndex> {
         const VERSION: u32 = 3_007_000;
         let word = |at: usize| -> Option<u32> {
@@ -30,17 +38,35 @@ impl WalIndex {
             Some(u32::from_ne_bytes(bytes.try_into().ok()?))
         };
         let initialised = *copy.get(12)? != 0;
-        if !initialised || word(0)? != VERSION {
+        let stored = (word(Self::CHECKSUM_AT)?, word(Self::CHECKSUM_AT + 4)?);
+        if !initialised || word(0)? != VERSION || stored != WalIndex::checksum(copy) {
             return None;
         }
-        let size = u16::from_ne_bytes(copy.get(14..16)?.try_into().ok()?);
+        let max_frame = word(16)?;
+        let page_size = match u16::from_ne_bytes(copy.get(14..16)?.try_into().ok()?) {
+            // Recovery found no WAL: no frame has said it yet.
+            0 if max_frame == 0 => PageSize::SMALLEST,
+            size => PageSize::from_u16(size)?,
+        };
         Some(WalIndex {
             change: word(8)?,
-            max_frame: word(16)?,
+            max_frame,
             page_count: word(20)?,
-            page_size: PageSize::from_u16(size)?,
+            page_size,
+            frame_checksum: (word(24)?, word(28)?),
             salts: Salts(u32::from_be(word(32)?), u32::from_be(word(36)?)),
         })
+    }
+
+    /// The checksum of a copy (`walChecksumBytes` in `wal.c`), over pairs of native words.
+    pub fn checksum(copy: &[u8; Self::LEN]) -> (u32, u32) {
+        let (mut a, mut b) = (0u32, 0u32);
+        let (before, _) = copy.split_at(Self::CHECKSUM_AT);
+        for [x, y] in before.as_chunks::<4>().0.as_chunks::<2>().0 {
+            a = a.wrapping_add(u32::from_ne_bytes(*x)).wrapping_add(b);
+            b = b.wrapping_add(u32::from_ne_bytes(*y)).wrapping_add(a);
+        }
+        (a, b)
     }
 
     /// Whether both copies are equal, which is how `wal.c` tells a whole header from one that is

@@ -2,6 +2,7 @@
 
 use std::ffi::{c_int, c_void};
 use std::ptr::NonNull;
+use std::sync::atomic::{Ordering, fence};
 
 /// Bytes of one region of the wal-index (`WALINDEX_PGSZ` in `wal.c`).
 pub const SHM_REGION: c_int = 32768;
@@ -29,13 +30,19 @@ impl Shm {
         self.0.as_ptr()
     }
 
-    /// The two copies of the header (`WalIndexHdr` twice, 96 bytes).
+    /// The two copies of the header (`WalIndexHdr` twice, 96 bytes): the first is read whole before
+    /// the second, which a writer writes before the first (`walIndexTryHdr` in `wal.c`).
     pub fn header(self) -> [u8; 96] {
+        const WORDS_OF_COPY: usize = 6;
         let mut copy = [0u8; 96];
-        for (at, bytes) in copy.chunks_exact_mut(8).enumerate() {
+        let (words, _) = copy.as_chunks_mut::<8>();
+        for (at, bytes) in words.iter_mut().enumerate() {
+            if at == WORDS_OF_COPY {
+                fence(Ordering::SeqCst);
+            }
             // SAFETY: a region has 32768 bytes and is aligned to a page.
             let word = unsafe { self.0.as_ptr().cast::<u64>().add(at).read_volatile() };
-            bytes.copy_from_slice(&word.to_ne_bytes());
+            *bytes = word.to_ne_bytes();
         }
         copy
     }

@@ -208,7 +208,8 @@ impl Database {
             let (max_frame, page_count, sums) = found.last?;
             self.sums = sums;
             let (page_size, salts) = (found.page_size, found.salts);
-            Some(WalIndex { change: 0, max_frame, page_count, page_size, salts })
+            let frame_checksum = sums;
+            Some(WalIndex { change: 0, max_frame, page_count, page_size, frame_checksum, salts })
         });
     }
 

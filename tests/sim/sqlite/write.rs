@@ -110,7 +110,9 @@ impl Database {
         let (salts, _) = self.next_salts.unwrap();
         let change = self.index.map_or(0, |index| index.change) + 1;
         let (max_frame, page_size) = (self.cut, self.page_size);
-        self.index = Some(WalIndex { change, max_frame, page_count, page_size, salts });
+        let frame_checksum = self.sums;
+        self.index =
+            Some(WalIndex { change, max_frame, page_count, page_size, frame_checksum, salts });
     }
 
     fn append(&mut self, pgno: Pgno, commit: u32, page: &[u8]) {
