@@ -199,7 +199,7 @@ impl MainFile<'_> {
             return;
         }
         handle.wait_captured();
-        let last = handle.exclusive_index();
+        let last = handle.last.lock().take();
         handle.set_readable(false);
         handle.exclusive.store(false, Ordering::Release);
         handle.shimmed.end_way();
@@ -249,6 +249,7 @@ impl MainFile<'_> {
             // With a WAL only checkpoints write to the file: that mode was left, with the lock held.
             handle.wait_captured();
             *handle.written.lock() = WalWrites::default();
+            *handle.last.lock() = None;
             handle.shimmed.detach(None);
         }
         if !handle.shimmed.is_attached() {

@@ -247,3 +247,7 @@ pub fn count_commits<R: ReadAt + ?Sized>(
     }
     Ok(commits)
 }
+
+#[cfg(test)]
+#[path = "evidence_tests.rs"]
+mod tests;

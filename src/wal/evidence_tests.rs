@@ -1,0 +1,330 @@
+//! Each belief that once lost commits, as a WAL of bytes and two looks at its index.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+use super::*;
+use crate::wal::frame_offset;
+
+const PAGE: u32 = 512;
+
+fn page_size() -> PageSize {
+    PageSize::new(PAGE).unwrap()
+}
+
+/// A WAL as SQLite writes it, with its index.
+#[derive(Clone)]
+struct Wal {
+    bytes: Vec<u8>,
+    index: WalIndex,
+    sum: (u32, u32),
+    /// The next frame's content.
+    next: u8,
+}
+
+fn sum(from: (u32, u32), bytes: &[u8]) -> (u32, u32) {
+    let (mut a, mut b) = from;
+    for pair in bytes.chunks_exact(8) {
+        let word = |at: usize| u32::from_le_bytes(pair[at..at + 4].try_into().unwrap());
+        a = a.wrapping_add(word(0)).wrapping_add(b);
+        b = b.wrapping_add(word(4)).wrapping_add(a);
+    }
+    (a, b)
+}
+
+impl Wal {
+    fn new(salts: Salts) -> Wal {
+        let index = WalIndex {
+            change: 0,
+            max_frame: 0,
+            page_count: 9,
+            page_size: page_size(),
+            frame_checksum: (0, 0),
+            salts,
+        };
+        let mut wal = Wal { bytes: Vec::new(), index, sum: (0, 0), next: 1 };
+        wal.put_header();
+        wal
+    }
+
+    fn put_header(&mut self) {
+        let mut head = Vec::new();
+        let Salts(first, second) = self.index.salts;
+        for word in [0x377f_0682, 3_007_000, PAGE, 0, first, second] {
+            head.extend_from_slice(&word.to_be_bytes());
+        }
+        self.sum = sum((0, 0), &head);
+        head.extend_from_slice(&self.sum.0.to_be_bytes());
+        head.extend_from_slice(&self.sum.1.to_be_bytes());
+        self.write(0, &head);
+    }
+
+    fn write(&mut self, at: usize, bytes: &[u8]) {
+        let end = at + bytes.len();
+        self.bytes.resize(self.bytes.len().max(end), 0);
+        self.bytes[at..end].copy_from_slice(bytes);
+    }
+
+    /// A transaction of so many frames; with `marked` off as SQLite before 3.50.2 may write it.
+    fn commit_frames(&mut self, frames: u32, marked: bool) {
+        for frame in 1..=frames {
+            let commit = if frame == frames { 9u32 } else { 0 };
+            let mut head = vec![];
+            head.extend_from_slice(&(u32::from(self.next) % 9 + 1).to_be_bytes());
+            head.extend_from_slice(&commit.to_be_bytes());
+            let page = vec![self.next; PAGE as usize];
+            self.next = self.next.wrapping_add(1);
+            self.sum = sum(sum(self.sum, &head), &page);
+            let Salts(first, second) = self.index.salts;
+            let words = [first, second, self.sum.0, self.sum.1];
+            for word in if marked { words } else { [0; 4] } {
+                head.extend_from_slice(&word.to_be_bytes());
+            }
+            head.extend_from_slice(&page);
+            self.index.max_frame += 1;
+            let at = frame_offset(page_size(), self.index.max_frame) as usize;
+            self.write(at, &head);
+        }
+        self.index.change = self.index.change.wrapping_add(1);
+    }
+
+    fn commit(&mut self, frames: u32) {
+        self.commit_frames(frames, true);
+    }
+
+    /// As `walRestartHdr` and the next writer do.
+    fn restart(&mut self) {
+        let Salts(first, second) = self.index.salts;
+        self.index.salts = Salts(first.wrapping_add(1), second.wrapping_mul(31).wrapping_add(7));
+        self.index.max_frame = 0;
+        self.put_header();
+    }
+
+    /// As a TRUNCATE checkpoint does.
+    fn truncate(&mut self) {
+        self.restart();
+        self.bytes.clear();
+    }
+
+    /// As `walIndexRecover` does: it keeps what is whole up to here, and counts from 0.
+    fn recover(&mut self, last: u32) {
+        self.index.max_frame = last;
+        self.index.change = 0;
+        if last > 0 {
+            self.sum = self.position(last).checksum;
+        }
+    }
+
+    fn position(&self, frame: u32) -> WalPosition {
+        let header = FrameHeader::read(self.bytes.as_slice(), page_size(), frame);
+        let checksum = if frame == 0 { (0, 0) } else { header.unwrap().checksum };
+        WalPosition { salts: self.index.salts, frame, checksum }
+    }
+
+    /// Everything so far is captured.
+    fn proven(&self) -> Proven {
+        let at = self.position(self.index.max_frame);
+        Proven { at, change: Some(self.index.change), guard: None }
+    }
+
+    fn account(&self, proven: &Proven) -> Account {
+        self.account_under(proven, None)
+    }
+
+    fn account_under(&self, proven: &Proven, guard: Option<Guard>) -> Account {
+        let wal = self.bytes.as_slice();
+        let sight = Sight { index: &self.index, wal, page_size: page_size(), guard };
+        account(proven, &sight).unwrap()
+    }
+}
+
+fn not_proven(gap: Gap) -> Account {
+    Account::NotProven(gap)
+}
+
+/// With so many commits, of two frames each.
+fn wal_of(commits: u32) -> Wal {
+    let mut wal = Wal::new(Salts(u32::MAX, 7));
+    (0..commits).for_each(|_| wal.commit(2));
+    wal
+}
+
+#[test]
+fn same_generation_continues_behind_the_captured_checksum() {
+    let mut wal = wal_of(3);
+    let proven = wal.proven();
+    assert_eq!(wal.account(&proven), Account::Continues);
+    wal.commit(5);
+    assert_eq!(wal.account(&proven), Account::Continues);
+    // No count is needed for it.
+    let position = Proven::position(proven.at);
+    assert_eq!(wal.account(&position), Account::Continues);
+}
+
+#[test]
+fn same_generation_with_another_frame_at_the_position_is_not_proven() {
+    let mut wal = wal_of(3);
+    let proven = wal.proven();
+    wal.recover(4);
+    assert_eq!(wal.account(&proven), not_proven(Gap::WentBack));
+    wal.next = 100;
+    (0..5).for_each(|_| wal.commit(2));
+    assert_eq!(wal.account(&proven), not_proven(Gap::OtherFrames));
+}
+
+#[test]
+fn direct_restart_is_proven_by_tail_and_count() {
+    let mut wal = wal_of(20);
+    let proven = wal.proven();
+    wal.commit(2);
+    wal.commit(2);
+    wal.restart();
+    wal.commit(2);
+    match wal.account(&proven) {
+        Account::Begun { tail, change } => {
+            assert_eq!((tail.frames.first, tail.frames.last), (41, 44));
+            assert_eq!(change, 22);
+        }
+        other => panic!("{other:?}"),
+    }
+    // The second salt is random, the first is not.
+    wal.index.salts.0 += 1;
+    wal.put_header();
+    assert_eq!(wal.account(&proven), not_proven(Gap::Restarted));
+}
+
+#[test]
+fn second_restart_is_not_proven_even_if_its_commits_fit_the_count() {
+    let mut wal = wal_of(20);
+    let proven = wal.proven();
+    wal.restart();
+    wal.commit(2);
+    wal.restart();
+    wal.commit(2);
+    assert_eq!(wal.account(&proven), not_proven(Gap::Restarted));
+}
+
+#[test]
+fn overwritten_tail_is_not_proven() {
+    let mut wal = wal_of(1);
+    let proven = wal.proven();
+    (0..30).for_each(|_| wal.commit(2));
+    wal.restart();
+    (0..10).for_each(|_| wal.commit(2));
+    assert_eq!(wal.account(&proven), not_proven(Gap::Restarted));
+}
+
+#[test]
+fn recovery_that_makes_up_for_what_was_overwritten_is_not_proven() {
+    let mut wal = wal_of(4);
+    let proven = wal.proven();
+    // Four commits are lost, and recovery has taken four from the count.
+    wal.recover(8);
+    (0..4).for_each(|_| wal.commit(2));
+    wal.restart();
+    (0..8).for_each(|_| wal.commit(2));
+    assert_eq!(wal.index.change, proven.change.unwrap() + 8);
+    assert_eq!(wal.account(&proven), not_proven(Gap::Restarted));
+    // A count that no recovery explains is believed all the same.
+    let mut wal = wal_of(40);
+    let proven = wal.proven();
+    wal.restart();
+    (0..45).for_each(|_| wal.commit(2));
+    assert!(matches!(wal.account(&proven), Account::Begun { change: 40, .. }));
+}
+
+#[test]
+fn generation_that_went_on_past_the_new_one_is_not_proven() {
+    let mut wal = wal_of(4);
+    let proven = wal.proven();
+    wal.recover(8);
+    (0..10).for_each(|_| wal.commit(1));
+    // Of ten lost commits six are behind the new generation, whose four overwrote the others.
+    wal.restart();
+    (0..12).for_each(|_| wal.commit(1));
+    wal.index.change = proven.change.unwrap() + 12;
+    assert_eq!(wal.account(&proven), not_proven(Gap::Restarted));
+}
+
+#[test]
+fn truncated_wal_is_proven_as_the_beginning_of_the_next() {
+    let mut wal = wal_of(5);
+    let proven = wal.proven();
+    wal.truncate();
+    assert!(matches!(wal.account(&proven), Account::Begun { change: 5, .. }));
+    wal.index.change += 1;
+    assert_eq!(wal.account(&proven), not_proven(Gap::Restarted), "one more was committed before");
+}
+
+#[test]
+fn any_first_generation_is_proven_only_under_one_guard() {
+    let guard = Some(Guard(3));
+    let begun = Proven::beginning(Salts(0, 0), 0, guard);
+    let mut wal = Wal::new(Salts(99, 98));
+    wal.commit(2);
+    wal.commit(2);
+    assert!(matches!(wal.account_under(&begun, guard), Account::Begun { change: 0, .. }));
+    assert_eq!(wal.account_under(&begun, Some(Guard(4))), not_proven(Gap::Restarted));
+    assert_eq!(wal.account_under(&begun, None), not_proven(Gap::Restarted));
+    wal.restart();
+    wal.commit(2);
+    assert_eq!(wal.account_under(&begun, guard), not_proven(Gap::Restarted), "two are missing");
+}
+
+#[test]
+fn position_without_a_count_proves_no_other_generation() {
+    let mut wal = wal_of(5);
+    let position = Proven::position(wal.proven().at);
+    wal.restart();
+    wal.commit(2);
+    assert_eq!(wal.account(&position), not_proven(Gap::Restarted));
+}
+
+#[test]
+fn frames_without_checksums_are_told_apart_by_their_count() {
+    let mut wal = wal_of(20);
+    wal.commit_frames(2, false);
+    let proven = wal.proven();
+    assert_eq!(proven.at.checksum, (0, 0));
+    wal.commit(2);
+    // Twenty-one commits in forty-two frames do not outcount a recovery.
+    assert_eq!(wal.account(&proven), not_proven(Gap::OtherFrames));
+    let counted = Proven { change: Some(100), ..proven };
+    wal.index.change = 101;
+    assert_eq!(wal.account(&counted), Account::Continues);
+    wal.index.change = 102;
+    assert_eq!(wal.account(&counted), not_proven(Gap::OtherFrames));
+}
+
+#[test]
+fn index_and_file_of_two_moments_are_looked_at_again() {
+    let mut wal = wal_of(5);
+    let (proven, before) = (wal.proven(), wal.index);
+    wal.restart();
+    let now = std::mem::replace(&mut wal.index, before);
+    assert_eq!(wal.account(&proven), Account::Overtaken, "the file is newer");
+    wal.index = now;
+    wal.index.max_frame = 1;
+    wal.bytes.truncate(40);
+    assert_eq!(wal.account(&proven), Account::Overtaken, "the file ends early");
+    wal.bytes.clear();
+    wal.index = before;
+    assert_eq!(wal.account(&proven), Account::Overtaken, "the file is empty");
+}
+
+#[test]
+fn restart_under_the_write_lock_moves_only_what_stands_at_its_place() {
+    let mut wal = wal_of(5);
+    let (proven, before) = (wal.proven(), wal.index);
+    wal.restart();
+    let restart = Restart::between(&before, &wal.index, Some(Guard(1))).unwrap();
+    let moved = proven.restarted(&restart).unwrap();
+    assert_eq!(moved, Proven::beginning(wal.index.salts, 5, Some(Guard(1))));
+    let earlier = Proven { at: WalPosition { frame: 8, ..proven.at }, ..proven };
+    assert_eq!(earlier.restarted(&restart), None);
+    assert_eq!(Proven { change: Some(4), ..proven }.restarted(&restart), None);
+    assert_eq!(Restart::between(&before, &before, None), None, "nothing was restarted");
+    let twice = WalIndex { salts: Salts(wal.index.salts.0 + 1, 1), ..wal.index };
+    assert_eq!(Restart::between(&before, &twice, None), None);
+    let committed = WalIndex { change: 6, ..wal.index };
+    assert_eq!(Restart::between(&before, &committed, None), None);
+}
