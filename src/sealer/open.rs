@@ -313,8 +313,8 @@ fn resume_in<R: ReadAt + ?Sized>(
     }
     let Some(at) = found_position.filter(|_| index.max_frame > 0) else {
         return Resume::Compare(match clean {
+            _ if index.max_frame > 0 => Finding::UnknownWal,
             Some(_) => Finding::ChangedWhileClosed,
-            None if index.max_frame > 0 => Finding::UnknownWal,
             None => Finding::WalGone,
         });
     };
