@@ -1,0 +1,568 @@
+"""What others did while the process that ships was not looking: in the moments in which its pin is
+down, behind its back in exclusive mode, beside a fork. Nothing committed may be missing from the
+replica afterwards, and nobody may be told that it is there while it is not."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from harness import EXTENSION, HostError, clean_environment, restore, rows
+from test_fork import PRELUDE
+from test_processes import shipper_of, until
+
+TABLE = "CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, x)"
+# The hosts whose SQLite is 3.40.1 and 3.54.1.
+OLD_AND_NEW = ("system", "apsw")
+SESSIONS = 50
+FINE = (1, 0, "no-state")  # of a database that was new: one image, no comparison
+
+
+def opened(host, database, *connections):
+    for conn in connections or ("main",):
+        host.open(database, conn)
+    return host
+
+
+def filled(new_host, replica, database, kind="system", count=100, **env):
+    """A host whose database is on the replica as a whole."""
+    host = opened(new_host(kind, replica, env=env), database)
+    host.sql("PRAGMA journal_mode=WAL", TABLE)
+    add(host, count)
+    host.sync()
+    return host
+
+
+def add(host, count):
+    """Rows of which about three fill a page, in one transaction."""
+    host.sql("INSERT INTO t (x) WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < %d)"
+             " SELECT printf('%%01200d', i) FROM n" % count)
+
+
+def ended(host):
+    """Its only connection is closed, and then the process ends."""
+    host.close()
+    assert host.finish() == 0
+
+
+def shell(database, *statements):
+    """A sqlite3 shell that has never heard of walferry, in a process of its own."""
+    done = subprocess.run(["sqlite3", "-bail", "-cmd", ".timeout 1000", str(database)], text=True,
+                          input=";\n".join(statements) + ";\n", capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def plain_host(new_host, database, kind="system"):
+    """A process that has never heard of walferry."""
+    return opened(new_host(kind, load=False), database)
+
+
+def assert_same_rows(replica, database, folder):
+    """The newest state of the replica has the rows of the database, no more and no others."""
+    output = restore(replica, folder / "newest.db")
+    got = dict(rows(output, "SELECT id, x FROM t"))
+    output.unlink()
+    source = sqlite3.connect(database, timeout=20)
+    expected = dict(source.execute("SELECT id, x FROM t"))
+    source.close()
+    missing = sorted(expected.keys() - got.keys())
+    extra = sorted(got.keys() - expected.keys())
+    stale = sorted(n for n in got.keys() & expected.keys() if got[n] != expected[n])
+    assert not (missing or extra or stale), (
+        "of %d rows %d are missing (%s), %d are of no state (%s), %d are as they were before (%s)" % (
+            len(expected), len(missing), missing[:5], len(extra), extra[:5], len(stale), stale[:5]))
+
+
+# ---- a connection is closed ------------------------------------------------------------------
+
+
+def two_processes(new_host, replica, database):
+    """The one that ships, with two connections, and another."""
+    ships = filled(new_host, replica, database)
+    opened(ships, database, "second").sql("SELECT count(*) FROM t", conn="second")
+    other = opened(new_host("system", replica), database, "main", "second")
+    other.sql("SELECT count(*) FROM t", conn="second")
+    other.sync()
+    assert shipper_of(database) == ships.process.pid
+    return ships, other
+
+
+def commit_many(host, count=3000):
+    host.sql("PRAGMA synchronous=OFF")
+    host.call("fill", sql="INSERT INTO t (x) VALUES (?)", size=100, times=count, seed=1)
+
+
+def test_shipper_that_closed_one_connection_captures_other_process(new_host, replica, tmp_path):
+    """And is idle: it has no commit of its own by which it could notice."""
+    database = tmp_path / "app.db"
+    ships, other = two_processes(new_host, replica, database)
+    ships.close("second")
+    commit_many(other)
+    other.value("SELECT walferry_sync(8000)")
+    assert_same_rows(replica, database, tmp_path)
+
+
+@pytest.mark.parametrize("closes", ["both", "the other", "neither"])
+def test_sync_of_other_process_beside_stopped_shipper_is_an_error(closes, new_host, replica, tmp_path):
+    database = tmp_path / "app.db"
+    ships, other = two_processes(new_host, replica, database)
+    if closes == "both":
+        ships.close("second")
+    if closes != "neither":
+        other.close("second")
+    ships.process.send_signal(signal.SIGSTOP)
+    try:
+        commit_many(other, 300)
+        with pytest.raises(HostError, match="not replicated in time"):
+            other.value("SELECT walferry_sync(3000)")
+    finally:
+        ships.process.send_signal(signal.SIGCONT)
+    other.value("SELECT walferry_sync(8000)")
+    assert_same_rows(replica, database, tmp_path)
+
+
+def test_clean_start_after_one_close_takes_no_later_generation_for_the_first(
+        new_host, replica, tmp_path):
+    """The log goes on with any generation's first frame where the file was complete without a WAL; what
+    was checkpointed before that generation is in no WAL any more."""
+    database = tmp_path / "app.db"
+    ended(filled(new_host, replica, database))
+    host = opened(new_host("system", replica), database, "main", "second")
+    host.sql("SELECT count(*) FROM t", conn="second")
+    host.close("second")
+    shell(database, "UPDATE t SET x = 'outside' WHERE id <= 20", "PRAGMA wal_checkpoint(TRUNCATE)",
+          "UPDATE t SET x = 'last' WHERE id = 99")
+    host.sql("INSERT INTO t (x) VALUES ('own')")
+    host.sync()
+    assert_same_rows(replica, database, tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["RESTART", "TRUNCATE"])
+def test_own_checkpoint_that_begins_nothing_vouches_for_no_later_beginning(
+        mode, new_host, replica, tmp_path):
+    """What it was let through for was a beginning of this process. Others begin twice instead, once
+    the pin is down."""
+    database = tmp_path / "app.db"
+    host = filled(new_host, replica, database)
+    opened(host, database, "second").sql("SELECT count(*) FROM t", conn="second")
+    assert host.value("PRAGMA wal_checkpoint(%s)" % mode) == 0
+    host.close("second")
+    for round_ in range(2):
+        shell(database, "UPDATE t SET x = 'outside' WHERE id %% 10 = %d" % round_,
+              "PRAGMA wal_checkpoint(TRUNCATE)")
+    shell(database, "UPDATE t SET x = 'last' WHERE id = 99")
+    host.sql("INSERT INTO t (x) VALUES ('own')")
+    host.sync()
+    assert_same_rows(replica, database, tmp_path)
+
+
+class Pool:
+    """Opens and closes a connection of a host every 10 ms, and reads with it, until the block ends."""
+
+    def __init__(self, host, database, every=0.01):
+        self.host, self.database, self.every = host, database, every
+        self.over, self.failed, self.count = threading.Event(), [], 0
+        self.thread = threading.Thread(target=self.run)
+
+    def run(self):
+        try:
+            while not self.over.wait(self.every):
+                self.host.open(self.database, "pool")
+                self.host.sql("SELECT count(*) FROM sqlite_master", conn="pool")
+                self.host.close("pool")
+                self.count += 1
+        except HostError as error:
+            self.failed.append(error)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        self.thread.join()
+        assert not self.failed, self.failed
+
+
+@pytest.mark.parametrize("kind", OLD_AND_NEW)
+def test_pool_beside_its_own_writer_needs_no_comparison(kind, new_host, replica, tmp_path):
+    database = tmp_path / "app.db"
+    host = filled(new_host, replica, database, kind)
+    host.sql("PRAGMA wal_autocheckpoint=5")
+    with Pool(host, database) as pool:
+        host.call("churn", args=[100, "pool", 8])
+    assert pool.count >= 30
+    host.sync()
+    state = host.status(database)
+    assert (state["images"], state["resyncs"], state["found"]) == FINE, state
+    assert_same_rows(replica, database, tmp_path)
+
+
+@pytest.mark.parametrize("kind", OLD_AND_NEW)
+def test_plain_writer_beside_a_pool_arrives(kind, new_host, replica, tmp_path):
+    database = tmp_path / "app.db"
+    host = filled(new_host, replica, database, kind)
+    plain = plain_host(new_host, database, kind)
+    plain.sql("PRAGMA wal_autocheckpoint=10")
+    for round_ in range(3):
+        with Pool(host, database) as pool:
+            beside = plain.ask("churn", args=[100, "beside %d" % round_, 2.5])
+            until(lambda: pool.count >= 100, "it opened and closed so often")
+        beside.result()  # the writer goes on when the pool does not
+        host.value("SELECT walferry_sync(8000)")
+        assert_same_rows(replica, database, tmp_path)
+
+
+# ---- exclusive mode --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", OLD_AND_NEW)
+def test_exclusive_mode_after_checkpoint_that_began_nothing_loses_no_generation(
+        kind, new_host, replica, tmp_path):
+    """At the pace of the default sync interval: the WAL is begun anew twice between two files."""
+    database = tmp_path / "app.db"
+    host = filled(new_host, replica, database, kind, 4000, WALFERRY_SYNC_INTERVAL="1s")
+    time.sleep(1.3)  # so long that the next commit is sent at once, and the one after it is not
+    host.sql("UPDATE t SET x = 'first' WHERE id = 1")
+    time.sleep(0.02)
+    assert host.value("PRAGMA wal_checkpoint(RESTART)") == 0
+    host.sql("PRAGMA locking_mode=EXCLUSIVE")
+    host.sql(*["UPDATE t SET x = 'late %d' WHERE id = %d" % (n, 2 * n) for n in range(1, 1501)])
+    host.sync()
+    host.close()
+    assert_same_rows(replica, database, tmp_path)
+
+
+@pytest.mark.parametrize("kind", OLD_AND_NEW)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_clean_exclusive_sessions_need_no_comparison(when, kind, new_host, replica, tmp_path):
+    """And are told of no lock that plain SQLite would not tell them of: nobody else is there. Nothing
+    waits for the threads that replicate, neither at the beginning nor before the end."""
+    database, found = tmp_path / "app.db", []
+    ended(filled(new_host, replica, database, kind))
+    for session in range(SESSIONS):
+        host = new_host(kind, replica)
+        host.call("open", "main", name=str(database), busy=0)
+        if when == "after":
+            host.sql("SELECT count(*) FROM t")
+        try:
+            host.sql("PRAGMA locking_mode=EXCLUSIVE", "PRAGMA synchronous=OFF")
+            host.sql(*["UPDATE t SET x = 'session %d' WHERE id = %d" % (session, 1 + n % 100)
+                       for n in range(200)])
+            state = host.status(database)
+            if (state["images"], state["resyncs"], state["found"]) != (0, 0, None):
+                found.append((session, state["found"]))
+        except HostError as error:
+            found.append((session, str(error)))
+        ended(host)
+    host = opened(new_host(kind, replica), database)
+    host.sync()
+    assert_same_rows(replica, database, tmp_path)
+    assert not found, "%d of %d sessions: %s" % (len(found), SESSIONS, found)
+
+
+@pytest.mark.parametrize("kind", OLD_AND_NEW)
+def test_exclusive_mode_while_a_comparison_is_made_meets_no_lock(kind, new_host, replica, tmp_path):
+    """Nobody else has the database: plain SQLite would give it to the connection at once."""
+    database, told = tmp_path / "app.db", []
+    ended(filled(new_host, replica, database, kind, 30000))
+    for round_ in range(5):
+        shell(database, "UPDATE t SET x = 'outside %d' WHERE id %% 7 = 0" % round_)
+        host = new_host(kind, replica)
+        host.call("open", "main", name=str(database), busy=0)
+        until(lambda: host.status(database)["found"], "a comparison is due", 10)
+        try:
+            host.sql("PRAGMA locking_mode=EXCLUSIVE", "UPDATE t SET x = 'own' WHERE id = 9")
+        except HostError as error:
+            told.append((round_, str(error)))
+        ended(host)
+    host = opened(new_host(kind, replica), database)
+    host.sync()
+    assert_same_rows(replica, database, tmp_path)
+    assert not told, told
+
+
+# ---- beside a fork ---------------------------------------------------------------------------
+
+# So much memory, in small pages, takes a fork some ten milliseconds, in which the pin is down.
+FORKS = """
+import mmap
+memory = mmap.mmap(-1, 1 << 30, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_NOHUGEPAGE)
+for page in range(0, len(memory), mmap.PAGESIZE):
+    memory[page] = 1
+
+def fork():
+    before = time.monotonic()
+    pid = child(int)
+    took = time.monotonic() - before
+    join(pid)
+    return took
+"""
+
+
+class Program:
+    """A program that does what it is told, a word a line, and answers each."""
+
+    def __init__(self, folder, replica, text, **env):
+        path = folder / "program.py"
+        path.write_text(PRELUDE + text)
+        settings = {"WALFERRY_SYNC_INTERVAL": "20ms", "DATABASE": str(folder / "app.db"),
+                    "WALFERRY_REPLICA": replica.url, "EXTENSION": str(EXTENSION.with_suffix("")),
+                    "WALFERRY_LOG_FILE": str(folder / "walferry.log")}
+        settings.update(env)
+        with open(folder / "program.err", "ab") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, str(path)], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=errors, env=dict(clean_environment(), **settings))
+        self.errors = folder / "program.err"
+
+    def tell(self, word):
+        try:
+            self.process.stdin.write(word + "\n")
+            self.process.stdin.flush()
+        except OSError:
+            pass
+        answer = self.process.stdout.readline()
+        assert answer, self.errors.read_text()
+        return json.loads(answer)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.end()
+
+    def end(self):
+        try:
+            self.process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+
+def test_fork_after_own_beginning_beside_plain_writer_loses_no_commit(new_host, replica, tmp_path):
+    """What the gate let through was the beginning before the last commit; the other process begins the
+    WAL once more while the process forks."""
+    database = tmp_path / "app.db"
+    with Program(tmp_path, replica, FORKS + """
+load()
+db = connect()
+write(db, "first", 100)
+sync(db)
+
+def first_salt():
+    with open(DATABASE + "-wal", "rb") as file:
+        return file.read(20)[16:]
+
+for word in sys.stdin:
+    answer = None
+    if word.strip() == "fork":
+        before, count = first_salt(), 0
+        while first_salt() == before:
+            write(db, "own", 1)
+            count += 1
+        answer = fork(), count
+    elif word.strip() == "sync":
+        answer = sync(db)
+    print(json.dumps(answer), flush=True)
+""", WALFERRY_SYNC_INTERVAL="1s") as forking:
+        forking.tell("ready")
+        plain = plain_host(new_host, database)
+        plain.sql("PRAGMA wal_autocheckpoint=5", "PRAGMA synchronous=OFF")
+        for round_ in range(12):
+            beside = plain.ask("churn", args=[100, "beside %d" % round_, 0.3])
+            forking.tell("fork")
+            beside.result()
+            forking.tell("sync")
+            assert_same_rows(replica, database, tmp_path)
+
+
+def test_fork_of_master_with_clean_start_beside_plain_writer_loses_no_commit(
+        new_host, replica, tmp_path):
+    """Behind a clean start the log goes on with any generation's first frame. The other process has
+    filled one under the pin, and begins the next while the master forks."""
+    database = tmp_path / "app.db"
+    ended(filled(new_host, replica, database))
+    plain = new_host(load=False)
+    for round_ in range(4):
+        with Program(tmp_path, replica, FORKS + """
+load()
+for word in sys.stdin:
+    answer = None
+    if word.strip() == "open":
+        db = sqlite3.connect(DATABASE, timeout=60, isolation_level=None)
+        answer = db.execute("SELECT count(*) FROM t").fetchone()
+    elif word.strip() == "fork":
+        answer = fork()
+    elif word.strip() == "sync":
+        answer = sync(db)
+    print(json.dumps(answer), flush=True)
+""") as master:
+            master.tell("ready")
+            master.tell("open")
+            opened(plain, database)
+            plain.sql("PRAGMA wal_autocheckpoint=5", "PRAGMA synchronous=OFF")
+            # All rows but the last ones once, and then only these.
+            plain.sql(*["UPDATE t SET x = 'round %d' WHERE id BETWEEN %d AND %d" % (round_, n, n + 8)
+                        for n in range(11, 100, 9)])
+            beside = plain.ask("churn", args=[9, "beside %d" % round_, 0.3])
+            master.tell("fork")
+            beside.result()
+            master.tell("sync")
+            assert_same_rows(replica, database, tmp_path)
+            plain.close()
+
+
+# ---- no descriptor is left -------------------------------------------------------------------
+
+
+def read_slots_held(pid, database):
+    """The read slots of the wal-index on which a process has a SHARED lock: 0 to 4."""
+    inode, first = os.stat(str(database) + "-shm").st_ino, 120 + 3
+    held = set()
+    with open("/proc/locks") as locks:
+        for line in locks:
+            words = line.split()
+            if words[1] != "->" and words[3] == "READ" and int(words[4]) == pid \
+                    and int(words[5].split(":")[2]) == inode:
+                held.update(range(int(words[6]) - first, int(words[7]) - first + 1))
+    return held & set(range(5))
+
+
+# Opens the database with so few descriptors left that those of SQLite are there, and no other one.
+SCARCE = """
+import resource
+load()
+connect().close()  # with it the threads begin
+
+def opened():
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            yield os.readlink("/proc/self/fd/" + name)
+        except FileNotFoundError:  # just closed
+            pass
+
+while any(path.startswith(DATABASE) for path in opened()):
+    time.sleep(0.01)  # they still have something to write down
+
+def open_scarcely():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    taken = []
+    try:
+        while True:
+            taken.append(os.open("/dev/null", os.O_RDONLY))
+    except OSError:
+        pass
+    for free in range(1, 20):
+        db = None
+        os.close(taken.pop())
+        try:
+            db = sqlite3.connect(DATABASE, timeout=60, isolation_level=None)
+            db.execute("SELECT count(*) FROM t").fetchone()
+            break
+        except sqlite3.OperationalError:
+            if db:
+                db.close()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for fd in taken:
+        os.close(fd)
+    return db, free
+
+for word in sys.stdin:
+    answer = None
+    if word.strip() == "open":
+        db, answer = open_scarcely()
+    elif word.strip() == "write":
+        db.execute("INSERT INTO t (x) VALUES ('own')")
+    elif word.strip() == "sync":
+        answer = sync(db)
+    print(json.dumps(answer), flush=True)
+"""
+
+
+def opened_scarcely(replica, database, folder):
+    """Threads that need a descriptor at the same moment may come first: again, then."""
+    for _ in range(10):
+        scarce = Program(folder, replica, SCARCE)
+        scarce.tell("ready")
+        if scarce.tell("open") == 3:
+            return scarce
+        scarce.end()
+    raise AssertionError("never were just the database, its WAL and its wal-index opened")
+
+
+def test_pin_without_descriptor_loses_no_commit(new_host, replica, tmp_path):
+    """Several times: threads that cannot open their files either begin with a comparison."""
+    database = tmp_path / "app.db"
+    ended(filled(new_host, replica, database))
+    for round_ in range(10):
+        with opened_scarcely(replica, database, tmp_path) as scarce:
+            shell(database, "UPDATE t SET x = 'outside %d' WHERE id <= 20" % round_,
+                  "PRAGMA wal_checkpoint(TRUNCATE)",
+                  "UPDATE t SET x = 'last %d' WHERE id = 99" % round_)
+            scarce.tell("write")
+            scarce.tell("sync")
+            assert_same_rows(replica, database, tmp_path)
+
+
+def test_pin_without_descriptor_is_taken_when_there_is_one(new_host, replica, tmp_path):
+    """Without a word from the application, and what is committed elsewhere is seen again."""
+    database = tmp_path / "app.db"
+    ended(filled(new_host, replica, database))
+    with opened_scarcely(replica, database, tmp_path) as scarce:
+        until(lambda: all(read_slots_held(scarce.process.pid, database) for _ in range(50)),
+              "it holds a read slot, and not only in passing", 10)
+        shell(database, "UPDATE t SET x = 'outside' WHERE id <= 20")
+        scarce.tell("sync")
+        assert_same_rows(replica, database, tmp_path)
+
+
+# ---- what SQLite before 3.50.2 loses ---------------------------------------------------------
+
+
+def commit_with_zero_salts(host, database):
+    """A transaction whose frames this SQLite writes without salts and checksum: live readers see them,
+    recovery does not. What follows in this WAL is lost with them."""
+    host.sql("PRAGMA cache_size=5", "BEGIN", "UPDATE t SET x = 'lost' WHERE id = 1", "SAVEPOINT s",
+             "UPDATE t SET x = printf('%01200d', -id) WHERE id > 100",
+             "UPDATE t SET x = printf('%01201d', id) WHERE id > 150", "ROLLBACK TO s",
+             "UPDATE t SET x = 'lost' WHERE id BETWEEN 2 AND 30", "COMMIT")
+    with open(str(database) + "-wal", "rb") as file:
+        wal = file.read()
+    frames = [wal[at:at + 24] for at in range(32, len(wal), 24 + 4096)]
+    if not any(frame[8:16] == bytes(8) for frame in frames):
+        pytest.skip("the system's SQLite %s does not write such frames" % host.facts()["sqlite"])
+
+
+def test_recovery_that_drops_zero_salts_and_writes_on_is_found(new_host, replica, tmp_path):
+    """The WAL is shorter after it, has the same salts, and is longer than before by the time that it
+    is looked at."""
+    database, shm = tmp_path / "app.db", str(tmp_path / "app.db-shm")
+    host = filled(new_host, replica, database, count=300)
+    plain = plain_host(new_host, database)
+    plain.sql("PRAGMA wal_autocheckpoint=0", "UPDATE t SET x = 'kept' WHERE id = 300")
+    commit_with_zero_salts(plain, database)
+    plain.sql(*["UPDATE t SET x = 'lost too' WHERE id = %d" % n for n in range(30, 60)])
+    host.sync()
+    # Killed between the two copies of the header.
+    with open(shm, "r+b") as index:
+        before = index.read(48)
+        plain.sql("UPDATE t SET x = 'never' WHERE id = 299")
+        plain.kill()
+        index.seek(0)
+        index.write(before)
+    shell(database, "PRAGMA wal_autocheckpoint=0", "PRAGMA synchronous=OFF",
+          *["UPDATE t SET x = 'after' WHERE id = %d" % n for n in range(100, 250)])
+    lost = host.value("SELECT count(*) FROM t WHERE x LIKE 'lost%' OR x = 'never'")
+    assert lost == 0, "nothing was lost in the recovery"
+    host.sync()
+    assert_same_rows(replica, database, tmp_path)
