@@ -25,7 +25,7 @@ CACHE = Path(os.environ.get("WALFERRY_CACHE", ROOT / ".cache"))
 HOSTS = CACHE / "hosts"
 EXTENSION = ROOT / "dist" / "walferry.so"
 PROGRAM = ROOT / "dist" / "walferry"
-STATES_CHECKED = 40  # of one round; all, if there are no more
+STATES_CHECKED = 30  # of one round; all, if there are no more
 
 # What a thread does, and how often; see host.c.
 WEIGHTS = {"tx": 40, "spill": 3, "read": 6, "ckpt": 5, "close": 6, "sync": 4, "vacuum": 0, "mode": 0,
@@ -292,13 +292,15 @@ class Round:
         errors = collections.Counter()
         for path in sorted(self.folder.glob("*.journal*")):
             for line in path.read_text(errors="replace").splitlines():
-                words = line.split(" ", 3)
+                words = line.split(" ", 4 if line[0] == "a" else 3)
                 if words[0] == "i":
                     self.intended.add((int(words[1]), int(words[2])))
                 elif words[0] == "c":
                     self.committed.add((int(words[1]), int(words[2])))
                 elif words[0] == "a":
-                    self.acks.append((int(words[1], 16), int(words[2]), int(words[3])))
+                    told, own, seen, head = int(words[1], 16), int(words[2]), int(words[3]), int(words[4], 16)
+                    if head:  # else the host could not look
+                        self.acks.append((head, own, seen, told))
                 elif words[0] == "e":
                     errors["%s: %s %s" % (words[1], words[2], words[3])] += 1
                     if int(words[2]) & 0xff in (11, 26):
@@ -351,11 +353,10 @@ class Round:
             return
         n, _ = self.restore()
         self.say("the newest is state %d of %d", n, max(self.intended)[0])
-        newest = max(self.acks, default=None)
-        # A commit that SQLite itself has lost meanwhile does not count: what came after the last
-        # acknowledgement decides.
-        if newest and n < newest[1] and not self.sqlite_lost():
-            raise Red("acknowledged and lost", "TXID %x had commit %d; the newest is state %d" % (newest[0], newest[1], n))
+        newest = max((max(own, seen) for _, own, seen, _ in self.acks), default=0)
+        # A commit that SQLite itself has lost meanwhile does not count.
+        if n < newest and not self.sqlite_lost():
+            raise Red("acknowledged and lost", "commit %d; the newest is state %d" % (newest, n))
 
     def sqlite_lost(self):
         """Commits that returned and are not in the database, as after a crash of SQLite < 3.50.2 with frames
@@ -424,11 +425,16 @@ class Round:
             if n < before:
                 raise Red("goes back", "TXID %x is state %d, after state %d" % (txid, n, before))
             before = n
-        for txid, own, seen in self.acks:
+        broken = {}
+        for head, own, seen, told in self.acks:
+            self.facts["TXIDs told that are too early"] += told in states and states[told] < max(own, seen)
             for at, n in states.items():
-                if at >= txid and n < max(own, seen):
-                    raise Red("acknowledged and lost", "TXID %x was told for commit %d (seen: %d); TXID %x is state %d" % (
-                        txid, own, seen, at, n))
+                if at >= head and n < max(own, seen):
+                    kind = "acknowledged and lost" if n < own else "seen, told and lost"
+                    broken.setdefault(kind, "commit %d (seen: %d) was told with TXID %x, when %x was the newest; TXID "
+                                      "%x is state %d" % (own, seen, told, head, at, n))
+        for kind, what in sorted(broken.items()):
+            raise Red(kind, what)
 
     # ---- the whole -----------------------------------------------------------------------------
 
@@ -479,7 +485,7 @@ def differing(one, other):
 
 class Campaign:
     def __init__(self, seed, hosts, folder, say=print):
-        self.seed, self.hosts, self.folder, self.say = seed, hosts, Path(folder), say
+        self.seed, self.hosts, self.folder, self.say = seed, hosts, Path(folder).resolve(), say
         self.facts, self.errors, self.findings = (collections.Counter() for _ in range(3))
         self.red = []
 

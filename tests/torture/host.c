@@ -13,11 +13,13 @@
 ** Lines of the journal, each written by one write(), so that SIGKILL loses none:
 **   i N DIGEST       the transaction N is about to be committed
 **   c N DIGEST       COMMIT has returned
-**   a TXID OWN SEEN  walferry_sync() has returned; before it this connection had committed OWN, and read SEEN
+**   a TXID OWN SEEN HEAD   walferry_sync() has returned TXID; before it this connection had committed OWN
+**                    and read SEEN; when it returned, HEAD was the newest TXID in the replica's folder
 **   e WHAT CODE TEXT an error of SQLite's
 **   x TEXT           what must never be: the live database contradicts itself
 */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -351,6 +353,24 @@ static void look(Worker *w, sqlite3 *db) {
     run(db, "read", "COMMIT");
 }
 
+/* The newest TXID in the replica's folder: ltx/LEVEL/FIRST-LAST.ltx */
+static unsigned long long head(void) {
+    unsigned long long newest = 0, first, last;
+    const char *url = getenv("WALFERRY_REPLICA");
+    char path[4200];
+    for (int level = 0; level < 10; level++) {
+        snprintf(path, sizeof path, "%s/ltx/%d", url ? url + strlen("file://") : ".", level);
+        DIR *folder = opendir(path);
+        if (!folder && errno != ENOENT) return 0; /* no descriptor is free */
+        for (struct dirent *entry; folder && (entry = readdir(folder));)
+            if (sscanf(entry->d_name, "%16llx-%16llx.ltx", &first, &last) == 2 && last > newest &&
+                strlen(entry->d_name) == 37)
+                newest = last;
+        if (folder) closedir(folder);
+    }
+    return newest;
+}
+
 static void sync_now(Worker *w, sqlite3 *db) {
     char sql[80], txid[40];
     i64 seen = 0;
@@ -361,7 +381,7 @@ static void sync_now(Worker *w, sqlite3 *db) {
     if (rc != SQLITE_OK)
         failed("sync", db, rc);
     else
-        note("a %s %lld %lld", txid, w->own, seen);
+        note("a %s %lld %lld %llx", txid, w->own, seen, head());
 }
 
 /* Another journal mode and back, and what can be done only there. The caller has the process to
@@ -670,7 +690,7 @@ static void last(void) {
     snprintf(sql, sizeof sql, "SELECT walferry_sync(%d)", opt.wait);
     int rc = text(db, sql, txid, sizeof txid);
     if (rc != SQLITE_OK) fprintf(stderr, "walferry_sync: %s\n", sqlite3_errmsg(db));
-    if (rc == SQLITE_OK) note("a %s %lld %lld", txid, w.own, w.own);
+    if (rc == SQLITE_OK) note("a %s %lld %lld %llx", txid, w.own, w.own, head());
     text(db, "SELECT walferry_status()", status, sizeof status);
     printf("%s\n%s\n", rc == SQLITE_OK ? txid : "", status);
     close_one(&db);
