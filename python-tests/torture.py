@@ -27,6 +27,8 @@ EXTENSION = ROOT / "dist" / "walferry.so"
 PROGRAM = ROOT / "dist" / "walferry"
 STATES_CHECKED = 30  # of one round; all, if there are no more
 
+LOST, SEEN = "acknowledged and lost", "seen, told and lost"
+
 # What a thread does, and how often; see host.c.
 WEIGHTS = {"tx": 40, "spill": 3, "read": 6, "ckpt": 5, "close": 6, "sync": 4, "vacuum": 0, "mode": 0,
            "excl": 0, "sleep": 20, "pause": 1, "ddl": 1}
@@ -174,6 +176,8 @@ class Round:
             settings["emfile"] = rng.choice((0.3, 1, 2))
         if shipping and rng.random() < 0.1:
             settings["late"] = 1
+        if rng.random() < (0.5 if self.theme == "spill" else 0.1):
+            settings["lazy"] = 1
         name, command, env = self.host("run", shipping, **settings)
         self.processes.append(Process(self, name, command, env))
         return self.processes[-1]
@@ -353,10 +357,11 @@ class Round:
             return
         n, _ = self.restore()
         self.say("the newest is state %d of %d", n, max(self.intended)[0])
-        newest = max((max(own, seen) for _, own, seen, _ in self.acks), default=0)
+        own = max((own for _, own, _, _ in self.acks), default=0)
+        seen = max((seen for _, _, seen, _ in self.acks), default=0)
         # A commit that SQLite itself has lost meanwhile does not count.
-        if n < newest and not self.sqlite_lost():
-            raise Red("acknowledged and lost", "commit %d; the newest is state %d" % (newest, n))
+        if n < max(own, seen) and not self.sqlite_lost():
+            raise Red(LOST if n < own else SEEN, "commit %d (seen: %d); the newest is state %d" % (own, seen, n))
 
     def sqlite_lost(self):
         """Commits that returned and are not in the database, as after a crash of SQLite < 3.50.2 with frames
@@ -430,7 +435,7 @@ class Round:
             self.facts["TXIDs told that are too early"] += told in states and states[told] < max(own, seen)
             for at, n in states.items():
                 if at >= head and n < max(own, seen):
-                    kind = "acknowledged and lost" if n < own else "seen, told and lost"
+                    kind = LOST if n < own else SEEN
                     broken.setdefault(kind, "commit %d (seen: %d) was told with TXID %x, when %x was the newest; TXID "
                                       "%x is state %d" % (own, seen, told, head, at, n))
         for kind, what in sorted(broken.items()):
