@@ -4,9 +4,10 @@ ROUNDS ?= 200
 MINUTES ?= 60
 SEEDS ?= 100000
 SECONDS ?= 60
+export SEED ROUND HOSTS
 
 .DEFAULT_GOAL := help
-.PHONY: help build man test demo sim fuzz crash duel soak bench clean
+.PHONY: help build man test demo sim fuzz crash duel soak torture bench clean
 
 help:  ## this list
 	@echo "walferry: SQLite replicated to object storage from inside the process that writes it"
@@ -39,6 +40,9 @@ soak: build  ## MINUTES=60 of writes at full speed while the store fails half of
 
 duel: build  ## ROUNDS=100 times two writers on one replica, on a folder and on S3
 	@tests/scripts/duel.sh $(ROUNDS)
+
+torture: build  ## MINUTES=60 of random work of SQLite in eight versions; SEED=n ROUND=n repeats a round
+	@tests/scripts/torture.sh $(MINUTES)
 
 bench: build  ## what replication costs a writer, and how fast a restore is
 	@tests/scripts/bench.sh

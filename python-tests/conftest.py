@@ -18,6 +18,8 @@ def pytest_report_header(config):
 def pytest_addoption(parser):
     parser.addoption("--crash-rounds", type=int, default=15, help="rounds of the SIGKILL test")
     parser.addoption("--duel-rounds", type=int, default=6, help="rounds of the duel of two writers")
+    parser.addoption("--torture-minutes", type=float, default=float(os.environ.get("WALFERRY_TORTURE_MINUTES", 1)),
+                     help="how long SQLite in many versions works at random")
     parser.addoption("--duel-scheme", choices=("file", "s3"), help="where they meet; else by chance")
 
 
