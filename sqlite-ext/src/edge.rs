@@ -104,9 +104,15 @@ impl Border for Edge {
     }
 
     fn open_reader(&self) -> std::io::Result<Box<dyn Reader>> {
-        let alone = find(&self.path).and_then(|shimmed| shimmed.alone.lock().clone());
+        let shimmed = find(&self.path);
+        // Nobody gets the database to himself while a walk begins.
+        let _turn = shimmed.as_ref().map(|shimmed| shimmed.walks.lock());
+        let alone = shimmed.as_ref().and_then(|shimmed| shimmed.alone.lock().clone());
         if let Some(handle) = alone {
             return Ok(Box::new(AloneReader::begin(handle)?));
+        }
+        if shimmed.as_ref().is_some_and(|shimmed| shimmed.is_asked_for()) {
+            return Err(std::io::Error::other("a connection asks for it to itself"));
         }
         let api = api::api().ok_or_else(|| std::io::Error::other("SQLite is not there"))?;
         Ok(Box::new(SnapshotReader::begin(api, self.vfs, &self.path)?))

@@ -34,6 +34,8 @@ pub struct Handle {
     /// Held while another thread looks into the wal-index as this connection has it mapped, and
     /// while that mapping goes.
     pub(crate) mapping: Mutex<()>,
+    /// SQLite has asked whether the file was moved, as it does just before it closes it.
+    pub(crate) closes: AtomicBool,
     /// It holds a lock on the file, of whatever level.
     pub(crate) locked: AtomicBool,
     /// It holds the file's EXCLUSIVE lock.
@@ -108,6 +110,7 @@ impl Handle {
             checkpoints: AtomicBool::new(false),
             copies: AtomicBool::new(false),
             mapping: Mutex::new(()),
+            closes: AtomicBool::new(false),
             locked: AtomicBool::new(false),
             exclusive: AtomicBool::new(false),
             guard: Mutex::new(None),

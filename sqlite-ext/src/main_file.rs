@@ -10,8 +10,8 @@ use walferry::wal::evidence::Restart;
 
 use crate::api::{
     SQLITE_BUSY, SQLITE_FCNTL_CKPT_DONE, SQLITE_FCNTL_CKPT_START, SQLITE_FCNTL_COMMIT_PHASETWO,
-    SQLITE_LOCK_EXCLUSIVE, SQLITE_LOCK_NONE, SQLITE_OK, SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK,
-    SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, Shm,
+    SQLITE_FCNTL_HAS_MOVED, SQLITE_LOCK_EXCLUSIVE, SQLITE_LOCK_NONE, SQLITE_OK,
+    SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, Shm,
 };
 use crate::functions;
 use crate::handle::{Handle, WalWrites, fresh};
@@ -155,7 +155,7 @@ impl MainFile<'_> {
             return rc;
         }
         handle.wait_captured();
-        handle.shimmed.make_way();
+        handle.shimmed.make_way(handle.closes.swap(false, Ordering::AcqRel));
         let rc = handle.real.lock(level);
         if rc == SQLITE_OK {
             self.note_locked();
@@ -266,6 +266,7 @@ impl MainFile<'_> {
     /// Before `xFileControl`.
     pub fn before_control(&self, op: i32) {
         let handle = self.0;
+        handle.closes.store(op == SQLITE_FCNTL_HAS_MOVED, Ordering::Release);
         match op {
             SQLITE_FCNTL_CKPT_START => {
                 handle.disturb();

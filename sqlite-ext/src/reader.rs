@@ -2,7 +2,7 @@
 //! SQLite and the VFS underneath.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, Weak};
 
 use parking_lot::Mutex;
@@ -18,7 +18,10 @@ use crate::pin::read_index;
 static WALKS: std::sync::Mutex<Vec<Weak<Walk>>> = std::sync::Mutex::new(Vec::new());
 
 /// A read transaction on a connection of our own, until it is ended, as before a fork.
-pub struct Walk(Mutex<Option<Open>>);
+pub struct Walk {
+    path: PathBuf,
+    open: Mutex<Option<Open>>,
+}
 
 struct Open {
     connection: OwnConnection,
@@ -28,7 +31,7 @@ struct Open {
 impl Walk {
     /// Ends the transaction and closes the connection.
     pub fn end(&self) {
-        *self.0.lock() = None;
+        *self.open.lock() = None;
     }
 }
 
@@ -38,7 +41,7 @@ impl Drop for Open {
     }
 }
 
-/// Has a walk ended by a fork.
+/// Has a walk ended by a fork, or for a connection that asks for the database to itself.
 fn register_walk(walk: &Arc<Walk>) {
     let mut walks = WALKS.lock().unwrap_or_else(PoisonError::into_inner);
     walks.retain(|known| known.strong_count() > 0);
@@ -52,6 +55,14 @@ pub fn end_walks() {
             walk.end();
         }
     }
+}
+
+/// Ends the walks of one database, as before a connection gets it to itself: each holds a lock on the
+/// file.
+pub fn end_walks_of(path: &Path) {
+    let walks = WALKS.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let of_it = walks.iter().filter_map(Weak::upgrade).filter(|walk| walk.path == path);
+    of_it.for_each(|walk| walk.end());
 }
 
 /// Reads the state that a walk sees.
@@ -96,7 +107,8 @@ impl SnapshotReader {
             return Err("it is empty: there is nothing to replicate yet".into());
         }
         let snapshot = Snapshot { page_size, page_count, index };
-        let walk = Arc::new(Walk(Mutex::new(Some(Open { connection, file }))));
+        let open = Mutex::new(Some(Open { connection, file }));
+        let walk = Arc::new(Walk { path: path.to_path_buf(), open });
         register_walk(&walk);
         Ok(SnapshotReader { walk, snapshot })
     }
@@ -109,14 +121,16 @@ impl Reader for SnapshotReader {
 
     fn index_now(&self) -> Option<WalIndex> {
         let _inside = inside::in_sqlite();
-        self.walk.0.lock().as_ref()?.file.shm_header(false).and_then(read_index)
+        self.walk.open.lock().as_ref()?.file.shm_header(false).and_then(read_index)
     }
 
     fn read_main(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let _inside = inside::in_sqlite();
-        match self.walk.0.lock().as_ref() {
+        match self.walk.open.lock().as_ref() {
             Some(open) => open.file.read(buffer, offset),
-            None => Err(io::Error::other("the process forked while the database was read")),
+            None => Err(io::Error::other(
+                "the process forked while it was read, or a connection asked for it to itself",
+            )),
         }
     }
 }

@@ -17,6 +17,7 @@ use walferry::wal::evidence::Guard;
 use crate::api::{self, Api, BaseVfs, Connection, OwnConnection};
 use crate::handle::Handle;
 use crate::pin::Pin;
+use crate::reader;
 
 /// A replicated database in this process.
 pub struct Shimmed {
@@ -45,6 +46,8 @@ pub struct Shimmed {
     pub(crate) keeper: Mutex<Option<OwnConnection>>,
     /// Whether this process ships, and so keeps others from beginning the WAL anew.
     pub(crate) holds: Holds,
+    /// The beginning of a walk and a request for the database to itself take turns.
+    pub(crate) walks: Mutex<()>,
     /// Attaching and detaching take turns.
     pub(crate) turn: Mutex<()>,
     /// The connection that has the database to itself.
@@ -160,6 +163,7 @@ impl Shimmed {
             pin: Mutex::new(None),
             keeper: Mutex::new(None),
             holds: Holds::default(),
+            walks: Mutex::new(()),
             turn: Mutex::new(()),
             alone: Mutex::new(None),
             file: Mutex::new(None),
@@ -220,8 +224,8 @@ impl Shimmed {
         if pin.is_some() {
             return true;
         }
-        let alone = self.exclusive.load(Ordering::Acquire) > 0;
-        let Some(api) = api::api().filter(|_| self.is_attached() && !alone) else { return false };
+        let free = self.is_attached() && !self.is_asked_for();
+        let Some(api) = api::api().filter(|_| free) else { return false };
         let path = self.database.path();
         let opened = *self.file.lock();
         if opened.is_some() && Fingerprint::of(path).map(|now| now.file).ok() != opened {
@@ -273,12 +277,24 @@ impl Shimmed {
             .find_map(|handle| handle.index_from_outside())
     }
 
-    /// Gives the pin up for a connection that asks for the database to itself.
-    pub(crate) fn make_way(&self) {
+    /// Gives the pin up for a connection that asks for the database to itself. Walks are ended, unless
+    /// it only asks because it closes, which then leaves the WAL in place.
+    pub(crate) fn make_way(&self, closes: bool) {
+        let _turn = self.walks.lock();
         *self.keeper.lock() = None;
-        let mut pin = self.pin.lock();
-        self.exclusive.fetch_add(1, Ordering::AcqRel);
-        *pin = None;
+        {
+            let mut pin = self.pin.lock();
+            self.exclusive.fetch_add(1, Ordering::AcqRel);
+            *pin = None;
+        }
+        if !closes {
+            reader::end_walks_of(self.database.path());
+        }
+    }
+
+    /// True if a connection asks for the database to itself, or has it.
+    pub(crate) fn is_asked_for(&self) -> bool {
+        self.exclusive.load(Ordering::Acquire) > 0
     }
 
     /// The end of that.
