@@ -21,8 +21,19 @@ const OPEN_PIECES_MAX: usize = 64;
 const READ_AHEAD: u32 = 128;
 /// How often index and file are looked at before they count as two that never meet.
 const LOOKS_MAX: usize = 10;
+/// After so long, in milliseconds, they are looked at once more, and for so long at most.
+const UNCLEAR_AGAIN_MS: u64 = 10;
+const UNCLEAR_MAX_MS: u64 = 2000;
 /// The spool's least cap, if none is set.
 const SPOOL_CAP_DEFAULT: u64 = 10 << 30;
+
+/// Index and file do not fit together for now.
+#[derive(Clone, Copy)]
+pub(super) struct Unclear {
+    since: u64,
+    /// When they are to be looked at again; `None` once the engine was told to.
+    pub again_at: Option<u64>,
+}
 
 /// A look at the wal-index.
 #[derive(Clone, Copy, Debug)]
@@ -129,6 +140,7 @@ impl Replica {
         self.frames = FrameSet::default();
         self.frames_end = None;
         self.judged = None;
+        self.unclear = None;
     }
 
     /// Captures what is published, into a piece, because somebody waits at the gate.
@@ -165,14 +177,11 @@ impl Replica {
     pub(super) fn take_frames(&mut self, purpose: Purpose) -> Result<u64, Stop> {
         self.hear();
         self.follow_restart();
-        let mut counted = None;
+        let mut told = None;
         for _ in 0..LOOKS_MAX {
             let Some(look) = self.look_at_index() else { return Ok(self.captured_seq) };
-            if counted.is_none() {
-                // Commits up to here wait no longer to be told of; whether later ones follow or not.
-                counted = Some(look.seq);
-                self.tell_engine(look.since, purpose);
-            }
+            told = earlier(told, look.since);
+            self.tell_engine(look.since, purpose);
             let Cursor::At(cursor) = self.cursor else { return Ok(self.captured_seq) };
             if !self.attached {
                 return self.taken_before_the_end(cursor, &look);
@@ -181,12 +190,30 @@ impl Replica {
                 return Ok(look.seq);
             }
             if self.take_seen(cursor, &look)? {
+                self.unclear = None;
                 return Ok(look.seq);
             }
             // The file is of another moment than the index, or another file by now.
             self.wal = None;
         }
-        Err(Stop::Diverged(Finding::WalOfAnother))
+        self.look_again_soon(told)
+    }
+
+    /// The wal-index cannot be read, as in the middle of a writer's change to it, and the file has
+    /// gone on: this is looked at again in a moment, but not for ever.
+    fn look_again_soon(&mut self, told: Option<u64>) -> Result<u64, Stop> {
+        let now = self.process.now();
+        let since = self.unclear.map_or(now, |unclear| unclear.since);
+        if now.saturating_sub(since) >= UNCLEAR_MAX_MS {
+            self.unclear = None;
+            return Err(Stop::Diverged(Finding::WalOfAnother));
+        }
+        self.unclear = Some(Unclear { since, again_at: Some(now + UNCLEAR_AGAIN_MS) });
+        // Until then it waits as if the engine had not been told.
+        self.database.with(|shared| {
+            shared.unreported_since = earlier(shared.unreported_since, told.or(Some(now)));
+        });
+        Ok(self.captured_seq)
     }
 
     /// The wal-index as it is now, or was last published, with the count of commits up to it. `None`

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::attach::STANDBY_RETRY_MS;
 use super::capture::{Cursor, Maker};
+use super::frames::Unclear;
 use super::image::ImageJob;
 use super::looks::Looks;
 use super::open::{Local, Point};
@@ -45,6 +46,8 @@ pub(super) struct Replica {
     pub(super) frames_end: Option<Proven>,
     /// The last wal-index up to which everything is accounted for.
     pub(super) judged: Option<WalIndex>,
+    /// Index and file did not fit together when they were looked at last.
+    pub(super) unclear: Option<Unclear>,
     /// Open pieces, oldest first.
     pub(super) open: Vec<Entry>,
     /// Closed files that the store has not confirmed, oldest first.
@@ -134,6 +137,7 @@ impl Replica {
             frames_salts: Salts::default(),
             frames_end: None,
             judged: None,
+            unclear: None,
             open: Vec::new(),
             closed: VecDeque::new(),
             point: None,
@@ -186,7 +190,8 @@ impl Replica {
         let slice = self.has_slice().then_some(0);
         let watch = self.watches().then_some(self.watch_at);
         let engine = self.engine.wakeup(self.process.now());
-        [slice, watch, engine, self.retry_at].into_iter().flatten().min()
+        let unclear = self.unclear.and_then(|unclear| unclear.again_at);
+        [slice, watch, engine, unclear, self.retry_at].into_iter().flatten().min()
     }
 
     /// Whether it is looked around once a second: also where the database has left WAL mode, in which
@@ -310,6 +315,9 @@ impl Replica {
         self.awake = false;
         if self.dead.is_some() {
             return;
+        }
+        if let Some(unclear) = &mut self.unclear {
+            unclear.again_at = unclear.again_at.filter(|at| *at > now);
         }
         if self.retry_at.is_some_and(|at| at <= now) {
             if self.database.shipper_is_well(now) {
