@@ -214,7 +214,7 @@ impl Replica {
         let fingerprint = Fingerprint::of(self.database.path()).ok();
         self.cursor = Cursor::Unknown;
         self.clear_frames();
-        self.clear_spool().map_err(|stop| stop.to_string())?;
+        self.clear_spool();
         let page_size = scan.page_size();
         Ok(Sending {
             scan,
