@@ -4,6 +4,7 @@
  *     dns     if it exists, no name is resolved
  *     clock   seconds by which the wall clock is wrong
  *     full    paths, one a line: whatever would take room at or below one fails with ENOSPC
+ *     kept    paths, one a line: no file at or below one can be removed
  * CLOCK_MONOTONIC is left alone, as it is when somebody sets a clock.
  */
 #define _GNU_SOURCE
@@ -43,18 +44,26 @@ static long control(const char *name, char *text, size_t size) {
     return got;
 }
 
-static int is_full(const char *path) {
+static int is_listed(const char *name, const char *path, int error) {
     char list[8 * PATH_MAX], *rest = list, *line;
-    if (!path || control("full", list, sizeof list) < 0)
+    if (!path || control(name, list, sizeof list) < 0)
         return 0;
     while ((line = strsep(&rest, "\n"))) {
         size_t len = strlen(line);
         if (len && !strncmp(path, line, len) && strchr("/-", path[len]) != NULL) {
-            errno = ENOSPC;
+            errno = error;
             return 1;
         }
     }
     return 0;
+}
+
+static int is_full(const char *path) {
+    return is_listed("full", path, ENOSPC);
+}
+
+int unlink(const char *path) {
+    return is_listed("kept", path, EACCES) ? -1 : REAL(int, "unlink", const char *)(path);
 }
 
 static int fd_is_full(int fd) {

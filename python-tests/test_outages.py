@@ -626,3 +626,29 @@ def test_no_room_on_the_replica(new_host, new_replica, new_disk, tmp_path):
     unbothered(host, database)
     disk.make_room()
     all_well(host, database, replica, tmp_path)
+
+
+def test_pieces_that_cannot_be_removed(new_host, new_replica, misfortune, tmp_path):
+    """What was captured is in the file that is shipped, whatever becomes of its pieces."""
+    replica, database = new_replica("file"), tmp_path / "app.db"
+    host = start(new_host, replica, database, WALFERRY_SYNC_INTERVAL="1h", **misfortune.env)
+    host.sync()
+    spool = tmp_path / "app.db-walferry" / "spool"
+    misfortune.set("kept", spool)
+    for _ in range(2):
+        # Enough new beginnings of the WAL that pieces are joined, too.
+        commits(host, 2500)
+        host.sync()
+    assert len(list(spool.glob("open-*.ltx"))) > 64
+    assert_restores(replica, database, tmp_path)
+    host.kill()
+    # The next process knows them for what they are, whether it can remove them or not.
+    host = start(new_host, replica, database, WALFERRY_SYNC_INTERVAL="1h", **misfortune.env)
+    commits(host, 300)
+    host.sync()
+    assert_restores(replica, database, tmp_path)
+    host.kill()
+    misfortune.over("kept")
+    host = start(new_host, replica, database)
+    all_well(host, database, replica, tmp_path)
+    assert not list(spool.glob("open-*.ltx"))

@@ -155,6 +155,8 @@ impl Handle {
         let _mapping = self.mapping.lock();
         self.unmapped.store(true, Ordering::Release);
         self.set_shm(None);
+        // The sealer may just be looking at it.
+        drop(self.readable.lock());
     }
 
     /// The wal-index header, for another thread than that of the connection.

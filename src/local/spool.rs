@@ -93,15 +93,14 @@ impl Spool {
 
     /// All files in the order of their pieces, without what a crash left behind: unfinished
     /// files, open files that a closed one contains, and files up to piece `done`, which the state
-    /// has already passed. Those are removed.
+    /// has already passed. Those are removed; one that cannot be is left out all the same.
     pub fn scan(&self, done: u64) -> Result<Vec<Entry>, Error> {
         let (entries, unfinished) = self.list()?;
-        for path in unfinished {
-            remove_path(&path)?;
-        }
         let (kept, superseded) = sort_out(entries, done);
-        for entry in superseded {
-            self.remove(&entry)?;
+        for path in unfinished.into_iter().chain(superseded.iter().map(|entry| self.path(entry))) {
+            if let Err(error) = remove_path(&path) {
+                log::warn!("{error}; it is of no use any more");
+            }
         }
         Ok(kept)
     }
@@ -237,8 +236,11 @@ mod tests {
         let pieces = |entries: &[Entry]| entries.iter().map(|e| e.pieces).collect::<Vec<_>>();
         assert_eq!(pieces(&spool.look(2).unwrap()), [(3, 5), (6, 7)]);
         assert!(spool.temp_path().exists(), "a look changes nothing");
+        // One that cannot be removed is known for what it is, each time.
+        let stuck = spool.path(&entry(None, 4, 5));
+        std::fs::create_dir_all(stuck.join("in it")).unwrap();
         assert_eq!(pieces(&spool.scan(2).unwrap()), [(3, 5), (6, 7)]);
         assert_eq!(pieces(&spool.scan(0).unwrap()), [(3, 5), (6, 7)], "the rest is gone");
-        assert!(!spool.temp_path().exists());
+        assert!(stuck.exists() && !spool.temp_path().exists());
     }
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::finding::Finding;
-use crate::local::pages::PageTable;
+use crate::local::pages::{self, PageTable};
 use crate::local::spool::{Entry, Spool};
 use crate::ltx::{
     self, Checksum, DatabaseChecksum, Decoder, Encoded, Encoder, HEADER_LEN, Header, Tag,
@@ -36,6 +36,19 @@ impl std::fmt::Display for Stop {
 impl From<crate::local::Error> for Stop {
     fn from(error: crate::local::Error) -> Stop {
         Stop::Failed(error.to_string())
+    }
+}
+
+/// A page table that is not what it was is of no use any more.
+impl From<pages::Error> for Stop {
+    fn from(error: pages::Error) -> Stop {
+        match error {
+            pages::Error::Io(error) => Stop::Failed(error.to_string()),
+            pages::Error::Changed(_) => {
+                log::error!("{error}");
+                Stop::Diverged(Finding::TableDisproved)
+            }
+        }
     }
 }
 
@@ -196,28 +209,28 @@ impl PieceWriter {
         maker: &Maker,
         entry: Entry,
     ) -> Result<Entry, Stop> {
-        let mut post_apply = table.checksum();
-        for (pgno, sum) in &self.sums {
-            if let Some(old) = table.get(*pgno) {
-                post_apply.toggle(old);
-            }
-            post_apply.toggle(*sum);
-        }
-        for pgno in commit.saturating_add(1)..=table.commit() {
-            if let Some(old) = table.get(pgno) {
-                post_apply.toggle(old);
-            }
-        }
+        let post_apply = table.checksum_after(&self.sums, commit)?;
         let header = maker.header(commit, post_apply, span);
         let done = self.encoder.finish(&header);
         let (out, encoded) = done.map_err(|error| encoding(&self.temp, error))?;
         let entry = complete(spool, out, &encoded, entry)?;
-        for (pgno, sum) in &self.sums {
-            table.set(*pgno, Some(*sum))?;
+        let followed = follow(table, &self.sums, commit);
+        if followed.is_err() {
+            // Its piece's number is given again, and of two files with one the wrong might be taken.
+            spool.remove(&entry).unwrap_or_else(|error| log::error!("{error}"));
         }
-        table.set_commit(commit)?;
-        Ok(entry)
+        Ok(followed.map(|()| entry)?)
     }
+}
+
+/// Makes the page table follow a file of these pages.
+fn follow(
+    table: &mut PageTable,
+    sums: &[(Pgno, Checksum)],
+    commit: u32,
+) -> Result<(), pages::Error> {
+    table.set_all(sums)?;
+    table.set_commit(commit)
 }
 
 /// Joins open spool files into one closed one. Nothing is removed: the caller does that.

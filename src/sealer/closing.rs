@@ -87,10 +87,10 @@ impl Replica {
         let entry = Entry { txid: Some(txid), pieces: (first, last), position, len: 0 };
         let (commit, post) = (local.table.commit(), local.table.checksum());
         let closed = capture::merge(&local.spool, &self.open, commit, post, &maker, entry)?;
-        for piece in std::mem::take(&mut self.open) {
-            local.spool.remove(&piece)?;
-        }
+        // It is the log's next file from here on, whatever becomes of the pieces that are in it.
+        let pieces = std::mem::take(&mut self.open);
         self.add_closed(closed, maker.timestamp);
+        self.remove_files(&pieces);
         Ok(Some(txid))
     }
 
@@ -117,12 +117,10 @@ impl Replica {
         let maker = maker(&self.engine, &point);
         let (commit, post) = (local.table.commit(), local.table.checksum());
         let joined = capture::merge(&local.spool, &self.open, commit, post, &maker, entry)?;
-        for piece in std::mem::take(&mut self.open) {
-            if piece.pieces != joined.pieces {
-                local.spool.remove(&piece)?;
-            }
-        }
-        self.open.push(joined);
+        let pieces = std::mem::replace(&mut self.open, vec![joined.clone()]);
+        let joined: Vec<Entry> =
+            pieces.into_iter().filter(|piece| piece.pieces != joined.pieces).collect();
+        self.remove_files(&joined);
         Ok(())
     }
 
@@ -373,12 +371,21 @@ impl Replica {
     }
 
     /// Forgets everything that waits: an image supersedes it.
-    pub(super) fn clear_spool(&mut self) -> Result<(), Stop> {
-        let Some(local) = &self.local else { return Ok(()) };
-        for entry in self.open.drain(..).chain(self.closed.drain(..).map(|file| file.entry)) {
-            local.spool.remove(&entry)?;
+    pub(super) fn clear_spool(&mut self) {
+        let closed = self.closed.drain(..).map(|file| file.entry);
+        let entries: Vec<Entry> = self.open.drain(..).chain(closed).collect();
+        self.remove_files(&entries);
+    }
+
+    /// Removes files whose pieces are elsewhere by now. What cannot be removed is known by that, too,
+    /// and left out when the spool is read again.
+    fn remove_files(&self, entries: &[Entry]) {
+        let Some(local) = &self.local else { return };
+        for entry in entries {
+            if let Err(error) = local.spool.remove(entry) {
+                log::warn!("{}: {error}; it is of no use any more", self.database.label());
+            }
         }
-        Ok(())
     }
 }
 

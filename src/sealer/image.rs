@@ -210,11 +210,11 @@ impl Replica {
         let scan = self.open_scan()?;
         self.refresh_published();
         let local = self.local.as_mut().ok_or("the local state is not open")?;
-        local.table.reset();
+        local.table.reset().map_err(|error| error.to_string())?;
         let fingerprint = Fingerprint::of(self.database.path()).ok();
         self.cursor = Cursor::Unknown;
         self.clear_frames();
-        self.clear_spool().map_err(|stop| stop.to_string())?;
+        self.clear_spool();
         let page_size = scan.page_size();
         Ok(Sending {
             scan,
@@ -288,14 +288,16 @@ impl Replica {
         }
         let Some(local) = self.local.as_mut() else { return Err("the local state is gone".into()) };
         let (encoder, table) = (&mut sending.encoder, &mut local.table);
+        let mut sums = Vec::new();
         let more = sending
             .scan
             .step(|pgno, page| -> Result<(), SliceError> {
                 encoder.page(pgno, page).map_err(|error| SliceError(error.to_string()))?;
-                let sum = ltx::checksum::page(pgno, page);
-                table.set(pgno, Some(sum)).map_err(|error| SliceError(error.to_string()))
+                sums.push((pgno, ltx::checksum::page(pgno, page)));
+                Ok(())
             })
             .map_err(|error| error.0)?;
+        table.set_all(&sums).map_err(|error| error.to_string())?;
         sending.cut_part()?;
         if !more {
             self.finish_sending(sending, head)?;

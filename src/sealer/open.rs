@@ -150,7 +150,7 @@ fn read(mut local: Local) -> Result<Found, Error> {
             local.spool.remove(&entry)?;
         }
         if local.state.image.is_none() {
-            local.table.reset();
+            local.table.reset()?;
         }
         let found = Found {
             local,

@@ -16,7 +16,7 @@ use super::resync::ResyncJob;
 use crate::claim::Claim;
 use crate::database::{Database, Gate};
 use crate::engine::{Action, Engine, Event, Options, Phase};
-use crate::finding::Finding;
+use crate::finding::{Answer, Finding};
 use crate::history::History;
 use crate::local;
 use crate::local::spool::Entry;
@@ -376,6 +376,7 @@ impl Replica {
 
     pub(super) fn diverge(&mut self, found: Finding) {
         self.note(found);
+        let image = found.answer() == Answer::Image;
         self.epoch += 1;
         self.cursor = Cursor::Unknown;
         self.clear_frames();
@@ -383,6 +384,9 @@ impl Replica {
             shared.captured = None;
             shared.lost_track += 1;
         });
+        if image {
+            return self.need_image();
+        }
         self.engine.handle(self.process.now(), Event::Diverged);
         self.set_gate();
     }

@@ -8,8 +8,8 @@ use super::replica::{LocalJob, Purpose, Replica, maker};
 use super::scan::Scan;
 use crate::database::Gate;
 use crate::engine::{Event, Failure};
-use crate::finding::Finding;
-use crate::ltx::{self, DatabaseChecksum};
+use crate::finding::{Answer, Finding};
+use crate::ltx::{self, Checksum, DatabaseChecksum};
 use crate::units::Txid;
 
 /// A comparison under way.
@@ -52,51 +52,73 @@ impl Replica {
         match self.capture(Purpose::Close) {
             Ok(()) => {}
             Err(Stop::Failed(why)) => return Err(why),
-            Err(Stop::Diverged(found)) => {
+            Err(Stop::Diverged(found)) if found.answer() == Answer::Compare => {
                 self.note(found);
                 return self.begin_comparison(txid, true);
+            }
+            Err(Stop::Diverged(found)) => {
+                self.cannot_compare(found);
+                return Ok(());
             }
         }
         if self.open.is_empty() {
             let mut scan = self.open_scan()?;
             let page = scan.page(1).map_err(|error| error.to_string())?;
             let sum = ltx::checksum::page(1, &page);
-            let known = self.local.as_ref().and_then(|local| local.table.get(1));
-            if known != Some(sum) {
-                // Something was committed meanwhile.
-                drop(scan);
-                return self.begin_comparison(txid, true);
+            match self.write_page_one(&page, sum) {
+                Ok(true) => {}
+                Ok(false) => {
+                    // Something was committed meanwhile.
+                    drop(scan);
+                    return self.begin_comparison(txid, true);
+                }
+                Err(stop) => return self.other_answer(stop),
             }
-            self.write_page_one(&page)?;
         }
         match self.close_captured(txid) {
             Ok(closed) => {
                 self.engine.handle(now, Event::Closed(closed));
                 Ok(())
             }
-            Err(stop) => Err(stop.to_string()),
+            Err(stop) => self.other_answer(stop),
         }
     }
 
-    fn write_page_one(&mut self, page: &[u8]) -> Result<(), String> {
+    /// Page 1 as a piece of its own, if the page table knows it so.
+    fn write_page_one(&mut self, page: &[u8], sum: Checksum) -> Result<bool, Stop> {
         let entry = self.next_entry(None);
         let (Some(local), Some(point)) = (&mut self.local, self.point) else {
-            return Err("the local state is not open".into());
+            return Err(Stop::Failed("the local state is not open".into()));
         };
+        if local.table.get(1)? != Some(sum) {
+            return Ok(false);
+        }
         let maker = maker(&self.engine, &point);
         let commit = local.table.commit();
-        let written = PieceWriter::begin(&local.spool, point.page_size).and_then(|mut writer| {
-            writer.page(1, page)?;
-            writer.finish(&local.spool, &mut local.table, commit, Span::NONE, &maker, entry)
-        });
-        match written {
-            Ok(entry) => {
-                self.piece = entry.pieces.1;
-                self.open.push(entry);
+        let mut writer = PieceWriter::begin(&local.spool, point.page_size)?;
+        writer.page(1, page)?;
+        let entry =
+            writer.finish(&local.spool, &mut local.table, commit, Span::NONE, &maker, entry)?;
+        self.piece = entry.pieces.1;
+        self.open.push(entry);
+        Ok(true)
+    }
+
+    /// What stopped it: a reason to try again, or one to do something else.
+    fn other_answer(&mut self, stop: Stop) -> Result<(), String> {
+        match stop {
+            Stop::Failed(why) => Err(why),
+            Stop::Diverged(found) => {
+                self.cannot_compare(found);
                 Ok(())
             }
-            Err(stop) => Err(stop.to_string()),
         }
+    }
+
+    /// What was found needs another answer than what was under way.
+    fn cannot_compare(&mut self, found: Finding) {
+        self.diverge(found);
+        self.engine.handle(self.process.now(), Event::Closed(None));
     }
 
     fn begin_comparison(&mut self, txid: Txid, claim: bool) -> Result<(), String> {
@@ -135,32 +157,36 @@ impl Replica {
                     self.resync_failed(message, true);
                 }
             }
-            Err(message) => self.resync_failed(message, true),
+            Err(stop) => {
+                if let Err(message) = self.other_answer(stop) {
+                    self.resync_failed(message, true);
+                }
+            }
         }
         self.set_gate();
         self.database.notify();
     }
 
-    fn step_comparison(&mut self, job: &mut ResyncJob) -> Result<bool, String> {
-        let Some(local) = &mut self.local else { return Err("the local state is gone".into()) };
+    fn step_comparison(&mut self, job: &mut ResyncJob) -> Result<bool, Stop> {
+        let Some(local) = &mut self.local else {
+            return Err(Stop::Failed("the local state is gone".into()));
+        };
         let page_size = job.scan.page_size();
         let (writer, total, claim) = (&mut job.writer, &mut job.total, job.claim);
-        job.scan
-            .step(|pgno, page| -> Result<(), Stop> {
-                let sum = ltx::checksum::page(pgno, page);
-                total.toggle(sum);
-                if local.table.get(pgno) == Some(sum) && !(claim && pgno == 1) {
-                    return Ok(());
-                }
-                if writer.is_none() {
-                    *writer = Some(PieceWriter::begin(&local.spool, page_size)?);
-                }
-                match writer {
-                    Some(writer) => writer.page(pgno, page),
-                    None => Ok(()),
-                }
-            })
-            .map_err(|stop| stop.to_string())
+        job.scan.step(|pgno, page| -> Result<(), Stop> {
+            let sum = ltx::checksum::page(pgno, page);
+            total.toggle(sum);
+            if local.table.get(pgno)? == Some(sum) && !(claim && pgno == 1) {
+                return Ok(());
+            }
+            if writer.is_none() {
+                *writer = Some(PieceWriter::begin(&local.spool, page_size)?);
+            }
+            match writer {
+                Some(writer) => writer.page(pgno, page),
+                None => Ok(()),
+            }
+        })
     }
 
     fn finish_comparison(&mut self, mut job: ResyncJob) -> Result<(), String> {
@@ -192,7 +218,7 @@ impl Replica {
                     self.piece = entry.pieces.1;
                     self.open.push(entry);
                 }
-                Err(stop) => return Err(stop.to_string()),
+                Err(stop) => return self.other_answer(stop),
             }
         }
         let proven = self.local.as_ref().is_some_and(|l| l.table.checksum() == job.total);
@@ -214,13 +240,7 @@ impl Replica {
         log::info!("{path}: compared; {}", if differs { "what differs is sent" } else { "equal" });
         let closed = match self.close_captured(job.txid) {
             Ok(closed) => closed,
-            Err(Stop::Failed(why)) => return Err(why),
-            Err(Stop::Diverged(found)) => {
-                self.engine.handle(now, Event::Diverged);
-                self.engine.handle(now, Event::Closed(None));
-                self.note(found);
-                return Ok(());
-            }
+            Err(stop) => return self.other_answer(stop),
         };
         // Only now: until the frames behind the walk are taken, none of them may be overwritten.
         drop(job.scan);
