@@ -58,6 +58,9 @@ build() {
     mv "$folder/host.new" "$folder/host"
 }
 
+mkdir -p "$HOSTS"
+exec 9>"$HOSTS/lock"
+flock 9 # one at a time
 [ $# -gt 0 ] || set -- system "${!CRATES[@]}"
 for version; do
     [ "$version" = system ] || [ -n "${CRATES[$version]:-}" ] || die "no crate is known for SQLite $version"

@@ -61,7 +61,7 @@ static struct {
     const char *db, *journal, *extension, *end;
     uint64_t seed;
     double seconds, fork_every, emfile_every;
-    int writer, threads, late, lazy, wait, rows, page_size, auto_vacuum, wal;
+    int writer, threads, late, lazy, hot, wait, rows, page_size, auto_vacuum, wal;
     int weights[KINDS];
 } opt = {.end = "close", .seconds = 1, .threads = 1, .rows = 150, .wal = 1};
 
@@ -215,14 +215,14 @@ static sqlite3 *plain_open(Rng *rng) {
 
 static sqlite3 *open_one(Rng *rng) {
     static const int TIMEOUTS[] = {0, 5, 50, 400}, CACHES[] = {2000, 2000, 100, 10, 5},
-                     CHECKPOINTS[] = {1, 5, 20, 20, 100, 1000, 0};
+                     CHECKPOINTS[] = {1, 5, 10, 20, 100, 1000, 0};
     static const char *const SYNC_MODES[] = {"OFF", "NORMAL", "NORMAL", "FULL"};
     sqlite3 *db = plain_open(rng);
     if (!db) return 0;
     sqlite3_busy_timeout(db, TIMEOUTS[below(rng, 4)]);
     run(db, "pragma", "PRAGMA synchronous=%s", SYNC_MODES[below(rng, 4)]);
     run(db, "pragma", "PRAGMA cache_size=%d", CACHES[below(rng, 5)]);
-    run(db, "pragma", "PRAGMA wal_autocheckpoint=%d", CHECKPOINTS[opt.lazy ? 5 + below(rng, 2) : below(rng, 7)]);
+    run(db, "pragma", "PRAGMA wal_autocheckpoint=%d", CHECKPOINTS[opt.lazy ? 5 + below(rng, 2) : below(rng, opt.hot ? 3 : 7)]);
     if (one_in(rng, 6)) run(db, "pragma", "PRAGMA journal_size_limit=%d", below(rng, 3) * 20000);
     if (one_in(rng, 8)) run(db, "pragma", "PRAGMA mmap_size=%d", 1 << 20);
     if (opt.wal && one_in(rng, 2)) run(db, "wal", "PRAGMA journal_mode=WAL");
@@ -577,7 +577,7 @@ static pid_t begin_child(Rng *rng, int number, sqlite3 **anchor) {
     opt.writer += 100 * (number + 1);
     opt.threads = 1 + (int)(seed % 2);
     opt.end = seed % 5 == 0 ? "leave" : "close";
-    deadline = now() + 0.2 + (seed % 1000) / 1000.0;
+    deadline = now() + (seed % 2 ? 0.02 : 0.2) + (seed % 1000) / (seed % 2 ? 10000.0 : 1000.0);
     start();
     join();
     if (seed % 3 == 0) _exit(0);
@@ -767,6 +767,7 @@ static void set(const char *name, const char *value) {
     else if (!strcmp(name, "writer")) opt.writer = atoi(value);
     else if (!strcmp(name, "extension")) opt.extension = value;
     else if (!strcmp(name, "lazy")) opt.lazy = atoi(value); /* the WAL grows */
+    else if (!strcmp(name, "hot")) opt.hot = atoi(value); /* the WAL begins anew all the time */
     else if (!strcmp(name, "late")) opt.late = atoi(value);
     else if (!strcmp(name, "fork")) opt.fork_every = atof(value);
     else if (!strcmp(name, "emfile")) opt.emfile_every = atof(value);
