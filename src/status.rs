@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::history;
-use crate::units::Txid;
+use crate::units::{Timestamp, Txid};
 
 /// The words for a database's state.
 pub const STATES: [&str; 9] = [
@@ -55,12 +55,25 @@ pub struct Report {
     pub history: history::Status,
     /// Whether something is being done for it.
     pub keeping: bool,
+    /// What audits came to in this process.
+    pub audit: Option<Audited>,
     /// Connections of this process.
     pub connections: usize,
     /// What did not fit last ([`crate::finding`]), by its name.
     pub found: Option<&'static str>,
     /// Why the last attempt failed, until one succeeds.
     pub last_error: Option<String>,
+}
+
+/// What comparisons of the database with its page table came to, which are made though all is well.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Audited {
+    /// When the last one ended.
+    pub at: Timestamp,
+    /// Pages that it compared.
+    pub pages: u64,
+    /// Pages that differed, in all of them since the process started.
+    pub differed: u64,
 }
 
 /// The lag in a state, if it is known: a database that is not looked at, or not yet, is not up to date.
@@ -88,6 +101,7 @@ impl Report {
             resyncs: 0,
             history: history::Status::default(),
             keeping: false,
+            audit: None,
             connections: 0,
             found: None,
             last_error: None,
@@ -137,6 +151,11 @@ impl Report {
             "proven_at": self.history.proven.map(|(_, at)| at.to_string()),
             "keeping": self.keeping,
             "history_error": self.history.failure,
+            "audit": self.audit.map(|audit| json!({
+                "at": audit.at.to_string(),
+                "pages": audit.pages,
+                "differed": audit.differed,
+            })),
             "connections": self.connections,
             "found": self.found,
             "last_error": self.last_error,
