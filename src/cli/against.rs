@@ -203,13 +203,7 @@ struct Doubt {
 
 impl Doubts {
     /// Takes in what differs; whether that is known to be no commit that waits to be shipped.
-    fn look(
-        &mut self,
-        differ: &[Pgno],
-        now: &Pages,
-        standing: &Standing,
-        newest: Txid,
-    ) -> bool {
+    fn look(&mut self, differ: &[Pgno], now: &Pages, standing: &Standing, newest: Txid) -> bool {
         let mut before = std::mem::take(&mut self.pages);
         let mut fresh = false;
         for pgno in differ {
@@ -220,7 +214,8 @@ impl Doubts {
             fresh |= known.is_none();
             self.pages.insert(*pgno, known.unwrap_or(Doubt { sum, ripe }));
         }
-        let same = !fresh && self.last.as_ref().is_some_and(|last| last == &(newest, differ.to_vec()));
+        let same =
+            !fresh && self.last.as_ref().is_some_and(|last| last == &(newest, differ.to_vec()));
         self.last = Some((newest, differ.to_vec()));
         let quiet = standing.is_quiet(newest);
         self.quiet = if quiet && same { self.quiet.saturating_add(1) } else { 0 };

@@ -166,8 +166,7 @@ async fn compared(
         return Err(format!("{number}, such as: {place}: {}", defect.what));
     }
     let newest = newest.ok_or("its files do not show each page of its newest state")?;
-    let outcome =
-        against::compare(database, url, &store, newest, timeout).await.map_err(said)?;
+    let outcome = against::compare(database, url, &store, newest, timeout).await.map_err(said)?;
     if outcome.is_well() { Ok(outcome.text()) } else { Err(outcome.text()) }
 }
 

@@ -24,7 +24,8 @@ pub enum Advance {
 pub async fn advance(store: Arc<dyn Store>, newest: Newest) -> Result<Advance, store::Error> {
     let files = store.list(Level::L0).await?;
     let behind = files.into_iter().filter(|file| file.key.name.min > newest.txid);
-    let mut behind: HashMap<Txid, FileInfo> = behind.map(|file| (file.key.name.min, file)).collect();
+    let mut behind: HashMap<Txid, FileInfo> =
+        behind.map(|file| (file.key.name.min, file)).collect();
     let mut next = newest.txid.next();
     let mut all = Vec::new();
     while let Some(file) = behind.remove(&next) {
@@ -104,7 +105,9 @@ impl Newest {
         match header.tag {
             Some(tag) if tag.post_apply != sum => {
                 let names = tag.post_apply;
-                Err(format!("the database that it leads to has checksum {sum}, but it names {names}"))
+                Err(format!(
+                    "the database that it leads to has checksum {sum}, but it names {names}"
+                ))
             }
             _ => Ok(()),
         }
