@@ -83,9 +83,10 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     };
     if !args.progress.quiet {
         let outcome = outcome.as_ref();
-        let text = match args.json {
-            true => in_json(&report, outcome),
-            false => in_words(&report, args.quick, outcome),
+        let text = if args.json {
+            in_json(&report, outcome)
+        } else {
+            in_words(&report, args.quick, outcome)
         };
         print(&text)?;
     }

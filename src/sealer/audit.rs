@@ -7,6 +7,7 @@
 //! comparison of the whole database follows, and ships it.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 
 use super::capture::{Cursor, Stop};
 use super::replica::{LocalJob, Purpose, Replica};
@@ -168,16 +169,14 @@ impl Replica {
         if salts != index.salts || frame < index.max_frame || !self.frames.is_empty() {
             return Err(not_yet("capture stands elsewhere"));
         }
-        let border = self.database.border().cloned();
         // What was committed since is not in the state that is read.
-        let later: BTreeSet<Pgno> = match frame > index.max_frame {
-            true => border
-                .and_then(|border| border.frame_pages(&index, index.max_frame + 1, frame))
-                .ok_or_else(|| not_yet("its wal-index cannot be read"))?
-                .into_iter()
-                .collect(),
-            false => BTreeSet::new(),
-        };
+        let mut later = BTreeSet::new();
+        if frame > index.max_frame {
+            let border = self.database.border();
+            let first = index.max_frame.saturating_add(1);
+            let pages = border.and_then(|border| border.frame_pages(&index, first, frame));
+            later.extend(pages.ok_or_else(|| not_yet("its wal-index cannot be read"))?);
+        }
         let (Some(local), Some(point)) = (&mut self.local, self.point) else {
             return Err(not_yet("the local state is not open"));
         };
@@ -234,7 +233,8 @@ fn named(slice: &Slice) -> String {
     };
     if let Some((now, known)) = slice.sizes {
         let and = if text.is_empty() { "" } else { ", and " };
-        text += &format!("{and}its size of {now} pages, captured {known}, is");
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{and}its size of {now} pages, captured {known}, is");
     }
     text
 }

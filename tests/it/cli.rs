@@ -381,6 +381,7 @@ fn verifies() {
     let said = check(&["verify", &url(&golden("litestream-0.5.17"))], 0);
     assert!(said.starts_with("read 21 files with ") && said.contains("8 states"), "{said}");
     assert!(said.contains("carry no database checksums"), "{said}");
+    assert!(said.ends_with("whether it is the database, --against DB shows\n"), "{said}");
     let replica = copy("litestream-0.5.17");
     let file = replica.path().join("ltx/0/0000000000000004-0000000000000004.ltx");
     let mut bytes = fs::read(&file).unwrap();

@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use walferry::ltx::Decoder;
+use walferry::ltx::{Decoder, checksum};
 use walferry::restore::Error;
 use walferry::store::file::FileStore;
 use walferry::store::memory::MemoryStore;
 use walferry::store::{Key, Store};
 use walferry::units::Txid;
-use walferry::verify::{Depth, Kept, Report, verify};
+use walferry::verify::{Advance, Depth, Kept, Newest, Report, advance, examine, verify};
 
-use crate::support::{Replica, five, golden, key};
+use crate::support::{Replica, five, golden, key, put};
 
 fn run(store: impl Store + 'static, depth: Depth) -> Result<Report, Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
@@ -177,4 +177,54 @@ fn a_page_left_out_is_found() {
 fn an_empty_replica_is_none() {
     let error = run(MemoryStore::new(), Depth::Whole).unwrap_err();
     assert!(matches!(error, Error::Plan(walferry::plan::Error::Empty)), "{error}");
+}
+
+fn newest_of(store: &MemoryStore) -> Newest {
+    let store = Arc::new(store.clone());
+    let (report, newest) =
+        on_runtime(examine(store, Depth::Whole, Kept::default(), 2, Arc::new(|_, _| {}))).unwrap();
+    assert_eq!(report.defects, []);
+    newest.unwrap()
+}
+
+fn on_runtime<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+    runtime.block_on(work)
+}
+
+/// A store with these files of a replica.
+fn part(replica: &Replica, files: &[u64]) -> MemoryStore {
+    let store = MemoryStore::new();
+    files.iter().for_each(|txid| {
+        put(&store, key(0, *txid, *txid), replica.bytes(key(0, *txid, *txid)).to_vec())
+    });
+    store
+}
+
+#[test]
+fn the_newest_state_is_known_page_by_page_and_followed() {
+    let replica = five();
+    for txid in 1..=5 {
+        let newest = newest_of(&part(&replica, &(1..=txid).collect::<Vec<_>>()));
+        let pages = (1..).zip(&replica.states[txid as usize]);
+        let sums: Vec<_> = pages.map(|(pgno, page)| checksum::page(pgno, page)).collect();
+        assert_eq!((newest.txid, &newest.sums), (Txid(txid), &sums));
+        assert_eq!(newest.checksum(), replica.checksum(txid));
+        // Over growth, a shrink and growth again it leads to what a whole look sees.
+        let last = newest_of(&replica.store);
+        let led = on_runtime(advance(Arc::new(replica.store.clone()), newest)).unwrap();
+        let Advance::To(led) = led else { panic!("{led:?}") };
+        assert_eq!(*led, last);
+    }
+    let one = newest_of(&part(&replica, &[1]));
+    let led = |store: MemoryStore| on_runtime(advance(Arc::new(store), one.clone())).unwrap();
+    assert!(matches!(led(part(&replica, &[1, 3])), Advance::Lost(why) if why.contains("2")));
+    let wrong = part(&replica, &[1]);
+    put(&wrong, key(0, 2, 2), {
+        let mut other = five();
+        other.states[2][0][100] ^= 1;
+        other.put_pages(0, 2, 2, &[1, 2, 5, 6], |header| header.tag = replica.header(2, 2).tag);
+        other.bytes(key(0, 2, 2)).to_vec()
+    });
+    assert!(matches!(led(wrong), Advance::Lost(why) if why.contains("checksum")));
 }
