@@ -161,14 +161,19 @@ impl Api {
 
     /// Path of a connection's main database.
     pub fn main_path(&self, db: Connection) -> Option<std::path::PathBuf> {
-        // SAFETY: null or a nul-terminated path of SQLite's.
-        unsafe { path_of(self.file_name(db, c"main")) }
+        self.path(db, c"main")
     }
 
-    /// Registers a VFS that lives as long as the process.
-    pub fn register_vfs(&self, vfs: &'static mut ffi::sqlite3_vfs, default: bool) -> c_int {
-        // SAFETY: the structure is never freed.
-        unsafe { (self.vfs_register)(vfs, c_int::from(default)) }
+    /// Path of a connection's database; `None` for one in memory or a temporary one.
+    pub fn path(&self, db: Connection, schema: &CStr) -> Option<std::path::PathBuf> {
+        // SAFETY: null or a nul-terminated path of SQLite's.
+        unsafe { path_of(self.file_name(db, schema)) }
+    }
+
+    /// Registers a VFS that lives as long as the process, or moves it in the list of VFSes.
+    pub fn register_vfs(&self, vfs: NonNull<ffi::sqlite3_vfs>, default: bool) -> c_int {
+        // SAFETY: the structure is never freed; SQLite alone writes to it, under its own mutex.
+        unsafe { (self.vfs_register)(vfs.as_ptr(), c_int::from(default)) }
     }
 
     /// A URI parameter of a file name that SQLite passed to `xOpen`.
