@@ -11,7 +11,7 @@ use crate::database::{Database, Gate, Role, Shared, WaitError};
 use crate::gate::GATE_TIMEOUT;
 use crate::local::shared::{Call, Place, SharedPage, View, pid_namespace};
 use crate::process::Control;
-use crate::status::{Report, STATES};
+use crate::status::{Report, STATES, lag_known};
 use crate::units::Txid;
 use crate::wal::WalIndex;
 
@@ -225,6 +225,10 @@ pub(crate) fn overlay(report: &mut Report, page: &SharedPage, now: u64) {
     let oldest = [unacked, page.peek_unreported()].into_iter().flatten().min();
     report.unacked_since = oldest;
     report.lag_ms = oldest.map_or(0, |since| now.saturating_sub(since));
+    let quiet_for = now.saturating_sub(page.last_alive());
+    report.unheard = view
+        .as_ref()
+        .is_none_or(|view| quiet_for > SILENT_MS || lag_known(state_of(view), 0).is_none());
     let Some(view) = view else {
         report.shipper = None;
         report.last_error = Some("no process ships this database at the moment".to_string());
@@ -235,7 +239,6 @@ pub(crate) fn overlay(report: &mut Report, page: &SharedPage, now: u64) {
     report.acked = Txid(view.acked);
     report.pending_bytes = view.pending_bytes;
     report.spool_files = view.spool_files;
-    let quiet_for = now.saturating_sub(page.last_alive());
     report.last_error = match state_of(&view) {
         _ if quiet_for > SILENT_MS => Some(format!(
             "process {} ships this database, but was not heard of for {} s: is it stopped?",
