@@ -137,6 +137,28 @@ impl Handle {
         !self.is_inherited() && !self.shimmed.is_orphaned()
     }
 
+    /// Why nothing that this connection commits is replicated, if that is so: looked at now.
+    pub fn misplaced(&self) -> Option<&'static str> {
+        if self.is_inherited() {
+            return Some(
+                "the connection was opened before a fork(), and SQLite forbids its use in the \
+                 child; open the database after the fork",
+            );
+        }
+        let opened = *self.shimmed.file.lock();
+        let now = Fingerprint::of(self.shimmed.database.path()).ok().map(|now| now.file);
+        let elsewhere = opened.is_none() || opened != now || self.real.has_moved();
+        (elsewhere || self.shimmed.is_orphaned()).then_some(
+            "the file was deleted, renamed or replaced while it was open, and this connection \
+             writes to the old one; open the database again",
+        )
+    }
+
+    /// What this connection sees committed, however it sees it.
+    pub fn committed_index(&self) -> Option<WalIndex> {
+        if self.is_exclusive() { self.exclusive_index() } else { self.index() }
+    }
+
     /// The file underneath.
     pub fn real(&self) -> RawFile {
         self.real
@@ -188,8 +210,9 @@ impl Handle {
 
     /// Everything committed so far, if the sealer takes part: waits until it is captured.
     pub(crate) fn wait_captured(&self) -> bool {
-        let index = if self.is_exclusive() { self.exclusive_index() } else { self.index() };
-        let Some(index) = index.filter(|_| self.shimmed.is_attached()) else { return true };
+        let Some(index) = self.committed_index().filter(|_| self.shimmed.is_attached()) else {
+            return true;
+        };
         self.database().wait_captured(index)
     }
 
