@@ -1,59 +1,54 @@
-//! The one place of this library that needs `unsafe`: files mapped into memory.
+//! The one place of this library that needs `unsafe`: a word of a file that processes wait on.
 #![allow(unsafe_code)]
 
 use std::fs::File;
 use std::io;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::AtomicU32;
+use std::time::Duration;
 
-use memmap2::{MmapMut, MmapOptions};
+use memmap2::{MmapOptions, MmapRaw};
+use rustix::io::Errno;
+use rustix::thread::futex;
 
-/// Maps the first `len` bytes of a file for reading and writing.
-///
-/// The caller holds the shipper's lock, so that no other walferry changes or shortens the file
-/// while it is mapped, and shortens it itself only after it has dropped the mapping.
-pub(super) fn map(file: &File, len: usize) -> io::Result<MmapMut> {
-    // SAFETY: the mapping is of a file in our own state folder, guarded by the shipper's lock. Its
-    // bytes are checksums that are verified as a whole before they are believed, so that a change
-    // from outside can lead to a refused page table, never to undefined values of a Rust type:
-    // they are read as plain integers.
-    unsafe { MmapOptions::new().len(len).map_mut(file) }
-}
-
-/// A mapping that several processes read and write, word by word.
+/// The address of a word of 4 bytes in a file. Nothing is ever read or written there but by the
+/// kernel, to which the address is given: where the file was cut off under the mapping, it says so,
+/// while a look by ourselves would be a SIGBUS and end the process. The word is read and written
+/// through the file.
 #[derive(Debug)]
-pub(super) struct Words {
-    map: MmapMut,
+pub(super) struct Futex {
+    map: MmapRaw,
+    at: usize,
 }
 
 // A mapping begins at the boundary of a memory page, so its words are aligned.
 #[allow(clippy::cast_ptr_alignment)]
-impl Words {
-    /// Maps `count` words of 8 bytes. The file is as long, and nobody shortens it.
-    pub(super) fn map(file: &File, count: usize) -> io::Result<Words> {
-        // SAFETY: the mapping is touched through atomics alone, for which any bits are a value and
-        // changes by other processes are what they are for. Walferry never shortens the file.
-        let map = unsafe { MmapOptions::new().len(count * 8).map_mut(file)? };
-        Ok(Words { map })
+impl Futex {
+    /// The word that begins at this byte, a multiple of 4.
+    pub(super) fn map(file: &File, at: usize) -> io::Result<Futex> {
+        let map = MmapOptions::new().len(at + size_of::<u32>()).map_raw(file)?;
+        Ok(Futex { map, at })
     }
 
-    /// The word at this place, counted in words.
-    ///
-    /// # Panics
-    /// Beyond the mapping.
-    pub(super) fn word(&self, at: usize) -> &AtomicU64 {
-        assert!(at < self.map.len() / 8, "word {at} of {} bytes", self.map.len());
-        // SAFETY: within the mapping, which starts at a page boundary and lives as long as `self`;
-        // all accesses by this program are atomic.
-        unsafe { AtomicU64::from_ptr(self.map.as_ptr().cast_mut().cast::<u64>().add(at)) }
+    /// Waits until somebody wakes those who wait here, if the word still has this value. `false` if
+    /// there is nothing to wait on.
+    pub(super) fn wait(&self, value: u32, timeout: Duration) -> bool {
+        let timeout = rustix::time::Timespec {
+            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(timeout.subsec_nanos()),
+        };
+        let waited = futex::wait(self.word(), futex::Flags::empty(), value, Some(&timeout));
+        !matches!(waited, Err(error) if error == Errno::FAULT || error == Errno::NOSYS)
     }
 
-    /// The first half of the word at this place, for a futex, which has 32 bits.
-    ///
-    /// # Panics
-    /// Beyond the mapping.
-    pub(super) fn half(&self, at: usize) -> &AtomicU32 {
-        let word = std::ptr::from_ref(self.word(at));
-        // SAFETY: as above; a place that is used as a half is never used as a word.
-        unsafe { AtomicU32::from_ptr(word.cast_mut().cast::<u32>()) }
+    /// Wakes all who wait.
+    pub(super) fn wake(&self) {
+        let _ = futex::wake(self.word(), futex::Flags::empty(), u32::MAX >> 1);
+    }
+
+    fn word(&self) -> &AtomicU32 {
+        // SAFETY: within the mapping, aligned, and mapped as long as `self` lives. The reference
+        // goes to the kernel as an address and is not read through: the compiler does not either,
+        // since what is in a cell may change or go at any time.
+        unsafe { AtomicU32::from_ptr(self.map.as_mut_ptr().add(self.at).cast::<u32>()) }
     }
 }

@@ -1,39 +1,44 @@
-//! What the processes that have one database open tell each other: the small file `shm`, mapped by
-//! all of them, and the pipe `bell`.
+//! What the processes that have one database open tell each other: the small file `shm-2`, which
+//! all of them have open, and the pipe `bell`.
 //!
 //! The process that ships says how far it is ([`View`]); the others look there at their gate, and
 //! call when they want something ([`Call`]). Nothing here is believed for more than waiting: what
 //! the log may contain is decided from the WAL and the local state, which only the lock's holder
 //! touches. A process that dies in the middle of an entry leaves a view that nobody can read whole;
-//! the next shipper begins it anew.
+//! the next shipper begins it anew. A file that somebody empties or fills with garbage costs waits
+//! and no more: the shipper writes its entry again, once a second.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::Write;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::fs::{FileType, Mode, OFlags};
-use rustix::thread::futex;
 
-use super::mapping::Words;
+use super::mapping::Futex;
 use super::{Context, Error};
+use crate::ltx::checksum::FileDigest;
 use crate::units::Salts;
 
+/// The file's name. A layout has a name of its own: an older or newer walferry beside this one has
+/// another file, and never takes a word of this one for something else.
+const NAME: &str = "shm-2";
 /// Length of the file in words of 8 bytes.
 const WORDS: usize = 512;
-/// What the first word says of a file in this layout.
-const MAGIC: u64 = u64::from_le_bytes(*b"wfshm\0\0\x01");
+/// What the first word says of a file in this layout, and of one in any: all but the last byte.
+const MAGIC: u64 = u64::from_le_bytes(*b"wfshm\0\0\x02");
+const ANY_LAYOUT: u64 = u64::MAX >> 8;
 
 // Places, in words.
 const AT_MAGIC: usize = 0;
-/// Counts the entries; odd while one is being made.
-const AT_SEQUENCE: usize = 1;
 /// A futex that changes with each entry.
 const AT_BELL: usize = 2;
-/// What the shipper is asked for: bits of [`Call`].
+/// What the shipper is asked for: a byte for each bit of [`Call`], so that nobody who asks for one
+/// thing writes over another.
 const AT_CALLS: usize = 3;
 /// When another process than the shipper was last here, in milliseconds.
 const AT_STANDBY: usize = 4;
@@ -45,11 +50,17 @@ const AT_WANTED: usize = 6;
 const AT_ALIVE: usize = 9;
 /// Whether the shipper hears the bell.
 const AT_LISTENS: usize = 10;
-const AT_VIEW: usize = 16;
+/// The entry: the checksum of what follows, the view, the error's text.
+const AT_ENTRY: usize = 15;
+const AT_VIEW: usize = AT_ENTRY + 1;
 const VIEW_WORDS: usize = 16;
-const AT_ERROR: usize = AT_VIEW + VIEW_WORDS;
 /// Longest text of an error, in words.
 const ERROR_WORDS: usize = 96;
+const ENTRY_WORDS: usize = 1 + VIEW_WORDS + ERROR_WORDS;
+/// How often an entry is read again that is just being made.
+const TRIES: usize = 100;
+/// Where nobody can be waited for, the next look is after so long.
+const NEXT_LOOK: Duration = Duration::from_millis(1);
 
 /// A position in a generation of the WAL.
 pub type Place = (Salts, u32);
@@ -114,6 +125,11 @@ impl Call {
         self.0 & other.0 != 0
     }
 
+    /// Whether the bit of this number is set.
+    fn has_flag(self, at: usize) -> bool {
+        self.0 >> at & 1 != 0
+    }
+
     /// Both.
     #[must_use]
     pub fn and(self, other: Call) -> Call {
@@ -121,35 +137,63 @@ impl Call {
     }
 }
 
-/// The mapped file and the pipe.
+/// The file and the pipe.
+///
+/// The file is read and written, not mapped: memory that is mapped from a file which somebody
+/// shortens ends the process with SIGBUS. Words that several
+/// processes write are made so that the last one may win. Only the kernel uses a mapping, to know
+/// who waits for the same word ([`Futex`]).
 #[derive(Debug)]
 pub struct SharedPage {
-    words: Words,
-    /// Device and inode of the file.
-    file: (u64, u64),
+    path: PathBuf,
+    page: Mutex<Arc<Page>>,
     bell: PathBuf,
     /// The pipe as a caller has it open.
     ringing: Mutex<Option<File>>,
 }
 
+/// The file as it is open.
+#[derive(Debug)]
+struct Page {
+    file: File,
+    futex: Option<Futex>,
+    /// Device and inode of the file.
+    id: (u64, u64),
+}
+
 impl SharedPage {
-    /// Maps the file of a state folder, which is made if need be.
+    /// Opens the file of a state folder, which is made if need be. One in another layout is left
+    /// alone, and is an error; what is none is begun anew.
     pub fn open(dir: &Path) -> Result<SharedPage, Error> {
-        let path = dir.join("shm");
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false);
-        let file = options.open(&path).context("cannot open", &path)?;
-        // Never shortened: another process may have it mapped.
-        super::pages::allocate(&file, WORDS as u64 * 8).context("cannot make room for", &path)?;
-        let words = Words::map(&file, WORDS).context("cannot map", &path)?;
-        words.word(AT_MAGIC).store(MAGIC, Ordering::Release);
-        let file = id(&file.metadata().context("cannot look at", &path)?);
-        Ok(SharedPage { words, file, bell: dir.join("bell"), ringing: Mutex::new(None) })
+        let path = dir.join(NAME);
+        let page = Mutex::new(Page::open(&path)?.into());
+        Ok(SharedPage { path, page, bell: dir.join("bell"), ringing: Mutex::new(None) })
     }
 
-    /// Whether the folder still has the file that is mapped.
+    /// Opens the file again when another one, or none, has its name. What was asked for in the old
+    /// one and not seen is asked for in the new one: somebody waits for it.
+    pub fn renew(&self) -> Result<(), Error> {
+        let new = Page::open(&self.path)?.into();
+        let old = std::mem::replace(&mut *self.page.lock(), new);
+        let mut calls = Call(0);
+        for (at, _) in old.asked().iter().enumerate().filter(|(_, asked)| **asked != 0) {
+            calls = calls.and(Call(1 << at));
+        }
+        match old.words().load(AT_UNREPORTED) {
+            0 => {}
+            since => self.unreported(since),
+        }
+        self.call(calls);
+        Ok(())
+    }
+
+    fn page(&self) -> Arc<Page> {
+        self.page.lock().clone()
+    }
+
+    /// Whether the folder still has the file that is open.
     pub fn is_in_place(&self, dir: &Path) -> bool {
-        std::fs::metadata(dir.join("shm")).is_ok_and(|meta| id(&meta) == self.file)
+        std::fs::metadata(dir.join(NAME)).is_ok_and(|meta| id(&meta) == self.page().id)
     }
 
     /// Where callers ring.
@@ -159,12 +203,9 @@ impl SharedPage {
 
     /// Becomes the shipper: a new term begins, whatever was left in the file. Gives its number.
     pub fn begin_term(&self, now: u64) -> u64 {
-        let sequence = self.load(AT_SEQUENCE);
-        if !sequence.is_multiple_of(2) {
-            // Somebody died in the middle of an entry.
-            self.store(AT_SEQUENCE, sequence.wrapping_add(1));
-        }
-        let term = self.load(AT_VIEW).max(super::state::random_id() >> 16).wrapping_add(1);
+        // What is there may be the half of an entry, or garbage: never 0 after all that.
+        let last = self.page().words().load(AT_VIEW) & u64::MAX >> 1;
+        let term = last.max(super::state::random_id() >> 16).wrapping_add(1);
         self.alive(now);
         self.set_listens(false);
         let (pid, namespace) = (std::process::id(), pid_namespace());
@@ -174,128 +215,149 @@ impl SharedPage {
 
     /// The shipper says how things stand, and wakes all who wait.
     pub fn publish(&self, view: &View) {
-        let sequence = self.load(AT_SEQUENCE);
-        self.words.word(AT_SEQUENCE).store(sequence.wrapping_add(1), Ordering::Relaxed);
-        fence(Ordering::Release);
-        for (at, word) in view.to_words().into_iter().enumerate() {
-            self.words.word(AT_VIEW + at).store(word, Ordering::Relaxed);
+        let page = self.page();
+        page.words().store_all(AT_ENTRY, &entry_of(view));
+        // Nobody else writes it.
+        let bell = page.mark().wrapping_add(1);
+        page.words().write(AT_BELL * 8, &bell.to_ne_bytes());
+        if let Some(futex) = &page.futex {
+            futex.wake();
         }
-        self.put_error(&view.error);
-        self.store(AT_SEQUENCE, sequence.wrapping_add(2));
-        let bell = self.words.half(AT_BELL);
-        bell.fetch_add(1, Ordering::AcqRel);
-        let _ = futex::wake(bell, futex::Flags::empty(), u32::MAX >> 1);
     }
 
-    /// What the shipper said last; `None` while it is just saying it, and if it died in doing so.
+    /// What the shipper said last; `None` if it has said nothing, and if what is there is not whole.
     pub fn view(&self) -> Option<View> {
-        (0..100).find_map(|_| {
-            let before = self.load(AT_SEQUENCE);
-            let mut words = [0; VIEW_WORDS];
-            for (at, word) in words.iter_mut().enumerate() {
-                *word = self.words.word(AT_VIEW + at).load(Ordering::Relaxed);
-            }
-            let error = self.error();
-            fence(Ordering::Acquire);
-            let after = self.words.word(AT_SEQUENCE).load(Ordering::Relaxed);
-            (before == after && before.is_multiple_of(2)).then(|| View::from_words(&words, error))
-        })
+        self.page().view()
     }
 
     /// A mark to wait from: taken before the view is looked at.
     pub fn mark(&self) -> u32 {
-        self.words.half(AT_BELL).load(Ordering::Acquire)
+        let mark = self.page().mark();
+        fence(Ordering::SeqCst);
+        mark
     }
 
-    /// Waits until the shipper says something after this mark, or for this long.
+    /// Waits until the shipper says something after this mark, or for this long at the most.
     pub fn wait(&self, mark: u32, timeout: Duration) {
-        let timeout = rustix::time::Timespec {
-            tv_sec: timeout.as_secs() as i64,
-            tv_nsec: i64::from(timeout.subsec_nanos()),
-        };
-        let bell = self.words.half(AT_BELL);
-        let _ = futex::wait(bell, futex::Flags::empty(), mark, Some(&timeout));
+        let waited = self.page().futex.as_ref().is_some_and(|futex| futex.wait(mark, timeout));
+        if !waited {
+            std::thread::park_timeout(timeout.min(NEXT_LOOK));
+        }
     }
 
     /// Asks the shipper for something. It is woken unless the same was asked and not seen yet.
     pub fn call(&self, call: Call) {
-        let before = Call(self.words.word(AT_CALLS).fetch_or(call.0, Ordering::AcqRel));
-        if before.0 & call.0 != call.0 {
+        // What the call is about, a commit, is to be seen by who takes it: see `listen`.
+        fence(Ordering::SeqCst);
+        let page = self.page();
+        let asked = page.asked();
+        let mut rings = false;
+        for (at, _) in
+            asked.iter().enumerate().filter(|(at, asked)| call.has_flag(*at) && **asked == 0)
+        {
+            page.words().write(AT_CALLS * 8 + at, &[1]);
+            rings = true;
+        }
+        if rings {
             self.ring();
         }
     }
 
-    /// What was asked for since the last time, but for [`Call::LOOK`].
+    /// What was asked for since the last time, but for [`Call::LOOK`]. It is taken before it is done:
+    /// who asks for the same meanwhile is served by this time, too.
     pub fn take_calls(&self) -> Call {
-        Call(self.words.word(AT_CALLS).fetch_and(Call::LOOK.0, Ordering::AcqRel))
+        let page = self.page();
+        let asked = page.asked();
+        let mut calls = Call(0);
+        for (at, _) in asked.iter().enumerate().filter(|(_, asked)| **asked != 0) {
+            calls = calls.and(Call(1 << at));
+            if !Call::LOOK.has_flag(at) {
+                page.words().write(AT_CALLS * 8 + at, &[0]);
+            }
+        }
+        fence(Ordering::SeqCst);
+        calls
     }
 
     /// From now on the next commit rings. To be called before the wal-index is looked at.
     pub fn listen(&self) {
-        self.words.word(AT_CALLS).fetch_and(!Call::LOOK.0, Ordering::AcqRel);
+        self.page().words().write(AT_CALLS * 8, &[0]);
+        // Either the look sees the commit, or who made it sees this.
+        fence(Ordering::SeqCst);
     }
 
     /// Notes a commit that the shipper does not know of.
     pub fn unreported(&self, now: u64) {
-        let word = self.words.word(AT_UNREPORTED);
-        let _ = word.compare_exchange(0, now.max(1), Ordering::AcqRel, Ordering::Acquire);
+        // Of two processes that find nothing here at once, one is a moment later than the other.
+        if self.page().words().load(AT_UNREPORTED) == 0 {
+            self.page().words().store(AT_UNREPORTED, now.max(1));
+        }
     }
 
     /// When the oldest such commit was made; forgotten with this.
     pub fn take_unreported(&self) -> Option<u64> {
-        let word = self.words.word(AT_UNREPORTED);
-        (word.load(Ordering::Relaxed) != 0)
-            .then(|| word.swap(0, Ordering::AcqRel))
-            .filter(|since| *since != 0)
+        let since = self.peek_unreported()?;
+        self.page().words().store(AT_UNREPORTED, 0);
+        Some(since)
     }
 
     /// When the oldest commit was made that the shipper was not told of.
     pub fn peek_unreported(&self) -> Option<u64> {
-        Some(self.load(AT_UNREPORTED)).filter(|since| *since != 0)
+        Some(self.page().words().load(AT_UNREPORTED)).filter(|since| *since != 0)
     }
 
     /// Names the position at which the WAL is to be begun anew. Only who holds the WAL's write lock
     /// does that, so that there is one at a time. Gives the wish's number.
     pub fn want(&self, (salts, frame): Place) -> u64 {
-        self.store(AT_WANTED, pack_salts(salts));
-        self.store(AT_WANTED + 1, u64::from(frame));
-        self.words.word(AT_WANTED + 2).fetch_add(1, Ordering::AcqRel).wrapping_add(1)
+        let number = match self.page().words().load(AT_WANTED + 2) {
+            // Not one that was answered before the file was emptied.
+            0 => super::state::random_id() >> 16,
+            last => last,
+        };
+        let number = number.wrapping_add(1);
+        self.page().words().store_all(AT_WANTED, &[pack_salts(salts), u64::from(frame)]);
+        // Behind its position, so that who sees the number sees that, too.
+        self.page().words().store(AT_WANTED + 2, number);
+        number
     }
 
     /// That position and the wish's number.
     pub fn wanted(&self) -> (Place, u64) {
-        let number = self.load(AT_WANTED + 2);
-        ((unpack_salts(self.load(AT_WANTED)), self.load(AT_WANTED + 1) as u32), number)
+        let number = self.page().words().load(AT_WANTED + 2);
+        let mut place = [0; 2];
+        self.page().words().load_all(AT_WANTED, &mut place);
+        let [salts, frame] = place;
+        ((unpack_salts(salts), frame as u32), number)
     }
 
     /// The shipper is alive.
     pub fn alive(&self, now: u64) {
-        self.store(AT_ALIVE, now);
+        self.page().words().store(AT_ALIVE, now);
     }
 
     /// Whether it hears the bell; else it comes by once a second.
     pub fn set_listens(&self, listens: bool) {
-        self.store(AT_LISTENS, u64::from(listens));
+        self.page().words().store(AT_LISTENS, u64::from(listens));
     }
 
     /// See [`SharedPage::set_listens`].
     pub fn listens(&self) -> bool {
-        self.load(AT_LISTENS) != 0
+        self.page().words().load(AT_LISTENS) != 0
     }
 
     /// When it was.
     pub fn last_alive(&self) -> u64 {
-        self.load(AT_ALIVE)
+        self.page().words().load(AT_ALIVE)
     }
 
     /// A process that stands by is here.
     pub fn standing_by(&self, now: u64) {
-        self.store(AT_STANDBY, now);
+        self.page().words().store(AT_STANDBY, now);
     }
 
     /// When one was.
     pub fn last_standby(&self) -> u64 {
-        self.load(AT_STANDBY)
+        self.page().words().load(AT_STANDBY)
     }
 
     fn ring(&self) {
@@ -316,46 +378,170 @@ impl SharedPage {
             let _ = pipe.write(&[1]);
         }
     }
+}
+
+impl Page {
+    fn open(path: &Path) -> Result<Page, Error> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        let file = options.open(path).context("cannot open", path)?;
+        let meta = file.metadata().context("cannot look at", path)?;
+        if !meta.file_type().is_file() {
+            let error = std::io::Error::other("it is no file");
+            return Err(error).context("cannot use", path);
+        }
+        let words = Words(&file);
+        match words.load(AT_MAGIC) {
+            MAGIC => {}
+            0 => words.store(AT_MAGIC, MAGIC),
+            other if other & ANY_LAYOUT == MAGIC & ANY_LAYOUT => {
+                let error = std::io::Error::other("it is in the layout of another version");
+                return Err(error).context("cannot use", path);
+            }
+            _ => {
+                let mut empty = [0; WORDS];
+                empty[AT_MAGIC] = MAGIC;
+                words.store_all(AT_MAGIC, &empty);
+            }
+        }
+        // Room for all of it, so that a full disk is an error here and not silence later.
+        make_room(&file, WORDS as u64 * 8).context("cannot make room for", path)?;
+        let futex = Futex::map(&file, AT_BELL * 8).ok();
+        Ok(Page { file, futex, id: id(&meta) })
+    }
+
+    fn words(&self) -> Words<'_> {
+        Words(&self.file)
+    }
+
+    /// A byte for each thing that is asked for.
+    fn asked(&self) -> [u8; 8] {
+        self.words().load(AT_CALLS).to_le_bytes()
+    }
+
+    fn mark(&self) -> u32 {
+        let mut bytes = [0; 4];
+        self.words().read(AT_BELL * 8, &mut bytes);
+        u32::from_ne_bytes(bytes)
+    }
+
+    fn view(&self) -> Option<View> {
+        for _ in 0..TRIES {
+            let mut entry = [0; ENTRY_WORDS];
+            self.words().load_all(AT_ENTRY, &mut entry);
+            if entry[0] == 0 {
+                return None;
+            }
+            if let Some(view) = view_of(&entry) {
+                return Some(view);
+            }
+        }
+        None
+    }
+}
+
+/// The words of the file, little-endian. What cannot be read is 0, and what cannot be written is
+/// not: whoever waits for it waits for his time-out.
+struct Words<'a>(&'a File);
+
+impl Words<'_> {
+    /// Fills the buffer from byte `at` on, with zeros where the file ends.
+    fn read(&self, at: usize, buffer: &mut [u8]) {
+        let count = self.0.read_at(buffer, at as u64).unwrap_or(0);
+        buffer.get_mut(count..).unwrap_or_default().fill(0);
+    }
+
+    fn write(&self, at: usize, bytes: &[u8]) {
+        let _ = self.0.write_all_at(bytes, at as u64);
+    }
 
     fn load(&self, at: usize) -> u64 {
-        self.words.word(at).load(Ordering::Acquire)
+        let mut words = [0];
+        self.load_all(at, &mut words);
+        words[0]
     }
 
     fn store(&self, at: usize, value: u64) {
-        self.words.word(at).store(value, Ordering::Release);
+        self.store_all(at, &[value]);
     }
 
-    fn put_error(&self, text: &str) {
-        let mut end = text.len().min((ERROR_WORDS - 1) * 8);
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        let bytes = text.as_bytes().get(..end).unwrap_or_default();
-        self.words.word(AT_ERROR).store(bytes.len() as u64, Ordering::Relaxed);
-        for (at, chunk) in bytes.chunks(8).enumerate() {
-            let mut word = [0; 8];
-            word.iter_mut().zip(chunk).for_each(|(to, from)| *to = *from);
-            let word = u64::from_le_bytes(word);
-            self.words.word(AT_ERROR + 1 + at).store(word, Ordering::Relaxed);
+    /// Reads these words at once.
+    fn load_all(&self, at: usize, words: &mut [u64]) {
+        let mut bytes = [0; ENTRY_WORDS * 8];
+        let len = (words.len() * 8).min(bytes.len());
+        let bytes = bytes.get_mut(..len).unwrap_or_default();
+        self.read(at * 8, bytes);
+        for (word, bytes) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
+            *word = u64::from_le_bytes(*bytes);
         }
     }
 
-    fn error(&self) -> String {
-        text_at(|at| self.words.word(AT_ERROR + at).load(Ordering::Relaxed))
+    /// Writes these words at once.
+    fn store_all(&self, at: usize, words: &[u64]) {
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        self.write(at * 8, &bytes);
     }
 }
 
-/// The text whose length is in the first of these words, and its bytes in the following.
-fn text_at(word: impl Fn(usize) -> u64) -> String {
-    let len = (word(0) as usize).min((ERROR_WORDS - 1) * 8);
-    let mut bytes: Vec<u8> =
-        (0..len.div_ceil(8)).map(|at| word(at + 1)).flat_map(u64::to_le_bytes).collect();
+/// A view as it is in the file.
+fn entry_of(view: &View) -> [u64; ENTRY_WORDS] {
+    let mut entry = [0; ENTRY_WORDS];
+    let (_, rest) = entry.split_at_mut(1);
+    let (words, error) = rest.split_at_mut(VIEW_WORDS);
+    words.copy_from_slice(&view.to_words());
+    let text = &view.error;
+    let mut end = text.len().min((ERROR_WORDS - 1) * 8);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    let bytes = text.as_bytes().get(..end).unwrap_or_default();
+    let lengths = std::iter::once(bytes.len() as u64);
+    let text = bytes.chunks(8).map(|chunk| {
+        let mut word = [0; 8];
+        word.iter_mut().zip(chunk).for_each(|(to, from)| *to = *from);
+        u64::from_le_bytes(word)
+    });
+    error.iter_mut().zip(lengths.chain(text)).for_each(|(to, from)| *to = from);
+    entry[0] = checksum_of(rest);
+    entry
+}
+
+/// What an entry says, if it is whole.
+fn view_of(entry: &[u64; ENTRY_WORDS]) -> Option<View> {
+    let (checksum, rest) = entry.split_first()?;
+    if *checksum != checksum_of(rest) {
+        return None;
+    }
+    let (words, error) = rest.split_first_chunk::<VIEW_WORDS>()?;
+    let len = (*error.first()? as usize).min((ERROR_WORDS - 1) * 8);
+    let mut bytes: Vec<u8> = error.iter().skip(1).flat_map(|word| word.to_le_bytes()).collect();
     bytes.truncate(len);
-    String::from_utf8_lossy(&bytes).into_owned()
+    Some(View::from_words(words, String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-/// What is to be seen of a shared page by who takes no part: it is read, not mapped, and nothing is
-/// changed.
+/// Never 0, which is what an empty file has.
+fn checksum_of(words: &[u64]) -> u64 {
+    let mut digest = FileDigest::new();
+    for word in words {
+        digest.update(&word.to_le_bytes());
+    }
+    digest.checksum().0 | 1
+}
+
+/// Makes the file at least so long, and gives it room on the disk where that can be had.
+fn make_room(file: &File, len: u64) -> std::io::Result<()> {
+    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, len) {
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
+            if file.metadata()?.len() < len {
+                file.set_len(len)?;
+            }
+            Ok(())
+        }
+        other => Ok(other?),
+    }
+}
+
+/// What is to be seen of a shared page by who takes no part: nothing is made or changed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Glance {
     /// See [`SharedPage::view`].
@@ -366,51 +552,26 @@ pub struct Glance {
     pub unreported_since: Option<u64>,
 }
 
-/// Looks at the page of a state folder. `Ok(None)` when there is none.
+/// Looks at the page of a state folder. `Ok(None)` when there is none in our layout.
 pub fn glance(dir: &Path) -> Result<Option<Glance>, Error> {
-    let path = dir.join("shm");
-    let read = || -> std::io::Result<Vec<u64>> {
-        let mut bytes = vec![0; WORDS * 8];
-        File::open(&path)?.read_exact(&mut bytes)?;
-        let words = bytes.as_chunks::<8>().0.iter();
-        Ok(words.map(|word| u64::from_le_bytes(*word)).collect())
-    };
-    let mut before = match read() {
-        Ok(words) => words,
-        Err(error)
-            if matches!(
-                error.kind(),
-                std::io::ErrorKind::NotFound | std::io::ErrorKind::UnexpectedEof
-            ) =>
-        {
-            return Ok(None);
-        }
+    let path = dir.join(NAME);
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(OFlags::NONBLOCK.bits() as i32);
+    let file = match options.open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).context("cannot read", &path),
     };
-    let word = |words: &[u64], at: usize| words.get(at).copied().unwrap_or(0);
-    for _ in 0..100 {
-        // A read is no atomic look: what is the same twice around an even number was whole.
-        let after = read().context("cannot read", &path)?;
-        let entry = AT_VIEW..AT_ERROR + ERROR_WORDS;
-        let sequence = word(&after, AT_SEQUENCE);
-        let whole = sequence.is_multiple_of(2)
-            && sequence == word(&before, AT_SEQUENCE)
-            && before.get(entry.clone()) == after.get(entry);
-        let mut view = [0; VIEW_WORDS];
-        for (at, to) in view.iter_mut().enumerate() {
-            *to = word(&after, AT_VIEW + at);
-        }
-        if whole || word(&after, AT_MAGIC) != MAGIC {
-            let error = text_at(|at| word(&after, AT_ERROR + at));
-            return Ok(Some(Glance {
-                view: whole.then(|| View::from_words(&view, error)),
-                last_alive: word(&after, AT_ALIVE),
-                unreported_since: Some(word(&after, AT_UNREPORTED)).filter(|since| *since != 0),
-            }));
-        }
-        before = after;
+    if Words(&file).load(AT_MAGIC) != MAGIC {
+        return Ok(None);
     }
-    Ok(Some(Glance { view: None, last_alive: word(&before, AT_ALIVE), unreported_since: None }))
+    let page = Page { file, futex: None, id: (0, 0) };
+    let unreported = page.words().load(AT_UNREPORTED);
+    Ok(Some(Glance {
+        view: page.view(),
+        last_alive: page.words().load(AT_ALIVE),
+        unreported_since: Some(unreported).filter(|since| *since != 0),
+    }))
 }
 
 fn id(meta: &std::fs::Metadata) -> (u64, u64) {
@@ -499,110 +660,4 @@ fn unpack_salts(word: u64) -> Salts {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn view(n: u64) -> View {
-        View {
-            term: 7,
-            pid: n as u32,
-            namespace: n,
-            gate: 2,
-            captured: Some((Salts(n as u32, 2), 0)),
-            captured_seq: n,
-            acked_seq: n,
-            released: None,
-            answered: n,
-            sealed: n,
-            acked: n,
-            unacked_since: n,
-            state: n,
-            pending_bytes: n,
-            spool_files: n,
-            error: "é".repeat(n as usize % 500),
-        }
-    }
-
-    #[test]
-    fn a_view_is_seen_whole_by_another_mapping() {
-        let dir = tempfile::tempdir().unwrap();
-        let ours = SharedPage::open(dir.path()).unwrap();
-        let theirs = SharedPage::open(dir.path()).unwrap();
-        ours.begin_term(1);
-        std::thread::scope(|scope| {
-            scope.spawn(|| (0..20_000).for_each(|n| ours.publish(&view(n))));
-            while theirs.view().is_none_or(|view| view.sealed != 19_999) {
-                if let Some(seen) = theirs.view().filter(|seen| seen.state != 0) {
-                    let n = seen.sealed;
-                    let glance = glance(dir.path()).unwrap().unwrap().view;
-                    if let Some(seen) = glance.filter(|seen| seen.state != 0) {
-                        let expected = view(seen.sealed);
-                        assert!(expected.error.starts_with(&seen.error));
-                        assert_eq!(
-                            (seen.captured, seen.namespace),
-                            (expected.captured, seen.sealed)
-                        );
-                    }
-                    let expected = view(n);
-                    assert_eq!(
-                        View { error: String::new(), ..seen.clone() },
-                        View { error: String::new(), ..expected.clone() }
-                    );
-                    assert!(expected.error.starts_with(&seen.error));
-                }
-            }
-        });
-    }
-
-    #[test]
-    fn a_shipper_that_died_in_the_middle_is_followed_by_a_new_term() {
-        let dir = tempfile::tempdir().unwrap();
-        let page = SharedPage::open(dir.path()).unwrap();
-        page.begin_term(1);
-        let first = page.view().unwrap().term;
-        page.words.word(AT_SEQUENCE).fetch_add(1, Ordering::AcqRel);
-        assert_eq!(page.view(), None);
-        page.begin_term(2);
-        assert!(page.view().unwrap().term > first);
-    }
-
-    #[test]
-    fn calls_ring_once_until_they_are_seen() {
-        let dir = tempfile::tempdir().unwrap();
-        let page = SharedPage::open(dir.path()).unwrap();
-        page.call(Call::LOOK);
-        assert!(page.take_calls().has(Call::LOOK), "without a pipe nothing is lost");
-        page.listen();
-        make_bell(page.bell_path()).unwrap();
-        make_bell(page.bell_path()).unwrap();
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).custom_flags(OFlags::NONBLOCK.bits() as i32);
-        let mut pipe = options.open(page.bell_path()).unwrap();
-        let mut rings = || {
-            let mut buffer = [0; 16];
-            pipe.read(&mut buffer).unwrap_or(0)
-        };
-        page.call(Call::LOOK);
-        page.call(Call::LOOK);
-        assert_eq!(rings(), 1);
-        page.call(Call::HURRY);
-        assert_eq!(rings(), 1);
-        let calls = page.take_calls();
-        assert!(calls.has(Call::HURRY) && calls.has(Call::LOOK) && !calls.has(Call::CAPTURE));
-        page.call(Call::LOOK);
-        assert_eq!(rings(), 0, "it is known that there are commits");
-        page.listen();
-        page.call(Call::LOOK);
-        assert_eq!(rings(), 1);
-    }
-
-    #[test]
-    fn the_oldest_unreported_commit_counts() {
-        let dir = tempfile::tempdir().unwrap();
-        let page = SharedPage::open(dir.path()).unwrap();
-        page.unreported(5);
-        page.unreported(9);
-        assert_eq!((page.peek_unreported(), page.take_unreported()), (Some(5), Some(5)));
-        assert_eq!(page.take_unreported(), None);
-    }
-}
+mod tests;

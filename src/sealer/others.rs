@@ -1,5 +1,7 @@
 //! The other processes of a database: saying who ships, and answering what they ask.
 
+use std::sync::Arc;
+
 use tokio::sync::oneshot;
 
 use super::replica::Replica;
@@ -23,24 +25,36 @@ pub(super) struct Others {
     listening: Option<oneshot::Sender<()>>,
     /// The pipe could not be made: said once.
     deaf: bool,
+    /// Why there is no page to talk by: said once.
+    mute: Option<String>,
     /// When the WAL was last let go for one of them.
     released_at: Option<u64>,
 }
 
 impl Replica {
-    /// Maps the shared page, once the folder of local state is there.
-    fn map_page(&self) {
+    /// Opens the shared page, once the folder of local state is there; anew if it was replaced.
+    fn open_page(&mut self) {
         let dir = self.database.dir();
         let known = self.database.with(|shared| shared.page.clone());
-        if known.is_some_and(|page| page.is_in_place(dir)) {
+        if known.as_ref().is_some_and(|page| page.is_in_place(dir)) {
             return;
         }
-        match SharedPage::open(dir) {
-            Ok(page) => self.database.with(|shared| shared.page = Some(page.into())),
-            Err(error) => log::warn!(
-                "{}: {error}; its processes cannot talk to each other",
-                self.database.label()
-            ),
+        let opened = match known {
+            Some(page) => page.renew().map(|()| page),
+            None => SharedPage::open(dir).map(Arc::new),
+        };
+        match opened {
+            Ok(page) => {
+                self.others.mute = None;
+                self.database.with(|shared| shared.page = Some(page));
+            }
+            Err(error) => {
+                let (path, why) = (self.database.label(), Some(error.to_string()));
+                if self.others.mute != why {
+                    log::warn!("{path}: {error}; its processes cannot talk to each other");
+                    self.others.mute = why;
+                }
+            }
         }
     }
 
@@ -55,7 +69,7 @@ impl Replica {
 
     /// This process ships from now on.
     pub(super) fn ships(&mut self) {
-        self.map_page();
+        self.open_page();
         let now = self.process.now();
         self.database.with(|shared| {
             shared.role = Role::Ships;
@@ -72,8 +86,8 @@ impl Replica {
 
     /// Another process ships.
     pub(super) fn stands_by(&mut self) {
-        self.map_page();
-        self.others = Others::default();
+        self.open_page();
+        self.others = Others { mute: self.others.mute.take(), ..Others::default() };
         let now = self.process.now();
         self.database.with(|shared| {
             // What this process has seen committed is the shipper's business now.
@@ -107,9 +121,11 @@ impl Replica {
 
     /// Once a second: whether others are there, and a sign of life for them.
     pub(super) fn look_for_others(&mut self, now: u64) {
+        self.open_page();
         let page = self.database.with(|shared| shared.page.clone());
         let Some(page) = page else { return };
         page.alive(now);
+        page.set_listens(self.others.listening.is_some());
         let there =
             now.saturating_sub(page.last_standby()) <= STANDBY_FRESH_MS && page.last_standby() != 0;
         if !there && self.attached && page.peek_unreported().is_some() {
