@@ -39,3 +39,26 @@ pub(crate) fn save(dir: &Path, state: &State, known: Saved) -> Result<(), Error>
     }
     replace_file(&path, &text, false)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::WriterId;
+
+    #[test]
+    fn what_is_no_history_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::new(WriterId(7), "file:///r");
+        let path = dir.path().join("history");
+        assert!(load(dir.path(), &state).is_none());
+        for garbage in [b"".as_slice(), b"{\"wri", b"\0\xff\x7f", b"{}", b"null", b"[1,2]"] {
+            std::fs::write(&path, garbage).unwrap();
+            assert!(load(dir.path(), &state).is_none(), "{garbage:?}");
+        }
+        std::fs::File::options().write(true).open(&path).unwrap().set_len(1 << 43).unwrap();
+        assert!(load(dir.path(), &state).is_none());
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        assert!(load(dir.path(), &state).is_none());
+    }
+}

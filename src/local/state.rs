@@ -109,6 +109,10 @@ pub struct Fingerprint {
     pub len: u64,
     /// Time of the last change of the contents: seconds and nanoseconds.
     pub modified: (i64, i64),
+    /// Time of the last change of whatever kind, which nobody can set back. An older version did not
+    /// note it: what it left is equal to no file.
+    #[serde(default)]
+    pub changed: Option<(i64, i64)>,
 }
 
 impl Fingerprint {
@@ -120,7 +124,13 @@ impl Fingerprint {
             file: (meta.dev(), meta.ino()),
             len: meta.len(),
             modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: Some((meta.ctime(), meta.ctime_nsec())),
         })
+    }
+
+    /// Whether it is the same file with the same contents, perhaps under another name.
+    pub fn is_renamed(&self, now: &Fingerprint) -> bool {
+        *self == Fingerprint { changed: self.changed, ..*now }
     }
 }
 
@@ -250,6 +260,31 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_fingerprint_tells_more_than_a_time_that_can_be_set() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.db");
+        std::fs::write(&path, b"before").unwrap();
+        let before = Fingerprint::of(&path).unwrap();
+        let modified = std::fs::metadata(&path).unwrap().modified().unwrap();
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        // Until the file system's clock has gone on.
+        while Fingerprint::of(&path).unwrap().changed == before.changed {
+            std::fs::write(&path, b"after!").unwrap();
+            file.set_modified(modified).unwrap();
+        }
+        let now = Fingerprint::of(&path).unwrap();
+        assert_eq!((now.len, now.modified, now.file), (before.len, before.modified, before.file));
+        assert_ne!(now, before);
+        // As a state of an older version has it: it can be read, and is equal to no file.
+        let old = Fingerprint { changed: None, ..now };
+        let mut text = serde_json::to_value(old).unwrap();
+        text.as_object_mut().unwrap().remove("changed").unwrap();
+        let read: Fingerprint = serde_json::from_value(text).unwrap();
+        assert_eq!(read, old);
+        assert_ne!(Fingerprint::of(&path).unwrap(), read);
+    }
+
+    #[test]
     fn a_damaged_state_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(State::load(dir.path()).unwrap(), None);
@@ -263,9 +298,12 @@ mod tests {
         bytes[at] ^= 1;
         std::fs::write(&path, &bytes).unwrap();
         assert!(State::load(dir.path()).is_err());
-        bytes.truncate(at);
-        std::fs::write(&path, &bytes).unwrap();
-        assert!(State::load(dir.path()).is_err());
+        for len in [at, 3, 0] {
+            bytes.truncate(len);
+            std::fs::write(&path, &bytes).unwrap();
+            let error = State::load(dir.path()).unwrap_err();
+            assert_eq!(error.source.kind(), std::io::ErrorKind::InvalidData, "{len} bytes");
+        }
         // Of a file that is only long no more is read than shows it.
         std::fs::File::options().write(true).open(&path).unwrap().set_len(1 << 43).unwrap();
         let error = State::load(dir.path()).unwrap_err();

@@ -39,14 +39,18 @@ impl Staging {
         self.dir.join("pages")
     }
 
-    /// Adds the state to the page table that is there.
+    /// Adds the state to the page table that is there. The database has its name by now, which changes
+    /// the file's times in one place; `before` is how it looked.
     pub(super) fn fill(
         &self,
+        before: Fingerprint,
         database: &Path,
         replica: &str,
         report: &Report,
     ) -> Result<(), String> {
-        let fingerprint = Fingerprint::of(database).map_err(|error| error.to_string())?;
+        let now = Fingerprint::of(database).map_err(|error| error.to_string())?;
+        // Who has opened and changed it since then is found by a comparison.
+        let fingerprint = if before.is_renamed(&now) { now } else { before };
         let base = Base {
             txid: report.txid.0,
             piece: 0,

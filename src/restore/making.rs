@@ -11,6 +11,7 @@ use super::output::{Place, Temporary, Workplace};
 use super::pages::Target;
 use super::{Error, Report};
 use crate::local;
+use crate::local::state::Fingerprint;
 use crate::units::PageSize;
 
 /// The database that is being made, and what goes with it.
@@ -45,10 +46,7 @@ impl Making<'_> {
         if let Some(table) = &self.table {
             table.sync()?;
         }
-        // Its fingerprint stays the same under another name.
-        let staged = self.staging.map(|staging| {
-            staging.and_then(|staging| staging.fill(&self.path, replica, report).map(|()| staging))
-        });
+        let before = Fingerprint::of(&self.path).map_err(failed("looking at", &self.path))?;
         if self.place == Place::Copy {
             // Since the first look somebody may have opened it.
             base::refuse_if_open(output)?;
@@ -58,8 +56,10 @@ impl Making<'_> {
         if let Some(table) = self.table.filter(|table| table.path() != scratch) {
             table.keep();
         }
-        let left = staged.map(|staged| {
-            staged.and_then(|staging| staging.publish(&local::state_dir(output), self.place))
+        let left = self.staging.map(|staging| {
+            let staging = staging?;
+            staging.fill(before, output, replica, report)?;
+            staging.publish(&local::state_dir(output), self.place)
         });
         Ok(left.and_then(Result::err))
     }

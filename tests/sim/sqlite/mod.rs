@@ -172,7 +172,7 @@ impl Database {
 
     pub fn fingerprint(&self) -> Fingerprint {
         let len = self.main.len() as u64 * u64::from(self.page_size.get());
-        Fingerprint { file: (1, self.inode), len, modified: (self.version, 0) }
+        Fingerprint { file: (1, self.inode), len, modified: (self.version, 0), changed: None }
     }
 
     fn frames(&self) -> u32 {
