@@ -23,7 +23,7 @@ impl AloneReader {
     /// Begins the walk.
     pub fn begin(handle: Arc<Handle>) -> std::io::Result<AloneReader> {
         let disturbances = handle.disturbances.load(Ordering::Acquire);
-        let index = handle.exclusive_index().filter(|index| index.max_frame > 0);
+        let index = index_alone(&handle).filter(|index| index.max_frame > 0);
         if handle.adopted && index.is_none() {
             return Err(std::io::Error::other(
                 "it is held exclusively by the connection that loaded walferry; set \
@@ -48,6 +48,13 @@ impl AloneReader {
         let snapshot = Snapshot { page_size: page_size.ok_or_else(not_wal)?, page_count, index };
         Ok(AloneReader { handle, snapshot, disturbances })
     }
+}
+
+/// What is committed, as long as the connection has the database to itself. Under the lock, so that
+/// its close does not take the wal-index away under the look.
+fn index_alone(handle: &Handle) -> Option<WalIndex> {
+    let readable = handle.readable.lock();
+    readable.then(|| handle.exclusive_index()).flatten()
 }
 
 fn read_alone(handle: &Handle, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
@@ -75,7 +82,7 @@ impl Reader for AloneReader {
     }
 
     fn index_now(&self) -> Option<WalIndex> {
-        self.handle.exclusive_index()
+        index_alone(&self.handle)
     }
 
     fn is_intact(&self) -> bool {

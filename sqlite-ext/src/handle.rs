@@ -135,6 +135,8 @@ impl Handle {
     pub fn unmap_shm(&self) {
         self.unmapped.store(true, Ordering::Release);
         self.set_shm(None);
+        // The sealer may just be looking at it.
+        drop(self.readable.lock());
     }
 
     /// The wal-index header as it is now.
