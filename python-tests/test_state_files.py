@@ -1,0 +1,209 @@
+"""The files beside a database are cut, replaced, overwritten or deleted while programs run: the
+programs go on, and the replica is the database. At the worst it is sent as a whole again."""
+
+import os
+import shutil
+import time
+
+import pytest
+
+from harness import assert_restores, full_images, txids
+
+# More pages than the page table keeps in memory: 512 entries a chunk, 16 chunks.
+ROWS = 20000
+MANY = ("WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < %d) "
+        "INSERT INTO t (x) SELECT randomblob(400) FROM n" % ROWS)
+
+
+def emptied(path):
+    os.truncate(path, 0)
+
+
+def a_few_bytes(path):
+    os.truncate(path, 13)
+
+
+def cut_in_the_middle(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def overwritten(path):
+    with open(path, "r+b") as file:
+        file.write(os.urandom(path.stat().st_size))
+
+
+def replaced(path):
+    other = path.with_name("other")
+    other.write_bytes(os.urandom(3000))
+    other.rename(path)
+
+
+def deleted(path):
+    path.unlink()
+
+
+def a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+HARMS = [emptied, a_few_bytes, cut_in_the_middle, overwritten, replaced, deleted, a_folder]
+
+
+@pytest.fixture(params=HARMS, ids=lambda harm: harm.__name__)
+def harm(request):
+    return request.param
+
+
+def opened(new_host, replica, database, **env):
+    host = new_host("system", replica, env=env)
+    host.open(database)
+    return host
+
+
+def begin(new_host, replica, database, many=True, **env):
+    host = opened(new_host, replica, database, **env)
+    host.sql("PRAGMA page_size=512", "PRAGMA journal_mode=WAL",
+             "CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
+    if many:
+        host.sql(MANY)
+    host.sync()
+    return host
+
+
+def goes_on(host, replica, database, folder):
+    """All over the database, then with other sizes."""
+    for change in ["UPDATE t SET x = randomblob(400) WHERE id % 997 = 3",
+                   "DELETE FROM t WHERE id > 9000", "VACUUM", MANY,
+                   "INSERT INTO t (x) VALUES ('and on')"]:
+        host.sql(change)
+        host.sync()
+    arrived(host, replica, database, folder)
+
+
+def arrived(host, replica, database, folder):
+    host.sync()
+    assert_restores(replica, database, folder)
+    every = txids(replica)
+    assert every == list(range(1, len(every) + 1))
+
+
+# ---- the page table --------------------------------------------------------------------------
+
+
+def test_the_page_table_while_it_is_open(harm, new_host, replica, tmp_path):
+    database = tmp_path / "app.db"
+    host = begin(new_host, replica, database)
+    harm(tmp_path / "app.db-walferry" / "pages")
+    goes_on(host, replica, database, tmp_path)
+    state = host.status(database)
+    assert (state["state"], state["last_error"]) == ("streaming", None), state
+    if harm not in (replaced, deleted, a_folder):
+        # The file that is open was touched. It was sent whole, once.
+        assert (state["found"], len(full_images(replica))) == ("table-disproved", 2), state
+    host.close()
+    host.finish()
+    # Whatever the next process finds.
+    host = opened(new_host, replica, database)
+    goes_on(host, replica, database, tmp_path)
+
+
+def test_the_page_table_while_it_is_closed(harm, new_host, replica, tmp_path):
+    database = tmp_path / "app.db"
+    host = begin(new_host, replica, database, many=False)
+    host.close()
+    host.finish()
+    harm(tmp_path / "app.db-walferry" / "pages")
+    host = opened(new_host, replica, database)
+    host.sync()
+    assert host.status(database)["found"] == "table-disproved"
+    goes_on(host, replica, database, tmp_path)
+    assert len(full_images(replica)) == 2
+
+
+def test_a_page_table_of_a_comparison(new_host, replica, tmp_path):
+    """What has to be compared with it is found when it is of no use any more."""
+    database = tmp_path / "app.db"
+    host = begin(new_host, replica, database)
+    os.truncate(tmp_path / "app.db-walferry" / "pages", 80000)
+    host.sql("PRAGMA journal_mode=DELETE", "UPDATE t SET x = randomblob(400) WHERE id % 997 = 3",
+             "PRAGMA journal_mode=WAL")
+    arrived(host, replica, database, tmp_path)
+    goes_on(host, replica, database, tmp_path)
+    assert len(full_images(replica)) == 2
+
+
+# ---- what processes tell each other ----------------------------------------------------------
+
+
+def test_the_shared_page_of_two_processes(harm, new_host, replica, tmp_path):
+    database = tmp_path / "app.db"
+    first = begin(new_host, replica, database, many=False, WALFERRY_SYNC_INTERVAL="50ms")
+    second = opened(new_host, replica, database, WALFERRY_SYNC_INTERVAL="50ms")
+    both = [first, second]
+    for host in both:
+        host.sql("PRAGMA wal_autocheckpoint=20")
+    exchange(both, replica, database, tmp_path)
+    shared = tmp_path / "app.db-walferry" / "shm-2"
+    for _ in range(3):
+        harm(shared)
+        for host in both:
+            host.call("fill", sql="INSERT INTO t (x) VALUES (?)", size=600, times=100, seed=1)
+        if shared.is_dir():
+            shared.rmdir()
+        # The one that ships looks once a second, the other one when it has not heard of it for 3 s.
+        time.sleep(5)
+        exchange(both, replica, database, tmp_path)
+    assert len(full_images(replica)) == 1
+    # The one that ships is killed: the other takes over.
+    first.kill()
+    exchange([second], replica, database, tmp_path)
+
+
+def exchange(hosts, replica, database, folder):
+    for host in hosts:
+        host.sql("INSERT INTO t (x) VALUES ('and on')")
+        arrived(host, replica, database, folder)
+
+
+def test_the_shared_page_of_another_version_is_left_alone(new_host, replica, tmp_path):
+    """Its processes do not talk to each other then: nothing is lost by that."""
+    database = tmp_path / "app.db"
+    folder = tmp_path / "app.db-walferry"
+    folder.mkdir()
+    other = b"wfshm\0\0\x09" + bytes(range(256)) * 16
+    (folder / "shm-2").write_bytes(other)
+    (folder / "shm").write_bytes(b"of an older one")
+    first = begin(new_host, replica, database, many=False, WALFERRY_SYNC_INTERVAL="50ms")
+    second = opened(new_host, replica, database, WALFERRY_SYNC_INTERVAL="50ms")
+    for host in (first, second):
+        host.call("fill", sql="INSERT INTO t (x) VALUES (?)", size=600, times=200, seed=2)
+    arrived(first, replica, database, tmp_path)
+    assert (folder / "shm-2").read_bytes() == other
+    assert (folder / "shm").read_bytes() == b"of an older one"
+
+
+# ---- the others ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["state", "history"])
+def test_what_is_read_at_the_start(name, harm, new_host, replica, tmp_path):
+    database = tmp_path / "app.db"
+    host = begin(new_host, replica, database, many=False)
+    host.close()
+    host.finish()
+    path = tmp_path / "app.db-walferry" / name
+    if not path.exists():
+        path.write_text("{}")
+    harm(path)
+    if path.is_dir() and name == "state":
+        pytest.skip("is said, and waited for: what is in it may be put back")
+    host = opened(new_host, replica, database)
+    goes_on(host, replica, database, tmp_path)
+
+
+def test_all_of_it_while_it_is_open(new_host, replica, tmp_path):
+    database = tmp_path / "app.db"
+    host = begin(new_host, replica, database)
+    shutil.rmtree(tmp_path / "app.db-walferry")
+    goes_on(host, replica, database, tmp_path)
