@@ -526,6 +526,7 @@ impl Database {
         self.with(|shared| {
             let mut report = shared.known();
             report.connections = shared.connections;
+            report.pinned = self.is_pinned(shared);
             match shared.shippers_page() {
                 Some(page) if shared.outside.is_none() => {
                     crate::standby::overlay(&mut report, &page, now);
@@ -537,6 +538,11 @@ impl Database {
             }
             report
         })
+    }
+
+    fn is_pinned(&self, shared: &Shared) -> Option<bool> {
+        let border = self.border().filter(|_| shared.role == Role::Ships)?;
+        border.wal_index().map(|_| border.guard().is_some())
     }
 
     pub(crate) fn send(&self, control: Control) {

@@ -57,6 +57,9 @@ pub struct Report {
     pub history: history::Status,
     /// Whether something is being done for it.
     pub keeping: bool,
+    /// While this process ships it and has its WAL open: true if other processes are kept from
+    /// restarting that WAL.
+    pub pinned: Option<bool>,
     /// Connections of this process.
     pub connections: usize,
     /// What did not fit last ([`crate::finding`]), by its name.
@@ -91,6 +94,7 @@ impl Report {
             resyncs: 0,
             history: history::Status::default(),
             keeping: false,
+            pinned: None,
             connections: 0,
             found: None,
             last_error: None,
@@ -153,6 +157,7 @@ impl Report {
             "proven_at": self.history.proven.map(|(_, at)| at.to_string()),
             "keeping": self.keeping,
             "history_error": self.history.failure,
+            "pinned": self.pinned,
             "connections": self.connections,
             "found": self.found,
             "last_error": self.last_error,
