@@ -34,7 +34,7 @@ JUDGE_SEEN = True  # whether the second is red, or only counted
 WEIGHTS = {"tx": 40, "spill": 3, "read": 6, "ckpt": 5, "close": 6, "sync": 4, "vacuum": 0, "mode": 0,
            "excl": 0, "sleep": 20, "pause": 1, "ddl": 1}
 # What a round is about. Everything else is drawn for each process.
-THEMES = ("beside", "beside", "takeover", "pool", "fork", "fork", "starved", "modes", "alone", "spill", "sidecar",
+THEMES = ("beside", "beside", "takeover", "pool", "fork", "fork", "starved", "modes", "alone", "alone", "spill", "sidecar",
           "anything", "anything")
 # A writer without walferry that begins the WAL anew all the time, while walferry's guard is down beside it.
 HOT = {"tx": 100, "spill": 0, "read": 1, "ckpt": 3, "close": 0, "sync": 0, "vacuum": 0, "mode": 0, "excl": 0,
@@ -535,7 +535,7 @@ class Campaign:
     def __init__(self, seed, hosts, folder, say=print):
         self.seed, self.hosts, self.folder, self.say = seed, hosts, Path(folder).resolve(), say
         self.facts, self.errors, self.findings = (collections.Counter() for _ in range(3))
-        self.red = []
+        self.red, self.most = [], (0, None)
 
     def round(self, number):
         """Whether it was green."""
@@ -560,6 +560,10 @@ class Campaign:
         self.facts["acknowledgements"] += len(round_.acks)
         self.errors.update(round_.errors)
         self.findings.update(findings)
+        compared = sum(count for what, count in findings.items() if "app.db: compared" in what)
+        self.facts["comparisons"] += compared
+        self.facts["images"] += sum(count for what, count in findings.items() if "sending a full image as" in what)
+        self.most = max(self.most, (compared, number))
         round_.say("%s", red or "green")
         (folder / "events").write_text("\n".join(round_.events) + "\n")
         if not red:
@@ -573,7 +577,9 @@ class Campaign:
     def summary(self):
         lines = ["%d rounds, %d red, %d commits, %d acknowledgements, %d TXIDs, %d restores" % (
             self.facts["rounds"], len(self.red), self.facts["commits"], self.facts["acknowledgements"],
-            self.facts["TXIDs"], self.facts["restores"])]
+            self.facts["TXIDs"], self.facts["restores"]),
+            "%d images, %d comparisons, most in round %s: %d" % (
+                self.facts["images"], self.facts["comparisons"], self.most[1], self.most[0])]
         for title, counter in (("facts", self.facts), ("errors of SQLite", self.errors), ("walferry's log", self.findings)):
             lines.append(title + ":")
             lines += ["  %6d %s" % (count, what) for what, count in counter.most_common(40)]
