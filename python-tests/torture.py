@@ -33,6 +33,9 @@ JUDGE_SEEN = True  # whether the second is red, or only counted
 # What a thread does, and how often; see host.c.
 WEIGHTS = {"tx": 40, "spill": 3, "read": 6, "ckpt": 5, "close": 6, "sync": 4, "vacuum": 0, "mode": 0,
            "excl": 0, "sleep": 20, "pause": 1, "ddl": 1}
+# Other lines of the journals.
+NOTES = {"f": "forks", "n": "changes of the limit on descriptors", "m": "times in another journal mode",
+         "l": "exclusive sessions"}
 # What a round is about. Everything else is drawn for each process.
 THEMES = ("beside", "beside", "takeover", "pool", "fork", "fork", "starved", "modes", "alone", "alone", "spill", "sidecar",
           "anything", "anything")
@@ -113,7 +116,7 @@ class Round:
         self.began, self.events = time.time(), []
         self.rows = self.rng.choice((60, 150, 150, 400))
         self.levels = self.rng.choice((None, None, "off", "1s,3s"))
-        self.facts, self.errors = collections.Counter(), collections.Counter()
+        self.facts, self.errors, self.done = (collections.Counter() for _ in range(3))
         self.intended, self.committed, self.acks = set(), set(), []
 
     def say(self, format_, *args):
@@ -314,7 +317,7 @@ class Round:
 
     def read_journals(self):
         self.intended, self.committed, self.acks = set(), set(), []
-        errors = collections.Counter()
+        errors, done = collections.Counter(), collections.Counter()
         for path in sorted(self.folder.glob("*.journal*")):
             for line in path.read_text(errors="replace").splitlines():
                 words = line.split(" ", 4 if line[0] == "a" else 3)
@@ -330,9 +333,11 @@ class Round:
                     errors["%s: %s %s" % (words[1], words[2], words[3])] += 1
                     if int(words[2]) & 0xff in (11, 26):
                         raise Red("source broken", "%s: %s" % (path.name, line))
+                elif words[0] in NOTES:
+                    done[NOTES[words[0]]] += 1
                 elif words[0] == "x":
                     raise Red("hang" if "child" in line else "source broken", "%s: %s" % (path.name, line[2:]))
-        self.errors = errors
+        self.errors, self.done = errors, done
 
     # ---- checks --------------------------------------------------------------------------------
 
@@ -393,9 +398,9 @@ class Round:
         for suffix in ("", "-wal", "-journal"):
             if os.path.exists(str(self.database) + suffix):
                 shutil.copy(str(self.database) + suffix, copy / ("app.db" + suffix))
-        log = {tuple(map(int, line.split())) for line in self.checker("log", copy / "app.db").splitlines()}
+        self.log = {tuple(map(int, line.split())) for line in self.checker("log", copy / "app.db").splitlines()}
         shutil.rmtree(copy)
-        return self.committed - log
+        return self.committed - self.log
 
     def check_all(self, head, rng):
         image, newest = self.folder / "source.db", self.folder / "newest.db"
@@ -404,6 +409,8 @@ class Round:
             self.facts["rounds with commits that SQLite lost"] += 1
             self.facts["commits that SQLite lost"] += len(lost)
             self.say("SQLite itself has lost %d commits from %d on", len(lost), min(lost)[0])
+        else:
+            self.intended = self.log  # what was not committed after all is no state
         self.checker("image", self.database, image)
         source = json.loads(self.checker("check", image))
         if source["integrity"] != "ok" or source["digest"] != source["actual"]:
@@ -555,6 +562,7 @@ class Campaign:
             pass
         findings = round_.findings()
         self.facts.update(round_.facts)
+        self.facts.update(round_.done)
         self.facts["rounds"] += 1
         self.facts["commits"] += len(round_.committed)
         self.facts["acknowledgements"] += len(round_.acks)
