@@ -25,7 +25,7 @@ CACHE = Path(os.environ.get("WALFERRY_CACHE", ROOT / ".cache"))
 HOSTS = CACHE / "hosts"
 EXTENSION = ROOT / "dist" / "walferry.so"
 PROGRAM = ROOT / "dist" / "walferry"
-STATES_CHECKED = 30  # of one round; all, if there are no more
+STATES_CHECKED = 45  # of one round; all, if there are no more
 
 LOST, SEEN = "acknowledged and lost", "seen, told and lost"
 JUDGE_SEEN = True  # whether the second is red, or only counted
@@ -578,8 +578,8 @@ class Campaign:
             shutil.rmtree(folder)
             return True
         self.red.append((number, red))
-        self.say("RED round %d (%s): %s\n    again: SEED=%d ROUND=%d; kept: %s" % (
-            number, round_.theme, red, self.seed, number, folder))
+        self.say("RED round %d (%s): %s\n    again: make torture SEED=%d ROUND=%d HOSTS=%s\n    kept: %s" % (
+            number, round_.theme, red, self.seed, number, ",".join(version for version, _ in self.hosts), folder))
         return False
 
     def summary(self):
@@ -600,13 +600,13 @@ class Campaign:
 
 
 def campaign(minutes, seed, hosts, folder, only=None, say=print, stop_at=None):
-    """Rounds, until the time is over or so many are red."""
+    """Rounds, until the time is over or so many are red. One round alone is repeated until it is red."""
     work = Campaign(seed, hosts, folder, say)
     end, number = time.monotonic() + minutes * 60, 0
     while time.monotonic() < end:
         work.round(only if only is not None else number)
         number += 1
-        if only is not None or (stop_at and len(work.red) >= stop_at):
+        if len(work.red) >= (1 if only is not None else stop_at or len(work.red) + 1):
             break
     return work
 
@@ -615,7 +615,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--round", type=int, default=None, help="only this one")
+    parser.add_argument("--round", type=int, default=None, help="only this one, until it is red")
     parser.add_argument("--hosts", default=None, help="versions, with commas between; else all")
     parser.add_argument("--folder", default=str(CACHE / "torture"))
     parser.add_argument("--stop-at", type=int, default=None, help="so many red rounds end it")
