@@ -164,10 +164,10 @@ class Round:
             weights["close"] *= 4
         if theme == "spill" or rng.random() < 0.1:
             weights["spill"] = 12
-        if theme == "modes" or rng.random() < 0.06:
-            weights.update(mode=2, close=weights["close"] * 2)
-        if theme == "alone" or rng.random() < 0.06:
-            weights.update(excl=2, close=weights["close"] * 2)
+        if theme == "modes" or rng.random() < 0.1:
+            weights.update(mode=6, close=weights["close"] * 2)
+        if theme == "alone" or rng.random() < 0.1:
+            weights.update(excl=6, close=weights["close"] * 2)
         if rng.random() < 0.1:
             weights["vacuum"] = 1
         if rng.random() < 0.3:
@@ -192,6 +192,8 @@ class Round:
             settings["late"] = 1
         if role != "hot" and rng.random() < (0.5 if self.theme == "spill" else 0.1):
             settings["lazy"] = 1
+        if self.theme in ("modes", "alone"):
+            settings["threads"] = rng.choice((1, 1, 2))
         name, command, env = self.host("run", shipping, **settings)
         self.processes.append(Process(self, name, command, env))
         return self.processes[-1]
@@ -235,6 +237,8 @@ class Round:
         if hot:
             plan.append((0, rng.random(), "start", ("hot", length)))
             wanted = min(wanted, 2)
+        if self.theme in ("modes", "alone") and rng.random() < 0.6:
+            wanted = 1  # what these want is refused where others have the database open
         if self.theme == "takeover":
             for _ in range(rng.randint(2, 6)):
                 plan.append((rng.random() * length, rng.random(), "start", ("walferry", rng.uniform(0.05, 0.4))))
