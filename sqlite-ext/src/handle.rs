@@ -46,6 +46,8 @@ pub struct Handle {
     pub(crate) before: Mutex<Option<Fingerprint>>,
     /// The wal-index after its last commit under that lock, or when it was taken.
     pub(crate) last: Mutex<Option<WalIndex>>,
+    /// What was seen just before the pin was given up for this connection, in vain.
+    pub(crate) gap: Mutex<Option<Gap>>,
     /// The wal-index when this connection asked for all read slots, which it has.
     pub(crate) restarting: Mutex<Option<WalIndex>>,
     /// What it wrote to the WAL itself: all that is known of one without shared memory.
@@ -59,6 +61,15 @@ pub struct Handle {
     pub(crate) fresh: AtomicU8,
     /// In which process of a line of forks it was opened.
     generation: u32,
+}
+
+/// What is seen before the pin is given up. If the same is seen when it is held again, nobody has
+/// committed in between, and the guard is the same.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Gap {
+    pub(crate) index: WalIndex,
+    pub(crate) file: Fingerprint,
+    pub(crate) guard: Guard,
 }
 
 /// What is seen of a WAL in its writes.
@@ -116,6 +127,7 @@ impl Handle {
             guard: Mutex::new(None),
             before: Mutex::new(None),
             last: Mutex::new(None),
+            gap: Mutex::new(None),
             restarting: Mutex::new(None),
             written: Mutex::new(WalWrites::default()),
             readable: Mutex::new(false),
