@@ -87,6 +87,9 @@ findings! {
     /// By a connection that has it to itself, when capture could not keep up.
     RestartedExclusively "restarted-exclusively" Compare
         "its WAL was begun anew under an exclusive lock before all of it was captured";
+    /// A page, or the size, is not as it was captured, though nothing else does not fit.
+    AuditDiffers "audit-differs" Compare
+        "the audit found pages that differ from what was captured of them";
     /// By the connection that loaded the extension, whose WAL is not seen.
     HeldExclusively "held-exclusively" Compare
         "the connection that loaded walferry has it to itself";

@@ -36,6 +36,10 @@ pub struct Settings {
     pub tend: bool,
     /// How the replica's history is kept up.
     pub history: History,
+    /// Time of writing in which the database is compared once with its page table; zero for never.
+    pub audit_interval: Duration,
+    /// Bytes of the database that are read for that in a second.
+    pub audit_rate: u64,
     /// Whether databases are put into WAL mode.
     pub journal_mode: JournalMode,
     /// Whether a database that cannot be replicated as it is set is not opened.
@@ -114,7 +118,9 @@ fn parse_journal_mode(text: &str) -> Result<JournalMode, String> {
 }
 
 /// All that can be set for a database besides its replica, as URI parameters have it.
-pub const NAMES: [&str; 13] = [
+pub const NAMES: [&str; 15] = [
+    "audit-interval",
+    "audit-rate",
     "copies-cap",
     "deletes",
     "journal-mode",
@@ -282,6 +288,10 @@ impl Settings {
             // In the URI alone: it is for the program, not for people.
             tend: lookup.parameter("tend").is_some_and(|value| value == "on"),
             history: History::resolve(&layers)?,
+            audit_interval: layers
+                .parsed("audit-interval", "24h", parse_time_or_off)?
+                .unwrap_or_default(),
+            audit_rate: layers.parsed("audit-rate", "8MB", parse_audit_rate)?,
             journal_mode: layers.parsed("journal-mode", "wal", parse_journal_mode)?,
             strict: layers.parsed("strict", "off", |text| Ok(means_strict(text)))?,
             origin,
@@ -338,6 +348,13 @@ fn means_strict(text: &str) -> bool {
 
 fn parse_spool_cap(text: &str) -> Result<u64, String> {
     if text.trim() == SPOOL_CAP { Ok(0) } else { parse_size(text) }
+}
+
+fn parse_audit_rate(text: &str) -> Result<u64, String> {
+    match parse_size(text)? {
+        0 => Err("an audit that reads nothing is none; use audit-interval=off".into()),
+        rate => Ok(rate),
+    }
 }
 
 fn find(lookup: &dyn Lookup, name: &str) -> Option<Given> {
@@ -402,6 +419,12 @@ mod tests {
         assert_eq!(history.levels, [Duration::from_secs(10), Duration::from_mins(1)]);
         assert_eq!((history.retention, history.deletes), (Some(Duration::from_hours(720)), false));
         assert_eq!(history.snapshot_interval, Duration::ZERO);
+        let audit = |given: &Known| {
+            one("a", given).map(|all| (all.audit_interval.as_secs(), all.audit_rate))
+        };
+        assert_eq!(audit(&Known(&[("replica", "x")])), Ok((86_400, 8 << 20)));
+        let given = Known(&[("replica", "x"), ("audit-interval", "off"), ("audit-rate", "1GB")]);
+        assert_eq!(audit(&given), Ok((0, 1 << 30)));
         assert_eq!(parse_levels("off,1m").unwrap(), [Duration::ZERO, Duration::from_mins(1)]);
         for (name, value) in [
             ("levels", "5m,30s"),
@@ -411,6 +434,8 @@ mod tests {
             ("retention", "forever"),
             ("deletes", "no"),
             ("shrink-images", "1"),
+            ("audit-interval", "daily"),
+            ("audit-rate", "0"),
             ("journal-mode", "delete"),
         ] {
             let wrong: &'static _ = Box::leak(Box::new([("replica", "x"), (name, value)]));
@@ -475,7 +500,7 @@ mod tests {
         for (name, value, words) in [
             ("retnetion", "720h", "the nearest is retention"),
             ("mode", "ro", "is not known"),
-            ("vfs", "unix", "is not known; there are copies-cap, "),
+            ("vfs", "unix", "is not known; there are audit-interval, "),
             ("retention", "forever", "retention: 'forever' is not a length of time"),
             ("retention", "", "no value"),
         ] {

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::history;
-use crate::units::Txid;
+use crate::units::{Timestamp, Txid};
 
 /// The words for a database's state.
 pub const STATES: [&str; 9] = [
@@ -60,12 +60,25 @@ pub struct Report {
     /// While this process ships it and has its WAL open: true if other processes are kept from
     /// restarting that WAL.
     pub pinned: Option<bool>,
+    /// What audits came to in this process.
+    pub audit: Option<Audited>,
     /// Connections of this process.
     pub connections: usize,
     /// What did not fit last ([`crate::finding`]), by its name.
     pub found: Option<&'static str>,
     /// Why the last attempt failed, until one succeeds.
     pub last_error: Option<String>,
+}
+
+/// What comparisons of the database with its page table came to, which are made though all is well.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Audited {
+    /// When the last one ended.
+    pub at: Timestamp,
+    /// Pages that it compared.
+    pub pages: u64,
+    /// Pages that differed, in all of them since the process started.
+    pub differed: u64,
 }
 
 /// The lag in a state, if it is known: a database that is not looked at, or not yet, is not up to date.
@@ -95,6 +108,7 @@ impl Report {
             history: history::Status::default(),
             keeping: false,
             pinned: None,
+            audit: None,
             connections: 0,
             found: None,
             last_error: None,
@@ -158,6 +172,11 @@ impl Report {
             "keeping": self.keeping,
             "history_error": self.history.failure,
             "pinned": self.pinned,
+            "audit": self.audit.map(|audit| json!({
+                "at": audit.at.to_string(),
+                "pages": audit.pages,
+                "differed": audit.differed,
+            })),
             "connections": self.connections,
             "found": self.found,
             "last_error": self.last_error,

@@ -3,30 +3,47 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::json;
 
+use super::against;
 use super::configured::File;
 use super::databases::required;
+use super::sync::parse_timeout;
 use super::{Error, print};
 use crate::config::Config;
-use crate::local::state::random_id;
+use crate::local::state::{State, random_id};
 use crate::local::{self, state_dir};
 use crate::ltx::FileName;
 use crate::settings::{JournalMode, Settings};
-use crate::store::{self, Body, ErrorKind, Key, Store};
+use crate::store::{self, Access, Body, ErrorKind, Key, Store};
 use crate::units::{Level, Txid};
+use crate::verify::{self, Depth, Kept};
+
+/// Requests at a time, where a whole replica is read.
+const REQUESTS: usize = 8;
 
 /// Arguments of `walferry check`.
 #[derive(clap::Args)]
-#[command(after_help = super::exit::help_with(&["walferry check --config walferry.yml"]))]
+#[command(after_help = super::exit::help_with(&[
+    "walferry check --config walferry.yml",
+    "walferry check --deep app.db",
+]))]
 pub(super) struct Args {
     /// Only these databases; else all that the file lists
     #[arg(value_name = "DATABASE")]
     databases: Vec<PathBuf>,
     #[command(flatten)]
     file: File,
+    /// Compare each database with its replicas, page for page, as `walferry verify --against` does; also
+    /// one that is in no configuration file but was replicated from here
+    #[arg(long)]
+    deep: bool,
+    /// With --deep: how long to wait for commits that are still on their way
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_timeout)]
+    timeout: Duration,
     /// Report in JSON
     #[arg(long)]
     json: bool,
@@ -55,22 +72,39 @@ impl Checks<'_> {
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Error> {
-    let config = required(&args.file)?;
-    let mut all = Vec::new();
-    let subject = config.file.display().to_string();
-    let databases = if args.databases.is_empty() {
-        config.files()
-    } else {
-        args.databases.iter().try_for_each(|path| super::not_a_url(path))?;
-        args.databases.iter().map(|path| crate::config::canonical(path)).collect()
+    // A database that is named and was replicated from here needs no file.
+    let config = match args.file.load()? {
+        None if args.deep && !args.databases.is_empty() => None,
+        None => Some(required(&args.file)?),
+        config => config,
     };
-    let number = super::table::count(databases.len(), "database");
-    Checks { subject, all: &mut all }.note("configuration", Ok(format!("read; {number}")));
-    if args.databases.is_empty() {
-        check_folders(&config, &mut all);
+    let mut all = Vec::new();
+    args.databases.iter().try_for_each(|path| super::not_a_url(path))?;
+    let mut databases: Vec<PathBuf> =
+        args.databases.iter().map(|path| crate::config::canonical(path)).collect();
+    if let Some(config) = &config {
+        let subject = config.file.display().to_string();
+        if args.databases.is_empty() {
+            databases = config.files();
+        }
+        let number = super::table::count(databases.len(), "database");
+        Checks { subject, all: &mut all }.note("configuration", Ok(format!("read; {number}")));
+        if args.databases.is_empty() {
+            check_folders(config, &mut all);
+        }
     }
     for path in databases {
-        let replicas = File::settings(&path, Some(&config))?;
+        let replicas = File::settings(&path, config.as_ref())?;
+        if args.deep {
+            for (url, access) in deep_replicas(&path, &replicas, config.as_ref()) {
+                let subject = format!("{} to {}", path.display(), store::url::redacted(&url));
+                let compared = compared(&path, &url, &access, args.timeout).await;
+                Checks { subject, all: &mut all }.note("deep", compared);
+            }
+            if replicas.is_empty() && !local::replicas::existing(&path).is_empty() {
+                continue;
+            }
+        }
         let mut checks = Checks { subject: path.display().to_string(), all: &mut all };
         if replicas.is_empty() {
             checks.note(
@@ -93,6 +127,47 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     let failed = all.iter().filter(|check| check.result.is_err()).count();
     print(&if args.json { in_json(&all) } else { in_words(&all) })?;
     if failed == 0 { Ok(()) } else { Err(Error::Checks(failed)) }
+}
+
+/// The replicas of a database; where nobody names one, those that it was replicated to from here.
+fn deep_replicas(
+    database: &Path,
+    named: &[Settings],
+    config: Option<&Config>,
+) -> Vec<(String, Access)> {
+    if !named.is_empty() {
+        return named.iter().map(|one| (one.replica.clone(), one.access.clone())).collect();
+    }
+    let states = local::replicas::existing(database).into_iter();
+    let states = states.filter_map(|dir| State::load(&dir).ok().flatten());
+    states
+        .map(|state| {
+            let access = File::access(&state.replica, config);
+            (state.replica, access)
+        })
+        .collect()
+}
+
+/// Whether a replica is the database as it is now.
+async fn compared(
+    database: &Path,
+    url: &str,
+    access: &Access,
+    timeout: Duration,
+) -> Result<String, String> {
+    let said = |error: Error| error.to_string();
+    let store = store::open_with(url, access).map_err(|error| said(error.into()))?;
+    let quiet = Arc::new(|_, _| {});
+    let examined = verify::examine(store.clone(), Depth::Whole, Kept::default(), REQUESTS, quiet);
+    let (report, newest) = examined.await.map_err(|error| said(error.into()))?;
+    if let Some(defect) = report.defects.first() {
+        let number = super::table::count(report.defects.len(), "defect");
+        let place = defect.key.map_or("the replica".to_string(), |key| key.to_string());
+        return Err(format!("{number}, such as: {place}: {}", defect.what));
+    }
+    let newest = newest.ok_or("its files do not show each page of its newest state")?;
+    let outcome = against::compare(database, url, &store, newest, timeout).await.map_err(said)?;
+    if outcome.is_well() { Ok(outcome.text()) } else { Err(outcome.text()) }
 }
 
 fn in_json(all: &[Check]) -> String {

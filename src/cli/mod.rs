@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand. Errors are shown in `main`, once, and nowhere else.
 
+mod against;
 mod check;
 mod compact;
 mod configured;

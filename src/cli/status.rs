@@ -65,21 +65,21 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
 }
 
 /// One database at one replica.
-struct Seen {
+pub(super) struct Seen {
     database: String,
     wal_bytes: u64,
     /// One of [`crate::status::STATES`] as the shipper says; `closed` where nobody ships it, `following`
     /// for a copy, `none` where nothing is kept.
-    state: &'static str,
-    replica: Option<String>,
+    pub(super) state: &'static str,
+    pub(super) replica: Option<String>,
     writer: Option<WriterId>,
-    shipper: Option<u32>,
-    sealed: Txid,
+    pub(super) shipper: Option<u32>,
+    pub(super) sealed: Txid,
     acked: Txid,
     committed: Option<Timestamp>,
     /// Age of the oldest commit that is not confirmed, in milliseconds; `None` while nobody watches.
-    lag_ms: Option<u64>,
-    spool_files: u64,
+    pub(super) lag_ms: Option<u64>,
+    pub(super) spool_files: u64,
     spool_bytes: u64,
     last_error: Option<String>,
 }
@@ -103,7 +103,7 @@ impl Seen {
         }
     }
 
-    fn look(database: &Path, dir: &Path) -> Result<Seen, Error> {
+    pub(super) fn look(database: &Path, dir: &Path) -> Result<Seen, Error> {
         let mut seen = Seen { state: "closed", ..Seen::nothing(database) };
         if let Some(copy) = follow::position(dir)? {
             seen.state = "following";

@@ -59,7 +59,7 @@ pub(super) struct Args {
 }
 
 /// As any length of time; a bare number is seconds, as Litestream has them.
-fn parse_timeout(text: &str) -> Result<Duration, String> {
+pub(super) fn parse_timeout(text: &str) -> Result<Duration, String> {
     match text.parse() {
         Ok(seconds) => Ok(Duration::from_secs(seconds)),
         Err(_) => parse_duration(text),

@@ -1,11 +1,16 @@
 //! `walferry verify`.
 
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::SignedDuration;
 use serde_json::json;
 
-use super::{Error, configured, moment, print, progress, table};
+use super::against::{self, Outcome};
+use super::failure::Failure;
+use super::sync::parse_timeout;
+use super::{Error, Exit, configured, moment, print, progress, table};
 use crate::restore::Step;
 use crate::store;
 use crate::verify::{self, Depth, Kept, Report};
@@ -15,6 +20,7 @@ use crate::verify::{self, Depth, Kept, Report};
 #[command(after_help = super::exit::help_with(&[
     "walferry verify s3://bucket/app",
     "walferry verify --quick --json s3://bucket/app",
+    "walferry verify --against app.db s3://bucket/app",
 ]))]
 pub(super) struct Args {
     /// The replica, such as s3://bucket/path or file:///path, or a database of the configuration file
@@ -25,6 +31,13 @@ pub(super) struct Args {
     /// Read only the header of each file: names, chain and coverage, but no page
     #[arg(long)]
     quick: bool,
+    /// Compare its newest state with this database, page for page: it is read in one read transaction,
+    /// as it is now
+    #[arg(long, value_name = "DB", conflicts_with = "quick")]
+    against: Option<PathBuf>,
+    /// With --against: how long to wait for commits that are still on their way
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_timeout)]
+    timeout: Duration,
     /// How far back it must be possible to restore, such as 168h
     #[arg(long, value_name = "TIME", value_parser = moment::duration)]
     retention: Option<SignedDuration>,
@@ -52,19 +65,37 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     let before = |ago| moment::before(crate::clock::wall(), ago);
     let (since, one_by_one) = (args.retention.map(before), args.l0_retention.map(before));
     let kept = Kept { since, one_by_one };
-    let verified = verify::verify(store, depth, kept, usize::from(args.parallelism), told).await;
+    let database = args.against.as_deref().map(against::existing).transpose()?;
+    let parallelism = usize::from(args.parallelism);
+    let verified = verify::examine(store.clone(), depth, kept, parallelism, told).await;
     progress.end();
-    let report = verified.map_err(|error| Error::from(error).about(&named.url))?;
+    let (report, newest) = verified.map_err(|error| Error::from(error).about(&named.url))?;
+    let url = store::url::redacted(&named.url);
+    let outcome = match (database, newest) {
+        (Some(database), Some(newest)) if report.defects.is_empty() => {
+            Some(against::compare(&database, &named.url, &store, newest, args.timeout).await?)
+        }
+        (Some(_), None) if report.defects.is_empty() => {
+            let text = format!("the files of {url} do not show each page of its newest state");
+            return Err(Failure::because(Exit::Damaged, text));
+        }
+        _ => None,
+    };
     if !args.progress.quiet {
-        print(&if args.json { in_json(&report) } else { in_words(&report, args.quick) })?;
+        let outcome = outcome.as_ref();
+        let text = match args.json {
+            true => in_json(&report, outcome),
+            false => in_words(&report, args.quick, outcome),
+        };
+        print(&text)?;
     }
     match report.defects.len() {
-        0 => Ok(()),
-        number => Err(Error::Defects { url: store::url::redacted(&named.url), number }),
+        0 => outcome.map_or(Ok(()), |outcome| outcome.result()),
+        number => Err(Error::Defects { url, number }),
     }
 }
 
-fn in_json(report: &Report) -> String {
+fn in_json(report: &Report, outcome: Option<&Outcome>) -> String {
     let defects = report.defects.iter().map(
         |defect| json!({ "file": defect.key.map(|key| key.to_string()), "what": defect.what }),
     );
@@ -87,11 +118,12 @@ fn in_json(report: &Report) -> String {
         })),
         "proven": proven,
         "defects": defects.collect::<Vec<_>>(),
+        "against": outcome.map(Outcome::json),
     });
     format!("{text}\n")
 }
 
-fn in_words(report: &Report, quick: bool) -> String {
+fn in_words(report: &Report, quick: bool, outcome: Option<&Outcome>) -> String {
     let mut lines: Vec<String> = Vec::new();
     for defect in &report.defects {
         let place = defect.key.map_or("the replica".to_string(), |key| key.to_string());
@@ -118,6 +150,13 @@ fn in_words(report: &Report, quick: bool) -> String {
             proven.txid, proven.timestamp, proven.checksum
         )),
         None if quick => lines.push("no page was looked at".to_string()),
+        None => {}
+    }
+    match outcome {
+        Some(outcome) => lines.push(outcome.text()),
+        None if report.defects.is_empty() => lines.push(
+            "the replica is sound in itself; whether it is the database, --against DB shows".into(),
+        ),
         None => {}
     }
     lines.push(String::new());

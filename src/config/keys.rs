@@ -227,6 +227,8 @@ pub const KEYS: &[Row] = &[
     row("deletes", GDR, Switch).sets("deletes").says("true", "`false`: nothing is deleted from the store"),
     row("shrink-images", GDR, Switch).sets("shrink-images").says("false", "a file that makes the database smaller holds all of its pages; Litestream's VFS needs that"),
     row("copies-cap", GDR, Size).sets("copies-cap").says("16MB", "how much of what was shipped is kept on this disk, to be joined without being fetched"),
+    row("audit-interval", GDR, TimeOrOff).sets("audit-interval").says("24h", "at most once in this time, while it is written, the database is compared with what was captured of it"),
+    row("audit-rate", GDR, Size).sets("audit-rate").says("8MB", "how much of the database that comparison reads in a second"),
     // The log.
     row("logging.level", G, Word(&["off", "error", "warn", "info", "debug", "trace"])).says("info", "what is logged: `off`, `error`, `warn`, `info`, `debug`"),
     row("logging.type", G, Word(&["text", "json", "pretty"])).says("text", "of a log file and of standard error: `text` or `json`; `pretty` is `text`"),

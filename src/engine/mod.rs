@@ -15,6 +15,7 @@
 //! - Once fenced, nothing is put any more, and nothing unshipped is released.
 
 mod action;
+pub(crate) mod audit;
 pub(crate) mod backoff;
 mod event;
 mod status;

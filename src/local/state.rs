@@ -38,6 +38,12 @@ pub struct State {
     pub checked: u64,
     /// The database file as it was left when its WAL had been checkpointed whole and removed.
     pub clean: Option<Clean>,
+    /// When the last audit began, in milliseconds since the epoch: by any process of this lineage.
+    #[serde(default)]
+    pub audited: Option<i64>,
+    /// The page with which it goes on, if it has not ended.
+    #[serde(default)]
+    pub audit_next: Option<u32>,
 }
 
 /// A point of the log.
@@ -167,6 +173,8 @@ impl State {
             image: None,
             checked: 0,
             clean: None,
+            audited: None,
+            audit_next: None,
         }
     }
 

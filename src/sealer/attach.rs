@@ -198,6 +198,7 @@ impl Replica {
         self.clear_frames();
         self.local = Some(local);
         self.resume_history();
+        self.resume_audit();
         self.ships();
         self.hold(true);
         self.engine.handle(now, Event::Opened(opened));

@@ -271,7 +271,9 @@ impl Replica {
                 Purpose::Gate => Event::Committed { at },
                 Purpose::Close => Event::TakenIn { at },
             };
-            self.engine.handle(self.process.now(), event);
+            let now = self.process.now();
+            self.engine.handle(now, event);
+            self.audit.written(now);
         }
     }
 

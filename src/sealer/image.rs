@@ -4,6 +4,8 @@
 //! so is sent last. In memory are at the most: the first part, the part being filled, one waiting
 //! and one being sent.
 
+use std::path::Path;
+
 use bytes::Bytes;
 use tokio::sync::mpsc::{self, error::TrySendError};
 
@@ -12,13 +14,15 @@ use super::looks::Moment;
 use super::open::Point;
 use super::replica::{LocalJob, Replica};
 use super::scan::Scan;
+use crate::border::Border;
 use crate::engine::{Event, Failure};
 use crate::local;
 use crate::local::state::{Base, Clean, Fingerprint, Image, Position};
 use crate::ltx::{self, DatabaseChecksum, Encoder, FileName, HEADER_LEN, Header, Tag};
 use crate::shipper::{Part, Task, UploadOutcome};
 use crate::store::Key;
-use crate::units::{Level, Timestamp, Txid};
+use crate::units::{Level, Pgno, Timestamp, Txid};
+use crate::wal::WalIndex;
 
 /// An image on its way.
 pub(super) struct ImageJob {
@@ -236,12 +240,28 @@ impl Replica {
 
     /// Opens a walk over all pages, in a read transaction.
     pub(super) fn open_scan(&mut self) -> Result<Scan, String> {
+        self.scan(|border, wal| {
+            let guard = border.guard();
+            Scan::begin(border.open_reader()?, wal, guard)
+        })
+    }
+
+    /// Opens a walk over one slice of the pages, in a read transaction.
+    pub(super) fn open_slice(&mut self, first: Pgno) -> Result<Scan, String> {
+        self.scan(|border, wal| {
+            let pages = |index: &WalIndex| border.frame_pages(index, 1, index.max_frame);
+            Scan::begin_at(first, border.open_reader()?, wal, pages)
+        })
+    }
+
+    fn scan(
+        &self,
+        open: impl FnOnce(&dyn Border, &Path) -> std::io::Result<Scan>,
+    ) -> Result<Scan, String> {
         let border = self.database.border().cloned().ok_or("the database is not open")?;
         let path = self.database.path();
-        let failed = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
-        let guard = border.guard();
-        let reader = border.open_reader().map_err(failed)?;
-        Scan::begin(reader, &local::wal_path(path), guard).map_err(failed)
+        open(&*border, &local::wal_path(path))
+            .map_err(|error| format!("cannot read {}: {error}", path.display()))
     }
 
     pub(super) fn step_image(&mut self, mut image: Box<ImageJob>) {

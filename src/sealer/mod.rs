@@ -4,6 +4,7 @@
 //! (images, comparisons) is done in slices, so that no database waits long for another.
 
 mod attach;
+mod audit;
 mod capture;
 mod closing;
 mod frames;

@@ -15,6 +15,7 @@ use super::others::Others;
 use super::resync::ResyncJob;
 use crate::claim::Claim;
 use crate::database::{Database, Gate};
+use crate::engine::audit::Audit;
 use crate::engine::{Action, Engine, Event, Options, Phase};
 use crate::finding::{Answer, Finding};
 use crate::history::History;
@@ -79,6 +80,8 @@ pub(super) struct Replica {
     pub(super) others: Others,
     /// The database file is not the one that its path names.
     pub(super) astray: bool,
+    /// When the database is compared with the page table, though all is well.
+    pub(super) audit: Audit,
 }
 
 /// A file on its way to the store.
@@ -124,6 +127,7 @@ impl Replica {
             }
         };
         let options = Self::options(&database);
+        let audit = super::audit::of(database.settings(), process.now(), None);
         let mut replica = Replica {
             process,
             engine: Engine::new(options, crate::units::WriterId::default()),
@@ -160,6 +164,7 @@ impl Replica {
             late: false,
             others: Others::default(),
             astray: false,
+            audit,
         };
         if replica.store.is_none() {
             let why = replica.database.with(|shared| shared.report.last_error.clone());
@@ -191,7 +196,8 @@ impl Replica {
         let watch = self.watches().then_some(self.watch_at);
         let engine = self.engine.wakeup(self.process.now());
         let unclear = self.unclear.and_then(|unclear| unclear.again_at);
-        [slice, watch, engine, unclear, self.retry_at].into_iter().flatten().min()
+        let audit = self.audit_due();
+        [slice, watch, engine, unclear, audit, self.retry_at].into_iter().flatten().min()
     }
 
     /// Whether it is looked around once a second: also where the database has left WAL mode, in which
@@ -339,6 +345,7 @@ impl Replica {
         }
         self.keep_history(now);
         self.slice();
+        self.audit();
         self.publish();
     }
 
@@ -355,6 +362,7 @@ impl Replica {
         }
         if let Some(at) = since {
             self.engine.handle(now, Event::Committed { at });
+            self.audit.written(now);
         }
         let quiet = !self.engine.has_unclosed();
         self.database.with(|shared| {

@@ -9,10 +9,24 @@ use super::capture::Cursor;
 use crate::border::{Reader, Snapshot};
 use crate::units::{PageSize, Pgno, WalPosition};
 use crate::wal::evidence::{Guard, Proven};
-use crate::wal::{self, FrameSet, WalHeader};
+use crate::wal::{self, FrameSet, WalHeader, WalIndex};
 
 /// Pages of one slice, in bytes.
 const SLICE: usize = 1 << 20;
+
+/// How many pages a slice has.
+fn slice_pages(page_size: PageSize) -> u32 {
+    (SLICE / page_size.bytes()).max(1) as u32
+}
+
+/// The WAL, if it is there and of the index's generation.
+fn of_generation<'a>(wal: Option<&'a File>, index: &WalIndex) -> io::Result<&'a File> {
+    let wal = wal.ok_or_else(|| io::Error::other("the WAL is not there"))?;
+    if WalHeader::read(wal).is_none_or(|header| header.salts != index.salts) {
+        return Err(io::Error::other("the WAL's file is of another generation"));
+    }
+    Ok(wal)
+}
 
 /// A walk in ascending page order; holds a read transaction.
 pub(super) struct Scan {
@@ -41,10 +55,7 @@ impl Scan {
         let mut position = None;
         let wal = File::open(wal).ok();
         if let (Some(index), true) = (snapshot.index, snapshot.frames() > 0) {
-            let wal = wal.as_ref().ok_or_else(|| io::Error::other("the WAL is not there"))?;
-            if WalHeader::read(wal).is_none_or(|header| header.salts != index.salts) {
-                return Err(io::Error::other("the WAL's file is of another generation"));
-            }
+            let wal = of_generation(wal.as_ref(), &index)?;
             frames.extend(wal, snapshot.page_size, 1, index.max_frame)?;
             position = Some(WalPosition {
                 salts: index.salts,
@@ -56,6 +67,35 @@ impl Scan {
         Ok(Scan { reader, wal, snapshot, newest, position, guard, next: 1, buffer: Vec::new() })
     }
 
+    /// Begins a walk of one slice, from page `first` on. `pages` gives the pages that the frames of the
+    /// state hold, from the first frame on, if they are known; else the frames' headers are read.
+    pub(super) fn begin_at(
+        first: Pgno,
+        reader: Box<dyn Reader>,
+        wal: &Path,
+        pages: impl FnOnce(&WalIndex) -> Option<Vec<Pgno>>,
+    ) -> io::Result<Scan> {
+        let snapshot = reader.snapshot();
+        let wal = File::open(wal).ok();
+        let last = first.saturating_add(slice_pages(snapshot.page_size) - 1);
+        let is_in_slice = |pgno: &Pgno| (first..=last).contains(pgno);
+        let mut newest = BTreeMap::new();
+        if let (Some(index), true) = (snapshot.index, snapshot.frames() > 0) {
+            let wal = of_generation(wal.as_ref(), &index)?;
+            if let Some(pages) = pages(&index) {
+                let numbered = pages.into_iter().zip(1..);
+                newest.extend(numbered.filter(|(pgno, _)| is_in_slice(pgno)));
+            } else {
+                let mut frames = FrameSet::default();
+                frames.extend(wal, snapshot.page_size, 1, index.max_frame)?;
+                newest = frames.newest;
+                newest.retain(|pgno, _| is_in_slice(pgno));
+            }
+        }
+        let (position, guard, buffer) = (None, None, Vec::new());
+        Ok(Scan { reader, wal, snapshot, newest, position, guard, next: first, buffer })
+    }
+
     pub(super) fn snapshot(&self) -> Snapshot {
         self.snapshot
     }
@@ -64,12 +104,17 @@ impl Scan {
         self.snapshot.page_size
     }
 
-    pub(super) fn index_now(&self) -> Option<crate::wal::WalIndex> {
+    pub(super) fn index_now(&self) -> Option<WalIndex> {
         self.reader.index_now()
     }
 
     pub(super) fn is_intact(&self) -> bool {
         self.reader.is_intact()
+    }
+
+    /// The page behind those that were walked.
+    pub(super) fn next(&self) -> Pgno {
+        self.next
     }
 
     /// How many bytes of the database were walked, of how many.
@@ -103,7 +148,7 @@ impl Scan {
     ) -> Result<bool, E> {
         let page_len = self.page_size().bytes();
         let count = self.snapshot.page_count;
-        let slice = (SLICE / page_len).max(1) as u32;
+        let slice = slice_pages(self.page_size());
         let last = count.min(self.next.saturating_add(slice - 1));
         if self.next > count {
             return Ok(false);

@@ -8,6 +8,7 @@
 //! Memory: a chunk of 4 MiB and a page for each thread, a header for each file, and about 30 bytes for
 //! each page of the database.
 
+mod advance;
 mod coverage;
 
 use std::collections::{HashMap, HashSet};
@@ -23,7 +24,9 @@ use crate::plan::{self, chain};
 use crate::restore::list_in_turn;
 use crate::store::reader::StoreReader;
 use crate::store::{self, ErrorKind, FileInfo, Key, Store};
-use crate::units::{Pgno, Timestamp, Txid};
+use crate::units::{PageSize, Pgno, Timestamp, Txid};
+
+pub use advance::{Advance, advance};
 
 /// How thoroughly.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,6 +66,34 @@ pub struct Proven {
     pub checksum: DatabaseChecksum,
 }
 
+/// The newest state of a replica, page by page.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Newest {
+    /// The state.
+    pub txid: Txid,
+    /// Its commit time.
+    pub timestamp: Timestamp,
+    /// Page size.
+    pub page_size: PageSize,
+    /// The checksum of each page, from page 1 on; 0 for the lock page.
+    pub sums: Vec<Checksum>,
+}
+
+impl Newest {
+    /// A page's checksum.
+    pub fn sum(&self, pgno: Pgno) -> Option<Checksum> {
+        let at = (pgno as usize).checked_sub(1)?;
+        self.sums.get(at).copied()
+    }
+
+    /// Checksum of the database.
+    pub fn checksum(&self) -> DatabaseChecksum {
+        let mut sum = DatabaseChecksum::EMPTY;
+        self.sums.iter().for_each(|page| sum.toggle(*page));
+        sum
+    }
+}
+
 /// The outcome.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Report {
@@ -85,7 +116,7 @@ pub struct Report {
 }
 
 /// How much is read at a time, in bytes.
-const CHUNK: u64 = 4 << 20;
+pub(crate) const CHUNK: u64 = 4 << 20;
 /// How often the walk begins anew because files were removed while it was on its way.
 const ATTEMPTS: usize = 3;
 
@@ -98,6 +129,17 @@ pub async fn verify(
     parallelism: usize,
     progress: Arc<dyn Fn(u64, u64) + Send + Sync>,
 ) -> Result<Report, crate::restore::Error> {
+    Ok(examine(store, depth, kept, parallelism, progress).await?.0)
+}
+
+/// As [`verify`], with the newest state, where each of its pages was seen.
+pub async fn examine(
+    store: Arc<dyn Store>,
+    depth: Depth,
+    kept: Kept,
+    parallelism: usize,
+    progress: Arc<dyn Fn(u64, u64) + Send + Sync>,
+) -> Result<(Report, Option<Newest>), crate::restore::Error> {
     let runtime = Handle::current();
     for attempt in 1.. {
         let files = list_in_turn(store.as_ref()).await?;
@@ -266,17 +308,25 @@ impl Walk {
         self.seen.lock().defects.push(Defect { key: Some(key), what: what.into() });
     }
 
-    fn report(self, kept: Kept) -> Report {
+    fn report(self, kept: Kept) -> (Report, Option<Newest>) {
         let Seen { headers, mut defects, pages } = self.seen.into_inner();
         let chain = chain::contradictions(&headers).into_iter();
         defects.extend(chain.map(|found| Defect { key: Some(found.key), what: found.what }));
         defects.extend(coverage::defects(&self.files, &headers, kept));
-        let mut proven = None;
+        let (mut proven, mut newest) = (None, None);
         match &self.plan {
             Err(error) => defects.push(Defect { key: None, what: error.to_string() }),
             Ok(plan) if self.depth == Depth::Whole && defects.is_empty() => {
                 match newest_state(plan, &headers, &pages) {
-                    Ok(state) => proven = state,
+                    Ok(Some((state, tagged))) => {
+                        proven = tagged.then(|| Proven {
+                            txid: state.txid,
+                            timestamp: state.timestamp,
+                            checksum: state.checksum(),
+                        });
+                        newest = Some(state);
+                    }
+                    Ok(None) => {}
                     Err(defect) => defects.push(defect),
                 }
             }
@@ -286,7 +336,7 @@ impl Walk {
         let damaged: HashSet<Key> = defects.iter().filter_map(|defect| defect.key).collect();
         let mut sound = self.files.clone();
         sound.retain(|file| !damaged.contains(&file.key));
-        Report {
+        let report = Report {
             files: self.files.len(),
             untagged: headers.iter().filter(|(_, header)| header.tag.is_none()).count(),
             fetched: self.fetched.into_inner(),
@@ -295,7 +345,8 @@ impl Walk {
             oldest: coverage::oldest(&sound, &headers),
             proven,
             defects,
-        }
+        };
+        (report, newest)
     }
 }
 
@@ -307,12 +358,12 @@ fn read_header(reader: &mut StoreReader<'_>) -> Result<Header, ltx::Error> {
     Header::decode(&head)
 }
 
-/// Adds the newest pages up. `None` where the last file does not say what they must come to.
+/// The newest pages, and whether the last file says what they must come to: then they do.
 fn newest_state(
     plan: &plan::Plan,
     headers: &[(Key, Header)],
     pages: &HashMap<Pgno, (usize, Checksum)>,
-) -> Result<Option<Proven>, Defect> {
+) -> Result<Option<(Newest, bool)>, Defect> {
     let headers: HashMap<Key, &Header> =
         headers.iter().map(|(key, header)| (*key, header)).collect();
     let header_of = |key: Key| headers.get(&key).copied();
@@ -345,15 +396,16 @@ fn newest_state(
         return Err(Defect { key: Some(key), what });
     }
     let lock_page = header.page_size.lock_page();
-    let mut sum = DatabaseChecksum::EMPTY;
+    let mut sums = Vec::with_capacity(header.commit as usize);
     let mut missing = 0u64;
-    for pgno in (1..=header.commit).filter(|pgno| *pgno != lock_page) {
+    for pgno in 1..=header.commit {
         match pages.get(&pgno) {
+            _ if pgno == lock_page => sums.push(Checksum(0)),
             Some((place, page))
                 if full.is_none_or(|full| *place >= full)
                     && cut.get(*place).is_some_and(|cut| pgno <= *cut) =>
             {
-                sum.toggle(*page);
+                sums.push(*page);
             }
             _ => missing += 1,
         }
@@ -362,6 +414,9 @@ fn newest_state(
         let what = format!("{missing} pages of the database that it leads to are in no file");
         return Err(Defect { key: Some(last), what });
     }
+    let (txid, timestamp, page_size) = (plan.txid, header.timestamp, header.page_size);
+    let newest = Newest { txid, timestamp, page_size, sums };
+    let sum = newest.checksum();
     match header.tag {
         Some(tag) if tag.post_apply != sum => {
             let what = format!(
@@ -370,7 +425,6 @@ fn newest_state(
             );
             Err(Defect { key: Some(last), what })
         }
-        Some(_) => Ok(Some(Proven { txid: plan.txid, timestamp: header.timestamp, checksum: sum })),
-        None => Ok(None),
+        tag => Ok(Some((newest, tag.is_some()))),
     }
 }

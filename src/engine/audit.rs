@@ -1,0 +1,210 @@
+//! When the database is compared with the page table, slice by slice, while all is well.
+//!
+//! Pure, like the engine: times are milliseconds on any clock that does not go back. Commits set it
+//! going, each for a short while, so that a database that nobody writes costs nothing; where an audit
+//! stood when they stopped, it goes on with the next.
+
+use super::Millis;
+use crate::units::Pgno;
+
+/// For so long after a commit slices are read.
+const ACTIVE: Millis = 10_000;
+/// After so long a slice that could not be read is tried again.
+const AGAIN: Millis = 1000;
+
+/// What the user can set.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// In so long a time one audit begins at the most; 0 for none.
+    pub interval: Millis,
+    /// Bytes that are read in a second.
+    pub rate: u64,
+}
+
+/// The audits of one database.
+#[derive(Clone, Debug)]
+pub struct Audit {
+    options: Options,
+    /// The next one may begin then.
+    from: Millis,
+    /// Until then what was written last sets it going.
+    active_until: Millis,
+    walk: Option<Walk>,
+}
+
+/// An audit under way.
+#[derive(Clone, Copy, Debug)]
+struct Walk {
+    /// First page of the next slice.
+    next: Pgno,
+    /// When it may be read.
+    due: Millis,
+    /// Pages that were compared.
+    pages: u64,
+    /// So many attempts in a row came to nothing.
+    failures: u32,
+}
+
+impl Audit {
+    /// The last audit began `age` ago. It went on with page `next`, if it had not ended.
+    pub fn new(options: Options, now: Millis, age: Millis, next: Option<Pgno>) -> Audit {
+        let from = now.saturating_add(options.interval.saturating_sub(age));
+        let walk = next.map(|next| Walk {
+            next: next.max(1),
+            due: now,
+            pages: u64::from(next.saturating_sub(1)),
+            failures: 0,
+        });
+        Audit { options, from, active_until: 0, walk }
+    }
+
+    /// Something was committed.
+    pub fn written(&mut self, now: Millis) {
+        self.active_until = now.saturating_add(ACTIVE);
+    }
+
+    /// When the next slice is due, if what was written until now calls for one.
+    pub fn due(&self) -> Option<Millis> {
+        let due = self.walk.map_or(self.from, |walk| walk.due);
+        (self.options.interval > 0 && due < self.active_until).then_some(due)
+    }
+
+    /// Whether a slice is to be read now.
+    pub fn is_due(&self, now: Millis) -> bool {
+        self.due().is_some_and(|due| due <= now && now < self.active_until)
+    }
+
+    /// The page at which an audit under way goes on.
+    pub fn next(&self) -> Option<Pgno> {
+        self.walk.map(|walk| walk.next)
+    }
+
+    /// Begins one, unless it is under way.
+    pub fn begin(&mut self, now: Millis) {
+        if self.walk.is_none() {
+            self.walk = Some(Walk { next: 1, due: now, pages: 0, failures: 0 });
+            self.from = now.saturating_add(self.options.interval);
+        }
+    }
+
+    /// A slice of so many pages was compared, for which so many bytes were read; `next` is the page
+    /// behind it.
+    pub fn slice_done(&mut self, bytes: u64, pages: u64, next: Pgno, now: Millis) {
+        let pause = bytes.saturating_mul(1000) / self.options.rate.max(1);
+        if let Some(walk) = &mut self.walk {
+            walk.next = next;
+            walk.due = now.saturating_add(pause);
+            walk.pages = walk.pages.saturating_add(pages);
+            walk.failures = 0;
+        }
+    }
+
+    /// A slice could not be read now; how often that was so without one that could.
+    pub fn put_off(&mut self, now: Millis) -> u32 {
+        let Some(walk) = &mut self.walk else { return 0 };
+        walk.due = now.saturating_add(AGAIN);
+        walk.failures = walk.failures.saturating_add(1);
+        walk.failures
+    }
+
+    /// The audit under way has ended; how many pages it has compared.
+    pub fn finished(&mut self, now: Millis) -> u64 {
+        self.from = self.from.max(now);
+        self.walk.take().map_or(0, |walk| walk.pages)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: Millis = 86_400_000;
+    const MIB: u64 = 1 << 20;
+
+    fn audit(age: Millis, next: Option<Pgno>) -> Audit {
+        Audit::new(Options { interval: DAY, rate: 8 * MIB }, 1000, age, next)
+    }
+
+    #[test]
+    fn nothing_is_due_where_nothing_is_written() {
+        let mut audit = audit(2 * DAY, None);
+        assert_eq!(audit.due(), None);
+        audit.written(5000);
+        assert_eq!(audit.due(), Some(1000));
+        assert!(audit.is_due(5000) && audit.is_due(14_999) && !audit.is_due(15_000));
+        // What was begun waits for the next commit, and goes on where it was.
+        audit.begin(5000);
+        audit.slice_done(MIB, 256, 257, 14_990);
+        assert_eq!((audit.due(), audit.next()), (None, Some(257)));
+        audit.written(100_000);
+        assert!(audit.is_due(100_000));
+        let off = Options { interval: 0, rate: 1 };
+        let mut off = Audit::new(off, 0, 0, Some(7));
+        off.written(5);
+        assert_eq!(off.due(), None);
+    }
+
+    #[test]
+    fn one_begins_in_each_interval_whatever_the_process() {
+        // A process that knows of none waits for a whole one.
+        let mut fresh = audit(0, None);
+        fresh.written(DAY);
+        assert!(!fresh.is_due(DAY + 999) && fresh.is_due(DAY + 1000));
+        // One that was begun an hour ago by an earlier process is gone on with.
+        let mut resumed = audit(3_600_000, Some(1000));
+        resumed.written(1000);
+        assert!(resumed.is_due(1000));
+        resumed.begin(1000);
+        assert_eq!(resumed.next(), Some(1000));
+        resumed.slice_done(MIB, 256, 1256, 1000);
+        assert_eq!(resumed.finished(2000), 999 + 256);
+        resumed.written(DAY - 3_600_000);
+        assert!(!resumed.is_due(DAY - 3_600_000) && resumed.is_due(DAY - 3_599_000));
+        // One that took longer than the interval is followed by the next at once.
+        let mut slow = audit(DAY, None);
+        slow.written(1000);
+        slow.begin(1000);
+        slow.finished(3 * DAY);
+        slow.written(3 * DAY);
+        assert!(slow.is_due(3 * DAY) && !slow.is_due(3 * DAY - 1));
+    }
+
+    #[test]
+    fn slices_keep_to_the_rate() {
+        let mut audit = audit(DAY, None);
+        let (mut now, mut read) = (1000, 0);
+        audit.written(now);
+        audit.begin(now);
+        while now < 11_000 {
+            audit.written(now);
+            if audit.is_due(now) {
+                read += MIB;
+                let next = audit.next().map_or(1, |next| next + 256);
+                audit.slice_done(MIB, 256, next, now);
+            }
+            now += 1;
+        }
+        assert_eq!(read, 80 * MIB);
+        // However slow it is, each commit that comes late enough lets one through.
+        let mut audit = Audit::new(Options { interval: 1, rate: 1 << 10 }, 0, 1, None);
+        audit.written(0);
+        audit.begin(0);
+        audit.slice_done(MIB, 1, 2, 0);
+        audit.written(500_000);
+        assert_eq!(audit.due(), None);
+        audit.written(1_023_999);
+        assert_eq!(audit.due(), Some(1_024_000));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_tried_again_and_counted() {
+        let mut audit = audit(DAY, None);
+        audit.written(1000);
+        assert_eq!(audit.put_off(1000), 0);
+        audit.begin(1000);
+        assert_eq!((audit.put_off(1000), audit.put_off(1500)), (1, 2));
+        assert!(!audit.is_due(2499) && audit.is_due(2500));
+        audit.slice_done(0, 1, 2, 2500);
+        assert_eq!((audit.put_off(2500), audit.finished(2500)), (1, 1));
+    }
+}

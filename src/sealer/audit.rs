@@ -1,0 +1,240 @@
+//! The audit: the database against the page table, though nothing gives a reason.
+//!
+//! Everything else here follows commits, so a page that was captured wrong once would stay wrong at
+//! the replica until it is written again. The audit looks at each page. It reads in slices: each is one
+//! state, under a read transaction that lives no longer than the slice, so that no checkpoint waits for
+//! more. What differs is an error of walferry's, or the file was written past SQLite; either way a
+//! comparison of the whole database follows, and ships it.
+
+use std::collections::BTreeSet;
+
+use super::capture::{Cursor, Stop};
+use super::replica::{LocalJob, Purpose, Replica};
+use super::scan::Scan;
+use crate::engine::Phase;
+use crate::engine::audit::{Audit, Options};
+use crate::finding::Finding;
+use crate::local::state::State;
+use crate::ltx;
+use crate::settings::Settings;
+use crate::status::Audited;
+use crate::units::Pgno;
+
+/// So many pages that differ are named.
+const NAMED: usize = 20;
+/// What a frame of the WAL counts for, in bytes read: its header.
+const FRAME_COST: u64 = 24;
+/// After so many attempts in a row that came to nothing, somebody is told.
+const FAILURES_TOLD: u32 = 60;
+
+/// What a slice came to.
+struct Slice {
+    bytes: u64,
+    pages: u64,
+    /// The page behind it, unless it was the last.
+    next: Option<Pgno>,
+    differ: Vec<Pgno>,
+    /// The size of the database in pages, and what the page table has instead.
+    sizes: Option<(u32, u32)>,
+}
+
+/// Why a slice was not compared.
+enum Cannot {
+    /// Not now.
+    Yet(String),
+    /// Capture stopped.
+    Capture(Stop),
+}
+
+impl From<Stop> for Cannot {
+    fn from(stop: Stop) -> Cannot {
+        Cannot::Capture(stop)
+    }
+}
+
+/// The audits of a database, as its state knows of them.
+pub(super) fn of(settings: &Settings, now: u64, state: Option<&State>) -> Audit {
+    let interval = u64::try_from(settings.audit_interval.as_millis()).unwrap_or(u64::MAX);
+    let options = Options { interval, rate: settings.audit_rate };
+    let wall = crate::clock::wall().0;
+    let age = state.and_then(|state| state.audited).map_or(0, |at| wall.saturating_sub(at));
+    let next = state.and_then(|state| state.audit_next);
+    Audit::new(options, now, u64::try_from(age).unwrap_or(0), next)
+}
+
+impl Replica {
+    /// Goes on with what an earlier process has begun.
+    pub(super) fn resume_audit(&mut self) {
+        let now = self.process.now();
+        let state = self.local.as_ref().map(|local| &local.state);
+        self.audit = of(self.database.settings(), now, state);
+        if let Some(local) = &mut self.local {
+            // The first of a lineage is one interval away.
+            local.state.audited.get_or_insert(crate::clock::wall().0);
+        }
+    }
+
+    /// When the next slice is due, if one can be compared.
+    pub(super) fn audit_due(&self) -> Option<u64> {
+        self.audit.due().filter(|_| self.may_audit())
+    }
+
+    /// Whether the page table is known to be that of a place in the WAL that is there.
+    fn may_audit(&self) -> bool {
+        self.attached
+            && self.point.is_some()
+            && self.local.is_some()
+            && matches!(self.job, LocalJob::None)
+            && self.cursor != Cursor::Unknown
+            && !self.has_let_go()
+            && self.engine.status().phase == Phase::Streaming
+    }
+
+    /// Compares the next slice, if it is due.
+    pub(super) fn audit(&mut self) {
+        let now = self.process.now();
+        if self.dead.is_some() || !self.audit.is_due(now) || !self.may_audit() {
+            return;
+        }
+        if self.audit.next().is_none()
+            && let Some(local) = &mut self.local
+        {
+            local.state.audited = Some(crate::clock::wall().0);
+        }
+        self.audit.begin(now);
+        let first = self.audit.next().unwrap_or(1);
+        let result = self.audit_slice(first);
+        let now = self.process.now();
+        match result {
+            Ok(slice) => self.audited(&slice, now),
+            Err(Cannot::Yet(why)) => {
+                let path = self.database.label();
+                log::debug!("{path}: pages from {first} on are not compared yet: {why}");
+                if self.audit.put_off(now) == FAILURES_TOLD {
+                    log::warn!("{path}: its audit cannot go on with page {first}: {why}");
+                }
+            }
+            Err(Cannot::Capture(stop)) => {
+                self.audit.put_off(now);
+                self.stopped(stop);
+            }
+        }
+    }
+
+    fn audited(&mut self, slice: &Slice, now: u64) {
+        let differed = slice.differ.len() as u64 + u64::from(slice.sizes.is_some());
+        let next = slice.next.filter(|_| differed == 0);
+        self.audit.slice_done(slice.bytes, slice.pages, next.unwrap_or(1), now);
+        if let Some(local) = &mut self.local {
+            local.state.audit_next = next;
+        }
+        if next.is_some() {
+            return;
+        }
+        let pages = self.audit.finished(now);
+        let at = crate::clock::wall();
+        let path = self.database.label();
+        self.database.with(|shared| {
+            let before = shared.report.audit.map_or(0, |audit| audit.differed);
+            let differed = before.saturating_add(differed);
+            shared.report.audit = Some(Audited { at, pages, differed });
+        });
+        if let Some(local) = &mut self.local
+            && let Err(error) = local.save(false)
+        {
+            log::error!("{path}: {error}");
+        }
+        if differed == 0 {
+            log::debug!("{path}: audited, {pages} pages are as they were captured");
+            return;
+        }
+        log::error!(
+            "{path}: {} not as captured; please report it: this is a fault of walferry's, unless somebody wrote to the file past SQLite",
+            named(slice)
+        );
+        self.diverge(Finding::AuditDiffers);
+    }
+
+    /// Compares the pages from `first` on, as they are in one state of the database.
+    fn audit_slice(&mut self, first: Pgno) -> Result<Slice, Cannot> {
+        let mut scan = self.open_slice(first).map_err(Cannot::Yet)?;
+        let snapshot = scan.snapshot();
+        let not_yet = |why: &str| Cannot::Yet(why.to_string());
+        let index = snapshot.index.ok_or_else(|| not_yet("there is no WAL"))?;
+        // The page table follows to this state, or to a later one.
+        self.capture(Purpose::Gate)?;
+        let Cursor::At(end) = self.cursor else { return Err(not_yet("capture lost its place")) };
+        let (salts, frame) = end.place();
+        if salts != index.salts || frame < index.max_frame || !self.frames.is_empty() {
+            return Err(not_yet("capture stands elsewhere"));
+        }
+        let border = self.database.border().cloned();
+        // What was committed since is not in the state that is read.
+        let later: BTreeSet<Pgno> = match frame > index.max_frame {
+            true => border
+                .and_then(|border| border.frame_pages(&index, index.max_frame + 1, frame))
+                .ok_or_else(|| not_yet("its wal-index cannot be read"))?
+                .into_iter()
+                .collect(),
+            false => BTreeSet::new(),
+        };
+        let (Some(local), Some(point)) = (&mut self.local, self.point) else {
+            return Err(not_yet("the local state is not open"));
+        };
+        if snapshot.page_size != point.page_size {
+            return Err(not_yet("its page size changed"));
+        }
+        let table = &mut local.table;
+        let (mut pages, mut differ) = (0, Vec::new());
+        let more = scan.step(|pgno, page| -> Result<(), Stop> {
+            pages += 1;
+            // What a later commit has cut off is not in the table.
+            if pgno <= table.commit()
+                && !later.contains(&pgno)
+                && table.get(pgno)? != Some(ltx::checksum::page(pgno, page))
+            {
+                differ.push(pgno);
+            }
+            Ok(())
+        });
+        let more = match more {
+            Ok(more) => more,
+            Err(Stop::Failed(why)) => return Err(Cannot::Yet(why)),
+            Err(stop) => return Err(stop.into()),
+        };
+        let sizes = (snapshot.page_count, table.commit());
+        let sizes = Some(sizes).filter(|(now, known)| now != known && later.is_empty());
+        check_generation(&scan)?;
+        let read = pages * u64::from(snapshot.page_size.get());
+        let bytes = read.saturating_add(u64::from(frame).saturating_mul(FRAME_COST));
+        Ok(Slice { bytes, pages, next: more.then(|| scan.next()), differ, sizes })
+    }
+}
+
+/// While the slice was read, the WAL must not have been begun anew.
+fn check_generation(scan: &Scan) -> Result<(), Cannot> {
+    let salts = |index: crate::wal::WalIndex| index.salts;
+    let same = scan.index_now().map(salts) == scan.snapshot().index.map(salts);
+    if same && scan.is_intact() {
+        Ok(())
+    } else {
+        Err(Cannot::Yet("the WAL was begun anew while it was read".into()))
+    }
+}
+
+/// What differs, in words.
+fn named(slice: &Slice) -> String {
+    let pages: Vec<String> = slice.differ.iter().take(NAMED).map(Pgno::to_string).collect();
+    let more = slice.differ.len().saturating_sub(NAMED);
+    let mut text = match pages.len() {
+        0 => String::new(),
+        1 => format!("page {} is", pages.concat()),
+        _ if more > 0 => format!("pages {} and {more} more are", pages.join(", ")),
+        _ => format!("pages {} are", pages.join(", ")),
+    };
+    if let Some((now, known)) = slice.sizes {
+        let and = if text.is_empty() { "" } else { ", and " };
+        text += &format!("{and}its size of {now} pages, captured {known}, is");
+    }
+    text
+}
