@@ -15,7 +15,7 @@ from datetime import datetime, timedelta, timezone
 import litestream_vfs
 import pytest
 
-from harness import LOG_TABLE, assert_same_pages, expected_log, live_image, restore
+from harness import LOG_TABLE, HostError, assert_same_pages, expected_log, live_image, restore
 
 # Each window passes many times in a test.
 QUICK = {"WALFERRY_SYNC_INTERVAL": "0", "WALFERRY_LEVELS": "200ms,600ms,1200ms",
@@ -185,20 +185,30 @@ def test_it_follows(new_host, replica, tmp_path, shrinks):
 
 
 def test_it_opens_whatever_retention_leaves(new_host, replica, tmp_path):
-    """Readers that are opened and read while everything but the last seconds goes. What one has listed
-    when it is opened must be there until it has read it, however slow the machine is just then."""
-    writer = Writer(new_host, replica, tmp_path, WALFERRY_RETENTION="12s", WALFERRY_L0_RETENTION="10s")
+    """Readers are opened and read while everything but the last seconds goes. A reader lists the files
+    and then reads them; a file that it has listed stays for `l0-retention` at the least. A reader that
+    is held up for longer than that, as by other work of the machine, may miss one: it proves nothing."""
+    kept = 10
+    writer = Writer(new_host, replica, tmp_path, WALFERRY_RETENTION="12s",
+                    WALFERRY_L0_RETENTION="%ds" % kept)
     writer.until(lambda status: status["removed"] > 0)
-    reader, begun, opened = Reader(new_host, replica), writer.status()["removed"], 0
+    reader, begun, opened, late = Reader(new_host, replica), writer.status()["removed"], 0, 0
     while opened < 12 or writer.status()["removed"] < begun + 30:
-        assert opened < 300, (writer.status(), replica.keys())
+        assert opened + late < 300, (writer.status(), replica.keys())
         before = writer.number
         writing = writer.ask(6)
-        view = reader.open(poll="1h")
-        opened += 1
-        assert view.look() >= before
-        view.check()
-        view.close()
+        started = time.monotonic()
+        try:
+            view = reader.open(poll="1h")
+            number = view.look()
+            view.check()
+            view.close()
+            opened += 1
+            assert number >= before
+        except HostError as error:
+            if time.monotonic() - started < kept:
+                raise AssertionError("%s\n%s" % (error, replica.keys())) from error
+            late += 1
         writer.shipped(writing)
 
 

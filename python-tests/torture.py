@@ -25,7 +25,7 @@ CACHE = Path(os.environ.get("WALFERRY_CACHE", ROOT / ".cache"))
 HOSTS = CACHE / "hosts"
 EXTENSION = ROOT / "dist" / "walferry.so"
 PROGRAM = ROOT / "dist" / "walferry"
-STATES_CHECKED = 30  # of one round; all, if there are no more
+STATES_CHECKED = 45  # of one round; all, if there are no more
 
 LOST, SEEN = "acknowledged and lost", "seen, told and lost"
 JUDGE_SEEN = True  # whether the second is red, or only counted
@@ -33,8 +33,11 @@ JUDGE_SEEN = True  # whether the second is red, or only counted
 # What a thread does, and how often; see host.c.
 WEIGHTS = {"tx": 40, "spill": 3, "read": 6, "ckpt": 5, "close": 6, "sync": 4, "vacuum": 0, "mode": 0,
            "excl": 0, "sleep": 20, "pause": 1, "ddl": 1}
+# Other lines of the journals.
+NOTES = {"f": "forks", "n": "changes of the limit on descriptors", "m": "times in another journal mode",
+         "l": "exclusive sessions"}
 # What a round is about. Everything else is drawn for each process.
-THEMES = ("beside", "beside", "takeover", "pool", "fork", "fork", "starved", "modes", "alone", "spill", "sidecar",
+THEMES = ("beside", "beside", "takeover", "pool", "fork", "fork", "starved", "modes", "alone", "alone", "spill", "sidecar",
           "anything", "anything")
 # A writer without walferry that begins the WAL anew all the time, while walferry's guard is down beside it.
 HOT = {"tx": 100, "spill": 0, "read": 1, "ckpt": 3, "close": 0, "sync": 0, "vacuum": 0, "mode": 0, "excl": 0,
@@ -113,7 +116,7 @@ class Round:
         self.began, self.events = time.time(), []
         self.rows = self.rng.choice((60, 150, 150, 400))
         self.levels = self.rng.choice((None, None, "off", "1s,3s"))
-        self.facts, self.errors = collections.Counter(), collections.Counter()
+        self.facts, self.errors, self.done = (collections.Counter() for _ in range(3))
         self.intended, self.committed, self.acks = set(), set(), []
 
     def say(self, format_, *args):
@@ -161,10 +164,10 @@ class Round:
             weights["close"] *= 4
         if theme == "spill" or rng.random() < 0.1:
             weights["spill"] = 12
-        if theme == "modes" or rng.random() < 0.06:
-            weights.update(mode=2, close=weights["close"] * 2)
-        if theme == "alone" or rng.random() < 0.06:
-            weights.update(excl=2, close=weights["close"] * 2)
+        if theme == "modes" or rng.random() < 0.1:
+            weights.update(mode=6, close=weights["close"] * 2)
+        if theme == "alone" or rng.random() < 0.1:
+            weights.update(excl=6, close=weights["close"] * 2)
         if rng.random() < 0.1:
             weights["vacuum"] = 1
         if rng.random() < 0.3:
@@ -189,6 +192,8 @@ class Round:
             settings["late"] = 1
         if role != "hot" and rng.random() < (0.5 if self.theme == "spill" else 0.1):
             settings["lazy"] = 1
+        if self.theme in ("modes", "alone"):
+            settings["threads"] = rng.choice((1, 1, 2))
         name, command, env = self.host("run", shipping, **settings)
         self.processes.append(Process(self, name, command, env))
         return self.processes[-1]
@@ -232,6 +237,8 @@ class Round:
         if hot:
             plan.append((0, rng.random(), "start", ("hot", length)))
             wanted = min(wanted, 2)
+        if self.theme in ("modes", "alone") and rng.random() < 0.6:
+            wanted = 1  # what these want is refused where others have the database open
         if self.theme == "takeover":
             for _ in range(rng.randint(2, 6)):
                 plan.append((rng.random() * length, rng.random(), "start", ("walferry", rng.uniform(0.05, 0.4))))
@@ -314,7 +321,7 @@ class Round:
 
     def read_journals(self):
         self.intended, self.committed, self.acks = set(), set(), []
-        errors = collections.Counter()
+        errors, done = collections.Counter(), collections.Counter()
         for path in sorted(self.folder.glob("*.journal*")):
             for line in path.read_text(errors="replace").splitlines():
                 words = line.split(" ", 4 if line[0] == "a" else 3)
@@ -330,9 +337,11 @@ class Round:
                     errors["%s: %s %s" % (words[1], words[2], words[3])] += 1
                     if int(words[2]) & 0xff in (11, 26):
                         raise Red("source broken", "%s: %s" % (path.name, line))
+                elif words[0] in NOTES:
+                    done[NOTES[words[0]]] += 1
                 elif words[0] == "x":
                     raise Red("hang" if "child" in line else "source broken", "%s: %s" % (path.name, line[2:]))
-        self.errors = errors
+        self.errors, self.done = errors, done
 
     # ---- checks --------------------------------------------------------------------------------
 
@@ -393,9 +402,9 @@ class Round:
         for suffix in ("", "-wal", "-journal"):
             if os.path.exists(str(self.database) + suffix):
                 shutil.copy(str(self.database) + suffix, copy / ("app.db" + suffix))
-        log = {tuple(map(int, line.split())) for line in self.checker("log", copy / "app.db").splitlines()}
+        self.log = {tuple(map(int, line.split())) for line in self.checker("log", copy / "app.db").splitlines()}
         shutil.rmtree(copy)
-        return self.committed - log
+        return self.committed - self.log
 
     def check_all(self, head, rng):
         image, newest = self.folder / "source.db", self.folder / "newest.db"
@@ -404,6 +413,8 @@ class Round:
             self.facts["rounds with commits that SQLite lost"] += 1
             self.facts["commits that SQLite lost"] += len(lost)
             self.say("SQLite itself has lost %d commits from %d on", len(lost), min(lost)[0])
+        else:
+            self.intended = self.log  # what was not committed after all is no state
         self.checker("image", self.database, image)
         source = json.loads(self.checker("check", image))
         if source["integrity"] != "ok" or source["digest"] != source["actual"]:
@@ -535,7 +546,7 @@ class Campaign:
     def __init__(self, seed, hosts, folder, say=print):
         self.seed, self.hosts, self.folder, self.say = seed, hosts, Path(folder).resolve(), say
         self.facts, self.errors, self.findings = (collections.Counter() for _ in range(3))
-        self.red = []
+        self.red, self.most = [], (0, None)
 
     def round(self, number):
         """Whether it was green."""
@@ -555,25 +566,32 @@ class Campaign:
             pass
         findings = round_.findings()
         self.facts.update(round_.facts)
+        self.facts.update(round_.done)
         self.facts["rounds"] += 1
         self.facts["commits"] += len(round_.committed)
         self.facts["acknowledgements"] += len(round_.acks)
         self.errors.update(round_.errors)
         self.findings.update(findings)
+        compared = sum(count for what, count in findings.items() if "app.db: compared" in what)
+        self.facts["comparisons"] += compared
+        self.facts["images"] += sum(count for what, count in findings.items() if "sending a full image as" in what)
+        self.most = max(self.most, (compared, number))
         round_.say("%s", red or "green")
         (folder / "events").write_text("\n".join(round_.events) + "\n")
         if not red:
             shutil.rmtree(folder)
             return True
         self.red.append((number, red))
-        self.say("RED round %d (%s): %s\n    again: SEED=%d ROUND=%d; kept: %s" % (
-            number, round_.theme, red, self.seed, number, folder))
+        self.say("RED round %d (%s): %s\n    again: make torture SEED=%d ROUND=%d HOSTS=%s\n    kept: %s" % (
+            number, round_.theme, red, self.seed, number, ",".join(version for version, _ in self.hosts), folder))
         return False
 
     def summary(self):
         lines = ["%d rounds, %d red, %d commits, %d acknowledgements, %d TXIDs, %d restores" % (
             self.facts["rounds"], len(self.red), self.facts["commits"], self.facts["acknowledgements"],
-            self.facts["TXIDs"], self.facts["restores"])]
+            self.facts["TXIDs"], self.facts["restores"]),
+            "%d images, %d comparisons, most in round %s: %d" % (
+                self.facts["images"], self.facts["comparisons"], self.most[1], self.most[0])]
         for title, counter in (("facts", self.facts), ("errors of SQLite", self.errors), ("walferry's log", self.findings)):
             lines.append(title + ":")
             lines += ["  %6d %s" % (count, what) for what, count in counter.most_common(40)]
@@ -586,13 +604,13 @@ class Campaign:
 
 
 def campaign(minutes, seed, hosts, folder, only=None, say=print, stop_at=None):
-    """Rounds, until the time is over or so many are red."""
+    """Rounds, until the time is over or so many are red. One round alone is repeated until it is red."""
     work = Campaign(seed, hosts, folder, say)
     end, number = time.monotonic() + minutes * 60, 0
     while time.monotonic() < end:
         work.round(only if only is not None else number)
         number += 1
-        if only is not None or (stop_at and len(work.red) >= stop_at):
+        if len(work.red) >= (1 if only is not None else stop_at or len(work.red) + 1):
             break
     return work
 
@@ -601,7 +619,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--round", type=int, default=None, help="only this one")
+    parser.add_argument("--round", type=int, default=None, help="only this one, until it is red")
     parser.add_argument("--hosts", default=None, help="versions, with commas between; else all")
     parser.add_argument("--folder", default=str(CACHE / "torture"))
     parser.add_argument("--stop-at", type=int, default=None, help="so many red rounds end it")

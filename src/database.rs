@@ -118,6 +118,19 @@ impl Shared {
         report
     }
 
+    /// Takes in what a connection sees committed, read under the lock of this, so that it is never
+    /// older than what was published before. Gives, if it is news, when the oldest commit was made of
+    /// which the sealer does not know, and whether the sealer is to be woken.
+    pub(crate) fn observe(&mut self, index: WalIndex, now: u64) -> Option<(u64, bool)> {
+        if self.published == Some(index) {
+            return None;
+        }
+        self.published = Some(index);
+        self.commit_seq += 1;
+        let at = *self.unreported_since.get_or_insert(now);
+        Some((at, self.is_to_ring(index.max_frame)))
+    }
+
     /// Nobody does so once a second while there is no WAL.
     fn tell_those_who_look(&self) {
         if self.role == Role::Ships {
@@ -194,6 +207,10 @@ pub struct Attach {
     pub fingerprint: Option<Fingerprint>,
 }
 
+/// Reads what a connection sees committed, through its own mapping of the wal-index; `None` where it
+/// has none.
+pub type ReadIndex<'a> = &'a dyn Fn() -> Option<WalIndex>;
+
 /// How a WAL ended that was checkpointed whole and removed by a connection that had the database to
 /// itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -214,6 +231,8 @@ pub enum WaitError {
     TimedOut(String),
     /// It can not succeed.
     Stopped(String),
+    /// The connection's wal-index cannot be read: nothing is known of its commits.
+    Unseen,
 }
 
 impl std::fmt::Display for WaitError {
@@ -221,6 +240,9 @@ impl std::fmt::Display for WaitError {
         match self {
             WaitError::TimedOut(why) => write!(f, "{NOT_IN_TIME}: {why}"),
             WaitError::Stopped(why) => write!(f, "not replicated: {why}"),
+            WaitError::Unseen => f.write_str(
+                "not replicated: the WAL cannot be seen, so nothing is known of this connection's commits",
+            ),
         }
     }
 }
@@ -504,6 +526,7 @@ impl Database {
         self.with(|shared| {
             let mut report = shared.known();
             report.connections = shared.connections;
+            report.pinned = self.is_pinned(shared);
             match shared.shippers_page() {
                 Some(page) if shared.outside.is_none() => {
                     crate::standby::overlay(&mut report, &page, now);
@@ -515,6 +538,11 @@ impl Database {
             }
             report
         })
+    }
+
+    fn is_pinned(&self, shared: &Shared) -> Option<bool> {
+        let border = self.border().filter(|_| shared.role == Role::Ships)?;
+        border.wal_index().map(|_| border.guard().is_some())
     }
 
     pub(crate) fn send(&self, control: Control) {

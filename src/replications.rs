@@ -4,10 +4,10 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::border::Border;
-use crate::database::{Attach, Database, WaitError, WalEnd};
+use crate::database::{Attach, Database, ReadIndex, WaitError, WalEnd};
 use crate::finding::Finding;
 use crate::units::Txid;
 use crate::wal::WalIndex;
@@ -149,17 +149,26 @@ impl Replications {
         captured
     }
 
-    /// Waits until every replica has what is committed ([`Database::wait`]); the TXID of the first.
-    pub fn wait(&self, timeout: Duration, hurry: bool) -> Result<Txid, WaitError> {
-        let deadline = Instant::now() + timeout;
+    /// Asks for what is committed to be shipped to every replica, and does not wait for it.
+    pub fn hurry(&self) {
+        self.each().for_each(|database| database.hurry());
+    }
+
+    /// Waits until every replica has what the connection sees committed ([`Database::wait`]); the TXID
+    /// of the first.
+    pub fn wait(
+        &self,
+        deadline: Instant,
+        hurry: bool,
+        read: ReadIndex<'_>,
+    ) -> Result<Txid, WaitError> {
         if hurry {
             // All begin at once, and are then waited for in turn.
             self.others.iter().for_each(|database| database.hurry());
         }
-        let left = || deadline.saturating_duration_since(Instant::now());
-        let first = self.first.wait(left(), hurry);
+        let first = self.first.wait(deadline, hurry, read);
         for database in self.others.iter() {
-            database.wait(left(), hurry)?;
+            database.wait(deadline, hurry, read)?;
         }
         first
     }
@@ -172,9 +181,38 @@ impl Replications {
     /// Age in milliseconds of the oldest commit that some replica does not have; 0 where all have all,
     /// `None` where that is not known.
     pub fn lag_ms(&self) -> Option<u64> {
-        let all: Vec<_> = self.each().map(|database| database.report().lag_known()).collect();
-        let worst = all.iter().copied().flatten().max();
-        // One that is behind for certain says more than one of which nothing is known.
-        worst.filter(|lag| *lag > 0 || all.iter().all(Option::is_some))
+        worst_lag(self.each().map(|database| database.report().lag_known()))
+    }
+}
+
+/// The longest of several lags. One that is behind for certain says more than one of which nothing is
+/// known, and one of which nothing is known says more than one that is not behind.
+pub fn worst_lag(all: impl Iterator<Item = Option<u64>>) -> Option<u64> {
+    all.reduce(|one, other| match (one, other) {
+        (Some(one), Some(other)) => Some(one.max(other)),
+        (known, None) | (None, known) => known.filter(|lag| *lag > 0),
+    })
+    .flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lag_that_is_not_known_is_not_passed_over() {
+        for (all, worst) in [
+            (vec![], None),
+            (vec![Some(0)], Some(0)),
+            (vec![None], None),
+            (vec![Some(0), Some(7), Some(3)], Some(7)),
+            (vec![Some(0), None], None),
+            (vec![None, Some(0)], None),
+            (vec![Some(7), None, Some(0)], Some(7)),
+            (vec![Some(0), None, Some(7)], Some(7)),
+            (vec![Some(0), None, Some(0)], None),
+        ] {
+            assert_eq!(worst_lag(all.iter().copied()), worst, "{all:?}");
+        }
     }
 }

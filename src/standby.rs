@@ -7,11 +7,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::database::{Database, Gate, Role, Shared, WaitError};
+use crate::database::{Database, Gate, ReadIndex, Role, Shared, WaitError};
 use crate::gate::GATE_TIMEOUT;
 use crate::local::shared::{Call, Place, SharedPage, View, pid_namespace};
 use crate::process::Control;
-use crate::status::{Report, STATES};
+use crate::status::{Report, STATES, lag_known};
 use crate::units::Txid;
 use crate::wal::WalIndex;
 
@@ -151,16 +151,17 @@ impl Database {
         true
     }
 
-    /// Waits until what this process sees committed is at the store. `None` when this process has
-    /// become the shipper itself.
+    /// Waits until what a connection of this process sees committed is at the store. `None` when this
+    /// process has become the shipper itself.
     pub(crate) fn wait_for_shipper(
         &self,
         page: &SharedPage,
         deadline: Instant,
         hurry: bool,
+        read: ReadIndex<'_>,
     ) -> Option<Result<Txid, WaitError>> {
-        let index = || self.border().and_then(|border| border.wal_index());
-        let place = index().map(|index| (index.salts, index.max_frame));
+        let place = || read().map(|index| (index.salts, index.max_frame));
+        let Some(mut committed) = place() else { return Some(Err(WaitError::Unseen)) };
         page.call(if hurry { Call::HURRY.and(Call::CAPTURE) } else { Call::CAPTURE });
         // The term in which our commits were captured, and the capture that took them in.
         let mut target: Option<(u64, u64)> = None;
@@ -168,16 +169,16 @@ impl Database {
             let mark = page.mark();
             let view = page.view().filter(|view| view.term != 0);
             if let Some(view) = &view {
+                if matches!(state_of(view), "fenced" | "error") {
+                    return Some(Err(WaitError::Stopped(view.error.clone())));
+                }
                 if target.is_none_or(|(term, _)| term != view.term) {
-                    let restarted = || index().map(|index| index.salts) != place.map(|p| p.0);
-                    let captured = match (view.captured, place) {
-                        (Some((salts, frame)), Some(place)) if salts == place.0 => frame >= place.1,
-                        // A new beginning is let through only when all before it is captured.
-                        (Some(_), _) => place.is_none_or(|place| place.1 == 0) || restarted(),
-                        // It has seen no frame of this WAL; if there is none, all is in the file.
-                        (None, _) => place.is_none_or(|place| place.1 == 0) && has_all(view),
-                    };
-                    target = captured.then_some((view.term, view.captured_seq));
+                    if let Some(now) = place().filter(|now| now.0 != committed.0) {
+                        // The WAL was begun anew: a capture that covers the new one covers ours.
+                        committed = now;
+                    }
+                    target =
+                        covers(view.captured, committed).then_some((view.term, view.captured_seq));
                     if hurry && target.is_some_and(|(_, seq)| view.acked_seq < seq) {
                         // What was closed at our first call may end before the capture seen here.
                         page.call(Call::HURRY);
@@ -185,9 +186,6 @@ impl Database {
                 }
                 if target.is_some_and(|(_, seq)| view.acked_seq >= seq) {
                     return Some(Ok(Txid(view.acked)));
-                }
-                if matches!(state_of(view), "fenced" | "error") {
-                    return Some(Err(WaitError::Stopped(view.error.clone())));
                 }
             }
             if self.with(|shared| shared.role != Role::StandsBy) {
@@ -225,6 +223,10 @@ pub(crate) fn overlay(report: &mut Report, page: &SharedPage, now: u64) {
     let oldest = [unacked, page.peek_unreported()].into_iter().flatten().min();
     report.unacked_since = oldest;
     report.lag_ms = oldest.map_or(0, |since| now.saturating_sub(since));
+    let quiet_for = now.saturating_sub(page.last_alive());
+    report.unheard = view
+        .as_ref()
+        .is_none_or(|view| quiet_for > SILENT_MS || lag_known(state_of(view), 0).is_none());
     let Some(view) = view else {
         report.shipper = None;
         report.last_error = Some("no process ships this database at the moment".to_string());
@@ -235,7 +237,6 @@ pub(crate) fn overlay(report: &mut Report, page: &SharedPage, now: u64) {
     report.acked = Txid(view.acked);
     report.pending_bytes = view.pending_bytes;
     report.spool_files = view.spool_files;
-    let quiet_for = now.saturating_sub(page.last_alive());
     report.last_error = match state_of(&view) {
         _ if quiet_for > SILENT_MS => Some(format!(
             "process {} ships this database, but was not heard of for {} s: is it stopped?",
@@ -248,9 +249,9 @@ pub(crate) fn overlay(report: &mut Report, page: &SharedPage, now: u64) {
     };
 }
 
-/// Whether the shipper goes on with the next commit, and has nothing left to ship.
-fn has_all(view: &View) -> bool {
-    state_of(view) == "streaming" && view.spool_files == 0 && view.unacked_since == 0
+/// Whether a capture has everything up to this place. Of another generation nothing follows.
+fn covers(captured: Option<Place>, (salts, frame): Place) -> bool {
+    captured.is_some_and(|(of, up_to)| of == salts && up_to >= frame)
 }
 
 pub(crate) fn state_of(view: &View) -> &'static str {
@@ -266,4 +267,43 @@ pub(crate) fn is_gone(view: Option<&View>, last_alive: u64, now: u64) -> bool {
     }
     let pid = i32::try_from(view.pid).ok().and_then(rustix::process::Pid::from_raw);
     pid.is_none_or(|pid| rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::Salts;
+
+    #[test]
+    fn a_capture_covers_a_place_of_its_own_generation_alone() {
+        let (ours, next) = (Salts(1, 7), Salts(2, 9));
+        assert!(covers(Some((ours, 5)), (ours, 5)));
+        assert!(covers(Some((ours, 6)), (ours, 5)));
+        assert!(!covers(Some((ours, 4)), (ours, 5)));
+        assert!(!covers(Some((next, 9)), (ours, 5)), "another generation says nothing");
+        assert!(!covers(None, (ours, 5)));
+        assert!(covers(Some((ours, 0)), (ours, 0)));
+        assert!(!covers(Some((next, 0)), (ours, 0)), "an empty WAL has a generation too");
+        assert!(!covers(None, (ours, 0)), "an empty WAL may follow what is not captured");
+    }
+
+    #[test]
+    fn a_shipper_that_is_not_heard_of_vouches_for_no_lag() {
+        let dir = tempfile::tempdir().unwrap();
+        let page = SharedPage::open(dir.path()).unwrap();
+        let report = |now| {
+            let mut report = Report::new(std::path::Path::new("/a.db"), "s3://b/p");
+            overlay(&mut report, &page, now);
+            report
+        };
+        assert_eq!(report(1).lag_known(), None, "nobody ships it");
+        let term = page.begin_term(1000);
+        assert_eq!(report(1000).lag_known(), None, "it is just being opened");
+        let streaming = STATES.iter().position(|state| *state == "streaming").unwrap_or(0) as u64;
+        page.publish(&View { term, pid: 7, state: streaming, ..View::default() });
+        assert_eq!(report(1000).lag_known(), Some(0));
+        assert_eq!(report(1001 + SILENT_MS).lag_known(), None, "it is stopped");
+        page.unreported(2000);
+        assert_eq!(report(1001 + SILENT_MS).lag_known(), Some(SILENT_MS - 999));
+    }
 }

@@ -39,6 +39,8 @@ pub struct Report {
     pub unacked_since: Option<u64>,
     /// How long ago that was; 0 when nothing is unconfirmed, and while nobody knows.
     pub lag_ms: u64,
+    /// Another process ships it and is not heard of: a lag of 0 says nothing.
+    pub unheard: bool,
     /// Bytes in the spool.
     pub pending_bytes: u64,
     /// Files in the spool.
@@ -55,6 +57,9 @@ pub struct Report {
     pub history: history::Status,
     /// Whether something is being done for it.
     pub keeping: bool,
+    /// While this process ships it and has its WAL open: true if other processes are kept from
+    /// restarting that WAL.
+    pub pinned: Option<bool>,
     /// What audits came to in this process.
     pub audit: Option<Audited>,
     /// Connections of this process.
@@ -93,6 +98,7 @@ impl Report {
             acked: Txid::ZERO,
             unacked_since: None,
             lag_ms: 0,
+            unheard: false,
             pending_bytes: 0,
             spool_files: 0,
             requests: 0,
@@ -101,6 +107,7 @@ impl Report {
             resyncs: 0,
             history: history::Status::default(),
             keeping: false,
+            pinned: None,
             audit: None,
             connections: 0,
             found: None,
@@ -124,7 +131,20 @@ impl Report {
 
     /// The lag, if it is known.
     pub(crate) fn lag_known(&self) -> Option<u64> {
-        lag_known(self.state, self.lag_ms)
+        lag_known(self.state, self.lag_ms).filter(|lag| *lag > 0 || !self.unheard)
+    }
+
+    /// The JSON object of a connection's database that is not replicated, with the same keys as
+    /// [`Report::to_json`] and the name that the connection has for it.
+    pub fn not_replicated(database: &Path, schema: &str, why: Option<String>) -> Value {
+        let mut report = Report::new(database, "");
+        report.state = "not-replicated";
+        report.last_error = why;
+        let mut object = report.to_json();
+        object["replica"] = Value::Null;
+        object["lag_ms"] = Value::Null;
+        object["schema"] = schema.into();
+        object
     }
 
     /// The report as a JSON object.
@@ -151,6 +171,7 @@ impl Report {
             "proven_at": self.history.proven.map(|(_, at)| at.to_string()),
             "keeping": self.keeping,
             "history_error": self.history.failure,
+            "pinned": self.pinned,
             "audit": self.audit.map(|audit| json!({
                 "at": audit.at.to_string(),
                 "pages": audit.pages,
@@ -170,15 +191,32 @@ mod tests {
     #[test]
     fn a_lag_that_nobody_knows_is_not_zero() {
         let mut report = Report::new(Path::new("/a.db"), "s3://b/p");
-        for (state, lag_ms, shown) in [
-            ("opening", 0, Value::Null),
-            ("error", 0, Value::Null),
-            ("error", 7, 7.into()),
-            ("streaming", 0, 0.into()),
-            ("standby", 5, 5.into()),
+        for (state, unheard, lag_ms, shown) in [
+            ("opening", false, 0, Value::Null),
+            ("error", false, 0, Value::Null),
+            ("error", false, 7, 7.into()),
+            ("streaming", false, 0, 0.into()),
+            ("standby", false, 5, 5.into()),
+            ("standby", false, 0, 0.into()),
+            ("standby", true, 0, Value::Null),
+            ("standby", true, 5, 5.into()),
         ] {
-            (report.state, report.lag_ms) = (state, lag_ms);
-            assert_eq!(report.to_json()["lag_ms"], shown, "{state} {lag_ms}");
+            (report.state, report.unheard, report.lag_ms) = (state, unheard, lag_ms);
+            assert_eq!(report.to_json()["lag_ms"], shown, "{state} {unheard} {lag_ms}");
         }
+    }
+
+    #[test]
+    fn an_unreplicated_database_has_the_keys_of_a_report() {
+        let report = Report::new(Path::new("/a.db"), "s3://b/p").to_json();
+        let other = Report::not_replicated(Path::new("/b.db"), "b", None);
+        let mut keys: Vec<&String> = report.as_object().unwrap().keys().collect();
+        let schema = "schema".to_string();
+        keys.push(&schema);
+        keys.sort();
+        let mut got: Vec<&String> = other.as_object().unwrap().keys().collect();
+        got.sort();
+        assert_eq!(got, keys);
+        assert_eq!((&other["state"], &other["lag_ms"]), (&"not-replicated".into(), &Value::Null));
     }
 }

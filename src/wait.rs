@@ -5,57 +5,91 @@ use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
 
-use crate::database::{Database, WaitError};
+use crate::database::{CommittedFrames, Database, ReadIndex, WaitError};
+use crate::local::shared::Call;
 use crate::process::Control;
 use crate::units::Txid;
 
+/// A writer may stop in the middle of an entry in the wal-index: it is given so long to go on.
+const UNSEEN_MAX: Duration = Duration::from_secs(1);
+/// How long to wait before the wal-index is looked at again.
+const UNSEEN_PAUSE: Duration = Duration::from_millis(5);
+
 impl Database {
-    /// Waits until everything committed before the call is at the store; gives the TXID that the
-    /// store confirmed last. `hurry` ships at once instead of at the next interval.
-    pub fn wait(&self, timeout: Duration, hurry: bool) -> Result<Txid, WaitError> {
-        let deadline = Instant::now() + timeout;
+    /// Waits until everything that a connection sees committed is at the store; gives the TXID that
+    /// the store confirmed last. `hurry` ships at once instead of at the next interval.
+    pub fn wait(
+        &self,
+        deadline: Instant,
+        hurry: bool,
+        read: ReadIndex<'_>,
+    ) -> Result<Txid, WaitError> {
+        let unseen_until = deadline.min(Instant::now() + UNSEEN_MAX);
         loop {
             // Who ships may change while we wait, and is not known at first.
             let end = match self.with(|shared| shared.shippers_page()) {
-                Some(page) => self.wait_for_shipper(&page, deadline, hurry),
-                None => self.wait_here(deadline, hurry),
+                Some(page) => self.wait_for_shipper(&page, deadline, hurry, read),
+                None => self.wait_here(deadline, hurry, read),
             };
-            if let Some(end) = end {
-                return end;
+            match end {
+                Some(Err(WaitError::Unseen)) if Instant::now() < unseen_until => {
+                    self.changed.wait_for(&mut self.shared.lock(), UNSEEN_PAUSE);
+                }
+                Some(end) => return end,
+                None => {}
             }
         }
     }
 
     /// Asks for what is committed to be shipped, and does not wait for it.
     pub(crate) fn hurry(&self) {
-        if self.with(|shared| shared.shippers_page()).is_none() {
-            self.send(Control::Hurry(self.id));
+        match self.with(|shared| shared.shippers_page()) {
+            Some(page) => page.call(Call::HURRY.and(Call::CAPTURE)),
+            None => self.send(Control::Hurry(self.id)),
         }
     }
 
     /// Waits as the process that ships. `None` when another one turns out to do so.
-    fn wait_here(&self, deadline: Instant, hurry: bool) -> Option<Result<Txid, WaitError>> {
-        // What other processes committed counts too.
-        if let Some(index) = self.border().and_then(|border| border.wal_index()) {
-            self.committed(index);
-        }
+    fn wait_here(
+        &self,
+        deadline: Instant,
+        hurry: bool,
+        read: ReadIndex<'_>,
+    ) -> Option<Result<Txid, WaitError>> {
+        let Some(process) = self.process.upgrade() else {
+            let why = "the threads that replicate are gone".to_string();
+            return Some(Err(WaitError::Stopped(why)));
+        };
         let mut shared = self.shared.lock();
-        let target = shared.commit_seq;
-        if shared.acked_seq < target {
-            let control = if hurry { Control::Hurry(self.id) } else { Control::Capture(self.id) };
-            MutexGuard::unlocked(&mut shared, || self.send(control));
+        if shared.shippers_page().is_some() {
+            return None;
         }
+        // Under the lock: else an old look could take the place of a newer one.
+        let Some(index) = read() else { return Some(Err(WaitError::Unseen)) };
+        let news = shared.observe(index, process.now());
+        let target = shared.commit_seq;
+        let behind = shared.acked_seq < target;
+        MutexGuard::unlocked(&mut shared, || {
+            if let Some((at, ring)) = news {
+                process.commit(CommittedFrames { database: self.id, index, at }, ring);
+            }
+            if behind {
+                let hurried = if hurry { Control::Hurry } else { Control::Capture };
+                self.send(hurried(self.id));
+            }
+        });
         loop {
             if shared.shippers_page().is_some() {
                 return None;
             }
-            if shared.acked_seq >= target {
-                return Some(Ok(shared.report.acked));
-            }
+            // Before success: a replication that has stopped vouches for nothing.
             if let Some(why) = shared.report.stopped()
                 && !shared.is_opened_again()
             {
                 return Some(Err(WaitError::Stopped(why)));
+            }
+            if shared.acked_seq >= target {
+                return Some(Ok(shared.report.acked));
             }
             if self.changed.wait_until(&mut shared, deadline).timed_out() {
                 log::debug!(

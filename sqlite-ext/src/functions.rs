@@ -2,15 +2,21 @@
 
 #![allow(clippy::unnecessary_wraps)]
 
-use std::path::Path;
-use std::time::Duration;
+use std::ffi::{CStr, CString};
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use walferry::config::canonical;
 use walferry::process::{self, Process};
-use walferry::replications::Replications;
-
+use walferry::replications::worst_lag;
 use walferry::settings::JournalMode;
+use walferry::status::Report;
 
 use crate::api::{self, Api, Connection, OwnConnection, Value};
+use crate::ffi;
+use crate::handle::Handle;
 use crate::registry::{self, Shimmed};
 
 /// All functions answer alike, whether or not they can fail.
@@ -27,10 +33,103 @@ pub struct Call<'a> {
     pub db: Connection,
 }
 
+/// A database of the connection that is a file: the main one, or an attached one.
+struct Schema {
+    name: CString,
+    path: PathBuf,
+    is_main: bool,
+    file: File,
+}
+
+/// The connection's own file of a database.
+enum File {
+    /// It was opened through walferry, and its commits are replicated.
+    Replicated(Arc<Handle>),
+    /// No replica is named for it.
+    Plain,
+    /// Its replica was refused when it was opened, and why: the status has that already.
+    Refused(String),
+    /// It has a replica that does not get what this connection commits, and why.
+    Astray(String),
+}
+
+impl Schema {
+    fn handle(&self) -> Option<&Arc<Handle>> {
+        match &self.file {
+            File::Replicated(handle) => Some(handle),
+            File::Plain | File::Refused(_) | File::Astray(_) => None,
+        }
+    }
+
+    /// A message about it: which database is meant is said where that is not the main one.
+    fn tells(&self, why: impl Display) -> String {
+        if self.is_main {
+            return why.to_string();
+        }
+        format!("{why} (attached as {}: {})", self.name.to_string_lossy(), self.path.display())
+    }
+
+    /// An SQL statement about it, which has `{}` in the place of its name.
+    fn sql(&self, statement: &str) -> Result<CString, String> {
+        let quoted = format!("\"{}\"", self.name.to_string_lossy().replace('"', "\"\""));
+        CString::new(statement.replace("{}", &quoted)).map_err(|error| error.to_string())
+    }
+
+    /// An error where this connection's commits do not go to the replica: looked at now.
+    fn check(&self) -> Result<(), String> {
+        let why = match &self.file {
+            File::Plain => None,
+            File::Refused(why) | File::Astray(why) => Some(why.as_str()),
+            File::Replicated(handle) => handle.misplaced(),
+        };
+        why.map_or(Ok(()), |why| Err(self.tells(format_args!("not replicated: {why}"))))
+    }
+}
+
 impl Call<'_> {
-    /// The connection's main database, if it is replicated.
-    fn database(&self) -> Option<Replications> {
-        Process::current()?.at(&walferry::config::canonical(&self.api.main_path(self.db)?))
+    /// The connection's databases that are files: by its own file objects, since a path may name
+    /// another file than the one that the connection has open.
+    fn schemas(&self) -> Result<Vec<Schema>, String> {
+        let names = self.api.schemas(self.db)?;
+        let all = names.into_iter().enumerate().filter_map(|(number, name)| {
+            let path = self.api.path(self.db, &name)?;
+            let file = self.file(&name, &path);
+            Some(Schema { name, path, is_main: number == 0, file })
+        });
+        Ok(all.collect())
+    }
+
+    fn file(&self, schema: &CStr, path: &Path) -> File {
+        if let Some(handle) = ffi::handle_of(self.api, self.db, schema) {
+            return File::Replicated(handle);
+        }
+        let path = canonical(path);
+        let shown = path.display().to_string();
+        let refused = process::refused().into_iter().find(|report| report.database == shown);
+        if let Some(why) = refused.and_then(|report| report.last_error) {
+            return File::Refused(why);
+        }
+        let is_replicated = Process::current().is_some_and(|process| process.at(&path).is_some());
+        let is_named = || {
+            crate::is_default() && path.exists() && ffi::names_replica(self.api, self.db, schema)
+        };
+        if is_replicated || is_named() {
+            let why = "this connection's file was not opened through walferry, but by another VFS or \
+                       before walferry was loaded; open the database again";
+            return File::Astray(why.to_string());
+        }
+        File::Plain
+    }
+
+    /// The databases whose commits a replica gets. Errors say why one that has a replica is not among
+    /// them. An attached one without a replica is passed over, and so is one that can only be read,
+    /// since this connection commits nothing there. The main one is not.
+    fn replicated(&self) -> Result<Vec<Schema>, String> {
+        let mut all = self.schemas()?;
+        all.retain(|schema| schema.is_main || !self.api.is_read_only(self.db, &schema.name));
+        all.iter().try_for_each(Schema::check)?;
+        all.retain(|schema| schema.is_main || schema.handle().is_some());
+        Ok(all)
     }
 }
 
@@ -39,10 +138,12 @@ pub fn version(_: &Call<'_>, _: &[i64]) -> Answer {
     Ok(Value::Text(env!("CARGO_PKG_VERSION").to_string()))
 }
 
-/// `walferry_txid()`: the last TXID given to a file of this database's log, of the first replica.
+/// `walferry_txid()`: the last TXID given to a file of the main database's log, of the first replica.
 pub fn txid(call: &Call<'_>, _: &[i64]) -> Answer {
-    let sealed = call.database().map(|database| database.sealed());
-    Ok(match sealed {
+    let main = call.schemas()?.into_iter().find(|schema| schema.is_main);
+    let Some(main) = main else { return Ok(Value::Null) };
+    main.check()?;
+    Ok(match main.handle().map(|handle| handle.database().sealed()) {
         Some(txid) if txid.0 > 0 => Value::Text(txid.to_string()),
         _ => Value::Null,
     })
@@ -50,15 +151,28 @@ pub fn txid(call: &Call<'_>, _: &[i64]) -> Answer {
 
 /// `walferry_lag()`: age in milliseconds of the oldest commit that some replica does not have.
 pub fn lag(call: &Call<'_>, _: &[i64]) -> Answer {
-    let lag = call.database().and_then(|database| database.lag_ms());
+    let all = call.replicated()?;
+    let lag = worst_lag(all.iter().filter_map(Schema::handle).map(|one| one.database().lag_ms()));
     Ok(lag.map_or(Value::Null, |lag| Value::Integer(i64::try_from(lag).unwrap_or(i64::MAX))))
 }
 
-/// `walferry_status()`: a JSON array, an object for each replica of each database of the process.
-pub fn status(_: &Call<'_>, _: &[i64]) -> Answer {
+/// `walferry_status()`: a JSON array, an object for each replica of each database of the process, and
+/// one for each database that this connection has beside a replicated one and that is not.
+pub fn status(call: &Call<'_>, _: &[i64]) -> Answer {
     let mut reports = Process::current().map_or_else(Vec::new, |process| process.reports());
     reports.extend(process::refused());
-    let reports: Vec<_> = reports.iter().map(walferry::status::Report::to_json).collect();
+    let mut reports: Vec<_> = reports.iter().map(Report::to_json).collect();
+    // The status is told even if the connection may not be asked for its databases.
+    let schemas = call.schemas().unwrap_or_default();
+    let any = schemas.iter().any(|schema| schema.handle().is_some());
+    reports.extend(schemas.iter().filter_map(|schema| {
+        let why = match &schema.file {
+            File::Plain if any => None,
+            File::Astray(why) => Some(why.clone()),
+            File::Plain | File::Refused(_) | File::Replicated(_) => return None,
+        };
+        Some(Report::not_replicated(&schema.path, &schema.name.to_string_lossy(), why))
+    }));
     Ok(Value::Text(serde_json::Value::Array(reports).to_string()))
 }
 
@@ -88,25 +202,60 @@ fn timeout(arguments: &[i64]) -> Result<Duration, String> {
     }
 }
 
+/// Success means that each replica of each of the connection's replicated databases has the
+/// connection's last commit: one COMMIT may write to several.
 fn wait_for(call: &Call<'_>, arguments: &[i64], hurry: bool) -> Answer {
-    let timeout = timeout(arguments)?;
-    let Some(database) = call.database() else {
-        let refused = process::refused().into_iter().find_map(|report| report.last_error);
-        return Err(refused.unwrap_or_else(|| "this database is not replicated".into()));
+    let deadline = Instant::now() + timeout(arguments)?;
+    let all = call.replicated()?;
+    let handles: Vec<(&Schema, &Arc<Handle>)> =
+        all.iter().filter_map(|schema| Some((schema, schema.handle()?))).collect();
+    // A main database in memory is not among them, and has nothing to lose.
+    if handles.is_empty() || all.len() > handles.len() {
+        return Err("not replicated: no replica is named for this database".into());
+    }
+    let mut seen = Vec::with_capacity(handles.len());
+    for (schema, handle) in handles {
+        if see_wal(call, schema)? {
+            seen.push((schema, handle));
+        }
+    }
+    let handles = seen;
+    if hurry && handles.len() > 1 {
+        // All begin at once, and are then waited for in turn.
+        for (_, handle) in &handles {
+            handle.database().hurry();
+        }
+    }
+    let mut first = None;
+    for (schema, handle) in &handles {
+        let read = || handle.committed_index();
+        let txid = handle.database().wait(deadline, hurry, &read);
+        first.get_or_insert(txid.map_err(|error| schema.tells(error))?);
+    }
+    // What was waited for is worth nothing if the file went away meanwhile.
+    all.iter().try_for_each(Schema::check)?;
+    Ok(first.map_or(Value::Null, |txid| Value::Text(txid.to_string())))
+}
+
+/// Reads from a database, so that its WAL is open and its state known. `false` for an attached one that
+/// was never written to; an error if another one has no WAL.
+fn see_wal(call: &Call<'_>, schema: &Schema) -> Result<bool, String> {
+    let query = |sql: &str| {
+        let answer = call.api.query(call.db, &schema.sql(sql)?);
+        answer.map_err(|error| schema.tells(format_args!("not replicated: {error}")))
     };
-    // A read makes sure that the WAL is open and its state known.
-    call.api.query(call.db, c"SELECT count(*) FROM main.sqlite_master")?;
-    let mode = call.api.query(call.db, c"PRAGMA main.journal_mode")?.unwrap_or_default();
-    if mode != "wal" {
-        return Err(format!(
-            "not replicated: the database is in journal mode {mode}; only WAL mode is replicated \
-             (PRAGMA journal_mode=WAL)"
-        ));
+    query("SELECT count(*) FROM {}.sqlite_master")?;
+    let mode = query("PRAGMA {}.journal_mode")?.unwrap_or_default();
+    if mode == "wal" {
+        return Ok(true);
     }
-    match database.wait(timeout, hurry) {
-        Ok(txid) => Ok(Value::Text(txid.to_string())),
-        Err(error) => Err(error.to_string()),
+    if !schema.is_main && query("PRAGMA {}.page_count")?.as_deref() == Some("0") {
+        return Ok(false);
     }
+    Err(schema.tells(format_args!(
+        "not replicated: the database is in journal mode {mode}; only WAL mode is replicated \
+         (PRAGMA journal_mode=WAL)"
+    )))
 }
 
 /// Puts a database that is to be replicated, and has something in it, into WAL mode. A new one is

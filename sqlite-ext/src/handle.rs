@@ -46,6 +46,8 @@ pub struct Handle {
     pub(crate) before: Mutex<Option<Fingerprint>>,
     /// The wal-index after its last commit under that lock, or when it was taken.
     pub(crate) last: Mutex<Option<WalIndex>>,
+    /// What was seen just before the pin was given up for this connection, in vain.
+    pub(crate) gap: Mutex<Option<Gap>>,
     /// The wal-index when this connection asked for all read slots, which it has.
     pub(crate) restarting: Mutex<Option<WalIndex>>,
     /// What it wrote to the WAL itself: all that is known of one without shared memory.
@@ -59,6 +61,15 @@ pub struct Handle {
     pub(crate) fresh: AtomicU8,
     /// In which process of a line of forks it was opened.
     generation: u32,
+}
+
+/// What is seen before the pin is given up. If the same is seen when it is held again, nobody has
+/// committed in between, and the guard is the same.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Gap {
+    pub(crate) index: WalIndex,
+    pub(crate) file: Fingerprint,
+    pub(crate) guard: Guard,
 }
 
 /// What is seen of a WAL in its writes.
@@ -116,6 +127,7 @@ impl Handle {
             guard: Mutex::new(None),
             before: Mutex::new(None),
             last: Mutex::new(None),
+            gap: Mutex::new(None),
             restarting: Mutex::new(None),
             written: Mutex::new(WalWrites::default()),
             readable: Mutex::new(false),
@@ -135,6 +147,28 @@ impl Handle {
     /// Whether it is replicated: it is this process's, and its file is where it was.
     pub fn is_current(&self) -> bool {
         !self.is_inherited() && !self.shimmed.is_orphaned()
+    }
+
+    /// Why nothing that this connection commits is replicated, if that is so: looked at now.
+    pub fn misplaced(&self) -> Option<&'static str> {
+        if self.is_inherited() {
+            return Some(
+                "the connection was opened before a fork(), and SQLite forbids its use in the \
+                 child; open the database after the fork",
+            );
+        }
+        let opened = *self.shimmed.file.lock();
+        let now = Fingerprint::of(self.shimmed.database.path()).ok().map(|now| now.file);
+        let elsewhere = opened.is_none() || opened != now || self.real.has_moved();
+        (elsewhere || self.shimmed.is_orphaned()).then_some(
+            "the file was deleted, renamed or replaced while it was open, and this connection \
+             writes to the old one; open the database again",
+        )
+    }
+
+    /// What this connection sees committed, however it sees it.
+    pub fn committed_index(&self) -> Option<WalIndex> {
+        if self.is_exclusive() { self.exclusive_index() } else { self.index() }
     }
 
     /// The file underneath.
@@ -188,8 +222,9 @@ impl Handle {
 
     /// Everything committed so far, if the sealer takes part: waits until it is captured.
     pub(crate) fn wait_captured(&self) -> bool {
-        let index = if self.is_exclusive() { self.exclusive_index() } else { self.index() };
-        let Some(index) = index.filter(|_| self.shimmed.is_attached()) else { return true };
+        let Some(index) = self.committed_index().filter(|_| self.shimmed.is_attached()) else {
+            return true;
+        };
         self.database().wait_captured(index)
     }
 

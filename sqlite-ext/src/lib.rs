@@ -39,10 +39,13 @@ fn start(api: &'static api::Api) -> Result<(), String> {
         walferry::process::set_spawn_guard(api::without_signals);
         api::at_fork(ffi::before_fork, ffi::after_fork_in_parent, ffi::after_fork_in_child);
     });
+    ffi::register_vfs(api, is_default())
+}
+
+/// Whether walferry is to be the default VFS.
+fn is_default() -> bool {
     // Set to nothing it says nothing.
-    let off =
-        std::env::var("WALFERRY_DEFAULT").is_ok_and(|value| walferry::settings::is_off(&value));
-    ffi::register_vfs(api, !off)
+    !std::env::var("WALFERRY_DEFAULT").is_ok_and(|value| walferry::settings::is_off(&value))
 }
 
 /// Has what is not shipped yet shipped when the process exits; once.

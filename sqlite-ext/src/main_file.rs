@@ -155,10 +155,12 @@ impl MainFile<'_> {
             return rc;
         }
         handle.wait_captured();
+        *handle.gap.lock() = handle.shimmed.before_gap();
         handle.shimmed.make_way(handle.closes.swap(false, Ordering::AcqRel));
         let rc = handle.real.lock(level);
         if rc == SQLITE_OK {
             self.note_locked();
+            *handle.gap.lock() = None;
             // Nobody else can change any of this from here on.
             *handle.before.lock() = Fingerprint::of(handle.database().path()).ok();
             *handle.last.lock() = handle.index();
@@ -169,7 +171,7 @@ impl MainFile<'_> {
         handle.shimmed.end_way();
         // SQLite up to 3.40.1 grants nobody of this process a SHARED lock until this connection has
         // given its own up: then it is tried again.
-        handle.shimmed.repin();
+        handle.shimmed.repin_after(&handle.gap);
         rc
     }
 
@@ -225,7 +227,7 @@ impl MainFile<'_> {
         }
         let others = handle.shimmed.locked.load(Ordering::Acquire) > 0;
         if others && handle.shimmed.is_attached() {
-            handle.shimmed.repin();
+            handle.shimmed.repin_after(&handle.gap);
         }
         if level > SQLITE_LOCK_NONE || handle.fresh.load(Ordering::Acquire) != fresh::WRITTEN {
             return;

@@ -88,6 +88,13 @@ pub fn replicated(path: &Path, lookup: &dyn Lookup, vfs: BaseVfs) -> Opening {
     }
 }
 
+/// Whether a replica is named for this database. What is wrong with the settings is told where the
+/// database is opened.
+pub fn names_replica(path: &Path, lookup: &dyn Lookup) -> bool {
+    let all = configured().settings(&canonical(path), lookup);
+    all.is_ok_and(|all| !all.is_empty())
+}
+
 fn shimmed(database: &Replications, vfs: BaseVfs) -> Arc<Shimmed> {
     let mut databases = databases();
     let databases = databases.get_or_insert_with(HashMap::new);

@@ -90,6 +90,11 @@ impl Pin {
         }
     }
 
+    /// Counts as the guard that was held before, if nothing was committed in between.
+    pub fn goes_on_as(&mut self, guard: Guard) {
+        self.slot = self.slot.map(|(slot, _)| (slot, guard));
+    }
+
     /// The guard that the slot is, while it is held.
     pub fn guard(&self) -> Option<Guard> {
         self.slot.map(|(_, guard)| guard)

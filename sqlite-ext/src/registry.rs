@@ -15,7 +15,7 @@ use walferry::wal::WalIndex;
 use walferry::wal::evidence::Guard;
 
 use crate::api::{self, Api, BaseVfs, Connection, OwnConnection};
-use crate::handle::Handle;
+use crate::handle::{Gap, Handle};
 use crate::pin::Pin;
 use crate::reader;
 
@@ -234,6 +234,30 @@ impl Shimmed {
         *pin = Pin::take(api, self.vfs, path, self.holds.any());
         *self.refused_at.lock() = pin.is_none().then(Instant::now);
         pin.is_some()
+    }
+
+    /// The same after it was given up in vain.
+    pub(crate) fn repin_after(&self, gap: &Mutex<Option<Gap>>) {
+        if !self.repin() {
+            return;
+        }
+        let Some(gap) = gap.lock().take() else { return };
+        let file = Fingerprint::of(self.database.path()).ok();
+        if let Some(pin) = self.pin.lock().as_mut()
+            && (pin.index(), file) == (Some(gap.index), Some(gap.file))
+        {
+            pin.goes_on_as(gap.guard);
+        }
+    }
+
+    /// What is seen now, while the pin is held.
+    pub(crate) fn before_gap(&self) -> Option<Gap> {
+        let (guard, index) = {
+            let pin = self.pin.lock();
+            (pin.as_ref()?.guard()?, pin.as_ref()?.index()?)
+        };
+        let file = Fingerprint::of(self.database.path()).ok()?;
+        Some(Gap { index, file, guard })
     }
 
     /// The same for who asks often: a pin that was just refused is not asked for again at once.

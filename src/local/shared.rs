@@ -204,7 +204,7 @@ impl SharedPage {
     /// Becomes the shipper: a new term begins, whatever was left in the file. Gives its number.
     pub fn begin_term(&self, now: u64) -> u64 {
         // What is there may be the half of an entry, or garbage: never 0 after all that.
-        let last = self.page().words().load(AT_VIEW) >> 1;
+        let last = self.page().words().load(AT_VIEW) & u64::MAX >> 1;
         let term = last.max(super::state::random_id() >> 16).wrapping_add(1);
         self.alive(now);
         self.set_listens(false);
@@ -241,7 +241,7 @@ impl SharedPage {
     pub fn wait(&self, mark: u32, timeout: Duration) {
         let waited = self.page().futex.as_ref().is_some_and(|futex| futex.wait(mark, timeout));
         if !waited {
-            std::thread::sleep(timeout.min(NEXT_LOOK));
+            std::thread::park_timeout(timeout.min(NEXT_LOOK));
         }
     }
 
@@ -522,7 +522,9 @@ fn view_of(entry: &[u64; ENTRY_WORDS]) -> Option<View> {
 /// Never 0, which is what an empty file has.
 fn checksum_of(words: &[u64]) -> u64 {
     let mut digest = FileDigest::new();
-    words.iter().for_each(|word| digest.update(&word.to_le_bytes()));
+    for word in words {
+        digest.update(&word.to_le_bytes());
+    }
     digest.checksum().0 | 1
 }
 
@@ -658,200 +660,4 @@ fn unpack_salts(word: u64) -> Salts {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::Read;
-
-    use super::*;
-
-    fn view(n: u64) -> View {
-        View {
-            term: 7,
-            pid: n as u32,
-            namespace: n,
-            gate: 2,
-            captured: Some((Salts(n as u32, 2), 0)),
-            captured_seq: n,
-            acked_seq: n,
-            released: None,
-            answered: n,
-            sealed: n,
-            acked: n,
-            unacked_since: n,
-            state: n,
-            pending_bytes: n,
-            spool_files: n,
-            error: "é".repeat(n as usize % 500),
-        }
-    }
-
-    #[test]
-    fn a_view_is_seen_whole_by_another_mapping() {
-        let dir = tempfile::tempdir().unwrap();
-        let ours = SharedPage::open(dir.path()).unwrap();
-        let theirs = SharedPage::open(dir.path()).unwrap();
-        ours.begin_term(1);
-        std::thread::scope(|scope| {
-            scope.spawn(|| (0..20_000).for_each(|n| ours.publish(&view(n))));
-            while theirs.view().is_none_or(|view| view.sealed != 19_999) {
-                if let Some(seen) = theirs.view().filter(|seen| seen.state != 0) {
-                    let n = seen.sealed;
-                    let glance = glance(dir.path()).unwrap().unwrap().view;
-                    if let Some(seen) = glance.filter(|seen| seen.state != 0) {
-                        let expected = view(seen.sealed);
-                        assert!(expected.error.starts_with(&seen.error));
-                        assert_eq!(
-                            (seen.captured, seen.namespace),
-                            (expected.captured, seen.sealed)
-                        );
-                    }
-                    let expected = view(n);
-                    assert_eq!(
-                        View { error: String::new(), ..seen.clone() },
-                        View { error: String::new(), ..expected.clone() }
-                    );
-                    assert!(expected.error.starts_with(&seen.error));
-                }
-            }
-        });
-    }
-
-    #[test]
-    fn a_shipper_that_died_in_the_middle_is_followed_by_a_new_term() {
-        let dir = tempfile::tempdir().unwrap();
-        let page = SharedPage::open(dir.path()).unwrap();
-        page.begin_term(1);
-        let first = page.view().unwrap().term;
-        let torn = entry_of(&view(3));
-        page.page().words().store_all(AT_ENTRY, &torn[..5]);
-        assert_eq!(page.view(), None);
-        page.begin_term(2);
-        assert!(page.view().unwrap().term > first);
-    }
-
-    fn file(dir: &Path) -> File {
-        File::options().read(true).write(true).open(dir.join(NAME)).unwrap()
-    }
-
-    #[test]
-    fn a_file_that_is_cut_off_is_no_more_than_silent() {
-        for len in [0, 5, 20, 130] {
-            let dir = tempfile::tempdir().unwrap();
-            let (ours, theirs) =
-                (SharedPage::open(dir.path()).unwrap(), SharedPage::open(dir.path()).unwrap());
-            let term = ours.begin_term(9);
-            file(dir.path()).set_len(len).unwrap();
-            assert_eq!((theirs.view(), glance(dir.path()).unwrap().is_some()), (None, len >= 8));
-            assert!(!theirs.listens());
-            theirs.call(Call::CAPTURE);
-            theirs.unreported(7);
-            let wish = theirs.want((Salts(1, 2), 3));
-            // Nothing is there to wait on, or nobody who wakes.
-            let begun = std::time::Instant::now();
-            theirs.wait(theirs.mark(), Duration::from_millis(20));
-            assert!(begun.elapsed() < Duration::from_secs(5));
-            assert!(ours.take_calls().has(Call::CAPTURE));
-            assert_eq!(
-                (ours.take_unreported(), ours.wanted()),
-                (Some(7), ((Salts(1, 2), 3), wish))
-            );
-            ours.publish(&View { term, ..view(5) });
-            assert_eq!(theirs.view().map(|view| (view.term, view.sealed)), Some((term, 5)));
-        }
-    }
-
-    #[test]
-    fn who_waits_is_woken() {
-        let dir = tempfile::tempdir().unwrap();
-        let (ours, theirs) =
-            (SharedPage::open(dir.path()).unwrap(), SharedPage::open(dir.path()).unwrap());
-        for n in 1..=50 {
-            std::thread::scope(|scope| {
-                let mark = theirs.mark();
-                let theirs = &theirs;
-                let waiting = scope.spawn(move || {
-                    let begun = std::time::Instant::now();
-                    theirs.wait(mark, Duration::from_secs(60));
-                    begun.elapsed()
-                });
-                ours.publish(&view(n));
-                assert!(waiting.join().unwrap() < Duration::from_secs(30));
-            });
-        }
-    }
-
-    #[test]
-    fn another_layout_is_left_alone_and_garbage_is_not() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("shm"), b"of an older version").unwrap();
-        let page = SharedPage::open(dir.path()).unwrap();
-        page.begin_term(1);
-        let older = std::fs::read(dir.path().join("shm")).unwrap();
-        assert_eq!(older, b"of an older version");
-        let other = [b"wfshm\0\0\x03".as_slice(), &[7; 5000]].concat();
-        std::fs::write(dir.path().join(NAME), &other).unwrap();
-        let error = SharedPage::open(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("layout of another version"), "{error}");
-        assert_eq!(glance(dir.path()).unwrap(), None);
-        assert_eq!(std::fs::read(dir.path().join(NAME)).unwrap(), other);
-        std::fs::write(dir.path().join(NAME), [7; 5000]).unwrap();
-        let page = SharedPage::open(dir.path()).unwrap();
-        assert_eq!((page.view(), page.last_standby(), page.take_calls()), (None, 0, Call(0)));
-    }
-
-    #[test]
-    fn what_was_asked_for_in_a_file_that_is_gone_is_asked_for_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let page = SharedPage::open(dir.path()).unwrap();
-        page.call(Call::HURRY);
-        page.unreported(7);
-        std::fs::remove_file(dir.path().join(NAME)).unwrap();
-        assert!(!page.is_in_place(dir.path()));
-        page.renew().unwrap();
-        assert!(page.is_in_place(dir.path()));
-        let new = SharedPage::open(dir.path()).unwrap();
-        assert_eq!((new.take_calls(), new.take_unreported()), (Call::HURRY, Some(7)));
-        std::fs::remove_file(dir.path().join(NAME)).unwrap();
-        std::fs::create_dir(dir.path().join(NAME)).unwrap();
-        assert!(SharedPage::open(dir.path()).is_err());
-    }
-
-    #[test]
-    fn calls_ring_once_until_they_are_seen() {
-        let dir = tempfile::tempdir().unwrap();
-        let page = SharedPage::open(dir.path()).unwrap();
-        page.call(Call::LOOK);
-        assert!(page.take_calls().has(Call::LOOK), "without a pipe nothing is lost");
-        page.listen();
-        make_bell(page.bell_path()).unwrap();
-        make_bell(page.bell_path()).unwrap();
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).custom_flags(OFlags::NONBLOCK.bits() as i32);
-        let mut pipe = options.open(page.bell_path()).unwrap();
-        let mut rings = || {
-            let mut buffer = [0; 16];
-            pipe.read(&mut buffer).unwrap_or(0)
-        };
-        page.call(Call::LOOK);
-        page.call(Call::LOOK);
-        assert_eq!(rings(), 1);
-        page.call(Call::HURRY);
-        assert_eq!(rings(), 1);
-        let calls = page.take_calls();
-        assert!(calls.has(Call::HURRY) && calls.has(Call::LOOK) && !calls.has(Call::CAPTURE));
-        page.call(Call::LOOK);
-        assert_eq!(rings(), 0, "it is known that there are commits");
-        page.listen();
-        page.call(Call::LOOK);
-        assert_eq!(rings(), 1);
-    }
-
-    #[test]
-    fn the_oldest_unreported_commit_counts() {
-        let dir = tempfile::tempdir().unwrap();
-        let page = SharedPage::open(dir.path()).unwrap();
-        page.unreported(5);
-        page.unreported(9);
-        assert_eq!((page.peek_unreported(), page.take_unreported()), (Some(5), Some(5)));
-        assert_eq!(page.take_unreported(), None);
-    }
-}
+mod tests;

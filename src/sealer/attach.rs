@@ -255,15 +255,15 @@ impl Replica {
 
     pub(super) fn detach(&mut self, end: Option<WalEnd>) {
         self.follow_restart();
-        let place = match self.cursor {
-            Cursor::At(end) if self.attached && self.frames.is_empty() => Some(end.place()),
+        let captured = match self.cursor {
+            Cursor::At(captured) if self.attached && self.frames.is_empty() => Some(captured),
             _ => None,
         };
         // Only a WAL that was captured to its last frame has left a file that is known.
-        let clean = end.filter(|end| place == Some((end.index.salts, end.index.max_frame)));
+        let clean = end.filter(|end| captured.is_some_and(|captured| captured.is_at(&end.index)));
         if let (Some(end), None) = (end, clean) {
             let path = self.database.label();
-            log::debug!("{path}: the WAL ended at {:?}, captured is {place:?}", end.index);
+            log::debug!("{path}: the WAL ended at {:?}, captured is {captured:?}", end.index);
         }
         self.epoch += 1;
         self.attached = false;

@@ -298,7 +298,15 @@ impl Replica {
     fn take_seen(&mut self, cursor: Proven, look: &Look) -> Result<bool, Stop> {
         let index = &look.index;
         if self.wal.is_none() {
-            self.wal = File::open(local::wal_path(self.database.path())).ok();
+            let path = local::wal_path(self.database.path());
+            self.wal = match File::open(&path) {
+                Ok(wal) => Some(wal),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+                Err(error) => {
+                    let message = format!("cannot open {}: {error}", path.display());
+                    return Err(Stop::Failed(message));
+                }
+            };
         }
         let Some(point) = self.point else { return Err(Stop::Failed("it is not open".into())) };
         if index.max_frame > 0 && index.page_size != point.page_size {

@@ -116,6 +116,8 @@ impl Replica {
                 _ => {}
             }
             shared.role = Role::Unknown;
+            // Its file is closed with it: a database that nobody has open costs no descriptor.
+            shared.page = None;
         });
     }
 

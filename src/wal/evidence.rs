@@ -53,6 +53,12 @@ impl Proven {
         (self.at.salts, self.at.frame)
     }
 
+    /// True if this is the position of `index`, and no commit is counted in between.
+    pub fn is_at(&self, index: &WalIndex) -> bool {
+        self.place() == (index.salts, index.max_frame)
+            && self.change.is_none_or(|change| change == index.change)
+    }
+
     /// Where capture stands after a restart that this process made or let happen: at the beginning
     /// of the next generation, if everything before it was captured.
     pub fn restarted(&self, restart: &Restart) -> Option<Proven> {

@@ -66,4 +66,9 @@ tests/scripts/build.sh
 
 say "the extension in its hosts"
 # Two at a time: most of a test's time is waiting.
-"$VENV/bin/python" -m pytest -q -n 2 --dist worksteal python-tests
+"$VENV/bin/python" -m pytest -q -n 2 --dist worksteal python-tests --ignore python-tests/test_torture.py
+
+say "torture"
+tests/scripts/hosts.sh
+"$VENV/bin/python" -m pytest -q python-tests/test_torture.py \
+    --torture-minutes "${WALFERRY_TORTURE_MINUTES:-10}"

@@ -17,6 +17,7 @@
 **                    and read SEEN; when it returned, HEAD was the newest TXID in the replica's folder
 **   e WHAT CODE TEXT an error of SQLite's
 **   x TEXT           what must never be: the live database contradicts itself
+**   f n m l z        a fork, a limit on descriptors, another journal mode, an exclusive session, the end
 */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -430,11 +431,13 @@ static void alone(Worker *w) {
     sqlite3_busy_timeout(db, 100);
     if (one_in(rng, 2)) numbers(db, "SELECT n FROM state", &n, 0);
     run(db, "excl", "PRAGMA locking_mode=EXCLUSIVE");
+    i64 before = w->own;
     for (int i = 1 + below(rng, 6); i > 0; i--) {
         transaction(w, db, one_in(rng, 5));
         if (one_in(rng, 3)) sqlite3_wal_checkpoint_v2(db, 0, below(rng, 4), 0, 0);
         if (one_in(rng, 6)) pause_ms(part(rng) * 20);
     }
+    if (w->own != before) note("l");
     if (one_in(rng, 2)) {
         run(db, "excl", "PRAGMA locking_mode=NORMAL");
         transaction(w, db, 0);

@@ -105,6 +105,15 @@ impl RawFile {
         rc == SQLITE_OK && limit > 0
     }
 
+    /// Whether the path of the file names another file by now, or none, as far as the VFS tells.
+    pub fn has_moved(&self) -> bool {
+        const SQLITE_FCNTL_HAS_MOVED: c_int = 20;
+        let mut moved: c_int = 0;
+        let rc = forward!(self.xFileControl(SQLITE_FCNTL_HAS_MOVED, (&raw mut moved).cast())
+            else SQLITE_ERROR);
+        rc == SQLITE_OK && moved != 0
+    }
+
     /// `xRead` into a buffer.
     pub fn read(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
         let too_large = |_| std::io::Error::from(std::io::ErrorKind::InvalidInput);

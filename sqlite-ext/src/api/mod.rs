@@ -161,14 +161,19 @@ impl Api {
 
     /// Path of a connection's main database.
     pub fn main_path(&self, db: Connection) -> Option<std::path::PathBuf> {
-        // SAFETY: null or a nul-terminated path of SQLite's.
-        unsafe { path_of(self.file_name(db, c"main")) }
+        self.path(db, c"main")
     }
 
-    /// Registers a VFS that lives as long as the process.
-    pub fn register_vfs(&self, vfs: &'static mut ffi::sqlite3_vfs, default: bool) -> c_int {
-        // SAFETY: the structure is never freed.
-        unsafe { (self.vfs_register)(vfs, c_int::from(default)) }
+    /// Path of a connection's database; `None` for one in memory or a temporary one.
+    pub fn path(&self, db: Connection, schema: &CStr) -> Option<std::path::PathBuf> {
+        // SAFETY: null or a nul-terminated path of SQLite's.
+        unsafe { path_of(self.file_name(db, schema)) }
+    }
+
+    /// Registers a VFS that lives as long as the process, or moves it in the list of VFSes.
+    pub fn register_vfs(&self, vfs: NonNull<ffi::sqlite3_vfs>, default: bool) -> c_int {
+        // SAFETY: the structure is never freed; SQLite alone writes to it, under its own mutex.
+        unsafe { (self.vfs_register)(vfs.as_ptr(), c_int::from(default)) }
     }
 
     /// A URI parameter of a file name that SQLite passed to `xOpen`.
@@ -265,6 +270,16 @@ impl Api {
         NonNull::new(file).filter(|_| rc == SQLITE_OK)
     }
 
+    /// Asks the file of a connection's database for a pointer, by a file control of ours. VFSes that
+    /// stand above ours pass the question down. `None` where no file of ours answers.
+    pub fn ask_file<T>(&self, db: Connection, schema: &CStr, control: c_int) -> Option<*const T> {
+        let mut answer: *const T = ptr::null();
+        let out = (&raw mut answer).cast();
+        // SAFETY: a live connection; only our files know this control, and they store a pointer.
+        let rc = unsafe { (self.file_control)(db, schema.as_ptr(), control, out) };
+        (rc == SQLITE_OK).then_some(answer)
+    }
+
     /// The connection in which an SQL function runs.
     pub fn connection_of(&self, context: *mut ffi::sqlite3_context) -> Connection {
         // SAFETY: the context is that of a running function.
@@ -345,6 +360,30 @@ impl Api {
             let finalized = (self.finalize)(statement);
             if finalized == SQLITE_OK { Ok(value) } else { Err(self.message(db, finalized)) }
         }
+    }
+
+    /// The names of a connection's databases: the main one, then the others.
+    pub fn schemas(&self, db: Connection) -> Result<Vec<CString>, String> {
+        const NAME: c_int = 1;
+        let mut statement = ptr::null_mut();
+        let mut names = Vec::new();
+        // SAFETY: the host's connection in its own thread; a column's text is copied before the
+        // next step, and the statement is finalised in any case.
+        let finalized = unsafe {
+            let sql = c"PRAGMA database_list".as_ptr();
+            let rc = (self.prepare_v2)(db, sql, -1, &raw mut statement, ptr::null_mut());
+            if rc != SQLITE_OK {
+                return Err(self.message(db, rc));
+            }
+            while (self.step)(statement) == SQLITE_ROW {
+                let name = (self.column_text)(statement, NAME).cast::<c_char>();
+                if !name.is_null() {
+                    names.push(CStr::from_ptr(name).to_owned());
+                }
+            }
+            (self.finalize)(statement)
+        };
+        if finalized == SQLITE_OK { Ok(names) } else { Err(self.message(db, finalized)) }
     }
 
     fn message(&self, db: Connection, rc: c_int) -> String {

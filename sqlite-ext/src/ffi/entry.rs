@@ -3,10 +3,11 @@
 
 use std::ffi::{CStr, c_char, c_int};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use libsqlite3_sys as sys;
 
-use super::file::{ADOPTED_2, ADOPTED_3, is_ours};
+use super::file::{ADOPTED_2, ADOPTED_3, CONTROL_HANDLE, is_ours};
 use super::{Target, guarded};
 use crate::api::{self, Api, RawFile, SQLITE_ERROR, SQLITE_OK};
 use crate::fork;
@@ -39,6 +40,25 @@ fn adopt(api: &'static Api, db: api::Connection, schema: &CStr) {
         registry::adopt(file as usize, handle);
         (*file).pMethods =
             if real.version() >= 3 { &raw const ADOPTED_3 } else { &raw const ADOPTED_2 };
+    }
+}
+
+/// The handle of a connection's own file, by the file and not by its path. `None` where the file was
+/// not opened through walferry, or cannot be replicated.
+pub fn handle_of(api: &Api, db: api::Connection, schema: &CStr) -> Option<Arc<Handle>> {
+    let handle: *const Handle = api.ask_file(db, schema, CONTROL_HANDLE)?;
+    // SAFETY: our own files answer with a counted pointer, or null.
+    (!handle.is_null()).then(|| unsafe { Arc::from_raw(handle) })
+}
+
+/// Whether a replica is named for a connection's file, by its URI, the environment or the
+/// configuration file.
+pub fn names_replica(api: &Api, db: api::Connection, schema: &CStr) -> bool {
+    let name = api.file_name(db, schema);
+    // SAFETY: the name is SQLite's own, with its parameters behind it.
+    unsafe {
+        let lookup = UriLookup::new(|key| api.uri_parameter(name, key));
+        api::path_of(name).is_some_and(|path| opening::names_replica(&path, &lookup))
     }
 }
 

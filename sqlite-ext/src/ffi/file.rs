@@ -34,6 +34,11 @@ trait Locate {
     /// # Safety
     /// As above; the handle lives until the file is closed.
     unsafe fn handle<'a>(file: File) -> Option<HandleRef<'a>>;
+    /// The handle, also one that is not replicated any more.
+    ///
+    /// # Safety
+    /// As above.
+    unsafe fn any_handle(file: File) -> Option<Arc<Handle>>;
 }
 
 /// A handle for the time of one call; borrowed where that is possible, since these calls are many.
@@ -69,6 +74,18 @@ impl Locate for Embedded {
         let handle = unsafe { (*file.cast::<ShimFile>()).handle.as_ref() };
         handle.filter(|handle| handle.is_current()).map(HandleRef::Borrowed)
     }
+
+    unsafe fn any_handle(file: File) -> Option<Arc<Handle>> {
+        // SAFETY: as above; the count grows by the one that is given away.
+        unsafe {
+            let handle = (*file.cast::<ShimFile>()).handle;
+            if handle.is_null() {
+                return None;
+            }
+            Arc::increment_strong_count(handle);
+            Some(Arc::from_raw(handle))
+        }
+    }
 }
 
 impl Locate for Adopted {
@@ -82,6 +99,10 @@ impl Locate for Adopted {
 
     unsafe fn handle<'a>(file: File) -> Option<HandleRef<'a>> {
         registry::adopted(file as usize).filter(|h| h.is_current()).map(HandleRef::Shared)
+    }
+
+    unsafe fn any_handle(file: File) -> Option<Arc<Handle>> {
+        registry::adopted(file as usize)
     }
 }
 
@@ -193,7 +214,18 @@ unsafe extern "C" fn main_unlock<L: Locate>(f: File, level: c_int) -> c_int {
     pass!(L, f, xUnlock(level) else SQLITE_OK)
 }
 
+/// A file control of our own: the handle of a main database's file, as a counted pointer.
+pub(super) const CONTROL_HANDLE: c_int = c_int::from_be_bytes(*b"WalF");
+
 unsafe extern "C" fn main_control<L: Locate>(f: File, op: c_int, argument: *mut c_void) -> c_int {
+    if op == CONTROL_HANDLE {
+        // SAFETY: an open file of ours; whoever knows this control gives room for a pointer.
+        guarded((), || unsafe {
+            let handle = L::any_handle(f).map_or(ptr::null(), Arc::into_raw);
+            *argument.cast::<*const Handle>() = handle;
+        });
+        return SQLITE_OK;
+    }
     // SAFETY: an open file of ours.
     if let Some(handle) = unsafe { L::handle(f) } {
         guarded((), || MainFile(&handle).before_control(op));

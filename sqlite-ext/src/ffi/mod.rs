@@ -11,7 +11,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use libsqlite3_sys as sys;
 
 pub use entry::{
-    after_fork_in_child, after_fork_in_parent, at_exit, before_fork, sqlite3_walferry_init,
+    after_fork_in_child, after_fork_in_parent, at_exit, before_fork, handle_of, names_replica,
+    sqlite3_walferry_init,
 };
 pub use vfs::{Target, register_vfs};
 

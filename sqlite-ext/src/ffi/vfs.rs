@@ -3,8 +3,10 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use libsqlite3_sys as sys;
+use parking_lot::Mutex;
 
 use super::file::{EMBEDDED_2, EMBEDDED_3, REAL_OFFSET, ShimFile, WAL_1, is_adopted, is_ours};
 use super::{File, Vfs, guarded};
@@ -212,11 +214,52 @@ unsafe extern "C" fn vfs_next_call(vfs: Vfs, name: *const c_char) -> *const c_ch
     pass_vfs!(vfs.xNextSystemCall(name) else ptr::null())
 }
 
-/// Registers our VFS around the host's default one, once.
+const NAME: &CStr = c"walferry";
+
+/// Our VFS, once it was registered: it lives as long as the process.
+static OURS: AtomicPtr<sys::sqlite3_vfs> = AtomicPtr::new(ptr::null_mut());
+
+/// Registers our VFS around the host's default one. Another load finds it registered: then it becomes
+/// the default again, which `sqlite3_shutdown()` has ended.
 pub fn register_vfs(api: &'static Api, default: bool) -> Result<(), String> {
-    const NAME: &CStr = c"walferry";
-    if api.find_vfs(Some(NAME)).is_some() {
+    // Two threads that load at the same time must not wrap one around the other.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock();
+    match NonNull::new(OURS.load(Ordering::Acquire)) {
+        Some(ours) => register_again(api, ours, default),
+        None => register_first(api, default),
+    }
+}
+
+fn register_again(
+    api: &'static Api,
+    ours: NonNull<sys::sqlite3_vfs>,
+    default: bool,
+) -> Result<(), String> {
+    let registered = api.find_vfs(Some(NAME));
+    if registered.is_some_and(|registered| registered != ours) {
+        return Err("another VFS is called walferry".into());
+    }
+    // SAFETY: our own VFS; the one underneath was set when it was registered, and never changed.
+    let base = unsafe { base_of(ours.as_ptr()) };
+    // A VFS that has become the default since, and stands above ours, is not put aside.
+    let wanted = default && api.find_vfs(None).is_none_or(|now| now.as_ptr() == base);
+    if registered.is_some() && !wanted {
         return Ok(());
+    }
+    registered_with(api.register_vfs(ours, wanted))
+}
+
+fn registered_with(rc: c_int) -> Result<(), String> {
+    match rc {
+        SQLITE_OK => Ok(()),
+        rc => Err(format!("SQLite refused the VFS walferry (error {rc})")),
+    }
+}
+
+fn register_first(api: &'static Api, default: bool) -> Result<(), String> {
+    if api.find_vfs(Some(NAME)).is_some() {
+        return Err("another VFS is called walferry".into());
     }
     let base = api.find_vfs(None).ok_or("this SQLite has no VFS")?;
     // SAFETY: a registered VFS.
@@ -247,8 +290,8 @@ pub fn register_vfs(api: &'static Api, default: bool) -> Result<(), String> {
         xGetSystemCall: has(3).then_some(vfs_get_call as _),
         xNextSystemCall: has(3).then_some(vfs_next_call as _),
     }));
-    match api.register_vfs(vfs, default) {
-        SQLITE_OK => Ok(()),
-        rc => Err(format!("SQLite refused the VFS walferry (error {rc})")),
-    }
+    let ours = NonNull::from(vfs);
+    registered_with(api.register_vfs(ours, default))?;
+    OURS.store(ours.as_ptr(), Ordering::Release);
+    Ok(())
 }
