@@ -184,7 +184,7 @@ impl Replica {
             self.tell_engine(look.since, purpose);
             let Cursor::At(cursor) = self.cursor else { return Ok(self.captured_seq) };
             if !self.attached {
-                return self.taken_before_the_end(cursor, &look);
+                return taken_before_the_end(cursor, &look);
             }
             if self.is_judged(&look) {
                 return Ok(look.seq);
@@ -239,15 +239,6 @@ impl Replica {
             let look = |index| Look { index, guard, seq: shared.commit_seq, since };
             shared.published.map(look)
         })
-    }
-
-    /// The WAL is closed: either all of it is captured, or the next to open the database finds out
-    /// what is missing.
-    fn taken_before_the_end(&self, cursor: Proven, look: &Look) -> Result<u64, Stop> {
-        if cursor.place() == (look.index.salts, look.index.max_frame) {
-            return Ok(look.seq);
-        }
-        Err(Stop::Failed("its WAL was closed before all of it was captured".into()))
     }
 
     /// True if everything up to this look was accounted for before. What holds others from the WAL
@@ -513,6 +504,15 @@ impl Replica {
         let open = self.open.iter().map(|entry| entry.len).sum::<u64>();
         open + self.closed.iter().map(|file| file.entry.len).sum::<u64>()
     }
+}
+
+/// The WAL is closed: either all of it is captured, or the next to open the database finds out what is
+/// missing.
+fn taken_before_the_end(cursor: Proven, look: &Look) -> Result<u64, Stop> {
+    if cursor.place() == (look.index.salts, look.index.max_frame) {
+        return Ok(look.seq);
+    }
+    Err(Stop::Failed("its WAL was closed before all of it was captured".into()))
 }
 
 /// Takes an open piece out of the spool and out of the page table.
