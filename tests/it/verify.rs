@@ -195,9 +195,9 @@ fn on_runtime<T>(work: impl Future<Output = T>) -> T {
 /// A store with these files of a replica.
 fn part(replica: &Replica, files: &[u64]) -> MemoryStore {
     let store = MemoryStore::new();
-    files.iter().for_each(|txid| {
-        put(&store, key(0, *txid, *txid), replica.bytes(key(0, *txid, *txid)).to_vec())
-    });
+    for txid in files {
+        put(&store, key(0, *txid, *txid), replica.bytes(key(0, *txid, *txid)).to_vec());
+    }
     store
 }
 
@@ -218,7 +218,7 @@ fn the_newest_state_is_known_page_by_page_and_followed() {
     }
     let one = newest_of(&part(&replica, &[1]));
     let led = |store: MemoryStore| on_runtime(advance(Arc::new(store), one.clone())).unwrap();
-    assert!(matches!(led(part(&replica, &[1, 3])), Advance::Lost(why) if why.contains("2")));
+    assert!(matches!(led(part(&replica, &[1, 3])), Advance::Lost(why) if why.contains('2')));
     let wrong = part(&replica, &[1]);
     put(&wrong, key(0, 2, 2), {
         let mut other = five();
