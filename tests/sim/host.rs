@@ -6,6 +6,7 @@ use walferry::units::Txid;
 
 use crate::disk::Disk;
 use crate::process::Process;
+use crate::rng::Rng;
 use crate::sqlite::Database;
 use crate::world::Cx;
 
@@ -50,6 +51,18 @@ pub struct Host {
     pub forgot: bool,
     /// Lives of processes so far.
     pub lives: u64,
+    /// Guards so far: none comes back.
+    pub guards: u64,
+    /// How often, in percent, no read slot is to be had.
+    pub slots_taken: u64,
+    pub pin_rng: Rng,
+    /// SQLite up to 3.40.1: after a refused EXCLUSIVE lock nobody of the process gets SHARED until the
+    /// connection that asked has unlocked.
+    pub keeps_pending: bool,
+    /// Recoveries that took commits away, as far as they were noted.
+    pub cut_off: u64,
+    /// Pieces that were made of what a generation had left.
+    pub tails: u64,
 }
 
 /// What a process's threads share; only called while the process is there.
@@ -101,6 +114,12 @@ impl Host {
             undone: None,
             forgot: false,
             lives: 0,
+            guards: 0,
+            slots_taken: 0,
+            pin_rng: Rng::new(id as u64),
+            keeps_pending: false,
+            cut_off: 0,
+            tails: 0,
         }
     }
 
@@ -161,6 +180,16 @@ impl Host {
         }
         cx.store.abandon(&mut cx.rng, self.id, process.incarnation);
         cx.store.abandon_chores(&mut cx.history_rng, (self.id, process.incarnation));
+    }
+
+    /// A recovery may have left what the local state still knows of, when it forgot newer files.
+    pub fn note_cuts(&mut self) {
+        if self.cut_off != self.db.cut_off {
+            self.cut_off = self.db.cut_off;
+            if self.forgot {
+                self.undone = Some(self.db.last_cut);
+            }
+        }
     }
 
     /// The power goes.

@@ -4,12 +4,14 @@
 pub mod application;
 pub mod close;
 pub mod gate;
+pub mod pin;
 
 use std::collections::VecDeque;
 
 use walferry::local::state::Fingerprint;
 use walferry::units::Salts;
 use walferry::wal::WalIndex;
+use walferry::wal::evidence::{Guard, Restart};
 
 use crate::sealer::Replica;
 use crate::store::Answer;
@@ -26,14 +28,30 @@ pub enum Gate {
 #[derive(Clone, Copy, Debug)]
 pub enum Transition {
     Attached(Attach),
-    Detached(Option<Fingerprint>),
+    Detached(Option<WalEnd>),
 }
 
-/// What was there when the WAL was seen first.
+/// What was there when the WAL was seen first, in the order in which it was looked at.
 #[derive(Clone, Copy, Debug)]
 pub struct Attach {
+    pub guard: Option<Guard>,
     pub index: Option<WalIndex>,
     pub fingerprint: Option<Fingerprint>,
+}
+
+/// How a WAL ended that was checkpointed whole and removed.
+#[derive(Clone, Copy, Debug)]
+pub struct WalEnd {
+    pub index: WalIndex,
+    pub fingerprint: Fingerprint,
+}
+
+/// A connection has the database to itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Alone {
+    pub guard: Guard,
+    /// What was committed last, as far as this connection has told.
+    pub last: Option<WalIndex>,
 }
 
 /// What the sealer is told, apart from commits.
@@ -59,7 +77,8 @@ pub struct Shared {
     pub unreported_since: Option<u64>,
     pub captured: Option<(Salts, u32)>,
     pub gate: Gate,
-    pub grant: Option<(Salts, u32)>,
+    /// The last restart that a thread of this process made.
+    pub restart: Option<Restart>,
     pub transitions: VecDeque<Transition>,
     pub diverged: Option<&'static str>,
     /// As the report shows it.
@@ -76,7 +95,7 @@ impl Default for Shared {
             unreported_since: None,
             captured: None,
             gate: Gate::Capturing,
-            grant: None,
+            restart: None,
             transitions: VecDeque::new(),
             diverged: None,
             unacked_since: None,
@@ -87,6 +106,11 @@ impl Default for Shared {
 impl Shared {
     pub fn seq(&self) -> usize {
         self.seqs.len() - 1
+    }
+
+    /// Whether capture is complete up to this index, in its own generation.
+    pub fn has_captured(&self, index: &WalIndex) -> bool {
+        self.captured.is_some_and(|(salts, frame)| salts == index.salts && frame >= index.max_frame)
     }
 
     /// The lag's beginning, as `walferry_lag()` takes it.
@@ -109,8 +133,15 @@ pub struct Process {
     /// The pin's lock on the main file, and on a read slot.
     pub pinned: bool,
     pub slot: bool,
-    /// Whether this process ships, and so holds a read slot.
+    /// Whether this process is to hold a read slot.
     pub holds: bool,
+    /// What holding the slot is, from when it was taken until it is dropped.
+    pub guard: Option<Guard>,
+    /// A connection asks for the file to itself, or has it: the pin is not taken.
+    pub makes_way: bool,
+    pub alone: Option<Alone>,
+    /// There is no descriptor for the pin.
+    pub starved: bool,
     pub shared: Shared,
     pub replica: Option<Replica>,
     pub controls: VecDeque<Control>,
