@@ -63,16 +63,19 @@ impl Host {
         cx.log(format_args!("host {}: the WAL is begun anew from outside", self.id));
     }
 
-    /// Something that happens between two looks of one step; now and then the pin goes, too.
-    pub fn meanwhile_pinned(&mut self, cx: &mut Cx, p: usize) {
-        let may = !cx.calm && !cx.within && !self.exclusive && !self.writing;
-        if may && self.procs[p].pinned && cx.rng.chance(2) {
-            cx.within = true;
-            self.lose_pin(cx, p);
-            cx.within = false;
-        } else {
-            self.meanwhile(cx, p);
+    /// What may happen while what the threads of the process share is locked: they cannot publish,
+    /// but others can write, and the pin can go.
+    pub fn meanwhile_locked(&mut self, cx: &mut Cx, p: usize) {
+        if cx.calm || cx.within || self.exclusive || self.writing || !cx.rng.chance(3) {
+            return;
         }
+        cx.within = true;
+        if self.procs[p].pinned && cx.rng.chance(40) {
+            self.lose_pin(cx, p);
+        } else {
+            self.act_from_outside(cx, p);
+        }
+        cx.within = false;
     }
 
     /// Something that happens while the sealer, or another thread, is in the midst of a step: a

@@ -175,6 +175,8 @@ impl Host {
         }
         replica.dropped = false;
         replica.cursor = cursor;
+        // Else a walk that ends at a frame without a checksum would be followed by another for ever.
+        replica.judged = job.scan.index();
         let seen = cursor != Cursor::Unknown;
         let same_wal = seen
             && ((job.attached && job.epoch == replica.epoch) || cx.bug == Bug::EpochIgnored);

@@ -38,6 +38,11 @@ impl Scan {
         })
     }
 
+    /// The wal-index up to which it accounts for everything.
+    pub fn index(&self) -> Option<WalIndex> {
+        self.index
+    }
+
     pub fn is_done(&self) -> bool {
         self.next > self.count
     }
