@@ -91,6 +91,8 @@ pub struct Database {
     pub synchronous: bool,
     /// SQLite is older than 3.50.2: now and then it writes frames without salts and checksum.
     pub leaves_unmarked: bool,
+    /// The first frame of the WAL without salts and checksum.
+    unmarked_from: Option<u32>,
     /// Recovery may have given a state that nobody committed as such: such frames were cut off, or a
     /// transaction whose writer died came back.
     patched: bool,
@@ -126,6 +128,7 @@ impl Database {
             readers: BTreeMap::new(),
             synchronous: false,
             leaves_unmarked: false,
+            unmarked_from: None,
             patched: false,
             cut_off: 0,
             last_cut: 0,
@@ -216,6 +219,7 @@ impl Database {
 
     /// Nobody has the database open any more, and nobody closed it in peace: the wal-index is gone.
     pub fn abandon(&mut self) {
+        self.mark_what_was_copied();
         self.readers.clear();
         self.index = None;
         self.torn = false;
@@ -223,6 +227,8 @@ impl Database {
 
     /// The wal-index is built again from the WAL, and counts commits from 0 (`walIndexRecover`).
     fn recover(&mut self, at: u64) {
+        self.mark_what_was_copied();
+        self.unmarked_from = None;
         self.backfilled = 0;
         self.torn = false;
         self.keeps_salts = false;

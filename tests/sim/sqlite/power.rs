@@ -21,6 +21,7 @@ impl Database {
             self.open(at);
             self.roll_back(rng);
         }
+        self.mark_what_was_copied();
         let cached = self.wal.as_ref().map(|wal| wal.borrow().clone());
         let kept = match (cached, self.wal_synced.take()) {
             (Some(cached), Some(synced)) => Some(blend(rng, &synced, &cached)),

@@ -74,6 +74,9 @@ impl Database {
         let unmarked = self.leaves_unmarked && rng.chance(12);
         let before = self.sums;
         let last = frames.len();
+        if unmarked {
+            self.unmarked_from.get_or_insert(self.cut + 1);
+        }
         for (at, (pgno, page)) in (1..).zip(frames) {
             self.append(pgno, if at == last { count } else { 0 }, &page, unmarked);
         }
@@ -138,6 +141,7 @@ impl Database {
             self.next_salts = Some((salts, restarts));
             self.sync_wal();
             self.backfilled = 0;
+            self.unmarked_from = None;
         }
         self.cut = self.frames();
     }
@@ -189,6 +193,9 @@ impl Database {
     /// some torn. The WAL has them all.
     pub fn checkpoint_in_part(&mut self, rng: &mut Rng) {
         let Some((mark, limit)) = self.checkpoint_limit() else { return };
+        if self.unmarked_from.is_some() {
+            return;
+        }
         self.sync_wal();
         for (pgno, page) in self.frames_between(mark, limit) {
             if rng.chance(60) {
@@ -200,6 +207,34 @@ impl Database {
             }
         }
         self.version += 1;
+    }
+
+    /// Frames without checksums that were copied to the main file and are cut off by a recovery leave a
+    /// database that SQLite itself has damaged: in the model, recovery finds them.
+    pub(super) fn mark_what_was_copied(&mut self) {
+        let Some(first) = self.unmarked_from.take_if(|first| *first <= self.backfilled) else {
+            return;
+        };
+        let Some(wal) = self.wal.clone() else { return };
+        let Some((salts, restarts)) = self.next_salts else { return };
+        let (_, mut sums) = log::header(self.page_size, restarts, salts);
+        for frame in 1..=self.cut {
+            let header =
+                wal::FrameHeader::read(wal.borrow().as_slice(), self.page_size, frame).unwrap();
+            if frame < first {
+                sums = header.checksum;
+                continue;
+            }
+            let mut page = vec![0; self.page_size.bytes()];
+            wal::read_frame_page(wal.borrow().as_slice(), self.page_size, frame, &mut page)
+                .unwrap();
+            let (bytes, next) = log::frame(header.pgno, header.commit, salts, &page, sums);
+            sums = next;
+            let at = wal::frame_offset(self.page_size, frame) as usize;
+            overwrite(&mut wal.borrow_mut(), at, &bytes);
+        }
+        self.sums = sums;
+        self.sync_wal();
     }
 
     fn checkpoint_limit(&self) -> Option<(u32, u32)> {
@@ -262,6 +297,7 @@ impl Database {
     }
 
     fn forget_wal(&mut self) {
+        self.unmarked_from = None;
         self.wal = None;
         self.index = None;
         self.next_salts = None;
