@@ -222,7 +222,7 @@ fn outsider(host: &mut Host, cx: &mut Cx, p: usize) -> Result<(), Stop> {
             host.db.replace(&mut cx.rng, cx.now);
             if host.forgot {
                 // It may be just what the local state still knows of.
-                host.undone = Some(host.db.head());
+                host.undone.insert(host.db.head());
             }
             cx.log(format_args!("host {id}: the file is replaced"));
         }

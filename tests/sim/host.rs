@@ -45,8 +45,9 @@ pub struct Host {
     pub writing: bool,
     /// The next end of the process is one of the whole host.
     pub power_fails: bool,
-    /// The content that a loss of power left, if it took commits from the database.
-    pub undone: Option<usize>,
+    /// Commits with which the database went back to what the local state, which had forgotten newer
+    /// files, still knows of.
+    pub undone: BTreeSet<usize>,
     /// A loss of power may have taken from the local state what the store has.
     pub forgot: bool,
     /// Lives of processes so far.
@@ -111,7 +112,7 @@ impl Host {
             exclusive: false,
             writing: false,
             power_fails: false,
-            undone: None,
+            undone: BTreeSet::new(),
             forgot: false,
             lives: 0,
             guards: 0,
@@ -187,7 +188,7 @@ impl Host {
         if self.cut_off != self.db.cut_off {
             self.cut_off = self.db.cut_off;
             if self.forgot {
-                self.undone = Some(self.db.last_cut);
+                self.undone.insert(self.db.last_cut);
             }
         }
     }
@@ -207,7 +208,7 @@ impl Host {
         self.db.lose_power(&mut cx.rng, cx.now);
         self.disk.lose_power(&mut cx.rng);
         if self.db.head() > before {
-            self.undone = Some(self.db.head());
+            self.undone.insert(self.db.head());
         }
         cx.log(format_args!("host {}: commit {before}, now {}", self.id, self.db.head()));
     }

@@ -151,7 +151,8 @@ impl Host {
             return Ok(());
         }
         let (from, guard) = ((last.salts, last.max_frame), Some(alone.guard));
-        sh!(self, p).restart = Some(Restart { from, to: now.salts, change: last.change, guard });
+        let restart = Restart { from, to: now.salts, change: last.change, guard };
+        sh!(self, p).restart = Some((last, restart));
         self.tell_alone(p, Some(WalIndex { salts: now.salts, max_frame: 0, ..last }));
         Ok(())
     }

@@ -9,9 +9,8 @@ pub mod pin;
 use std::collections::VecDeque;
 
 use walferry::local::state::Fingerprint;
-use walferry::units::Salts;
 use walferry::wal::WalIndex;
-use walferry::wal::evidence::{Guard, Restart};
+use walferry::wal::evidence::{Guard, Proven, Restart};
 
 use crate::sealer::Replica;
 use crate::store::Answer;
@@ -54,6 +53,25 @@ pub struct Alone {
     pub last: Option<WalIndex>,
 }
 
+/// Where capture stands.
+///
+/// FIXME: in the product this is generation and frame alone. Where SQLite before 3.50.2 wrote frames
+/// without checksums, recovery cuts them off, and others come to the same place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Captured {
+    pub end: Proven,
+    /// The wal-index that ended there.
+    pub index: Option<WalIndex>,
+}
+
+impl Captured {
+    pub fn is_at(&self, index: &WalIndex) -> bool {
+        let same = self.end.place() == (index.salts, index.max_frame);
+        same && self.end.change == Some(index.change)
+            && (index.max_frame == 0 || self.index == Some(*index))
+    }
+}
+
 /// What the sealer is told, apart from commits.
 #[derive(Clone, Debug)]
 pub enum Control {
@@ -75,10 +93,11 @@ pub struct Shared {
     pub captured_seq: usize,
     pub acked_seq: usize,
     pub unreported_since: Option<u64>,
-    pub captured: Option<(Salts, u32)>,
+    /// The wal-index up to which capture is complete.
+    pub captured: Option<Captured>,
     pub gate: Gate,
-    /// The last restart that a thread of this process made.
-    pub restart: Option<Restart>,
+    /// The last restart that a thread of this process made, and the wal-index before it.
+    pub restart: Option<(WalIndex, Restart)>,
     pub transitions: VecDeque<Transition>,
     pub diverged: Option<&'static str>,
     /// As the report shows it.
@@ -108,9 +127,9 @@ impl Shared {
         self.seqs.len() - 1
     }
 
-    /// Whether capture is complete up to this index, in its own generation.
+    /// Whether capture stands at this index.
     pub fn has_captured(&self, index: &WalIndex) -> bool {
-        self.captured.is_some_and(|(salts, frame)| salts == index.salts && frame >= index.max_frame)
+        self.captured.is_some_and(|captured| captured.is_at(index))
     }
 
     /// The lag's beginning, as `walferry_lag()` takes it.

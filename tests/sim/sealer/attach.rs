@@ -176,18 +176,15 @@ impl Host {
     fn detach_wal(&mut self, cx: &mut Cx, p: usize, end: Option<WalEnd>) -> Result<(), Stop> {
         self.follow_restart(p);
         let replica = re!(self, p);
-        let place = match replica.cursor {
-            Cursor::At(end) if replica.attached && replica.frames.is_empty() => Some(end.place()),
-            _ => None,
-        };
+        let place = replica.captured().filter(|_| replica.attached);
         // Only a WAL that was captured to its last frame has left a file that is known.
         let believed = match cx.bug {
             Bug::CleanWhileUnknown => place.is_none(),
             Bug::CloseRace => place.is_some(),
             _ => false,
         };
-        let last = |end: &WalEnd| Some((end.index.salts, end.index.max_frame));
-        let clean = end.filter(|end| believed || place == last(end));
+        let is_at = |end: &WalEnd| place.is_some_and(|captured| captured.is_at(&end.index));
+        let clean = end.filter(|end| believed || is_at(end));
         replica.epoch += 1;
         replica.attached = false;
         replica.wal = None;

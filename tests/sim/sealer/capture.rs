@@ -132,7 +132,7 @@ impl Host {
                 Cursor::Unknown => return Ok(captured_seq),
             };
             if !re!(self, p).attached {
-                if cursor.place() == (look.index.salts, look.index.max_frame) {
+                if re!(self, p).captured().is_some_and(|captured| captured.is_at(&look.index)) {
                     return Ok(look.seq);
                 }
                 return Err(Stop::Failed("the WAL was closed before it was captured".into()));
@@ -225,8 +225,10 @@ impl Host {
         let restart = sh!(self, p).restart;
         let replica = re!(self, p);
         let Cursor::At(cursor) = replica.cursor else { return };
-        if replica.frames.is_empty()
-            && let Some(begun) = restart.and_then(|restart| cursor.restarted(&restart))
+        let captured = replica.captured();
+        if let Some((before, restart)) = restart
+            && captured.is_some_and(|captured| captured.is_at(&before))
+            && let Some(begun) = cursor.restarted(&restart)
         {
             replica.cursor = Cursor::At(begun);
         }
@@ -297,6 +299,7 @@ impl Host {
             replica.frames_end = Some(end);
         }
         replica.judged = Some(*index);
+        replica.ends_with = Some(*index);
         Ok(true)
     }
 
@@ -375,7 +378,7 @@ impl Host {
         match bug {
             Bug::FirstGenerationBelieved if !same && end.at.frame == 0 => begun(),
             Bug::StaleRestart if !same => {
-                let restart = sh!(self, p).restart?;
+                let (_, restart) = sh!(self, p).restart?;
                 if restart.from == end.place() { begun() } else { None }
             }
             Bug::PositionBelieved if same && index.max_frame >= end.at.frame => {
@@ -468,10 +471,7 @@ impl Host {
     /// Publishes how far capture has come. The gate looks at it.
     pub fn set_captured(&mut self, p: usize, seq: usize) {
         let replica = re!(self, p);
-        let complete = match replica.cursor {
-            Cursor::At(end) if replica.frames.is_empty() => Some(end.place()),
-            _ => None,
-        };
+        let complete = replica.captured();
         replica.captured_seq = seq;
         let busy = !replica.job.is_none();
         let shared = &mut sh!(self, p);

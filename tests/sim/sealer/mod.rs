@@ -27,7 +27,7 @@ use walferry::units::{PageSize, Salts, Txid};
 use walferry::wal::evidence::Proven;
 use walferry::wal::{FrameSet, WalIndex};
 
-use crate::process::{Gate, Process};
+use crate::process::{Captured, Gate, Process};
 use crate::sqlite::WalFile;
 use capture::Unclear;
 pub use work::Job;
@@ -82,6 +82,8 @@ pub struct Replica {
     pub frames_end: Option<Proven>,
     /// The last wal-index up to which everything is accounted for.
     pub judged: Option<WalIndex>,
+    /// The wal-index that what was taken last ended with.
+    pub ends_with: Option<WalIndex>,
     pub unclear: Option<Unclear>,
     /// What the newest captured commit's count is.
     pub captured_seq: usize,
@@ -118,6 +120,7 @@ impl Replica {
             frames_salts: Salts::default(),
             frames_end: None,
             judged: None,
+            ends_with: None,
             unclear: None,
             captured_seq: 0,
             open: Vec::new(),
@@ -161,6 +164,14 @@ impl Replica {
         let engine = self.engine.wakeup(now);
         let unclear = self.unclear.and_then(|unclear| unclear.again_at);
         [slice, watch, retry, engine, unclear].into_iter().flatten().min()
+    }
+
+    /// Where capture stands, if all that was taken is written.
+    pub fn captured(&self) -> Option<Captured> {
+        match self.cursor {
+            Cursor::At(end) if self.frames.is_empty() => Some(Captured { end, index: self.ends_with }),
+            _ => None,
+        }
     }
 
     /// Forgets frames that are in no piece: what comes next takes them in another way.

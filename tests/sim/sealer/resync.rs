@@ -177,6 +177,7 @@ impl Host {
         replica.cursor = cursor;
         // Else a walk that ends at a frame without a checksum would be followed by another for ever.
         replica.judged = job.scan.index();
+        replica.ends_with = job.scan.index();
         let seen = cursor != Cursor::Unknown;
         let same_wal = seen
             && ((job.attached && job.epoch == replica.epoch) || cx.bug == Bug::EpochIgnored);
