@@ -29,8 +29,6 @@ pub enum Bug {
     CleanWhileUnknown,
     /// TXIDs alone make the log: whether a page table fits it is not asked.
     TxidOnly,
-    /// After a power loss a position in the WAL is believed without its checksum.
-    UnsyncedPositionBelieved,
     /// A spool file that a power loss tore is believed by its name.
     TornSpoolBelieved,
     /// The shipper never looks for the commits of other processes.
@@ -83,7 +81,7 @@ pub enum Bug {
     CapWhileClosing,
     /// The file of a lineage's beginning, which stays for ever, is taken for the log's end.
     BeginningTakenForEnd,
-    /// At an attach the database file is looked at before the pin is taken and the wal-index read.
+    /// At an attach the database file is looked at before the wal-index is read.
     FingerprintFirst,
     /// A cleanly closed database: whatever generation comes begins at frame 1.
     FirstGenerationBelieved,
@@ -104,7 +102,7 @@ pub enum Bug {
 }
 
 /// All of them, each with a history that shows it: the place to look first.
-pub const ALL: [(Bug, u64); 49] = [
+pub const ALL: [(Bug, u64); 48] = [
     (Bug::AckBeforeDurable, 0),
     (Bug::StateBeforeSpool, 0),
     (Bug::ReleaseBeforeAck, 0),
@@ -117,7 +115,6 @@ pub const ALL: [(Bug, u64); 49] = [
     (Bug::LagForgotten, 33),
     (Bug::CleanWhileUnknown, 140),
     (Bug::TxidOnly, 21),
-    (Bug::UnsyncedPositionBelieved, 771),
     (Bug::TornSpoolBelieved, 4),
     (Bug::StandbyForgotten, 3831),
     (Bug::SpoolNotRead, 1),

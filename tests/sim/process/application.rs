@@ -44,9 +44,12 @@ impl Host {
         if self.procs[p].attached {
             return Ok(());
         }
+        let first = self.db.fingerprint();
+        if !cx.calm && cx.rng.chance(10) {
+            self.act_from_outside(cx, p);
+        }
         self.db.open(cx.now);
         self.procs[p].attached = true;
-        let first = self.db.fingerprint();
         self.meanwhile(cx, p);
         self.repin(p);
         let guard = self.guard(p);
@@ -108,6 +111,7 @@ impl Host {
             self.writing = false;
             return Ok(());
         }
+        sh!(self, p).granted = Some((before.salts, before.max_frame));
         self.drop_slot(p);
         // Now and then a reader has a slot, and the WAL is appended to after all.
         let granted =

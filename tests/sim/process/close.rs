@@ -64,9 +64,7 @@ impl Host {
         } else {
             self.meanwhile(cx, p);
         }
-        let connections = std::mem::take(&mut self.procs[p].connections);
-        let alone = !self.is_open();
-        self.procs[p].connections = connections;
+        let alone = !self.is_open_but(p);
         self.procs[p].makes_way = alone;
         Ok(alone)
     }

@@ -9,6 +9,7 @@ pub mod pin;
 use std::collections::VecDeque;
 
 use walferry::local::state::Fingerprint;
+use walferry::units::Salts;
 use walferry::wal::WalIndex;
 use walferry::wal::evidence::{Guard, Proven, Restart};
 
@@ -98,6 +99,8 @@ pub struct Shared {
     pub gate: Gate,
     /// The last restart that a thread of this process made, and the wal-index before it.
     pub restart: Option<(WalIndex, Restart)>,
+    /// Where somebody was let through, for a planted mistake.
+    pub granted: Option<(Salts, u32)>,
     pub transitions: VecDeque<Transition>,
     pub diverged: Option<&'static str>,
     /// As the report shows it.
@@ -115,6 +118,7 @@ impl Default for Shared {
             captured: None,
             gate: Gate::Capturing,
             restart: None,
+            granted: None,
             transitions: VecDeque::new(),
             diverged: None,
             unacked_since: None,
@@ -173,9 +177,9 @@ pub struct Process {
 }
 
 impl Process {
-    /// Whether it has the database's file open.
+    /// Whether it holds a lock on the database's file, which a connection does from its first read on.
     pub fn has_open(&self) -> bool {
-        self.connections > 0 || self.pinned
+        (self.connections > 0 && self.attached) || self.pinned
     }
 
     /// When the sealer has something to do.

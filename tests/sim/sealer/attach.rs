@@ -241,9 +241,6 @@ fn resume(bug: Bug, found: &Found, state: &State, attach: &Attach, wal: &[u8]) -
     let proven = Proven::position(at);
     match evidence::account(&proven, &sight).expect("memory can be read") {
         Account::Continues => Resume::At(proven),
-        Account::NotProven(Gap::OtherFrames) if bug == Bug::UnsyncedPositionBelieved => {
-            Resume::At(proven)
-        }
         Account::NotProven(Gap::WentBack) => Resume::Compare("the WAL ends before the log does"),
         Account::NotProven(Gap::OtherFrames) => {
             Resume::Compare("the WAL has other frames than those in the log")

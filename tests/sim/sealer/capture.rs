@@ -184,7 +184,8 @@ impl Host {
         }
         let guard = self.guard(p);
         self.meanwhile_locked(cx, p);
-        let seen = self.wal_index(p);
+        let blind = cx.bug == Bug::StandbyForgotten;
+        let seen = self.wal_index(p).filter(|_| !blind);
         self.note_published(cx.now, p, seen);
         let (index, seq) = (sh!(self, p).published, sh!(self, p).seq());
         self.meanwhile_locked(cx, p);
@@ -329,7 +330,11 @@ impl Host {
             Some(wal) => evidence::account(&end, &Sight { index, wal, page_size, guard }),
             None => evidence::account(&end, &Sight { index, wal: NO_WAL, page_size, guard }),
         };
-        let account = account.map(|account| self.without_known_fault(account, &end, look, page_size));
+        let planted = matches!(cx.bug, Bug::DroppedGuardBelieved | Bug::RecoveryForgotten);
+        let account = account.map(|account| match planted {
+            true => account,
+            false => self.without_known_fault(account, &end, look, page_size),
+        });
         if cx.prints {
             cx.log(format_args!("host {}.{p}: {end:?} {look:?}: {account:?}", self.id));
         }
@@ -378,8 +383,7 @@ impl Host {
         match bug {
             Bug::FirstGenerationBelieved if !same && end.at.frame == 0 => begun(),
             Bug::StaleRestart if !same => {
-                let (_, restart) = sh!(self, p).restart?;
-                if restart.from == end.place() { begun() } else { None }
+                if sh!(self, p).granted == Some(end.place()) { begun() } else { None }
             }
             Bug::PositionBelieved if same && index.max_frame >= end.at.frame => {
                 Some(Account::Continues)
