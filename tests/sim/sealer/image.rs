@@ -96,6 +96,7 @@ impl Host {
                     re!(self, p).job = Job::Image { number, head, stage };
                 }
                 Err(Stop::Failed(message) | Stop::Diverged(message)) => {
+                    self.give_up_upload(cx, p, number)?;
                     self.image_failed(cx, p, message);
                 }
                 Err(stop) => return Err(stop),
