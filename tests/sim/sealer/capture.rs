@@ -5,12 +5,13 @@ use std::io;
 
 use walferry::engine::Event;
 use walferry::local::spool::Entry;
-use walferry::units::{PageSize, WalPosition};
+use walferry::units::{PageSize, Salts, WalPosition};
 use walferry::wal::evidence::{self, Account, Gap, Guard, Proven, Sight};
-use walferry::wal::{self, FrameHeader, NO_WAL, ReadAt, Tail, WalHeader, WalIndex};
+use walferry::wal::{self, FrameHeader, FrameSet, NO_WAL, ReadAt, Tail, WalHeader, WalIndex};
 
 use super::Cursor;
 use super::files::Span;
+use super::scan::is_later;
 use super::work::earlier;
 use crate::bug::Bug;
 use crate::disk::Stop;
@@ -420,6 +421,27 @@ impl Host {
         self.write_frames(cx, p, entry)
     }
 
+    /// FIXME: the product does not ask this. A last frame without a checksum says nothing of those
+    /// before it, which recovery may have cut off, and a writer replaced.
+    fn check_index(
+        &self,
+        bug: Bug,
+        p: usize,
+        frames: &FrameSet,
+        salts: Salts,
+    ) -> Result<(), Stop> {
+        if frames.checksum != (0, 0) || bug == Bug::GenerationUnchecked {
+            return Ok(());
+        }
+        let taken = self.procs[p].replica.as_ref().and_then(|replica| replica.ends_with);
+        let taken = taken.filter(|taken| taken.salts == salts && taken.max_frame == frames.last);
+        match (taken, self.wal_index(p)) {
+            (Some(taken), Some(now)) if is_later(&taken, &now) => Ok(()),
+            (_, None) => Err(Stop::Failed("the wal-index cannot be read".into())),
+            _ => Err(Stop::Diverged("frames without checksums may be others by now".into())),
+        }
+    }
+
     pub fn write_frames(&mut self, cx: &mut Cx, p: usize, entry: Entry) -> Result<(), Stop> {
         self.meanwhile(cx, p);
         let wal = self.racing(cx, p);
@@ -460,6 +482,7 @@ impl Host {
                 return Err(Stop::Diverged("other frames came while they were read".into()));
             }
         }
+        self.check_index(cx.bug, p, &frames, salts)?;
         let span = Span::frames(point.page_size, salts, frames.first, frames.last);
         let entry = Entry { position: Some(position), ..entry };
         let written = self.write_piece(cx, p, pages, frames.commit, span, entry)?;
