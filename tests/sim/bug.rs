@@ -19,10 +19,6 @@ pub enum Bug {
     ForgetDivergence,
     /// Another writer's file counts as ours.
     FenceIgnored,
-    /// After a comparison the newest known wal-index is older than what was compared.
-    StaleIndex,
-    /// A restart that was let through and did not come counts for the next that nobody asked for.
-    StaleGrant,
     /// Frames are read from the WAL without a look at its header.
     GenerationUnchecked,
     /// After a crash while pieces were joined, the joined one may be read after its parts.
@@ -33,8 +29,6 @@ pub enum Bug {
     CleanWhileUnknown,
     /// TXIDs alone make the log: whether a page table fits it is not asked.
     TxidOnly,
-    /// After a power loss a position in the WAL is believed without its checksum.
-    UnsyncedPositionBelieved,
     /// A spool file that a power loss tore is believed by its name.
     TornSpoolBelieved,
     /// The shipper never looks for the commits of other processes.
@@ -59,8 +53,6 @@ pub enum Bug {
     CloseRace,
     /// Frames are taken although the WAL has come and gone since.
     TransitionsPassed,
-    /// A WAL that begins while its pin is not held yet is taken from its first frame.
-    FreshUnpinned,
     /// The gate stays open from before the WAL was there.
     GateLeftOpen,
     /// A process that stands by tells its commits to an engine that is thrown away.
@@ -75,10 +67,6 @@ pub enum Bug {
     StaleWalFile,
     /// That a lineage is in the log is not synced: a loss of power makes it a new one.
     ClaimNotSynced,
-    /// What others did to the WAL while its pin was dropped for a close is not looked at.
-    UnpinnedBelieved,
-    /// The same where there was no WAL with frames before.
-    UnpinnedFresh,
     /// A lineage that goes on for one whose files the disk forgot takes the log from anybody.
     TwinTakesAny,
     /// A join leaves one of its files out.
@@ -93,10 +81,28 @@ pub enum Bug {
     CapWhileClosing,
     /// The file of a lineage's beginning, which stays for ever, is taken for the log's end.
     BeginningTakenForEnd,
+    /// At an attach the database file is looked at before the wal-index is read.
+    FingerprintFirst,
+    /// A cleanly closed database: whatever generation comes begins at frame 1.
+    FirstGenerationBelieved,
+    /// A restart that was let through covers any later generation.
+    StaleRestart,
+    /// A position in the same generation is believed without a look at its frame.
+    PositionBelieved,
+    /// A guard is believed although it was dropped meanwhile.
+    DroppedGuardBelieved,
+    /// That recovery sets the count of commits to 0 is forgotten where counts are compared.
+    RecoveryForgotten,
+    /// While it is not known where capture stands, all counts as captured.
+    UnknownIsCaptured,
+    /// While index and file do not fit together, all counts as captured.
+    UnclearIsCaptured,
+    /// A walk whose look at the wal-index failed reads the file alone.
+    UnseenIndex,
 }
 
 /// All of them, each with a history that shows it: the place to look first.
-pub const ALL: [(Bug, u64); 45] = [
+pub const ALL: [(Bug, u64); 48] = [
     (Bug::AckBeforeDurable, 0),
     (Bug::StateBeforeSpool, 0),
     (Bug::ReleaseBeforeAck, 0),
@@ -109,7 +115,6 @@ pub const ALL: [(Bug, u64); 45] = [
     (Bug::LagForgotten, 33),
     (Bug::CleanWhileUnknown, 140),
     (Bug::TxidOnly, 21),
-    (Bug::UnsyncedPositionBelieved, 771),
     (Bug::TornSpoolBelieved, 4),
     (Bug::StandbyForgotten, 3831),
     (Bug::SpoolNotRead, 1),
@@ -120,7 +125,6 @@ pub const ALL: [(Bug, u64); 45] = [
     (Bug::CapForgotten, 59),
     (Bug::CloseRace, 34),
     (Bug::TransitionsPassed, 538),
-    (Bug::FreshUnpinned, 229),
     (Bug::StandbyLagForgotten, 13),
     (Bug::UnusableKept, 42),
     (Bug::LagForgottenByImage, 353),
@@ -129,11 +133,7 @@ pub const ALL: [(Bug, u64); 45] = [
     (Bug::CapWhileClosing, 1167),
     (Bug::TwinTakesAny, 84),
     (Bug::LateUploadBelieved, 2120),
-    (Bug::StaleGrant, 953),
-    (Bug::StaleIndex, 10),
     (Bug::GateLeftOpen, 1),
-    (Bug::UnpinnedBelieved, 938),
-    (Bug::UnpinnedFresh, 8306),
     (Bug::JoinedComesLater, 4504),
     (Bug::StaleAttachBelieved, 0),
     (Bug::ClaimNotSynced, 30),
@@ -142,4 +142,13 @@ pub const ALL: [(Bug, u64); 45] = [
     (Bug::UncoveredRemoved, 6),
     (Bug::YoungRemoved, 6),
     (Bug::BeginningTakenForEnd, 75496),
+    (Bug::FingerprintFirst, 0),
+    (Bug::FirstGenerationBelieved, 0),
+    (Bug::StaleRestart, 0),
+    (Bug::PositionBelieved, 0),
+    (Bug::DroppedGuardBelieved, 0),
+    (Bug::RecoveryForgotten, 0),
+    (Bug::UnknownIsCaptured, 0),
+    (Bug::UnclearIsCaptured, 0),
+    (Bug::UnseenIndex, 0),
 ];

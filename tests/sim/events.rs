@@ -56,7 +56,9 @@ fn stress(host: &mut Host, cx: &mut Cx, p: usize) -> Result<(), Stop> {
                 process.alive && process.ends_at.is_none() && process.attached
             };
             let others = (0..host.procs.len()).any(|other| other != p && open(host, other));
-            if open(host, p) && others {
+            if open(host, p) && cx.rng.chance(30) {
+                host.lose_pin(cx, p);
+            } else if open(host, p) && (others || cx.rng.chance(30)) {
                 host.commit(cx, p)?;
                 match cx.rng.below(3) {
                     0 => host.procs[p].busy_until = cx.now + 1500,
@@ -133,6 +135,7 @@ fn application(host: &mut Host, cx: &mut Cx, p: usize) -> Result<(), Stop> {
         0..58 => host.commit(cx, p)?,
         58..61 => {
             host.attach(cx, p)?;
+            host.db.open(cx.now);
             host.db.roll_back(&mut cx.rng);
         }
         61..75 => host.checkpoint(cx, p)?,
@@ -145,6 +148,7 @@ fn application(host: &mut Host, cx: &mut Cx, p: usize) -> Result<(), Stop> {
             // A reader begins or ends.
             if host.db.readers.remove(&ReaderId::Application).is_none() {
                 host.attach(cx, p)?;
+                host.db.open(cx.now);
                 host.db.read(ReaderId::Application);
             }
         }
@@ -171,6 +175,9 @@ fn death(host: &mut Host, cx: &mut Cx) -> Result<(), Stop> {
     if roll < 50 || host.disk.fuse.is_some() {
         if roll % 3 == 0 {
             host.db.checkpoint_in_part(&mut cx.rng);
+        } else if roll % 5 == 0 && host.procs.iter().any(|process| process.attached) {
+            let torn = cx.rng.chance(60);
+            host.db.die_committing(&mut cx.rng, cx.now, torn);
         }
         if roll % 2 == 0 || host.power_fails {
             return Err(Stop::Crash);
@@ -194,11 +201,10 @@ fn outsider(host: &mut Host, cx: &mut Cx, p: usize) -> Result<(), Stop> {
     let id = host.id;
     match cx.rng.below(100) {
         0..50 => {
-            host.db.open();
             host.db.commit(&mut cx.rng, cx.now, None);
             host.act_from_outside(cx, p);
             if cx.rng.chance(50) {
-                host.db.close();
+                host.db.close(cx.now);
             } else {
                 host.db.abandon();
             }
@@ -216,7 +222,7 @@ fn outsider(host: &mut Host, cx: &mut Cx, p: usize) -> Result<(), Stop> {
             host.db.replace(&mut cx.rng, cx.now);
             if host.forgot {
                 // It may be just what the local state still knows of.
-                host.undone = Some(host.db.head());
+                host.undone.insert(host.db.head());
             }
             cx.log(format_args!("host {id}: the file is replaced"));
         }
@@ -246,7 +252,9 @@ fn weather(host: &mut Host, cx: &mut Cx, p: usize) -> Result<(), Stop> {
             cx.store.down_until = cx.now + cx.rng.below(8000);
         }
         60..70 => cx.store.down_until = cx.now + 10_000 + cx.rng.below(30_000),
-        70..90 => host.procs[p].busy_until = cx.now + cx.rng.below(1500),
+        70..85 => host.procs[p].busy_until = cx.now + cx.rng.below(1500),
+        85..93 if host.procs[p].pinned => host.lose_pin(cx, p),
+        93..100 => host.procs[p].starved = !host.procs[p].starved,
         _ => {}
     }
     Ok(())

@@ -18,9 +18,11 @@ impl World {
                 host.disk.full = false;
                 host.disk.fuse = None;
                 host.power_fails = false;
+                host.slots_taken = 0;
                 host.db.readers.remove(&crate::sqlite::ReaderId::Application);
                 for p in 0..host.procs.len() {
                     host.procs[p].busy_until = 0;
+                    host.procs[p].starved = false;
                 }
                 let lives = |p: &usize| host.procs[*p].alive && host.procs[*p].ends_at.is_none();
                 let shipper = host.shipper().filter(lives);
@@ -61,7 +63,7 @@ impl World {
             if !replica.engine.is_drained() || process.shared.lag_since().is_some() {
                 return Err(format!("host {id}.{p} is not drained: {status:?}"));
             }
-            let due = process.due_at(self.cx.now, host.db.index, host.lock.is_none());
+            let due = process.due_at(self.cx.now, host.wal_index(p), host.lock.is_none());
             let idle = (replica.engine.wakeup(self.cx.now), due);
             if idle != (None, None) || self.cx.store.is_awaited((id, process.incarnation)) {
                 return Err(format!("host {id}.{p} has all done and still wants {idle:?}"));

@@ -6,6 +6,7 @@ use walferry::units::Txid;
 
 use crate::disk::Disk;
 use crate::process::Process;
+use crate::rng::Rng;
 use crate::sqlite::Database;
 use crate::world::Cx;
 
@@ -44,12 +45,25 @@ pub struct Host {
     pub writing: bool,
     /// The next end of the process is one of the whole host.
     pub power_fails: bool,
-    /// The content that a loss of power left, if it took commits from the database.
-    pub undone: Option<usize>,
+    /// Commits with which the database went back to what the local state, which had forgotten newer
+    /// files, still knows of.
+    pub undone: BTreeSet<usize>,
     /// A loss of power may have taken from the local state what the store has.
     pub forgot: bool,
     /// Lives of processes so far.
     pub lives: u64,
+    /// Guards so far: none comes back.
+    pub guards: u64,
+    /// How often, in percent, no read slot is to be had.
+    pub slots_taken: u64,
+    pub pin_rng: Rng,
+    /// SQLite up to 3.40.1: after a refused EXCLUSIVE lock nobody of the process gets SHARED until the
+    /// connection that asked has unlocked.
+    pub keeps_pending: bool,
+    /// Recoveries that took commits away, as far as they were noted.
+    pub cut_off: u64,
+    /// Pieces that were made of what a generation had left.
+    pub tails: u64,
 }
 
 /// What a process's threads share; only called while the process is there.
@@ -98,9 +112,15 @@ impl Host {
             exclusive: false,
             writing: false,
             power_fails: false,
-            undone: None,
+            undone: BTreeSet::new(),
             forgot: false,
             lives: 0,
+            guards: 0,
+            slots_taken: 0,
+            pin_rng: Rng::new(id as u64),
+            keeps_pending: false,
+            cut_off: 0,
+            tails: 0,
         }
     }
 
@@ -163,6 +183,16 @@ impl Host {
         cx.store.abandon_chores(&mut cx.history_rng, (self.id, process.incarnation));
     }
 
+    /// A recovery may have left what the local state still knows of, when it forgot newer files.
+    pub fn note_cuts(&mut self) {
+        if self.cut_off != self.db.cut_off {
+            self.cut_off = self.db.cut_off;
+            if self.forgot {
+                self.undone.insert(self.db.last_cut);
+            }
+        }
+    }
+
     /// The power goes.
     pub fn lose_power(&mut self, cx: &mut Cx) {
         cx.log(format_args!("host {}: the power is lost", self.id));
@@ -178,7 +208,7 @@ impl Host {
         self.db.lose_power(&mut cx.rng, cx.now);
         self.disk.lose_power(&mut cx.rng);
         if self.db.head() > before {
-            self.undone = Some(self.db.head());
+            self.undone.insert(self.db.head());
         }
         cx.log(format_args!("host {}: commit {before}, now {}", self.id, self.db.head()));
     }

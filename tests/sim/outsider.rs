@@ -10,8 +10,8 @@ impl Host {
         if self.exclusive {
             return;
         }
-        self.db.open();
-        let roll = cx.rng.below(10);
+        self.db.open(cx.now);
+        let roll = cx.rng.below(12);
         if roll < 6 {
             self.db.commit(&mut cx.rng, cx.now, None);
             cx.log(format_args!("host {}: commit {} from outside", self.id, self.db.head()));
@@ -20,23 +20,62 @@ impl Host {
             self.db.checkpoint();
         }
         let pinned = self.is_pinned_but(usize::MAX);
-        if roll > 4 && self.db.may_begin_anew() && !pinned {
-            if cx.rng.chance(40) {
-                self.db.truncate(&mut cx.rng);
-            } else {
-                self.db.restart(&mut cx.rng);
+        if (5..10).contains(&roll) && self.db.may_begin_anew() && !pinned {
+            self.begin_anew_outside(cx);
+        }
+        if roll > 9 && cx.rng.chance(60) {
+            let torn = cx.rng.chance(70);
+            self.db.die_committing(&mut cx.rng, cx.now, torn);
+            cx.log(format_args!("host {}.{p}: a writer dies, torn: {torn}", self.id));
+            if cx.rng.chance(50) {
+                self.db.open(cx.now);
             }
-            self.db.commit(&mut cx.rng, cx.now, None);
-            cx.log(format_args!("host {}.{p}: the WAL is begun anew from outside", self.id));
         }
         if !self.is_open() {
             // It was alone: its close is the last one.
             if cx.rng.chance(60) {
-                self.db.close();
+                self.db.close(cx.now);
             } else {
                 self.db.abandon();
             }
         }
+    }
+
+    /// A commit begins the WAL anew, or a TRUNCATE checkpoint does and a commit follows or not; a
+    /// RESTART checkpoint takes the read slots and leaves all as it was.
+    fn begin_anew_outside(&mut self, cx: &mut Cx) {
+        let follows = match cx.rng.below(10) {
+            0..5 => {
+                self.db.restart(&mut cx.rng);
+                true
+            }
+            5..9 => {
+                self.db.truncate(&mut cx.rng);
+                cx.rng.chance(60)
+            }
+            _ => false,
+        };
+        if follows {
+            for _ in 0..=cx.rng.below(2) {
+                self.db.commit(&mut cx.rng, cx.now, None);
+            }
+        }
+        cx.log(format_args!("host {}: the WAL is begun anew from outside", self.id));
+    }
+
+    /// What may happen while what the threads of the process share is locked: they cannot publish,
+    /// but others can write, and the pin can go.
+    pub fn meanwhile_locked(&mut self, cx: &mut Cx, p: usize) {
+        if cx.calm || cx.within || self.exclusive || self.writing || !cx.rng.chance(3) {
+            return;
+        }
+        cx.within = true;
+        if self.procs[p].pinned && cx.rng.chance(40) {
+            self.lose_pin(cx, p);
+        } else {
+            self.act_from_outside(cx, p);
+        }
+        cx.within = false;
     }
 
     /// Something that happens while the sealer, or another thread, is in the midst of a step: a

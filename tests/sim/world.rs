@@ -75,6 +75,9 @@ pub struct Tally {
     pub crashes: u64,
     pub power_losses: u64,
     pub takeovers: u64,
+    /// Recoveries that took commits away, and tails that were taken of a generation before.
+    pub cut_off: u64,
+    pub tails: u64,
     pub files: u64,
     pub joined: u64,
     pub removed: u64,
@@ -90,6 +93,8 @@ impl std::ops::AddAssign for Tally {
         self.crashes += other.crashes;
         self.power_losses += other.power_losses;
         self.takeovers += other.takeovers;
+        self.cut_off += other.cut_off;
+        self.tails += other.tails;
         self.files += other.files;
         self.joined += other.joined;
         self.removed += other.removed;
@@ -113,6 +118,8 @@ pub fn run_and(seed: u64, bug: Bug, prints: bool) -> Outcome {
     (world.tally.joined, world.tally.removed) = (world.checks.joined, world.checks.removed);
     for host in &world.hosts {
         world.tally.images += host.images;
+        world.tally.cut_off += host.db.cut_off;
+        world.tally.tails += host.tails;
         world.tally.resyncs += host.resyncs;
         world.tally.commits += host.db.head() as u64;
     }
@@ -152,6 +159,10 @@ impl World {
         let mut host = Host::new(0, Database::new(0, None), processes, interval);
         host.alone = !rivals;
         host.db.synchronous = rng.chance(30);
+        host.db.leaves_unmarked = rng.chance(35);
+        host.keeps_pending = rng.chance(40);
+        host.slots_taken = [0, 0, 5, 40][rng.below(4) as usize];
+        host.pin_rng = Rng::new(rng.next());
         if rng.chance(25) {
             host.spool_cap = 300 + rng.below(900);
         }
@@ -231,7 +242,8 @@ impl World {
         for id in 0..self.hosts.len() {
             for p in 0..self.hosts[id].procs.len() {
                 let host = &mut self.hosts[id];
-                let due = host.procs[p].due_at(self.cx.now, host.db.index, host.lock.is_none());
+                let index = host.wal_index(p);
+                let due = host.procs[p].due_at(self.cx.now, index, host.lock.is_none());
                 if due.is_none_or(|at| at > self.cx.now) {
                     continue;
                 }
@@ -256,12 +268,17 @@ impl World {
         let now = self.cx.now;
         let hosts = self.hosts.iter().flat_map(|host| {
             let free = host.lock.is_none();
-            host.procs.iter().filter_map(move |process| process.due_at(now, host.db.index, free))
+            host.procs.iter().enumerate().filter_map(move |(p, process)| {
+                process.due_at(now, host.wal_index(p), free)
+            })
         });
         hosts.chain(self.cx.store.due()).min()
     }
 
     pub fn after_step(&mut self) -> Result<(), String> {
+        for host in &mut self.hosts {
+            host.note_cuts();
+        }
         self.checks.step(self.cx.now, &mut self.cx.store, &mut self.hosts)
     }
 

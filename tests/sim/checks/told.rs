@@ -61,7 +61,7 @@ impl Checks {
     /// then the replica is ahead, and only the next commit shows it.
     pub fn is_stored(&self, host: &Host, commit: usize) -> bool {
         let content = &host.db.history[commit].state;
-        let undone = host.undone == Some(commit)
+        let undone = host.undone.contains(&commit)
             && self.states.values().any(|s| s.host == host.id && s.state == *content);
         undone
             || self.newest.get(&host.id).is_some_and(|newest| {

@@ -1,12 +1,26 @@
 //! What an application does, as the VFS sees it (`sqlite-ext/src/shim.rs`).
 
 use super::{Attach, Control};
+use walferry::wal::evidence::Restart;
+
+use crate::bug::Bug;
 use crate::disk::Stop;
 use crate::host::{Host, sh};
 use crate::world::Cx;
 
 /// Fewer frames than this are left for the gate: the WALs of the simulation are short.
 const CAPTURE_AHEAD: u32 = 4;
+
+/// What the read slots are asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Anew {
+    /// A writer's commit.
+    Commit,
+    /// A TRUNCATE checkpoint.
+    Truncate,
+    /// A RESTART checkpoint.
+    Never,
+}
 
 impl Host {
     /// A process begins and opens the database.
@@ -30,15 +44,22 @@ impl Host {
         if self.procs[p].attached {
             return Ok(());
         }
-        self.db.open();
-        let (index, head) = (self.db.index, self.db.head());
+        let first = self.db.fingerprint();
+        if !cx.calm && cx.rng.chance(10) {
+            self.act_from_outside(cx, p);
+        }
+        self.db.open(cx.now);
+        self.procs[p].attached = true;
         self.meanwhile(cx, p);
-        let process = &mut self.procs[p];
-        process.attached = true;
-        process.pinned = true;
-        process.slot = process.holds;
-        let fingerprint = Some(self.db.fingerprint());
-        self.attached(cx, p, Attach { index, fingerprint }, head)?;
+        self.repin(p);
+        let guard = self.guard(p);
+        self.meanwhile(cx, p);
+        let (index, head) = (self.db.index(), self.db.head());
+        let guard = guard.filter(|_| guard == self.guard(p));
+        self.meanwhile(cx, p);
+        let last = self.db.fingerprint();
+        let fingerprint = Some(if cx.bug == Bug::FingerprintFirst { first } else { last });
+        self.attached(cx, p, Attach { guard, index, fingerprint }, head)?;
         // Another connection may have committed while the pin was being taken.
         self.publish(cx, p);
         Ok(())
@@ -65,8 +86,9 @@ impl Host {
 
     pub fn commit(&mut self, cx: &mut Cx, p: usize) -> Result<(), Stop> {
         self.attach(cx, p)?;
+        self.db.open(cx.now);
         if self.db.may_begin_anew() && cx.rng.chance(70) {
-            self.restart(cx, p, false)?;
+            self.restart(cx, p, Anew::Commit)?;
         }
         self.append(cx, p);
         Ok(())
@@ -80,40 +102,43 @@ impl Host {
         self.publish(cx, p);
     }
 
-    /// Somebody who holds the write lock wants to begin the WAL anew.
-    fn restart(&mut self, cx: &mut Cx, p: usize, truncate: bool) -> Result<(), Stop> {
-        let Some(index) = self.db.index else { return Ok(()) };
+    /// Somebody who holds the write lock asks for all read slots.
+    fn restart(&mut self, cx: &mut Cx, p: usize, how: Anew) -> Result<(), Stop> {
+        let Some(before) = self.db.index() else { return Ok(()) };
         self.writing = true;
-        let allowed = self.may_restart(cx, p, index)?;
-        self.writing = false;
+        let allowed = before.max_frame == 0 || self.may_restart(cx, p, before)?;
         if !allowed {
+            self.writing = false;
             return Ok(());
         }
-        self.procs[p].slot = false;
+        sh!(self, p).granted = Some((before.salts, before.max_frame));
+        self.drop_slot(p);
         // Now and then a reader has a slot, and the WAL is appended to after all.
-        if self.db.may_begin_anew() && !self.is_pinned_but(p) && cx.rng.chance(85) {
-            if truncate {
-                self.db.truncate(&mut cx.rng);
-                self.publish(cx, p);
-            } else {
-                self.db.restart(&mut cx.rng);
-            }
-            cx.log(format_args!("host {}.{p}: the WAL is begun anew", self.id));
-        } else if cx.bug != crate::bug::Bug::StaleGrant {
-            sh!(self, p).grant = None;
+        let granted =
+            self.db.may_begin_anew() && !self.is_pinned_but(p) && cx.rng.chance(85);
+        match how {
+            Anew::Commit if granted => self.db.restart(&mut cx.rng),
+            Anew::Truncate if granted => self.db.truncate(&mut cx.rng),
+            // A RESTART checkpoint leaves the new beginning to the next writer.
+            _ => {}
         }
-        self.procs[p].slot = self.procs[p].holds;
+        self.hold_again(p);
+        if granted {
+            let after = self.db.index().expect("who writes has an index");
+            let restart = Restart::between(&before, &after, self.guard(p));
+            let shared = &mut sh!(self, p);
+            shared.restart = restart.map(|restart| (before, restart)).or(shared.restart);
+            cx.log(format_args!("host {}.{p}: the read slots for {how:?}: {restart:?}", self.id));
+        }
+        self.writing = false;
+        self.publish(cx, p);
         Ok(())
     }
 
-    /// Somebody is let through the gate, and a reader keeps him from beginning the WAL anew.
+    /// Somebody takes the read slots and begins nothing.
     pub fn restart_in_vain(&mut self, cx: &mut Cx, p: usize) -> Result<(), Stop> {
-        let Some(index) = self.db.index else { return Ok(()) };
-        let allowed = self.may_restart(cx, p, index)?;
-        if allowed && cx.bug != crate::bug::Bug::StaleGrant {
-            sh!(self, p).grant = None;
-        }
-        Ok(())
+        self.db.open(cx.now);
+        self.restart(cx, p, Anew::Never)
     }
 
     pub fn checkpoint(&mut self, cx: &mut Cx, p: usize) -> Result<(), Stop> {
@@ -123,15 +148,19 @@ impl Host {
             return Ok(());
         }
         let behind = shared.published.map_or(0, |index| match shared.captured {
-            Some((salts, frame)) if salts == index.salts => index.max_frame.saturating_sub(frame),
+            Some(captured) if captured.end.at.salts == index.salts => {
+                index.max_frame.saturating_sub(captured.end.at.frame)
+            }
             _ => index.max_frame,
         });
         if shared.gate == super::Gate::Capturing && behind >= CAPTURE_AHEAD {
             self.control(cx, p, Control::Capture);
         }
+        self.db.open(cx.now);
         self.db.checkpoint();
-        if self.db.may_begin_anew() && cx.rng.chance(25) {
-            self.restart(cx, p, true)?;
+        if self.db.may_begin_anew() && cx.rng.chance(40) {
+            let how = if cx.rng.chance(60) { Anew::Truncate } else { Anew::Never };
+            self.restart(cx, p, how)?;
         }
         Ok(())
     }

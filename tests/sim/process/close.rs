@@ -2,11 +2,13 @@
 //! `sqlite-ext/src/shim.rs`, `drain` in `src/process.rs`).
 
 use walferry::wal::WalIndex;
+use walferry::wal::evidence::{Guard, Restart};
 
-use super::Control;
+use super::{Alone, Control, WalEnd};
 use crate::bug::Bug;
 use crate::disk::Stop;
-use crate::host::Host;
+use crate::host::{Host, sh};
+use crate::sqlite::ReaderId;
 use crate::world::{Cx, Stress};
 
 impl Host {
@@ -21,103 +23,142 @@ impl Host {
         }
         if !self.is_open() {
             // Nobody removed the WAL: the next one that opens the database recovers.
-            if self.db.index.is_some() {
-                self.db.abandon();
-            }
+            self.db.abandon();
         }
         Ok(())
     }
 
     fn close_last(&mut self, cx: &mut Cx, p: usize) -> Result<(), Stop> {
-        let before = self.db.index;
-        let complete = self.wait_all_captured(cx, p)?;
-        self.meanwhile(cx, p);
-        self.unpin(p);
-        self.meanwhile(cx, p);
-        self.procs[p].connections = 0;
-        let alone = !self.is_open();
-        self.procs[p].connections = 1;
-        let now = self.db.index;
-        let same_wal = before.map(|index| index.salts) == now.map(|index| index.salts);
-        if alone {
-            self.exclusive = true;
+        if self.has_it_alone(cx, p)? {
+            self.db.open(cx.now);
+            let last = self.begin_alone(p);
+            self.db.close(cx.now);
             // What came between the capture and the lock is captured now, or found by comparison.
-            let complete = complete
-                && (cx.bug == Bug::CloseRace
-                    || before == now
-                    || (same_wal && self.wait_all_captured(cx, p)?));
-            self.db.close();
-            self.exclusive = false;
-            cx.log(format_args!(
-                "host {}.{p}: closed, the WAL is gone, seen whole: {complete}",
-                self.id
-            ));
-            return self.detach(cx, p, complete);
+            if cx.bug != Bug::CloseRace {
+                self.wait_captured(cx, p)?;
+            }
+            let end = last.map(|index| WalEnd { index, fingerprint: self.db.fingerprint() });
+            self.end_alone(p);
+            cx.log(format_args!("host {}.{p}: closed, the WAL is gone", self.id));
+            return self.detach(cx, p, end);
         }
-        self.pin_again(cx, p, complete, before)?;
+        if !self.keeps_pending {
+            self.repin(p);
+        }
+        self.meanwhile(cx, p);
+        self.wait_captured(cx, p)?;
         cx.log(format_args!("host {}.{p}: closed", self.id));
-        self.detach(cx, p, false)
+        self.detach(cx, p, None)
     }
 
-    /// Somebody wants the file to himself, as for another journal mode, and does not get it, since
-    /// others have it open.
-    pub fn want_exclusive(&mut self, cx: &mut Cx, p: usize) -> Result<(), Stop> {
-        let before = self.db.index;
-        let complete = self.wait_all_captured(cx, p)?;
+    /// A connection asks for the file to itself, for which the pin gives way; whether it gets it.
+    fn has_it_alone(&mut self, cx: &mut Cx, p: usize) -> Result<bool, Stop> {
+        self.wait_captured(cx, p)?;
+        self.meanwhile(cx, p);
+        self.procs[p].makes_way = true;
         self.unpin(p);
-        if cx.stress == Stress::Unpinned {
+        if cx.stress == Stress::Unpinned && !cx.calm {
             for _ in 0..cx.rng.below(4) {
                 self.act_from_outside(cx, p);
             }
         } else {
             self.meanwhile(cx, p);
         }
-        self.pin_again(cx, p, complete, before)
+        let alone = !self.is_open_but(p);
+        self.procs[p].makes_way = alone;
+        Ok(alone)
     }
 
-    /// The pin is taken again. If all was captured, the capture itself sees that another WAL began:
-    /// unless there was none with frames.
-    fn pin_again(
-        &mut self,
-        cx: &mut Cx,
-        p: usize,
-        complete: bool,
-        before: Option<WalIndex>,
-    ) -> Result<(), Stop> {
-        self.procs[p].pinned = true;
-        self.procs[p].slot = self.procs[p].holds;
-        let now = self.db.index;
-        let begun = before.is_some_and(|index| index.max_frame > 0);
-        let same_wal = before.map(|index| index.salts) == now.map(|index| index.salts);
-        let unseen = match cx.bug {
-            Bug::UnpinnedBelieved => false,
-            Bug::UnpinnedFresh => !complete && !same_wal,
-            _ if begun => !complete && !same_wal,
-            _ => before != now,
-        };
-        if unseen {
-            self.diverged(cx, p, "the WAL was begun anew while it was not pinned");
+    /// From here on nobody else can change anything.
+    fn begin_alone(&mut self, p: usize) -> Option<WalIndex> {
+        self.exclusive = true;
+        self.guards += 1;
+        let last = self.db.index();
+        self.procs[p].alone = Some(Alone { guard: Guard(self.guards), last });
+        last
+    }
+
+    fn end_alone(&mut self, p: usize) {
+        self.exclusive = false;
+        self.procs[p].alone = None;
+        self.procs[p].makes_way = false;
+    }
+
+    /// Somebody wants the file to himself, as for another journal mode, and does not get it, since
+    /// others have it open; or has it for a while, and leaves the WAL in its place.
+    pub fn want_exclusive(&mut self, cx: &mut Cx, p: usize) -> Result<(), Stop> {
+        self.db.readers.remove(&ReaderId::Scan(p));
+        if self.has_it_alone(cx, p)? {
+            return self.exclusive_session(cx, p);
         }
-        self.wait_all_captured(cx, p)?;
+        if self.keeps_pending {
+            self.meanwhile(cx, p);
+            self.wait_captured(cx, p)?;
+        }
+        self.repin(p);
+        self.wait_captured(cx, p)?;
         Ok(())
     }
 
-    fn wait_all_captured(&mut self, cx: &mut Cx, p: usize) -> Result<bool, Stop> {
-        match self.db.index {
-            Some(index) => self.wait_captured(cx, p, index),
-            None => Ok(true),
+    /// `locking_mode=EXCLUSIVE`: no locks of the wal-index are seen, and of a restart only that the
+    /// WAL's header is written.
+    fn exclusive_session(&mut self, cx: &mut Cx, p: usize) -> Result<(), Stop> {
+        self.db.open(cx.now);
+        self.begin_alone(p);
+        cx.log(format_args!("host {}.{p}: has the database to itself", self.id));
+        for _ in 0..cx.rng.below(5) {
+            if self.db.may_begin_anew() && cx.rng.chance(70) {
+                self.restart_alone(cx, p)?;
+            }
+            let by = Some((p, self.procs[p].incarnation));
+            self.db.commit(&mut cx.rng, cx.now, by);
+            cx.log(format_args!("host {}.{p}: commit {} alone", self.id, self.db.head()));
+            self.tell_alone(p, self.db.index());
+            self.publish(cx, p);
+            if cx.rng.chance(40) {
+                self.db.checkpoint();
+            }
+            if cx.rng.chance(40) && self.procs[p].busy_until <= cx.now {
+                self.run_sealer(cx, p)?;
+            }
+        }
+        self.wait_captured(cx, p)?;
+        self.end_alone(p);
+        self.detach(cx, p, None)
+    }
+
+    fn tell_alone(&mut self, p: usize, last: Option<WalIndex>) {
+        if let Some(alone) = &mut self.procs[p].alone {
+            alone.last = last;
         }
     }
 
-    fn unpin(&mut self, p: usize) {
-        self.procs[p].pinned = false;
-        self.procs[p].slot = false;
+    /// The WAL's header is written (`before_overwrite` in `sqlite-ext/src/wal_file.rs`): the shared
+    /// wal-index is reset by then.
+    fn restart_alone(&mut self, cx: &mut Cx, p: usize) -> Result<(), Stop> {
+        let (Some(alone), Some(before)) = (self.procs[p].alone, self.db.index()) else {
+            return Ok(());
+        };
+        let Some(last) = alone.last else { return Ok(()) };
+        let captured = last.max_frame == 0 || self.may_restart(cx, p, last)?;
+        self.db.restart(&mut cx.rng);
+        let now = self.db.index().expect("it was just written");
+        cx.log(format_args!("host {}.{p}: begins the WAL anew alone", self.id));
+        if !captured || before.change != last.change {
+            self.diverged(cx, p, "the WAL was begun anew by who has it alone");
+            return Ok(());
+        }
+        let (from, guard) = ((last.salts, last.max_frame), Some(alone.guard));
+        let restart = Restart { from, to: now.salts, change: last.change, guard };
+        sh!(self, p).restart = Some((last, restart));
+        self.tell_alone(p, Some(WalIndex { salts: now.salts, max_frame: 0, ..last }));
+        Ok(())
     }
 
-    fn detach(&mut self, cx: &mut Cx, p: usize, clean: bool) -> Result<(), Stop> {
+    fn detach(&mut self, cx: &mut Cx, p: usize, end: Option<WalEnd>) -> Result<(), Stop> {
         self.unpin(p);
         self.procs[p].attached = false;
-        self.detached(cx, p, clean)
+        self.detached(cx, p, end)
     }
 
     /// The process ends in order: all connections are closed, or not, and it waits for the store.

@@ -1,8 +1,9 @@
 //! What an application's thread may call (`src/database.rs`): publishing commits, and the gate.
 
 use walferry::wal::WalIndex;
+use walferry::wal::evidence::Proven;
 
-use super::{Attach, Control, Gate, Transition};
+use super::{Attach, Control, Gate, Transition, WalEnd};
 use crate::bug::Bug;
 use crate::disk::Stop;
 use crate::host::{Host, sh};
@@ -42,7 +43,7 @@ impl Host {
         shared.transitions.push_back(Transition::Attached(attach));
         shared.published = attach.index;
         shared.captured = None;
-        shared.grant = None;
+        shared.restart = None;
         shared.seqs.push(head);
         if cx.bug != Bug::GateLeftOpen && shared.gate == Gate::Open {
             shared.gate = Gate::Capturing;
@@ -66,11 +67,10 @@ impl Host {
     }
 
     /// Nobody of this process has the WAL any more.
-    pub fn detached(&mut self, cx: &mut Cx, p: usize, clean: bool) -> Result<(), Stop> {
-        let clean = clean.then(|| self.db.fingerprint());
+    pub fn detached(&mut self, cx: &mut Cx, p: usize, end: Option<WalEnd>) -> Result<(), Stop> {
         let shared = &mut sh!(self, p);
         shared.captured = None;
-        shared.transitions.push_back(Transition::Detached(clean));
+        shared.transitions.push_back(Transition::Detached(end));
         self.sealer_is_quicker(cx, p)?;
         self.control(cx, p, Control::Detached);
         Ok(())
@@ -78,30 +78,34 @@ impl Host {
 
     /// The write lock is about to be given up.
     pub fn publish(&mut self, cx: &mut Cx, p: usize) {
-        let (index, head) = (self.db.index, self.db.head());
+        let index = self.wal_index(p);
         if index.is_none() || !self.procs[p].attached || sh!(self, p).published == index {
             return;
         }
-        let shared = &mut sh!(self, p);
-        shared.published = index;
-        shared.seqs.push(head);
-        shared.unreported_since.get_or_insert(cx.now);
+        self.note_published(cx.now, p, index);
         if let Some(replica) = &mut self.procs[p].replica {
             replica.awake = true;
         }
         self.ring(cx, p);
     }
 
-    /// The gate: may the WAL, complete up to `index`, be overwritten?
+    /// The wal-index was seen like this.
+    pub fn note_published(&mut self, now: u64, p: usize, index: Option<WalIndex>) {
+        let head = self.db.head();
+        let shared = &mut sh!(self, p);
+        if index.is_some() && shared.published != index {
+            shared.published = index;
+            shared.seqs.push(head);
+            shared.unreported_since.get_or_insert(now);
+        }
+    }
+
+    /// The gate: may the WAL, complete up to `index`, be overwritten? The caller holds the write lock.
     pub fn may_restart(&mut self, cx: &mut Cx, p: usize, index: WalIndex) -> Result<bool, Stop> {
         if cx.bug == Bug::GateOpenEarly && self.open_early(p, index) {
             return Ok(true);
         }
-        let reached = self.wait_captured(cx, p, index)?;
-        if reached {
-            sh!(self, p).grant = Some((index.salts, index.max_frame));
-        }
-        Ok(reached)
+        self.wait_for_capture(cx, p, index, true)
     }
 
     /// The planted mistake: it is said to be captured, and is not.
@@ -115,23 +119,29 @@ impl Host {
                 .unwrap();
         let (salts, checksum) = (index.salts, frame.checksum);
         let at = walferry::units::WalPosition { salts, frame: index.max_frame, checksum };
-        replica.cursor = Cursor::At(at);
-        sh!(self, p).grant = Some((index.salts, index.max_frame));
+        replica.cursor = Cursor::At(Proven { at, change: Some(index.change), guard: None });
         true
     }
 
-    /// Waits until everything up to `index` is captured.
-    pub fn wait_captured(&mut self, cx: &mut Cx, p: usize, index: WalIndex) -> Result<bool, Stop> {
-        if index.max_frame == 0 {
-            return Ok(true);
+    /// Waits until everything committed so far is captured.
+    pub fn wait_captured(&mut self, cx: &mut Cx, p: usize) -> Result<bool, Stop> {
+        match self.wal_index(p) {
+            Some(index) if self.procs[p].attached => self.wait_for_capture(cx, p, index, false),
+            _ => Ok(true),
         }
-        let head = self.db.head();
-        let shared = &mut sh!(self, p);
-        if shared.published != Some(index) {
-            shared.published = Some(index);
-            shared.seqs.push(head);
-            shared.unreported_since.get_or_insert(cx.now);
-        }
+    }
+
+    /// With `still`, the caller holds the write lock, and capture must stand at `index` itself.
+    fn wait_for_capture(
+        &mut self,
+        cx: &mut Cx,
+        p: usize,
+        index: WalIndex,
+        still: bool,
+    ) -> Result<bool, Stop> {
+        let index = self.wal_index(p).unwrap_or(index);
+        self.note_published(cx.now, p, Some(index));
+        let seq = sh!(self, p).seq();
         for asked in [false, true] {
             let fenced = self.is_fenced(p);
             let shared = &mut sh!(self, p);
@@ -140,8 +150,8 @@ impl Host {
                     "the gate is open for a WAL that nobody looked at".into(),
                 ));
             }
-            if shared.gate == Gate::Open || shared.captured == Some((index.salts, index.max_frame))
-            {
+            let all = !still && shared.captured.is_some() && shared.captured_seq >= seq;
+            if shared.gate == Gate::Open || all || shared.has_captured(&index) {
                 return Ok(true);
             }
             if shared.gate == Gate::Shut {

@@ -4,12 +4,14 @@
 pub mod application;
 pub mod close;
 pub mod gate;
+pub mod pin;
 
 use std::collections::VecDeque;
 
 use walferry::local::state::Fingerprint;
 use walferry::units::Salts;
 use walferry::wal::WalIndex;
+use walferry::wal::evidence::{Guard, Proven, Restart};
 
 use crate::sealer::Replica;
 use crate::store::Answer;
@@ -26,14 +28,49 @@ pub enum Gate {
 #[derive(Clone, Copy, Debug)]
 pub enum Transition {
     Attached(Attach),
-    Detached(Option<Fingerprint>),
+    Detached(Option<WalEnd>),
 }
 
-/// What was there when the WAL was seen first.
+/// What was there when the WAL was seen first, in the order in which it was looked at.
 #[derive(Clone, Copy, Debug)]
 pub struct Attach {
+    pub guard: Option<Guard>,
     pub index: Option<WalIndex>,
     pub fingerprint: Option<Fingerprint>,
+}
+
+/// How a WAL ended that was checkpointed whole and removed.
+#[derive(Clone, Copy, Debug)]
+pub struct WalEnd {
+    pub index: WalIndex,
+    pub fingerprint: Fingerprint,
+}
+
+/// A connection has the database to itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Alone {
+    pub guard: Guard,
+    /// What was committed last, as far as this connection has told.
+    pub last: Option<WalIndex>,
+}
+
+/// Where capture stands.
+///
+/// FIXME: in the product this is generation and frame alone. Where SQLite before 3.50.2 wrote frames
+/// without checksums, recovery cuts them off, and others come to the same place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Captured {
+    pub end: Proven,
+    /// The wal-index that ended there.
+    pub index: Option<WalIndex>,
+}
+
+impl Captured {
+    pub fn is_at(&self, index: &WalIndex) -> bool {
+        let same = self.end.place() == (index.salts, index.max_frame);
+        same && self.end.change == Some(index.change)
+            && (index.max_frame == 0 || self.index == Some(*index))
+    }
 }
 
 /// What the sealer is told, apart from commits.
@@ -57,9 +94,13 @@ pub struct Shared {
     pub captured_seq: usize,
     pub acked_seq: usize,
     pub unreported_since: Option<u64>,
-    pub captured: Option<(Salts, u32)>,
+    /// The wal-index up to which capture is complete.
+    pub captured: Option<Captured>,
     pub gate: Gate,
-    pub grant: Option<(Salts, u32)>,
+    /// The last restart that a thread of this process made, and the wal-index before it.
+    pub restart: Option<(WalIndex, Restart)>,
+    /// Where somebody was let through, for a planted mistake.
+    pub granted: Option<(Salts, u32)>,
     pub transitions: VecDeque<Transition>,
     pub diverged: Option<&'static str>,
     /// As the report shows it.
@@ -76,7 +117,8 @@ impl Default for Shared {
             unreported_since: None,
             captured: None,
             gate: Gate::Capturing,
-            grant: None,
+            restart: None,
+            granted: None,
             transitions: VecDeque::new(),
             diverged: None,
             unacked_since: None,
@@ -87,6 +129,11 @@ impl Default for Shared {
 impl Shared {
     pub fn seq(&self) -> usize {
         self.seqs.len() - 1
+    }
+
+    /// Whether capture stands at this index.
+    pub fn has_captured(&self, index: &WalIndex) -> bool {
+        self.captured.is_some_and(|captured| captured.is_at(index))
     }
 
     /// The lag's beginning, as `walferry_lag()` takes it.
@@ -109,8 +156,15 @@ pub struct Process {
     /// The pin's lock on the main file, and on a read slot.
     pub pinned: bool,
     pub slot: bool,
-    /// Whether this process ships, and so holds a read slot.
+    /// Whether this process is to hold a read slot.
     pub holds: bool,
+    /// What holding the slot is, from when it was taken until it is dropped.
+    pub guard: Option<Guard>,
+    /// A connection asks for the file to itself, or has it: the pin is not taken.
+    pub makes_way: bool,
+    pub alone: Option<Alone>,
+    /// There is no descriptor for the pin.
+    pub starved: bool,
     pub shared: Shared,
     pub replica: Option<Replica>,
     pub controls: VecDeque<Control>,
@@ -123,9 +177,9 @@ pub struct Process {
 }
 
 impl Process {
-    /// Whether it has the database's file open.
+    /// Whether it holds a lock on the database's file, which a connection does from its first read on.
     pub fn has_open(&self) -> bool {
-        self.connections > 0 || self.pinned
+        (self.connections > 0 && self.attached) || self.pinned
     }
 
     /// When the sealer has something to do.

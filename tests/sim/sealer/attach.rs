@@ -1,17 +1,17 @@
 //! How the WAL comes and goes (`src/sealer/attach.rs`).
 
 use walferry::engine::{Closed, Event, Need, Opened};
-use walferry::local::state::{Clean, Fingerprint, State};
+use walferry::local::state::{Clean, State};
 use walferry::units::{Level, PageSize, Txid, WalPosition};
-use walferry::wal::{FrameHeader, FrameSet, WalHeader};
+use walferry::wal::evidence::{self, Account, Gap, Proven, Sight};
+use walferry::wal::{NO_WAL, WalHeader, WalIndex};
 
-use super::open::Found;
+use super::open::Found as Opening;
 use super::{Cursor, Local};
 use crate::bug::Bug;
 use crate::disk::Stop;
 use crate::host::{Host, re, sh, state};
-use crate::process::{Attach, Gate, Transition};
-use crate::sqlite::WalFile;
+use crate::process::{Attach, Gate, Transition, WalEnd};
 use crate::world::Cx;
 
 /// How long to wait before the shipper's place is asked for again.
@@ -40,7 +40,7 @@ impl Host {
                     }
                     self.attach_wal(cx, p, &attach);
                 }
-                Transition::Detached(clean) => self.detach_wal(cx, p, clean)?,
+                Transition::Detached(end) => self.detach_wal(cx, p, end)?,
             }
             sh!(self, p).transitions.pop_front();
         }
@@ -50,10 +50,11 @@ impl Host {
     /// Whether the WAL goes on where the log ends, and an older one would be held against the log.
     fn is_misread(&mut self, p: usize, attach: &Attach) -> bool {
         let now = self.wal_index(p);
-        let Cursor::At(at) = re!(self, p).cursor else { return false };
+        let Cursor::At(end) = re!(self, p).cursor else { return false };
+        let (salts, frame) = end.place();
         now != attach.index
-            && now.is_some_and(|now| now.salts == at.salts && now.max_frame >= at.frame)
-            && attach.index.is_none_or(|seen| seen.salts != at.salts || seen.max_frame < at.frame)
+            && now.is_some_and(|now| now.salts == salts && now.max_frame >= frame)
+            && attach.index.is_none_or(|seen| seen.salts != salts || seen.max_frame < frame)
     }
 
     /// What is seen of the WAL now, since what was seen at first is old.
@@ -62,7 +63,7 @@ impl Host {
             return attach;
         }
         self.refresh_published(cx, p);
-        Attach { index: self.wal_index(p), fingerprint: None }
+        Attach { guard: None, index: self.wal_index(p), fingerprint: None }
     }
 
     fn attach_wal(&mut self, cx: &mut Cx, p: usize, attach: &Attach) {
@@ -71,8 +72,9 @@ impl Host {
         let replica = re!(self, p);
         replica.epoch += 1;
         replica.attached = true;
-        replica.frames = FrameSet::default();
+        replica.clear_frames();
         replica.wal = wal;
+        self.hold(p, true);
         self.resume(cx, p, attach);
         self.set_gate(p);
     }
@@ -91,7 +93,7 @@ impl Host {
         Ok(true)
     }
 
-    fn take_over(&mut self, cx: &mut Cx, p: usize, found: Found) {
+    fn take_over(&mut self, cx: &mut Cx, p: usize, found: Opening) {
         self.reset_engine(cx, p, found.state.writer);
         let need = match (found.point, found.state.image) {
             (Some(_), _) => Need::Nothing,
@@ -115,7 +117,9 @@ impl Host {
         replica.open = found.open;
         replica.point = found.point;
         replica.piece = found.piece;
-        replica.cursor = found.position.map_or(Cursor::Unknown, Cursor::At);
+        let at = |at| Cursor::At(Proven::position(at));
+        replica.cursor = found.position.map_or(Cursor::Unknown, at);
+        replica.clear_frames();
         replica.local = Some(Local { state: found.state });
         replica.took_over_at = cx.now;
         self.hold(p, true);
@@ -125,38 +129,23 @@ impl Host {
 
     /// Decides how the log goes on with the WAL that was found.
     fn resume(&mut self, cx: &mut Cx, p: usize, attach: &Attach) {
-        let fingerprint = self.db.fingerprint();
         let replica = re!(self, p);
         let (Some(local), Some(point)) = (&replica.local, replica.point) else {
             replica.cursor = Cursor::Unknown;
             return;
         };
         let position = match replica.cursor {
-            Cursor::At(position) => Some(position),
-            _ => None,
+            Cursor::At(end) => Some(end.at),
+            Cursor::Unknown => None,
         };
-        let wal = replica.wal.as_ref();
-        let resumed = match resume(
-            cx.bug,
-            position,
-            replica.piece,
-            &local.state,
-            point.page_size,
-            attach,
-            wal,
-        ) {
-            // Others may have written before the pin was held.
-            Resume::At(Cursor::Fresh)
-                if attach.fingerprint != Some(fingerprint) && cx.bug != Bug::FreshUnpinned =>
-            {
-                Resume::Compare("the database was written while it was opened")
-            }
-            resumed => resumed,
-        };
-        match resumed {
-            Resume::At(cursor) => re!(self, p).cursor = cursor,
+        let found = Found { position, piece: replica.piece, page_size: point.page_size };
+        let wal = replica.wal.as_ref().map(|wal| wal.borrow().clone());
+        match resume(cx.bug, &found, &local.state, attach, wal.as_deref().unwrap_or(NO_WAL)) {
+            Resume::At(end) => re!(self, p).cursor = Cursor::At(end),
             Resume::Compare(_) if cx.bug == Bug::ForgetDivergence => {
-                re!(self, p).cursor = Cursor::Fresh;
+                let index = attach.index.unwrap_or_else(|| self.db.index().unwrap());
+                let end = Proven::beginning(index.salts, index.change, attach.guard);
+                re!(self, p).cursor = Cursor::At(end);
             }
             Resume::Compare(why) => {
                 cx.log(format_args!("host {}.{p}: {why}", self.id));
@@ -179,26 +168,31 @@ impl Host {
         let replica = re!(self, p);
         replica.cursor = Cursor::Unknown;
         replica.point = None;
-        replica.frames = FrameSet::default();
+        replica.clear_frames();
         replica.engine.handle(cx.now, Event::ImageNeeded);
         self.set_gate(p);
     }
 
-    fn detach_wal(&mut self, cx: &Cx, p: usize, clean: Option<Fingerprint>) -> Result<(), Stop> {
+    fn detach_wal(&mut self, cx: &mut Cx, p: usize, end: Option<WalEnd>) -> Result<(), Stop> {
+        self.follow_restart(p);
         let replica = re!(self, p);
-        let known = replica.cursor != Cursor::Unknown || cx.bug == Bug::CleanWhileUnknown;
-        let known = replica.attached && replica.frames.is_empty() && known;
-        let clean = clean.filter(|_| known);
+        let place = replica.captured().filter(|_| replica.attached);
+        // Only a WAL that was captured to its last frame has left a file that is known.
+        let believed = match cx.bug {
+            Bug::CleanWhileUnknown => place.is_none(),
+            Bug::CloseRace => place.is_some(),
+            _ => false,
+        };
+        let is_at = |end: &WalEnd| place.is_some_and(|captured| captured.is_at(&end.index));
+        let clean = end.filter(|end| believed || is_at(end));
         replica.epoch += 1;
         replica.attached = false;
-        if replica.job.is_none() {
-            replica.wal = None;
-        }
-        replica.frames = FrameSet::default();
+        replica.wal = None;
+        replica.clear_frames();
         replica.awake = true;
         let piece = replica.piece;
         if replica.local.is_some() {
-            state!(self, p).clean = clean.map(|fingerprint| Clean { fingerprint, piece });
+            state!(self, p).clean = clean.map(|end| Clean { fingerprint: end.fingerprint, piece });
             let state = state!(self, p).clone();
             self.disk.save_if_possible(&state, false)?;
         }
@@ -206,56 +200,66 @@ impl Host {
     }
 }
 
+/// What the local state says of where the log ends.
+struct Found {
+    position: Option<WalPosition>,
+    piece: u64,
+    page_size: PageSize,
+}
+
 /// How the WAL, as it was when it was seen first, goes on from the log.
 enum Resume {
-    At(Cursor),
+    At(Proven),
     Compare(&'static str),
     OtherPageSize,
 }
 
 /// Holds the end of the log against the WAL (`resume` in `src/sealer/open.rs`).
-fn resume(
-    bug: Bug,
-    position: Option<WalPosition>,
-    piece: u64,
-    state: &State,
-    page_size: PageSize,
-    attach: &Attach,
-    wal: Option<&WalFile>,
-) -> Resume {
-    if attach.index.is_some_and(|index| index.page_size != page_size) {
+fn resume(bug: Bug, found: &Found, state: &State, attach: &Attach, wal: &[u8]) -> Resume {
+    let any = bug == Bug::CleanOfAnyPiece;
+    let clean = state.clean.filter(|clean| clean.piece == found.piece || any);
+    let Some(index) = attach.index else {
+        return Resume::Compare("there is a WAL, and its index cannot be seen");
+    };
+    if index.max_frame > 0 && index.page_size != found.page_size {
         return Resume::OtherPageSize;
     }
-    let Some(index) = attach.index.filter(|index| index.max_frame > 0) else {
-        let any = bug == Bug::CleanOfAnyPiece;
-        let clean = state.clean.filter(|clean| clean.piece == piece || any);
-        return match (clean, attach.fingerprint) {
-            (Some(clean), Some(now)) if clean.fingerprint == now => Resume::At(Cursor::Fresh),
-            (Some(_), _) => Resume::Compare("the database file changed while it was closed"),
-            (None, _) => Resume::Compare("the WAL is gone, and we did not see it go"),
-        };
-    };
-    let Some(position) = position else {
-        return Resume::Compare("there is a WAL of which the log knows nothing");
-    };
-    if position.salts != index.salts {
-        return Resume::Compare("the WAL was begun anew while nobody watched");
+    if let (Some(clean), Some(now)) = (clean, attach.fingerprint)
+        && clean.fingerprint == now
+        && let Some(begun) = begun_since_close(attach, &index, found.page_size, wal)
+    {
+        return Resume::At(begun);
     }
-    if position.frame > index.max_frame {
-        return Resume::Compare("the WAL ends before the log does");
-    }
-    let Some(wal) = wal else { return Resume::Compare("the WAL cannot be read") };
-    let wal = wal.borrow();
-    let same = WalHeader::read(wal.as_slice()).is_some_and(|h| h.salts == position.salts);
-    let frame = FrameHeader::read(wal.as_slice(), page_size, position.frame);
-    match frame {
-        Ok(frame)
-            if same
-                && (frame.checksum == position.checksum
-                    || bug == Bug::UnsyncedPositionBelieved) =>
-        {
-            Resume::At(Cursor::At(position))
+    let Some(at) = found.position.filter(|_| index.max_frame > 0) else {
+        return Resume::Compare(match clean {
+            _ if index.max_frame > 0 => "there is a WAL of which the log knows nothing",
+            Some(_) => "the database file changed while it was closed",
+            None => "the WAL is gone, and we did not see it go",
+        });
+    };
+    let sight = Sight { index: &index, wal, page_size: found.page_size, guard: None };
+    let proven = Proven::position(at);
+    match evidence::account(&proven, &sight).expect("memory can be read") {
+        Account::Continues => Resume::At(proven),
+        Account::NotProven(Gap::WentBack) => Resume::Compare("the WAL ends before the log does"),
+        Account::NotProven(Gap::OtherFrames) => {
+            Resume::Compare("the WAL has other frames than those in the log")
         }
-        _ => Resume::Compare("the WAL has other frames than those in the log"),
+        _ => Resume::Compare("the WAL was begun anew while nobody watched"),
     }
+}
+
+/// The beginning of the WAL that was made for a database whose file is as a clean close has left it
+/// (`begun_since_close` in `src/sealer/open.rs`).
+fn begun_since_close(
+    attach: &Attach,
+    index: &WalIndex,
+    page_size: PageSize,
+    wal: &[u8],
+) -> Option<Proven> {
+    if index.max_frame > 0 && WalHeader::read(wal).is_none_or(|head| head.salts != index.salts) {
+        return None;
+    }
+    let commits = evidence::count_commits(wal, page_size, 1, index.max_frame).ok()?;
+    (commits == index.change).then(|| Proven::beginning(index.salts, 0, attach.guard))
 }

@@ -45,18 +45,26 @@ impl Host {
     ) -> Result<Option<Txid>, Stop> {
         if re!(self, p).open.is_empty() {
             let seq = self.take_frames(cx, p, Purpose::Close)?;
-            if re!(self, p).frames.is_empty() {
+            let replica = re!(self, p);
+            if replica.open.is_empty() && replica.frames.is_empty() {
                 self.set_captured(p, seq);
                 self.nothing_to_close(p, seq);
                 return Ok(None);
             }
-            sh!(self, p).captured_seq = seq;
-            let entry = self.next_entry(p, Some(txid));
-            self.write_frames(cx, p, entry)?;
+            replica.captured_seq = seq;
+            // What was left of the generation before is a piece by now.
+            let alone = replica.open.is_empty();
+            if !replica.frames.is_empty() {
+                let entry = self.next_entry(p, alone.then_some(txid));
+                self.write_frames(cx, p, entry)?;
+            }
             self.set_captured(p, seq);
-            return Ok(Some(txid));
+            if alone {
+                return Ok(Some(txid));
+            }
+        } else {
+            self.capture(cx, p, Purpose::Close)?;
         }
-        self.capture(cx, p, Purpose::Close)?;
         if re!(self, p).open.is_empty() {
             return Ok(None);
         }
@@ -78,8 +86,8 @@ impl Host {
     pub fn add_closed(&mut self, cx: &mut Cx, p: usize, entry: Entry) {
         let (checksum, commit) = (self.disk.table.checksum(), self.disk.table.commit());
         let timestamp = self.timestamp(cx.now, p).0;
-        let seq = sh!(self, p).captured_seq;
         let replica = re!(self, p);
+        let seq = replica.captured_seq;
         let point = replica.point.as_mut().expect("there is a point to go on from");
         point.txid = entry.txid.expect("a closed file has a TXID");
         point.checksum = checksum;
@@ -125,8 +133,7 @@ impl Host {
         self.show(p);
         let shared = &mut sh!(self, p);
         shared.acked_seq = shared.acked_seq.max(seq);
-        self.report(p);
-        Ok(())
+        self.report(cx, p)
     }
 
     /// The log of another writer was taken over: from here on, whoever takes it from us fences us.
@@ -190,6 +197,7 @@ impl Host {
     }
 
     pub fn mark_acked(&mut self, p: usize, seq: usize) {
+        re!(self, p).captured_seq = seq;
         self.show(p);
         let shared = &mut sh!(self, p);
         shared.captured_seq = seq;

@@ -39,7 +39,7 @@ impl Host {
     pub fn next_entry(&mut self, p: usize, txid: Option<Txid>) -> Entry {
         let replica = re!(self, p);
         let position = match replica.cursor {
-            Cursor::At(at) if at.frame > 0 => Some(at),
+            Cursor::At(end) if end.at.frame > 0 => Some(end.at),
             _ => None,
         };
         let piece = replica.piece + 1;

@@ -6,7 +6,6 @@ use walferry::ltx::encode::to_vec;
 use walferry::ltx::{self, DatabaseChecksum, FileName, Header, Tag};
 use walferry::store::Key;
 use walferry::units::{Level, Pgno, Salts, Timestamp, Txid};
-use walferry::wal::FrameSet;
 
 use super::files::Span;
 use super::scan::Scan;
@@ -97,6 +96,7 @@ impl Host {
                     re!(self, p).job = Job::Image { number, head, stage };
                 }
                 Err(Stop::Failed(message) | Stop::Diverged(message)) => {
+                    self.give_up_upload(cx, p, number)?;
                     self.image_failed(cx, p, message);
                 }
                 Err(stop) => return Err(stop),
@@ -149,14 +149,12 @@ impl Host {
         self.hold_wal(p);
         let seq = self.seq_before_scan(p);
         let scan = self.open_scan(cx, p)?;
-        if cx.bug != Bug::StaleIndex {
-            self.refresh_published(cx, p);
-        }
+        self.refresh_published(cx, p);
         self.disk.set_commit(0)?;
         let fingerprint = self.db.fingerprint();
         let replica = re!(self, p);
         replica.cursor = Cursor::Unknown;
-        replica.frames = FrameSet::default();
+        replica.clear_frames();
         self.clear_spool(p)?;
         let replica = re!(self, p);
         let (attached, epoch) = (replica.attached, replica.epoch);
@@ -202,7 +200,7 @@ impl Host {
         head: Head,
         sending: &mut Sending,
     ) -> Result<Option<(Done, Vec<u8>)>, Stop> {
-        for (pgno, page) in self.next_pages(cx, &mut sending.scan)? {
+        for (pgno, page) in self.next_pages(cx, p, &mut sending.scan)? {
             self.disk.set(pgno, Some(ltx::checksum::page(pgno, &page)))?;
             sending.pages.push((pgno, page));
         }
@@ -221,7 +219,7 @@ impl Host {
         sending: &Sending,
     ) -> Result<(Done, Vec<u8>), Stop> {
         let scan = &sending.scan;
-        self.check_generation(scan)?;
+        self.check_generation(p, scan)?;
         self.disk.set_commit(scan.count)?;
         let post_apply = self.disk.table.checksum();
         let span = match scan.position {
@@ -260,7 +258,7 @@ impl Host {
         state.image = Some(image);
         let state = state.clone();
         self.disk.save(&state, true)?;
-        let cursor = self.cursor_behind(scan);
+        let cursor = scan.end();
         let done = Done {
             image,
             seq: sending.seq,
@@ -294,8 +292,10 @@ impl Host {
         let replica = re!(self, p);
         replica.dropped = false;
         replica.point = Some(Point::of(&base));
-        let same_wal = replica.attached && done.attached && done.epoch == replica.epoch
-            || cx.bug == Bug::EpochIgnored;
+        let seen = done.cursor != Cursor::Unknown;
+        let same_wal = seen
+            && (replica.attached && done.attached && done.epoch == replica.epoch
+                || cx.bug == Bug::EpochIgnored);
         if same_wal {
             replica.cursor = done.cursor;
         }

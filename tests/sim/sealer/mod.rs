@@ -23,18 +23,21 @@ use walferry::history::History;
 use walferry::local::spool::Entry;
 use walferry::local::state::{Base, State};
 use walferry::ltx::DatabaseChecksum;
-use walferry::units::{PageSize, Salts, Txid, WalPosition};
+use walferry::units::{PageSize, Salts, Txid};
+use walferry::wal::evidence::Proven;
 use walferry::wal::{FrameSet, WalIndex};
 
-use crate::process::{Gate, Process};
+use crate::process::{Captured, Gate, Process};
 use crate::sqlite::WalFile;
+use capture::Unclear;
 pub use work::Job;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Cursor {
+    /// Not known: the database has to be compared first.
     Unknown,
-    Fresh,
-    At(WalPosition),
+    /// Behind this position.
+    At(Proven),
 }
 
 /// The end of the last closed file.
@@ -76,6 +79,14 @@ pub struct Replica {
     pub cursor: Cursor,
     pub frames: FrameSet,
     pub frames_salts: Salts,
+    pub frames_end: Option<Proven>,
+    /// The last wal-index up to which everything is accounted for.
+    pub judged: Option<WalIndex>,
+    /// The wal-index that what was taken last ended with.
+    pub ends_with: Option<WalIndex>,
+    pub unclear: Option<Unclear>,
+    /// What the newest captured commit's count is.
+    pub captured_seq: usize,
     pub open: Vec<Entry>,
     pub closed: VecDeque<ClosedFile>,
     pub point: Option<Point>,
@@ -107,6 +118,11 @@ impl Replica {
             cursor: Cursor::Unknown,
             frames: FrameSet::default(),
             frames_salts: Salts::default(),
+            frames_end: None,
+            judged: None,
+            ends_with: None,
+            unclear: None,
+            captured_seq: 0,
             open: Vec::new(),
             closed: VecDeque::new(),
             point: None,
@@ -136,14 +152,34 @@ impl Replica {
         lock_is_free: bool,
     ) -> Option<u64> {
         let slice = (self.awake || self.job.can_step()).then_some(now);
-        let news = process.pinned && index.is_some() && process.shared.published != index;
+        let news = process.attached && index.is_some() && process.shared.published != index;
         let holds = process.shared.gate != Gate::Open;
-        let to_see = news || process.shared.gate == Gate::Shut || process.slot != holds;
+        let to_see = news
+            || process.shared.gate == Gate::Shut
+            || !process.pinned
+            || process.slot != holds;
         let watches = self.attached && self.local.is_some() && to_see;
         let watch = watches.then(|| self.watch_at.max(now));
         let retry = self.retry_at.filter(|_| lock_is_free);
         let engine = self.engine.wakeup(now);
-        [slice, watch, retry, engine].into_iter().flatten().min()
+        let unclear = self.unclear.and_then(|unclear| unclear.again_at);
+        [slice, watch, retry, engine, unclear].into_iter().flatten().min()
+    }
+
+    /// Where capture stands, if all that was taken is written.
+    pub fn captured(&self) -> Option<Captured> {
+        match self.cursor {
+            Cursor::At(end) if self.frames.is_empty() => Some(Captured { end, index: self.ends_with }),
+            _ => None,
+        }
+    }
+
+    /// Forgets frames that are in no piece: what comes next takes them in another way.
+    pub fn clear_frames(&mut self) {
+        self.frames = FrameSet::default();
+        self.frames_end = None;
+        self.judged = None;
+        self.unclear = None;
     }
 
     pub fn is_behind(&self, index: &WalIndex) -> bool {
@@ -151,8 +187,7 @@ impl Replica {
             return false;
         }
         match self.cursor {
-            Cursor::At(at) => at.salts != index.salts || at.frame < index.max_frame,
-            Cursor::Fresh => true,
+            Cursor::At(end) => end.at.salts != index.salts || end.at.frame < index.max_frame,
             Cursor::Unknown => false,
         }
     }

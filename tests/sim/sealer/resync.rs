@@ -2,8 +2,7 @@
 
 use walferry::engine::Event;
 use walferry::ltx::{self, DatabaseChecksum};
-use walferry::units::{Pgno, Txid, WalPosition};
-use walferry::wal::FrameSet;
+use walferry::units::{Pgno, Txid};
 
 use super::Cursor;
 use super::capture::Purpose;
@@ -99,10 +98,8 @@ impl Host {
         let seq = self.seq_before_scan(p);
         re!(self, p).cursor = Cursor::Unknown;
         let scan = self.open_scan(cx, p)?;
-        re!(self, p).frames = FrameSet::default();
-        if cx.bug != Bug::StaleIndex {
-            self.refresh_published(cx, p);
-        }
+        re!(self, p).clear_frames();
+        self.refresh_published(cx, p);
         let replica = re!(self, p);
         let Some(point) = replica.point else {
             self.end_scan(p);
@@ -129,7 +126,7 @@ impl Host {
         p: usize,
         mut job: Box<Comparison>,
     ) -> Result<(), Stop> {
-        let done = match self.step_comparison(cx, &mut job) {
+        let done = match self.step_comparison(cx, p, &mut job) {
             Ok(()) if !job.scan.is_done() => {
                 re!(self, p).job = Job::Resync(job);
                 self.set_gate(p);
@@ -146,8 +143,8 @@ impl Host {
         Ok(())
     }
 
-    fn step_comparison(&mut self, cx: &mut Cx, job: &mut Comparison) -> Result<(), Stop> {
-        for (pgno, page) in self.next_pages(cx, &mut job.scan)? {
+    fn step_comparison(&mut self, cx: &mut Cx, p: usize, job: &mut Comparison) -> Result<(), Stop> {
+        for (pgno, page) in self.next_pages(cx, p, &mut job.scan)? {
             let sum = ltx::checksum::page(pgno, &page);
             job.total.toggle(sum);
             let known = self.disk.table.get(pgno) == Some(sum);
@@ -159,7 +156,7 @@ impl Host {
     }
 
     fn finish_comparison(&mut self, cx: &mut Cx, p: usize, job: Comparison) -> Result<(), Stop> {
-        let intact = self.check_generation(&job.scan);
+        let intact = self.check_generation(p, &job.scan);
         let written = match intact {
             Ok(()) => self.write_differences(cx, p, &job),
             Err(stop) => Err(stop),
@@ -168,7 +165,7 @@ impl Host {
             self.end_scan(p);
         }
         written?;
-        let cursor = self.cursor_behind(&job.scan);
+        let cursor = job.scan.end();
         let replica = re!(self, p);
         if self.disk.table.checksum() != job.total {
             cx.log(format_args!("host {}.{p}: the page table does not add up", self.id));
@@ -178,7 +175,12 @@ impl Host {
         }
         replica.dropped = false;
         replica.cursor = cursor;
-        let same_wal = (job.attached && job.epoch == replica.epoch) || cx.bug == Bug::EpochIgnored;
+        // Else a walk that ends at a frame without a checksum would be followed by another for ever.
+        replica.judged = job.scan.index();
+        replica.ends_with = job.scan.index();
+        let seen = cursor != Cursor::Unknown;
+        let same_wal = seen
+            && ((job.attached && job.epoch == replica.epoch) || cx.bug == Bug::EpochIgnored);
         if !same_wal {
             // What was read is right, but the WAL that it ends in is not the one that goes on.
             replica.cursor = Cursor::Unknown;
@@ -207,18 +209,6 @@ impl Host {
             self.mark_acked(p, job.seq);
         }
         Ok(())
-    }
-
-    /// Where capture goes on behind a walk that has not ended yet.
-    pub fn cursor_behind(&self, scan: &Scan) -> Cursor {
-        let begun = self.db.index.filter(|index| index.max_frame > 0);
-        match (scan.position, begun) {
-            (Some(position), _) => Cursor::At(position),
-            (None, Some(index)) => {
-                Cursor::At(WalPosition { salts: index.salts, frame: 0, checksum: (0, 0) })
-            }
-            (None, None) => Cursor::Fresh,
-        }
     }
 
     /// The comparison ends, and its commits wait for the image.

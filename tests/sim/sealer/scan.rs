@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use walferry::units::{PageSize, Pgno, WalPosition};
-use walferry::wal::{self, FrameSet, WalIndex};
+use walferry::wal::evidence::{Guard, Proven};
+use walferry::wal::{self, FrameSet, WalHeader, WalIndex};
 
+use super::Cursor;
 use crate::bug::Bug;
 use crate::disk::Stop;
 use crate::host::{Host, re, sh};
@@ -16,7 +18,8 @@ const SLICE: u32 = 4;
 
 /// A walk, in a read transaction.
 pub struct Scan {
-    pub index: Option<WalIndex>,
+    index: Option<WalIndex>,
+    guard: Option<Guard>,
     pub page_size: PageSize,
     newest: BTreeMap<Pgno, u32>,
     wal: Option<WalFile>,
@@ -26,9 +29,29 @@ pub struct Scan {
 }
 
 impl Scan {
+    /// Where capture goes on behind the state.
+    pub fn end(&self) -> Cursor {
+        let Some(index) = self.index else { return Cursor::Unknown };
+        Cursor::At(match self.position {
+            Some(at) => Proven { at, change: Some(index.change), guard: self.guard },
+            None => Proven::beginning(index.salts, index.change, self.guard),
+        })
+    }
+
+    /// The wal-index up to which it accounts for everything.
+    pub fn index(&self) -> Option<WalIndex> {
+        self.index
+    }
+
     pub fn is_done(&self) -> bool {
         self.next > self.count
     }
+}
+
+/// Whether a generation went on from one look at the wal-index to the next: recovery would have set its
+/// count of commits to 0.
+pub fn is_later(before: &WalIndex, now: &WalIndex) -> bool {
+    before.salts == now.salts && before.max_frame <= now.max_frame && before.change <= now.change
 }
 
 impl Host {
@@ -37,25 +60,32 @@ impl Host {
         if self.exclusive {
             return Err(Stop::Failed("the database is locked".into()));
         }
-        self.db.open();
+        let guard = self.guard(p);
+        self.db.open(cx.now);
         self.db.read(ReaderId::Scan(p));
         // What the snapshot says is read after the transaction began.
         self.meanwhile(cx, p);
-        let index = self.db.index.filter(|index| index.max_frame > 0);
+        let index = self.db.index();
         let page_size = self.db.page_size();
         let wal = self.db.open_wal();
         let replica = re!(self, p);
         // Without the transaction the WAL may have gone and come since its file was opened.
-        if replica.wal.is_none() || cx.bug != Bug::StaleWalFile {
-            replica.wal = wal;
+        let stale = cx.bug == Bug::StaleWalFile && replica.wal.is_some();
+        let wal = if stale { replica.wal.clone() } else { wal };
+        if index.is_none() && cx.bug != Bug::UnseenIndex {
+            self.end_scan(p);
+            return Err(Stop::Failed("the wal-index cannot be read".into()));
         }
-        let wal = replica.wal.clone();
         let mut set = FrameSet::default();
         let mut position = None;
-        if let Some(index) = index {
-            let read = match &wal {
+        if let Some(index) = index.filter(|index| index.max_frame > 0) {
+            let same = |wal: &WalFile| {
+                let header = WalHeader::read(wal.borrow().as_slice());
+                header.is_some_and(|header| header.salts == index.salts) || stale
+            };
+            let read = match wal.as_ref().filter(|wal| same(wal)) {
                 Some(wal) => set.extend(wal.borrow().as_slice(), page_size, 1, index.max_frame),
-                None => Err(std::io::Error::other("the WAL is not there")),
+                None => Err(std::io::Error::other("the WAL is not there, or another")),
             };
             if let Err(error) = read {
                 self.end_scan(p);
@@ -65,14 +95,16 @@ impl Host {
             position = Some(WalPosition { salts, frame, checksum: set.checksum });
         }
         // The transaction's own view, where there is no WAL; else the wal-index knows.
-        let count = index.map_or(self.db.main_len(), |index| index.page_count);
-        Ok(Scan { index, page_size, newest: set.newest, wal, position, count, next: 1 })
+        let begun = index.filter(|index| index.max_frame > 0);
+        let count = begun.map_or(self.db.main_len(), |index| index.page_count);
+        let newest = set.newest;
+        Ok(Scan { index, guard, page_size, newest, wal, position, count, next: 1 })
     }
 
     /// The connection is closed: its close neither checkpoints nor removes the WAL.
     pub fn end_scan(&mut self, p: usize) {
         self.db.readers.remove(&ReaderId::Scan(p));
-        if !self.is_open() && self.db.index.is_some() {
+        if !self.is_open() {
             self.db.abandon();
         }
     }
@@ -94,10 +126,16 @@ impl Host {
         Ok(page)
     }
 
-    pub fn next_pages(&self, cx: &mut Cx, scan: &mut Scan) -> Result<Vec<(Pgno, Vec<u8>)>, Stop> {
+    pub fn next_pages(
+        &self,
+        cx: &mut Cx,
+        p: usize,
+        scan: &mut Scan,
+    ) -> Result<Vec<(Pgno, Vec<u8>)>, Stop> {
         if !cx.calm && cx.rng.chance(2) {
             return Err(Stop::Failed("input/output error".into()));
         }
+        self.is_intact(p)?;
         let last = scan.count.min(scan.next + SLICE - 1);
         let pages = (scan.next..=last)
             .map(|pgno| Ok((pgno, self.page(scan, pgno)?)))
@@ -106,11 +144,22 @@ impl Host {
         Ok(pages)
     }
 
+    /// Whether its transaction is still there.
+    fn is_intact(&self, p: usize) -> Result<(), Stop> {
+        match self.db.readers.contains_key(&ReaderId::Scan(p)) {
+            true => Ok(()),
+            false => Err(Stop::Failed("the process forked while the database was read".into())),
+        }
+    }
+
     /// While the walk went on, the WAL must not have been begun anew.
-    pub fn check_generation(&self, scan: &Scan) -> Result<(), Stop> {
-        match (scan.index, self.db.index) {
+    pub fn check_generation(&self, p: usize, scan: &Scan) -> Result<(), Stop> {
+        self.is_intact(p)?;
+        match (scan.index.filter(|index| index.max_frame > 0), self.db.index()) {
             (None, _) => Ok(()),
-            (Some(before), Some(now)) if before.salts == now.salts => Ok(()),
+            // FIXME: the product looks at the salts alone. Recovery may have cut frames off that have no
+            // checksum, and others have come in their place.
+            (Some(before), Some(now)) if is_later(&before, &now) => Ok(()),
             _ => Err(Stop::Failed("the WAL was begun anew while the database was read".into())),
         }
     }

@@ -2,8 +2,8 @@
 
 use walferry::engine::{Engine, Event, Failure, Options, Phase};
 use walferry::units::{Timestamp, WriterId};
-use walferry::wal::FrameSet;
 
+use super::capture::Purpose;
 use super::image::{Head, Stage};
 use super::resync::Comparison;
 use super::{Cursor, Replica};
@@ -62,7 +62,7 @@ impl Host {
         }
         self.meanwhile(cx, p);
         let Some(replica) = &self.procs[p].replica else { return Ok(()) };
-        let (index, free) = (self.db.index, self.lock.is_none());
+        let (index, free) = (self.wal_index(p), self.lock.is_none());
         if replica.due_at(&self.procs[p], cx.now, index, free).is_some_and(|at| at <= cx.now) {
             self.work(cx, p)?;
         }
@@ -140,6 +140,9 @@ impl Host {
     pub fn work(&mut self, cx: &mut Cx, p: usize) -> Result<(), Stop> {
         let replica = re!(self, p);
         replica.awake = false;
+        if let Some(unclear) = &mut replica.unclear {
+            unclear.again_at = unclear.again_at.filter(|at| *at > cx.now);
+        }
         let retries = replica.retry_at.is_some_and(|at| at <= cx.now);
         if retries {
             replica.retry_at = None;
@@ -159,8 +162,7 @@ impl Host {
         }
         self.keep_history(cx, p);
         self.slice(cx, p)?;
-        self.report(p);
-        Ok(())
+        self.report(cx, p)
     }
 
     /// Looks for commits of processes that do not tell us.
@@ -188,28 +190,10 @@ impl Host {
         self.hold(p, sh!(self, p).gate != Gate::Open);
     }
 
-    /// Keeps other processes from beginning the WAL anew, or lets them.
-    pub fn hold(&mut self, p: usize, hold: bool) {
-        let process = &mut self.procs[p];
-        process.holds = hold;
-        process.slot = hold && process.pinned;
-    }
-
     /// Publishes the wal-index as it is now.
     pub fn refresh_published(&mut self, cx: &mut Cx, p: usize) {
-        let Some(index) = self.wal_index(p) else { return };
-        let head = self.db.head();
-        let shared = &mut sh!(self, p);
-        if shared.published != Some(index) {
-            shared.published = Some(index);
-            shared.seqs.push(head);
-            shared.unreported_since.get_or_insert(cx.now);
-        }
-    }
-
-    /// The wal-index through the pin.
-    pub fn wal_index(&self, p: usize) -> Option<walferry::wal::WalIndex> {
-        self.db.index.filter(|_| self.procs[p].pinned)
+        let index = self.wal_index(p);
+        self.note_published(cx.now, p, index);
     }
 
     /// Tells the engine what the application did since.
@@ -230,7 +214,7 @@ impl Host {
         let replica = re!(self, p);
         replica.epoch += 1;
         replica.cursor = Cursor::Unknown;
-        replica.frames = FrameSet::default();
+        replica.clear_frames();
         replica.engine.handle(cx.now, Event::Diverged);
         sh!(self, p).captured = None;
         self.set_gate(p);
@@ -257,35 +241,46 @@ impl Host {
     }
 
     /// Shows how things stand (`publish`).
-    pub fn report(&mut self, p: usize) {
+    pub fn report(&mut self, cx: &mut Cx, p: usize) -> Result<(), Stop> {
         if self.is_fenced(p) {
             sh!(self, p).gate = Gate::Open;
         }
         let replica = re!(self, p);
         if replica.attached && replica.job.is_none() && replica.frames.is_empty() {
-            self.settle(p);
+            self.settle(cx, p)?;
         }
         self.show(p);
+        Ok(())
     }
 
     pub fn show(&mut self, p: usize) {
         sh!(self, p).unacked_since = re!(self, p).engine.status().unacked_since;
     }
 
-    /// A wait that began when nothing was left to ship is over at once.
-    fn settle(&mut self, p: usize) {
+    /// A wait that began when nothing was left to ship is over at once, if the evidence says so.
+    fn settle(&mut self, cx: &mut Cx, p: usize) -> Result<(), Stop> {
         let replica = re!(self, p);
-        if !replica.engine.is_drained() || !replica.open.is_empty() {
-            return;
+        let idle = replica.engine.is_drained() && replica.open.is_empty();
+        if !idle || replica.cursor == Cursor::Unknown {
+            return Ok(());
         }
-        let known = replica.cursor != Cursor::Unknown;
-        let shared = &sh!(self, p);
-        let (published, seq) = (shared.published, shared.seq());
-        let quiet = shared.unreported_since.is_none();
-        let behind = published.is_some_and(|index| re!(self, p).is_behind(&index));
-        if quiet && !behind && known {
-            self.set_captured(p, seq);
-            self.nothing_to_close(p, seq);
+        if sh!(self, p).unreported_since.is_some() || sh!(self, p).diverged.is_some() {
+            return Ok(());
+        }
+        match self.take_frames(cx, p, Purpose::Gate) {
+            Ok(seq) => {
+                let replica = re!(self, p);
+                if replica.frames.is_empty() && replica.cursor != Cursor::Unknown {
+                    self.set_captured(p, seq);
+                    self.nothing_to_close(p, seq);
+                } else if replica.engine.is_drained() {
+                    // Nobody has told of them yet.
+                    replica.engine.handle(cx.now, Event::Committed { at: cx.now });
+                    replica.awake = true;
+                }
+                Ok(())
+            }
+            Err(stop) => self.stopped(cx, p, stop),
         }
     }
 

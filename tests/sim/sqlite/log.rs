@@ -43,6 +43,17 @@ pub fn frame(pgno: Pgno, commit: u32, salts: Salts, page: &[u8], sums: Sums) -> 
     (bytes, sums)
 }
 
+/// A frame as SQLite before 3.50.2 writes it after `ROLLBACK TO` in a transaction that spilled: salts
+/// and checksum are 0.
+pub fn unmarked(pgno: Pgno, commit: u32, page: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(FRAME_HEADER_LEN + page.len());
+    bytes.extend_from_slice(&pgno.to_be_bytes());
+    bytes.extend_from_slice(&commit.to_be_bytes());
+    bytes.resize(FRAME_HEADER_LEN, 0);
+    bytes.extend_from_slice(page);
+    bytes
+}
+
 /// What a recovery finds in a WAL.
 pub struct Recovered {
     pub page_size: PageSize,

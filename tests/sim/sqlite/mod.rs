@@ -69,11 +69,13 @@ pub struct Database {
     wal: Option<WalFile>,
     /// What of the WAL is on the disk for good; `None` when there is none.
     wal_synced: Option<Vec<u8>>,
-    pub index: Option<WalIndex>,
+    /// The wal-index as it was written last; `None` while nobody has the database open.
+    index: Option<WalIndex>,
+    /// A writer died while it wrote the header of the wal-index: nobody can read it until the next
+    /// connection that needs it recovers.
+    torn: bool,
     /// Salts and count of restarts that the next header will have.
     next_salts: Option<(Salts, u32)>,
-    /// The wal-index went with the last process that had it; the next one recovers.
-    unknown: bool,
     /// Frames up to this one are in the main file.
     backfilled: u32,
     sums: log::Sums,
@@ -87,6 +89,17 @@ pub struct Database {
     pub readers: BTreeMap<ReaderId, ReadMark>,
     /// Each commit waits for the disk (`synchronous=FULL`).
     pub synchronous: bool,
+    /// SQLite is older than 3.50.2: now and then it writes frames without salts and checksum.
+    pub leaves_unmarked: bool,
+    /// The first frame of the WAL without salts and checksum.
+    unmarked_from: Option<u32>,
+    /// Recovery may have given a state that nobody committed as such: such frames were cut off, or a
+    /// transaction whose writer died came back.
+    patched: bool,
+    /// Recoveries that took commits away.
+    pub cut_off: u64,
+    /// The number of what the last of them left.
+    pub last_cut: usize,
 }
 
 impl Database {
@@ -103,8 +116,8 @@ impl Database {
             wal: None,
             wal_synced: None,
             index: None,
+            torn: false,
             next_salts: None,
-            unknown: false,
             backfilled: 0,
             sums: (0, 0),
             keeps_salts: false,
@@ -114,6 +127,11 @@ impl Database {
             fill: 0,
             readers: BTreeMap::new(),
             synchronous: false,
+            leaves_unmarked: false,
+            unmarked_from: None,
+            patched: false,
+            cut_off: 0,
+            last_cut: 0,
         };
         let pages = state.unwrap_or_else(|| vec![db.new_page()]);
         db.main.clone_from(&pages);
@@ -175,6 +193,11 @@ impl Database {
         Fingerprint { file: (1, self.inode), len, modified: (self.version, 0), changed: None }
     }
 
+    /// The wal-index as whoever looks at it reads it.
+    pub fn index(&self) -> Option<WalIndex> {
+        self.index.filter(|_| !self.torn)
+    }
+
     fn frames(&self) -> u32 {
         self.index.map_or(0, |index| index.max_frame)
     }
@@ -182,35 +205,66 @@ impl Database {
     /// Whether a writer would begin the WAL anew now, if nobody hinders it.
     pub fn may_begin_anew(&self) -> bool {
         self.frames() > 0
+            && !self.torn
             && self.backfilled == self.frames()
             && self.readers.values().all(|mark| mark.file_only)
     }
 
-    /// A connection is there: the wal-index is built if nobody has it.
-    pub fn open(&mut self) {
-        if std::mem::take(&mut self.unknown) {
-            self.recover();
+    /// A connection is there: it recovers if the wal-index is new, or torn.
+    pub fn open(&mut self, at: u64) {
+        if self.index().is_none() {
+            self.recover(at);
         }
     }
 
-    /// Nobody has the database open any more, and nobody closed it in peace.
+    /// Nobody has the database open any more, and nobody closed it in peace: the wal-index is gone.
     pub fn abandon(&mut self) {
+        self.mark_what_was_copied();
         self.readers.clear();
-        self.unknown = true;
+        self.index = None;
+        self.torn = false;
     }
 
-    /// The wal-index is built again from the WAL.
-    fn recover(&mut self) {
+    /// The wal-index is built again from the WAL, and counts commits from 0 (`walIndexRecover`).
+    fn recover(&mut self, at: u64) {
+        self.mark_what_was_copied();
+        self.unmarked_from = None;
         self.backfilled = 0;
+        self.torn = false;
+        self.keeps_salts = false;
         let found = self.wal.as_ref().and_then(|wal| log::recover(&wal.borrow()));
         self.next_salts = found.as_ref().map(|found| (found.salts, found.restarts));
-        self.index = found.and_then(|found| {
-            let (max_frame, page_count, sums) = found.last?;
-            self.sums = sums;
-            let (page_size, salts) = (found.page_size, found.salts);
-            let frame_checksum = sums;
-            Some(WalIndex { change: 0, max_frame, page_count, page_size, frame_checksum, salts })
-        });
+        let mut index = WalIndex {
+            change: 0,
+            max_frame: 0,
+            page_count: 0,
+            page_size: PageSize::SMALLEST,
+            frame_checksum: (0, 0),
+            salts: Salts(0, 0),
+        };
+        if let Some(found) = found {
+            index.salts = found.salts;
+            if let Some((max_frame, page_count, sums)) = found.last {
+                self.sums = sums;
+                let (page_size, frame_checksum) = (found.page_size, sums);
+                index = WalIndex { max_frame, page_count, page_size, frame_checksum, ..index };
+            }
+        }
+        self.index = Some(index);
+        self.cut = index.max_frame;
+        let pages = index.page_count as usize;
+        if self.patched && self.main.len() < pages {
+            // The file ends before pages that were in frames which are cut off: they read as zeros.
+            self.main.resize(pages, Rc::new(vec![0; self.page_size.bytes()]));
+        }
+        let now = self.content();
+        if now != *self.now() {
+            let known = self.commit_of(&now, 0).is_some();
+            assert!(known || self.patched, "SQLite's own recovery gives a committed state");
+            self.cut_off += 1;
+            self.remember(now, at, None);
+            self.last_cut = self.head();
+        }
     }
 
     /// A read transaction begins.

@@ -10,9 +10,39 @@ use super::{Author, Database, PAGES_MAX, Page, State, log};
 use crate::rng::Rng;
 
 impl Database {
-    /// One transaction: some pages, sometimes more or fewer of them, some written twice as after a
-    /// spill, some changed alike.
+    /// One transaction.
     pub fn commit(&mut self, rng: &mut Rng, at: u64, by: Author) {
+        self.open(at);
+        let (next, sums) = self.write_transaction(rng);
+        self.sums = sums;
+        self.set_index(next.len() as u32);
+        if self.synchronous {
+            self.sync_wal();
+        }
+        self.remember(next, at, by);
+    }
+
+    /// A writer dies in the middle of the wal-index header, when all of its frames are written: the
+    /// next connection recovers, and finds the transaction. Or it dies just before that: then its
+    /// frames are written over, or found by a recovery that has another reason.
+    pub fn die_committing(&mut self, rng: &mut Rng, at: u64, torn: bool) {
+        self.open(at);
+        let before = self.sums;
+        let begun = self.frames() > 0;
+        self.write_transaction(rng);
+        self.patched = true;
+        if torn {
+            self.torn = true;
+        } else if begun {
+            self.sums = before;
+            self.cut = self.frames();
+        }
+    }
+
+    /// Writes the frames of a transaction: some pages, sometimes more or fewer of them, some written
+    /// twice as after a spill, some changed alike. Gives the state that it makes, and the checksum
+    /// that the next frame goes on from.
+    fn write_transaction(&mut self, rng: &mut Rng) -> (State, log::Sums) {
         let mut next = self.now().clone();
         let before = next.len() as u32;
         let count = match rng.below(10) {
@@ -41,15 +71,23 @@ impl Database {
         }
         frames.extend(changed);
         self.begin_wal(rng);
+        let unmarked = self.leaves_unmarked && rng.chance(12);
+        let before = self.sums;
         let last = frames.len();
+        if unmarked {
+            self.unmarked_from.get_or_insert(self.cut + 1);
+        }
         for (at, (pgno, page)) in (1..).zip(frames) {
-            self.append(pgno, if at == last { count } else { 0 }, &page);
+            self.append(pgno, if at == last { count } else { 0 }, &page, unmarked);
         }
-        self.set_index(count);
-        if self.synchronous {
-            self.sync_wal();
-        }
-        self.remember(next, at, by);
+        let sums = match unmarked {
+            false => self.sums,
+            // `walRewriteChecksums` reads it from the header of some frame.
+            true if rng.chance(50) => before,
+            true => (0, 0),
+        };
+        self.patched |= unmarked;
+        (next, sums)
     }
 
     /// One statement that sets the same field in two pages.
@@ -76,11 +114,12 @@ impl Database {
 
     /// A transaction that spilled and was rolled back: frames that nobody may believe.
     pub fn roll_back(&mut self, rng: &mut Rng) {
+        assert!(self.index().is_some());
         self.begin_wal(rng);
         let kept = self.sums;
         let page = self.new_page();
-        self.append(1, 0, &page);
-        self.append(1, 0, &page);
+        self.append(1, 0, &page, false);
+        self.append(1, 0, &page, false);
         // The next transaction writes over them.
         self.sums = kept;
     }
@@ -102,6 +141,7 @@ impl Database {
             self.next_salts = Some((salts, restarts));
             self.sync_wal();
             self.backfilled = 0;
+            self.unmarked_from = None;
         }
         self.cut = self.frames();
     }
@@ -109,17 +149,23 @@ impl Database {
     fn set_index(&mut self, page_count: u32) {
         let (salts, _) = self.next_salts.unwrap();
         let change = self.index.map_or(0, |index| index.change) + 1;
+        self.torn = false;
         let (max_frame, page_size) = (self.cut, self.page_size);
         let frame_checksum = self.sums;
         self.index =
             Some(WalIndex { change, max_frame, page_count, page_size, frame_checksum, salts });
     }
 
-    fn append(&mut self, pgno: Pgno, commit: u32, page: &[u8]) {
+    fn append(&mut self, pgno: Pgno, commit: u32, page: &[u8], unmarked: bool) {
         let (salts, _) = self.next_salts.unwrap();
         self.cut += 1;
-        let (frame, sums) = log::frame(pgno, commit, salts, page, self.sums);
-        self.sums = sums;
+        let frame = if unmarked {
+            log::unmarked(pgno, commit, page)
+        } else {
+            let (frame, sums) = log::frame(pgno, commit, salts, page, self.sums);
+            self.sums = sums;
+            frame
+        };
         let at = wal::frame_offset(self.page_size, self.cut) as usize;
         overwrite(&mut self.wal.as_ref().unwrap().borrow_mut(), at, &frame);
     }
@@ -147,6 +193,9 @@ impl Database {
     /// some torn. The WAL has them all.
     pub fn checkpoint_in_part(&mut self, rng: &mut Rng) {
         let Some((mark, limit)) = self.checkpoint_limit() else { return };
+        if self.unmarked_from.is_some() {
+            return;
+        }
         self.sync_wal();
         for (pgno, page) in self.frames_between(mark, limit) {
             if rng.chance(60) {
@@ -160,8 +209,36 @@ impl Database {
         self.version += 1;
     }
 
+    /// Frames without checksums that were copied to the main file and are cut off by a recovery leave a
+    /// database that SQLite itself has damaged: in the model, recovery finds them.
+    pub(super) fn mark_what_was_copied(&mut self) {
+        let Some(first) = self.unmarked_from.take_if(|first| *first <= self.backfilled) else {
+            return;
+        };
+        let Some(wal) = self.wal.clone() else { return };
+        let Some((salts, restarts)) = self.next_salts else { return };
+        let (_, mut sums) = log::header(self.page_size, restarts, salts);
+        for frame in 1..=self.cut {
+            let header =
+                wal::FrameHeader::read(wal.borrow().as_slice(), self.page_size, frame).unwrap();
+            if frame < first {
+                sums = header.checksum;
+                continue;
+            }
+            let mut page = vec![0; self.page_size.bytes()];
+            wal::read_frame_page(wal.borrow().as_slice(), self.page_size, frame, &mut page)
+                .unwrap();
+            let (bytes, next) = log::frame(header.pgno, header.commit, salts, &page, sums);
+            sums = next;
+            let at = wal::frame_offset(self.page_size, frame) as usize;
+            overwrite(&mut wal.borrow_mut(), at, &bytes);
+        }
+        self.sums = sums;
+        self.sync_wal();
+    }
+
     fn checkpoint_limit(&self) -> Option<(u32, u32)> {
-        if self.readers.values().any(|mark| mark.file_only) {
+        if self.torn || self.readers.values().any(|mark| mark.file_only) {
             return None;
         }
         let oldest = self.readers.values().map(|mark| mark.frame).min();
@@ -211,7 +288,8 @@ impl Database {
 
     /// The last close: everything goes to the main file, the WAL goes. Its name may come back with
     /// a power loss.
-    pub fn close(&mut self) {
+    pub fn close(&mut self, at: u64) {
+        self.open(at);
         self.readers.clear();
         self.checkpoint();
         assert_eq!(&self.main, self.now(), "the model's own close");
@@ -219,18 +297,18 @@ impl Database {
     }
 
     fn forget_wal(&mut self) {
+        self.unmarked_from = None;
         self.wal = None;
         self.index = None;
         self.next_salts = None;
         self.backfilled = 0;
-        self.unknown = false;
+        self.torn = false;
     }
 
     /// The file is written in another journal mode, perhaps with pages of another size, and is in
     /// WAL mode again. Nobody has it open meanwhile.
     pub fn rewrite(&mut self, rng: &mut Rng, at: u64, other_size: bool) {
-        self.open();
-        self.close();
+        self.close(at);
         self.wal_synced = None;
         let mut pages = self.now().clone();
         if other_size {
@@ -249,8 +327,7 @@ impl Database {
     /// Another file takes the place of this one: an older copy, or another database. Nobody has it
     /// open meanwhile.
     pub fn replace(&mut self, rng: &mut Rng, at: u64) {
-        self.open();
-        self.close();
+        self.close(at);
         self.wal_synced = None;
         let size = self.page_size.bytes();
         let old = rng.below(self.history.len() as u64) as usize;
