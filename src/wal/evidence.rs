@@ -215,6 +215,8 @@ fn next<R: ReadAt + ?Sized>(proven: &Proven, sight: &Sight<'_, R>) -> io::Result
 /// Recovery sets `iChange` to 0. For the count to fit all the same, at least `change` commits must
 /// be among those that are not found. They were in frames of the old generation which the new one
 /// has overwritten, one frame or more each: where there were fewer such frames, it did not happen.
+/// That holds only if it is seen where the old generation ended: a file that was cut off (TRUNCATE
+/// checkpoint, `journal_size_limit`) shows nothing of it.
 fn outcounts_recovery<R: ReadAt + ?Sized>(
     at: WalPosition,
     change: u32,
@@ -225,12 +227,20 @@ fn outcounts_recovery<R: ReadAt + ?Sized>(
         // How long the generations before were is not known.
         return false;
     }
-    let found = at.frame.max(left.frames.last);
-    let reached = found.max(sight.index.max_frame);
-    let ends = match FrameHeader::read(sight.wal, sight.page_size, reached.saturating_add(1)) {
+    let Sight { index, wal, page_size, .. } = *sight;
+    let (found, checksum) = if left.frames.is_empty() {
+        (at.frame, at.checksum)
+    } else {
+        (left.frames.last, left.frames.checksum)
+    };
+    let reached = found.max(index.max_frame);
+    let ends = match FrameHeader::read(wal, page_size, reached.saturating_add(1)) {
         // An older generation's, which the position's has never reached.
-        Ok(frame) => ![at.salts, sight.index.salts, Salts(0, 0)].contains(&frame.salts),
-        Err(error) => error.kind() == io::ErrorKind::UnexpectedEof,
+        Ok(frame) => ![at.salts, index.salts, Salts(0, 0)].contains(&frame.salts),
+        // The file ends with the last frame that is known: it is as long as it ever was.
+        Err(_) if found > index.max_frame => FrameHeader::read(wal, page_size, found)
+            .is_ok_and(|frame| frame.salts == at.salts && frame.checksum == checksum),
+        Err(_) => false,
     };
     ends && change > reached.saturating_sub(found)
 }

@@ -6,7 +6,7 @@ use std::io;
 use walferry::engine::Event;
 use walferry::local::spool::Entry;
 use walferry::units::{PageSize, Salts, WalPosition};
-use walferry::wal::evidence::{self, Account, Gap, Guard, Proven, Sight};
+use walferry::wal::evidence::{self, Account, Guard, Proven, Sight};
 use walferry::wal::{self, FrameHeader, FrameSet, NO_WAL, ReadAt, Tail, WalHeader, WalIndex};
 
 use super::Cursor;
@@ -151,12 +151,7 @@ impl Host {
         self.look_again_soon(cx, p, told)
     }
 
-    fn look_again_soon(
-        &mut self,
-        cx: &mut Cx,
-        p: usize,
-        told: Option<u64>,
-    ) -> Result<usize, Stop> {
+    fn look_again_soon(&mut self, cx: &mut Cx, p: usize, told: Option<u64>) -> Result<usize, Stop> {
         let now = cx.now;
         let replica = re!(self, p);
         let since = replica.unclear.map_or(now, |unclear| unclear.since);
@@ -331,35 +326,10 @@ impl Host {
             Some(wal) => evidence::account(&end, &Sight { index, wal, page_size, guard }),
             None => evidence::account(&end, &Sight { index, wal: NO_WAL, page_size, guard }),
         };
-        let planted = matches!(cx.bug, Bug::DroppedGuardBelieved | Bug::RecoveryForgotten);
-        let account = account.map(|account| match planted {
-            true => account,
-            false => self.without_known_fault(account, &end, look, page_size),
-        });
         if cx.prints {
             cx.log(format_args!("host {}.{p}: {end:?} {look:?}: {account:?}", self.id));
         }
         account.map_err(|error| Stop::Failed(format!("cannot read the WAL: {error}")))
-    }
-
-    /// FIXME: `outcounts_recovery` takes the end of a file that was cut off (TRUNCATE checkpoint,
-    /// `journal_size_limit`) for the end of what the generation reached. Goes when the product knows.
-    fn without_known_fault(
-        &self,
-        account: Account,
-        end: &Proven,
-        look: &Look,
-        page_size: PageSize,
-    ) -> Account {
-        let Account::Begun { tail, .. } = &account else { return account };
-        let reached = end.at.frame.max(tail.frames.last).max(look.index.max_frame);
-        let wal = self.db.open_wal().map(|wal| wal.borrow().clone()).unwrap_or_default();
-        let ends = FrameHeader::read(wal.as_slice(), page_size, reached + 1).is_err();
-        let held = end.guard.is_some() && end.guard == look.guard;
-        if end.at.frame > 0 && ends && !held {
-            return Account::NotProven(Gap::Restarted);
-        }
-        account
     }
 
     /// The planted beliefs, each of which once lost commits.
@@ -384,7 +354,11 @@ impl Host {
         match bug {
             Bug::FirstGenerationBelieved if !same && end.at.frame == 0 => begun(),
             Bug::StaleRestart if !same => {
-                if sh!(self, p).granted == Some(end.place()) { begun() } else { None }
+                if sh!(self, p).granted == Some(end.place()) {
+                    begun()
+                } else {
+                    None
+                }
             }
             Bug::PositionBelieved if same && index.max_frame >= end.at.frame => {
                 Some(Account::Continues)
@@ -423,13 +397,7 @@ impl Host {
 
     /// FIXME: the product does not ask this. A last frame without a checksum says nothing of those
     /// before it, which recovery may have cut off, and a writer replaced.
-    fn check_index(
-        &self,
-        bug: Bug,
-        p: usize,
-        frames: &FrameSet,
-        salts: Salts,
-    ) -> Result<(), Stop> {
+    fn check_index(&self, bug: Bug, p: usize, frames: &FrameSet, salts: Salts) -> Result<(), Stop> {
         if frames.checksum != (0, 0) || bug == Bug::GenerationUnchecked {
             return Ok(());
         }

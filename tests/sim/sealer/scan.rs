@@ -146,9 +146,10 @@ impl Host {
 
     /// Whether its transaction is still there.
     fn is_intact(&self, p: usize) -> Result<(), Stop> {
-        match self.db.readers.contains_key(&ReaderId::Scan(p)) {
-            true => Ok(()),
-            false => Err(Stop::Failed("the process forked while the database was read".into())),
+        if self.db.readers.contains_key(&ReaderId::Scan(p)) {
+            Ok(())
+        } else {
+            Err(Stop::Failed("the process forked while the database was read".into()))
         }
     }
 
