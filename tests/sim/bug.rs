@@ -99,10 +99,22 @@ pub enum Bug {
     UnclearIsCaptured,
     /// A walk whose look at the wal-index failed reads the file alone.
     UnseenIndex,
+    /// A place in the WAL, without its checksum and count, is where capture stands.
+    PlaceBelieved,
+    /// A walk that ends at a frame without a checksum is not known to account for it.
+    EndlessComparison,
+    /// Frames that end with one without a checksum are taken for those that the wal-index had named.
+    UnmarkedBelieved,
+    /// A walk is right if the WAL has the same salts at its end.
+    WalkUnproven,
+    /// While index and file do not fit together, commits wait anew with each look.
+    UnclearLagForgotten,
+    /// Commits count as captured before the file with them is written, and still do when it cannot be.
+    CapturedBeforeWritten,
 }
 
 /// All of them, each with a history that shows it: the place to look first.
-pub const ALL: [(Bug, u64); 48] = [
+pub const ALL: [(Bug, u64); 54] = [
     (Bug::AckBeforeDurable, 0),
     (Bug::StateBeforeSpool, 0),
     (Bug::ReleaseBeforeAck, 0),
@@ -151,4 +163,10 @@ pub const ALL: [(Bug, u64); 48] = [
     (Bug::UnknownIsCaptured, 0),
     (Bug::UnclearIsCaptured, 0),
     (Bug::UnseenIndex, 0),
+    (Bug::PlaceBelieved, 0),
+    (Bug::EndlessComparison, 0),
+    (Bug::UnmarkedBelieved, 0),
+    (Bug::WalkUnproven, 0),
+    (Bug::UnclearLagForgotten, 0),
+    (Bug::CapturedBeforeWritten, 0),
 ];

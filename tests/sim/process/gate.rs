@@ -151,7 +151,7 @@ impl Host {
                 ));
             }
             let all = !still && shared.captured.is_some() && shared.captured_seq >= seq;
-            if shared.gate == Gate::Open || all || shared.has_captured(&index) {
+            if shared.gate == Gate::Open || all || shared.has_captured(cx.bug, &index) {
                 return Ok(true);
             }
             if shared.gate == Gate::Shut {

@@ -13,6 +13,7 @@ use walferry::units::Salts;
 use walferry::wal::WalIndex;
 use walferry::wal::evidence::{Guard, Proven, Restart};
 
+use crate::bug::Bug;
 use crate::sealer::Replica;
 use crate::store::Answer;
 
@@ -56,8 +57,8 @@ pub struct Alone {
 
 /// Where capture stands.
 ///
-/// FIXME: in the product this is generation and frame alone. Where SQLite before 3.50.2 wrote frames
-/// without checksums, recovery cuts them off, and others come to the same place.
+/// Generation and frame do not say it. Where SQLite before 3.50.2 wrote frames without checksums,
+/// recovery cuts them off, and others come to the same place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Captured {
     pub end: Proven,
@@ -66,7 +67,11 @@ pub struct Captured {
 }
 
 impl Captured {
-    pub fn is_at(&self, index: &WalIndex) -> bool {
+    pub fn is_at(&self, bug: Bug, index: &WalIndex) -> bool {
+        if bug == Bug::PlaceBelieved {
+            let (salts, frame) = self.end.place();
+            return salts == index.salts && frame >= index.max_frame;
+        }
         let same = self.end.place() == (index.salts, index.max_frame);
         same && self.end.change == Some(index.change)
             && (index.max_frame == 0 || self.index == Some(*index))
@@ -132,8 +137,8 @@ impl Shared {
     }
 
     /// Whether capture stands at this index.
-    pub fn has_captured(&self, index: &WalIndex) -> bool {
-        self.captured.is_some_and(|captured| captured.is_at(index))
+    pub fn has_captured(&self, bug: Bug, index: &WalIndex) -> bool {
+        self.captured.is_some_and(|captured| captured.is_at(bug, index))
     }
 
     /// The lag's beginning, as `walferry_lag()` takes it.

@@ -174,7 +174,7 @@ impl Host {
     }
 
     fn detach_wal(&mut self, cx: &mut Cx, p: usize, end: Option<WalEnd>) -> Result<(), Stop> {
-        self.follow_restart(p);
+        self.follow_restart(cx.bug, p);
         let replica = re!(self, p);
         let place = replica.captured().filter(|_| replica.attached);
         // Only a WAL that was captured to its last frame has left a file that is known.
@@ -183,7 +183,7 @@ impl Host {
             Bug::CloseRace => place.is_some(),
             _ => false,
         };
-        let is_at = |end: &WalEnd| place.is_some_and(|captured| captured.is_at(&end.index));
+        let is_at = |end: &WalEnd| place.is_some_and(|captured| captured.is_at(cx.bug, &end.index));
         let clean = end.filter(|end| believed || is_at(end));
         replica.epoch += 1;
         replica.attached = false;

@@ -11,7 +11,6 @@ use walferry::wal::{self, FrameHeader, FrameSet, NO_WAL, ReadAt, Tail, WalHeader
 
 use super::Cursor;
 use super::files::Span;
-use super::scan::is_later;
 use super::work::earlier;
 use crate::bug::Bug;
 use crate::disk::Stop;
@@ -62,6 +61,12 @@ impl ReadAt for Racing {
             _ => self.after.borrow().as_slice().read_exact_at(buffer, offset),
         }
     }
+}
+
+/// Whether any of these frames has no salts and no checksum, or cannot be read any more.
+pub fn has_unmarked<R: ReadAt + ?Sized>(wal: &R, size: PageSize, first: u32, last: u32) -> bool {
+    let mut headers = (first..=last).map(|frame| FrameHeader::read(wal, size, frame));
+    headers.any(|header| header.is_ok_and(|header| header.salts == Salts(0, 0)))
 }
 
 /// What frames are taken for.
@@ -120,7 +125,7 @@ impl Host {
     /// Reads the headers of the frames that were committed since; gives the count of commits that
     /// they end with.
     pub fn take_frames(&mut self, cx: &mut Cx, p: usize, purpose: Purpose) -> Result<usize, Stop> {
-        self.follow_restart(p);
+        self.follow_restart(cx.bug, p);
         let mut told = None;
         for _ in 0..LOOKS_MAX {
             let captured_seq = re!(self, p).captured_seq;
@@ -133,7 +138,10 @@ impl Host {
                 Cursor::Unknown => return Ok(captured_seq),
             };
             if !re!(self, p).attached {
-                if re!(self, p).captured().is_some_and(|captured| captured.is_at(&look.index)) {
+                if re!(self, p)
+                    .captured()
+                    .is_some_and(|captured| captured.is_at(cx.bug, &look.index))
+                {
                     return Ok(look.seq);
                 }
                 return Err(Stop::Failed("the WAL was closed before it was captured".into()));
@@ -167,7 +175,10 @@ impl Host {
         }
         // Until then it waits as if the engine had not been told, of what it was told before too: a
         // close that takes nothing makes it forget that.
-        let since = earlier(told, shared.unacked_since);
+        let since = match cx.bug {
+            Bug::UnclearLagForgotten => told,
+            _ => earlier(told, shared.unacked_since),
+        };
         shared.unreported_since = earlier(shared.unreported_since, since.or(Some(now)));
         Ok(captured_seq)
     }
@@ -218,13 +229,13 @@ impl Host {
     }
 
     /// Goes on to the next generation if this process has seen it begin right behind the cursor.
-    pub fn follow_restart(&mut self, p: usize) {
+    pub fn follow_restart(&mut self, bug: Bug, p: usize) {
         let restart = sh!(self, p).restart;
         let replica = re!(self, p);
         let Cursor::At(cursor) = replica.cursor else { return };
         let captured = replica.captured();
         if let Some((before, restart)) = restart
-            && captured.is_some_and(|captured| captured.is_at(&before))
+            && captured.is_some_and(|captured| captured.is_at(bug, &before))
             && let Some(begun) = cursor.restarted(&restart)
         {
             replica.cursor = Cursor::At(begun);
@@ -395,16 +406,17 @@ impl Host {
         self.write_frames(cx, p, entry)
     }
 
-    /// FIXME: the product does not ask this. A last frame without a checksum says nothing of those
-    /// before it, which recovery may have cut off, and a writer replaced.
+    /// Recovery may have cut off frames without a checksum, and all that followed them, and a writer
+    /// replaced some: the last frame's checksum says nothing of those.
     fn check_index(&self, bug: Bug, p: usize, frames: &FrameSet, salts: Salts) -> Result<(), Stop> {
-        if frames.checksum != (0, 0) || bug == Bug::GenerationUnchecked {
+        let unchecked = matches!(bug, Bug::GenerationUnchecked | Bug::UnmarkedBelieved);
+        if unchecked {
             return Ok(());
         }
         let taken = self.procs[p].replica.as_ref().and_then(|replica| replica.ends_with);
         let taken = taken.filter(|taken| taken.salts == salts && taken.max_frame == frames.last);
         match (taken, self.wal_index(p)) {
-            (Some(taken), Some(now)) if is_later(&taken, &now) => Ok(()),
+            (Some(taken), Some(now)) if taken == now => Ok(()),
             (_, None) => Err(Stop::Failed("the wal-index cannot be read".into())),
             _ => Err(Stop::Diverged("frames without checksums may be others by now".into())),
         }
@@ -450,7 +462,9 @@ impl Host {
                 return Err(Stop::Diverged("other frames came while they were read".into()));
             }
         }
-        self.check_index(cx.bug, p, &frames, salts)?;
+        if has_unmarked(&wal, point.page_size, frames.first, frames.last) {
+            self.check_index(cx.bug, p, &frames, salts)?;
+        }
         let span = Span::frames(point.page_size, salts, frames.first, frames.last);
         let entry = Entry { position: Some(position), ..entry };
         let written = self.write_piece(cx, p, pages, frames.commit, span, entry)?;

@@ -51,12 +51,16 @@ impl Host {
                 self.nothing_to_close(p, seq);
                 return Ok(None);
             }
-            replica.captured_seq = seq;
+            let before = std::mem::replace(&mut replica.captured_seq, seq);
             // What was left of the generation before is a piece by now.
             let alone = replica.open.is_empty();
             if !replica.frames.is_empty() {
                 let entry = self.next_entry(p, alone.then_some(txid));
-                self.write_frames(cx, p, entry)?;
+                let written = self.write_frames(cx, p, entry);
+                if written.is_err() && cx.bug != Bug::CapturedBeforeWritten {
+                    re!(self, p).captured_seq = before;
+                }
+                written?;
             }
             self.set_captured(p, seq);
             if alone {

@@ -213,13 +213,13 @@ impl Host {
     /// All pages are read: makes the header, and remembers what is about to appear at the store.
     fn finish_sending(
         &mut self,
-        _cx: &mut Cx,
+        cx: &mut Cx,
         p: usize,
         head: Head,
         sending: &Sending,
     ) -> Result<(Done, Vec<u8>), Stop> {
         let scan = &sending.scan;
-        self.check_generation(p, scan)?;
+        self.check_generation(cx.bug, p, scan)?;
         self.disk.set_commit(scan.count)?;
         let post_apply = self.disk.table.checksum();
         let span = match scan.position {

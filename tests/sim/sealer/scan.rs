@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use walferry::units::{PageSize, Pgno, WalPosition};
 use walferry::wal::evidence::{Guard, Proven};
-use walferry::wal::{self, FrameSet, WalHeader, WalIndex};
+use walferry::wal::{self, FrameHeader, FrameSet, WalHeader, WalIndex};
 
 use super::Cursor;
+use super::capture::has_unmarked;
 use crate::bug::Bug;
 use crate::disk::Stop;
 use crate::host::{Host, re, sh};
@@ -46,12 +47,6 @@ impl Scan {
     pub fn is_done(&self) -> bool {
         self.next > self.count
     }
-}
-
-/// Whether a generation went on from one look at the wal-index to the next: recovery would have set its
-/// count of commits to 0.
-pub fn is_later(before: &WalIndex, now: &WalIndex) -> bool {
-    before.salts == now.salts && before.max_frame <= now.max_frame && before.change <= now.change
 }
 
 impl Host {
@@ -154,13 +149,20 @@ impl Host {
     }
 
     /// While the walk went on, the WAL must not have been begun anew.
-    pub fn check_generation(&self, p: usize, scan: &Scan) -> Result<(), Stop> {
+    pub fn check_generation(&self, bug: Bug, p: usize, scan: &Scan) -> Result<(), Stop> {
         self.is_intact(p)?;
+        let has_last = || {
+            let (Some(wal), Some(at)) = (&scan.wal, scan.position) else { return false };
+            let last = FrameHeader::read(wal.borrow().as_slice(), scan.page_size, at.frame);
+            let unmarked = has_unmarked(wal.borrow().as_slice(), scan.page_size, 1, at.frame);
+            let same = last.is_ok_and(|last| last.checksum == at.checksum);
+            bug == Bug::WalkUnproven || same && !unmarked
+        };
         match (scan.index.filter(|index| index.max_frame > 0), self.db.index()) {
             (None, _) => Ok(()),
-            // FIXME: the product looks at the salts alone. Recovery may have cut frames off that have no
-            // checksum, and others have come in their place.
-            (Some(before), Some(now)) if is_later(&before, &now) => Ok(()),
+            // Recovery may have cut frames off that have no checksum, and others come in their place.
+            (Some(before), Some(now)) if before == now => Ok(()),
+            (Some(before), Some(now)) if before.salts == now.salts && has_last() => Ok(()),
             _ => Err(Stop::Failed("the WAL was begun anew while the database was read".into())),
         }
     }

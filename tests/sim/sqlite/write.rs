@@ -15,11 +15,24 @@ impl Database {
         self.open(at);
         let (next, sums) = self.write_transaction(rng);
         self.sums = sums;
+        let begun = self.frames() == 0;
         self.set_index(next.len() as u32);
+        if begun && rng.chance(15) {
+            self.limit_size(rng);
+        }
         if self.synchronous {
             self.sync_wal();
         }
         self.remember(next, at, by);
+    }
+
+    /// `journal_size_limit`: the first commit of a generation cuts off what is left of the one before.
+    fn limit_size(&mut self, rng: &mut Rng) {
+        let end = wal::frame_offset(self.page_size, self.cut + 1);
+        let mut wal = self.wal.as_ref().unwrap().borrow_mut();
+        let left = (wal.len() as u64).saturating_sub(end);
+        let kept = if rng.chance(50) { 0 } else { rng.below(left + 1) };
+        wal.truncate((end + kept) as usize);
     }
 
     /// A writer dies in the middle of the wal-index header, when all of its frames are written: the
