@@ -158,23 +158,26 @@ impl Replica {
 
     /// Compares the pages from `first` on, as they are in one state of the database.
     fn audit_slice(&mut self, first: Pgno) -> Result<Slice, Cannot> {
-        let mut scan = self.open_slice(first).map_err(Cannot::Yet)?;
-        let snapshot = scan.snapshot();
         let not_yet = |why: &str| Cannot::Yet(why.to_string());
-        let index = snapshot.index.ok_or_else(|| not_yet("there is no WAL"))?;
-        // The page table follows to this state, or to a later one.
+        // First the work, then the look: what is read is held as shortly as possible.
         self.capture(Purpose::Gate)?;
         let Cursor::At(end) = self.cursor else { return Err(not_yet("capture lost its place")) };
+        if !self.frames.is_empty() {
+            return Err(not_yet("not all of it is captured"));
+        }
         let (salts, frame) = end.place();
-        if salts != index.salts || frame < index.max_frame || !self.frames.is_empty() {
+        let mut scan = self.open_slice(first).map_err(Cannot::Yet)?;
+        let snapshot = scan.snapshot();
+        let index = snapshot.index.ok_or_else(|| not_yet("there is no WAL"))?;
+        if salts != index.salts || frame > index.max_frame {
             return Err(not_yet("capture stands elsewhere"));
         }
-        // What was committed since is not in the state that is read.
+        // What was committed since is not in the page table.
         let mut later = BTreeSet::new();
-        if frame > index.max_frame {
+        if frame < index.max_frame {
             let border = self.database.border();
-            let first = index.max_frame.saturating_add(1);
-            let pages = border.and_then(|border| border.frame_pages(&index, first, frame));
+            let (first, last) = (frame.saturating_add(1), index.max_frame);
+            let pages = border.and_then(|border| border.frame_pages(&index, first, last));
             later.extend(pages.ok_or_else(|| not_yet("its wal-index cannot be read"))?);
         }
         let (Some(local), Some(point)) = (&mut self.local, self.point) else {
@@ -187,7 +190,7 @@ impl Replica {
         let (mut pages, mut differ) = (0, Vec::new());
         let more = scan.step(|pgno, page| -> Result<(), Stop> {
             pages += 1;
-            // What a later commit has cut off is not in the table.
+            // By what it grew since is not in the table.
             if pgno <= table.commit()
                 && !later.contains(&pgno)
                 && table.get(pgno)? != Some(ltx::checksum::page(pgno, page))
@@ -205,7 +208,7 @@ impl Replica {
         let sizes = Some(sizes).filter(|(now, known)| now != known && later.is_empty());
         check_generation(&scan)?;
         let read = pages * u64::from(snapshot.page_size.get());
-        let bytes = read.saturating_add(u64::from(frame).saturating_mul(FRAME_COST));
+        let bytes = read.saturating_add(u64::from(index.max_frame).saturating_mul(FRAME_COST));
         Ok(Slice { bytes, pages, next: more.then(|| scan.next()), differ, sizes })
     }
 }
