@@ -73,6 +73,8 @@ pub(crate) struct Shared {
     pub bell_frame: u32,
     /// Capture is complete up to this frame of this generation.
     pub captured: Option<(Salts, u32)>,
+    /// `iChange` there, if it is known: recovery may bring other frames to the same place.
+    pub captured_change: Option<u32>,
     pub(crate) gate: Gate,
     /// How long application threads may still wait, all in all, for a shut gate to open.
     pub patience: Duration,
@@ -291,6 +293,7 @@ impl Database {
                 wants_bell: true,
                 bell_frame: 0,
                 captured: None,
+                captured_change: None,
                 gate: Gate::Capturing,
                 patience: Duration::ZERO,
                 given_up: false,

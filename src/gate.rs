@@ -25,9 +25,10 @@ impl Shared {
         self.gate == Gate::Shut
     }
 
-    /// True if capture is complete up to this index, in its own generation.
+    /// True if capture stands at this index.
     fn has_captured(&self, index: &WalIndex) -> bool {
-        self.captured.is_some_and(|(salts, frame)| salts == index.salts && frame >= index.max_frame)
+        self.captured == Some((index.salts, index.max_frame))
+            && self.captured_change == Some(index.change)
     }
 
     /// True if capture is complete, and took in everything that was published up to this count.

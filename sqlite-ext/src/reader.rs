@@ -99,14 +99,16 @@ impl SnapshotReader {
             PageSize::new(page_size).ok_or_else(|| format!("a page size of {page_size}"))?;
         let mut page_count = number(c"PRAGMA page_count")?;
         let file = connection.file().ok_or("its file is not there")?;
+        // Without it the frames of the WAL would be missing in what is read.
         let index = file.shm_header(false).and_then(read_index);
-        if let Some(index) = index.filter(|index| index.max_frame > 0) {
+        let index = index.ok_or("its wal-index cannot be read just now")?;
+        if index.max_frame > 0 {
             page_count = index.page_count;
         }
         if page_count == 0 {
             return Err("it is empty: there is nothing to replicate yet".into());
         }
-        let snapshot = Snapshot { page_size, page_count, index };
+        let snapshot = Snapshot { page_size, page_count, index: Some(index) };
         let open = Mutex::new(Some(Open { connection, file }));
         let walk = Arc::new(Walk { path: path.to_path_buf(), open });
         register_walk(&walk);

@@ -129,7 +129,9 @@ impl Span {
 }
 
 /// Writes the newest pages of a stretch of frames as a spool file, and makes the page table follow.
+/// `in_place` is asked when they were read: false if they may be others by then.
 pub(super) fn write_frames(
+    in_place: &dyn Fn() -> bool,
     spool: &Spool,
     table: &mut PageTable,
     wal: &File,
@@ -167,7 +169,7 @@ pub(super) fn write_frames(
     }
     // Recovery may have cut the generation, and a writer gone on with it.
     let last = wal::FrameHeader::read(wal, maker.page_size, frames.last);
-    if last.map_or(true, |header| header.checksum != frames.checksum) {
+    if !in_place() || last.map_or(true, |header| header.checksum != frames.checksum) {
         return Err(Stop::Diverged(Finding::OtherFrames));
     }
     let span = Span::frames(maker.page_size, salts, frames.first, frames.last);

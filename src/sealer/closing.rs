@@ -58,12 +58,13 @@ impl Replica {
                 self.nothing_to_close(seq);
                 return Ok(None);
             }
-            self.captured_seq = seq;
+            let before = std::mem::replace(&mut self.captured_seq, seq);
             // What was left of the generation before is a piece by now.
             let alone = self.open.is_empty();
             if !self.frames.is_empty() {
                 let entry = self.next_entry(alone.then_some(txid));
-                self.write_frames(&entry)?;
+                // What could not be written is not captured.
+                self.write_frames(&entry).inspect_err(|_| self.captured_seq = before)?;
             }
             self.set_captured(seq);
             if alone {

@@ -209,9 +209,10 @@ impl Replica {
             return Err(Stop::Diverged(Finding::WalOfAnother));
         }
         self.unclear = Some(Unclear { since, again_at: Some(now + UNCLEAR_AGAIN_MS) });
-        // Until then it waits as if the engine had not been told.
+        // Until then it waits as if the engine had not been told, of what it was told before too.
         self.database.with(|shared| {
-            shared.unreported_since = earlier(shared.unreported_since, told.or(Some(now)));
+            let told = earlier(told, shared.report.unacked_since).or(Some(now));
+            shared.unreported_since = earlier(shared.unreported_since, told);
         });
         Ok(self.captured_seq)
     }
@@ -407,7 +408,18 @@ impl Replica {
             WalPosition { salts, frame: self.frames.last, checksum: self.frames.checksum };
         let end = self.frames_end.filter(|end| end.at == position);
         let entry = Entry { position: Some(position), ..entry.clone() };
+        // Recovery may have brought other frames to these places: where SQLite before 3.50.2 wrote some
+        // without a checksum, the count of commits is all that tells.
+        let taken =
+            self.judged.filter(|taken| (taken.salts, taken.max_frame) == (salts, position.frame));
+        let border = self.database.border();
+        let now = || border.and_then(|border| border.wal_index());
+        let in_place = || match (taken, now()) {
+            (Some(taken), Some(now)) => now.salts != taken.salts || now.follows(&taken),
+            _ => true,
+        };
         let written = capture::write_frames(
+            &in_place,
             &local.spool,
             &mut local.table,
             wal,
@@ -437,13 +449,14 @@ impl Replica {
     /// Publishes how far capture has come. The gate looks at it.
     pub(super) fn set_captured(&mut self, seq: u64) {
         let complete = match self.cursor {
-            Cursor::At(end) if self.frames.is_empty() => Some(end.place()),
+            Cursor::At(end) if self.frames.is_empty() => Some(end),
             _ => None,
         };
         self.captured_seq = seq;
         let busy = !matches!(self.job, LocalJob::None);
         self.database.with(|shared| {
-            shared.captured = complete;
+            shared.captured = complete.map(|end| end.place());
+            shared.captured_change = complete.and_then(|end| end.change);
             shared.captured_seq = seq;
             if complete.is_some() && !busy {
                 shared.set_gate(Gate::Capturing);

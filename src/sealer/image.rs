@@ -395,8 +395,8 @@ impl Replica {
             return Ok(());
         };
         match scan.index_now() {
-            Some(now) if now.salts == before.salts => Ok(()),
-            _ => Err("the WAL was begun anew while the database was read".into()),
+            Some(now) if now.follows(&before) => Ok(()),
+            _ => Err("the WAL was restarted or recovered while the database was read".into()),
         }
     }
 

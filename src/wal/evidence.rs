@@ -62,9 +62,8 @@ impl Proven {
     /// Where capture stands after a restart that this process made or let happen: at the beginning
     /// of the next generation, if everything before it was captured.
     pub fn restarted(&self, restart: &Restart) -> Option<Proven> {
-        let same = self.place() == restart.from;
-        let counted = self.change.is_none_or(|change| change == restart.change);
-        (same && counted).then(|| Proven::beginning(restart.to, restart.change, restart.guard))
+        let same = self.place() == restart.from && self.change == Some(restart.change);
+        same.then(|| Proven::beginning(restart.to, restart.change, restart.guard))
     }
 }
 

@@ -21,6 +21,13 @@ pub struct WalIndex {
 }
 
 impl WalIndex {
+    /// True if this was read after `earlier`, of the same generation, without a recovery in between:
+    /// that sets `change` to zero, and may bring other frames to the same places.
+    pub fn follows(&self, earlier: &WalIndex) -> bool {
+        let more = self.change.wrapping_sub(earlier.change) < 1 << 31;
+        self.salts == earlier.salts && self.max_frame >= earlier.max_frame && more
+    }
+
     /// Bytes of one copy of the header; the second copy follows the first.
     pub const LEN: usize = 48;
 
