@@ -268,9 +268,10 @@ impl World {
         let now = self.cx.now;
         let hosts = self.hosts.iter().flat_map(|host| {
             let free = host.lock.is_none();
-            host.procs.iter().enumerate().filter_map(move |(p, process)| {
-                process.due_at(now, host.wal_index(p), free)
-            })
+            host.procs
+                .iter()
+                .enumerate()
+                .filter_map(move |(p, process)| process.due_at(now, host.wal_index(p), free))
         });
         hosts.chain(self.cx.store.due()).min()
     }

@@ -114,8 +114,7 @@ impl Host {
         sh!(self, p).granted = Some((before.salts, before.max_frame));
         self.drop_slot(p);
         // Now and then a reader has a slot, and the WAL is appended to after all.
-        let granted =
-            self.db.may_begin_anew() && !self.is_pinned_but(p) && cx.rng.chance(85);
+        let granted = self.db.may_begin_anew() && !self.is_pinned_but(p) && cx.rng.chance(85);
         match how {
             Anew::Commit if granted => self.db.restart(&mut cx.rng),
             Anew::Truncate if granted => self.db.truncate(&mut cx.rng),

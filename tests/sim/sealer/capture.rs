@@ -138,7 +138,10 @@ impl Host {
                 Cursor::Unknown => return Ok(captured_seq),
             };
             if !re!(self, p).attached {
-                if re!(self, p).captured().is_some_and(|captured| captured.is_at(cx.bug, &look.index)) {
+                if re!(self, p)
+                    .captured()
+                    .is_some_and(|captured| captured.is_at(cx.bug, &look.index))
+                {
                     return Ok(look.seq);
                 }
                 return Err(Stop::Failed("the WAL was closed before it was captured".into()));
@@ -156,12 +159,7 @@ impl Host {
         self.look_again_soon(cx, p, told)
     }
 
-    fn look_again_soon(
-        &mut self,
-        cx: &mut Cx,
-        p: usize,
-        told: Option<u64>,
-    ) -> Result<usize, Stop> {
+    fn look_again_soon(&mut self, cx: &mut Cx, p: usize, told: Option<u64>) -> Result<usize, Stop> {
         let now = cx.now;
         let replica = re!(self, p);
         let since = replica.unclear.map_or(now, |unclear| unclear.since);
@@ -391,7 +389,11 @@ impl Host {
         match bug {
             Bug::FirstGenerationBelieved if !same && end.at.frame == 0 => begun(),
             Bug::StaleRestart if !same => {
-                if sh!(self, p).granted == Some(end.place()) { begun() } else { None }
+                if sh!(self, p).granted == Some(end.place()) {
+                    begun()
+                } else {
+                    None
+                }
             }
             Bug::PositionBelieved if same && index.max_frame >= end.at.frame => {
                 Some(Account::Continues)
@@ -430,13 +432,7 @@ impl Host {
 
     /// Recovery may have cut off frames without a checksum, and all that followed them, and a writer
     /// replaced some: the last frame's checksum says nothing of those.
-    fn check_index(
-        &self,
-        bug: Bug,
-        p: usize,
-        frames: &FrameSet,
-        salts: Salts,
-    ) -> Result<(), Stop> {
+    fn check_index(&self, bug: Bug, p: usize, frames: &FrameSet, salts: Salts) -> Result<(), Stop> {
         let unchecked = matches!(bug, Bug::GenerationUnchecked | Bug::UnmarkedBelieved);
         if unchecked {
             return Ok(());

@@ -154,10 +154,8 @@ impl Replica {
         let slice = (self.awake || self.job.can_step()).then_some(now);
         let news = process.attached && index.is_some() && process.shared.published != index;
         let holds = process.shared.gate != Gate::Open;
-        let to_see = news
-            || process.shared.gate == Gate::Shut
-            || !process.pinned
-            || process.slot != holds;
+        let to_see =
+            news || process.shared.gate == Gate::Shut || !process.pinned || process.slot != holds;
         let watches = self.attached && self.local.is_some() && to_see;
         let watch = watches.then(|| self.watch_at.max(now));
         let retry = self.retry_at.filter(|_| lock_is_free);
@@ -169,7 +167,9 @@ impl Replica {
     /// Where capture stands, if all that was taken is written.
     pub fn captured(&self) -> Option<Captured> {
         match self.cursor {
-            Cursor::At(end) if self.frames.is_empty() => Some(Captured { end, index: self.ends_with }),
+            Cursor::At(end) if self.frames.is_empty() => {
+                Some(Captured { end, index: self.ends_with })
+            }
             _ => None,
         }
     }

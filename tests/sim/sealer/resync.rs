@@ -181,8 +181,8 @@ impl Host {
         }
         replica.ends_with = job.scan.index();
         let seen = cursor != Cursor::Unknown;
-        let same_wal = seen
-            && ((job.attached && job.epoch == replica.epoch) || cx.bug == Bug::EpochIgnored);
+        let same_wal =
+            seen && ((job.attached && job.epoch == replica.epoch) || cx.bug == Bug::EpochIgnored);
         if !same_wal {
             // What was read is right, but the WAL that it ends in is not the one that goes on.
             replica.cursor = Cursor::Unknown;
