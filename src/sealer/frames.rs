@@ -522,7 +522,7 @@ impl Replica {
 /// The WAL is closed: either all of it is captured, or the next to open the database finds out what is
 /// missing.
 fn taken_before_the_end(cursor: Proven, look: &Look) -> Result<u64, Stop> {
-    if cursor.place() == (look.index.salts, look.index.max_frame) {
+    if cursor.is_at(&look.index) {
         return Ok(look.seq);
     }
     Err(Stop::Failed("its WAL was closed before all of it was captured".into()))

@@ -143,9 +143,10 @@ impl Host {
         match resume(cx.bug, &found, &local.state, attach, wal.as_deref().unwrap_or(NO_WAL)) {
             Resume::At(end) => re!(self, p).cursor = Cursor::At(end),
             Resume::Compare(_) if cx.bug == Bug::ForgetDivergence => {
-                let index = attach.index.unwrap_or_else(|| self.db.index().unwrap());
-                let end = Proven::beginning(index.salts, index.change, attach.guard);
-                re!(self, p).cursor = Cursor::At(end);
+                if let Some(index) = attach.index.or(self.db.index()) {
+                    let end = Proven::beginning(index.salts, index.change, attach.guard);
+                    re!(self, p).cursor = Cursor::At(end);
+                }
             }
             Resume::Compare(why) => {
                 cx.log(format_args!("host {}.{p}: {why}", self.id));
