@@ -128,18 +128,25 @@ impl Span {
     }
 }
 
+/// A stretch of frames to be read from the WAL.
+pub(super) struct Stretch<'a> {
+    pub wal: &'a File,
+    pub frames: &'a FrameSet,
+    /// Their generation.
+    pub salts: Salts,
+    /// Asked when they were read: false if they may be others by then.
+    pub in_place: &'a dyn Fn() -> bool,
+}
+
 /// Writes the newest pages of a stretch of frames as a spool file, and makes the page table follow.
-/// `in_place` is asked when they were read: false if they may be others by then.
 pub(super) fn write_frames(
-    in_place: &dyn Fn() -> bool,
     spool: &Spool,
     table: &mut PageTable,
-    wal: &File,
-    frames: &FrameSet,
-    salts: Salts,
+    stretch: &Stretch<'_>,
     maker: &Maker,
     entry: Entry,
 ) -> Result<Entry, Stop> {
+    let Stretch { wal, frames, salts, in_place } = *stretch;
     if frames.commit == 0 {
         return Err(Stop::Diverged(Finding::EmptyCommit));
     }

@@ -3,7 +3,7 @@
 use std::fs::File;
 
 use super::WATCH_INTERVAL_MS;
-use super::capture::{self, Cursor, Stop, finding_of};
+use super::capture::{self, Cursor, Stop, Stretch, finding_of};
 use super::open::Local;
 use super::replica::{LocalJob, Purpose, Replica, earlier, maker};
 use crate::database::Gate;
@@ -418,16 +418,9 @@ impl Replica {
             (Some(taken), Some(now)) => now.salts != taken.salts || now.follows(&taken),
             _ => true,
         };
-        let written = capture::write_frames(
-            &in_place,
-            &local.spool,
-            &mut local.table,
-            wal,
-            &self.frames,
-            salts,
-            &maker,
-            entry,
-        )?;
+        let stretch = Stretch { wal, frames: &self.frames, salts, in_place: &in_place };
+        let (spool, table) = (&local.spool, &mut local.table);
+        let written = capture::write_frames(spool, table, &stretch, &maker, entry)?;
         self.piece = written.pieces.1;
         self.cursor = Cursor::At(end.unwrap_or(Proven::position(position)));
         self.clear_frames();
