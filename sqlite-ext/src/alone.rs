@@ -58,7 +58,7 @@ impl AloneReader {
     }
 }
 
-/// What is committed, as long as the connection has the database to itself. Under the lock, so that
+/// Returns the last committed wal-index of an exclusive connection. Under the lock, so that
 /// its close does not take the wal-index away under the look.
 fn index_alone(handle: &Handle) -> Option<WalIndex> {
     let readable = handle.readable.lock();

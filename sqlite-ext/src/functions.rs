@@ -43,13 +43,13 @@ struct Schema {
 
 /// The connection's own file of a database.
 enum File {
-    /// It was opened through walferry, and its commits are replicated.
+    /// Opened through walferry; commits of this connection are replicated.
     Replicated(Arc<Handle>),
     /// No replica is named for it.
     Plain,
     /// Its replica was refused when it was opened, and why: the status has that already.
     Refused(String),
-    /// It has a replica that does not get what this connection commits, and why.
+    /// A replica is named, and commits of this connection do not reach it; the text says why.
     Astray(String),
 }
 

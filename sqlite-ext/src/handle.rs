@@ -36,17 +36,18 @@ pub struct Handle {
     pub(crate) mapping: Mutex<()>,
     /// SQLite has asked whether the file was moved, as it does just before it closes it.
     pub(crate) closes: AtomicBool,
-    /// It holds a lock on the file, of whatever level.
+    /// True while this connection holds a lock on the file, of any level.
     pub(crate) locked: AtomicBool,
     /// It holds the file's EXCLUSIVE lock.
     pub(crate) exclusive: AtomicBool,
-    /// That lock, as the guard that it is.
+    /// The guard that the EXCLUSIVE lock is, while this connection holds that lock.
     pub(crate) guard: Mutex<Option<Guard>>,
     /// How the file looked just after that lock was taken.
     pub(crate) before: Mutex<Option<Fingerprint>>,
     /// The wal-index after its last commit under that lock, or when it was taken.
     pub(crate) last: Mutex<Option<WalIndex>>,
-    /// What was seen just before the pin was given up for this connection, in vain.
+    /// The look at index, file and guard just before the pin was dropped for this connection, whose
+    /// request for EXCLUSIVE was then refused.
     pub(crate) gap: Mutex<Option<Gap>>,
     /// The wal-index when this connection asked for all read slots, which it has.
     pub(crate) restarting: Mutex<Option<WalIndex>>,

@@ -105,7 +105,7 @@ impl RawFile {
         rc == SQLITE_OK && limit > 0
     }
 
-    /// Whether the path of the file names another file by now, or none, as far as the VFS tells.
+    /// True if the VFS tells that the path of this file names another file by now, or none.
     pub fn has_moved(&self) -> bool {
         const SQLITE_FCNTL_HAS_MOVED: c_int = 20;
         let mut moved: c_int = 0;

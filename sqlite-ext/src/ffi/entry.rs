@@ -51,7 +51,7 @@ pub fn handle_of(api: &Api, db: api::Connection, schema: &CStr) -> Option<Arc<Ha
     (!handle.is_null()).then(|| unsafe { Arc::from_raw(handle) })
 }
 
-/// Whether a replica is named for a connection's file, by its URI, the environment or the
+/// True if a replica is named for a connection's file, by its URI, the environment or the
 /// configuration file.
 pub fn names_replica(api: &Api, db: api::Connection, schema: &CStr) -> bool {
     let name = api.file_name(db, schema);
