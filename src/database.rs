@@ -16,7 +16,7 @@ use crate::local::shared::{Call, Place, SharedPage};
 use crate::local::state::Fingerprint;
 use crate::process::{Control, Process};
 use crate::settings::Settings;
-use crate::status::Report;
+use crate::status::{Report, lag_of};
 use crate::store;
 use crate::units::Salts;
 use crate::wal::WalIndex;
@@ -371,12 +371,18 @@ impl Database {
         last
     }
 
+    /// The WAL is about to be looked at for the first time since nobody of this process had it: what
+    /// connections publish from now on is of this one.
+    pub fn attaching(&self) {
+        self.with(|shared| shared.published = None);
+    }
+
     /// The WAL was opened and its index read for the first time since nobody of this process had
-    /// it: called under a read lock.
-    pub fn attached(&self, attach: Attach) {
+    /// it: called under a read lock. Others may have committed since that was read, and published it.
+    pub fn attached(&self, attach: Attach, read: ReadIndex<'_>) {
         self.with(|shared| {
             shared.transitions.push_back(Transition::Attached(attach));
-            shared.published = attach.index;
+            shared.published = shared.published.or(attach.index);
             shared.captured = None;
             shared.restart = None;
             shared.commit_seq += 1;
@@ -389,6 +395,7 @@ impl Database {
             }
         });
         self.send(Control::Attached(self.id));
+        self.committed(read);
     }
 
     /// Looks at the wal-index for commits of others, and has them taken in like this process's own.
@@ -416,30 +423,30 @@ impl Database {
         Some(index)
     }
 
-    /// The write lock is about to be given up with the wal-index like this: if it has moved,
-    /// something was committed.
-    pub fn committed(&self, index: WalIndex) {
+    /// The write lock is about to be given up: if the wal-index has moved, something was committed. It
+    /// is read under the lock of this, so that what is published never goes back.
+    pub fn committed(&self, read: ReadIndex<'_>) {
         let Some(process) = self.process.upgrade() else { return };
         enum News {
             None,
-            Ours { at: u64, ring: bool },
+            Ours { index: WalIndex, at: u64, ring: bool },
             Shippers(Arc<SharedPage>),
         }
         let news = self.with(|shared| {
-            if shared.published == Some(index) {
+            let Some(index) = read().filter(|index| shared.published != Some(*index)) else {
                 return News::None;
-            }
+            };
             shared.published = Some(index);
             shared.commit_seq += 1;
             if let Some(page) = shared.shippers_page() {
                 return News::Shippers(page);
             }
             let at = *shared.unreported_since.get_or_insert_with(|| process.now());
-            News::Ours { at, ring: shared.is_to_ring(index.max_frame) }
+            News::Ours { index, at, ring: shared.is_to_ring(index.max_frame) }
         });
         match news {
             News::None => {}
-            News::Ours { at, ring } => {
+            News::Ours { index, at, ring } => {
                 process.commit(CommittedFrames { database: self.id, index, at }, ring);
             }
             News::Shippers(page) => {
@@ -535,8 +542,7 @@ impl Database {
                     crate::standby::overlay(&mut report, &page, now);
                 }
                 _ => {
-                    let oldest = report.unacked_since;
-                    report.lag_ms = oldest.map_or(0, |since| now.saturating_sub(since));
+                    report.lag_ms = lag_of(report.unacked_since, now);
                 }
             }
             report

@@ -71,9 +71,14 @@ impl Replications {
         }
     }
 
+    /// [`Database::attaching`] of all.
+    pub fn attaching(&self) {
+        self.each().for_each(|database| database.attaching());
+    }
+
     /// [`Database::attached`] of all.
-    pub fn attached(&self, attach: Attach) {
-        self.each().for_each(|database| database.attached(attach));
+    pub fn attached(&self, attach: Attach, read: ReadIndex<'_>) {
+        self.each().for_each(|database| database.attached(attach, read));
     }
 
     /// [`Database::detached`] of all.
@@ -82,8 +87,8 @@ impl Replications {
     }
 
     /// [`Database::committed`] of all.
-    pub fn committed(&self, index: WalIndex) {
-        self.each().for_each(|database| database.committed(index));
+    pub fn committed(&self, read: ReadIndex<'_>) {
+        self.each().for_each(|database| database.committed(read));
     }
 
     /// [`Database::checkpoint_begins`] of all.

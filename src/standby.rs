@@ -11,7 +11,7 @@ use crate::database::{Database, Gate, ReadIndex, Role, Shared, WaitError};
 use crate::gate::GATE_TIMEOUT;
 use crate::local::shared::{Call, Place, SharedPage, View, pid_namespace};
 use crate::process::Control;
-use crate::status::{Report, STATES, lag_known};
+use crate::status::{Report, STATES, lag_known, lag_of};
 use crate::units::Txid;
 use crate::wal::WalIndex;
 
@@ -222,7 +222,7 @@ pub(crate) fn overlay(report: &mut Report, page: &SharedPage, now: u64) {
     let unacked = view.as_ref().and_then(|view| view.unacked_since.checked_sub(1));
     let oldest = [unacked, page.peek_unreported()].into_iter().flatten().min();
     report.unacked_since = oldest;
-    report.lag_ms = oldest.map_or(0, |since| now.saturating_sub(since));
+    report.lag_ms = lag_of(oldest, now);
     let quiet_for = now.saturating_sub(page.last_alive());
     report.unheard = view
         .as_ref()
@@ -304,6 +304,7 @@ mod tests {
         assert_eq!(report(1000).lag_known(), Some(0));
         assert_eq!(report(1001 + SILENT_MS).lag_known(), None, "it is stopped");
         page.unreported(2000);
+        assert_eq!(report(2000).lag_known(), Some(1), "0 would say that nothing waits");
         assert_eq!(report(1001 + SILENT_MS).lag_known(), Some(SILENT_MS - 999));
     }
 }

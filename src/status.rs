@@ -81,6 +81,12 @@ pub struct Audited {
     pub differed: u64,
 }
 
+/// The lag in milliseconds, where the oldest commit that waits was made at `oldest`. 0 says that nothing
+/// waits, so what was committed in this same millisecond counts as one.
+pub(crate) fn lag_of(oldest: Option<u64>, now: u64) -> u64 {
+    oldest.map_or(0, |since| now.saturating_sub(since).max(1))
+}
+
 /// The lag in a state, if it is known: a database that is not looked at, or not yet, is not up to date.
 pub(crate) fn lag_known(state: &str, lag_ms: u64) -> Option<u64> {
     let is_looked_at = !matches!(state, "opening" | "error" | "not-wal");
@@ -204,6 +210,14 @@ mod tests {
             (report.state, report.unheard, report.lag_ms) = (state, unheard, lag_ms);
             assert_eq!(report.to_json()["lag_ms"], shown, "{state} {unheard} {lag_ms}");
         }
+    }
+
+    #[test]
+    fn a_lag_of_nothing_means_that_nothing_waits() {
+        assert_eq!(lag_of(None, 5), 0);
+        assert_eq!(lag_of(Some(5), 5), 1, "committed in this same millisecond");
+        assert_eq!(lag_of(Some(5), 4), 1, "by another process's clock");
+        assert_eq!(lag_of(Some(5), 105), 100);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use walferry::status::Report;
 use crate::api::{self, Api, Connection, OwnConnection, Value};
 use crate::ffi;
 use crate::handle::Handle;
-use crate::registry::{self, Shimmed};
+use crate::registry::Shimmed;
 
 /// All functions answer alike, whether or not they can fail.
 type Answer = Result<Value, String>;
@@ -261,7 +261,8 @@ fn see_wal(call: &Call<'_>, schema: &Schema) -> Result<bool, String> {
 /// Puts a database that is to be replicated, and has something in it, into WAL mode. A new one is
 /// left alone: its page size may still be chosen, which WAL mode would end.
 pub fn prepare_connection(api: &Api, db: Connection) {
-    let Some(shimmed) = registry::shimmed_of(api, db) else { return };
+    let Some(handle) = ffi::handle_of(api, db, c"main") else { return };
+    let shimmed = &handle.shimmed;
     let path = shimmed.database.path();
     if api.is_read_only(db, c"main") || !has_pages(path) {
         return;

@@ -77,8 +77,6 @@ impl MainFile<'_> {
                         .or_else(|| handle.real.shm_header(false));
                     handle.set_shm(shm);
                     handle.shimmed.attach(|| shm.and_then(read_index));
-                    // Another connection may have committed while the pin was being taken.
-                    self.publish();
                 }
                 rc
             }
@@ -90,10 +88,8 @@ impl MainFile<'_> {
     /// nobody else can be writing.
     fn publish(&self) {
         let handle = self.0;
-        if handle.shimmed.is_attached()
-            && let Some(index) = handle.index()
-        {
-            handle.database().committed(index);
+        if handle.shimmed.is_attached() {
+            handle.database().committed(&|| handle.index());
         }
     }
 
@@ -293,11 +289,13 @@ impl MainFile<'_> {
         *handle.last.lock() = Some(index);
         if !handle.shimmed.is_attached() {
             let (guard, fingerprint) = (*handle.guard.lock(), handle.before.lock().take());
+            handle.database().attaching();
             handle.shimmed.attached.store(true, Ordering::Release);
             handle.shimmed.written.store(false, Ordering::Release);
-            handle.database().attached(Attach { guard, index: Some(index), fingerprint });
+            let attach = Attach { guard, index: Some(index), fingerprint };
+            handle.database().attached(attach, &|| Some(index));
         }
-        handle.database().committed(index);
+        handle.database().committed(&|| Some(index));
     }
 
     /// Before `xClose`.

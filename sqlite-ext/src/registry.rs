@@ -7,14 +7,13 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use walferry::config::canonical;
 use walferry::database::{Attach, WalEnd};
 use walferry::local::state::Fingerprint;
 use walferry::replications::Replications;
 use walferry::wal::WalIndex;
 use walferry::wal::evidence::Guard;
 
-use crate::api::{self, Api, BaseVfs, Connection, OwnConnection};
+use crate::api::{self, BaseVfs, OwnConnection};
 use crate::handle::{Gap, Handle};
 use crate::pin::Pin;
 use crate::reader;
@@ -114,12 +113,6 @@ pub(crate) fn find(path: &Path) -> Option<Arc<Shimmed>> {
     databases().as_ref()?.get(path).and_then(Weak::upgrade)
 }
 
-/// The replicated database that a connection has as its main one.
-pub(crate) fn shimmed_of(api: &Api, db: Connection) -> Option<Arc<Shimmed>> {
-    let path = api.main_path(db)?;
-    find(&canonical(&path))
-}
-
 /// A pin that cannot be had is asked for again after so long, or when something changes.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -198,11 +191,13 @@ impl Shimmed {
     ///
     /// The index is read under the pin, and the file is looked at after it: whatever is committed
     /// from then on counts in the index.
-    pub(crate) fn attach(&self, index: impl FnOnce() -> Option<WalIndex>) {
+    pub(crate) fn attach(&self, index: impl Fn() -> Option<WalIndex>) {
         let _turn = self.turn.lock();
-        if self.attached.swap(true, Ordering::AcqRel) {
+        if self.is_attached() {
             return;
         }
+        self.database.attaching();
+        self.attached.store(true, Ordering::Release);
         self.written.store(false, Ordering::Release);
         if !self.repin() {
             log::warn!(
@@ -211,10 +206,10 @@ impl Shimmed {
             );
         }
         let guard = self.guard();
-        let index = index();
+        let seen = index();
         let guard = guard.filter(|_| guard == self.guard());
         let fingerprint = Fingerprint::of(self.database.path()).ok();
-        self.database.attached(Attach { guard, index, fingerprint });
+        self.database.attached(Attach { guard, index: seen, fingerprint }, &index);
     }
 
     /// Takes the pin if it is not held; whether it is held now. Not while a connection of this process

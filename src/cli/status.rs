@@ -16,7 +16,7 @@ use crate::local::spool::Spool;
 use crate::local::state::State;
 use crate::local::{self, replicas};
 use crate::standby::{is_gone, state_of};
-use crate::status::lag_known;
+use crate::status::{lag_known, lag_of};
 use crate::units::{Timestamp, Txid, WriterId};
 
 /// Arguments of `walferry status`.
@@ -150,8 +150,7 @@ impl Seen {
         self.acked = self.acked.max(Txid(view.acked));
         let oldest = [view.unacked_since.checked_sub(1), glance.unreported_since];
         let oldest = oldest.into_iter().flatten().min();
-        let lag = oldest.map_or(0, |since| now.saturating_sub(since));
-        self.lag_ms = lag_known(self.state, lag);
+        self.lag_ms = lag_known(self.state, lag_of(oldest, now));
         if !view.error.is_empty() {
             self.last_error = Some(view.error.clone());
         }

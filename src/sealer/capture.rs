@@ -175,8 +175,8 @@ pub(super) fn write_frames(
         return Err(Stop::Diverged(Finding::WalOfAnother));
     }
     // Recovery may have cut the generation, and a writer gone on with it.
-    let last = wal::FrameHeader::read(wal, maker.page_size, frames.last);
-    if !in_place() || last.map_or(true, |header| header.checksum != frames.checksum) {
+    let last = wal::checksum_at(wal, maker.page_size, frames.last);
+    if !in_place() || last.map_or(true, |checksum| checksum != frames.checksum) {
         return Err(Stop::Diverged(Finding::OtherFrames));
     }
     let span = Span::frames(maker.page_size, salts, frames.first, frames.last);

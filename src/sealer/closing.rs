@@ -229,6 +229,7 @@ impl Replica {
                 }
                 self.engine.handle(now, Event::Inspected { txid, verdict });
                 self.after_inspection(txid);
+                self.note_claim();
                 return;
             }
             Outcome::Confirmed { arrived } => {
@@ -246,6 +247,19 @@ impl Replica {
             Outcome::History(done) => return self.history_done(done),
         };
         self.engine.handle(now, event);
+        self.note_claim();
+    }
+
+    /// That the log was found to be ours is remembered: else the next start would take it once more,
+    /// from whoever has it by then.
+    fn note_claim(&mut self) {
+        let Some(local) = &mut self.local else { return };
+        if !self.engine.has_claimed() || std::mem::replace(&mut local.state.claimed, true) {
+            return;
+        }
+        if let Err(error) = local.save(true) {
+            log::error!("{}: {error}", self.database.label());
+        }
     }
 
     /// The store confirmed a file, perhaps after a look at what it follows.

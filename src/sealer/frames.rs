@@ -13,7 +13,7 @@ use crate::local;
 use crate::local::spool::Entry;
 use crate::units::{PageSize, Salts, Txid, WalPosition};
 use crate::wal::evidence::{self, Account, Guard, Proven, Sight};
-use crate::wal::{FrameSet, NO_WAL, Tail, WalIndex};
+use crate::wal::{FrameSet, NO_WAL, Tail, WalIndex, checksum_at, reaches};
 
 /// Open pieces are joined when so many have gathered, so that closing never opens too many files.
 const OPEN_PIECES_MAX: usize = 64;
@@ -243,14 +243,21 @@ impl Replica {
     }
 
     /// True if everything up to this look was accounted for before. What holds others from the WAL
-    /// now does so from here on.
+    /// now does so from here on. An index that is equal is not enough: recovery sets its count to 0, and
+    /// it may have come back to where it was, with other frames.
     fn is_judged(&mut self, look: &Look) -> bool {
         let end = match (&mut self.frames_end, &mut self.cursor) {
             (Some(end), _) if !self.frames.is_empty() => end,
             (_, Cursor::At(end)) => end,
             _ => return false,
         };
-        let known = self.judged == Some(look.index) && end.change == Some(look.index.change);
+        let is_there = |wal: &File| {
+            let size = look.index.page_size;
+            checksum_at(wal, size, end.at.frame).is_ok_and(|now| now == end.at.checksum)
+        };
+        let known = self.judged == Some(look.index)
+            && end.change == Some(look.index.change)
+            && (end.at.frame == 0 || self.wal.as_ref().is_some_and(is_there));
         if known {
             end.guard = look.guard;
         }
@@ -416,7 +423,9 @@ impl Replica {
         let now = || border.and_then(|border| border.wal_index());
         let in_place = || match (taken, now()) {
             (Some(taken), Some(now)) => now.salts != taken.salts || now.follows(&taken),
-            _ => true,
+            // A writer died in the midst of its header, and those who recovered may have died so too.
+            (Some(_), None) => reaches(wal, point.page_size, position),
+            (None, _) => true,
         };
         let stretch = Stretch { wal, frames: &self.frames, salts, in_place: &in_place };
         let (spool, table) = (&local.spool, &mut local.table);
@@ -487,15 +496,24 @@ impl Replica {
             "{}: {pending} bytes wait in the spool, more than its cap of {cap}",
             self.database.label()
         );
+        let mut forgotten = true;
         for entry in std::mem::take(&mut self.open) {
             if let Err(error) = forget(local, &entry) {
                 log::error!("{}: {error}", self.database.label());
+                forgotten = false;
             }
         }
-        self.piece = match (self.closed.back(), local.state.base) {
+        let last = match (self.closed.back(), local.state.base) {
             (Some(file), _) => file.entry.pieces.1,
             (None, base) => base.map_or(0, |base| base.piece),
         };
+        if forgotten {
+            self.piece = last;
+        } else {
+            // A number that is given again would name two files: only what begins behind all of them
+            // is certain.
+            self.need_image();
+        }
         self.cursor = Cursor::Unknown;
         self.epoch += 1;
         self.database.with(|shared| {
@@ -503,7 +521,9 @@ impl Replica {
             shared.set_gate(Gate::Open);
         });
         self.note(Finding::SpoolFull);
-        self.engine.handle(self.process.now(), Event::Diverged);
+        if forgotten {
+            self.engine.handle(self.process.now(), Event::Diverged);
+        }
     }
 
     pub(super) fn pending_bytes(&self) -> u64 {

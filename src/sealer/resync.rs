@@ -230,8 +230,6 @@ impl Replica {
             return Ok(());
         }
         self.cursor = job.scan.end();
-        // A walk that ends at a frame without a checksum accounts for it like any other.
-        self.judged = job.scan.snapshot().index;
         let seen = self.cursor != Cursor::Unknown;
         let same_wal = seen && job.attached && job.epoch == self.epoch();
         if !same_wal {

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use super::frames::word;
+use super::frames::{checksum, word};
 use super::{FRAME_HEADER_LEN, FrameSet, ReadAt, WAL_HEADER_LEN, WalHeader, frame_offset};
 use crate::units::{PageSize, Pgno, WalPosition};
 
@@ -151,19 +151,6 @@ fn running_checksum<R: ReadAt + ?Sized>(
         }
     }
     Some(sum)
-}
-
-/// The checksum of `wal.c`, over pairs of words.
-fn checksum(big_endian: bool, from: (u32, u32), bytes: &[u8]) -> (u32, u32) {
-    let (mut a, mut b) = from;
-    for pair in bytes.chunks_exact(8) {
-        let at = |at| word(pair, at).unwrap_or(0);
-        let (x, y) = (at(0), at(4));
-        let (x, y) = if big_endian { (x, y) } else { (x.swap_bytes(), y.swap_bytes()) };
-        a = a.wrapping_add(x).wrapping_add(b);
-        b = b.wrapping_add(y).wrapping_add(a);
-    }
-    (a, b)
 }
 
 #[cfg(test)]

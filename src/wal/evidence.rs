@@ -6,7 +6,8 @@
 //! - Both salts change when a WAL is restarted (`walRestartHdr`: the first grows by one, the second
 //!   is random), and a new WAL file gets two random ones. Equal salts are one generation.
 //! - A frame's checksum is cumulative (`walEncodeFrame`). A frame that still carries the checksum
-//!   that was captured has the same frames before it.
+//!   that was captured has the same frames before it. For frames without one there is a
+//!   [`checksum_at`] of ours.
 //! - `iChange` grows by one with each commit (`sqlite3WalFrames`) and is left alone by a restart.
 //!   Recovery sets it to 0 (`walIndexRecover`).
 //! - A new generation overwrites the file from its first frame on. What it has not reached is still
@@ -16,7 +17,7 @@
 
 use std::io;
 
-use super::{FrameHeader, ReadAt, Tail, WalHeader, WalIndex, tail};
+use super::{FrameHeader, ReadAt, Tail, WalHeader, WalIndex, checksum_at, tail};
 use crate::units::{PageSize, Salts, WalPosition};
 
 /// A stretch of time in which no other process can restart or remove the WAL: it ends with the lock
@@ -128,7 +129,7 @@ pub enum Account {
 pub enum Gap {
     /// The same generation ends before the position: recovery cut it.
     WentBack,
-    /// The same generation has another frame at the position, or none that can be told from one.
+    /// The same generation has another frame at the position.
     OtherFrames,
     /// Another generation, and commits that are not accounted for.
     Restarted,
@@ -167,19 +168,8 @@ fn same<R: ReadAt + ?Sized>(proven: &Proven, sight: &Sight<'_, R>) -> io::Result
         // All of the generation is taken: whatever is in it is all.
         return Ok(Account::Continues);
     }
-    if FrameHeader::read(wal, page_size, at.frame)?.checksum != at.checksum {
-        return Ok(Account::NotProven(Gap::OtherFrames));
-    }
-    if at.checksum != (0, 0) {
-        return Ok(Account::Continues);
-    }
-    // A frame that SQLite before 3.50.2 wrote without a checksum is like any other such frame. Had
-    // recovery cut it off and others come in its place, `iChange` would have begun at 0 since, and
-    // counted no more commits up to here than there are frames.
-    let Some(change) = proven.change else { return Ok(Account::NotProven(Gap::OtherFrames)) };
-    let later = count_commits(wal, page_size, at.frame.saturating_add(1), index.max_frame)?;
-    let counted = index.change == change.wrapping_add(later) && change > at.frame;
-    Ok(if counted { Account::Continues } else { Account::NotProven(Gap::OtherFrames) })
+    let there = checksum_at(wal, page_size, at.frame)? == at.checksum;
+    Ok(if there { Account::Continues } else { Account::NotProven(Gap::OtherFrames) })
 }
 
 /// Another generation is there.

@@ -85,6 +85,19 @@ pub struct FrameHeader {
 }
 
 impl FrameHeader {
+    /// True if the frame has salts and a checksum.
+    fn is_marked(&self) -> bool {
+        self.salts != Salts(0, 0) || self.checksum != (0, 0)
+    }
+
+    /// Its checksum, or this where it has none.
+    fn checksum_or(
+        &self,
+        unmarked: impl FnOnce() -> io::Result<(u32, u32)>,
+    ) -> io::Result<(u32, u32)> {
+        if self.is_marked() { Ok(self.checksum) } else { unmarked() }
+    }
+
     /// Reads one frame's header.
     pub fn read<R: ReadAt + ?Sized>(
         wal: &R,
@@ -103,6 +116,51 @@ impl FrameHeader {
     }
 }
 
+/// Frames before a frame that are looked at for its checksum when none of them has one.
+const UNMARKED_MAX: u32 = 64;
+
+/// The checksum by which a frame is told from any other at its place: the one in its header. SQLite
+/// before 3.50.2 now and then writes the frames of a transaction with zeros there, and recovery cuts
+/// them off: such a frame's is made from its own bytes and those of up to 64 before it.
+pub fn checksum_at<R: ReadAt + ?Sized>(
+    wal: &R,
+    page_size: PageSize,
+    frame: u32,
+) -> io::Result<(u32, u32)> {
+    let header = FrameHeader::read(wal, page_size, frame)?;
+    if header.is_marked() {
+        return Ok(header.checksum);
+    }
+    let (mut first, mut sum) = (frame, (0, 0));
+    while first > 1 && frame - first < UNMARKED_MAX {
+        let before = FrameHeader::read(wal, page_size, first - 1)?;
+        if before.is_marked() {
+            sum = before.checksum;
+            break;
+        }
+        first -= 1;
+    }
+    let mut bytes = vec![0; FRAME_HEADER_LEN + page_size.bytes()];
+    for number in first..=frame {
+        wal.read_exact_at(&mut bytes, frame_offset(page_size, number))?;
+        sum = checksum(true, sum, &bytes);
+    }
+    Ok(sum)
+}
+
+/// The checksum of `wal.c`, over pairs of words.
+pub(super) fn checksum(big_endian: bool, from: (u32, u32), bytes: &[u8]) -> (u32, u32) {
+    let (mut a, mut b) = from;
+    for pair in bytes.chunks_exact(8) {
+        let at = |at| word(pair, at).unwrap_or(0);
+        let (x, y) = (at(0), at(4));
+        let (x, y) = if big_endian { (x, y) } else { (x.swap_bytes(), y.swap_bytes()) };
+        a = a.wrapping_add(x).wrapping_add(b);
+        b = b.wrapping_add(y).wrapping_add(a);
+    }
+    (a, b)
+}
+
 pub(super) fn word(bytes: &[u8], at: usize) -> Option<u32> {
     let field = bytes.get(at..at.checked_add(4)?)?;
     Some(u32::from_be_bytes(field.try_into().ok()?))
@@ -119,7 +177,7 @@ pub struct FrameSet {
     pub newest: BTreeMap<Pgno, u32>,
     /// Size of the database in pages after the last commit of the stretch.
     pub commit: u32,
-    /// Checksum stored in the last frame's header.
+    /// The last frame's checksum ([`checksum_at`]).
     pub checksum: (u32, u32),
 }
 
@@ -149,13 +207,15 @@ impl FrameSet {
             }
             headers.push((frame, header));
         }
+        let Some((_, end)) = headers.last() else { return Ok(()) };
+        let checksum = end.checksum_or(|| checksum_at(wal, page_size, last))?;
         for (frame, header) in headers {
             self.newest.insert(header.pgno, frame);
             if self.first == 0 {
                 self.first = frame;
             }
             self.last = frame;
-            self.checksum = header.checksum;
+            self.checksum = checksum;
             if header.commit != 0 {
                 self.commit = header.commit;
             }
@@ -186,6 +246,7 @@ impl FrameSet {
                 "the wal-index and frame {last} of the WAL disagree"
             )));
         }
+        let checksum = header.checksum_or(|| checksum_at(wal, page_size, last))?;
         for (frame, pgno) in (first..=last).zip(pages) {
             self.newest.insert(*pgno, frame);
         }
@@ -193,7 +254,7 @@ impl FrameSet {
             self.first = first;
         }
         self.last = last;
-        self.checksum = header.checksum;
+        self.checksum = checksum;
         self.commit = header.commit;
         Ok(())
     }

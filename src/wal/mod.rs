@@ -15,7 +15,9 @@ mod index;
 mod tests;
 
 pub use chain::{Recovered, Tail, reaches, recover, tail};
-pub use frames::{FrameHeader, FrameSet, ReadAt, WalHeader, frame_offset, read_frame_page};
+pub use frames::{
+    FrameHeader, FrameSet, ReadAt, WalHeader, checksum_at, frame_offset, read_frame_page,
+};
 pub use index::WalIndex;
 
 /// Length of the WAL's header in bytes.

@@ -159,11 +159,6 @@ impl Api {
         NonNull::new(unsafe { ours.as_ref().pAppData }.cast()).map(BaseVfs)
     }
 
-    /// Path of a connection's main database.
-    pub fn main_path(&self, db: Connection) -> Option<std::path::PathBuf> {
-        self.path(db, c"main")
-    }
-
     /// Path of a connection's database; `None` for one in memory or a temporary one.
     pub fn path(&self, db: Connection, schema: &CStr) -> Option<std::path::PathBuf> {
         // SAFETY: null or a nul-terminated path of SQLite's.

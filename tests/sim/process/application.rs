@@ -49,6 +49,7 @@ impl Host {
             self.act_from_outside(cx, p);
         }
         self.db.open(cx.now);
+        sh!(self, p).published = None;
         self.procs[p].attached = true;
         self.meanwhile(cx, p);
         self.repin(p);

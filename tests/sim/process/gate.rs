@@ -41,7 +41,7 @@ impl Host {
     ) -> Result<(), Stop> {
         let shared = &mut sh!(self, p);
         shared.transitions.push_back(Transition::Attached(attach));
-        shared.published = attach.index;
+        shared.published = shared.published.or(attach.index);
         shared.captured = None;
         shared.restart = None;
         shared.seqs.push(head);
@@ -114,10 +114,9 @@ impl Host {
         let Some(replica) = &mut self.procs[p].replica else { return false };
         let (Some(wal), Cursor::At(_)) = (wal, replica.cursor) else { return false };
         let size = self.db.page_size();
-        let frame =
-            walferry::wal::FrameHeader::read(wal.borrow().as_slice(), size, index.max_frame)
-                .unwrap();
-        let (salts, checksum) = (index.salts, frame.checksum);
+        let checksum =
+            walferry::wal::checksum_at(wal.borrow().as_slice(), size, index.max_frame).unwrap();
+        let salts = index.salts;
         let at = walferry::units::WalPosition { salts, frame: index.max_frame, checksum };
         replica.cursor = Cursor::At(Proven { at, change: Some(index.change), guard: None });
         true

@@ -7,7 +7,7 @@ use walferry::engine::Event;
 use walferry::local::spool::Entry;
 use walferry::units::{PageSize, Salts, WalPosition};
 use walferry::wal::evidence::{self, Account, Guard, Proven, Sight};
-use walferry::wal::{self, FrameHeader, FrameSet, NO_WAL, ReadAt, Tail, WalHeader, WalIndex};
+use walferry::wal::{self, FrameHeader, NO_WAL, ReadAt, Tail, WalHeader, WalIndex};
 
 use super::Cursor;
 use super::files::Span;
@@ -146,7 +146,7 @@ impl Host {
                 }
                 return Err(Stop::Failed("the WAL was closed before it was captured".into()));
             }
-            if self.is_judged(p, &look) {
+            if self.is_judged(cx.bug, p, &look) {
                 return Ok(look.seq);
             }
             if self.take_seen(cx, p, cursor, &look)? {
@@ -214,14 +214,23 @@ impl Host {
     }
 
     /// True if everything up to this look was accounted for before.
-    fn is_judged(&mut self, p: usize, look: &Look) -> bool {
+    fn is_judged(&mut self, bug: Bug, p: usize, look: &Look) -> bool {
         let replica = re!(self, p);
         let end = match (&mut replica.frames_end, &mut replica.cursor) {
             (Some(end), _) if !replica.frames.is_empty() => end,
             (_, Cursor::At(end)) => end,
             _ => return false,
         };
-        let known = replica.judged == Some(look.index) && end.change == Some(look.index.change);
+        let size = self.db.page_size();
+        let is_there = |wal: &WalFile| {
+            let wal = wal.borrow();
+            wal::checksum_at(wal.as_slice(), size, end.at.frame).ok() == Some(end.at.checksum)
+        };
+        let known = replica.judged == Some(look.index)
+            && end.change == Some(look.index.change)
+            && (bug == Bug::EqualIndexBelieved
+                || end.at.frame == 0
+                || replica.wal.as_ref().is_some_and(is_there));
         if known {
             end.guard = look.guard;
         }
@@ -406,19 +415,21 @@ impl Host {
         self.write_frames(cx, p, entry)
     }
 
-    /// Recovery may have cut off frames without a checksum, and all that followed them, and a writer
+    /// Recovery may have cut off frames without a checksum, and all that followed them, and writers
     /// replaced some: the last frame's checksum says nothing of those.
-    fn check_index(&self, bug: Bug, p: usize, frames: &FrameSet, salts: Salts) -> Result<(), Stop> {
-        let unchecked = matches!(bug, Bug::GenerationUnchecked | Bug::UnmarkedBelieved);
-        if unchecked {
-            return Ok(());
+    fn is_in_place<R: ReadAt>(&self, bug: Bug, p: usize, wal: &R, position: WalPosition) -> bool {
+        if matches!(bug, Bug::GenerationUnchecked | Bug::UnmarkedBelieved) {
+            return true;
         }
         let taken = self.procs[p].replica.as_ref().and_then(|replica| replica.ends_with);
-        let taken = taken.filter(|taken| taken.salts == salts && taken.max_frame == frames.last);
-        match (taken, self.wal_index(p)) {
-            (Some(taken), Some(now)) if taken == now => Ok(()),
-            (_, None) => Err(Stop::Failed("the wal-index cannot be read".into())),
-            _ => Err(Stop::Diverged("frames without checksums may be others by now".into())),
+        let of = |taken: &WalIndex| (taken.salts, taken.max_frame);
+        match (
+            taken.filter(|taken| of(taken) == (position.salts, position.frame)),
+            self.wal_index(p),
+        ) {
+            (Some(taken), Some(now)) => now.salts != taken.salts || now.follows(&taken),
+            (Some(_), None) => wal::reaches(wal, self.db.page_size(), position),
+            (None, _) => true,
         }
     }
 
@@ -457,13 +468,13 @@ impl Host {
                 return Err(Stop::Diverged("the WAL was written over while it was read".into()));
             }
             // Recovery may have cut the generation, and a writer gone on with it.
-            let last = FrameHeader::read(&wal, point.page_size, frames.last);
-            if last.map_or(true, |header| header.checksum != frames.checksum) {
+            let last = wal::checksum_at(&wal, point.page_size, frames.last);
+            if last.map_or(true, |checksum| checksum != frames.checksum) {
                 return Err(Stop::Diverged("other frames came while they were read".into()));
             }
         }
-        if has_unmarked(&wal, point.page_size, frames.first, frames.last) {
-            self.check_index(cx.bug, p, &frames, salts)?;
+        if !self.is_in_place(cx.bug, p, &wal, position) {
+            return Err(Stop::Diverged("frames without checksums may be others by now".into()));
         }
         let span = Span::frames(point.page_size, salts, frames.first, frames.last);
         let entry = Entry { position: Some(position), ..entry };

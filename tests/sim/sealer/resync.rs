@@ -175,10 +175,6 @@ impl Host {
         }
         replica.dropped = false;
         replica.cursor = cursor;
-        if cx.bug != Bug::EndlessComparison {
-            // Else a walk that ends at a frame without a checksum would be followed by another.
-            replica.judged = job.scan.index();
-        }
         replica.ends_with = job.scan.index();
         let seen = cursor != Cursor::Unknown;
         let same_wal =

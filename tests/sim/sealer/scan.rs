@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use walferry::units::{PageSize, Pgno, WalPosition};
 use walferry::wal::evidence::{Guard, Proven};
-use walferry::wal::{self, FrameHeader, FrameSet, WalHeader, WalIndex};
+use walferry::wal::{self, FrameSet, WalHeader, WalIndex};
 
 use super::Cursor;
 use super::capture::has_unmarked;
@@ -153,9 +153,9 @@ impl Host {
         self.is_intact(p)?;
         let has_last = || {
             let (Some(wal), Some(at)) = (&scan.wal, scan.position) else { return false };
-            let last = FrameHeader::read(wal.borrow().as_slice(), scan.page_size, at.frame);
+            let last = wal::checksum_at(wal.borrow().as_slice(), scan.page_size, at.frame);
             let unmarked = has_unmarked(wal.borrow().as_slice(), scan.page_size, 1, at.frame);
-            let same = last.is_ok_and(|last| last.checksum == at.checksum);
+            let same = last.is_ok_and(|last| last == at.checksum);
             bug == Bug::WalkUnproven || same && !unmarked
         };
         match (scan.index.filter(|index| index.max_frame > 0), self.db.index()) {

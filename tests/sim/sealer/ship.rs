@@ -163,7 +163,7 @@ impl Host {
                 if re!(self, p).engine.status().acked >= txid {
                     self.acked(cx, p, txid)?;
                 }
-                return Ok(());
+                return self.note_claim(cx, p);
             }
             Answer::Confirmed { arrived } => {
                 self.confirmed_image(cx, p, arrived)?;
@@ -174,6 +174,22 @@ impl Host {
             Answer::Upload { job, outcome } => return self.upload_event(cx, p, job, outcome),
         };
         re!(self, p).engine.handle(cx.now, event);
+        self.note_claim(cx, p)
+    }
+
+    /// That the log was found to be ours is remembered.
+    fn note_claim(&mut self, cx: &Cx, p: usize) -> Result<(), Stop> {
+        if re!(self, p).local.is_none() || !re!(self, p).engine.has_claimed() {
+            return Ok(());
+        }
+        let state = &mut state!(self, p);
+        if cx.bug == Bug::ClaimNotNoted || std::mem::replace(&mut state.claimed, true) {
+            return Ok(());
+        }
+        let state = state.clone();
+        if self.disk.save_if_possible(&state, true)? {
+            self.claimed = Some(state.writer);
+        }
         Ok(())
     }
 }
