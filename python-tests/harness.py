@@ -186,6 +186,22 @@ class Host:
         return self.process.returncode
 
 
+def stop(process):
+    """SIGSTOP, until each of its threads has stopped: on a busy machine some go on for a moment."""
+    process.send_signal(signal.SIGSTOP)
+    deadline = time.monotonic() + 30
+    while not all(state_of(task) == "T" for task in Path("/proc/%d/task" % process.pid).iterdir()):
+        assert time.monotonic() < deadline, "process %d does not stop" % process.pid
+        time.sleep(0.001)
+
+
+def state_of(task):
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "T"  # a thread that has ended
+
+
 def file_uri(path, **parameters):
     query = urllib.parse.urlencode({k.replace("_", "-"): v for k, v in parameters.items()},
                                    quote_via=urllib.parse.quote)

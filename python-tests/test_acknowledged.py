@@ -15,7 +15,7 @@ import apsw
 import pytest
 
 from harness import (EXTENSION, DirectoryReplica, HostError, assert_restores, clean_environment,
-                     file_uri, restore, rows)
+                     file_uri, restore, rows, stop)
 from test_fork import program  # noqa: F401  a fixture
 from test_processes import until
 
@@ -361,7 +361,7 @@ def standby(new_host, replica, tmp_path):
 def test_a_stopped_shipper_is_no_success(standby, replica, tmp_path):
     ships, stands, database = standby
     stands.sync()
-    ships.process.send_signal(signal.SIGSTOP)
+    stop(ships.process)
     try:
         stands.sql("INSERT INTO t VALUES ('waits')")
         for function in ("sync", "wait"):
@@ -388,7 +388,7 @@ def test_a_standby_without_a_shipper_knows_no_lag(standby):
     ships, stands, database = standby
     stands.sync()
     assert stands.value("SELECT walferry_lag()") == 0
-    ships.process.send_signal(signal.SIGSTOP)
+    stop(ships.process)
     try:
         until(lambda: stands.value("SELECT walferry_lag()") is None, "the lag is not known", 20)
         assert stands.status(database)["lag_ms"] is None

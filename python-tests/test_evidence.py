@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from harness import EXTENSION, HostError, clean_environment, restore, rows
+from harness import EXTENSION, HostError, clean_environment, restore, rows, stop
 from test_fork import PRELUDE
 from test_processes import shipper_of, until
 
@@ -117,7 +117,7 @@ def test_sync_of_other_process_beside_stopped_shipper_is_an_error(closes, new_ho
         ships.close("second")
     if closes != "neither":
         other.close("second")
-    ships.process.send_signal(signal.SIGSTOP)
+    stop(ships.process)
     try:
         commit_many(other, 300)
         with pytest.raises(HostError, match="not replicated in time"):

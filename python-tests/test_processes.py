@@ -14,7 +14,7 @@ import time
 import pytest
 
 from harness import (EXTENSION, HOSTS, HostError, S3Replica, assert_restores, clean_environment,
-                     full_images, journal, restore, rows, txids)
+                     full_images, journal, restore, rows, txids, stop)
 
 TABLE = "CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, w TEXT, n INTEGER, x)"
 INSERT = "INSERT INTO t (w, x) VALUES ('fill', ?)"
@@ -254,7 +254,7 @@ def test_a_stopped_shipper_hinders_nobody(then, new_host, replica, tmp_path):
     writers = [opened(new_host(kind, replica), database) for kind in ("apsw", "pysqlite3")]
     for host in writers:
         host.sync()
-    ships.process.send_signal(signal.SIGSTOP)
+    stop(ships.process)
     notes = {}
     try:
         for round_ in range(3):

@@ -225,13 +225,20 @@ fn outcounts_recovery<R: ReadAt + ?Sized>(
     let reached = found.max(index.max_frame);
     let ends = match FrameHeader::read(wal, page_size, reached.saturating_add(1)) {
         // An older generation's, which the position's has never reached.
-        Ok(frame) => ![at.salts, index.salts, Salts(0, 0)].contains(&frame.salts),
+        Ok(frame) => is_older(frame.salts, at.salts),
         // The file ends with the last frame that is known: it is as long as it ever was.
         Err(_) if found > index.max_frame => FrameHeader::read(wal, page_size, found)
             .is_ok_and(|frame| frame.salts == at.salts && frame.checksum == checksum),
         Err(_) => false,
     };
     ends && change > reached.saturating_sub(found)
+}
+
+/// True if the first generation was in the file before the second. Each restart adds one to the first
+/// salt; a writer that finds no WAL takes random ones, and what it leaves when it dies is no older.
+fn is_older(first: Salts, second: Salts) -> bool {
+    const RESTARTS_MAX: u32 = 1 << 16;
+    (1..=RESTARTS_MAX).contains(&second.0.wrapping_sub(first.0))
 }
 
 /// True if the file's header names this generation.

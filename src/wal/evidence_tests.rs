@@ -253,6 +253,23 @@ fn file_that_was_cut_off_and_grew_again_is_not_proven() {
 }
 
 #[test]
+fn frames_of_a_writer_that_died_are_no_older_generation() {
+    let mut wal = wal_of(2);
+    let proven = wal.proven();
+    wal.recover(4);
+    (0..2).for_each(|_| wal.commit(1));
+    wal.truncate();
+    let now = wal.index;
+    assert_eq!((now.change, now.max_frame), (proven.change.unwrap(), 0));
+    // It found an empty file, took salts of its own, and published nothing.
+    wal.index.salts = Salts(0x0bca_198e, 7);
+    wal.put_header();
+    wal.commit(6);
+    wal.index = now;
+    assert_eq!(wal.account(&proven), not_proven(Gap::Restarted));
+}
+
+#[test]
 fn generation_that_went_on_past_the_new_one_is_not_proven() {
     let mut wal = wal_of(4);
     let proven = wal.proven();

@@ -28,6 +28,8 @@ pub struct Host {
     pub resyncs: u64,
     /// TXIDs that the store confirmed as ours.
     pub confirmed: Vec<Txid>,
+    /// The same, of which the checks had not heard when the power went.
+    pub confirmed_before_loss: Vec<Txid>,
     /// A full disk kept the state from passing a file: the file stays until the next start.
     pub leftover: bool,
     /// Nobody else writes to the replica.
@@ -104,6 +106,7 @@ impl Host {
             images: 0,
             resyncs: 0,
             confirmed: Vec::new(),
+            confirmed_before_loss: Vec::new(),
             leftover: false,
             alone: false,
             claimed: None,
@@ -202,6 +205,7 @@ impl Host {
             }
         }
         self.power_fails = false;
+        self.confirmed_before_loss.append(&mut self.confirmed);
         self.may_cost_image("the power was lost");
         self.forgot = true;
         let before = self.db.head();

@@ -14,15 +14,17 @@ const SEEN_AFTER: u64 = 8000;
 impl Checks {
     /// What was reported as confirmed is at the store, and is the reporter's own.
     pub fn confirmed(&mut self, host: &mut Host) -> Result<(), String> {
-        for txid in host.confirmed.drain(..) {
+        let before_loss = std::mem::take(&mut host.confirmed_before_loss);
+        let all = before_loss.into_iter().map(|txid| (txid, true));
+        for (txid, forgotten) in all.chain(host.confirmed.drain(..).map(|txid| (txid, false))) {
             match self.states.get(&txid) {
                 None => return Err(format!("host {}: {txid} acked, but not stored", host.id)),
                 Some(stored) if stored.host != host.id => {
                     return Err(format!("host {}: {txid} acked, but another's", host.id));
                 }
                 Some(_) => {
-                    host.forgot &=
-                        self.states.last_key_value().is_some_and(|(last, _)| *last > txid);
+                    host.forgot &= forgotten
+                        || self.states.last_key_value().is_some_and(|(last, _)| *last > txid);
                     self.ever_acked.insert(host.id, txid);
                 }
             }
