@@ -20,7 +20,7 @@ use crate::status::{Report, lag_of};
 use crate::store;
 use crate::units::Salts;
 use crate::wal::WalIndex;
-use crate::wal::evidence::{Guard, Restart};
+use crate::wal::evidence::{Guard, Proven, Restart};
 
 /// The sealer is woken each time that so many frames were committed, to look at them ahead.
 const FRAMES_AHEAD: u32 = 4096;
@@ -73,8 +73,8 @@ pub(crate) struct Shared {
     pub bell_frame: u32,
     /// Capture is complete up to this frame of this generation.
     pub captured: Option<(Salts, u32)>,
-    /// `iChange` there, if it is known: recovery may bring other frames to the same place.
-    pub captured_change: Option<u32>,
+    /// The same with all that is known of it: recovery may bring other frames to the same place.
+    pub captured_end: Option<Proven>,
     pub(crate) gate: Gate,
     /// How long application threads may still wait, all in all, for a shut gate to open.
     pub patience: Duration,
@@ -293,7 +293,7 @@ impl Database {
                 wants_bell: true,
                 bell_frame: 0,
                 captured: None,
-                captured_change: None,
+                captured_end: None,
                 gate: Gate::Capturing,
                 patience: Duration::ZERO,
                 given_up: false,

@@ -28,7 +28,7 @@ impl Shared {
     /// True if capture stands at this index.
     fn has_captured(&self, index: &WalIndex) -> bool {
         self.captured == Some((index.salts, index.max_frame))
-            && self.captured_change == Some(index.change)
+            && self.captured_end.is_some_and(|end| end.is_known_at(index))
     }
 
     /// True if capture is complete, and took in everything that was published up to this count.

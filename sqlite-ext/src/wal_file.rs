@@ -82,8 +82,7 @@ impl WalFile<'_> {
             return handle.database().diverged(Finding::RestartedExclusively);
         };
         let Some(salts) = salts else { return };
-        let (from, guard) = ((last.salts, last.max_frame), *handle.guard.lock());
-        let restart = Restart { from, to: salts, change: last.change, guard };
+        let restart = Restart { from: last, to: salts, guard: *handle.guard.lock() };
         handle.database().restarted(Some(restart));
         *handle.last.lock() = Some(WalIndex { salts, max_frame: 0, ..last });
     }

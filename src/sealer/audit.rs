@@ -133,27 +133,28 @@ impl Replica {
             return;
         }
         let pages = self.audit.finished(now);
-        let at = crate::clock::wall();
+        if let Some(local) = &mut self.local
+            && let Err(error) = local.save(false)
+        {
+            log::error!("{}: {error}", self.database.label());
+        }
         let path = self.database.label();
+        if differed == 0 {
+            log::debug!("{path}: audited, {pages} pages are as they were captured");
+        } else {
+            log::error!(
+                "{path}: {} not as captured; please report it: this is a fault of walferry's, unless somebody wrote to the file past SQLite",
+                named(slice)
+            );
+            self.diverge(Finding::AuditDiffers);
+        }
+        // Last: who sees the count sees what was found, too.
+        let at = crate::clock::wall();
         self.database.with(|shared| {
             let before = shared.report.audit.map_or(0, |audit| audit.differed);
             let differed = before.saturating_add(differed);
             shared.report.audit = Some(Audited { at, pages, differed });
         });
-        if let Some(local) = &mut self.local
-            && let Err(error) = local.save(false)
-        {
-            log::error!("{path}: {error}");
-        }
-        if differed == 0 {
-            log::debug!("{path}: audited, {pages} pages are as they were captured");
-            return;
-        }
-        log::error!(
-            "{path}: {} not as captured; please report it: this is a fault of walferry's, unless somebody wrote to the file past SQLite",
-            named(slice)
-        );
-        self.diverge(Finding::AuditDiffers);
     }
 
     /// Compares the pages from `first` on, as they are in one state of the database.

@@ -340,7 +340,7 @@ impl Replica {
             self.add_frames(index, page_size, first)?;
         }
         let at = if self.frames.is_empty() { end.at } else { self.frames_position(index.salts) };
-        let end = Proven { at, change: Some(index.change), guard: look.guard };
+        let end = Proven::end_of(index, at, look.guard);
         if self.frames.is_empty() {
             self.cursor = Cursor::At(end);
         } else {
@@ -458,7 +458,7 @@ impl Replica {
         let busy = !matches!(self.job, LocalJob::None);
         self.database.with(|shared| {
             shared.captured = complete.map(|end| end.place());
-            shared.captured_change = complete.and_then(|end| end.change);
+            shared.captured_end = complete;
             shared.captured_seq = seq;
             if complete.is_some() && !busy {
                 shared.set_gate(Gate::Capturing);

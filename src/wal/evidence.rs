@@ -33,6 +33,8 @@ pub struct Proven {
     /// `iChange` after the position's commit; `None` where only the position is known, as after it
     /// was read from local state.
     pub change: Option<u32>,
+    /// The wal-index's own checksum there; of no meaning without `change`, or at frame 0.
+    pub sum: (u32, u32),
     /// The guard under which the position was seen.
     pub guard: Option<Guard>,
 }
@@ -40,13 +42,18 @@ pub struct Proven {
 impl Proven {
     /// A position of which nothing but itself is known.
     pub fn position(at: WalPosition) -> Proven {
-        Proven { at, change: None, guard: None }
+        Proven { at, change: None, sum: (0, 0), guard: None }
     }
 
     /// The beginning of the generation of `index`, when all before it is captured.
     pub fn beginning(salts: Salts, change: u32, guard: Option<Guard>) -> Proven {
         let at = WalPosition { salts, frame: 0, checksum: (0, 0) };
-        Proven { at, change: Some(change), guard }
+        Proven { at, change: Some(change), sum: (0, 0), guard }
+    }
+
+    /// The position at which this wal-index ends.
+    pub fn end_of(index: &WalIndex, at: WalPosition, guard: Option<Guard>) -> Proven {
+        Proven { at, change: Some(index.change), sum: index.frame_checksum, guard }
     }
 
     /// Generation and frame.
@@ -54,17 +61,27 @@ impl Proven {
         (self.at.salts, self.at.frame)
     }
 
-    /// True if this is the position of `index`, and no commit is counted in between.
+    /// True if this is the position of `index`, and no commit is counted in between. Recovery may bring
+    /// the place back, and then the count: the frames tell.
     pub fn is_at(&self, index: &WalIndex) -> bool {
         self.place() == (index.salts, index.max_frame)
-            && self.change.is_none_or(|change| change == index.change)
+            && self.change.is_none_or(|change| self.ends(change, index))
+    }
+
+    /// The same, for whom a place alone is not enough.
+    pub fn is_known_at(&self, index: &WalIndex) -> bool {
+        self.change.is_some() && self.is_at(index)
+    }
+
+    fn ends(&self, change: u32, index: &WalIndex) -> bool {
+        change == index.change && (index.max_frame == 0 || self.sum == index.frame_checksum)
     }
 
     /// Where capture stands after a restart that this process made or let happen: at the beginning
     /// of the next generation, if everything before it was captured.
     pub fn restarted(&self, restart: &Restart) -> Option<Proven> {
-        let same = self.place() == restart.from && self.change == Some(restart.change);
-        same.then(|| Proven::beginning(restart.to, restart.change, restart.guard))
+        let Restart { from, to, guard } = restart;
+        self.is_known_at(from).then(|| Proven::beginning(*to, from.change, *guard))
     }
 }
 
@@ -73,11 +90,9 @@ impl Proven {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Restart {
     /// Where the old generation ended.
-    pub from: (Salts, u32),
-    /// The new generation.
+    pub from: WalIndex,
+    /// The new generation. A restart leaves `iChange` alone.
     pub to: Salts,
-    /// `iChange`, which a restart leaves alone.
-    pub change: u32,
     /// The guard that was held again before anybody else could write.
     pub guard: Option<Guard>,
 }
@@ -88,8 +103,7 @@ impl Restart {
     pub fn between(before: &WalIndex, after: &WalIndex, guard: Option<Guard>) -> Option<Restart> {
         let next = after.salts.0 == before.salts.0.wrapping_add(1);
         let empty = after.max_frame == 0 && after.change == before.change;
-        let from = (before.salts, before.max_frame);
-        (next && empty).then_some(Restart { from, to: after.salts, change: before.change, guard })
+        (next && empty).then_some(Restart { from: *before, to: after.salts, guard })
     }
 }
 

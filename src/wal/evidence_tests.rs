@@ -125,7 +125,7 @@ impl Wal {
     /// Everything so far is captured.
     fn proven(&self) -> Proven {
         let at = self.position(self.index.max_frame);
-        Proven { at, change: Some(self.index.change), guard: None }
+        Proven::end_of(&self.index, at, None)
     }
 
     fn account(&self, proven: &Proven) -> Account {

@@ -69,7 +69,7 @@ fn known_mistakes_are_found() {
     let only = std::env::var("WALFERRY_BUG").ok();
     let count = setting("WALFERRY_SEEDS").unwrap_or(CANARY_SEEDS);
     let mut hidden = Vec::new();
-    let rare = bug::RARE.into_iter().filter(|_| only.is_some()).map(|bug| (bug, 0));
+    let rare = bug::RARE.into_iter().filter(|_| only.is_some());
     for (bug, seen_at) in bug::ALL.into_iter().chain(rare) {
         if only.as_ref().is_some_and(|only| !format!("{bug:?}").contains(only)) {
             continue;

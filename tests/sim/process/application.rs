@@ -127,7 +127,7 @@ impl Host {
             let after = self.db.index().expect("who writes has an index");
             let restart = Restart::between(&before, &after, self.guard(p));
             let shared = &mut sh!(self, p);
-            shared.restart = restart.map(|restart| (before, restart)).or(shared.restart);
+            shared.restart = restart.or(shared.restart);
             cx.log(format_args!("host {}.{p}: the read slots for {how:?}: {restart:?}", self.id));
         }
         self.writing = false;
@@ -148,8 +148,8 @@ impl Host {
             return Ok(());
         }
         let behind = shared.published.map_or(0, |index| match shared.captured {
-            Some(captured) if captured.end.at.salts == index.salts => {
-                index.max_frame.saturating_sub(captured.end.at.frame)
+            Some(captured) if captured.at.salts == index.salts => {
+                index.max_frame.saturating_sub(captured.at.frame)
             }
             _ => index.max_frame,
         });

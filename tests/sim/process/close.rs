@@ -148,9 +148,8 @@ impl Host {
             self.diverged(cx, p, "the WAL was begun anew by who has it alone");
             return Ok(());
         }
-        let (from, guard) = ((last.salts, last.max_frame), Some(alone.guard));
-        let restart = Restart { from, to: now.salts, change: last.change, guard };
-        sh!(self, p).restart = Some((last, restart));
+        let restart = Restart { from: last, to: now.salts, guard: Some(alone.guard) };
+        sh!(self, p).restart = Some(restart);
         self.tell_alone(p, Some(WalIndex { salts: now.salts, max_frame: 0, ..last }));
         Ok(())
     }

@@ -118,7 +118,7 @@ impl Host {
             walferry::wal::checksum_at(wal.borrow().as_slice(), size, index.max_frame).unwrap();
         let salts = index.salts;
         let at = walferry::units::WalPosition { salts, frame: index.max_frame, checksum };
-        replica.cursor = Cursor::At(Proven { at, change: Some(index.change), guard: None });
+        replica.cursor = Cursor::At(Proven::end_of(&index, at, None));
         true
     }
 

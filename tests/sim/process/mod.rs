@@ -55,27 +55,15 @@ pub struct Alone {
     pub last: Option<WalIndex>,
 }
 
-/// Where capture stands.
-///
-/// Generation and frame do not say it. Where SQLite before 3.50.2 wrote frames without checksums,
-/// recovery cuts them off, and others come to the same place.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Captured {
-    pub end: Proven,
-    /// The wal-index that ended there.
-    pub index: Option<WalIndex>,
-}
-
-impl Captured {
-    pub fn is_at(&self, bug: Bug, index: &WalIndex) -> bool {
+/// Whether capture stands at a wal-index.
+pub fn stands_at(bug: Bug, captured: Option<Proven>, index: &WalIndex) -> bool {
+    captured.is_some_and(|end| {
         if bug == Bug::PlaceBelieved {
-            let (salts, frame) = self.end.place();
+            let (salts, frame) = end.place();
             return salts == index.salts && frame >= index.max_frame;
         }
-        let same = self.end.place() == (index.salts, index.max_frame);
-        same && self.end.change == Some(index.change)
-            && (index.max_frame == 0 || self.index == Some(*index))
-    }
+        end.is_known_at(index)
+    })
 }
 
 /// What the sealer is told, apart from commits.
@@ -99,11 +87,11 @@ pub struct Shared {
     pub captured_seq: usize,
     pub acked_seq: usize,
     pub unreported_since: Option<u64>,
-    /// The wal-index up to which capture is complete.
-    pub captured: Option<Captured>,
+    /// Up to where capture is complete.
+    pub captured: Option<Proven>,
     pub gate: Gate,
-    /// The last restart that a thread of this process made, and the wal-index before it.
-    pub restart: Option<(WalIndex, Restart)>,
+    /// The last restart that a thread of this process made.
+    pub restart: Option<Restart>,
     /// Where somebody was let through, for a planted mistake.
     pub granted: Option<(Salts, u32)>,
     pub transitions: VecDeque<Transition>,
@@ -138,7 +126,7 @@ impl Shared {
 
     /// Whether capture stands at this index.
     pub fn has_captured(&self, bug: Bug, index: &WalIndex) -> bool {
-        self.captured.is_some_and(|captured| captured.is_at(bug, index))
+        stands_at(bug, self.captured, index)
     }
 
     /// The lag's beginning, as `walferry_lag()` takes it.

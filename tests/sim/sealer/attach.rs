@@ -11,7 +11,7 @@ use super::{Cursor, Local};
 use crate::bug::Bug;
 use crate::disk::Stop;
 use crate::host::{Host, re, sh, state};
-use crate::process::{Attach, Gate, Transition, WalEnd};
+use crate::process::{Attach, Gate, Transition, WalEnd, stands_at};
 use crate::world::Cx;
 
 /// How long to wait before the shipper's place is asked for again.
@@ -175,7 +175,7 @@ impl Host {
     }
 
     fn detach_wal(&mut self, cx: &mut Cx, p: usize, end: Option<WalEnd>) -> Result<(), Stop> {
-        self.follow_restart(cx.bug, p);
+        self.follow_restart(p);
         let replica = re!(self, p);
         let place = replica.captured().filter(|_| replica.attached);
         // Only a WAL that was captured to its last frame has left a file that is known.
@@ -184,7 +184,7 @@ impl Host {
             Bug::CloseRace => place.is_some(),
             _ => false,
         };
-        let is_at = |end: &WalEnd| place.is_some_and(|captured| captured.is_at(cx.bug, &end.index));
+        let is_at = |end: &WalEnd| stands_at(cx.bug, place, &end.index);
         let clean = end.filter(|end| believed || is_at(end));
         replica.epoch += 1;
         replica.attached = false;

@@ -15,7 +15,7 @@ use super::work::earlier;
 use crate::bug::Bug;
 use crate::disk::Stop;
 use crate::host::{Host, re, sh, state};
-use crate::process::Gate;
+use crate::process::{Gate, stands_at};
 use crate::sqlite::WalFile;
 use crate::world::Cx;
 
@@ -125,7 +125,7 @@ impl Host {
     /// Reads the headers of the frames that were committed since; gives the count of commits that
     /// they end with.
     pub fn take_frames(&mut self, cx: &mut Cx, p: usize, purpose: Purpose) -> Result<usize, Stop> {
-        self.follow_restart(cx.bug, p);
+        self.follow_restart(p);
         let mut told = None;
         for _ in 0..LOOKS_MAX {
             let captured_seq = re!(self, p).captured_seq;
@@ -138,10 +138,7 @@ impl Host {
                 Cursor::Unknown => return Ok(captured_seq),
             };
             if !re!(self, p).attached {
-                if re!(self, p)
-                    .captured()
-                    .is_some_and(|captured| captured.is_at(cx.bug, &look.index))
-                {
+                if stands_at(cx.bug, re!(self, p).captured(), &look.index) {
                     return Ok(look.seq);
                 }
                 return Err(Stop::Failed("the WAL was closed before it was captured".into()));
@@ -238,14 +235,12 @@ impl Host {
     }
 
     /// Goes on to the next generation if this process has seen it begin right behind the cursor.
-    pub fn follow_restart(&mut self, bug: Bug, p: usize) {
+    pub fn follow_restart(&mut self, p: usize) {
         let restart = sh!(self, p).restart;
         let replica = re!(self, p);
         let Cursor::At(cursor) = replica.cursor else { return };
-        let captured = replica.captured();
-        if let Some((before, restart)) = restart
-            && captured.is_some_and(|captured| captured.is_at(bug, &before))
-            && let Some(begun) = cursor.restarted(&restart)
+        if replica.frames.is_empty()
+            && let Some(begun) = restart.and_then(|restart| cursor.restarted(&restart))
         {
             replica.cursor = Cursor::At(begun);
         }
@@ -308,7 +303,7 @@ impl Host {
         let (frame, checksum) = (replica.frames.last, replica.frames.checksum);
         let taken = WalPosition { salts: index.salts, frame, checksum };
         let at = if replica.frames.is_empty() { end.at } else { taken };
-        let end = Proven { at, change: Some(index.change), guard: look.guard };
+        let end = Proven::end_of(index, at, look.guard);
         if replica.frames.is_empty() {
             replica.cursor = Cursor::At(end);
         } else {

@@ -27,7 +27,7 @@ use walferry::units::{PageSize, Salts, Txid};
 use walferry::wal::evidence::Proven;
 use walferry::wal::{FrameSet, WalIndex};
 
-use crate::process::{Captured, Gate, Process};
+use crate::process::{Gate, Process};
 use crate::sqlite::WalFile;
 use capture::Unclear;
 pub use work::Job;
@@ -165,11 +165,9 @@ impl Replica {
     }
 
     /// Where capture stands, if all that was taken is written.
-    pub fn captured(&self) -> Option<Captured> {
+    pub fn captured(&self) -> Option<Proven> {
         match self.cursor {
-            Cursor::At(end) if self.frames.is_empty() => {
-                Some(Captured { end, index: self.ends_with })
-            }
+            Cursor::At(end) if self.frames.is_empty() => Some(end),
             _ => None,
         }
     }

@@ -34,7 +34,7 @@ impl Scan {
     pub fn end(&self) -> Cursor {
         let Some(index) = self.index else { return Cursor::Unknown };
         Cursor::At(match self.position {
-            Some(at) => Proven { at, change: Some(index.change), guard: self.guard },
+            Some(at) => Proven::end_of(&index, at, self.guard),
             None => Proven::beginning(index.salts, index.change, self.guard),
         })
     }
