@@ -92,6 +92,30 @@ def test_the_pool_has_a_connection_to_the_file_before(new_host, replica, tmp_pat
     assert "old" not in content(replica, tmp_path)
 
 
+@pytest.mark.parametrize("pool", [False, True], ids=["idle", "pool"])
+@pytest.mark.parametrize("what", [replace, delete])
+def test_who_keeps_the_old_file_open_is_not_in_the_way(what, pool, new_host, replica, tmp_path):
+    """It ships nothing of the file that is there now: who has that open does."""
+    database = tmp_path / "app.db"
+    old = begin(new_host("system", replica), database, "old")
+    what(database, tmp_path)
+    for end in ("-wal", "-shm"):
+        os.unlink(str(database) + end)
+    new = new_host("apsw", replica).open(database)
+    new.sql("PRAGMA journal_mode=WAL", TABLE)
+    for number in range(3):
+        if pool:
+            old.open(database, "passing")
+            old.sql("SELECT count(*) FROM t", conn="passing")
+            old.close("passing")
+        new.sql("INSERT INTO t VALUES (%d)" % number)
+        assert new.value("SELECT walferry_lag()") != 0 or content(replica, tmp_path)[-1] == number
+        new.sync()
+        assert content(replica, tmp_path)[-1] == number
+    old.sql("INSERT INTO t VALUES ('old')", conn="old")
+    refuses(old, "deleted, renamed or replaced", "old")
+
+
 def test_a_connection_around_walferry_is_an_error(new_host, replica, tmp_path):
     database = tmp_path / "app.db"
     host = begin(new_host("system", replica), database)
@@ -440,6 +464,22 @@ def test_exclusive(early, new_host, replica, tmp_path):
         output = restore(replica, tmp_path / "arrived.db")
         assert rows(output, "SELECT max(x) FROM t") == [(number,)]
         output.unlink()
+
+
+def test_an_idle_connection_is_in_nobodys_way(new_host, replica, tmp_path):
+    """One that was opened and never used has no lock, as without walferry."""
+    host = new_host("system", replica)
+    database = tmp_path / "app.db"
+    host.open(database, "busy")
+    host.sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (x)", conn="busy")
+    # Without a busy timeout: then the driver runs no statement of its own.
+    host.call("open", "idle", name=str(database), busy=0)
+    assert host.value("PRAGMA journal_mode=DELETE", "busy") == "delete"
+    assert host.value("PRAGMA journal_mode=WAL", "busy") == "wal"
+    host.call("open", "idle too", name=str(database), busy=0)
+    host.sql("PRAGMA locking_mode=EXCLUSIVE", "INSERT INTO t VALUES (1)", conn="busy")
+    host.sync("busy")
+    assert content(replica, tmp_path) == [1]
 
 
 def test_after_a_checkpoint_that_empties_the_wal(new_host, replica, tmp_path):

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from harness import assert_restores, full_images, txids
+from harness import HostError, assert_restores, full_images, txids
+from test_processes import until
 
 # More pages than the page table keeps in memory: 512 entries a chunk, 16 chunks.
 ROWS = 20000
@@ -181,6 +182,26 @@ def test_the_shared_page_of_another_version_is_left_alone(new_host, replica, tmp
     arrived(first, replica, database, tmp_path)
     assert (folder / "shm-2").read_bytes() == other
     assert (folder / "shm").read_bytes() == b"of an older one"
+
+
+# ---- the folder ------------------------------------------------------------------------------
+
+
+def test_the_folder_is_on_a_disk_that_goes_away(new_host, replica, tmp_path):
+    """It is a symbolic link there. When the disk is back, all goes on in the same process."""
+    database, disk, away = tmp_path / "app.db", tmp_path / "disk", tmp_path / "away"
+    disk.mkdir()
+    (tmp_path / "app.db-walferry").symlink_to(disk)
+    host = begin(new_host, replica, database, many=False)
+    os.rename(disk, away)
+    until(lambda: host.status(database)["last_error"], "it is noticed")
+    host.sql("INSERT INTO t (x) VALUES ('while it is away')")
+    with pytest.raises(HostError, match="app.db-walferry"):
+        host.value("SELECT walferry_sync(1000)")
+    os.rename(away, disk)
+    arrived(host, replica, database, tmp_path)
+    host.sql("INSERT INTO t (x) VALUES ('and on')")
+    arrived(host, replica, database, tmp_path)
 
 
 # ---- the others ------------------------------------------------------------------------------

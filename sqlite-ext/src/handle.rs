@@ -60,6 +60,8 @@ pub struct Handle {
     pub(crate) disturbances: AtomicU32,
     /// Whether it was opened on an empty file, and has written to it since.
     pub(crate) fresh: AtomicU8,
+    /// It counts as a connection that has the database open.
+    counts: AtomicBool,
     /// In which process of a line of forks it was opened.
     generation: u32,
 }
@@ -134,10 +136,26 @@ impl Handle {
             readable: Mutex::new(false),
             disturbances: AtomicU32::new(0),
             fresh: AtomicU8::new(fresh),
+            counts: AtomicBool::new(true),
             generation: inside::generation(),
         });
         handle.shimmed.opened(&handle.this);
+        if handle.shimmed.is_orphaned() {
+            handle.leave();
+        }
         Some(handle)
+    }
+
+    /// It has the database open no more: it is being closed, or the file is another one.
+    pub(crate) fn leave(&self) {
+        if self.counts.swap(false, Ordering::AcqRel) {
+            self.database().disconnect();
+        }
+    }
+
+    /// True if the file's header named WAL mode when it was opened. That of an adopted one was not read.
+    pub(crate) fn had_wal_mode(&self) -> bool {
+        !self.adopted && self.fresh.load(Ordering::Acquire) == fresh::NO
     }
 
     /// Whether it was opened by the parent, before a fork.

@@ -314,6 +314,6 @@ impl MainFile<'_> {
             shimmed.detach(None);
         }
         self.note_unlocked();
-        handle.database().disconnect();
+        handle.leave();
     }
 }

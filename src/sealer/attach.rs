@@ -116,9 +116,13 @@ impl Replica {
         self.clear_frames();
         self.epoch += 1;
         self.forget_page();
-        let opened = self.open_local();
+        self.open_again();
         self.note(Finding::StateDeleted);
-        if opened && self.attached {
+    }
+
+    /// Opens the local state for a WAL that is open, and was taken in before.
+    pub(super) fn open_again(&mut self) {
+        if self.open_local() && self.attached {
             let index = self.database.border().and_then(|border| border.wal_index());
             self.attach(&Attach { index, ..Attach::default() });
         }

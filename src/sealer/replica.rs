@@ -331,6 +331,10 @@ impl Replica {
             } else {
                 self.retry_at = None;
                 self.follow();
+                let taken_in = self.database.with(|shared| shared.transitions.is_empty());
+                if self.local.is_none() && self.attached && taken_in {
+                    self.open_again();
+                }
             }
         }
         if self.local.is_none() {
