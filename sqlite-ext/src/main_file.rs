@@ -144,6 +144,10 @@ impl MainFile<'_> {
     pub fn lock(&self, level: i32) -> i32 {
         let handle = self.0;
         if level < SQLITE_LOCK_EXCLUSIVE || handle.is_exclusive() || self.is_refused_anyway() {
+            if level >= SQLITE_LOCK_EXCLUSIVE && handle.is_exclusive() {
+                // It has that lock, and asks for it all the same when it closes the WAL, which goes next.
+                handle.wait_captured();
+            }
             let rc = handle.real.lock(level);
             if rc == SQLITE_OK {
                 self.note_locked();
