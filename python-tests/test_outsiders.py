@@ -223,7 +223,7 @@ def table_damaged(tmp_path, database):
 
 
 def shared_page_damaged(tmp_path, database):
-    with open(str(database) + "-walferry/shm-2", "r+b") as file:
+    with open(str(database) + "-walferry/shm-3", "r+b") as file:
         file.write(os.urandom(4096))
 
 

@@ -145,7 +145,7 @@ def test_the_shared_page_of_two_processes(harm, new_host, replica, tmp_path):
     for host in both:
         host.sql("PRAGMA wal_autocheckpoint=20")
     exchange(both, replica, database, tmp_path)
-    shared = tmp_path / "app.db-walferry" / "shm-2"
+    shared = tmp_path / "app.db-walferry" / "shm-3"
     for _ in range(3):
         harm(shared)
         for host in both:
@@ -173,14 +173,14 @@ def test_the_shared_page_of_another_version_is_left_alone(new_host, replica, tmp
     folder = tmp_path / "app.db-walferry"
     folder.mkdir()
     other = b"wfshm\0\0\x09" + bytes(range(256)) * 16
-    (folder / "shm-2").write_bytes(other)
+    (folder / "shm-3").write_bytes(other)
     (folder / "shm").write_bytes(b"of an older one")
     first = begin(new_host, replica, database, many=False, WALFERRY_SYNC_INTERVAL="50ms")
     second = opened(new_host, replica, database, WALFERRY_SYNC_INTERVAL="50ms")
     for host in (first, second):
         host.call("fill", sql="INSERT INTO t (x) VALUES (?)", size=600, times=200, seed=2)
     arrived(first, replica, database, tmp_path)
-    assert (folder / "shm-2").read_bytes() == other
+    assert (folder / "shm-3").read_bytes() == other
     assert (folder / "shm").read_bytes() == b"of an older one"
 
 

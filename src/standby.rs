@@ -33,6 +33,7 @@ impl Shared {
     fn view(&self) -> View {
         let report = self.known();
         let state = STATES.iter().position(|state| *state == report.state).unwrap_or(0);
+        let change = self.captured_end.and_then(|end| end.change);
         View {
             term: self.term,
             pid: std::process::id(),
@@ -42,7 +43,8 @@ impl Shared {
                 Gate::Shut => SHUT,
                 Gate::Open => 2,
             },
-            captured: self.captured,
+            captured: self.captured.filter(|_| change.is_some()),
+            captured_change: change.unwrap_or(0),
             captured_seq: self.captured_seq,
             acked_seq: self.acked_seq,
             released: self.released.0,
@@ -160,11 +162,11 @@ impl Database {
         hurry: bool,
         read: ReadIndex<'_>,
     ) -> Option<Result<Txid, WaitError>> {
-        let place = || read().map(|index| (index.salts, index.max_frame));
-        let Some(mut committed) = place() else { return Some(Err(WaitError::Unseen)) };
+        let Some(mut committed) = read() else { return Some(Err(WaitError::Unseen)) };
         page.call(if hurry { Call::HURRY.and(Call::CAPTURE) } else { Call::CAPTURE });
         // The term in which our commits were captured, and the capture that took them in.
         let mut target: Option<(u64, u64)> = None;
+        let mut cut_off: Option<(u64, u64)> = None;
         loop {
             let mark = page.mark();
             let view = page.view().filter(|view| view.term != 0);
@@ -173,12 +175,16 @@ impl Database {
                     return Some(Err(WaitError::Stopped(view.error.clone())));
                 }
                 if target.is_none_or(|(term, _)| term != view.term) {
-                    if let Some(now) = place().filter(|now| now.0 != committed.0) {
+                    let (now, capture) = (read(), (view.term, view.captured_seq));
+                    if now.is_some_and(|now| is_ahead(view.captured, &now)) {
+                        cut_off = Some(capture);
+                    }
+                    if let Some(now) = now.filter(|now| now.salts != committed.salts) {
                         // The WAL was begun anew: a capture that covers the new one covers ours.
                         committed = now;
                     }
-                    target =
-                        covers(view.captured, committed).then_some((view.term, view.captured_seq));
+                    let counts = cut_off != Some(capture) && covers(view, &committed);
+                    target = counts.then_some(capture);
                     if hurry && target.is_some_and(|(_, seq)| view.acked_seq < seq) {
                         // What was closed at our first call may end before the capture seen here.
                         page.call(Call::HURRY);
@@ -249,9 +255,19 @@ pub(crate) fn overlay(report: &mut Report, page: &SharedPage, now: u64) {
     };
 }
 
-/// Whether a capture has everything up to this place. Of another generation nothing follows.
-fn covers(captured: Option<Place>, (salts, frame): Place) -> bool {
-    captured.is_some_and(|(of, up_to)| of == salts && up_to >= frame)
+/// Whether a capture has everything up to where this wal-index ends. Of another generation nothing
+/// follows; and at the very frame, recovery may have brought another commit there.
+fn covers(view: &View, index: &WalIndex) -> bool {
+    view.captured.is_some_and(|(of, up_to)| {
+        let at = up_to == index.max_frame && view.captured_change == index.change;
+        of == index.salts && (at || up_to > index.max_frame)
+    })
+}
+
+/// Whether a capture went on to frames that a wal-index read after it has no more: recovery has cut them
+/// off since, and what has come in their place was not captured.
+fn is_ahead(captured: Option<Place>, now: &WalIndex) -> bool {
+    captured.is_some_and(|(of, up_to)| of == now.salts && up_to > now.max_frame)
 }
 
 pub(crate) fn state_of(view: &View) -> &'static str {
@@ -274,17 +290,34 @@ mod tests {
     use super::*;
     use crate::units::Salts;
 
+    fn index(salts: Salts, max_frame: u32, change: u32) -> WalIndex {
+        let page_size = crate::units::PageSize::SMALLEST;
+        WalIndex { change, max_frame, page_count: 9, page_size, frame_checksum: (0, 0), salts }
+    }
+
     #[test]
     fn a_capture_covers_a_place_of_its_own_generation_alone() {
         let (ours, next) = (Salts(1, 7), Salts(2, 9));
-        assert!(covers(Some((ours, 5)), (ours, 5)));
-        assert!(covers(Some((ours, 6)), (ours, 5)));
-        assert!(!covers(Some((ours, 4)), (ours, 5)));
-        assert!(!covers(Some((next, 9)), (ours, 5)), "another generation says nothing");
-        assert!(!covers(None, (ours, 5)));
-        assert!(covers(Some((ours, 0)), (ours, 0)));
-        assert!(!covers(Some((next, 0)), (ours, 0)), "an empty WAL has a generation too");
-        assert!(!covers(None, (ours, 0)), "an empty WAL may follow what is not captured");
+        let captured = |captured| View { captured, captured_change: 3, ..View::default() };
+        assert!(covers(&captured(Some((ours, 5))), &index(ours, 5, 3)));
+        assert!(!covers(&captured(Some((ours, 5))), &index(ours, 5, 1)), "recovery was in between");
+        assert!(covers(&captured(Some((ours, 6))), &index(ours, 5, 2)));
+        assert!(!covers(&captured(Some((ours, 4))), &index(ours, 5, 3)));
+        assert!(!covers(&captured(Some((next, 9))), &index(ours, 5, 3)), "of another generation");
+        assert!(!covers(&captured(None), &index(ours, 5, 3)));
+        assert!(covers(&captured(Some((ours, 0))), &index(ours, 0, 3)));
+        assert!(!covers(&captured(Some((next, 0))), &index(ours, 0, 3)), "empty ones have one too");
+        assert!(!covers(&captured(None), &index(ours, 0, 3)), "it may follow what is not captured");
+    }
+
+    #[test]
+    fn a_capture_of_frames_that_were_cut_off_is_ahead_of_the_wal() {
+        let (ours, next) = (Salts(1, 7), Salts(2, 9));
+        assert!(is_ahead(Some((ours, 100)), &index(ours, 61, 1)));
+        assert!(!is_ahead(Some((ours, 61)), &index(ours, 61, 1)));
+        assert!(!is_ahead(Some((ours, 60)), &index(ours, 61, 1)));
+        assert!(!is_ahead(Some((ours, 100)), &index(next, 1, 1)), "it was begun anew");
+        assert!(!is_ahead(None, &index(ours, 1, 1)));
     }
 
     #[test]

@@ -57,6 +57,8 @@ const CLOSELY: Duration = Duration::from_micros(100);
 /// How long to wait where a fast writer's WAL is to grow.
 const SHORTLY: Duration = Duration::from_millis(1);
 const WIDE_FOR: Duration = Duration::from_secs(2);
+/// So many checkpoints that fail one after the other are told of.
+const FAILURES_TOLD: u32 = 3;
 /// Nobody writes who has not done so for so long: a checkpoint of a slow disk's takes less.
 const QUIET: Duration = Duration::from_millis(100);
 /// The wide way ends when so many frames are not captured.
@@ -132,7 +134,8 @@ struct State {
     held: bool,
     /// Nobody has written for a moment.
     quiet: bool,
-    failing: bool,
+    /// Checkpoints that failed, one after the other.
+    failed: u32,
 }
 
 /// What the replicas ask for together.
@@ -504,12 +507,14 @@ impl Tended {
     fn checkpoint(&self, border: &dyn Border, state: &mut State) -> bool {
         match border.checkpoint() {
             Ok(_) => {
-                state.failing = false;
+                state.failed = 0;
                 let copied = border.wal_index().zip(border.copied());
                 state.copied = copied.map(|(index, copied)| (index.salts, copied));
             }
             Err(error) => {
-                if !std::mem::replace(&mut state.failing, true) {
+                // A program that closes has the file to itself for a moment: that passes.
+                state.failed = state.failed.saturating_add(1);
+                if state.failed == FAILURES_TOLD {
                     let path = self.database.path().display();
                     log::warn!("{path}: its WAL cannot be checkpointed: {error}");
                 }

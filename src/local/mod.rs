@@ -9,7 +9,7 @@
 //! | `history` | what is known of the replica's files ([`crate::history`]) |
 //! | `follow` | instead of all this: how far a copy is that follows a replica ([`crate::follow`]) |
 //! | `spool/` | captured, not yet acknowledged transactions ([`spool`]) |
-//! | `shm-2`, `bell` | what the processes of one database tell each other ([`shared`]) |
+//! | `shm-3`, `bell` | what the processes of one database tell each other ([`shared`]) |
 //! | `replicas/` | the same for each further replica of the database ([`replicas`]) |
 //!
 //! The order of writes makes every crash harmless: a spool file appears whole, by rename, before

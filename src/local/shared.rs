@@ -1,4 +1,4 @@
-//! What the processes that have one database open tell each other: the small file `shm-2`, which
+//! What the processes that have one database open tell each other: the small file `shm-3`, which
 //! all of them have open, and the pipe `bell`.
 //!
 //! The process that ships says how far it is ([`View`]); the others look there at their gate, and
@@ -26,11 +26,11 @@ use crate::units::Salts;
 
 /// The file's name. A layout has a name of its own: an older or newer walferry beside this one has
 /// another file, and never takes a word of this one for something else.
-const NAME: &str = "shm-2";
+const NAME: &str = "shm-3";
 /// Length of the file in words of 8 bytes.
 const WORDS: usize = 512;
 /// What the first word says of a file in this layout, and of one in any: all but the last byte.
-const MAGIC: u64 = u64::from_le_bytes(*b"wfshm\0\0\x02");
+const MAGIC: u64 = u64::from_le_bytes(*b"wfshm\0\0\x03");
 const ANY_LAYOUT: u64 = u64::MAX >> 8;
 
 // Places, in words.
@@ -78,6 +78,8 @@ pub struct View {
     pub gate: u32,
     /// Everything up to here is captured.
     pub captured: Option<Place>,
+    /// `iChange` there.
+    pub captured_change: u32,
     /// Counts captures within a term, and how many of them the store has.
     pub captured_seq: u64,
     /// See `captured_seq`.
@@ -599,7 +601,7 @@ impl View {
     fn to_words(&self) -> [u64; VIEW_WORDS] {
         let place = |place: Option<Place>| match place {
             None => (0, 0),
-            // The frame plus one, so that none and frame 0 are two things.
+            // The frame plus one, so that none and frame 0 are two things. A WAL has far fewer than 2^32.
             Some((salts, frame)) => (pack_salts(salts), u64::from(frame) + 1),
         };
         let (captured, released) = (place(self.captured), place(self.released));
@@ -607,7 +609,7 @@ impl View {
             self.term,
             u64::from(self.pid) | u64::from(self.gate) << 32,
             captured.0,
-            captured.1,
+            captured.1 | u64::from(self.captured_change) << 32,
             self.captured_seq,
             self.acked_seq,
             released.0,
@@ -635,7 +637,8 @@ impl View {
             pid: pid as u32,
             namespace,
             gate: (pid >> 32) as u32,
-            captured: place(c0, c1),
+            captured: place(c0, c1 & u64::from(u32::MAX)),
+            captured_change: (c1 >> 32) as u32,
             captured_seq,
             acked_seq,
             released: place(r0, r1),

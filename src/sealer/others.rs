@@ -77,6 +77,10 @@ impl Replica {
             shared.released = (None, 0);
             shared.report.shipper = None;
             shared.report.last_error = None;
+            if shared.report.state == "error" {
+                // It was said of a file that has been replaced since.
+                shared.report.state = "opening";
+            }
             if let Some(page) = &shared.page {
                 shared.term = page.begin_term(now);
             }

@@ -11,6 +11,7 @@ fn view(n: u64) -> View {
         namespace: n,
         gate: 2,
         captured: Some((Salts(n as u32, 2), 0)),
+        captured_change: n as u32,
         captured_seq: n,
         acked_seq: n,
         released: None,
@@ -122,7 +123,7 @@ fn another_layout_is_left_alone_and_garbage_is_not() {
     page.begin_term(1);
     let older = std::fs::read(dir.path().join("shm")).unwrap();
     assert_eq!(older, b"of an older version");
-    let other = [b"wfshm\0\0\x03".as_slice(), &[7; 5000]].concat();
+    let other = [b"wfshm\0\0\x04".as_slice(), &[7; 5000]].concat();
     std::fs::write(dir.path().join(NAME), &other).unwrap();
     let error = SharedPage::open(dir.path()).unwrap_err().to_string();
     assert!(error.contains("layout of another version"), "{error}");
