@@ -466,22 +466,6 @@ def test_exclusive(early, new_host, replica, tmp_path):
         output.unlink()
 
 
-def test_an_idle_connection_is_in_nobodys_way(new_host, replica, tmp_path):
-    """One that was opened and never used has no lock, as without walferry."""
-    host = new_host("system", replica)
-    database = tmp_path / "app.db"
-    host.open(database, "busy")
-    host.sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (x)", conn="busy")
-    # Without a busy timeout: then the driver runs no statement of its own.
-    host.call("open", "idle", name=str(database), busy=0)
-    assert host.value("PRAGMA journal_mode=DELETE", "busy") == "delete"
-    assert host.value("PRAGMA journal_mode=WAL", "busy") == "wal"
-    host.call("open", "idle too", name=str(database), busy=0)
-    host.sql("PRAGMA locking_mode=EXCLUSIVE", "INSERT INTO t VALUES (1)", conn="busy")
-    host.sync("busy")
-    assert content(replica, tmp_path) == [1]
-
-
 def test_after_a_checkpoint_that_empties_the_wal(new_host, replica, tmp_path):
     host = begin(new_host("system", replica, env=IDLE), tmp_path / "app.db")
     for number in range(3):

@@ -4,17 +4,22 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use walferry::border::{Reader, Snapshot};
+use walferry::local::state::Fingerprint;
 use walferry::units::PageSize;
 use walferry::wal::WalIndex;
 
+use crate::api::{self, OwnFile};
 use crate::handle::Handle;
 use crate::inside;
 
-/// Reads a database that one connection of this process has to itself, through the file of that
-/// connection: no other can be opened on it. What the connection writes meanwhile is found out at
-/// the end.
+/// Reads a database that one connection of this process has to itself. No other connection can be
+/// opened on it, so it is read without one, through a file object of our own. Never through that of
+/// the application: SQLite built without `pread()`, as before 3.42 from its amalgamation, seeks and then
+/// reads or writes, and between the two another thread's seek would send the application's pages
+/// to another place. What the connection writes meanwhile is found out at the end.
 pub struct AloneReader {
     handle: Arc<Handle>,
+    file: OwnFile,
     snapshot: Snapshot,
     disturbances: u32,
 }
@@ -30,8 +35,9 @@ impl AloneReader {
                  PRAGMA locking_mode=NORMAL there, or load walferry before the database is opened",
             ));
         }
+        let file = open_alone(&handle)?;
         let mut header = [0; 100];
-        read_alone(&handle, 0, &mut header)?;
+        read_alone(&handle, &file, 0, &mut header)?;
         let not_wal = || std::io::Error::other("it is not in WAL mode");
         // Offset 19: file format read version, 2 for WAL (https://sqlite.org/fileformat2.html).
         if index.is_none() && header.get(19) != Some(&2) {
@@ -54,7 +60,7 @@ impl AloneReader {
         let page_size = page_size.ok_or_else(not_wal)?;
         let index = handle.exclusive_index();
         let snapshot = Snapshot { page_size, page_count, index };
-        Ok(AloneReader { handle, snapshot, disturbances })
+        Ok(AloneReader { handle, file, snapshot, disturbances })
     }
 }
 
@@ -65,7 +71,27 @@ fn index_alone(handle: &Handle) -> Option<WalIndex> {
     readable.then(|| handle.exclusive_index()).flatten()
 }
 
-fn read_alone(handle: &Handle, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+/// Opens the file once more, through the VFS underneath, which closes no descriptor while locks of this
+/// process depend on it.
+fn open_alone(handle: &Handle) -> std::io::Result<OwnFile> {
+    let _inside = inside::in_sqlite();
+    let path = handle.database().path();
+    let api = api::api().ok_or_else(|| std::io::Error::other("SQLite is not there"))?;
+    let file = OwnFile::open(api, handle.shimmed.vfs.0, path)
+        .ok_or_else(|| std::io::Error::other("its file cannot be opened"))?;
+    // Looked at behind the opening: the path names the file that the connection has.
+    if Fingerprint::of(path).map(|now| now.file).ok() != *handle.shimmed.file.lock() {
+        return Err(std::io::Error::other("another file has its name"));
+    }
+    Ok(file)
+}
+
+fn read_alone(
+    handle: &Handle,
+    file: &OwnFile,
+    offset: u64,
+    buffer: &mut [u8],
+) -> std::io::Result<()> {
     let _inside = inside::in_sqlite();
     let readable = handle.readable.lock();
     if !*readable {
@@ -77,7 +103,7 @@ fn read_alone(handle: &Handle, offset: u64, buffer: &mut [u8]) -> std::io::Resul
              PRAGMA mmap_size=0 or PRAGMA locking_mode=NORMAL there",
         ));
     }
-    handle.real.read(buffer, offset)
+    file.raw().read(buffer, offset)
 }
 
 impl Reader for AloneReader {
@@ -86,7 +112,7 @@ impl Reader for AloneReader {
     }
 
     fn read_main(&mut self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
-        read_alone(&self.handle, offset, buffer)
+        read_alone(&self.handle, &self.file, offset, buffer)
     }
 
     fn index_now(&self) -> Option<WalIndex> {

@@ -259,16 +259,11 @@ fn see_wal(call: &Call<'_>, schema: &Schema) -> Result<bool, String> {
 }
 
 /// Puts a database that is to be replicated, and has something in it, into WAL mode. A new one is
-/// left alone: its page size may still be chosen, which WAL mode would end. One that has WAL mode is
-/// not even read: a connection that has read holds a lock from then on, and a program's connections
-/// that lie idle have none without us.
+/// left alone: its page size may still be chosen, which WAL mode would end.
 pub fn prepare_connection(api: &Api, db: Connection) {
     let Some(handle) = ffi::handle_of(api, db, c"main") else { return };
     let shimmed = &handle.shimmed;
     let path = shimmed.database.path();
-    if handle.had_wal_mode() {
-        return;
-    }
     if api.is_read_only(db, c"main") || !has_pages(path) {
         return;
     }

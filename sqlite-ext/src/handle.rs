@@ -153,11 +153,6 @@ impl Handle {
         }
     }
 
-    /// True if the file's header named WAL mode when it was opened. That of an adopted one was not read.
-    pub(crate) fn had_wal_mode(&self) -> bool {
-        !self.adopted && self.fresh.load(Ordering::Acquire) == fresh::NO
-    }
-
     /// Whether it was opened by the parent, before a fork.
     pub fn is_inherited(&self) -> bool {
         self.generation != inside::generation()

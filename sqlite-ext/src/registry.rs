@@ -188,7 +188,10 @@ impl Shimmed {
         // None of them keeps the shipper's place from who has the file that is there now.
         let connections: Vec<_> =
             self.connections.lock().iter().filter_map(Weak::upgrade).collect();
-        connections.iter().filter(|handle| !handle.is_inherited()).for_each(|handle| handle.leave());
+        connections
+            .iter()
+            .filter(|handle| !handle.is_inherited())
+            .for_each(|handle| handle.leave());
     }
 
     /// The WAL was seen: pin it and tell the sealer. Called by a thread that holds a read lock.
