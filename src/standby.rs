@@ -255,7 +255,7 @@ pub(crate) fn overlay(report: &mut Report, page: &SharedPage, now: u64) {
     };
 }
 
-/// Whether a capture has everything up to where this wal-index ends. Of another generation nothing
+/// True if a capture has everything up to where this wal-index ends. Of another generation nothing
 /// follows; and at the very frame, recovery may have brought another commit there.
 fn covers(view: &View, index: &WalIndex) -> bool {
     view.captured.is_some_and(|(of, up_to)| {
@@ -264,7 +264,7 @@ fn covers(view: &View, index: &WalIndex) -> bool {
     })
 }
 
-/// Whether a capture went on to frames that a wal-index read after it has no more: recovery has cut them
+/// True if a capture went on to frames that a wal-index read after it has no more: recovery has cut them
 /// off since, and what has come in their place was not captured.
 fn is_ahead(captured: Option<Place>, now: &WalIndex) -> bool {
     captured.is_some_and(|(of, up_to)| of == now.salts && up_to > now.max_frame)

@@ -60,7 +60,7 @@ pub struct Handle {
     pub(crate) disturbances: AtomicU32,
     /// Whether it was opened on an empty file, and has written to it since.
     pub(crate) fresh: AtomicU8,
-    /// It counts as a connection that has the database open.
+    /// True while it counts as a connection that has the database open.
     counts: AtomicBool,
     /// In which process of a line of forks it was opened.
     generation: u32,
@@ -146,7 +146,7 @@ impl Handle {
         Some(handle)
     }
 
-    /// It has the database open no more: it is being closed, or the file is another one.
+    /// Ends this connection's having the database open: it is being closed, or the file is another one.
     pub(crate) fn leave(&self) {
         if self.counts.swap(false, Ordering::AcqRel) {
             self.database().disconnect();

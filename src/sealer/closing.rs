@@ -250,8 +250,8 @@ impl Replica {
         self.note_claim();
     }
 
-    /// That the log was found to be ours is remembered: else the next start would take it once more,
-    /// from whoever has it by then.
+    /// Remembers that the log was found to be ours: else the next start would take it once more, from
+    /// whoever has it by then.
     fn note_claim(&mut self) {
         let Some(local) = &mut self.local else { return };
         if !self.engine.has_claimed() || std::mem::replace(&mut local.state.claimed, true) {

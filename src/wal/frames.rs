@@ -90,7 +90,7 @@ impl FrameHeader {
         self.salts != Salts(0, 0) || self.checksum != (0, 0)
     }
 
-    /// Its checksum, or this where it has none.
+    /// The checksum in it, or this where it has none.
     fn checksum_or(
         &self,
         unmarked: impl FnOnce() -> io::Result<(u32, u32)>,

@@ -103,7 +103,7 @@ pub enum Bug {
     PlaceBelieved,
     /// A wal-index that is as it was at the last look proves that the WAL is.
     EqualIndexBelieved,
-    /// That the log was found to be ours is not remembered.
+    /// The log was found to be ours, and this is not remembered.
     ClaimNotNoted,
     /// Frames that end with one without a checksum are taken for those that the wal-index had named.
     UnmarkedBelieved,
@@ -115,7 +115,7 @@ pub enum Bug {
     CapturedBeforeWritten,
 }
 
-/// Those that fewer than one history in 10,000 shows: they are looked for only by their names, first at
+/// Mistakes that fewer than one history in 10,000 shows: they are looked for only by their names, first at
 /// the history that showed them last.
 pub const RARE: [(Bug, u64); 7] = [
     (Bug::EqualIndexBelieved, 120_319),

@@ -55,7 +55,7 @@ pub struct Alone {
     pub last: Option<WalIndex>,
 }
 
-/// Whether capture stands at a wal-index.
+/// True if capture stands at a wal-index.
 pub fn stands_at(bug: Bug, captured: Option<Proven>, index: &WalIndex) -> bool {
     captured.is_some_and(|end| {
         if bug == Bug::PlaceBelieved {

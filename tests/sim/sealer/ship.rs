@@ -177,7 +177,7 @@ impl Host {
         self.note_claim(cx, p)
     }
 
-    /// That the log was found to be ours is remembered.
+    /// Remembers that the log was found to be ours.
     fn note_claim(&mut self, cx: &Cx, p: usize) -> Result<(), Stop> {
         if re!(self, p).local.is_none() || !re!(self, p).engine.has_claimed() {
             return Ok(());
