@@ -1,4 +1,4 @@
-//! What the processes that have one database open tell each other: the small file `shm-3`, which
+//! The page by which the processes of one database talk to each other: the small file `shm-3`, which
 //! all of them have open, and the pipe `bell`.
 //!
 //! The process that ships says how far it is ([`View`]); the others look there at their gate, and

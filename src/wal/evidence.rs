@@ -218,7 +218,7 @@ fn next<R: ReadAt + ?Sized>(proven: &Proven, sight: &Sight<'_, R>) -> io::Result
 /// Recovery sets `iChange` to 0. For the count to fit all the same, at least `change` commits must
 /// be among those that are not found. They were in frames of the old generation which the new one
 /// has overwritten, one frame or more each: where there were fewer such frames, it did not happen.
-/// That holds only if it is seen where the old generation ended: a file that was cut off (TRUNCATE
+/// The end of the old generation must be seen for this: a file that was cut off (TRUNCATE
 /// checkpoint, `journal_size_limit`) shows nothing of it.
 fn outcounts_recovery<R: ReadAt + ?Sized>(
     at: WalPosition,

@@ -91,7 +91,7 @@ pub enum Bug {
     PositionBelieved,
     /// A guard is believed although it was dropped meanwhile.
     DroppedGuardBelieved,
-    /// That recovery sets the count of commits to 0 is forgotten where counts are compared.
+    /// Counts are compared as if recovery did not set the count of commits to 0.
     RecoveryForgotten,
     /// While it is not known where capture stands, all counts as captured.
     UnknownIsCaptured,

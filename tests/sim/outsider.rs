@@ -63,7 +63,7 @@ impl Host {
         cx.log(format_args!("host {}: the WAL is begun anew from outside", self.id));
     }
 
-    /// What may happen while what the threads of the process share is locked: they cannot publish,
+    /// Events while the state that the process's threads share is locked: they cannot publish,
     /// but others can write, and the pin can go.
     pub fn meanwhile_locked(&mut self, cx: &mut Cx, p: usize) {
         if cx.calm || cx.within || self.exclusive || self.writing || !cx.rng.chance(3) {

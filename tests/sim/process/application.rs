@@ -11,7 +11,7 @@ use crate::world::Cx;
 /// Fewer frames than this are left for the gate: the WALs of the simulation are short.
 const CAPTURE_AHEAD: u32 = 4;
 
-/// What the read slots are asked for.
+/// Reasons to ask for the read slots.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Anew {
     /// A writer's commit.
@@ -103,7 +103,7 @@ impl Host {
         self.publish(cx, p);
     }
 
-    /// Somebody who holds the write lock asks for all read slots.
+    /// A thread that holds the write lock asks for all read slots.
     fn restart(&mut self, cx: &mut Cx, p: usize, how: Anew) -> Result<(), Stop> {
         let Some(before) = self.db.index() else { return Ok(()) };
         self.writing = true;
@@ -135,7 +135,7 @@ impl Host {
         Ok(())
     }
 
-    /// Somebody takes the read slots and begins nothing.
+    /// A RESTART checkpoint takes the read slots and begins nothing.
     pub fn restart_in_vain(&mut self, cx: &mut Cx, p: usize) -> Result<(), Stop> {
         self.db.open(cx.now);
         self.restart(cx, p, Anew::Never)

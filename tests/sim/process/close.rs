@@ -84,7 +84,7 @@ impl Host {
         self.procs[p].makes_way = false;
     }
 
-    /// Somebody wants the file to himself, as for another journal mode, and does not get it, since
+    /// A connection wants the file to itself, as for another journal mode, and does not get it, since
     /// others have it open; or has it for a while, and leaves the WAL in its place.
     pub fn want_exclusive(&mut self, cx: &mut Cx, p: usize) -> Result<(), Stop> {
         self.db.readers.remove(&ReaderId::Scan(p));
