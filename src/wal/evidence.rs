@@ -236,16 +236,51 @@ fn outcounts_recovery<R: ReadAt + ?Sized>(
     } else {
         (left.frames.last, left.frames.checksum)
     };
-    let reached = found.max(index.max_frame);
-    let ends = match FrameHeader::read(wal, page_size, reached.saturating_add(1)) {
+    // The new one may have grown since its index was read.
+    let known = found.max(index.max_frame);
+    let (reached, behind) = end_of_generation(wal, page_size, index.salts, known);
+    let ends = match behind {
         // An older generation's, which the position's has never reached.
-        Ok(frame) => is_older(frame.salts, at.salts),
+        Some(frame) => is_older(frame.salts, at.salts),
         // The file ends with the last frame that is known: it is as long as it ever was.
-        Err(_) if found > index.max_frame => FrameHeader::read(wal, page_size, found)
-            .is_ok_and(|frame| frame.salts == at.salts && frame.checksum == checksum),
-        Err(_) => false,
+        None if reached == found && found > index.max_frame => {
+            FrameHeader::read(wal, page_size, found)
+                .is_ok_and(|frame| frame.salts == at.salts && frame.checksum == checksum)
+        }
+        None => false,
     };
     ends && change > reached.saturating_sub(found)
+}
+
+/// The last frame of this generation behind one that counts as its, and the frame that is behind that;
+/// they follow each other, as a generation overwrites the file from the front.
+fn end_of_generation<R: ReadAt + ?Sized>(
+    wal: &R,
+    page_size: PageSize,
+    salts: Salts,
+    known: u32,
+) -> (u32, Option<FrameHeader>) {
+    let (mut last, mut step, mut behind) = (known, 1u32, None);
+    let mut goes_on = |frame| {
+        let read = FrameHeader::read(wal, page_size, frame).ok();
+        let goes_on = read.is_some_and(|header| header.salts == salts);
+        if !goes_on {
+            // Read once: by a second time the generation may have come so far.
+            behind = read;
+        }
+        goes_on
+    };
+    while goes_on(last.saturating_add(step)) {
+        last = last.saturating_add(step);
+        step = step.saturating_mul(2);
+    }
+    while step > 1 {
+        step /= 2;
+        if goes_on(last.saturating_add(step)) {
+            last = last.saturating_add(step);
+        }
+    }
+    (last, behind)
 }
 
 /// True if the first generation was in the file before the second. Each restart adds one to the first

@@ -240,6 +240,32 @@ fn recovery_that_makes_up_for_what_was_overwritten_is_not_proven() {
 }
 
 #[test]
+fn new_generation_that_grows_while_it_is_looked_at_hides_no_end() {
+    let mut wal = wal_of(50);
+    wal.restart();
+    (0..10).for_each(|_| wal.commit(2));
+    let proven = wal.proven();
+    wal.restart();
+    wal.commit(2);
+    let seen = wal.index;
+    // Behind what the index names there are frames of its own generation, past the end of the old one.
+    (0..12).for_each(|_| wal.commit(2));
+    wal.index = seen;
+    assert!(matches!(wal.account(&proven), Account::Begun { change: 60, .. }));
+    // What they have overwritten counts as such.
+    let few = Proven { change: Some(7), ..proven };
+    wal.index.change = 8;
+    assert!(matches!(wal.account(&few), Account::Begun { change: 7, .. }), "six frames at most");
+    let few = Proven { change: Some(6), ..proven };
+    wal.index.change = 7;
+    assert_eq!(wal.account(&few), not_proven(Gap::Restarted));
+    // To the end of the file there is nothing else: it may have been cut off before.
+    wal.bytes.truncate(frame_offset(page_size(), 27) as usize);
+    wal.index = seen;
+    assert_eq!(wal.account(&proven), not_proven(Gap::Restarted));
+}
+
+#[test]
 fn file_that_was_cut_off_and_grew_again_is_not_proven() {
     let mut wal = wal_of(4);
     let proven = wal.proven();

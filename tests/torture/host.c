@@ -395,6 +395,15 @@ static void sync_now(Worker *w, sqlite3 *db) {
         note("a %s %lld %lld %llx", txid, w->own, seen, head());
 }
 
+/* SQLite 3.35.4 locks a wal-index that it could not open, and dies of it; later ones look first. */
+static int checkpoint(sqlite3 *db, int mode) {
+    if (sqlite3_libversion_number() < 3040000) {
+        int rc = numbers(db, "SELECT n FROM state", 0, 0);
+        if (rc != SQLITE_OK) return rc;
+    }
+    return sqlite3_wal_checkpoint_v2(db, 0, mode, 0, 0);
+}
+
 /* Another journal mode and back, and what can be done only there. The caller has the process to
 ** itself. */
 static void modes(Worker *w) {
@@ -434,7 +443,7 @@ static void alone(Worker *w) {
     i64 before = w->own;
     for (int i = 1 + below(rng, 6); i > 0; i--) {
         transaction(w, db, one_in(rng, 5));
-        if (one_in(rng, 3)) sqlite3_wal_checkpoint_v2(db, 0, below(rng, 4), 0, 0);
+        if (one_in(rng, 3)) checkpoint(db, below(rng, 4));
         if (one_in(rng, 6)) pause_ms(part(rng) * 20);
     }
     if (w->own != before) note("l");
@@ -487,7 +496,7 @@ static void step(Worker *w) {
         if (db) look(w, db);
         break;
     case CKPT:
-        if (db) rc = sqlite3_wal_checkpoint_v2(db, 0, below(rng, 4), 0, 0);
+        if (db) rc = checkpoint(db, below(rng, 4));
         if (rc != SQLITE_OK) failed("checkpoint", db, rc);
         break;
     case SYNC:
