@@ -15,7 +15,7 @@ import pytest
 
 from harness import EXTENSION, HostError, clean_environment, restore, rows, stop
 from test_fork import PRELUDE
-from test_processes import shipper_of, until
+from test_processes import shipper_of, until, wal
 
 TABLE = "CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, x)"
 # The hosts whose SQLite is 3.40.1 and 3.54.1.
@@ -269,6 +269,52 @@ def test_clean_exclusive_sessions_need_no_comparison(when, kind, new_host, repli
 
 
 @pytest.mark.parametrize("kind", OLD_AND_NEW)
+def test_exclusive_session_that_finds_a_wal_needs_no_comparison(kind, new_host, replica, tmp_path):
+    """Its wal-index is in memory of its own, made from what a process has left that was killed."""
+    database = tmp_path / "app.db"
+    host = filled(new_host, replica, database, kind)
+    host.sql("UPDATE t SET x = 'left' WHERE id = 1")
+    host.sync()
+    host.sql("UPDATE t SET x = 'left too' WHERE id = 2")
+    host.kill()
+    assert wal(database).stat().st_size > 0
+    host = new_host(kind, replica)
+    host.call("open", "main", name=str(database), busy=0)  # without a statement
+    host.sql("PRAGMA locking_mode=EXCLUSIVE", *["UPDATE t SET x = 'own %d' WHERE id = %d" % (n, 1 + n % 90)
+                                                for n in range(2000)])
+    host.sync()
+    state = host.status(database)
+    assert (state["images"], state["resyncs"], state["found"]) == (0, 0, None)
+    ended(host)
+    host = opened(new_host(kind, replica), database)
+    host.sync()
+    assert host.status(database)["found"] is None
+    assert_same_rows(replica, database, tmp_path)
+
+
+@pytest.mark.parametrize("kind", OLD_AND_NEW)
+@pytest.mark.parametrize("wish", ["exclusive", "delete"])
+def test_connection_that_was_only_opened_is_in_nobodys_way(wish, kind, new_host, replica, tmp_path):
+    """As one of a pool that has no work: SQLite gives another one the database to itself."""
+    database = tmp_path / "app.db"
+    ended(filled(new_host, replica, database, kind))
+    host = new_host(kind, replica)
+    for conn in "idle", "main":
+        host.call("open", conn, name=str(database), busy=0)  # without a statement
+    if wish == "exclusive":
+        host.sql("PRAGMA locking_mode=EXCLUSIVE", "UPDATE t SET x = 'own' WHERE id = 9")
+    else:
+        assert host.value("PRAGMA journal_mode=DELETE") == "delete"
+        host.sql("UPDATE t SET x = 'own' WHERE id = 9")
+        assert host.value("PRAGMA journal_mode=WAL") == "wal"
+    host.sync()
+    host.close()
+    assert host.value("SELECT x FROM t WHERE id = 9", conn="idle") == "own"
+    host.close("idle")
+    assert_same_rows(replica, database, tmp_path)
+
+
+@pytest.mark.parametrize("kind", OLD_AND_NEW)
 def test_exclusive_mode_while_a_comparison_is_made_meets_no_lock(kind, new_host, replica, tmp_path):
     """Nobody else has the database: plain SQLite would give it to the connection at once."""
     database, told = tmp_path / "app.db", []
@@ -277,6 +323,7 @@ def test_exclusive_mode_while_a_comparison_is_made_meets_no_lock(kind, new_host,
         shell(database, "UPDATE t SET x = 'outside %d' WHERE id %% 7 = 0" % round_)
         host = new_host(kind, replica)
         host.call("open", "main", name=str(database), busy=0)
+        host.sql("SELECT count(*) FROM t")
         until(lambda: host.status(database)["found"], "a comparison is due")
         try:
             host.sql("PRAGMA locking_mode=EXCLUSIVE", "UPDATE t SET x = 'own' WHERE id = 9")

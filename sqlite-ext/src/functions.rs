@@ -259,12 +259,14 @@ fn see_wal(call: &Call<'_>, schema: &Schema) -> Result<bool, String> {
 }
 
 /// Puts a database that is to be replicated, and has something in it, into WAL mode. A new one is
-/// left alone: its page size may still be chosen, which WAL mode would end.
+/// left alone: its page size may still be chosen, which WAL mode would end. One that has WAL mode is
+/// not read: from its first read on a connection keeps others from having the database to themselves,
+/// and from another journal mode.
 pub fn prepare_connection(api: &Api, db: Connection) {
     let Some(handle) = ffi::handle_of(api, db, c"main") else { return };
     let shimmed = &handle.shimmed;
     let path = shimmed.database.path();
-    if api.is_read_only(db, c"main") || !has_pages(path) {
+    if api.is_read_only(db, c"main") || !has_pages(path) || handle.has_wal_mode() {
         return;
     }
     if shimmed.database.first().settings().journal_mode == JournalMode::Keep {

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use walferry::local::state::Fingerprint;
 use walferry::replications::Replications;
 use walferry::units::{PageSize, Salts};
-use walferry::wal::WalIndex;
+use walferry::wal::{self, WalIndex};
 use walferry::wal::evidence::Guard;
 
 use crate::api::{RawFile, Shm};
@@ -80,13 +80,33 @@ pub(crate) struct Gap {
 pub(crate) struct WalWrites {
     pub(crate) page_size: Option<PageSize>,
     pub(crate) salts: Option<Salts>,
-    /// The WAL's header was written: frames count from 1.
-    pub(crate) begun: bool,
     /// Last frame with a commit mark, and the database's size in it.
     pub(crate) committed: Option<(u32, u32)>,
     /// The checksum in the header of that frame.
     pub(crate) checksum: (u32, u32),
     pub(crate) changes: u32,
+}
+
+impl WalWrites {
+    /// What SQLite recovers of a WAL that nobody else has open, and counts on from in memory of its own.
+    fn recovered(path: &std::path::Path) -> WalWrites {
+        let wal = std::fs::File::open(path).ok();
+        let found = wal.as_ref().and_then(|wal| {
+            let recovered = wal::recover(wal)?;
+            let header = wal::WalHeader::read(wal)?;
+            Some((wal, header, recovered))
+        });
+        let Some((wal, header, recovered)) = found else { return WalWrites::default() };
+        let last = recovered.last;
+        let checksum = wal::checksum_at(wal, header.page_size, last).ok().filter(|_| last > 0);
+        WalWrites {
+            page_size: Some(header.page_size),
+            salts: Some(header.salts),
+            committed: checksum.map(|_| (last, recovered.commit)),
+            checksum: checksum.unwrap_or_default(),
+            changes: 0,
+        }
+    }
 }
 
 /// Of a connection to a database that did not have WAL mode when it was opened. To an empty one that
@@ -151,6 +171,11 @@ impl Handle {
         if self.counts.swap(false, Ordering::AcqRel) {
             self.database().disconnect();
         }
+    }
+
+    /// True if the database had WAL mode when this connection opened it.
+    pub fn has_wal_mode(&self) -> bool {
+        !self.adopted && self.fresh.load(Ordering::Acquire) == fresh::NO
     }
 
     /// Whether it was opened by the parent, before a fork.
@@ -256,6 +281,18 @@ impl Handle {
     /// What was committed last while this connection has the database to itself.
     pub(crate) fn exclusive_index(&self) -> Option<WalIndex> {
         *self.last.lock()
+    }
+
+    /// This connection has got the database to itself. Without a wal-index in shared memory it makes
+    /// one of its own from the WAL.
+    pub(crate) fn begin_alone(&self) {
+        if self.shm.load(Ordering::Acquire).is_null() {
+            let path = walferry::local::wal_path(self.database().path());
+            *self.written.lock() = WalWrites::recovered(&path);
+            *self.last.lock() = self.index_alone();
+        } else {
+            *self.last.lock() = self.index();
+        }
     }
 
     /// The same as the wal-index has it now, or what was written where there is none in shared

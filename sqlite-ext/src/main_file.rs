@@ -163,8 +163,8 @@ impl MainFile<'_> {
             *handle.gap.lock() = None;
             // Nobody else can change any of this from here on.
             *handle.before.lock() = Fingerprint::of(handle.database().path()).ok();
-            *handle.last.lock() = handle.index();
             handle.exclusive.store(true, Ordering::Release);
+            handle.begin_alone();
             handle.set_readable(true);
             return rc;
         }

@@ -26,7 +26,6 @@ impl WalFile<'_> {
             let mut written = handle.written.lock();
             written.page_size = PageSize::new(word(8));
             written.salts = Some(Salts(word(16), word(20)));
-            written.begun = true;
             written.committed = None;
             return;
         }
