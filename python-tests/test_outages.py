@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from harness import (UNREACHABLE, HostError, S3Replica, assert_restores, check_integrity, full_images,
+from harness import (UNREACHABLE, DirectoryReplica, HostError, S3Replica, assert_restores, check_integrity, full_images,
                      restore, rows, txids, walferry)
 
 DAY = 86400
@@ -204,6 +204,20 @@ def test_names_are_not_resolved(new_host, replica, proxy, misfortune, tmp_path):
         misfortune.over("dns")
         host.sync()
     all_well(host, database, replica, tmp_path)
+
+
+def test_no_thread_is_to_be_had(new_host, misfortune, tmp_path):
+    """For the calls that may block: no panic, and all goes on when there is one."""
+    replica, database = DirectoryReplica(tmp_path / "replica"), tmp_path / "app.db"
+    misfortune.set("threads", "walferry-ship")
+    host = start(new_host, replica, database, **misfortune.env)
+    state = until(host, database, lambda state: "thread" in (state["last_error"] or ""))
+    assert state["state"] == "imaging", state
+    unbothered(host, database)
+    misfortune.over("threads")
+    host.sync()
+    all_well(host, database, replica, tmp_path)
+    assert "internal error" not in (tmp_path / "walferry.log").read_text()
 
 
 def test_no_herd(new_host, s3, proxy, tmp_path):

@@ -1,5 +1,6 @@
 //! walferry replicates SQLite databases to object storage from inside the process that writes
 //! them. This library is everything but the border to SQLite, which is `sqlite-ext/`.
+pub mod blocking;
 pub mod border;
 pub mod canonical;
 mod claim;

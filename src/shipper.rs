@@ -190,8 +190,10 @@ pub(crate) fn run(process: Arc<Process>, mut orders: mpsc::UnboundedReceiver<Ord
             tokio::task::spawn_local(async move {
                 match order {
                     Order::Job(job) => {
-                        let database = job.database;
-                        let outcome = perform(&process, &images, &joins, job).await;
+                        let (database, on_panic) = (job.database, on_panic(&job.task));
+                        // A task of its own: a panic is the job's end, and the sealer hears of it.
+                        let job = perform(process.clone(), images, joins, job);
+                        let outcome = tokio::task::spawn_local(job).await.unwrap_or(on_panic);
                         process.control(Control::Shipped(database, outcome));
                     }
                     Order::Ping(answer) => {
@@ -233,7 +235,21 @@ async fn listen(process: &Process, database: u64, bell: &Path, mut until: onesho
     }
 }
 
-async fn perform(process: &Process, images: &Rooms, joins: &Rooms, job: Job) -> Outcome {
+/// What the sealer is told of a job that ended with a panic.
+fn on_panic(task: &Task) -> Outcome {
+    let message =
+        "an internal error of walferry (a panic in its work at the store); please report it";
+    let failure = Failure::Store { kind: ErrorKind::Other, message: message.to_string() };
+    match task {
+        Task::OpenUpload { job, .. } => {
+            Outcome::Upload { job: *job, outcome: UploadOutcome::Failed(failure) }
+        }
+        Task::History { .. } => Outcome::History(history::Done::failed(failure)),
+        _ => Outcome::Failed(failure),
+    }
+}
+
+async fn perform(process: Arc<Process>, images: Rc<Rooms>, joins: Rc<Rooms>, job: Job) -> Outcome {
     let Job { database, store, task } = job;
     let report = |outcome| process.control(Control::Shipped(database, outcome));
     let slow_down = |wait| report(Outcome::SlowDown(wait));

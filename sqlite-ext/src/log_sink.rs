@@ -95,7 +95,11 @@ pub fn install() {
     {
         log::set_max_level(said.level.unwrap_or(LevelFilter::Info));
     }
-    std::panic::set_hook(Box::new(|panic| log::error!("internal error: {panic}")));
+    std::panic::set_hook(Box::new(|panic| {
+        if !walferry::blocking::is_asked_for_a_thread() {
+            log::error!("internal error: {panic}");
+        }
+    }));
     for wrong in &said.wrong {
         complain(wrong, is_seen);
     }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::runtime::Handle;
 
+use crate::blocking::{Broken, blocking};
 use crate::local::copies;
 use crate::ltx::encode::Encoded;
 use crate::ltx::{self, DatabaseChecksum, Decoder, HEADER_LEN, Header, Tag};
@@ -76,8 +77,11 @@ pub async fn join(
             (result, _) => result,
         }
     };
-    let joined = tokio::task::spawn_blocking(job).await;
-    joined.map_err(|_| Error::Internal("a thread broke off"))?
+    match blocking(job).await {
+        Ok(joined) => joined,
+        Err(Broken::NoThread) => Err(Error::Store(Broken::NoThread.into())),
+        Err(Broken::GivenUp) => Err(Error::Internal("a thread broke off")),
+    }
 }
 
 struct Job<'a> {

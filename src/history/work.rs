@@ -29,6 +29,13 @@ pub struct Done {
     pub retry_after: Option<Duration>,
 }
 
+impl Done {
+    /// It failed, and nothing is known of why but this.
+    pub(crate) fn failed(failure: Failure) -> Done {
+        Done { event: Event::Failed(failure), requests: 0, retry_after: None }
+    }
+}
+
 /// Does one piece of work. Needs a Tokio runtime. `copies` is a folder with some of the store's files.
 pub async fn perform(store: Arc<dyn Store>, work: Work, copies: Option<PathBuf>) -> Done {
     let result = match work {

@@ -24,6 +24,7 @@ use rustix::io::Errno;
 
 use super::parts::Parts;
 use super::{Body, Error, ErrorKind, FileInfo, Key, Object, Store, Upload, range};
+use crate::blocking::Broken;
 use crate::canonical::canonical;
 use crate::ltx::FileName;
 use crate::units::{Level, Timestamp};
@@ -82,19 +83,26 @@ impl FileStore {
     }
 }
 
-/// Runs a job on tokio's threads for blocking calls.
+/// Runs a job on the runtime's threads for calls that block.
 pub(super) async fn blocking<T: Send + 'static>(
     job: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    tokio::task::spawn_blocking(job).await.unwrap_or_else(|err| Err(given_up(Some(err))))
+    crate::blocking::blocking(job).await.unwrap_or_else(|broken| Err(broken.into()))
 }
 
-fn given_up(why: Option<tokio::task::JoinError>) -> Error {
-    Error {
-        kind: ErrorKind::Other,
-        message: "a file system call was given up because the program is stopping".to_string(),
-        source: why.map(Into::into),
-        retry_after: None,
+impl From<Broken> for Error {
+    fn from(broken: Broken) -> Error {
+        let (kind, message) = match broken {
+            Broken::NoThread => (
+                ErrorKind::Unavailable,
+                "the system gives no thread for work on files: the process or its user may be at the \
+                 limit (ulimit -u, or that of the container)",
+            ),
+            Broken::GivenUp => {
+                (ErrorKind::Other, "work on files was given up because the program is stopping")
+            }
+        };
+        Error { kind, message: message.to_string(), source: None, retry_after: None }
     }
 }
 
@@ -122,7 +130,11 @@ impl Store for FileStore {
         let each = self.blocking(move |directory| {
             Ok(wanted.iter().map(|(key, range)| directory.get(*key, Some(range))).collect())
         });
-        each.await.unwrap_or_else(|_| (0..number).map(|_| Err(given_up(None))).collect())
+        each.await.unwrap_or_else(|Error { kind, message, .. }| {
+            let again =
+                || Error { kind, message: message.clone(), source: None, retry_after: None };
+            (0..number).map(|_| Err(again())).collect()
+        })
     }
 
     async fn objects(&self, folder: &str) -> Result<Vec<Object>, Error> {
