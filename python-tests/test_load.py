@@ -24,10 +24,11 @@ def test_loads_in_the_shell(tmp_path):
     assert '"walferry"' in done.stdout
 
 
-def test_only_the_entry_point_is_exported():
+def test_only_the_entry_points_are_exported():
     listed = subprocess.run(["nm", "-D", "--defined-only", str(EXTENSION)], text=True,
                             capture_output=True, check=True).stdout
-    assert {line.split()[-1] for line in listed.splitlines()} == {"sqlite3_walferry_init"}
+    assert {line.split()[-1] for line in listed.splitlines()} == {
+        "sqlite3_extension_init", "sqlite3_walferry_init"}
 
 
 def test_no_sqlite_inside():

@@ -97,13 +97,17 @@ impl Forking {
 
 /// Notes that a database is not replicated although somebody asked for it.
 pub fn refuse(path: &Path, replica: &str, why: &str) {
-    log::error!("{} is not replicated: {why}", path.display());
     let mut report = Report::new(path, replica);
     report.state = "error";
     report.last_error = Some(why.to_string());
     let mut refused = lock(&REFUSED);
     let is_it =
         |known: &Report| (&known.database, &known.replica) == (&report.database, &report.replica);
+    // A program that opens it again and again is told once.
+    let told = refused.iter().any(|known| is_it(known) && known.last_error == report.last_error);
+    if !told {
+        log::error!("{} is not replicated: {why}", path.display());
+    }
     refused.retain(|known| !is_it(known));
     if refused.len() < REFUSED_MAX {
         refused.push(report);

@@ -323,6 +323,14 @@ pub fn into_wal_mode(shimmed: &Shimmed) -> bool {
     if !has_pages(path) {
         return false;
     }
+    if ffi::stands_above(api) {
+        log::warn!(
+            "{}: it is not put into WAL mode, since a VFS was registered that may stand above \
+             walferry's; only WAL mode is replicated: set PRAGMA journal_mode=WAL",
+            path.display()
+        );
+        return true;
+    }
     let mode = OwnConnection::open(api, shimmed.vfs.0, path)
         .and_then(|connection| connection.query(c"PRAGMA main.journal_mode=WAL"));
     match mode {
@@ -336,7 +344,10 @@ pub fn into_wal_mode(shimmed: &Shimmed) -> bool {
             true
         }
         Err(why) => {
-            log::info!("{}: it cannot be put into WAL mode yet: {why}", path.display());
+            log::warn!(
+                "{}: it cannot be put into WAL mode yet, and only WAL mode is replicated: {why}",
+                path.display()
+            );
             false
         }
     }

@@ -7,8 +7,8 @@ use parking_lot::Mutex;
 use walferry::local::state::Fingerprint;
 use walferry::replications::Replications;
 use walferry::units::{PageSize, Salts};
-use walferry::wal::{self, WalIndex};
 use walferry::wal::evidence::Guard;
+use walferry::wal::{self, WalIndex};
 
 use crate::api::{RawFile, Shm};
 use crate::ffi::Target;
@@ -131,7 +131,7 @@ impl Handle {
             return None;
         }
         let shimmed = registry::of_file_now(shimmed);
-        let fresh = if adopted || has_wal_mode(real) { fresh::NO } else { fresh::NOT_YET };
+        let fresh = if has_wal_mode(real) { fresh::NO } else { fresh::NOT_YET };
         shimmed.handles.fetch_add(1, Ordering::AcqRel);
         shimmed.database.connect();
         let handle = Arc::new_cyclic(|this| Handle {

@@ -29,7 +29,7 @@ mod wal_file;
 
 use std::sync::Once;
 
-pub use ffi::sqlite3_walferry_init;
+pub use ffi::{sqlite3_extension_init, sqlite3_walferry_init};
 
 /// What happens once in a process when the extension is loaded: no thread, no file, no request.
 fn start(api: &'static api::Api) -> Result<(), String> {
@@ -37,6 +37,7 @@ fn start(api: &'static api::Api) -> Result<(), String> {
     ONCE.call_once(|| {
         log_sink::install();
         walferry::process::set_spawn_guard(api::without_signals);
+        api.keep_mapped();
         api::at_fork(ffi::before_fork, ffi::after_fork_in_parent, ffi::after_fork_in_child);
     });
     ffi::register_vfs(api, is_default())

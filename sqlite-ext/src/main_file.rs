@@ -263,6 +263,15 @@ impl MainFile<'_> {
         if !handle.shimmed.written.swap(true, Ordering::AcqRel) {
             log::debug!("{}: written outside the WAL", handle.database().path().display());
         }
+        // One that is new is put into WAL mode after this.
+        let stays = handle.fresh.load(Ordering::Acquire) == fresh::NO;
+        if stays && !handle.shimmed.told.swap(true, Ordering::AcqRel) {
+            log::warn!(
+                "{}: it is written to in another journal mode than WAL, and nothing of that is \
+                 replicated until it is in WAL mode",
+                handle.database().path().display()
+            );
+        }
     }
 
     /// Before `xFileControl`.

@@ -73,6 +73,13 @@ pub fn replicated(path: &Path, lookup: &dyn Lookup, vfs: BaseVfs) -> Opening {
     let database = configured.settings(&path, lookup).and_then(|all| {
         let Some(first) = all.first() else { return Ok(None) };
         url.clone_from(&first.replica);
+        if !vfs.is_plain() {
+            return Err(format!(
+                "it is opened through the VFS {}, which may change what is written, as encryption \
+                 does; only a database that SQLite's own VFS writes can be replicated",
+                vfs.name()
+            ));
+        }
         Process::start()?.database(&path, all, strict).map(Some)
     });
     match database {

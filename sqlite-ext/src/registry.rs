@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use walferry::config::canonical;
 use walferry::database::{Attach, WalEnd};
 use walferry::local::state::Fingerprint;
 use walferry::replications::Replications;
@@ -15,6 +16,7 @@ use walferry::wal::evidence::Guard;
 
 use crate::api::{self, BaseVfs, OwnConnection};
 use crate::handle::{Gap, Handle};
+use crate::inside;
 use crate::pin::Pin;
 use crate::reader;
 
@@ -37,6 +39,8 @@ pub struct Shimmed {
     pub(crate) attached: AtomicBool,
     /// The file was written outside the WAL since it was attached.
     pub(crate) written: AtomicBool,
+    /// Somebody was told of that.
+    pub(crate) told: AtomicBool,
     /// Last frame at the last checkpoint that was let through with the gate shut.
     pub(crate) checkpointed: AtomicU32,
     /// Locked after what the threads of walferry share of a database, never before.
@@ -55,6 +59,8 @@ pub struct Shimmed {
     pub(crate) file: Mutex<Option<(u64, u64)>>,
     /// The path names another file by now: connections to this one are passed through.
     orphaned: AtomicBool,
+    /// In which process of a line of forks it was made.
+    generation: u32,
 }
 
 /// A database that is to be replicated, not yet open.
@@ -109,6 +115,16 @@ pub fn of_file_now(known: Arc<Shimmed>) -> Arc<Shimmed> {
     renewed
 }
 
+/// The database of a WAL, by the WAL's path.
+pub fn of_wal(path: &Path) -> Option<Arc<Shimmed>> {
+    use std::os::unix::ffi::OsStrExt;
+    let main = path.as_os_str().as_bytes().strip_suffix(b"-wal")?;
+    if databases().as_ref().is_none_or(HashMap::is_empty) {
+        return None;
+    }
+    find(&canonical(Path::new(std::ffi::OsStr::from_bytes(main))))
+}
+
 pub(crate) fn find(path: &Path) -> Option<Arc<Shimmed>> {
     databases().as_ref()?.get(path).and_then(Weak::upgrade)
 }
@@ -152,6 +168,7 @@ impl Shimmed {
             refused_at: Mutex::new(None),
             attached: AtomicBool::new(false),
             written: AtomicBool::new(false),
+            told: AtomicBool::new(false),
             checkpointed: AtomicU32::new(0),
             pin: Mutex::new(None),
             keeper: Mutex::new(None),
@@ -161,7 +178,21 @@ impl Shimmed {
             alone: Mutex::new(None),
             file: Mutex::new(None),
             orphaned: AtomicBool::new(false),
+            generation: inside::generation(),
         })
+    }
+
+    /// True if it is the parent's, from before a fork.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.generation != inside::generation()
+    }
+
+    /// The connection that has the database to itself.
+    pub(crate) fn alone(&self) -> Option<Arc<Handle>> {
+        if !self.is_asked_for() {
+            return None;
+        }
+        self.alone.lock().clone()
     }
 
     /// Whether the path has got another file since it was opened.
@@ -206,6 +237,7 @@ impl Shimmed {
         self.database.attaching();
         self.attached.store(true, Ordering::Release);
         self.written.store(false, Ordering::Release);
+        self.told.store(false, Ordering::Release);
         if !self.repin() {
             log::warn!(
                 "{}: its WAL cannot be protected from other processes for now",

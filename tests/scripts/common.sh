@@ -98,6 +98,8 @@ test_packages() {
     python_env "$CACHE/litestream-0.5.11" "$OLD_LITESTREAM"
 }
 
+has_php_sqlite() { php -m | grep -qx sqlite3 && php -m | grep -qx pdo_sqlite; }
+
 # start_server SCRIPT FOLDER: prints nothing; its settings are in FOLDER/env.
 start_server() {
     /usr/bin/python3 "tests/servers/$1" start --dir "$2" --install "$CACHE/servers" >/dev/null

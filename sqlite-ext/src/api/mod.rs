@@ -20,8 +20,9 @@ pub use ffi::{
     SQLITE_BUSY, SQLITE_ERROR, SQLITE_FCNTL_CKPT_DONE, SQLITE_FCNTL_CKPT_START,
     SQLITE_FCNTL_COMMIT_PHASETWO, SQLITE_FCNTL_FILE_POINTER, SQLITE_FCNTL_HAS_MOVED,
     SQLITE_FCNTL_VFSNAME, SQLITE_IOERR, SQLITE_LOCK_EXCLUSIVE, SQLITE_LOCK_NONE,
-    SQLITE_LOCK_SHARED, SQLITE_OK, SQLITE_OPEN_MAIN_DB, SQLITE_OPEN_READWRITE, SQLITE_OPEN_WAL,
-    SQLITE_ROW, SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK,
+    SQLITE_LOCK_SHARED, SQLITE_OK, SQLITE_OPEN_MAIN_DB, SQLITE_OPEN_READWRITE, SQLITE_OPEN_URI,
+    SQLITE_OPEN_WAL, SQLITE_ROW, SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK, SQLITE_SHM_SHARED,
+    SQLITE_SHM_UNLOCK,
 };
 
 pub use self::connection::OwnConnection;
@@ -31,6 +32,15 @@ pub use self::shm::Shm;
 
 /// The oldest SQLite that has every API field read here.
 const VERSION_MIN: c_int = 3_034_000;
+
+/// From where an SQL function may be called.
+#[derive(Clone, Copy)]
+pub enum Trust {
+    /// By the application's own statements alone, never by a view or trigger of a database.
+    Direct,
+    /// From anywhere: it has no effect and tells nothing.
+    Innocuous,
+}
 
 /// A database connection of the host.
 pub type Connection = *mut ffi::sqlite3;
@@ -67,7 +77,6 @@ api! {
     vfs_register: unsafe extern "C" fn(*mut ffi::sqlite3_vfs, c_int) -> c_int,
     uri_parameter: unsafe extern "C" fn(Text, Text) -> Text,
     uri_key: unsafe extern "C" fn(Text, c_int) -> Text,
-    database_file_object: unsafe extern "C" fn(Text) -> *mut ffi::sqlite3_file,
     create_filename: unsafe extern "C" fn(Text, Text, Text, c_int, *mut Text) -> *mut c_char,
     free_filename: unsafe extern "C" fn(*mut c_char),
     open_v2: unsafe extern "C" fn(Text, *mut Connection, c_int, Text) -> c_int,
@@ -94,6 +103,8 @@ api! {
     result_null: unsafe extern "C" fn(*mut ffi::sqlite3_context),
     result_error: unsafe extern "C" fn(*mut ffi::sqlite3_context, Text, c_int),
     compileoption_used: unsafe extern "C" fn(Text) -> c_int,
+    mutex_alloc: unsafe extern "C" fn(c_int) -> *mut ffi::sqlite3_mutex,
+    mutex_free: unsafe extern "C" fn(*mut ffi::sqlite3_mutex),
 }
 
 static API: OnceLock<Api> = OnceLock::new();
@@ -130,6 +141,13 @@ pub unsafe fn load(routines: *const ffi::sqlite3_api_routines) -> Result<&'stati
     if given.has_option(c"THREADSAFE=0") {
         return Err("this SQLite was built without threads (SQLITE_THREADSAFE=0)".into());
     }
+    if !given.has_mutexes() {
+        return Err(
+            "this SQLite was configured without threads (SQLITE_CONFIG_SINGLETHREAD), and \
+             walferry reads the database in threads of its own"
+                .into(),
+        );
+    }
     let find = given.vfs_find as usize;
     let api = API.get_or_init(|| given);
     if api.vfs_find as usize != find {
@@ -140,10 +158,49 @@ pub unsafe fn load(routines: *const ffi::sqlite3_api_routines) -> Result<&'stati
     Ok(api)
 }
 
+/// A message of the entry point's, in memory of SQLite's own; also of an SQLite that is refused.
+///
+/// # Safety
+/// As [`load`].
+pub unsafe fn message(routines: *const ffi::sqlite3_api_routines, text: &str) -> *mut c_char {
+    // SAFETY: the pointer is the host's, or null; malloc is one of the structure's oldest fields, and
+    // the block is as long as what is written into it.
+    unsafe {
+        let Some(malloc) = routines.as_ref().and_then(|routines| routines.malloc) else {
+            return ptr::null_mut();
+        };
+        let block = malloc(c_int::try_from(text.len() + 1).unwrap_or(0)).cast::<u8>();
+        if !block.is_null() {
+            ptr::copy_nonoverlapping(text.as_ptr(), block, text.len());
+            *block.add(text.len()) = 0;
+        }
+        block.cast()
+    }
+}
+
 impl Api {
     fn has_option(&self, name: &CStr) -> bool {
         // SAFETY: a nul-terminated name.
         unsafe { (self.compileoption_used)(name.as_ptr()) != 0 }
+    }
+
+    /// False if a program has turned SQLite's mutexes off: then all that it hands out are one.
+    fn has_mutexes(&self) -> bool {
+        const SQLITE_MUTEX_FAST: c_int = 0;
+        // SAFETY: what was handed out is given back; SQLite takes null for nothing.
+        unsafe {
+            let (one, other) =
+                ((self.mutex_alloc)(SQLITE_MUTEX_FAST), (self.mutex_alloc)(SQLITE_MUTEX_FAST));
+            (self.mutex_free)(one);
+            (self.mutex_free)(other);
+            !one.is_null() && one != other
+        }
+    }
+
+    /// Keeps the library that SQLite is in mapped for as long as the process lives: a host may unload
+    /// it (PHP does at its end) while threads of ours are in it.
+    pub fn keep_mapped(&self) {
+        process::keep_mapped(self.vfs_find as *const c_void);
     }
 
     /// The VFS of this name, or the default one.
@@ -191,15 +248,6 @@ impl Api {
         (0..).map_while(|number| text(unsafe { (self.uri_key)(name, number) })).collect()
     }
 
-    /// The main database's file object that goes with a WAL's name.
-    ///
-    /// # Safety
-    /// `name` was passed to `xOpen` for a WAL by SQLite itself.
-    pub unsafe fn database_file(&self, name: Text) -> *mut ffi::sqlite3_file {
-        // SAFETY: vouched for by the caller.
-        unsafe { (self.database_file_object)(name) }
-    }
-
     /// Writes to the host's error log.
     pub fn log(&self, code: c_int, message: &str) {
         let Ok(message) = CString::new(message.replace('\0', " ")) else { return };
@@ -219,16 +267,21 @@ impl Api {
         db: Connection,
         name: &CStr,
         arguments: c_int,
+        trust: Trust,
         function: Callback,
     ) -> c_int {
         const SQLITE_UTF8: c_int = 1;
+        let trust = match trust {
+            Trust::Direct => ffi::SQLITE_DIRECTONLY,
+            Trust::Innocuous => ffi::SQLITE_INNOCUOUS,
+        };
         // SAFETY: a live connection, and a function that stays mapped.
         unsafe {
             (self.create_function_v2)(
                 db,
                 name.as_ptr(),
                 arguments,
-                SQLITE_UTF8,
+                SQLITE_UTF8 | trust,
                 ptr::null_mut(),
                 Some(function),
                 None,
@@ -424,6 +477,23 @@ pub unsafe fn path_of(name: Text) -> Option<std::path::PathBuf> {
 /// The VFS underneath ours.
 #[derive(Clone, Copy)]
 pub struct BaseVfs(pub NonNull<ffi::sqlite3_vfs>);
+
+/// The VFSes of SQLite's own that put into a file what they are given, and nothing else.
+const PLAIN: [&str; 4] = ["unix", "unix-excl", "unix-dotfile", "unix-none"];
+
+impl BaseVfs {
+    /// Its name.
+    pub fn name(self) -> String {
+        // SAFETY: a registered VFS is never freed, and its name is a nul-terminated text.
+        unsafe { text(self.0.as_ref().zName) }.unwrap_or_default()
+    }
+
+    /// True if the bytes of a file are those that SQLite gave to it. One that encrypts, or adds
+    /// checksums, would be read past by whoever looks at the file itself.
+    pub fn is_plain(self) -> bool {
+        PLAIN.contains(&self.name().as_str())
+    }
+}
 
 // SAFETY: a registered VFS is never freed, and its methods may be called from any thread.
 unsafe impl Send for BaseVfs {}

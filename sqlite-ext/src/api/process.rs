@@ -1,5 +1,6 @@
 //! The process that we live in: its signals, its forks, its end.
 
+use std::ffi::{c_int, c_void};
 use std::ptr;
 
 /// Starts threads with all signals blocked: they are the application's business.
@@ -12,6 +13,19 @@ pub fn without_signals(start: &mut dyn FnMut()) {
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
         start();
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut());
+    }
+}
+
+/// Keeps the library that this address is in mapped, whoever closes it.
+pub fn keep_mapped(address: *const c_void) {
+    const FLAGS: c_int = libc::RTLD_LAZY | libc::RTLD_NOLOAD | libc::RTLD_NODELETE;
+    // SAFETY: the name is the loader's own; the library is open already, and one more count is kept.
+    unsafe {
+        let mut found: libc::Dl_info = std::mem::zeroed();
+        if libc::dladdr(address, &raw mut found) != 0 && !found.dli_fname.is_null() {
+            // Null where it is the program itself, which stays.
+            libc::dlopen(found.dli_fname, FLAGS);
+        }
     }
 }
 

@@ -88,13 +88,16 @@ sql_function!(sync_now => functions::sync);
 sql_function!(wait => functions::wait);
 
 fn define_functions(api: &Api, db: api::Connection) {
-    api.define(db, c"walferry_version", 0, version);
-    api.define(db, c"walferry_txid", 0, txid);
-    api.define(db, c"walferry_lag", 0, lag);
-    api.define(db, c"walferry_status", 0, status);
-    api.define(db, c"walferry_ping", -1, ping);
-    api.define(db, c"walferry_sync", -1, sync_now);
-    api.define(db, c"walferry_wait", -1, wait);
+    use api::Trust::{Direct, Innocuous};
+    api.define(db, c"walferry_version", 0, Innocuous, version);
+    // Those that wait, or tell of this machine and its replicas, are not for a view or trigger of a
+    // database that somebody else made.
+    api.define(db, c"walferry_txid", 0, Direct, txid);
+    api.define(db, c"walferry_lag", 0, Direct, lag);
+    api.define(db, c"walferry_status", 0, Direct, status);
+    api.define(db, c"walferry_ping", -1, Direct, ping);
+    api.define(db, c"walferry_sync", -1, Direct, sync_now);
+    api.define(db, c"walferry_wait", -1, Direct, wait);
 }
 
 /// Called by SQLite for each connection that is opened after the extension was loaded.
@@ -151,14 +154,27 @@ pub unsafe extern "C" fn sqlite3_walferry_init(
         Err(why) => {
             // SAFETY: SQLite frees the message, so it must be of SQLite's own memory.
             unsafe {
-                let api = api::api();
-                if let (false, Some(api)) = (message.is_null(), api) {
-                    *message = api.allocate_text(&why);
+                if !message.is_null() {
+                    *message = api::message(routines, &why);
                 }
             }
             SQLITE_ERROR
         }
     }
+}
+
+/// The same under the name that SQLite tries first, so that the library loads whatever its file is called.
+///
+/// # Safety
+/// As [`sqlite3_walferry_init`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sqlite3_extension_init(
+    db: api::Connection,
+    message: *mut *mut c_char,
+    routines: *const sys::sqlite3_api_routines,
+) -> c_int {
+    // SAFETY: vouched for by the caller.
+    unsafe { sqlite3_walferry_init(db, message, routines) }
 }
 
 /// Called by the thread that forks, before and after.

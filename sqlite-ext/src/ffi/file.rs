@@ -11,7 +11,7 @@ use crate::api::{self, RawFile, SQLITE_IOERR, SQLITE_OK, Shm};
 use crate::fork;
 use crate::handle::Handle;
 use crate::main_file::MainFile;
-use crate::registry;
+use crate::registry::{self, Shimmed};
 use crate::wal_file::WalFile;
 
 /// What stands where SQLite expects a file of ours: our own part, then the real file.
@@ -21,6 +21,17 @@ pub(super) struct ShimFile {
     /// An `Arc<Handle>` turned into a pointer.
     pub(super) handle: *const Handle,
 }
+
+/// The same for a WAL.
+#[repr(C, align(8))]
+pub(super) struct WalShim {
+    base: sys::sqlite3_file,
+    /// An `Arc<Shimmed>` turned into a pointer: the database that the WAL belongs to. Which of its
+    /// connections has opened the WAL cannot be told by a name that a VFS above ours made.
+    pub(super) of: *const Shimmed,
+}
+
+const _: () = assert!(size_of::<WalShim>() == size_of::<ShimFile>());
 
 /// Where in our file object the real one begins.
 pub(super) const REAL_OFFSET: usize = size_of::<ShimFile>();
@@ -338,10 +349,20 @@ unsafe extern "C" fn adopted_main_close(f: File) -> c_int {
     real.close()
 }
 
+/// The connection that has the database of a WAL to itself: then nobody else writes to the WAL.
+///
+/// # Safety
+/// `f` is an open WAL of ours.
+unsafe fn alone_in(f: File) -> Option<Arc<Handle>> {
+    // SAFETY: xOpen stored a pointer from Arc::into_raw, which xClose takes back last.
+    let of = unsafe { (*f.cast::<WalShim>()).of.as_ref() };
+    of?.alone().filter(|handle| handle.is_current() && handle.is_exclusive())
+}
+
 unsafe extern "C" fn wal_write(f: File, from: *const c_void, n: c_int, at: i64) -> c_int {
     // SAFETY: an open file of ours; SQLite gives `n` readable bytes.
     unsafe {
-        if let Some(handle) = Embedded::handle(f).filter(|handle| handle.is_exclusive()) {
+        if let Some(handle) = alone_in(f) {
             let len = usize::try_from(n).unwrap_or(0).min(32);
             let front = std::slice::from_raw_parts(from.cast::<u8>(), len);
             let at = u64::try_from(at).unwrap_or(0);
@@ -353,7 +374,7 @@ unsafe extern "C" fn wal_write(f: File, from: *const c_void, n: c_int, at: i64) 
 
 unsafe extern "C" fn wal_truncate(f: File, size: i64) -> c_int {
     // SAFETY: an open file of ours.
-    if let Some(handle) = unsafe { Embedded::handle(f) } {
+    if let Some(handle) = unsafe { alone_in(f) } {
         guarded((), || WalFile(&handle).before_truncate(size));
     }
     pass!(Embedded, f, xTruncate(size) else SQLITE_IOERR)
@@ -374,15 +395,15 @@ unsafe extern "C" fn wal_control(f: File, op: c_int, argument: *mut c_void) -> c
 unsafe extern "C" fn wal_close(f: File) -> c_int {
     // SAFETY: an open file of ours; the Arc is taken back exactly once, here.
     unsafe {
-        let shim = f.cast::<ShimFile>();
-        let handle = std::mem::replace(&mut (*shim).handle, ptr::null());
+        let shim = f.cast::<WalShim>();
+        let of = std::mem::replace(&mut (*shim).of, ptr::null());
         let real = Embedded::real(f);
-        if !handle.is_null() {
-            let main = Arc::from_raw(handle);
-            if main.is_inherited() {
-                std::mem::forget(main);
+        if !of.is_null() {
+            let of = Arc::from_raw(of);
+            if of.is_inherited() {
+                std::mem::forget(of);
             } else {
-                guarded((), || drop(main));
+                guarded((), || drop(of));
             }
         }
         let rc = real.close();
@@ -451,9 +472,4 @@ pub(super) static WAL_1: sys::sqlite3_io_methods = sys::sqlite3_io_methods {
 
 pub(super) fn is_ours(methods: *const sys::sqlite3_io_methods) -> bool {
     [&EMBEDDED_2, &EMBEDDED_3, &ADOPTED_2, &ADOPTED_3].iter().any(|ours| ptr::eq(*ours, methods))
-}
-
-/// Whether a file was open before the extension was loaded.
-pub(super) fn is_adopted(methods: *const sys::sqlite3_io_methods) -> bool {
-    ptr::eq(&raw const ADOPTED_2, methods) || ptr::eq(&raw const ADOPTED_3, methods)
 }

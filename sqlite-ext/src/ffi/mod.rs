@@ -12,9 +12,9 @@ use libsqlite3_sys as sys;
 
 pub use entry::{
     after_fork_in_child, after_fork_in_parent, at_exit, before_fork, handle_of, names_replica,
-    sqlite3_walferry_init,
+    sqlite3_extension_init, sqlite3_walferry_init,
 };
-pub use vfs::{Target, register_vfs};
+pub use vfs::{Target, register_vfs, stands_above};
 
 type File = *mut sys::sqlite3_file;
 type Vfs = *mut sys::sqlite3_vfs;

@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use libsqlite3_sys as sys;
 use parking_lot::Mutex;
 
-use super::file::{EMBEDDED_2, EMBEDDED_3, REAL_OFFSET, ShimFile, WAL_1, is_adopted, is_ours};
+use super::file::{EMBEDDED_2, EMBEDDED_3, REAL_OFFSET, ShimFile, WAL_1, WalShim};
 use super::{File, Vfs, guarded};
 use crate::api::{self, Api, RawFile, SQLITE_ERROR, SQLITE_OK};
 use crate::handle::Handle;
 use crate::opening::{self, Opening, UriLookup};
-use crate::registry;
+use crate::registry::{self, Shimmed};
 
 /// The VFS underneath.
 ///
@@ -67,8 +67,8 @@ unsafe extern "C" fn vfs_open(
             (*shim).handle = made.map_or(ptr::null(), Arc::into_raw);
         } else {
             (*file).pMethods = &raw const WAL_1;
-            let Target::Wal(main) = handle else { return rc };
-            (*shim).handle = Arc::into_raw(main);
+            let Target::Wal(of) = handle else { return rc };
+            (*file.cast::<WalShim>()).of = Arc::into_raw(of);
         }
         rc
     }
@@ -79,21 +79,30 @@ pub enum Target {
     /// A database to be replicated.
     Main(registry::Replicated),
     /// The WAL of one that is.
-    Wal(Arc<Handle>),
+    Wal(Arc<Shimmed>),
     /// A database that is not to be opened, since it cannot be replicated as it is set.
     Refused,
 }
 
 /// # Safety
-/// `base` is the VFS underneath and `name` comes from SQLite.
+/// `base` is the VFS underneath, and `name` a file's name; with `SQLITE_OPEN_URI` in the flags it has its
+/// parameters behind it, as SQLite's own have. A VFS that stands above gives names of its own.
 unsafe fn handle_for_unchecked(base: Vfs, name: *const c_char, flags: c_int) -> Option<Target> {
     let api = api::api()?;
     // SAFETY: vouched for by the caller.
     unsafe {
         if flags & api::SQLITE_OPEN_MAIN_DB != 0 {
             let path = api::path_of(name)?;
-            let lookup = UriLookup::new(|key| api.uri_parameter(name, key));
-            opening::look_at_parameters(&path, &api.uri_keys(name));
+            let has_parameters = flags & api::SQLITE_OPEN_URI != 0;
+            let lookup =
+                UriLookup::new(
+                    |key| {
+                        if has_parameters { api.uri_parameter(name, key) } else { None }
+                    },
+                );
+            if has_parameters {
+                opening::look_at_parameters(&path, &api.uri_keys(name));
+            }
             let base = NonNull::new(base)?;
             return match opening::replicated(&path, &lookup, api::BaseVfs(base)) {
                 Opening::Plain => None,
@@ -102,16 +111,7 @@ unsafe fn handle_for_unchecked(base: Vfs, name: *const c_char, flags: c_int) -> 
             };
         }
         if flags & api::SQLITE_OPEN_WAL != 0 {
-            let main = api.database_file(name);
-            if main.is_null() || !is_ours((*main).pMethods) || is_adopted((*main).pMethods) {
-                return None;
-            }
-            let handle = (*main.cast::<ShimFile>()).handle;
-            if handle.is_null() {
-                return None;
-            }
-            Arc::increment_strong_count(handle);
-            return Some(Target::Wal(Arc::from_raw(handle)));
+            return registry::of_wal(&api::path_of(name)?).map(Target::Wal);
         }
     }
     None
@@ -248,6 +248,15 @@ fn register_again(
         return Ok(());
     }
     registered_with(api.register_vfs(ours, wanted))
+}
+
+/// True if the host's default VFS is one that was registered after ours: it may stand above, and change
+/// what connections of ours would write past it.
+pub fn stands_above(api: &Api) -> bool {
+    let Some(ours) = NonNull::new(OURS.load(Ordering::Acquire)) else { return false };
+    // SAFETY: our own VFS; the one underneath was set when it was registered, and never changed.
+    let base = unsafe { base_of(ours.as_ptr()) };
+    api.find_vfs(None).is_some_and(|now| now != ours && now.as_ptr() != base)
 }
 
 fn registered_with(rc: c_int) -> Result<(), String> {

@@ -1,0 +1,225 @@
+/* Programs that treat SQLite in ways of their own, each with walferry loaded:
+ *
+ *   guest single EXT              SQLITE_CONFIG_SINGLETHREAD before all else; prints what loading says
+ *   guest above EXT DB            a VFS above walferry's, which calls it with names of its own
+ *   guest below EXT DB            walferry above a VFS that changes every byte
+ *   guest read DB                 the rows of such a database, through that VFS and without walferry
+ *
+ * Each prints one line, and ends with 0.
+ */
+#define _GNU_SOURCE
+#include <sqlite3.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define ROWS 200
+
+static void fail(const char *what, const char *why) {
+    fprintf(stderr, "%s: %s\n", what, why);
+    exit(1);
+}
+
+/* ---- work ------------------------------------------------------------------------------------ */
+
+static void run(sqlite3 *db, const char *sql) {
+    char *why = NULL;
+    if (sqlite3_exec(db, sql, NULL, NULL, &why) != SQLITE_OK) fail(sql, why ? why : "");
+}
+
+static void load(const char *extension) {
+    sqlite3 *db;
+    char *why = NULL;
+    if (sqlite3_open(":memory:", &db) != SQLITE_OK) fail("open", sqlite3_errmsg(db));
+    sqlite3_db_config(db, SQLITE_DBCONFIG_ENABLE_LOAD_EXTENSION, 1, NULL);
+    if (sqlite3_load_extension(db, extension, NULL, &why) != SQLITE_OK) fail("load", why);
+    sqlite3_close(db);
+}
+
+static const char *one(sqlite3 *db, const char *sql) {
+    static char answer[4000];
+    sqlite3_stmt *statement;
+    if (sqlite3_prepare_v2(db, sql, -1, &statement, NULL) != SQLITE_OK) fail(sql, sqlite3_errmsg(db));
+    if (sqlite3_step(statement) != SQLITE_ROW) fail(sql, sqlite3_errmsg(db));
+    snprintf(answer, sizeof answer, "%s", (const char *) sqlite3_column_text(statement, 0));
+    sqlite3_finalize(statement);
+    return answer;
+}
+
+/* Rows, a journal, a spilled transaction with a temporary file, VACUUM, checkpoints. */
+static void work(sqlite3 *db) {
+    sqlite3_busy_timeout(db, 10000);
+    run(db, "PRAGMA journal_mode=WAL");
+    run(db, "CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, x)");
+    for (int n = 1; n <= ROWS; n++) run(db, "INSERT INTO t (x) VALUES (hex(randomblob(300)))");
+    run(db, "PRAGMA temp_store=FILE; CREATE TEMP TABLE o AS SELECT x FROM t ORDER BY x");
+    run(db, "PRAGMA wal_checkpoint(TRUNCATE)");
+    run(db, "VACUUM");
+    run(db, "PRAGMA wal_checkpoint(RESTART)");
+    run(db, "UPDATE t SET x = 'end' WHERE id = 1");
+}
+
+/* ---- a VFS around another -------------------------------------------------------------------- */
+
+typedef struct {
+    sqlite3_file base;
+    int changes; /* whether it changes what goes through */
+} Around;
+
+static sqlite3_vfs around;
+static int above; /* whether it gives names of its own */
+
+static sqlite3_vfs *under(void) { return around.pAppData; }
+static sqlite3_file *inner(sqlite3_file *file) { return (sqlite3_file *) ((Around *) file + 1); }
+#define REAL(file) inner(file)->pMethods
+
+static int a_close(sqlite3_file *f) { return REAL(f)->xClose(inner(f)); }
+static void turn(unsigned char *bytes, int n) {
+    for (int at = 0; at < n; at++) bytes[at] ^= 0x5a;
+}
+static int a_read(sqlite3_file *f, void *to, int n, sqlite3_int64 at) {
+    int rc = REAL(f)->xRead(inner(f), to, n, at);
+    sqlite3_int64 size = 0;
+    if (((Around *) f)->changes && (rc == SQLITE_OK || rc == SQLITE_IOERR_SHORT_READ)) {
+        REAL(f)->xFileSize(inner(f), &size);
+        turn(to, at + n <= size ? n : at < size ? (int) (size - at) : 0);
+    }
+    return rc;
+}
+static int a_write(sqlite3_file *f, const void *from, int n, sqlite3_int64 at) {
+    if (!((Around *) f)->changes) return REAL(f)->xWrite(inner(f), from, n, at);
+    unsigned char *copy = malloc(n);
+    memcpy(copy, from, n);
+    turn(copy, n);
+    int rc = REAL(f)->xWrite(inner(f), copy, n, at);
+    free(copy);
+    return rc;
+}
+static int a_truncate(sqlite3_file *f, sqlite3_int64 n) { return REAL(f)->xTruncate(inner(f), n); }
+static int a_sync(sqlite3_file *f, int flags) { return REAL(f)->xSync(inner(f), flags); }
+static int a_size(sqlite3_file *f, sqlite3_int64 *n) { return REAL(f)->xFileSize(inner(f), n); }
+static int a_lock(sqlite3_file *f, int level) { return REAL(f)->xLock(inner(f), level); }
+static int a_unlock(sqlite3_file *f, int level) { return REAL(f)->xUnlock(inner(f), level); }
+static int a_reserved(sqlite3_file *f, int *out) { return REAL(f)->xCheckReservedLock(inner(f), out); }
+static int a_control(sqlite3_file *f, int op, void *with) { return REAL(f)->xFileControl(inner(f), op, with); }
+static int a_sector(sqlite3_file *f) { return REAL(f)->xSectorSize(inner(f)); }
+static int a_device(sqlite3_file *f) { return REAL(f)->xDeviceCharacteristics(inner(f)); }
+static int a_map(sqlite3_file *f, int at, int n, int extend, void volatile **out) {
+    return REAL(f)->xShmMap(inner(f), at, n, extend, out);
+}
+static int a_shm_lock(sqlite3_file *f, int at, int n, int flags) {
+    return REAL(f)->xShmLock(inner(f), at, n, flags);
+}
+static void a_barrier(sqlite3_file *f) { REAL(f)->xShmBarrier(inner(f)); }
+static int a_unmap(sqlite3_file *f, int gone) { return REAL(f)->xShmUnmap(inner(f), gone); }
+
+static const sqlite3_io_methods METHODS = {
+    2, a_close, a_read, a_write, a_truncate, a_sync, a_size, a_lock, a_unlock, a_reserved, a_control,
+    a_sector, a_device, a_map, a_shm_lock, a_barrier, a_unmap, NULL, NULL};
+
+/* A copy of a name with nothing before it: the page in front cannot be read. */
+static const char *alone(const char *name, int flags) {
+    /* SQLite's own VFS asks for the parameters of a database's name: that must stay SQLite's. */
+    if (!name || !above || (flags & SQLITE_OPEN_MAIN_DB)) return name;
+    size_t page = (size_t) sysconf(_SC_PAGESIZE);
+    char *pages = mmap(NULL, 3 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    mprotect(pages, page, PROT_NONE);
+    strcpy(pages + page, name);
+    return pages + page;
+}
+
+static int a_open(sqlite3_vfs *vfs, const char *name, sqlite3_file *file, int flags, int *out) {
+    (void) vfs;
+    Around *f = (Around *) file;
+    memset(f, 0, around.szOsFile);
+    int rc = under()->xOpen(under(), alone(name, flags), inner(file), flags, out);
+    if (inner(file)->pMethods) {
+        f->base.pMethods = &METHODS;
+        f->changes = !above && (flags & (SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_WAL | SQLITE_OPEN_MAIN_JOURNAL)) != 0;
+    }
+    return rc;
+}
+
+static void around_default(const char *name, int is_above) {
+    sqlite3_vfs *base = sqlite3_vfs_find(NULL);
+    above = is_above;
+    around = *base;
+    around.zName = name;
+    around.pNext = NULL;
+    around.pAppData = base;
+    around.szOsFile = (int) sizeof(Around) + base->szOsFile;
+    around.xOpen = a_open;
+    if (sqlite3_vfs_register(&around, 1) != SQLITE_OK) fail("vfs", name);
+}
+
+/* The other methods of the copied structure are those of the VFS underneath: they take what they are
+** called with for their own, which is so for SQLite's and, as ours reads its data, not for walferry's. */
+static int a_delete(sqlite3_vfs *v, const char *name, int sync) { (void) v; return under()->xDelete(under(), name, sync); }
+static int a_access(sqlite3_vfs *v, const char *name, int flags, int *out) { (void) v; return under()->xAccess(under(), name, flags, out); }
+static int a_full(sqlite3_vfs *v, const char *name, int n, char *out) { (void) v; return under()->xFullPathname(under(), name, n, out); }
+static int a_random(sqlite3_vfs *v, int n, char *out) { (void) v; return under()->xRandomness(under(), n, out); }
+static int a_sleep(sqlite3_vfs *v, int us) { (void) v; return under()->xSleep(under(), us); }
+static int a_time(sqlite3_vfs *v, double *out) { (void) v; return under()->xCurrentTime(under(), out); }
+static int a_time64(sqlite3_vfs *v, sqlite3_int64 *out) { (void) v; return under()->xCurrentTimeInt64(under(), out); }
+static int a_error(sqlite3_vfs *v, int n, char *out) { (void) v; return under()->xGetLastError(under(), n, out); }
+
+static void whole(void) {
+    around.iVersion = 2;
+    around.xDelete = a_delete;
+    around.xAccess = a_access;
+    around.xFullPathname = a_full;
+    around.xRandomness = a_random;
+    around.xSleep = a_sleep;
+    around.xCurrentTime = a_time;
+    around.xCurrentTimeInt64 = a_time64;
+    around.xGetLastError = a_error;
+}
+
+/* ---- the programs ---------------------------------------------------------------------------- */
+
+static int single(const char *extension) {
+    sqlite3 *db;
+    char *why = "loaded";
+    sqlite3_config(SQLITE_CONFIG_SINGLETHREAD);
+    sqlite3_open(":memory:", &db);
+    sqlite3_db_config(db, SQLITE_DBCONFIG_ENABLE_LOAD_EXTENSION, 1, NULL);
+    sqlite3_load_extension(db, extension, NULL, &why);
+    puts(why);
+    return 0;
+}
+
+static int beside(int is_above, const char *extension, const char *path) {
+    sqlite3 *db;
+    if (is_above) load(extension);
+    around_default(is_above ? "above" : "below", is_above);
+    whole();
+    if (!is_above) load(extension);
+    if (sqlite3_open(path, &db) != SQLITE_OK) fail("open", sqlite3_errmsg(db));
+    work(db);
+    if (is_above) one(db, "SELECT walferry_sync(20000)");
+    puts(one(db, "SELECT walferry_status()"));
+    sqlite3_close(db);
+    return 0;
+}
+
+static int read_back(const char *path) {
+    sqlite3 *db;
+    around_default("below", 0);
+    whole();
+    if (sqlite3_open(path, &db) != SQLITE_OK) fail("open", sqlite3_errmsg(db));
+    if (strcmp(one(db, "PRAGMA integrity_check"), "ok")) fail("integrity", one(db, "PRAGMA integrity_check"));
+    puts(one(db, "SELECT count(*) FROM t"));
+    sqlite3_close(db);
+    return 0;
+}
+
+int main(int count, char **args) {
+    const char *what = count > 2 ? args[1] : "";
+    if (!strcmp(what, "single")) return single(args[2]);
+    if (!strcmp(what, "above") && count > 3) return beside(1, args[2], args[3]);
+    if (!strcmp(what, "below") && count > 3) return beside(0, args[2], args[3]);
+    if (!strcmp(what, "read")) return read_back(args[2]);
+    fail("usage", "see the top of guest.c");
+}

@@ -1,0 +1,137 @@
+"""In programs that treat SQLite in ways of their own: nothing of theirs is harmed, and what cannot be
+replicated is said to be so."""
+
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+
+import pytest
+
+from harness import EXTENSION, DirectoryReplica, clean_environment, restore, rows
+
+HERE = os.path.dirname(__file__)
+PHP = """
+$memory = new SQLite3(':memory:');
+$memory->loadExtension('walferry.so');
+%s
+echo "done";
+"""
+WORK = {
+    "SQLite3": "$db = new SQLite3('%(db)s'); $db->exec(\"CREATE TABLE t (x); INSERT INTO t VALUES ('end')\");",
+    "PDO": "$db = new PDO('sqlite:%(db)s'); $db->exec(\"CREATE TABLE t (x); INSERT INTO t VALUES ('end')\");",
+}
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("programs")
+    for name, libraries in ("guest", ["-lsqlite3"]), ("unload", ["-ldl"]):
+        subprocess.run(["cc", "-O1", "-Wall", "-o", folder / name, os.path.join(HERE, name + ".c"), *libraries],
+                       check=True)
+    return folder
+
+
+@pytest.fixture
+def run(programs, tmp_path):
+    """Runs one of the programs with a replica for its databases; what it says."""
+
+    def run_one(name, *arguments, shipping=True, **env):
+        replica = {"WALFERRY_REPLICA": "file://%s" % (tmp_path / "replica")} if shipping else {}
+        done = subprocess.run(
+            [programs / name, *map(str, arguments)], text=True, capture_output=True, timeout=120,
+            env=dict(clean_environment(), WALFERRY_LOG_FILE=str(tmp_path / "log"), **replica, **env))
+        assert done.returncode == 0, "%d: %s%s" % (done.returncode, done.stdout, done.stderr)
+        return done.stdout.strip()
+
+    return run_one
+
+
+def newest(tmp_path):
+    output = restore(DirectoryReplica(tmp_path / "replica"), tmp_path / "restored.db")
+    return rows(output, "SELECT count(*), max(x) FILTER (WHERE x = 'end') FROM t")
+
+
+@pytest.mark.parametrize("closes", [[], ["close"]], ids=["open", "closed"])
+def test_host_unloads_sqlite(closes, run, tmp_path):
+    for number in range(5):
+        database = tmp_path / ("%d.db" % number)
+        env = {"WALFERRY_REPLICA": "file://%s" % (tmp_path / "replica" / str(number))}
+        assert run("unload", EXTENSION, database, *closes, shipping=False, **env) == "unloaded"
+        output = restore(DirectoryReplica(tmp_path / "replica" / str(number)), tmp_path / "restored.db")
+        assert rows(output, "SELECT x FROM t") == [("end",)]
+        output.unlink()
+
+
+@pytest.mark.parametrize("closes", [False, True], ids=["open", "closed"])
+@pytest.mark.parametrize("how", sorted(WORK))
+def test_php(how, closes, tmp_path):
+    """PHP unloads its modules, and SQLite with them, before the process exits."""
+    database, script = tmp_path / "app.db", WORK[how]
+    if closes:
+        script += " $db = null; gc_collect_cycles();"
+    done = subprocess.run(
+        ["php", "-d", "sqlite3.extension_dir=%s" % EXTENSION.parent, "-r", PHP % (script % {"db": database})],
+        text=True, capture_output=True, timeout=60,
+        env=dict(clean_environment(), WALFERRY_REPLICA="file://%s" % (tmp_path / "replica")))
+    assert (done.returncode, done.stdout) == (0, "done"), done
+    assert newest(tmp_path) == [(1, "end")]
+
+
+def test_threads_are_turned_off(run):
+    assert "SQLITE_CONFIG_SINGLETHREAD" in run("guest", "single", EXTENSION)
+
+
+def test_vfs_above_gives_names_of_its_own(run, tmp_path):
+    """Of the WAL, the journals and temporary files."""
+    status = run("guest", "above", EXTENSION, tmp_path / "app.db")
+    assert '"state":"streaming"' in status
+    assert newest(tmp_path) == [(200, "end")]
+
+
+def test_vfs_below_changes_what_is_written(run, tmp_path):
+    """As one that encrypts does: nothing of it is replicated, and nothing is harmed."""
+    status = run("guest", "below", EXTENSION, tmp_path / "app.db")
+    assert '"state":"error"' in status and "the VFS below" in status
+    assert not (tmp_path / "replica").exists() and not (tmp_path / "app.db-walferry").exists()
+    assert run("guest", "read", tmp_path / "app.db", shipping=False) == "200"
+    assert (tmp_path / "log").read_text().count("the VFS below") == 1
+
+
+def test_any_name_of_the_library(programs, tmp_path):
+    copy = shutil.copy(EXTENSION, tmp_path / "w.so")
+    done = subprocess.run(["sqlite3", "-bail", ":memory:", ".load %s" % copy, "SELECT walferry_version()"],
+                          text=True, capture_output=True, env=clean_environment(), timeout=60)
+    assert done.returncode == 0 and re.match(r"\d+\.\d+", done.stdout), done
+
+
+@pytest.mark.parametrize("call", ["walferry_status()", "walferry_sync(1)", "walferry_wait(1)", "walferry_ping()"])
+def test_view_of_a_foreign_file_calls_nothing(call, tmp_path):
+    foreign = tmp_path / "foreign.db"
+    sqlite3.connect(foreign).execute("CREATE VIEW v AS SELECT %s AS x" % call).connection.close()
+    done = subprocess.run(["sqlite3", foreign, ".load %s" % EXTENSION, "SELECT x FROM v"], text=True,
+                          capture_output=True, env=clean_environment(), timeout=60)
+    assert "unsafe use of walferry" in done.stderr, done
+
+
+def test_extension_loaded_on_the_connection_of_a_new_database(tmp_path):
+    """As in the shell: WAL mode comes with the first transaction that writes."""
+    database = tmp_path / "app.db"
+    done = subprocess.run(
+        ["sqlite3", "-bail", database, ".load %s" % EXTENSION, "PRAGMA journal_mode", "CREATE TABLE t (x)",
+         "INSERT INTO t VALUES ('end')", "PRAGMA journal_mode", "SELECT walferry_sync(20000)"],
+        text=True, capture_output=True, timeout=60,
+        env=dict(clean_environment(), WALFERRY_REPLICA="file://%s" % (tmp_path / "replica")))
+    assert done.returncode == 0, done
+    assert done.stdout.split()[:2] == ["delete", "wal"]
+    assert newest(tmp_path) == [(1, "end")]
+
+
+def test_writes_outside_wal_mode_are_told(tmp_path):
+    log = tmp_path / "log"
+    env = dict(clean_environment(), WALFERRY_REPLICA="file://%s" % (tmp_path / "replica"),
+               WALFERRY_JOURNAL_MODE="keep", WALFERRY_LOG_FILE=str(log))
+    subprocess.run(["sqlite3", "-bail", ":memory:", ".load %s" % EXTENSION, ".open %s" % (tmp_path / "app.db"),
+                    "CREATE TABLE t (x)", "INSERT INTO t VALUES (1)", "INSERT INTO t VALUES (2)"], check=True, env=env, timeout=60)
+    assert log.read_text().count("another journal mode than WAL") == 1
