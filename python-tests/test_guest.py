@@ -128,6 +128,18 @@ def test_extension_loaded_on_the_connection_of_a_new_database(tmp_path):
     assert newest(tmp_path) == [(1, "end")]
 
 
+@pytest.mark.parametrize("after", [[], ["SELECT walferry_status()"]], ids=["end", "status"])
+def test_one_transaction_is_all_there_is(after, tmp_path):
+    """It brings WAL mode, and is replicated though nothing is read or written after it."""
+    done = subprocess.run(
+        ["sqlite3", "-bail", ":memory:", ".load %s" % EXTENSION, ".open %s" % (tmp_path / "app.db"),
+         "BEGIN; CREATE TABLE t (x); INSERT INTO t VALUES ('end'); COMMIT", *after],
+        text=True, capture_output=True, timeout=60,
+        env=dict(clean_environment(), WALFERRY_REPLICA="file://%s" % (tmp_path / "replica")))
+    assert done.returncode == 0 and "not-wal" not in done.stdout, done
+    assert newest(tmp_path) == [(1, "end")]
+
+
 def test_writes_outside_wal_mode_are_told(tmp_path):
     log = tmp_path / "log"
     env = dict(clean_environment(), WALFERRY_REPLICA="file://%s" % (tmp_path / "replica"),

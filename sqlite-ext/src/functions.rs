@@ -17,6 +17,7 @@ use walferry::status::Report;
 use crate::api::{self, Api, Connection, OwnConnection, Value};
 use crate::ffi;
 use crate::handle::Handle;
+use crate::pin::read_index;
 use crate::registry::Shimmed;
 
 /// All functions answer alike, whether or not they can fail.
@@ -331,9 +332,18 @@ pub fn into_wal_mode(shimmed: &Shimmed) -> bool {
         );
         return true;
     }
-    let mode = OwnConnection::open(api, shimmed.vfs.0, path)
-        .and_then(|connection| connection.query(c"PRAGMA main.journal_mode=WAL"));
-    match mode {
+    let switched = OwnConnection::open(api, shimmed.vfs.0, path).and_then(|connection| {
+        let mode = connection.query(c"PRAGMA main.journal_mode=WAL")?;
+        if mode.as_deref() == Some("wal") {
+            // The application may read nothing more: what it has written is taken in now, with a
+            // wal-index that this read makes.
+            connection.query(c"SELECT count(*) FROM main.sqlite_master")?;
+            let index = || connection.file()?.shm_header(false).and_then(read_index);
+            shimmed.attach(index);
+        }
+        Ok(mode)
+    });
+    match switched {
         Ok(Some(mode)) if mode == "wal" => true,
         Ok(mode) => {
             let mode = mode.unwrap_or_default();
