@@ -8,6 +8,7 @@ import pytest
 
 from harness import (CORRUPT, NO_REPLICA, REFUSED, UNREACHABLE, USAGE, DirectoryReplica, HostError,
                      S3Replica, assert_restores, restore, rows, s3_environment, txids, walferry)
+from test_processes import until
 
 
 @pytest.fixture
@@ -50,6 +51,23 @@ def test_no_replica(tmp_path, s3):
     fails(NO_REPLICA, "restore", "-o", tmp_path / "out.db", url, env=s3_environment(s3),
           names=["no/such/prefix"])
     assert not (tmp_path / "out.db").exists()
+
+
+@pytest.mark.parametrize("name, what", [("AWS_ACCESS_KEY_ID", "access key id"), ("AWS_REGION", "region")])
+def test_variable_with_a_line_break(name, what, new_host, s3, tmp_path):
+    """As a file has at its end. The SDK panics where a header cannot be made of it."""
+    env = dict(s3_environment(s3))
+    env[name] += "\n"
+    fails(UNREACHABLE, "restore", "-o", tmp_path / "out.db", "s3://%s/app" % s3["S3_BUCKET"], env=env,
+          names=[what, "line break"])
+    replica = S3Replica(s3, "line-break/%s" % tmp_path.name)
+    replica.env[name] = env[name]
+    host = new_host("system", replica)
+    host.open(tmp_path / "app.db").sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (x)")
+    until(lambda: what in (host.status(tmp_path / "app.db")["last_error"] or ""), "the error is told")
+    host.sql("INSERT INTO t VALUES (1)")
+    assert host.value("SELECT walferry_lag()") > 0
+    assert "internal error" not in (tmp_path / "walferry.log").read_text()
 
 
 @pytest.mark.parametrize("script", ["s3.py", "s3_second.py"])

@@ -11,6 +11,8 @@ use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::interceptors::{
     BeforeDeserializationInterceptorContextMut, InterceptorContext,
@@ -84,7 +86,7 @@ pub(super) async fn build(settings: &Access, http: SharedHttpClient) -> Client {
         ));
     } else if let Some(profile) = &settings.profile {
         let config =
-            ProviderConfig::without_region().with_http_client(http).with_region(Some(region));
+            ProviderConfig::without_region().with_http_client(http).with_region(Some(region.clone()));
         loader = loader.profile_name(profile).credentials_provider(
             ProfileFileCredentialsProvider::builder()
                 .configure(&config)
@@ -97,10 +99,52 @@ pub(super) async fn build(settings: &Access, http: SharedHttpClient) -> Client {
     }
     let shared = loader.load().await;
     let path_style = settings.force_path_style.unwrap_or_else(|| shared.endpoint_url().is_some());
-    let config = aws_sdk_s3::config::Builder::from(&shared)
+    let mut config = aws_sdk_s3::config::Builder::from(&shared)
         .force_path_style(path_style)
         .retry_classifier(LeftAlone);
+    if let Some(credentials) = shared.credentials_provider() {
+        config = config.credentials_provider(Checked { credentials, region });
+    }
     Client::from_conf(config.build())
+}
+
+/// Credentials that a signature can be made with: the SDK panics where one of its parts cannot stand in
+/// a header, as with a line break at the end of a variable.
+#[derive(Debug)]
+struct Checked {
+    credentials: SharedCredentialsProvider,
+    region: Region,
+}
+
+impl ProvideCredentials for Checked {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        future::ProvideCredentials::new(async {
+            let found = self.credentials.provide_credentials().await?;
+            let parts = [
+                ("region", self.region.as_ref()),
+                ("access key id", found.access_key_id()),
+                ("session token", found.session_token().unwrap_or_default()),
+            ];
+            match parts.iter().find(|(_, part)| !can_be_sent(part)) {
+                None => Ok(found),
+                Some((what, _)) => Err(CredentialsError::invalid_configuration(format!(
+                    "the {what} has a character that no request can carry, such as a space or a line break"
+                ))),
+            }
+        })
+    }
+
+    fn fallback_on_interrupt(&self) -> Option<aws_sdk_s3::config::Credentials> {
+        self.credentials.fallback_on_interrupt()
+    }
+}
+
+/// True if it can stand in a header as it is.
+fn can_be_sent(part: &str) -> bool {
+    part.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// Whoever is asked to come back later is not to repeat the request at once: that wait is longer
