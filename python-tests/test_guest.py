@@ -1,6 +1,7 @@
 """In programs that treat SQLite in ways of their own: nothing of theirs is harmed, and what cannot be
 replicated is said to be so."""
 
+import json
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import pytest
 
 from harness import EXTENSION, DirectoryReplica, clean_environment, restore, rows
+from test_outages import misfortune, misfortune_library  # noqa: F401  (fixtures)
 
 HERE = os.path.dirname(__file__)
 PHP = """
@@ -99,6 +101,18 @@ def test_vfs_below_changes_what_is_written(run, tmp_path):
     assert (tmp_path / "log").read_text().count("the VFS below") == 1
 
 
+def test_codec_in_the_pager(tmp_path):
+    """A file that does not begin as SQLite's do is somebody's secret, or no database."""
+    (tmp_path / "app.db").write_bytes(os.urandom(8192))
+    said = shell(tmp_path, "SELECT walferry_status()", ".open %s" % (tmp_path / "app.db"), "SELECT walferry_status()")
+    states = [json.loads(line)[0] for line in said.strip().splitlines()]
+    assert [state["state"] for state in states] == ["error"] * 2 and "encrypted" in states[1]["last_error"], states
+    assert (tmp_path / "log").read_text().count("encrypted") == 1
+    (tmp_path / "app.db").unlink()
+    shell(tmp_path, "CREATE TABLE t (x)", "INSERT INTO t VALUES ('end')")
+    assert newest(tmp_path) == [(1, "end")]
+
+
 def test_any_name_of_the_library(programs, tmp_path):
     copy = shutil.copy(EXTENSION, tmp_path / "w.so")
     done = subprocess.run(["sqlite3", "-bail", ":memory:", ".load %s" % copy, "SELECT walferry_version()"],
@@ -138,6 +152,37 @@ def test_one_transaction_is_all_there_is(after, tmp_path):
         env=dict(clean_environment(), WALFERRY_REPLICA="file://%s" % (tmp_path / "replica")))
     assert done.returncode == 0 and "not-wal" not in done.stdout, done
     assert newest(tmp_path) == [(1, "end")]
+
+
+def shell(tmp_path, *statements, limits="true", fails=None, **env):
+    """The sqlite3 shell with walferry, and a replica for what it opens; its standard output. It may fail
+    with an error that says this."""
+    env = dict(clean_environment(), WALFERRY_REPLICA="file://%s" % (tmp_path / "replica"),
+               WALFERRY_LOG_FILE=str(tmp_path / "log"), **env)
+    done = subprocess.run(
+        ["bash", "-c", '%s; exec sqlite3 "$@"' % limits, "shell", ":memory:", ".load %s" % EXTENSION,
+         ".open %s" % (tmp_path / "app.db"), *statements], text=True, capture_output=True, timeout=60, env=env)
+    assert done.returncode == 0 or fails and fails in done.stderr, done
+    return done.stdout
+
+
+def test_no_thread_when_the_first_replica_opens(misfortune, tmp_path):
+    """It is told, nothing is left running, and the next open tries again."""
+    misfortune.set("threads", "sqlite3")
+    said = shell(tmp_path, "CREATE TABLE t (x)", "SELECT walferry_status()",
+                 ".shell rm %s" % (misfortune.folder / "threads"), ".open %s" % (tmp_path / "app.db"),
+                 "INSERT INTO t VALUES ('end')", "SELECT walferry_sync(20000)", **misfortune.env)
+    assert "cannot start the thread" in said
+    assert newest(tmp_path) == [(1, "end")]
+
+
+@pytest.mark.parametrize("descriptors", range(5, 36, 2))
+def test_few_descriptors_when_the_first_replica_opens(descriptors, tmp_path):
+    """Whatever comes of it is told: nothing waits for ever without an error."""
+    said = shell(tmp_path, "CREATE TABLE t (x)", "SELECT walferry_sync(3000)", fails=" open ",
+                 limits="ulimit -n %d" % descriptors, WALFERRY_SHUTDOWN_TIMEOUT="0s")
+    assert not said or newest(tmp_path) == [(0, None)]
+    assert not (tmp_path / "log").exists() or "internal error" not in (tmp_path / "log").read_text()
 
 
 def test_writes_outside_wal_mode_are_told(tmp_path):

@@ -7,10 +7,18 @@ thread_local! {
     static ASKS: Cell<bool> = const { Cell::new(false) };
 }
 
-/// True while this thread asks the runtime for one. Tokio panics where none can be started and none is
-/// there; that is caught, and is no internal error for a panic hook to tell.
-pub fn is_asked_for_a_thread() -> bool {
+/// True while this thread asks the runtime for what the system may not give. Tokio panics where it does
+/// not; that is caught, and is no internal error for a panic hook to tell.
+pub fn asks_the_system() -> bool {
     ASKS.get()
+}
+
+/// Asks the runtime for a thread or a descriptor; `None` where the system gives none.
+pub(crate) fn ask<T>(job: impl FnOnce() -> T) -> Option<T> {
+    ASKS.set(true);
+    let given = catch_unwind(AssertUnwindSafe(job)).ok();
+    ASKS.set(false);
+    given
 }
 
 /// Why there is no answer.
@@ -27,9 +35,6 @@ pub(crate) enum Broken {
 pub(crate) async fn blocking<T: Send + 'static>(
     job: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Broken> {
-    ASKS.set(true);
-    let started = catch_unwind(AssertUnwindSafe(|| tokio::task::spawn_blocking(job)));
-    ASKS.set(false);
-    let running = started.map_err(|_| Broken::NoThread)?;
+    let running = ask(|| tokio::task::spawn_blocking(job)).ok_or(Broken::NoThread)?;
     running.await.map_err(|_| Broken::GivenUp)
 }

@@ -78,6 +78,8 @@ pub(crate) struct Shared {
     pub(crate) gate: Gate,
     /// How long application threads may still wait, all in all, for a shut gate to open.
     pub patience: Duration,
+    /// What was there when it was opened last could not be replicated.
+    pub refused: bool,
     /// Replication has ended for this process: nobody will open the gate again.
     pub given_up: bool,
     /// The last restart of the WAL that a thread of this process made or let happen.
@@ -296,6 +298,7 @@ impl Database {
                 captured_end: None,
                 gate: Gate::Capturing,
                 patience: Duration::ZERO,
+                refused: false,
                 given_up: false,
                 restart: None,
                 transitions: VecDeque::new(),
@@ -353,9 +356,27 @@ impl Database {
         self.tell_others();
     }
 
+    /// What is there cannot be replicated, for this reason: the report says so, and the log once.
+    pub fn refuse(&self, why: &str) {
+        let told = self.with(|shared| {
+            shared.refused = true;
+            shared.report.state = "error";
+            shared.report.last_error.replace(why.to_string()).as_deref() == Some(why)
+        });
+        if !told {
+            log::error!("{} is not replicated: {why}", self.label);
+        }
+    }
+
     /// A connection was opened.
     pub fn connect(&self) {
-        self.with(|shared| shared.connections += 1);
+        self.with(|shared| {
+            shared.connections += 1;
+            if std::mem::take(&mut shared.refused) {
+                shared.report.state = "opening";
+                shared.report.last_error = None;
+            }
+        });
         self.send(Control::Connected(self.id));
     }
 
@@ -552,6 +573,17 @@ impl Database {
     fn is_pinned(&self, shared: &Shared) -> Option<bool> {
         let border = self.border().filter(|_| shared.role == Role::Ships)?;
         border.wal_index().map(|_| border.guard().is_some())
+    }
+
+    /// Nothing is replicated any more: nobody waits for the gate, and the report says why.
+    pub(crate) fn end(&self, why: &str) {
+        self.with(|shared| {
+            shared.given_up = true;
+            shared.set_gate(Gate::Open);
+            shared.report.state = "error";
+            shared.report.last_error = Some(why.to_string());
+        });
+        self.changed.notify_all();
     }
 
     pub(crate) fn send(&self, control: Control) {

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::RawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard as StdMutexGuard, OnceLock, PoisonError};
@@ -138,6 +139,8 @@ pub struct Process {
     tender: OnceLock<crate::tender::Tender>,
     drained: Mutex<bool>,
     drained_changed: Condvar,
+    /// Why nothing is replicated any more.
+    ended: Mutex<Option<String>>,
 }
 
 /// What the sealer thread owns of the channels.
@@ -159,6 +162,7 @@ impl Process {
         if let Some(process) = current.as_ref().filter(|p| p.pid == std::process::id()) {
             return Ok(process.clone());
         }
+        let runtime = shipper::runtime()?;
         let (commits, commits_out) = crossbeam_channel::bounded(COMMITS_WAITING);
         let (controls, controls_out) = crossbeam_channel::unbounded();
         let (orders, orders_out) = tokio::sync::mpsc::unbounded_channel();
@@ -175,18 +179,56 @@ impl Process {
             tender: OnceLock::new(),
             drained: Mutex::new(false),
             drained_changed: Condvar::new(),
+            ended: Mutex::new(None),
         });
         let inbox = Inbox { commits: commits_out, controls: controls_out };
+        // Both threads, or none: each begins when it is told to, and ends if nobody will.
+        let (begin, told) = crossbeam_channel::bounded(2);
         spawn("walferry-seal", {
-            let process = process.clone();
-            move || sealer::run(&process, &inbox)
+            let (process, told) = (process.clone(), told.clone());
+            move || {
+                if told.recv().is_ok() {
+                    process.guard("walferry-seal", || sealer::run(&process, &inbox));
+                }
+            }
         })?;
         spawn("walferry-ship", {
             let process = process.clone();
-            move || shipper::run(process, orders_out)
+            move || {
+                if told.recv().is_ok() {
+                    let ships = process.clone();
+                    process.guard("walferry-ship", || shipper::run(ships, &runtime, orders_out));
+                }
+            }
         })?;
+        for () in [(), ()] {
+            let _ = begin.send(());
+        }
         *current = Some(process.clone());
         Ok(process)
+    }
+
+    /// Runs a thread's body. A panic that ends it is the end of replication in this process, and each
+    /// database says so.
+    fn guard(&self, thread: &str, body: impl FnOnce()) {
+        if catch_unwind(AssertUnwindSafe(body)).is_err() {
+            self.end(&format!(
+                "an internal error of walferry (its thread {thread} ended with a panic); please report it, \
+                 and start the program again"
+            ));
+        }
+    }
+
+    fn end(&self, why: &str) {
+        log::error!("replication stopped: {why}");
+        *self.ended.lock() = Some(why.to_string());
+        self.databases().iter().for_each(|database| database.end(why));
+        self.bell.ring();
+    }
+
+    /// Why nothing is replicated any more in this process, if that is so.
+    pub(crate) fn ended(&self) -> Option<String> {
+        self.ended.lock().clone()
     }
 
     /// Milliseconds since the machine started, with the time that it slept; never goes back, and is the
@@ -206,6 +248,9 @@ impl Process {
         settings: Vec<Settings>,
         strict: bool,
     ) -> Result<Replications, String> {
+        if let Some(why) = self.ended() {
+            return Err(why);
+        }
         let mut databases = self.databases.lock();
         self.forget_gone(&mut databases);
         if let Some(known) = databases.get(path) {
@@ -420,5 +465,42 @@ impl Bell {
             }
         }
         *rung = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Lookup;
+
+    /// The URL of a replica, and nothing else.
+    struct Only(String);
+
+    impl Lookup for Only {
+        fn parameter(&self, name: &str) -> Option<String> {
+            (name == "replica").then(|| self.0.clone())
+        }
+
+        fn variable(&self, _: &str) -> Option<String> {
+            None
+        }
+    }
+
+    #[test]
+    fn a_thread_that_panics_ends_replication_and_all_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let process = Process::start().unwrap();
+        let open = |name: &str| {
+            let replica = format!("file://{}", dir.path().join(name).join("replica").display());
+            let path = dir.path().join(name);
+            let settings = Settings::resolve(&path, &Only(replica), None).unwrap();
+            process.database(&path, settings, false)
+        };
+        let known = open("a.db").unwrap();
+        process.guard("walferry-ship", || panic!("on purpose"));
+        let report = known.first().report();
+        assert_eq!(report.state, "error");
+        assert!(report.last_error.unwrap().contains("walferry-ship"));
+        assert!(open("b.db").err().unwrap().contains("walferry-ship"), "one that comes later");
     }
 }

@@ -59,6 +59,11 @@ impl Replications {
         }
     }
 
+    /// [`Database::refuse`] of all.
+    pub fn refuse(&self, why: &str) {
+        self.each().for_each(|database| database.refuse(why));
+    }
+
     /// [`Database::connect`] of all.
     pub fn connect(&self) {
         self.each().for_each(|database| database.connect());

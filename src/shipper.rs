@@ -167,22 +167,33 @@ pub(crate) enum UploadOutcome {
     Failed(Failure),
 }
 
-/// The thread's body.
-pub(crate) fn run(process: Arc<Process>, mut orders: mpsc::UnboundedReceiver<Order>) {
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .thread_name("walferry-io")
-        .max_blocking_threads(BLOCKING_MAX)
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            log::error!("cannot start the shipper: {error}; nothing will be replicated");
-            return;
+/// What the thread works with. It needs descriptors, so it is made before there is a thread.
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, String> {
+    let built = crate::blocking::ask(|| {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .thread_name("walferry-io")
+            .max_blocking_threads(BLOCKING_MAX)
+            .build()
+    });
+    match built {
+        Some(Ok(runtime)) => Ok(runtime),
+        Some(Err(error)) => Err(format!("cannot begin to reach the stores: {error}")),
+        None => {
+            Err("cannot begin to reach the stores: too few open files are left for it".to_string())
         }
-    };
+    }
+}
+
+/// The thread's body.
+pub(crate) fn run(
+    process: Arc<Process>,
+    runtime: &tokio::runtime::Runtime,
+    mut orders: mpsc::UnboundedReceiver<Order>,
+) {
     let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, async move {
+    local.block_on(runtime, async move {
         let images = Rc::new(Rooms::for_images());
         let joins = Rc::new(Rooms::for_joins());
         while let Some(order) = orders.recv().await {

@@ -125,9 +125,8 @@ impl Handle {
     /// Takes a main database's file over. `None` if it cannot be replicated.
     pub fn open_main(target: Target, real: RawFile, adopted: bool) -> Option<Arc<Handle>> {
         let Target::Main(Replicated(shimmed)) = target else { return None };
-        if !real.has_shm() {
-            let why = "its VFS has no shared memory, which WAL mode needs";
-            log::error!("{}: {why}", shimmed.database.path().display());
+        if let Some(why) = unfit(real) {
+            shimmed.database.refuse(why);
             return None;
         }
         let shimmed = registry::of_file_now(shimmed);
@@ -312,6 +311,20 @@ impl Handle {
             salts: written.salts?,
         })
     }
+}
+
+/// Why a file cannot be replicated as a database.
+fn unfit(file: RawFile) -> Option<&'static str> {
+    const MAGIC: [u8; 16] = *b"SQLite format 3\0";
+    if !file.has_shm() {
+        return Some("its VFS has no shared memory, which WAL mode needs");
+    }
+    let mut head = [0; MAGIC.len()];
+    let known = file.read(&mut head, 0).is_err() || head == MAGIC;
+    (!known).then_some(
+        "it is encrypted, or no database: it does not begin as SQLite's files do, and what a codec \
+         encrypts cannot be replicated",
+    )
 }
 
 /// What the header says of the journal mode (sqlite.org/fileformat2.html, section 1.3.3).

@@ -96,7 +96,7 @@ pub fn install() {
         log::set_max_level(said.level.unwrap_or(LevelFilter::Info));
     }
     std::panic::set_hook(Box::new(|panic| {
-        if !walferry::blocking::is_asked_for_a_thread() {
+        if !walferry::blocking::asks_the_system() {
             log::error!("internal error: {panic}");
         }
     }));

@@ -52,6 +52,9 @@ struct Sealer {
 
 impl Sealer {
     fn receive(&mut self, inbox: &Inbox) {
+        if let Some(why) = self.process.ended() {
+            self.replicas.values_mut().for_each(|replica| replica.end(&why));
+        }
         // A commit's message says only that there is something to do: the position is with the
         // database. So that one that did not fit into the channel is no loss.
         while let Ok(frames) = inbox.commits.try_recv() {

@@ -262,16 +262,18 @@ impl Replica {
     /// Ends the replication of this database for this process. The application goes on.
     pub(super) fn give_up(&mut self, why: &str) {
         log::error!("{}: replication stopped: {why}", self.database.label());
-        self.dead = Some(why.to_string());
-        self.job = LocalJob::None;
-        self.database.with(|shared| {
-            shared.given_up = true;
-            shared.set_gate(Gate::Open);
-            shared.report.state = "error";
-            shared.report.last_error = Some(why.to_string());
-        });
-        self.hold(false);
-        self.database.notify();
+        self.end(why);
+    }
+
+    /// The same, once, where it was told.
+    pub(super) fn end(&mut self, why: &str) {
+        if self.dead.is_none() {
+            self.dead = Some(why.to_string());
+            self.job = LocalJob::None;
+            self.database.end(why);
+            self.hold(false);
+            self.database.notify();
+        }
     }
 
     pub(super) fn next_number(&mut self) -> u64 {

@@ -85,8 +85,9 @@ pub(super) async fn build(settings: &Access, http: SharedHttpClient) -> Client {
             "walferry",
         ));
     } else if let Some(profile) = &settings.profile {
-        let config =
-            ProviderConfig::without_region().with_http_client(http).with_region(Some(region.clone()));
+        let config = ProviderConfig::without_region()
+            .with_http_client(http)
+            .with_region(Some(region.clone()));
         loader = loader.profile_name(profile).credentials_provider(
             ProfileFileCredentialsProvider::builder()
                 .configure(&config)
