@@ -50,6 +50,8 @@ pub struct Pin {
     slot: Option<(usize, Guard)>,
     /// Whether the slot was given up so that others may begin the WAL anew.
     way: Way,
+    /// The guard that the slot was when a narrow way was given.
+    before_way: Option<Guard>,
     /// Whether the checkpoint lock is held.
     checkpoints: bool,
 }
@@ -69,8 +71,15 @@ impl Pin {
             raw.unlock(SQLITE_LOCK_NONE);
             return None;
         };
-        let mut pin =
-            Pin { file, shm, more: Vec::new(), slot: None, way: Way::Shut, checkpoints: false };
+        let mut pin = Pin {
+            file,
+            shm,
+            more: Vec::new(),
+            slot: None,
+            way: Way::Shut,
+            before_way: None,
+            checkpoints: false,
+        };
         if hold {
             pin.hold_slot();
         }
@@ -133,6 +142,7 @@ impl Pin {
     pub fn drop_slot(&mut self) {
         self.unlock_checkpoints();
         self.way = Way::Shut;
+        self.before_way = None;
         if let Some((slot, _)) = self.slot.take() {
             let lock = READ_LOCK_0 + slot as i32;
             self.raw().shm_lock(lock, 1, SQLITE_SHM_UNLOCK | SQLITE_SHM_SHARED);
@@ -162,9 +172,11 @@ impl Pin {
         if way != Way::Narrow {
             self.unlock_checkpoints();
         }
+        self.before_way = None;
         if way != Way::Shut
-            && let Some((slot, _)) = self.slot.take()
+            && let Some((slot, guard)) = self.slot.take()
         {
+            self.before_way = Some(guard).filter(|_| way == Way::Narrow);
             let lock = READ_LOCK_0 + slot as i32;
             self.raw().shm_lock(lock, 1, SQLITE_SHM_UNLOCK | SQLITE_SHM_SHARED);
         }
@@ -182,6 +194,11 @@ impl Pin {
         if self.slot.is_none() {
             self.way = way;
             return false;
+        }
+        // Recovery (`walIndexRecover`) and whoever truncates the WAL need the checkpoint lock, which was
+        // held all the while: what a guard excludes was excluded.
+        if let Some(guard) = self.before_way.take() {
+            self.goes_on_as(guard);
         }
         self.unlock_checkpoints();
         true
