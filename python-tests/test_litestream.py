@@ -78,7 +78,18 @@ def test_we_restore_litestreams_replicas(binary, scheme, new_host, new_replica, 
     for txid in level0:
         theirs = litestream_restore(tmp_path, replica, tmp_path / ("theirs-%d.db" % txid), txid)
         ours = restore(replica, tmp_path / ("ours-%d.db" % txid), txid)
-        assert_same_pages(theirs.read_bytes(), ours.read_bytes(), "TXID %d" % txid)
+        if not is_ahead_of_its_name(replica, tmp_path, txid, theirs.read_bytes()):
+            assert_same_pages(theirs.read_bytes(), ours.read_bytes(), "TXID %d" % txid)
+
+
+def is_ahead_of_its_name(replica, folder, txid, theirs):
+    """Litestream may read the database for a snapshot a little later than it has named it: then it
+    restores by the snapshot what its own files have as the next TXID."""
+    snapshots = [last for level, _first, last in replica.keys() if level == 9]
+    if txid not in snapshots or txid == max(txids(replica)):
+        return False
+    after = restore(replica, folder / ("after-%d.db" % txid), min(n for n in txids(replica) if n > txid))
+    return theirs == after.read_bytes()
 
 
 def await_new_txid(replica, litestream, above):
