@@ -192,7 +192,8 @@ def test_an_audit_goes_on_in_the_next_process(new_host, new_replica, tmp_path):
     while time.monotonic() < ends:
         add(host, 1)
         time.sleep(0.1)
-    assert audit_of(host, database) is None
+    # One may have ended before there was a row.
+    assert (audit_of(host, database) or {"pages": 0})["pages"] < total
     host.sync()
     host.close()
     assert host.finish() == 0
