@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::claim::Claim;
 use crate::engine::{Failure, Head, Verdict};
 use crate::history;
+use crate::local::{folder, shared};
 use crate::log_end::{find_head, head_at, head_of, newest};
 use crate::ltx::{FileName, HEADER_LEN, Header, MIN_FILE_LEN, TRAILER_LEN};
 use crate::process::{Control, Process};
@@ -222,8 +223,9 @@ pub(crate) fn run(
 /// Hears the bell of a database's other processes. Without it the sealer looks by itself, once a
 /// second.
 async fn listen(process: &Process, database: u64, bell: &Path, mut until: oneshot::Receiver<()>) {
-    // Open for writing too, so that it does not end when the last caller goes.
-    let opened = pipe::OpenOptions::new().read_write(true).open_receiver(bell);
+    let opened = shared::make_bell(bell).map_err(|error| error.to_string());
+    let opened =
+        opened.and_then(|bell| pipe::Receiver::from_file(bell).map_err(|error| error.to_string()));
     let receiver = match opened {
         Ok(receiver) => receiver,
         Err(error) => {
@@ -481,7 +483,7 @@ fn ended(error: &crate::store::Error) -> UploadOutcome {
 /// Reads what tells a local file from any other.
 pub(crate) fn identity(path: &std::path::Path) -> std::io::Result<Identity> {
     use std::os::unix::fs::FileExt;
-    let file = std::fs::File::open(path)?;
+    let file = folder::read(path)?;
     let len = file.metadata()?.len();
     if len < MIN_FILE_LEN {
         return Err(std::io::ErrorKind::UnexpectedEof.into());

@@ -254,7 +254,7 @@ fn state_folder(database: &Path) -> Result<String, String> {
         (true, _) => state.clone(),
     };
     let trial = folder.join(format!(".walferry-check-{:016x}", random_id()));
-    let made = std::fs::OpenOptions::new().write(true).create_new(true).open(&trial);
+    let made = local::folder::create_new(&trial);
     made.and_then(|_| std::fs::remove_file(&trial))
         .map(|()| format!("{} can be written", state.display()))
         .map_err(|error| format!("{} cannot be written: {error}", folder.display()))

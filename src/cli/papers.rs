@@ -7,7 +7,7 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 
 use super::{Cli, Error, print};
-use crate::local::{Context as _, replace_file};
+use crate::local::Context as _;
 
 /// Arguments of `walferry completions`.
 #[derive(clap::Args)]
@@ -52,6 +52,6 @@ fn page(command: &Command, name: &str, folder: &std::path::Path) -> Result<Strin
     let path = folder.join([name, ".1"].concat());
     let mut text = Vec::new();
     Man::new(command.clone()).title(name).render(&mut text).map_err(Error::Write)?;
-    replace_file(&path, &text, false)?;
+    std::fs::write(&path, &text).context("cannot write", &path)?;
     Ok(path.display().to_string())
 }

@@ -10,7 +10,7 @@
 //! before it stays open for a step: its `PRAGMA data_version` tells whether anybody else has committed
 //! since (<https://sqlite.org/pragma.html#pragma_data_version>).
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +24,7 @@ use super::fetch::Pages;
 use super::first_page::{self, Original};
 use super::record::{Place, Record};
 use crate::local;
+use crate::local::folder::{self, Folder, Like};
 use crate::local::lock::{Attempt, Lock};
 use crate::local::state::State;
 use crate::ltx::{DatabaseChecksum, checksum};
@@ -111,7 +112,7 @@ pub(super) fn look(path: &Path, replica: &str, stop: &Arc<Stop>) -> Result<Found
     if there && !dir.is_dir() {
         return Err(Error::Unknown(path));
     }
-    fs::create_dir_all(&dir).map_err(Error::local("cannot create", &dir))?;
+    Folder::make(&dir)?;
     let lock = match Lock::try_take(&dir)? {
         Attempt::Taken(lock) => lock,
         Attempt::HeldBy(pid) => return Err(Error::Busy { path, pid }),
@@ -297,6 +298,9 @@ impl Copy {
         db.execute_batch("BEGIN EXCLUSIVE").map_err(busy)?;
         let mut record = Record { next: Some(next), ..self.record.clone() };
         record.save(&self.dir)?;
+        Like::of(&self.path)
+            .and_then(|like| like.give(&folder::open(&new)?))
+            .map_err(Error::local("cannot set the mode of", &new))?;
         fs::rename(&new, &self.path).map_err(Error::local("cannot replace", &self.path))?;
         sync_parent(&self.path)?;
         drop(db);
@@ -544,7 +548,7 @@ fn data_version(db: &Connection) -> rusqlite::Result<i64> {
 fn adapt_file(path: &Path, restored: &restore::Report) -> Result<Place, Error> {
     use std::os::unix::fs::FileExt;
     let failed = || Error::local("cannot write", path);
-    let file = File::options().read(true).write(true).open(path).map_err(failed())?;
+    let file = folder::open(path).map_err(failed())?;
     let mut first = vec![0; restored.page_size.bytes()];
     file.read_exact_at(&mut first, 0).map_err(failed())?;
     let original = Original::of(&first);
@@ -566,5 +570,5 @@ fn remove(path: &Path) -> Result<(), Error> {
 
 fn sync_parent(path: &Path) -> Result<(), Error> {
     let parent = path.parent().unwrap_or(path);
-    File::open(parent).and_then(|dir| dir.sync_all()).map_err(Error::local("cannot sync", parent))
+    local::sync_folder(parent).map_err(Error::local("cannot sync", parent))
 }

@@ -146,7 +146,7 @@ impl DatabasePages {
         page_size: crate::units::PageSize,
         commit: u32,
     ) -> Result<DatabasePages, Error> {
-        let file = File::open(path).map_err(Error::local("cannot open", path))?;
+        let file = crate::local::folder::read(path).map_err(Error::local("cannot open", path))?;
         let (file, lock_page) = (BufReader::with_capacity(1 << 20, file), page_size.lock_page());
         let page = vec![0; page_size.bytes()];
         Ok(DatabasePages { path: path.to_path_buf(), file, next: 1, commit, lock_page, page })

@@ -140,7 +140,7 @@ impl Job<'_> {
 
     /// All of a file whose copy is at hand; few are, and these are short.
     fn copy(&self, file: &FileInfo) -> Option<Vec<u8>> {
-        let bytes = std::fs::read(copies::path(self.copies?, file.key)).ok()?;
+        let bytes = copies::read(self.copies?, file.key)?;
         (bytes.len() as u64 == file.len).then_some(bytes)
     }
 

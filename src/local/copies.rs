@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
+use super::folder::{self, Folder};
 use super::{Context, Error};
 use crate::ltx::FileName;
 use crate::store::Key;
@@ -28,6 +29,14 @@ pub(crate) fn path(dir: &Path, key: Key) -> PathBuf {
     dir.join(format!("{}-{}", key.level, key.name))
 }
 
+/// Reads a file's copy, if there is one.
+pub(crate) fn read(dir: &Path, key: Key) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut file = folder::read(&path(dir, key)).ok()?;
+    std::io::Read::read_to_end(&mut file, &mut bytes).ok()?;
+    Some(bytes)
+}
+
 fn parse(name: &str) -> Option<Key> {
     let (level, name) = name.split_once('-')?;
     Some(Key { level: Level::new(level.parse().ok()?)?, name: FileName::parse(name)? })
@@ -37,7 +46,7 @@ impl Copies {
     /// Opens the folder of a state folder, making it if need be.
     pub fn open(state_dir: &Path, cap: u64) -> Result<Copies, Error> {
         let dir = state_dir.join("copies");
-        std::fs::create_dir_all(&dir).context("cannot create", &dir)?;
+        Folder::make(&dir)?;
         let mut files = Vec::new();
         for file in std::fs::read_dir(&dir).context("cannot list", &dir)? {
             let file = file.context("cannot list", &dir)?;

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::folder::Folder;
 use super::{Context as _, Error, spool};
 
 /// What goes.
@@ -26,7 +27,7 @@ pub(crate) fn give_up(dir: &Path, unshipped: &[spool::Entry]) -> Result<Option<P
     let kept = if unshipped.is_empty() { None } else { kept_next(dir) };
     if let Some(kept) = &kept {
         let spool = dir.join("spool");
-        fs::create_dir(kept).context("cannot create", kept)?;
+        Folder::make(kept)?;
         for entry in unshipped {
             let (from, to) = (spool.join(entry.file_name()), kept.join(entry.file_name()));
             fs::rename(&from, &to).context("cannot move aside", &from)?;
@@ -47,7 +48,9 @@ pub(crate) fn give_up(dir: &Path, unshipped: &[spool::Entry]) -> Result<Option<P
 
 /// Where files that were not shipped would be moved to.
 pub(crate) fn kept_next(dir: &Path) -> Option<PathBuf> {
-    (1..=u32::MAX).map(|n| dir.join(format!("kept-{n}"))).find(|folder| !folder.exists())
+    (1..=u32::MAX)
+        .map(|n| dir.join(format!("kept-{n}")))
+        .find(|folder| folder.symlink_metadata().is_err())
 }
 
 fn remove(how: impl Fn(PathBuf) -> io::Result<()>, path: &Path) -> Result<(), Error> {
@@ -60,5 +63,5 @@ fn remove(how: impl Fn(PathBuf) -> io::Result<()>, path: &Path) -> Result<(), Er
 }
 
 fn sync(folder: &Path) -> Result<(), Error> {
-    fs::File::open(folder).and_then(|dir| dir.sync_all()).context("cannot sync", folder)
+    super::sync_folder(folder).context("cannot sync", folder)
 }

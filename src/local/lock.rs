@@ -1,11 +1,12 @@
 //! One shipper for each database, over all processes of a host.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::folder::{Folder, LOCK};
 use super::{Context, Error};
 
 /// The shipper's place, held until dropped or until the process ends in whatever way.
@@ -47,20 +48,15 @@ impl Lock {
         use std::os::unix::fs::MetadataExt;
         let id = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
         let ours = self.file.metadata().map(id);
-        let there = std::fs::metadata(dir.join("lock")).map(id);
+        let there = std::fs::symlink_metadata(dir.join(LOCK)).map(id);
         matches!((ours, there), (Ok(ours), Ok(there)) if ours == there)
     }
 
     /// Tries to take the place in this folder, without waiting.
     pub fn try_take(dir: &Path) -> Result<Attempt, Error> {
-        let path = dir.join("lock");
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .context("cannot open", &path)?;
+        let path = dir.join(LOCK);
+        let folder = Folder::open(dir).context("cannot open", dir)?;
+        let mut file = folder.open_or_create(LOCK).context("cannot open", &path)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {

@@ -10,6 +10,7 @@
 //! | `follow` | instead of all this: how far a copy is that follows a replica ([`crate::follow`]) |
 //! | `spool/` | captured, not yet acknowledged transactions ([`spool`]) |
 //! | `shm-3`, `bell` | what the processes of one database tell each other ([`shared`]) |
+//! | `.gitignore` | keeps the folder out of the repository that the database is in |
 //! | `replicas/` | the same for each further replica of the database ([`replicas`]) |
 //!
 //! The order of writes makes every crash harmless: a spool file appears whole, by rename, before
@@ -17,6 +18,7 @@
 //! is found after a crash is therefore: state, then every spool file in order, then the WAL.
 
 pub mod copies;
+pub(crate) mod folder;
 #[cfg(feature = "cli")]
 pub(crate) mod given_up;
 pub(crate) mod history;
@@ -117,16 +119,53 @@ impl<T> Context<T> for io::Result<T> {
 pub(crate) fn replace_file(path: &Path, bytes: &[u8], durable: bool) -> Result<(), Error> {
     use std::io::Write;
     let temp = path.with_extension("tmp");
-    let mut file = std::fs::File::create(&temp).context("cannot create", &temp)?;
+    let parent = path.parent().unwrap_or(path);
+    let mut file = folder::create(&temp).context("cannot create", &temp)?;
     file.write_all(bytes).context("cannot write", &temp)?;
     if durable {
         file.sync_all().context("cannot sync", &temp)?;
     }
     std::fs::rename(&temp, path).context("cannot replace", path)?;
-    if durable && let Some(parent) = path.parent() {
-        std::fs::File::open(parent)
-            .and_then(|dir| dir.sync_all())
-            .context("cannot sync", parent)?;
+    if durable {
+        sync_folder(parent).context("cannot sync", parent)?;
     }
     Ok(())
+}
+
+/// Makes the names in a folder durable.
+pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
+    bear(std::fs::File::open(path).and_then(|folder| folder.sync_all()))
+}
+
+/// What came of syncing a folder. A file system that has no such call (SMB, some in user space) makes
+/// names durable by itself or never: to go on is all that is left. An error of the disk is one.
+fn bear(synced: io::Result<()>) -> io::Result<()> {
+    use rustix::io::Errno;
+    const HAS_NONE: [Errno; 5] =
+        [Errno::INVAL, Errno::BADF, Errno::NOTSUP, Errno::OPNOTSUPP, Errno::NOSYS];
+    match synced {
+        Err(error) if Errno::from_io_error(&error).is_some_and(|it| HAS_NONE.contains(&it)) => {
+            Ok(())
+        }
+        synced => synced,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn only_error_of_disk_is_one_when_folder_is_synced() {
+        let synced = |errno: Errno| bear(Err(errno.into())).is_ok();
+        for errno in [Errno::INVAL, Errno::BADF, Errno::OPNOTSUPP, Errno::NOSYS] {
+            assert!(synced(errno), "{errno:?}");
+        }
+        for errno in [Errno::IO, Errno::NOSPC, Errno::NOENT, Errno::ACCESS] {
+            assert!(!synced(errno), "{errno:?}");
+        }
+        assert!(bear(Ok(())).is_ok() && bear(Err(io::Error::other("something"))).is_err());
+    }
 }

@@ -14,12 +14,12 @@
 //! Every change is in the file when the call that makes it returns, so a process that is killed
 //! loses none. It may be ahead of the state; the sum tells.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::Context;
+use super::{Context, folder};
 use crate::ltx::{self, Checksum, DatabaseChecksum};
 use crate::units::Pgno;
 
@@ -105,7 +105,7 @@ impl PageTable {
     }
 
     fn open_file(path: &Path, commit: u32) -> Result<PageTable, super::Error> {
-        let file = open_or_create(path).context("cannot open", path)?;
+        let file = folder::open(path).context("cannot open", path)?;
         let len = file.metadata().context("cannot look at", path)?.len();
         // What is beyond is not ours, or of a database that was larger.
         let most = u64::from(commit).saturating_mul(ENTRY_LEN as u64);
@@ -125,7 +125,7 @@ impl PageTable {
         self.kept.clear();
         self.sums.clear();
         (self.sum, self.commit) = (0, 0);
-        self.file = open_or_create(&self.path).context("cannot open", &self.path)?;
+        self.file = folder::open(&self.path).context("cannot open", &self.path)?;
         self.file.set_len(0).context("cannot shorten", &self.path)
     }
 
@@ -324,10 +324,6 @@ impl PageTable {
     }
 }
 
-fn open_or_create(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
-}
-
 /// Fills the buffer from byte `offset` on; with zeros where the file ends before.
 fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
     let mut done = 0;
@@ -349,9 +345,9 @@ fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
 /// ours to read, or its disk does not give it back.
 fn is_of_no_use(error: &io::Error) -> bool {
     use rustix::io::Errno;
-    const OF_NO_USE: [Errno; 6] =
-        [Errno::ACCESS, Errno::ISDIR, Errno::LOOP, Errno::NXIO, Errno::INVAL, Errno::IO];
-    error.raw_os_error().is_some_and(|code| OF_NO_USE.contains(&Errno::from_raw_os_error(code)))
+    const OF_NO_USE: [Errno; 3] = [Errno::ACCESS, Errno::INVAL, Errno::IO];
+    folder::is_odd(error)
+        || Errno::from_io_error(error).is_some_and(|errno| OF_NO_USE.contains(&errno))
 }
 
 /// Why a captured file could not be applied to the table.

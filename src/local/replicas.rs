@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use md5::{Digest, Md5};
 
+use super::folder::is_folder;
 use super::lock::{Attempt, Lock};
 use super::state::State;
 
@@ -20,7 +21,7 @@ const OTHERS: &str = "replicas";
 pub fn dirs(database: &Path, replicas: &[&str]) -> Vec<PathBuf> {
     let main = super::state_dir(database);
     let own = |replica: &str| main.join(OTHERS).join(name(replica));
-    let has = |replica: &str| own(replica).is_dir();
+    let has = |replica: &str| is_folder(&own(replica));
     let owner = owner(&main);
     let at = match main_one(owner.as_deref(), replicas, &has) {
         // Whoever ships to a replica that is not among these goes on doing so.
@@ -40,7 +41,7 @@ pub fn dirs(database: &Path, replicas: &[&str]) -> Vec<PathBuf> {
 pub fn shipped_elsewhere(database: &Path, replica: &str) -> Option<(Option<u32>, String)> {
     let main = super::state_dir(database);
     let owner = owner(&main).filter(|owner| owner != replica)?;
-    if main.join(OTHERS).join(name(replica)).is_dir() {
+    if is_folder(&main.join(OTHERS).join(name(replica))) {
         return None;
     }
     match Lock::try_take(&main) {
@@ -71,7 +72,7 @@ pub fn existing(database: &Path) -> Vec<PathBuf> {
 pub(super) fn others(main: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(main.join(OTHERS)).into_iter().flatten().flatten();
     let mut dirs: Vec<PathBuf> =
-        entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+        entries.map(|entry| entry.path()).filter(|path| is_folder(path)).collect();
     dirs.sort();
     dirs
 }

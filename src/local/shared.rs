@@ -8,17 +8,17 @@
 //! the next shipper begins it anew. A file that somebody empties or fills with garbage costs waits
 //! and no more: the shipper writes its entry again, once a second.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rustix::fs::{FileType, Mode, OFlags};
 
+use super::folder::{self, BELL, Folder};
 use super::mapping::Futex;
 use super::{Context, Error};
 use crate::ltx::checksum::FileDigest;
@@ -169,7 +169,7 @@ impl SharedPage {
     pub fn open(dir: &Path) -> Result<SharedPage, Error> {
         let path = dir.join(NAME);
         let page = Mutex::new(Page::open(&path)?.into());
-        Ok(SharedPage { path, page, bell: dir.join("bell"), ringing: Mutex::new(None) })
+        Ok(SharedPage { path, page, bell: dir.join(BELL), ringing: Mutex::new(None) })
     }
 
     /// Opens the file again when another one, or none, has its name. What was asked for in the old
@@ -195,7 +195,7 @@ impl SharedPage {
 
     /// Whether the folder still has the file that is open.
     pub fn is_in_place(&self, dir: &Path) -> bool {
-        std::fs::metadata(dir.join(NAME)).is_ok_and(|meta| id(&meta) == self.page().id)
+        std::fs::symlink_metadata(dir.join(NAME)).is_ok_and(|meta| id(&meta) == self.page().id)
     }
 
     /// Where callers ring.
@@ -365,15 +365,7 @@ impl SharedPage {
     fn ring(&self) {
         let mut ringing = self.ringing.lock();
         if ringing.is_none() {
-            // Open for reading too, so that there is always a reader: a write to a pipe without one
-            // raises SIGPIPE in the application.
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).custom_flags(OFlags::NONBLOCK.bits() as i32);
-            let opened = options.open(&self.bell).ok();
-            *ringing = opened.filter(|file| {
-                use std::os::unix::fs::FileTypeExt;
-                file.metadata().is_ok_and(|meta| meta.file_type().is_fifo())
-            });
+            *ringing = open_bell(&self.bell).ok();
         }
         // A full pipe has rung already; without a pipe the shipper looks by itself, once a second.
         if let Some(pipe) = ringing.as_mut() {
@@ -384,14 +376,8 @@ impl SharedPage {
 
 impl Page {
     fn open(path: &Path) -> Result<Page, Error> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false);
-        let file = options.open(path).context("cannot open", path)?;
+        let file = folder::open(path).context("cannot open", path)?;
         let meta = file.metadata().context("cannot look at", path)?;
-        if !meta.file_type().is_file() {
-            let error = std::io::Error::other("it is no file");
-            return Err(error).context("cannot use", path);
-        }
         let words = Words(&file);
         match words.load(AT_MAGIC) {
             MAGIC => {}
@@ -557,9 +543,7 @@ pub struct Glance {
 /// Looks at the page of a state folder. `Ok(None)` when there is none in our layout.
 pub fn glance(dir: &Path) -> Result<Option<Glance>, Error> {
     let path = dir.join(NAME);
-    let mut options = OpenOptions::new();
-    options.read(true).custom_flags(OFlags::NONBLOCK.bits() as i32);
-    let file = match options.open(&path) {
+    let file = match folder::read(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).context("cannot read", &path),
@@ -588,13 +572,21 @@ pub fn pid_namespace() -> u64 {
     *NUMBER.get_or_init(|| std::fs::metadata("/proc/self/ns/pid").map_or(0, |meta| meta.ino()))
 }
 
-/// Makes the pipe, unless it is there.
-pub fn make_bell(path: &Path) -> Result<(), Error> {
-    let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP;
-    match rustix::fs::mknodat(rustix::fs::CWD, path, FileType::Fifo, mode, 0) {
-        Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
-        Err(error) => Err(std::io::Error::from(error)).context("cannot make the pipe", path),
-    }
+/// Opens the pipe, which is made if need be, for the end that reads. Open for writing too, it does not
+/// end when the last caller goes.
+pub fn make_bell(path: &Path) -> Result<File, Error> {
+    folder_of(path)?.make_pipe(BELL).context("cannot make the pipe", path)
+}
+
+/// Opens the pipe for a caller. Open for reading too, there is always a reader: a write to a pipe without
+/// one raises SIGPIPE in the application.
+fn open_bell(path: &Path) -> Result<File, Error> {
+    folder_of(path)?.pipe(BELL).context("cannot open the pipe", path)
+}
+
+fn folder_of(path: &Path) -> Result<Folder, Error> {
+    let parent = path.parent().unwrap_or(path);
+    Folder::open(parent).context("cannot open", parent)
 }
 
 impl View {

@@ -12,6 +12,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::folder::{self, Folder};
 use super::{Context, Error};
 use crate::units::{Salts, Txid, WalPosition, parse_hex_u32, parse_hex_u64};
 
@@ -81,14 +82,14 @@ impl Spool {
     /// Opens the spool of a state folder, making it if need be.
     pub fn open(state_dir: &Path) -> Result<Spool, Error> {
         let dir = state_dir.join("spool");
-        std::fs::create_dir_all(&dir).context("cannot create", &dir)?;
+        Folder::make(&dir)?;
         Ok(Spool { dir })
     }
 
     /// The spool of a state folder, if it has one.
     pub fn existing(state_dir: &Path) -> Option<Spool> {
         let dir = state_dir.join("spool");
-        dir.is_dir().then_some(Spool { dir })
+        folder::is_folder(&dir).then_some(Spool { dir })
     }
 
     /// All files in the order of their pieces, without what a crash left behind: unfinished

@@ -240,7 +240,7 @@ pub(crate) fn save_sealed(body: &impl Serialize, path: &Path, durable: bool) -> 
 pub(super) fn read_bounded(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
     use std::io::Read;
     let mut text = Vec::new();
-    std::fs::File::open(path)?.take(most + 1).read_to_end(&mut text)?;
+    super::folder::read(path)?.take(most + 1).read_to_end(&mut text)?;
     Ok(text)
 }
 

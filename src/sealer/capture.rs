@@ -1,11 +1,12 @@
 //! From committed frames to files in the spool.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::finding::Finding;
+use crate::local::folder;
 use crate::local::pages::{self, PageTable};
 use crate::local::spool::{Entry, Spool};
 use crate::ltx::{
@@ -255,7 +256,7 @@ pub(super) fn merge(
     let mut span = Span::NONE;
     for piece in open {
         let path = spool.path(piece);
-        let file = File::open(&path).map_err(|error| failed("cannot open", &path, &error))?;
+        let file = folder::read(&path).map_err(|error| failed("cannot open", &path, &error))?;
         let decoder = Decoder::new(BufReader::with_capacity(128 * 1024, file));
         let decoder = decoder.map_err(|error| encoding(&path, error))?;
         span = Span::of(decoder.header());
@@ -276,8 +277,7 @@ pub(super) fn merge(
 
 /// Creates a spool file, standing behind the place of its header.
 fn create(path: &Path) -> Result<File, Stop> {
-    let opened = OpenOptions::new().write(true).create(true).truncate(true).open(path);
-    let mut file = opened.map_err(|error| failed("cannot create", path, &error))?;
+    let mut file = folder::create(path).map_err(|error| failed("cannot create", path, &error))?;
     file.seek(SeekFrom::Start(HEADER_LEN as u64))
         .map_err(|error| failed("cannot write", path, &error))?;
     Ok(file)

@@ -545,7 +545,7 @@ fn taken_before_the_end(cursor: Proven, look: &Look) -> Result<u64, Stop> {
 fn forget(local: &mut Local, entry: &Entry) -> Result<(), String> {
     let path = local.spool.path(entry);
     let unreadable = |error: crate::ltx::Error| format!("cannot read {}: {error}", path.display());
-    let file = File::open(&path).map_err(|error| unreadable(error.into()))?;
+    let file = crate::local::folder::read(&path).map_err(|error| unreadable(error.into()))?;
     let mut decoder =
         crate::ltx::Decoder::new(std::io::BufReader::new(file)).map_err(unreadable)?;
     while let Some(page) = decoder.next_page().map_err(unreadable)? {

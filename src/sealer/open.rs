@@ -12,6 +12,7 @@ use crate::database::Attach;
 use crate::finding::Finding;
 use crate::local::Error;
 use crate::local::copies::Copies;
+use crate::local::folder::{self, Folder};
 use crate::local::lock::{Attempt, Lock};
 use crate::local::pages::{ApplyError, PageTable};
 use crate::local::spool::{Entry, Spool};
@@ -89,10 +90,9 @@ pub(super) fn open(
     copies_cap: u64,
 ) -> Result<Opening, Error> {
     let dir = dir.to_path_buf();
-    std::fs::create_dir_all(&dir).map_err(|source| Error {
+    Folder::make(&dir).map_err(|Error { message, source }| Error {
         message: format!(
-            "cannot create {}: walferry keeps its state beside the database and must be able to write there",
-            dir.display()
+            "{message}: walferry keeps its state beside the database and must be able to write there"
         ),
         source,
     })?;
@@ -235,7 +235,7 @@ impl Walk {
         if entry.txid.is_some_and(|txid| txid != point.txid.next()) {
             return Err(format!("transaction {} is missing", point.txid.next()));
         }
-        let file = File::open(local.spool.path(entry)).map_err(|error| error.to_string())?;
+        let file = folder::read(&local.spool.path(entry)).map_err(|error| error.to_string())?;
         let reader = BufReader::with_capacity(128 * 1024, file);
         let mut decoder = Decoder::new(reader).map_err(|error| error.to_string())?;
         let header = *decoder.header();

@@ -26,6 +26,7 @@ use super::parts::Parts;
 use super::{Body, Error, ErrorKind, FileInfo, Key, Object, Store, Upload, range};
 use crate::blocking::Broken;
 use crate::canonical::canonical;
+use crate::local::{self, sync_folder};
 use crate::ltx::FileName;
 use crate::units::{Level, Timestamp};
 
@@ -162,7 +163,7 @@ impl Store for FileStore {
                     temp.file.write_all(&bytes).map_err(|err| fail("write", &temp.path, err))?;
                 }
                 Body::File(from) => {
-                    let mut source = File::open(&from).map_err(|err| Error {
+                    let mut source = local::folder::read(&from).map_err(|err| Error {
                         kind: ErrorKind::Other,
                         message: format!("cannot read the local file {}", from.display()),
                         source: Some(err.into()),
@@ -528,10 +529,6 @@ fn create_folders(folder: &Path) -> Result<(), Error> {
         Err(err) => return Err(fail("create the folder", folder, err)),
     }
     sync_folder(parent).map_err(|err| fail("sync", parent, err))
-}
-
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
 }
 
 /// Removes temporary files that nobody has touched for a day before `now`, in seconds since the

@@ -132,7 +132,9 @@ impl Source {
             Body::Bytes(bytes) => Ok(Source::Bytes(bytes)),
             Body::File(path) => {
                 blocking(move || {
-                    match File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file))) {
+                    match crate::local::folder::read(&path)
+                        .and_then(|file| Ok((file.metadata()?.len(), file)))
+                    {
                         Ok((len, file)) => {
                             Ok(Source::File { file: Arc::new(file), path: Arc::new(path), len })
                         }
