@@ -20,6 +20,7 @@ pub(super) struct Wanted<'a> {
     pub(super) interval: Duration,
     pub(super) parallelism: usize,
     pub(super) integrity: Integrity,
+    pub(super) mode: Option<u32>,
     pub(super) json: bool,
     pub(super) progress: &'a progress::Args,
 }
@@ -33,6 +34,7 @@ pub(super) async fn run(args: &Wanted<'_>, store: Arc<dyn Store>) -> Result<(), 
         interval: args.interval,
         parallelism: args.parallelism,
         integrity: args.integrity,
+        mode: args.mode,
         watch: Some(Watch::new(move |step, done, total| told.tell(step, done, total))),
     };
     let stop = Arc::new(Stop::default());

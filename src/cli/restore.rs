@@ -53,6 +53,9 @@ pub(super) struct Args {
     #[arg(long, value_enum, value_name = "none|quick|full", hide_possible_values = true,
           default_value_t = Integrity::None)]
     integrity_check: Integrity,
+    /// Permission bits of the database, such as 640; else those of the file that it replaces, or 600
+    #[arg(long, value_name = "OCTAL", value_parser = parse_mode, conflicts_with = "list")]
+    mode: Option<u32>,
     /// OUT may be an older copy that was restored before: replace it, and read only what is newer
     #[arg(long)]
     delta: bool,
@@ -115,6 +118,7 @@ impl Args {
             interval: self.follow_interval,
             parallelism: usize::from(self.parallelism),
             integrity: self.integrity_check,
+            mode: self.mode,
             json: self.json,
             progress: &self.progress,
         })
@@ -125,6 +129,7 @@ impl Args {
         options.point = self.point();
         options.parallelism = usize::from(self.parallelism);
         options.integrity = self.integrity_check;
+        options.mode = self.mode;
         options.delta = self.delta;
         options.resume = !self.no_resume;
         options.force = match self.force {
@@ -138,6 +143,11 @@ impl Args {
 
 fn parse_moment(text: &str) -> Result<Timestamp, String> {
     moment::parse(text, crate::clock::wall())
+}
+
+fn parse_mode(text: &str) -> Result<u32, String> {
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
+    mode.ok_or_else(|| "give permission bits in octal, such as 640".into())
 }
 
 /// Less than this between two requests is a mistake.

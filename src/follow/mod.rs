@@ -48,6 +48,8 @@ pub struct Options {
     pub parallelism: usize,
     /// What SQLite checks before a copy that was restored as a whole appears.
     pub integrity: Integrity,
+    /// Permission bits of a new copy; else 0600.
+    pub mode: Option<u32>,
     /// Is told how far it is while everything is restored.
     pub watch: Option<restore::Watch>,
 }
@@ -211,6 +213,7 @@ impl<T: FnMut(Event<'_>)> Follower<T> {
             point: Point::Latest,
             parallelism: self.options.parallelism,
             integrity: self.options.integrity,
+            mode: self.options.mode,
             watch: self.options.watch.clone(),
             ..restore::Options::new(path)
         };

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::output::{Place, Workplace};
 use super::{Error, Options, Report, restore_and};
 use crate::local;
+use crate::local::folder::{Folder, Like};
 use crate::local::state::{Base, Clean, Fingerprint, State};
 use crate::store::Store;
 use crate::units::WriterId;
@@ -65,7 +66,11 @@ impl Staging {
             clean: Some(Clean { fingerprint, piece: 0 }),
             ..State::new(WriterId(local::state::random_id()), replica)
         };
-        state.save(&self.dir, true).map_err(|error| error.to_string())
+        state.save(&self.dir, true).map_err(|error| error.to_string())?;
+        // The user whose database is replaced goes on with it.
+        Folder::open(&self.dir)
+            .and_then(|folder| folder.hand_over(Like::of(database)?))
+            .map_err(|error| error.to_string())
     }
 
     /// Gives the folder its name. Where a copy is replaced, its files take the place of those that are
@@ -84,7 +89,8 @@ impl Staging {
                 cleared.and_then(|()| std::fs::rename(&self.dir, dir))
             }
         };
-        moved.map_err(|error| error.to_string())
+        moved.map_err(|error| error.to_string())?;
+        Folder::make(dir).map(drop).map_err(|error| error.to_string())
     }
 
     fn move_into(&self, dir: &Path) -> std::io::Result<()> {

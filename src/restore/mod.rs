@@ -136,6 +136,8 @@ pub struct Options {
     /// Whether what is at the output is replaced, once the new database is proven.
     #[cfg(feature = "cli")]
     pub force: Force,
+    /// Mode of the database; else that of the file that it replaces, or 0600.
+    pub mode: Option<u32>,
     /// Is told how far it is.
     pub watch: Option<Watch>,
     /// What SQLite checks before the database gets its name.
@@ -156,6 +158,7 @@ impl Options {
             resume: true,
             #[cfg(feature = "cli")]
             force: Force::Never,
+            mode: None,
             watch: None,
             #[cfg(feature = "cli")]
             integrity: Integrity::None,

@@ -15,15 +15,16 @@
 //! It is removed at the end. Where a restore is broken off it stays, and the next one to the same
 //! output takes it over, under the lock.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::error::{Error, failed};
 #[cfg(feature = "cli")]
 use super::former::Former;
 use crate::local;
+use crate::local::folder::{self, Folder, Like};
 use crate::local::lock::{Attempt, Lock};
 
 /// What SQLite and walferry keep beside a database. A leftover of another database would be taken
@@ -57,6 +58,8 @@ pub(super) struct Workplace {
     parent: PathBuf,
     dir: PathBuf,
     lock: Option<Lock>,
+    /// Mode that the database is to have, if it is set.
+    mode: Option<u32>,
     #[cfg(feature = "cli")]
     former: Option<Former>,
     stays: bool,
@@ -95,6 +98,7 @@ impl Workplace {
                 parent,
                 dir,
                 lock,
+                mode: None,
                 #[cfg(feature = "cli")]
                 former: None,
                 stays: false,
@@ -111,6 +115,22 @@ impl Workplace {
         Err(Error::Busy { path: path.into(), pid: None })
     }
 
+    /// Sets the mode that the database gets with its name. Else it is that of the file which it replaces;
+    /// a new one is for this process's user alone.
+    pub(super) fn with_mode(mut self, mode: Option<u32>) -> Workplace {
+        self.mode = mode;
+        self
+    }
+
+    /// Mode and owner that the database is to have.
+    fn like(&self) -> io::Result<Like> {
+        let there = match fs::symlink_metadata(&self.path) {
+            Ok(meta) if meta.is_file() => Like::of(&self.path)?,
+            _ => Like::private(),
+        };
+        Ok(Like { mode: self.mode.unwrap_or(there.mode), ..there })
+    }
+
     /// Removes everything with which no other attempt goes on.
     pub(super) fn clear(&self) -> Result<(), Error> {
         self.remove_state();
@@ -122,19 +142,10 @@ impl Workplace {
         self.dir.join(name)
     }
 
-    /// Opens an entry that may be there, with the permissions that SQLite gives a database.
+    /// Opens an entry that may be there, for this process's user alone.
     pub(super) fn open(&self, name: &str) -> Result<File, Error> {
         let path = self.entry(name);
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o644);
-        // A link would lead the writes to somewhere else.
-        options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
-        let file = options.open(&path).map_err(failed("opening", &path))?;
-        let meta = file.metadata().map_err(failed("looking at", &path))?;
-        if !meta.is_file() {
-            return Err(Error::Exists { path });
-        }
-        Ok(file)
+        folder::open(&path).map_err(failed("opening", &path))
     }
 
     /// Removes an entry, if it is there.
@@ -150,9 +161,8 @@ impl Workplace {
 
     /// Makes the folder `state` anew.
     pub(super) fn make_state(&self) -> io::Result<PathBuf> {
-        let path = self.entry("state");
-        fs::create_dir(&path)?;
-        Ok(path)
+        Folder::open(&self.dir)?.make_sub("state")?;
+        Ok(self.entry("state"))
     }
 
     fn remove_state(&self) {
@@ -173,6 +183,17 @@ impl Workplace {
     /// may have taken that name since.
     pub(super) fn publish(&self, name: &str, file: &File, place: Place) -> Result<(), Error> {
         let from = self.entry(name);
+        let like = self.like().map_err(failed("looking at", &self.path))?;
+        like.give(file).map_err(failed("setting the mode of", &from))?;
+        let owner = file.metadata().map_err(failed("looking at", &from))?.uid();
+        if owner != like.uid {
+            log::warn!(
+                "{} belongs to user {owner} from now on, and no longer to user {}: only root may \
+                 give files to another user",
+                self.path.display(),
+                like.uid
+            );
+        }
         file.sync_all().map_err(failed("making durable", &from))?;
         check(&self.path, place)?;
         // Held until the name is the new file's.
@@ -186,8 +207,8 @@ impl Workplace {
             io::ErrorKind::AlreadyExists => Error::Exists { path: self.path.clone() },
             _ => failed("naming", &self.path)(source),
         })?;
-        let dir = File::open(&self.parent).and_then(|dir| dir.sync_all());
-        dir.map_err(|error| {
+        let synced = local::sync_folder(&self.parent);
+        synced.map_err(|error| {
             // A name that may be gone after a power loss is no restored database.
             if place == Place::Free {
                 remove(&self.path);
@@ -299,9 +320,7 @@ pub(super) struct Temporary {
 impl Temporary {
     /// Creates a file that must not exist.
     pub(super) fn create(path: &Path) -> Result<Temporary, Error> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create_new(true).mode(0o644);
-        match options.open(path) {
+        match folder::create_new(path) {
             Ok(file) => Ok(Temporary { file, path: path.into(), keep: false }),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 Err(Error::Exists { path: path.into() })
@@ -412,7 +431,7 @@ mod tests {
                                 // Whoever has it is alone with it.
                                 let mine = place.entry("database");
                                 let new =
-                                    OpenOptions::new().write(true).create_new(true).open(&mine);
+                                    fs::OpenOptions::new().write(true).create_new(true).open(&mine);
                                 assert!(new.is_ok(), "{new:?}");
                             }
                             Err(error) => assert!(matches!(error, Error::Busy { .. }), "{error}"),

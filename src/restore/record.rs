@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::error::{Error, failed};
 use super::output::Workplace;
+use crate::local::folder;
 use crate::ltx::checksum::FileDigest;
 use crate::ltx::{Checksum, FileName};
 use crate::store::Key;
@@ -75,7 +76,7 @@ impl Left {
     pub(super) fn read(place: &Workplace) -> Result<Left, Error> {
         let path = place.entry("record");
         let nothing = Left::nothing();
-        let file = match File::open(&path) {
+        let file = match folder::read(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(nothing),
             Err(error) => return Err(failed("opening", &path)(error)),
