@@ -10,6 +10,7 @@ mod clock;
 pub mod config;
 pub mod database;
 pub mod engine;
+pub mod environment;
 pub mod finding;
 #[cfg(feature = "cli")]
 pub mod follow;

@@ -188,7 +188,7 @@ impl Lookup for Environment {
     }
 
     fn variable(&self, name: &str) -> Option<String> {
-        std::env::var(name).ok()
+        crate::environment::text(name)
     }
 }
 

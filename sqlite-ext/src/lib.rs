@@ -35,6 +35,9 @@ pub use ffi::{sqlite3_extension_init, sqlite3_walferry_init};
 fn start(api: &'static api::Api) -> Result<(), String> {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
+        if api::is_set_uid() {
+            walferry::environment::ignore();
+        }
         log_sink::install();
         walferry::process::set_spawn_guard(api::without_signals);
         api.keep_mapped();
@@ -46,7 +49,8 @@ fn start(api: &'static api::Api) -> Result<(), String> {
 /// Whether walferry is to be the default VFS.
 fn is_default() -> bool {
     // Set to nothing it says nothing.
-    !std::env::var("WALFERRY_DEFAULT").is_ok_and(|value| walferry::settings::is_off(&value))
+    !walferry::environment::text("WALFERRY_DEFAULT")
+        .is_some_and(|value| walferry::settings::is_off(&value))
 }
 
 /// Has what is not shipped yet shipped when the process exits; once.

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use walferry::config::Logging;
+use walferry::environment;
 use walferry::logging::{self, Format, Said};
 
 const SQLITE_NOTICE: i32 = 27;
@@ -67,8 +68,8 @@ fn write(mut to: impl Write, line: &str) {
     let _ = to.write_all(line.as_bytes());
 }
 
-fn environment() -> Said {
-    Said::read(&|name| std::env::var(name).ok())
+fn said() -> Said {
+    Said::read(&environment::text)
 }
 
 fn open(path: &Path) -> Result<File, String> {
@@ -78,7 +79,7 @@ fn open(path: &Path) -> Result<File, String> {
 
 /// Sets the sink up, as the environment says.
 pub fn install() {
-    let mut said = environment();
+    let mut said = said();
     let to = match said.path.as_deref().map(|path| open(Path::new(path))) {
         Some(Ok(file)) => To::File(file),
         Some(Err(why)) => {
@@ -100,6 +101,12 @@ pub fn install() {
             log::error!("internal error: {panic}");
         }
     }));
+    if environment::is_ignored() && environment::is_meant_for_us() {
+        let what = "this is a set-uid program: variables of the environment (WALFERRY_*, AWS_* and \
+                    others) are ignored; name the replica in the database's URI or in \
+                    /etc/walferry.yml";
+        complain(what, is_seen);
+    }
     for wrong in &said.wrong {
         complain(wrong, is_seen);
     }
@@ -116,7 +123,7 @@ fn complain(what: &str, is_seen: bool) {
 
 /// Does what the configuration file says of the log, as far as the environment does not.
 pub fn configure(configured: &Logging) {
-    let said = environment();
+    let said = said();
     if said.level.is_none()
         && let Some(level) = configured.level.as_deref().and_then(logging::level)
     {

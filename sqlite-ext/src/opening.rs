@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
 use walferry::config::canonical;
+use walferry::environment;
 use walferry::process::{self, Process};
 use walferry::replications::Replications;
 use walferry::settings::{self, Lookup};
@@ -31,7 +32,7 @@ impl<F: Fn(&str) -> Option<String>> Lookup for UriLookup<F> {
     }
 
     fn variable(&self, name: &str) -> Option<String> {
-        std::env::var(name).ok()
+        environment::text(name)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{Broken, Config, Surroundings, Variables};
+use crate::environment;
 use crate::store::url;
 
 /// Where it is looked for when no variable names it.
@@ -16,7 +17,7 @@ const LEN_MAX: u64 = 1 << 20;
 
 /// The file that the environment names, else one of those in `/etc` if it is there.
 pub fn file_of_environment() -> Option<PathBuf> {
-    let given = |name: &&str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let given = |name: &&str| environment::variable(name).filter(|value| !value.is_empty());
     if let Some(named) = VARIABLES.iter().find_map(given) {
         return Some(named.into());
     }
@@ -40,12 +41,12 @@ pub fn load(file: &Path, expand: bool) -> Result<Config, Broken> {
     let directory = std::env::current_dir().map_err(|error| {
         Broken::because(file, format!("there is no working directory: {error}"))
     })?;
-    let home = std::env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
+    let home = environment::variable("HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
     let variable = |name: &str| match name {
         "PID" => Some(std::process::id().to_string()),
-        name => std::env::var_os(name).and_then(|value| value.into_string().ok()),
+        name => environment::variable(name).and_then(|value| value.into_string().ok()),
     };
-    let expand = expand && std::env::var_os(NO_EXPAND).is_none_or(|value| value == "0");
+    let expand = expand && environment::variable(NO_EXPAND).is_none_or(|value| value == "0");
     let variable: Option<&Variables<'_>> = if expand { Some(&variable) } else { None };
     let file = std::path::absolute(file).unwrap_or_else(|_| file.to_path_buf());
     Config::parse(&file, &text, variable, &Surroundings { directory, home })

@@ -51,3 +51,10 @@ pub fn close_inherited(descriptors: &[std::os::fd::RawFd]) {
         unsafe { libc::close(*descriptor) };
     }
 }
+
+/// True if this process has other rights than whoever started it: a set-uid program, or one with
+/// capabilities.
+pub fn is_set_uid() -> bool {
+    // SAFETY: reads the auxiliary vector, which the kernel has made.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}

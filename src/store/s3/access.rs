@@ -46,7 +46,7 @@ impl Access {
             profile: settings.profile.clone(),
             force_path_style: settings.force_path_style,
             credentials,
-            environment: ENVIRONMENT.map(std::env::var_os),
+            environment: ENVIRONMENT.map(crate::environment::variable),
         }
     }
 }

@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use aws_config::BehaviorVersion;
 use aws_config::environment::EnvironmentVariableRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::{ProfileFileCredentialsProvider, ProfileFileRegionProvider};
@@ -11,6 +10,7 @@ use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, SdkConfig};
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
 use aws_sdk_s3::Client;
@@ -27,6 +27,7 @@ use http_body_util::{LengthLimitError, Limited};
 use super::Credentials;
 use super::access::Access;
 use super::error::retry_after;
+use crate::environment;
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -48,46 +49,61 @@ const LIST_PAGE_MAX: u64 = 8 << 20;
 /// The region when nothing names one; servers other than AWS mostly do not care.
 const REGION_OF_LAST_RESORT: &str = "us-east-1";
 
+/// Where systems keep the certificates that they trust, in one file.
+const CERTIFICATES: [&str; 5] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
 /// Makes what connections are made with. It reads the system's certificates.
 pub(super) fn connector() -> SharedHttpClient {
-    aws_smithy_http_client::Builder::new()
+    let builder = aws_smithy_http_client::Builder::new()
         .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
-        .pool_idle_timeout(IDLE_CONNECTION)
-        .build_https()
+        .pool_idle_timeout(IDLE_CONNECTION);
+    match trusted() {
+        Some(context) => builder.tls_context(context).build_https(),
+        None => builder.build_https(),
+    }
+}
+
+/// The system's certificates, where SSL_CERT_FILE and SSL_CERT_DIR are not to be believed.
+fn trusted() -> Option<tls::TlsContext> {
+    if !environment::is_ignored() {
+        return None;
+    }
+    let mut store = tls::TrustStore::empty();
+    if let Some(bundle) = CERTIFICATES.iter().find_map(|path| std::fs::read(path).ok()) {
+        store.add_pem_certificate(bundle);
+    }
+    tls::TlsContext::builder().with_trust_store(store).build().ok()
 }
 
 /// Makes a client. Looks at the environment, at `~/.aws`, and, without a region there, asks the
 /// machine's metadata service.
 pub(super) async fn build(settings: &Access, http: SharedHttpClient) -> Client {
+    if environment::is_ignored() {
+        return build_without_environment(settings, http);
+    }
     let region = region(settings).await;
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
         .http_client(http.clone())
         .region(region.clone())
-        .retry_config(
-            RetryConfig::standard()
-                .with_max_attempts(ATTEMPTS)
-                .with_initial_backoff(Duration::from_millis(200))
-                .with_max_backoff(Duration::from_secs(2)),
-        )
+        .retry_config(retries())
         .timeout_config(timeouts(0))
         .stalled_stream_protection(StalledStreamProtectionConfig::enabled().build());
     let credentials = settings.credentials.clone().or_else(|| {
         // A profile in the URL is not to be outdone by the environment.
-        let env = |name: &str| std::env::var(name).ok();
+        let env = environment::text;
         settings.profile.is_none().then(|| litestream_credentials(env)).flatten()
     });
     if let Some(given) = credentials {
-        loader = loader.credentials_provider(aws_sdk_s3::config::Credentials::new(
-            given.access_key_id,
-            given.secret_access_key,
-            given.session_token,
-            None,
-            "walferry",
-        ));
+        loader = loader.credentials_provider(provider(given));
     } else if let Some(profile) = &settings.profile {
-        let config = ProviderConfig::without_region()
-            .with_http_client(http)
-            .with_region(Some(region.clone()));
+        let config =
+            ProviderConfig::without_region().with_http_client(http).with_region(Some(region));
         loader = loader.profile_name(profile).credentials_provider(
             ProfileFileCredentialsProvider::builder()
                 .configure(&config)
@@ -99,12 +115,36 @@ pub(super) async fn build(settings: &Access, http: SharedHttpClient) -> Client {
         loader = loader.endpoint_url(endpoint);
     }
     let shared = loader.load().await;
+    client(settings, &shared)
+}
+
+/// Makes a client of the settings alone. Credentials and region of `~/.aws`, the environment and the
+/// machine are not asked for: variables say where they are.
+fn build_without_environment(settings: &Access, http: SharedHttpClient) -> Client {
+    let region = settings.region.as_deref().unwrap_or(REGION_OF_LAST_RESORT);
+    let mut shared = SdkConfig::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .http_client(http)
+        .region(Region::new(region.to_string()))
+        .retry_config(retries())
+        .timeout_config(timeouts(0))
+        .stalled_stream_protection(StalledStreamProtectionConfig::enabled().build());
+    if let Some(given) = settings.credentials.clone() {
+        shared = shared.credentials_provider(SharedCredentialsProvider::new(provider(given)));
+    }
+    if let Some(endpoint) = &settings.endpoint {
+        shared = shared.endpoint_url(endpoint);
+    }
+    client(settings, &shared.build())
+}
+
+fn client(settings: &Access, shared: &SdkConfig) -> Client {
     let path_style = settings.force_path_style.unwrap_or_else(|| shared.endpoint_url().is_some());
-    let mut config = aws_sdk_s3::config::Builder::from(&shared)
+    let mut config = aws_sdk_s3::config::Builder::from(shared)
         .force_path_style(path_style)
         .retry_classifier(LeftAlone);
-    if let Some(credentials) = shared.credentials_provider() {
-        config = config.credentials_provider(Checked { credentials, region });
+    if let (Some(credentials), Some(region)) = (shared.credentials_provider(), shared.region()) {
+        config = config.credentials_provider(Checked { credentials, region: region.clone() });
     }
     Client::from_conf(config.build())
 }
@@ -146,6 +186,23 @@ impl ProvideCredentials for Checked {
 /// True if it can stand in a header as it is.
 fn can_be_sent(part: &str) -> bool {
     part.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+fn retries() -> RetryConfig {
+    RetryConfig::standard()
+        .with_max_attempts(ATTEMPTS)
+        .with_initial_backoff(Duration::from_millis(200))
+        .with_max_backoff(Duration::from_secs(2))
+}
+
+fn provider(given: Credentials) -> aws_sdk_s3::config::Credentials {
+    aws_sdk_s3::config::Credentials::new(
+        given.access_key_id,
+        given.secret_access_key,
+        given.session_token,
+        None,
+        "walferry",
+    )
 }
 
 /// Whoever is asked to come back later is not to repeat the request at once: that wait is longer

@@ -121,7 +121,7 @@ impl S3Store {
 
     /// Reads URL and options, sharing with the other replicas at `servers`.
     pub fn open_at(url: &str, access: &Access, servers: &Servers) -> Result<S3Store, Error> {
-        let env = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let env = |name: &str| crate::environment::text(name).filter(|value| !value.is_empty());
         let settings = Settings::parse(url, access, env)?;
         let credentials = access.credentials.clone();
         let server = match (&settings.endpoint, &settings.region) {
