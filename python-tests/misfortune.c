@@ -5,6 +5,7 @@
  *     clock   seconds by which the wall clock is wrong
  *     full    paths, one a line: whatever would take room at or below one fails with ENOSPC
  *     threads the name of a thread; it can start no other
+ *     folders the number of the error with which folders are not synced
  *     kept    paths, one a line: no file at or below one can be removed
  * CLOCK_MONOTONIC is left alone, as it is when somebody sets a clock.
  */
@@ -67,6 +68,16 @@ static int is_full(const char *path) {
 
 int unlink(const char *path) {
     return is_listed("kept", path, EACCES) ? -1 : REAL(int, "unlink", const char *)(path);
+}
+
+int fsync(int fd) {
+    struct stat found;
+    char text[16];
+    if (fstat(fd, &found) == 0 && S_ISDIR(found.st_mode) && control("folders", text, sizeof text) > 0) {
+        errno = atoi(text);
+        return -1;
+    }
+    return REAL(int, "fsync", int)(fd);
 }
 
 static int fd_is_full(int fd) {

@@ -50,12 +50,12 @@ pub(crate) struct Like {
 }
 
 impl Like {
-    /// Those of a file that is there.
+    /// Returns mode and owner of a file that is there.
     pub fn of(path: &Path) -> io::Result<Like> {
         Ok(Like::from(&fs::stat(path)?))
     }
 
-    /// A file that only this process's user may read.
+    /// Returns mode and owner of a file that only this process's user may read.
     pub fn private() -> Like {
         let (uid, gid) = (geteuid().as_raw(), rustix::process::getegid().as_raw());
         Like { mode: 0o600, uid, gid }
@@ -65,24 +65,24 @@ impl Like {
         Like { mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid }
     }
 
-    /// Those of a file of local state. Its owner can always use it.
+    /// Turns the database's mode into that of a file of local state, which its owner can always use.
     fn of_file(self) -> Like {
         Like { mode: self.mode & 0o666 | 0o600, ..self }
     }
 
-    /// Those of a folder: searched by all who may read.
+    /// Turns the database's mode into that of a folder, which all may search who may read the database.
     fn of_folder(self) -> Like {
         let mode = self.of_file().mode;
         Like { mode: mode | (mode & 0o444) >> 2, ..self }
     }
 
-    /// Those of a file that is for writers of the database only.
+    /// Turns the database's mode into that of a file for the database's writers only.
     fn of_lock(self) -> Like {
         let writers = self.of_file().mode & 0o222;
         Like { mode: writers | writers << 1, ..self }
     }
 
-    /// Whether others than the owner may write.
+    /// True if others than the owner may write.
     fn is_shared(self) -> bool {
         self.mode & 0o022 != 0
     }
@@ -113,7 +113,7 @@ impl Like {
     }
 }
 
-/// Why an entry of the folder is not used.
+/// Reason for which an entry of the folder is not used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Odd {
     /// A symbolic link.
@@ -188,7 +188,7 @@ fn denied(found: rustix::io::Result<Stat>) -> io::Error {
 
 /// True if an entry was refused for what it is.
 pub(crate) fn is_odd(error: &io::Error) -> bool {
-    error.get_ref().is_some_and(|inner| inner.is::<Odd>())
+    error.get_ref().and_then(|inner| inner.downcast_ref::<Odd>()).is_some()
 }
 
 /// A folder of local state, or one below it.
@@ -196,9 +196,9 @@ pub(crate) fn is_odd(error: &io::Error) -> bool {
 pub(crate) struct Folder {
     fd: OwnedFd,
     path: PathBuf,
-    /// The database's.
+    /// Mode and owner of the database.
     like: Like,
-    /// Nobody but this process's user can have brought anything here.
+    /// True if only this process's user can have brought entries here.
     private: bool,
 }
 
@@ -527,7 +527,7 @@ impl Folder {
         Ok((fd.into(), stat))
     }
 
-    /// Why an entry could not be opened: the kernel's word for it is of no help to a reader.
+    /// Turns the kernel's reason for not opening an entry into one that says what to do.
     fn named(&self, name: &OsStr, errno: Errno, expected: &'static str) -> io::Error {
         let found = || fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW);
         match errno {
@@ -543,7 +543,8 @@ impl Folder {
         }
     }
 
-    /// Those who may write the database can as well write its local state.
+    /// Refuses what a user owns who has no right to it. Whoever may write the database may write its local
+    /// state.
     fn judge_owner(&self, stat: &Stat) -> io::Result<()> {
         let expected = [self.like.uid, geteuid().as_raw(), 0];
         let shared = self.like.mode & 0o002 != 0

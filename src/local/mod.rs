@@ -137,7 +137,7 @@ pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
     bear(std::fs::File::open(path).and_then(|folder| folder.sync_all()))
 }
 
-/// What came of syncing a folder. A file system that has no such call (SMB, some in user space) makes
+/// Judges the syncing of a folder. A file system that has no such call (SMB, some in user space) makes
 /// names durable by itself or never: to go on is all that is left. An error of the disk is one.
 fn bear(synced: io::Result<()>) -> io::Result<()> {
     use rustix::io::Errno;

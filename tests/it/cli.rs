@@ -352,7 +352,7 @@ fn a_damaged_state_is_given_up_and_its_files_are_kept() {
     let said = check(&["reset", text(&database)], 0);
     assert!(said.contains("kept-1"), "{said}");
     assert_eq!(fs::read(state.join("kept-1").join(name)).unwrap(), b"precious");
-    assert_eq!(names(&state), ["kept-1", "lock"]);
+    assert_eq!(names(&state), [".gitignore", "kept-1", "lock"]);
     // Nothing is put on top of what was kept before.
     fs::create_dir_all(state.join("spool")).unwrap();
     fs::write(state.join("spool").join(name), b"more").unwrap();

@@ -105,6 +105,7 @@ fn start(store: impl Store + 'static, path: &Path) -> Follower {
         interval: Duration::from_millis(10),
         parallelism: 2,
         integrity: Integrity::Full,
+        mode: None,
         watch: None,
     };
     let (store, told) = (Arc::new(store), stop.clone());
