@@ -25,6 +25,7 @@ CACHE = Path(os.environ.get("WALFERRY_CACHE", ROOT / ".cache"))
 HOSTS = CACHE / "hosts"
 EXTENSION = ROOT / "dist" / "walferry.so"
 PROGRAM = ROOT / "dist" / "walferry"
+TRIED_WITHOUT = 60  # rounds without walferry, to see whether SQLite is broken by itself
 STATES_CHECKED = 45  # of one round; all, if there are no more
 
 LOST, SEEN = "acknowledged and lost", "seen, told and lost"
@@ -106,6 +107,8 @@ class Process:
 
 
 class Round:
+    walferry_takes_part = True
+
     def __init__(self, seed, number, hosts, folder):
         self.rng = random.Random("%d/%d" % (seed, number))
         self.number, self.hosts, self.folder = number, hosts, folder
@@ -138,7 +141,7 @@ class Round:
         name = "%02d-%s-%s%s" % (self.count, what, version,
                                  "" if shipping else "-hot" if settings.get("hot") else "-plain")
         settings.update(seed=self.rng.randrange(1 << 40), writer=self.count)
-        if shipping:
+        if shipping and self.walferry_takes_part:
             settings["extension"] = EXTENSION.with_suffix("")
         command = [path, what, self.database, self.folder / (name + ".journal"),
                    *("%s=%s" % item for item in settings.items())]
@@ -542,6 +545,28 @@ def free_pages(path):
     return found
 
 
+class Without(Round):
+    """The same work of SQLite alone."""
+
+    walferry_takes_part = False
+
+    def check_now(self):
+        pass
+
+    def start_sidecar(self):
+        pass
+
+    def is_broken(self):
+        """Whether SQLite contradicts itself."""
+        try:
+            self.run()
+        except Red as red:
+            return red.kind == "source broken"
+        finally:
+            self.end()
+        return False
+
+
 class Campaign:
     def __init__(self, seed, hosts, folder, say=print):
         self.seed, self.hosts, self.folder, self.say = seed, hosts, Path(folder).resolve(), say
@@ -560,6 +585,10 @@ class Campaign:
             red = failure
         finally:
             round_.end()
+        if red and red.kind == "source broken" and self.is_broken_without(number):
+            round_.facts["rounds in which SQLite is broken by itself"] += 1
+            self.say("round %d (%s): %s; without walferry too" % (number, round_.theme, red))
+            red = None
         try:
             round_.read_journals()
         except Red:
@@ -584,6 +613,19 @@ class Campaign:
         self.red.append((number, red))
         self.say("RED round %d (%s): %s\n    again: make torture SEED=%d ROUND=%d HOSTS=%s\n    kept: %s" % (
             number, round_.theme, red, self.seed, number, ",".join(version for version, _ in self.hosts), folder))
+        return False
+
+    def is_broken_without(self, number):
+        """Whether SQLite contradicts itself in the same round without walferry, too, as releases before
+        3.51.3 do where several processes checkpoint and reset the WAL."""
+        folder = self.folder / ("seed%d-round%d-without" % (self.seed, number))
+        for _ in range(TRIED_WITHOUT):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            broken = Without(self.seed, number, self.hosts, folder).is_broken()
+            shutil.rmtree(folder)
+            if broken:
+                return True
         return False
 
     def summary(self):
