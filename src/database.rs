@@ -78,7 +78,7 @@ pub(crate) struct Shared {
     pub(crate) gate: Gate,
     /// How long application threads may still wait, all in all, for a shut gate to open.
     pub patience: Duration,
-    /// What was there when it was opened last could not be replicated.
+    /// The file could not be replicated when it was opened last.
     pub refused: bool,
     /// Replication has ended for this process: nobody will open the gate again.
     pub given_up: bool,
@@ -356,7 +356,7 @@ impl Database {
         self.tell_others();
     }
 
-    /// What is there cannot be replicated, for this reason: the report says so, and the log once.
+    /// The file cannot be replicated, for this reason: the report says so, and the log once.
     pub fn refuse(&self, why: &str) {
         let told = self.with(|shared| {
             shared.refused = true;

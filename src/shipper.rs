@@ -168,7 +168,7 @@ pub(crate) enum UploadOutcome {
     Failed(Failure),
 }
 
-/// What the thread works with. It needs descriptors, so it is made before there is a thread.
+/// The runtime that the thread works with. As it needs descriptors, it is made before there is a thread.
 pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, String> {
     let built = crate::blocking::ask(|| {
         tokio::runtime::Builder::new_current_thread()
@@ -248,7 +248,7 @@ async fn listen(process: &Process, database: u64, bell: &Path, mut until: onesho
     }
 }
 
-/// What the sealer is told of a job that ended with a panic.
+/// The outcome that the sealer is told of a job which ended with a panic.
 fn on_panic(task: &Task) -> Outcome {
     let message =
         "an internal error of walferry (a panic in its work at the store); please report it";

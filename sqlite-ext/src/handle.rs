@@ -88,7 +88,7 @@ pub(crate) struct WalWrites {
 }
 
 impl WalWrites {
-    /// What SQLite recovers of a WAL that nobody else has open, and counts on from in memory of its own.
+    /// The commits that SQLite recovers of a WAL which nobody else has open, and counts on from in memory.
     fn recovered(path: &std::path::Path) -> WalWrites {
         let wal = std::fs::File::open(path).ok();
         let found = wal.as_ref().and_then(|wal| {

@@ -39,7 +39,7 @@ pub struct Shimmed {
     pub(crate) attached: AtomicBool,
     /// The file was written outside the WAL since it was attached.
     pub(crate) written: AtomicBool,
-    /// Somebody was told of that.
+    /// The log has the warning about writes outside the WAL.
     pub(crate) told: AtomicBool,
     /// Last frame at the last checkpoint that was let through with the gate shut.
     pub(crate) checkpointed: AtomicU32,

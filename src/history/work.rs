@@ -30,7 +30,7 @@ pub struct Done {
 }
 
 impl Done {
-    /// It failed, and nothing is known of why but this.
+    /// Work that failed for this reason, before it made any request that is known of.
     pub(crate) fn failed(failure: Failure) -> Done {
         Done { event: Event::Failed(failure), requests: 0, retry_after: None }
     }

@@ -125,7 +125,7 @@ pub(crate) enum Odd {
     },
     /// Owned by a user who has no right to it.
     Owner {
-        /// That user.
+        /// Number of the user.
         uid: u32,
         /// Owner of the database.
         expected: u32,
