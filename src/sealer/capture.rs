@@ -173,12 +173,16 @@ pub(super) fn write_frames(
     let same = wal::WalHeader::read(wal).is_some_and(|header| header.salts == salts);
     let first = || wal::FrameHeader::read(wal, maker.page_size, frames.first);
     if !same && first().map_or(true, |header| header.salts != salts) {
-        return Err(Stop::Diverged(Finding::WalOfAnother));
+        return Err(Stop::Diverged(Finding::WalRestartedUnseen));
     }
     // Recovery may have cut the generation, and a writer gone on with it.
     let last = wal::checksum_at(wal, maker.page_size, frames.last);
     if !in_place() || last.map_or(true, |checksum| checksum != frames.checksum) {
-        return Err(Stop::Diverged(Finding::OtherFrames));
+        return Err(Stop::Diverged(if same {
+            Finding::OtherFrames
+        } else {
+            Finding::WalRestartedUnseen
+        }));
     }
     let span = Span::frames(maker.page_size, salts, frames.first, frames.last);
     writer.finish(spool, table, frames.commit, span, maker, entry)
