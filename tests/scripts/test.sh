@@ -4,10 +4,8 @@
 
 need_cargo
 need "systemd-analyze" systemd command -v systemd-analyze
-need "PHP" php-cli command -v php
-need "PHP's modules for SQLite" php-sqlite3 has_php_sqlite
-need "SQLite's header and library" libsqlite3-dev test -e /usr/include/sqlite3.h
 test_packages
+host_env
 node_env
 if ! cargo nextest --version >/dev/null 2>&1; then
     PATH="$CACHE/nextest/bin:$PATH"
