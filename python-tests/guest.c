@@ -3,6 +3,7 @@
  *   guest single EXT              SQLITE_CONFIG_SINGLETHREAD before all else; prints what loading says
  *   guest above EXT DB            a VFS above walferry's, which calls it with names of its own
  *   guest below EXT DB            walferry above a VFS that changes every byte
+ *   guest named EXT DB            the same by the name of SQLite's own
  *   guest read DB                 the rows of such a database, through that VFS and without walferry
  *
  * Each prints one line, and ends with 0.
@@ -190,10 +191,11 @@ static int single(const char *extension) {
     return 0;
 }
 
-static int beside(int is_above, const char *extension, const char *path) {
+static int beside(const char *name, const char *extension, const char *path) {
     sqlite3 *db;
+    int is_above = !strcmp(name, "above");
     if (is_above) load(extension);
-    around_default(is_above ? "above" : "below", is_above);
+    around_default(name, is_above);
     whole();
     if (!is_above) load(extension);
     if (sqlite3_open(path, &db) != SQLITE_OK) fail("open", sqlite3_errmsg(db));
@@ -218,8 +220,9 @@ static int read_back(const char *path) {
 int main(int count, char **args) {
     const char *what = count > 2 ? args[1] : "";
     if (!strcmp(what, "single")) return single(args[2]);
-    if (!strcmp(what, "above") && count > 3) return beside(1, args[2], args[3]);
-    if (!strcmp(what, "below") && count > 3) return beside(0, args[2], args[3]);
+    if (!strcmp(what, "above") && count > 3) return beside("above", args[2], args[3]);
+    if (!strcmp(what, "below") && count > 3) return beside("below", args[2], args[3]);
+    if (!strcmp(what, "named") && count > 3) return beside("unix", args[2], args[3]);
     if (!strcmp(what, "read")) return read_back(args[2]);
     fail("usage", "see the top of guest.c");
 }

@@ -101,6 +101,14 @@ def test_vfs_below_changes_what_is_written(run, tmp_path):
     assert (tmp_path / "log").read_text().count("the VFS below") == 1
 
 
+def test_vfs_below_has_a_name_of_sqlites_own(run, tmp_path):
+    status = run("guest", "named", EXTENSION, tmp_path / "app.db")
+    assert '"state":"error"' in status and "gives other bytes for page 1" in status
+    assert not (tmp_path / "replica").exists()
+    assert run("guest", "read", tmp_path / "app.db", shipping=False) == "200"
+    assert (tmp_path / "log").read_text().count("gives other bytes") == 1
+
+
 def test_codec_in_the_pager(tmp_path):
     """A file that does not begin as SQLite's do is somebody's secret, or no database."""
     (tmp_path / "app.db").write_bytes(os.urandom(8192))

@@ -4,6 +4,7 @@ bench/many.py measures what a thousand cost.
 """
 
 import json
+import os
 import resource
 
 from harness import DirectoryReplica, S3Replica, assert_restores, full_images
@@ -73,6 +74,58 @@ def test_databases_that_are_gone_are_forgotten(new_host, tmp_path):
     assert str(tmp_path / "stays.db") in known
     # Now and then those that are gone are looked for; the last may be on their way still.
     assert len(known) < 150, len(known)
+
+
+def known(host, conn):
+    return [one["database"] for one in json.loads(host.value("SELECT walferry_status()", conn))]
+
+
+def test_a_closed_database_is_forgotten(new_host, tmp_path):
+    host = new_host("pysqlite3", env={"WALFERRY_REPLICA": "file://%s/replicas/{name}" % tmp_path})
+    stays, goes = tmp_path / "stays.db", tmp_path / "goes.db"
+    for database in stays, goes:
+        host.open(database, database.name)
+        host.sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (x)", conn=database.name)
+    assert sorted(known(host, stays.name)) == sorted(map(str, (goes, stays)))
+    host.close(goes.name)
+    until(lambda: known(host, stays.name) == [str(stays)], "it is shipped and forgotten")
+    host.open(goes, goes.name)
+    host.sql("INSERT INTO t VALUES (1)", conn=goes.name)
+    host.sync(goes.name)
+    assert len(known(host, stays.name)) == 2
+    assert_restores(DirectoryReplica(tmp_path / "replicas" / goes.name), goes, tmp_path)
+    assert len(full_images(DirectoryReplica(tmp_path / "replicas" / goes.name))) == 1
+
+
+def test_a_closed_database_that_owes_is_not_forgotten(new_host, tmp_path):
+    (tmp_path / "replicas").write_text("in the way of a folder")
+    host = new_host("pysqlite3", env={"WALFERRY_REPLICA": "file://%s/replicas/{name}" % tmp_path})
+    host.open(tmp_path / "app.db", "app")
+    host.sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (x)", conn="app")
+    host.open(tmp_path / "other.db", "other")
+    host.close("app")
+
+    def owed():
+        every = json.loads(host.value("SELECT walferry_status()", "other"))
+        return [one for one in every if one["database"] == str(tmp_path / "app.db")][0]
+    until(lambda: owed()["last_error"], "the failure is told")
+    (tmp_path / "replicas").unlink()
+    until(lambda: known(host, "other") == [str(tmp_path / "other.db")], "it is shipped, then forgotten", 60)
+
+
+def test_a_database_at_rest_costs_few_descriptors(new_host, replica, tmp_path):
+    host, database = new_host("system", replica), tmp_path / "app.db"
+    host.open(database)
+    host.sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (x)", "INSERT INTO t VALUES (1)")
+    host.sync()
+
+    def descriptors():
+        folder = "/proc/%d/fd" % host.process.pid
+        links = [os.readlink(os.path.join(folder, name)) for name in os.listdir(folder)]
+        return sorted(link for link in links if link.startswith(str(database)))
+    # SQLite's three; the pin, and one that SQLite cannot close while the database is open; the shipper's
+    # place, and the page by which processes talk.
+    until(lambda: len(descriptors()) <= 7, "what is not in use is closed")
 
 
 def test_many_replicas_sign_in_together(new_host, proxy, s3, tmp_path):

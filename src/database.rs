@@ -58,6 +58,8 @@ pub struct Database {
 pub(crate) struct Shared {
     /// Connections of this process.
     pub connections: usize,
+    /// The sealer is done with it since its last connection was closed, and this process owes nothing.
+    pub settled: bool,
     /// The newest wal-index that was seen.
     pub published: Option<WalIndex>,
     /// Counts the changes of `published`.
@@ -287,6 +289,7 @@ impl Database {
             border: OnceLock::new(),
             shared: Mutex::new(Shared {
                 connections: 0,
+                settled: false,
                 published: None,
                 commit_seq: 0,
                 captured_seq: 0,
@@ -372,12 +375,19 @@ impl Database {
     pub fn connect(&self) {
         self.with(|shared| {
             shared.connections += 1;
+            shared.settled = false;
             if std::mem::take(&mut shared.refused) {
                 shared.report.state = "opening";
                 shared.report.last_error = None;
             }
         });
         self.send(Control::Connected(self.id));
+    }
+
+    /// True if nobody of this process has it open, and all that was committed is at the store or another
+    /// process's to ship.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.with(|shared| shared.settled && shared.connections == 0)
     }
 
     /// A connection is gone. The answer is whether it was the last of this process.

@@ -130,6 +130,9 @@ impl Handle {
             return None;
         }
         let shimmed = registry::of_file_now(shimmed);
+        if shimmed.is_known_changed_beneath() {
+            return None;
+        }
         let fresh = if has_wal_mode(real) { fresh::NO } else { fresh::NOT_YET };
         shimmed.handles.fetch_add(1, Ordering::AcqRel);
         shimmed.database.connect();

@@ -12,6 +12,7 @@
 
 mod alone;
 mod api;
+mod beneath;
 mod configured;
 mod edge;
 mod ffi;

@@ -15,6 +15,7 @@ use walferry::wal::WalIndex;
 use walferry::wal::evidence::Guard;
 
 use crate::api::{self, BaseVfs, OwnConnection};
+use crate::beneath;
 use crate::handle::{Gap, Handle};
 use crate::inside;
 use crate::pin::Pin;
@@ -59,8 +60,21 @@ pub struct Shimmed {
     pub(crate) file: Mutex<Option<(u64, u64)>>,
     /// The path names another file by now: connections to this one are passed through.
     orphaned: AtomicBool,
+    /// The file was held against what the VFS reads of it.
+    beneath: Mutex<Beneath>,
     /// In which process of a line of forks it was made.
     generation: u32,
+}
+
+/// What is known of the bytes of a file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Beneath {
+    /// Nothing yet.
+    Unknown,
+    /// They are those that the VFS gives.
+    Same,
+    /// The VFS makes others of them.
+    Other,
 }
 
 /// A database that is to be replicated, not yet open.
@@ -178,6 +192,7 @@ impl Shimmed {
             alone: Mutex::new(None),
             file: Mutex::new(None),
             orphaned: AtomicBool::new(false),
+            beneath: Mutex::new(Beneath::Unknown),
             generation: inside::generation(),
         })
     }
@@ -231,7 +246,7 @@ impl Shimmed {
     /// from then on counts in the index.
     pub(crate) fn attach(&self, index: impl Fn() -> Option<WalIndex>) {
         let _turn = self.turn.lock();
-        if self.is_attached() {
+        if self.is_attached() || self.is_changed_beneath() {
             return;
         }
         self.database.attaching();
@@ -249,6 +264,33 @@ impl Shimmed {
         let guard = guard.filter(|_| guard == self.guard());
         let fingerprint = Fingerprint::of(self.database.path()).ok();
         self.database.attached(Attach { guard, index: seen, fingerprint }, &index);
+    }
+
+    /// True if that was found out.
+    pub(crate) fn is_known_changed_beneath(&self) -> bool {
+        *self.beneath.lock() == Beneath::Other
+    }
+
+    /// True if the VFS gives other bytes than the file has: such a database is passed through.
+    fn is_changed_beneath(&self) -> bool {
+        let mut beneath = self.beneath.lock();
+        if *beneath == Beneath::Unknown
+            && let Some(api) = api::api()
+        {
+            *beneath = match beneath::differs(api, self.vfs, self.database.path()) {
+                None => Beneath::Unknown,
+                Some(false) => Beneath::Same,
+                Some(true) => Beneath::Other,
+            };
+            if *beneath == Beneath::Other {
+                self.database.refuse(&format!(
+                    "the VFS {} gives other bytes for page 1 than the file has, as encryption does; \
+                     only a database that SQLite's own VFS writes can be replicated",
+                    self.vfs.name()
+                ));
+            }
+        }
+        *beneath == Beneath::Other
     }
 
     /// Takes the pin if it is not held; whether it is held now. Not while a connection of this process

@@ -71,7 +71,8 @@ struct Chunk {
 #[derive(Debug)]
 pub struct PageTable {
     path: PathBuf,
-    file: File,
+    /// Open while the table is used: a database that rests costs no descriptor.
+    file: Option<File>,
     commit: u32,
     /// The exclusive or of all entries.
     sum: u64,
@@ -95,9 +96,7 @@ impl PageTable {
         let opened = PageTable::open_file(&path, commit);
         match opened {
             Err(error) if is_of_no_use(&error.source) => {
-                let aside = path.with_extension("unusable");
-                log::error!("{error}; it is kept as {}", aside.display());
-                std::fs::rename(&path, &aside).context("cannot set aside", &path)?;
+                set_aside(&path, &error)?;
                 PageTable::open_file(&path, commit)
             }
             opened => opened,
@@ -114,8 +113,8 @@ impl PageTable {
         }
         let path = path.to_path_buf();
         let (sums, kept) = (Vec::new(), Vec::new());
-        let mut table = PageTable { path, file, commit, sum: 0, sums, kept };
-        table.sum_up().context("cannot read", &table.path)?;
+        let mut table = PageTable { path, file: Some(file), commit, sum: 0, sums, kept };
+        table.sum_up()?;
         Ok(table)
     }
 
@@ -125,8 +124,34 @@ impl PageTable {
         self.kept.clear();
         self.sums.clear();
         (self.sum, self.commit) = (0, 0);
-        self.file = folder::open(&self.path).context("cannot open", &self.path)?;
-        self.file.set_len(0).context("cannot shorten", &self.path)
+        self.file = None;
+        self.shorten(0)
+    }
+
+    /// Closes the file until it is used again.
+    pub fn rest(&mut self) {
+        self.file = None;
+    }
+
+    /// The file, opened again if need be. Another one that has its name by then does not add up to what
+    /// is known of each chunk.
+    fn file(&mut self) -> Result<&File, super::Error> {
+        let file = match self.file.take() {
+            Some(file) => file,
+            None => match folder::open(&self.path).context("cannot open", &self.path) {
+                Err(error) if is_of_no_use(&error.source) => {
+                    set_aside(&self.path, &error)?;
+                    folder::open(&self.path).context("cannot open", &self.path)?
+                }
+                opened => opened?,
+            },
+        };
+        Ok(self.file.insert(file))
+    }
+
+    fn shorten(&mut self, len: u64) -> Result<(), super::Error> {
+        let shortened = self.file()?.set_len(len);
+        shortened.context("cannot shorten", &self.path)
     }
 
     /// Size of the database in pages.
@@ -181,7 +206,8 @@ impl PageTable {
             let bytes: Vec<u8> = changed.iter().flat_map(|entry| entry.to_le_bytes()).collect();
             let offset = number.saturating_mul(CHUNK_LEN).saturating_add(first * ENTRY_LEN) as u64;
             // The file first: what could not be written is not in the sums either.
-            self.file.write_all_at(&bytes, offset).context("cannot write", &self.path)?;
+            let written = self.file()?.write_all_at(&bytes, offset);
+            written.context("cannot write", &self.path)?;
             let sums = before.iter().zip(&after);
             let difference = sums.fold(0, |sum, (old, new)| sum ^ old ^ new);
             if let Some(chunk) = self.kept.last_mut() {
@@ -201,7 +227,7 @@ impl PageTable {
         if commit < self.commit {
             let cut = self.sum_above(commit)?;
             let len = u64::from(commit).saturating_mul(ENTRY_LEN as u64);
-            self.file.set_len(len).context("cannot shorten", &self.path)?;
+            self.shorten(len)?;
             self.sum ^= cut;
             self.sums.truncate(chunks);
             self.kept.retain(|chunk| chunk.number < chunks);
@@ -250,8 +276,9 @@ impl PageTable {
     }
 
     /// Makes what was written durable, for power loss.
-    pub fn sync(&self) -> Result<(), super::Error> {
-        self.file.sync_data().context("cannot sync", &self.path)
+    pub fn sync(&mut self) -> Result<(), super::Error> {
+        let synced = self.file()?.sync_data();
+        synced.context("cannot sync", &self.path)
     }
 
     /// Applies a captured file to the table, as recovery does: every page of the file, then the
@@ -287,7 +314,8 @@ impl PageTable {
             None => {
                 let mut bytes = [0; CHUNK_LEN];
                 let offset = (number as u64).saturating_mul(CHUNK_LEN as u64);
-                read_at(&self.file, &mut bytes, offset).context("cannot read", &self.path)?;
+                let read = read_at(self.file()?, &mut bytes, offset);
+                read.context("cannot read", &self.path)?;
                 let mut entries = Box::new([0; CHUNK]);
                 for (entry, bytes) in entries.iter_mut().zip(bytes.as_chunks::<ENTRY_LEN>().0) {
                     *entry = u64::from_le_bytes(*bytes);
@@ -306,13 +334,14 @@ impl PageTable {
         last.ok_or_else(|| Error::Changed(self.path.clone()))
     }
 
-    fn sum_up(&mut self) -> io::Result<()> {
+    fn sum_up(&mut self) -> Result<(), super::Error> {
         let chunks = (self.commit as usize).div_ceil(CHUNK);
         self.sums.reserve_exact(chunks);
         let mut bytes = vec![0; chunks.min(READ_AT_ONCE) * CHUNK_LEN];
         while self.sums.len() < chunks {
             let offset = (self.sums.len() as u64).saturating_mul(CHUNK_LEN as u64);
-            read_at(&self.file, &mut bytes, offset)?;
+            let read = read_at(self.file()?, &mut bytes, offset);
+            read.context("cannot read", &self.path)?;
             for chunk in bytes.chunks(CHUNK_LEN).take(chunks - self.sums.len()) {
                 let entries = chunk.as_chunks::<ENTRY_LEN>().0.iter();
                 let sum = entries.fold(0, |sum, entry| sum ^ u64::from_le_bytes(*entry));
@@ -322,6 +351,13 @@ impl PageTable {
         }
         Ok(())
     }
+}
+
+/// Moves what is no table out of the way.
+fn set_aside(path: &Path, why: &super::Error) -> Result<(), super::Error> {
+    let aside = path.with_extension("unusable");
+    log::error!("{why}; it is kept as {}", aside.display());
+    std::fs::rename(path, &aside).context("cannot set aside", path)
 }
 
 /// Fills the buffer from byte `offset` on; with zeros where the file ends before.

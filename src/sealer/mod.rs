@@ -126,18 +126,22 @@ impl Sealer {
     /// Does what is due; gives the milliseconds until the next thing is, 0 for at once.
     fn work(&mut self) -> Option<u64> {
         let now = self.process.now();
-        let mut next: Option<u64> = None;
+        let (mut next, mut finished): (Option<u64>, _) = (None, Vec::new());
         self.replicas.retain(|_, replica| {
             if replica.is_due(now) {
                 guard(replica, |replica| replica.work(now));
+                replica.rest();
             }
             if replica.is_finished() {
                 replica.release();
+                finished.push(replica.database.path().to_path_buf());
                 return false;
             }
             next = [next, replica.due_at()].into_iter().flatten().min();
             true
         });
+        // Only now nobody of this thread has them.
+        finished.iter().for_each(|path| self.process.forget_settled(path));
         next.map(|at| at.saturating_sub(self.process.now()))
     }
 

@@ -247,6 +247,10 @@ impl Replica {
 
     /// Leaves the local state whole for the next process.
     pub(super) fn release(&mut self) {
+        // A process that never got at the local state, and knows of no shipper, cannot say that all is
+        // well.
+        let now = self.process.now();
+        let settled = self.local.is_some() || self.database.shipper_is_well(now);
         self.hold(false);
         self.leaves();
         self.save_history();
@@ -256,7 +260,11 @@ impl Replica {
                 log::error!("{}: {error}", self.database.label());
             }
         }
-        self.database.with(|shared| shared.captured = None);
+        self.database.with(|shared| {
+            shared.captured = None;
+            let told = shared.outside.is_some() || shared.report.state == "error";
+            shared.settled = settled && !told && shared.connections == 0;
+        });
     }
 
     /// Ends the replication of this database for this process. The application goes on.
@@ -353,6 +361,18 @@ impl Replica {
         self.slice();
         self.audit();
         self.publish();
+    }
+
+    /// Closes the files that the next work opens again: with hundreds of databases descriptors are
+    /// scarce. The WAL stays open while frames of it are taken and not written, since another WAL may
+    /// have its name later.
+    pub(super) fn rest(&mut self) {
+        if self.frames.is_empty() {
+            self.wal = None;
+        }
+        if let Some(local) = &mut self.local {
+            local.table.rest();
+        }
     }
 
     /// Tells the engine what the application did since.

@@ -27,7 +27,9 @@ pub use ffi::{
 
 pub use self::connection::OwnConnection;
 pub use self::file::{OwnFile, RawFile};
-pub use self::process::{at_exit, at_fork, close_inherited, is_set_uid, without_signals};
+pub use self::process::{
+    at_exit, at_fork, close_inherited, is_set_uid, read_descriptor, without_signals,
+};
 pub use self::shm::Shm;
 
 /// The oldest SQLite that has every API field read here.

@@ -29,6 +29,14 @@ pub fn keep_mapped(address: *const c_void) {
     }
 }
 
+/// Reads through a descriptor of the process, whoever has opened it; how many bytes there were. `None` if
+/// it cannot be read, or is closed by now.
+pub fn read_descriptor(descriptor: c_int, buffer: &mut [u8], offset: i64) -> Option<usize> {
+    // SAFETY: the buffer is as long as said; a descriptor that is not open is an error.
+    let read = unsafe { libc::pread(descriptor, buffer.as_mut_ptr().cast(), buffer.len(), offset) };
+    usize::try_from(read).ok()
+}
+
 /// Has a function called when the process exits.
 pub fn at_exit(function: extern "C" fn()) {
     // SAFETY: the function stays mapped: the library is never unloaded.

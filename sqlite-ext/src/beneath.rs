@@ -1,0 +1,42 @@
+//! The second guard against a VFS that changes bytes: the file as the VFS reads it, held against the
+//! bytes that the operating system has of it.
+//!
+//! A VFS is believed by its name, and any VFS may be registered by a name of SQLite's own. What such a
+//! VFS decrypts would go to the replica in clear.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::api::{Api, BaseVfs, OwnFile, read_descriptor};
+
+/// The least page size: page 1 is at least so long.
+const COMPARED: usize = 512;
+/// A checkpoint may write page 1 between the two looks.
+const LOOKS: usize = 3;
+
+/// True if the VFS gives other bytes for page 1 of this file than the file has. `None` where that cannot
+/// be told: the file is empty, or the process cannot list its descriptors.
+pub fn differs(api: &'static Api, vfs: BaseVfs, path: &Path) -> Option<bool> {
+    let file = OwnFile::open(api, vfs.0, path)?;
+    let read = || {
+        let mut page = [0; COMPARED];
+        file.raw().read(&mut page, 0).ok().map(|()| page)
+    };
+    let mut looks = (0..LOOKS).map(|_| Some(read()? != of_the_file(path)?));
+    // Equal once is enough.
+    looks.try_fold(true, |all, one| one.map(|differs| all && differs))
+}
+
+/// The beginning of a file, read through a descriptor that the process has of it. No descriptor is
+/// opened: closing that would drop the process's locks.
+fn of_the_file(path: &Path) -> Option<[u8; COMPARED]> {
+    let id = |meta: &std::fs::Metadata| (meta.dev(), meta.ino());
+    let wanted = id(&std::fs::metadata(path).ok()?);
+    let open = std::fs::read_dir("/proc/self/fd").ok()?.filter_map(Result::ok);
+    let of_it =
+        open.filter(|entry| std::fs::metadata(entry.path()).is_ok_and(|meta| id(&meta) == wanted));
+    let numbers = of_it.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let mut page = [0; COMPARED];
+    let mut read = numbers.map(|number| read_descriptor(number, &mut page, 0));
+    read.any(|read| read == Some(COMPARED)).then_some(page)
+}
