@@ -191,6 +191,11 @@ pub const KEYS: &[Row] = &[
         "`AWS_ACCESS_KEY_ID`, profiles, roles",
         "the credentials; they go before those of the environment",
     ),
+    option("allow-plain-http").says(
+        "false",
+        "requests may go over plain http to another machine, where everybody on the way can read \
+         them; never with a session token or a customer's key",
+    ),
     row("secret-access-key", GR, Secret).of(&["s3", "oss"]).says("`AWS_SECRET_ACCESS_KEY`", "the same"),
     row("session-token", GR, Secret).of(S3).says("", "the token of temporary credentials"),
     option("profile").says("`AWS_PROFILE`", "the profile in `~/.aws` that has the credentials"),

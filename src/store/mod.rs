@@ -26,7 +26,7 @@ use bytes::Bytes;
 
 pub use self::access::{Access, Secret};
 pub(crate) use self::header::read_header;
-pub use self::open::{check_url, open, open_at, open_with};
+pub use self::open::{check_url, is_same_way, open, open_at, open_with};
 use crate::ltx::FileName;
 use crate::units::{Level, Timestamp};
 

@@ -51,6 +51,18 @@ pub fn check_url(url: &str, access: &Access) -> Result<String, Error> {
     }
 }
 
+/// True if two URLs name one replica, and this process would reach it in the same way by both.
+pub fn is_same_way(one: (&str, &Access), other: (&str, &Access)) -> bool {
+    match (split_scheme(one.0), split_scheme(other.0)) {
+        (Some(("s3", _)), Some(("s3", _))) => S3Store::is_same_way(one, other),
+        (Some(("s3", _)), _) | (_, Some(("s3", _))) => false,
+        _ => {
+            let identity = |url| open(url).ok().map(|store| identity(store.as_ref()));
+            identity(one.0).is_some_and(|one| Some(one) == identity(other.0))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

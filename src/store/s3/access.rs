@@ -33,6 +33,7 @@ pub(super) struct Access {
     pub(super) region: Option<String>,
     pub(super) profile: Option<String>,
     pub(super) force_path_style: Option<bool>,
+    pub(super) allow_plain_http: bool,
     pub(super) credentials: Option<Credentials>,
     environment: [Option<OsString>; ENVIRONMENT.len()],
 }
@@ -45,6 +46,7 @@ impl Access {
             region: settings.region.clone(),
             profile: settings.profile.clone(),
             force_path_style: settings.force_path_style,
+            allow_plain_http: settings.allow_plain_http == Some(true),
             credentials,
             environment: ENVIRONMENT.map(crate::environment::variable),
         }

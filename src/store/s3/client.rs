@@ -24,9 +24,9 @@ use aws_sdk_s3::primitives::SdkBody;
 use aws_smithy_http_client::tls;
 use http_body_util::{LengthLimitError, Limited};
 
-use super::Credentials;
 use super::access::Access;
 use super::error::retry_after;
+use super::{Credentials, plain};
 use crate::environment;
 
 /// How long a connection may take to be made.
@@ -84,6 +84,7 @@ fn trusted() -> Option<tls::TlsContext> {
 /// Makes a client. Looks at the environment, at `~/.aws`, and, without a region there, asks the
 /// machine's metadata service.
 pub(super) async fn build(settings: &Access, http: SharedHttpClient) -> Client {
+    let http = plain::guarded(http, settings.allow_plain_http);
     if environment::is_ignored() {
         return build_without_environment(settings, http);
     }

@@ -12,6 +12,7 @@ use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::{RequestId, RequestIdExt};
 
+use super::plain::InClear;
 use crate::store::{Error, ErrorKind};
 
 /// An operation of S3 and the permission that it needs.
@@ -82,6 +83,7 @@ impl Place {
             SdkError::TimeoutError(_) => {
                 (ErrorKind::Unavailable, format!("{} did not answer in time", self.server))
             }
+            _ if let Some(why) = in_clear(err) => (ErrorKind::Invalid, why.to_string()),
             _ => match credentials_error(err) {
                 Some(CredentialsError::ProviderTimedOut(_)) => (
                     ErrorKind::Unavailable,
@@ -300,6 +302,11 @@ pub(super) fn retry_after(answer: &HttpResponse) -> Option<Duration> {
 fn expected_region(message: &str) -> Option<&str> {
     let (_, after) = message.split_once("expecting '")?;
     Some(after.split_once('\'')?.0)
+}
+
+/// The refusal to send something in clear, if that is what it was.
+fn in_clear<'a>(err: &'a (dyn StdError + 'static)) -> Option<&'a InClear> {
+    chain(err).find_map(<dyn StdError>::downcast_ref)
 }
 
 /// The credentials error underneath, if that is what it was.

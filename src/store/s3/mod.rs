@@ -11,6 +11,7 @@
 mod access;
 mod client;
 mod error;
+mod plain;
 mod server;
 mod settings;
 mod sse;
@@ -119,11 +120,21 @@ impl S3Store {
         Ok(Settings::parse(url, access, |_| None)?.url)
     }
 
+    /// True if both are one replica, reached in the same way by this process.
+    pub(super) fn is_same_way(one: (&str, &Access), other: (&str, &Access)) -> bool {
+        let way = |(url, access): (&str, &Access)| {
+            let settings = Settings::parse(url, access, environment).ok()?;
+            Some((settings.way(environment), access.credentials.clone()))
+        };
+        way(one).is_some_and(|one| Some(one) == way(other))
+    }
+
     /// Reads URL and options, sharing with the other replicas at `servers`.
     pub fn open_at(url: &str, access: &Access, servers: &Servers) -> Result<S3Store, Error> {
-        let env = |name: &str| crate::environment::text(name).filter(|value| !value.is_empty());
-        let settings = Settings::parse(url, access, env)?;
+        let settings = Settings::parse(url, access, environment)?;
         let credentials = access.credentials.clone();
+        plain::check(&settings, credentials.as_ref())
+            .map_err(|why| Error::new(ErrorKind::Invalid, format!("{}: {why}", settings.url)))?;
         let server = match (&settings.endpoint, &settings.region) {
             (Some(endpoint), _) => endpoint.clone(),
             (None, Some(region)) => format!("AWS in {region}"),
@@ -139,6 +150,10 @@ impl S3Store {
             doubtful: AtomicBool::new(false),
         })))
     }
+}
+
+fn environment(name: &str) -> Option<String> {
+    crate::environment::text(name).filter(|value| !value.is_empty())
 }
 
 #[async_trait]

@@ -16,6 +16,11 @@ const PART_LEN_MAX: u64 = 1 << 30;
 /// Most parts that are sent at once.
 const CONCURRENCY_MAX: u64 = 64;
 
+/// The option that lets requests go over plain http. It is for the file: a URL may come from SQL.
+pub(super) const ALLOW_PLAIN_HTTP: &str = "allow-plain-http";
+/// The same as an environment variable.
+pub(super) const ALLOW_PLAIN_HTTP_VARIABLE: &str = "WALFERRY_ALLOW_PLAIN_HTTP";
+
 /// The names of all options, in the form that messages use. Each may also be written in
 /// camelCase, as in `forcePathStyle`.
 const OPTIONS: [&str; 16] = [
@@ -38,7 +43,7 @@ const OPTIONS: [&str; 16] = [
 ];
 
 /// A bucket, a path in it, and how to speak to its server.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Settings {
     /// The URL without secrets.
     pub(super) url: String,
@@ -59,6 +64,8 @@ pub(super) struct Settings {
     pub(super) part_len: Option<usize>,
     /// How many parts of a file are sent at once.
     pub(super) concurrency: usize,
+    /// Whether requests may go over plain http to another machine.
+    pub(super) allow_plain_http: Option<bool>,
 }
 
 impl Settings {
@@ -114,6 +121,7 @@ impl Settings {
             customer_key: None,
             part_len: None,
             concurrency: 4,
+            allow_plain_http: None,
         };
         for (name, value) in &access.options {
             settings.set(name, value.clone()).map_err(invalid)?;
@@ -128,6 +136,9 @@ impl Settings {
             let (name, value) = option.split_once('=').unwrap_or((option, ""));
             let value = String::from_utf8(percent_decode(value))
                 .map_err(|_| invalid(format!("the value of {name} is not UTF-8")))?;
+            if kebab_case(name) == ALLOW_PLAIN_HTTP {
+                return Err(invalid(not_in_url(name)));
+            }
             settings.set(name, value).map_err(invalid)?;
         }
         if settings.kms_key_id.is_some() && settings.encryption.is_none() {
@@ -155,7 +166,22 @@ impl Settings {
                 settings.endpoint = Some(endpoint);
             }
         }
+        if settings.allow_plain_http.is_none()
+            && let Some(value) = env(ALLOW_PLAIN_HTTP_VARIABLE)
+        {
+            let allowed = boolean(ALLOW_PLAIN_HTTP_VARIABLE, &value).map_err(invalid)?;
+            settings.allow_plain_http = Some(allowed);
+        }
         Ok(settings)
+    }
+
+    /// What two URLs of one replica have in common if the process reaches it in the same way by both.
+    pub(super) fn way(mut self, env: impl Fn(&str) -> Option<String>) -> Settings {
+        self.url.clear();
+        self.profile = self.profile.or_else(|| env("AWS_PROFILE"));
+        let region = || env("AWS_REGION").or_else(|| env("AWS_DEFAULT_REGION"));
+        self.region = self.region.or_else(region);
+        self
     }
 
     fn set(&mut self, name: &str, value: String) -> Result<(), String> {
@@ -171,6 +197,7 @@ impl Settings {
             "storage-class" => {
                 self.storage_class = given.then(|| StorageClass::from(value.as_str()));
             }
+            ALLOW_PLAIN_HTTP => self.allow_plain_http = Some(boolean(name, &value)?),
             "sse" => self.encryption = Some(encryption(&value)?),
             "sse-kms-key-id" => self.kms_key_id = given.then_some(value),
             "sse-customer-key-path" => self.customer_key_path = given.then(|| value.into()),
@@ -211,6 +238,13 @@ impl Settings {
     pub(super) fn object(&self, path: &str) -> String {
         format!("{}/{path}", self.path)
     }
+}
+
+fn not_in_url(what: &str) -> String {
+    format!(
+        "{what} cannot be given in a URL, which SQL may have written; set {ALLOW_PLAIN_HTTP}: true in \
+         the configuration file, or {ALLOW_PLAIN_HTTP_VARIABLE}=1"
+    )
 }
 
 fn no_secrets(what: &str) -> String {

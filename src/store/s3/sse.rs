@@ -12,7 +12,7 @@ use crate::store::{Error, ErrorKind};
 const KEY_LEN: usize = 32;
 
 /// A key as the headers carry it. Its `Debug` shows nothing of it.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub(super) struct CustomerKey {
     /// The key in base64.
     pub(super) key: String,
