@@ -224,7 +224,7 @@ def test_a_file_with_a_mistake_is_never_silence(mistake, new_host, replica, tmp_
     path = tmp_path / "walferry.yml"
     if text is not None:
         write(text)
-    host = new_host(env={"WALFERRY_CONFIG": str(path)})
+    host = new_host(env={"WALFERRY_CONFIG": str(path), "WALFERRY_URI": "all"})
     host.open(tmp_path / "app.db").sql(TABLE)
     (status,) = host.status()
     assert status["state"] == "error" and expected in status["last_error"], status
@@ -265,7 +265,7 @@ def test_strict_refuses_settings_that_cannot_work(new_host, tmp_path):
 @pytest.mark.parametrize("where", ["environment", "uri"])
 def test_a_broken_file_that_is_strict_is_overruled(where, new_host, replica, tmp_path, write):
     path = write("strict: true\ndbs:\n  - path: /a\n    replica: {path: /r, retenton: 1h}\n")
-    env = {"WALFERRY_CONFIG": str(path)}
+    env = {"WALFERRY_CONFIG": str(path), "WALFERRY_URI": "all"}
     lenient = {"strict": "0"} if where == "uri" else {}
     host = new_host(env=dict(env, **({} if lenient else {"WALFERRY_STRICT": "0"})))
     host.open(tmp_path / "app.db", vfs="walferry", replica=replica.url, **lenient)

@@ -382,8 +382,6 @@ db.execute("CREATE TABLE IF NOT EXISTS t (x)")
 db.execute("INSERT INTO t VALUES (1)")
 db.commit()
 print(db.execute("SELECT walferry_status()").fetchone()[0])
-if "replica" in database:
-    print(db.execute("SELECT walferry_sync(60000)").fetchone()[0])
 """
 
 
@@ -412,6 +410,8 @@ def test_set_uid_program_believes_no_variable(open_folder):
     assert done.stdout.strip() == "[]", done.stdout
     assert done.stderr.count("set-uid") == 1, done.stderr
     assert {path.name for path in folder.iterdir()} <= {"app.db", "app.db-wal", "app.db-shm"}
-    # The program itself is believed.
+    # Neither is a URI, with which the program may attach what it is told to.
+    named["WALFERRY_URI"] = "all"
     done = run("file:%s/app.db?replica=file://%s/parameter" % (folder, folder))
-    assert (folder / "parameter").is_dir() and not (folder / "log").exists()
+    assert "uri-parameters: all" in done.stdout, done.stdout
+    assert not (folder / "parameter").exists() and not (folder / "log").exists()

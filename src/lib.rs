@@ -34,6 +34,7 @@ pub mod status;
 pub mod store;
 mod tender;
 pub mod units;
+pub mod uri;
 #[cfg(feature = "cli")]
 pub mod verify;
 mod wait;

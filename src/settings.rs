@@ -342,7 +342,7 @@ impl Settings {
 }
 
 /// What is not clearly a no is a yes: whoever writes it wants to be told.
-fn means_strict(text: &str) -> bool {
+pub(crate) fn means_strict(text: &str) -> bool {
     !matches!(text.trim(), "off" | "false" | "0" | "no" | "")
 }
 
@@ -468,7 +468,8 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_be_used_is_overruled_by_what_is_nearer() {
-        let broken = |strict| Broken { file: "/x.yml".into(), mistakes: Vec::new(), strict };
+        let broken =
+            |strict| Broken { file: "/x.yml".into(), mistakes: Vec::new(), strict, uri: None };
         let resolve = |given: &Known, strict| {
             Settings::resolve_without(Path::new("a"), given, &broken(strict))
         };

@@ -1,10 +1,11 @@
 //! The configuration file of this process: read once, when the first database is opened.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use walferry::config::{self, Broken, Config};
+use walferry::config::{self, Broken, Config, Given};
 use walferry::settings::{Lookup, Settings};
+use walferry::{environment, uri};
 
 use crate::log_sink;
 
@@ -20,6 +21,15 @@ pub enum Configured {
 
 /// Of the standard library's kind, as it is held across a fork.
 static CONFIGURED: Mutex<Known> = Mutex::new(None);
+
+/// What the environment says of the parameters of URIs. It is read when the extension is loaded: what the
+/// application lets SQL change later is not believed.
+static URI_VARIABLE: OnceLock<Option<String>> = OnceLock::new();
+
+/// Reads what holds from the moment in which the extension is loaded.
+pub fn remember_environment() {
+    let _ = URI_VARIABLE.set(environment::text(uri::VARIABLE));
+}
 
 /// `None` before the first database was opened.
 pub type Known = Option<Arc<Configured>>;
@@ -61,12 +71,42 @@ pub fn configured() -> Arc<Configured> {
 impl Configured {
     /// The settings of each replica of a database; none if it is not to be replicated.
     pub fn settings(&self, path: &Path, lookup: &dyn Lookup) -> Result<Vec<Settings>, String> {
-        let config = match self {
-            Configured::Nothing => None,
-            Configured::Says(config) => Some(config.as_ref()),
-            Configured::Broken(broken) => return without_file(path, lookup, broken),
+        let all = self.resolve(path, lookup)?;
+        if let Configured::Broken(broken) = self
+            && !all.is_empty()
+        {
+            log::error!(
+                "{}: nothing is deleted from its replica as long as {} cannot be used",
+                path.display(),
+                broken.file.display()
+            );
+        }
+        Ok(all)
+    }
+
+    /// As [`Configured::settings`], without a word in the log.
+    fn resolve(&self, path: &Path, lookup: &dyn Lookup) -> Result<Vec<Settings>, String> {
+        match self {
+            Configured::Nothing => Settings::resolve(path, lookup, None),
+            Configured::Says(config) => Settings::resolve(path, lookup, Some(config)),
+            Configured::Broken(broken) => Settings::resolve_without(path, lookup, broken),
+        }
+    }
+
+    /// The parameters of a database's URI that count.
+    pub fn screen<'a>(&self, path: &Path, lookup: &'a dyn Lookup) -> uri::Screened<'a> {
+        uri::screen(&self.uri_parameters(), lookup, &|lookup| self.resolve(path, lookup))
+    }
+
+    /// Which parameters of URIs count.
+    fn uri_parameters(&self) -> Given {
+        let (file, has_file) = match self {
+            Configured::Nothing => (None, false),
+            Configured::Says(config) => (config.uri.as_ref(), true),
+            Configured::Broken(broken) => (broken.uri.as_deref(), true),
         };
-        Settings::resolve(path, lookup, config)
+        let variable = URI_VARIABLE.get().and_then(Option::as_deref);
+        uri::given(variable, file, has_file)
     }
 
     /// Whether a database whose settings cannot work is not to be opened.
@@ -77,21 +117,4 @@ impl Configured {
             Configured::Broken(broken) => Settings::is_strict_without(lookup, broken),
         }
     }
-}
-
-/// What holds where the file cannot be used.
-fn without_file(
-    path: &Path,
-    lookup: &dyn Lookup,
-    broken: &Broken,
-) -> Result<Vec<Settings>, String> {
-    let all = Settings::resolve_without(path, lookup, broken)?;
-    if !all.is_empty() {
-        log::error!(
-            "{}: nothing is deleted from its replica as long as {} cannot be used",
-            path.display(),
-            broken.file.display()
-        );
-    }
-    Ok(all)
 }

@@ -39,6 +39,7 @@ fn start(api: &'static api::Api) -> Result<(), String> {
         if api::is_set_uid() {
             walferry::environment::ignore();
         }
+        configured::remember_environment();
         log_sink::install();
         walferry::process::set_spawn_guard(api::without_signals);
         api.keep_mapped();

@@ -103,8 +103,7 @@ pub fn install() {
     }));
     if environment::is_ignored() && environment::is_meant_for_us() {
         let what = "this is a set-uid program: variables of the environment (WALFERRY_*, AWS_* and \
-                    others) are ignored; name the replica in the database's URI or in \
-                    /etc/walferry.yml";
+                    others) are ignored; name the replica in /etc/walferry.yml";
         complain(what, is_seen);
     }
     for wrong in &said.wrong {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
 use walferry::config::canonical;
@@ -10,6 +10,7 @@ use walferry::environment;
 use walferry::process::{self, Process};
 use walferry::replications::Replications;
 use walferry::settings::{self, Lookup};
+use walferry::uri::Screened;
 
 use crate::api::BaseVfs;
 use crate::configured::configured;
@@ -51,6 +52,19 @@ pub fn look_at_parameters(path: &Path, names: &[String]) {
     }
 }
 
+/// Warns of parameters that do not count; once where none does.
+fn tell(path: &Path, screened: &Screened<'_>) {
+    static OFF: AtomicBool = AtomicBool::new(false);
+    if screened.is_off && OFF.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    for warning in &screened.warnings {
+        if TOLD.fetch_add(1, Ordering::Relaxed) < TOLD_MAX {
+            log::warn!("{}: {warning}", path.display());
+        }
+    }
+}
+
 /// Each connection of a program may be opened by the same URI: what it says wrong is not told for ever.
 static TOLD: AtomicU32 = AtomicU32::new(0);
 const TOLD_MAX: u32 = 10;
@@ -69,9 +83,15 @@ pub enum Opening {
 pub fn replicated(path: &Path, lookup: &dyn Lookup, vfs: BaseVfs) -> Opening {
     let path = canonical(path);
     let configured = configured();
-    let strict = configured.is_strict(&path, lookup);
+    let screened = configured.screen(&path, lookup);
+    tell(&path, &screened);
+    let strict = configured.is_strict(&path, &screened);
     let mut url = String::new();
-    let database = configured.settings(&path, lookup).and_then(|all| {
+    let settings = match &screened.refusal {
+        Some(why) => Err(why.clone()),
+        None => configured.settings(&path, &screened),
+    };
+    let database = settings.and_then(|all| {
         let Some(first) = all.first() else { return Ok(None) };
         url.clone_from(&first.replica);
         if !vfs.is_plain() {
@@ -99,8 +119,10 @@ pub fn replicated(path: &Path, lookup: &dyn Lookup, vfs: BaseVfs) -> Opening {
 /// Whether a replica is named for this database. What is wrong with the settings is told where the
 /// database is opened.
 pub fn names_replica(path: &Path, lookup: &dyn Lookup) -> bool {
-    let all = configured().settings(&canonical(path), lookup);
-    all.is_ok_and(|all| !all.is_empty())
+    let (configured, path) = (configured(), canonical(path));
+    let screened = configured.screen(&path, lookup);
+    let all = configured.settings(&path, &screened);
+    screened.refusal.is_none() && all.is_ok_and(|all| !all.is_empty())
 }
 
 fn shimmed(database: &Replications, vfs: BaseVfs) -> Arc<Shimmed> {

@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 
 use super::configured::File;
 use super::{Error, print};
-use crate::config::{self, Config};
+use crate::config::{self, Config, Given};
 use crate::settings::Settings;
 use crate::store::url::redacted;
+use crate::{environment, uri};
 
 /// Arguments of `walferry databases`.
 #[derive(clap::Args)]
@@ -63,6 +64,12 @@ fn access(settings: &Settings) -> BTreeMap<&str, (String, String)> {
     all
 }
 
+/// Which parameters count in the URIs of databases, where this file and this environment hold.
+fn uri_parameters(config: &Config) -> Given {
+    let variable = environment::text(uri::VARIABLE);
+    uri::given(variable.as_deref(), config.uri.as_ref(), true)
+}
+
 fn in_json(config: &Config, databases: &[(PathBuf, Vec<Settings>)]) -> String {
     let value = |(text, origin): (&str, String)| json!({ "value": text, "from": origin });
     let replica = |settings: &Settings| {
@@ -90,7 +97,9 @@ fn in_json(config: &Config, databases: &[(PathBuf, Vec<Settings>)]) -> String {
     };
     let folders: Vec<_> = config.databases.iter().filter_map(folder).collect();
     let notes: Vec<_> = config.notes.iter().map(ToString::to_string).collect();
+    let uris = uri_parameters(config);
     let text = json!({
+        "uri-parameters": value((&uris.text, uris.origin.to_string())),
         "config": config.file.display().to_string(),
         "databases": databases.iter().map(database).collect::<Vec<_>>(),
         "folders": folders,
@@ -102,6 +111,9 @@ fn in_json(config: &Config, databases: &[(PathBuf, Vec<Settings>)]) -> String {
 fn in_words(config: &Config, databases: &[(PathBuf, Vec<Settings>)]) -> String {
     let file = config.file.display();
     let mut lines = vec![format!("configured by {file}")];
+    let uris = uri_parameters(config);
+    let origin = origin_in(&config.file, &uris.origin.to_string());
+    lines.push(format!("{:<24} {:<16} {origin}", uri::KEY, uris.text));
     for (path, replicas) in databases {
         lines.push(String::new());
         lines.push(path.display().to_string());

@@ -46,7 +46,7 @@ pub(super) fn set_config(file: &Path, no_expand_env: bool) {
 }
 
 /// Loads the extension of this name, else that of `WALFERRY_EXTENSION`, else the one beside the
-/// program.
+/// program. To be called while the process has one thread.
 pub(super) fn load_named(given: Option<&Path>) -> Result<(), Error> {
     let named = given.map(Path::to_path_buf);
     let named = named.or_else(|| std::env::var_os("WALFERRY_EXTENSION").map(PathBuf::from));
@@ -56,9 +56,27 @@ pub(super) fn load_named(given: Option<&Path>) -> Result<(), Error> {
         let advice = "name it with --extension or WALFERRY_EXTENSION";
         Failure::because(Exit::Usage, format!("{text} {}: {advice}", places.join(" nor at ")))
     })?;
-    load(&extension).map_err(|error| {
+    believing_uris(|| load(&extension)).map_err(|error| {
         Failure::sqlite(format!("cannot load the extension {}", extension.display()), error)
     })
+}
+
+/// Has the extension, which reads this when it is loaded, believe all parameters of URIs: this program
+/// writes them itself, from its arguments, and runs nobody's SQL. A program that it starts later gets
+/// the variable as it was.
+fn believing_uris<T>(load: impl FnOnce() -> T) -> T {
+    let before = std::env::var_os(crate::uri::VARIABLE);
+    // SAFETY: no other thread reads the environment, as there is none yet, and loading starts none.
+    unsafe { std::env::set_var(crate::uri::VARIABLE, "all") };
+    let loaded = load();
+    // SAFETY: as above.
+    unsafe {
+        match before {
+            Some(value) => std::env::set_var(crate::uri::VARIABLE, value),
+            None => std::env::remove_var(crate::uri::VARIABLE),
+        }
+    }
+    loaded
 }
 
 /// Says where the extension logs to, and how. To be called while the process has one thread.

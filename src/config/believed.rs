@@ -39,8 +39,12 @@ impl Believing<'_> {
             stderr: word("logging.stderr").is_some_and(|switch| switch == "on"),
             file: raw.global.get("logging.file").and_then(|written| self.path(written)),
         };
+        let uri = raw.global.get(crate::uri::KEY);
+        let uri =
+            uri.map(|written| Given { text: written.text.clone(), origin: self.origin(written) });
         Config {
             file: self.file.clone(),
+            uri,
             global,
             databases,
             logging,

@@ -178,6 +178,12 @@ pub const KEYS: &[Row] = &[
         "`wal`: a database is put into WAL mode when it is opened, and a new one once there is \
          something in it; `keep`: it stays as it is, and is replicated only in WAL mode",
     ),
+    row("uri-parameters", G, Word(crate::uri::WORDS)).says(
+        "listed",
+        "which parameters of walferry's count in the URI of a database: `all`; `listed`, those that \
+         name what file or environment name for that database; `off`, none \
+         ([more](#uris-and-sql-that-is-not-trusted))",
+    ),
     // A replica.
     row("type", R, Word(&["s3", "file", "gs", "gcs", "abs", "sftp", "nats", "webdav", "webdavs", "oss"]))
         .says("by the URL, else `s3` with a bucket, else `file`", "`s3` or `file`"),
@@ -185,16 +191,16 @@ pub const KEYS: &[Row] = &[
     row("path", R, Path).says("", "the folder of the replica, or its path in the bucket"),
     row("name", R, Text).says("its type", "what `--replica` and `walferry databases` call it"),
     row("bucket", GR, Text).of(&["s3", "gs", "gcs", "abs", "nats", "oss"]).says("", "the bucket"),
+    option("allow-plain-http").says(
+        "false",
+        "requests may go over plain http to another machine, where everybody on the way can read \
+         them; never with a session token or a customer's key",
+    ),
     option("region").of(&["s3", "oss"]).says("of the environment or profile, else us-east-1", "its region"),
     option("endpoint").of(&["s3", "abs"]).says("AWS", "URL of a server that is not AWS"),
     row("access-key-id", GR, Secret).of(&["s3", "oss"]).says(
         "`AWS_ACCESS_KEY_ID`, profiles, roles",
         "the credentials; they go before those of the environment",
-    ),
-    option("allow-plain-http").says(
-        "false",
-        "requests may go over plain http to another machine, where everybody on the way can read \
-         them; never with a session token or a customer's key",
     ),
     row("secret-access-key", GR, Secret).of(&["s3", "oss"]).says("`AWS_SECRET_ACCESS_KEY`", "the same"),
     row("session-token", GR, Secret).of(S3).says("", "the token of temporary credentials"),

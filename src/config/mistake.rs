@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use super::Given;
+
 /// One mistake, or one thing worth knowing. It never holds a value that may be secret.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Mistake {
@@ -41,11 +43,14 @@ pub struct Broken {
     pub mistakes: Vec<Mistake>,
     /// The file says `strict: true`, as far as that can be read.
     pub strict: bool,
+    /// What it says of the parameters of URIs, as far as that can be read.
+    pub uri: Option<Box<Given>>,
 }
 
 impl Broken {
     pub(super) fn because(file: &Path, what: impl Into<String>) -> Broken {
-        Broken { file: file.into(), mistakes: vec![Mistake::at(0, "", what)], strict: false }
+        let mistakes = vec![Mistake::at(0, "", what)];
+        Broken { file: file.into(), mistakes, strict: false, uri: None }
     }
 }
 

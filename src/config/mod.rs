@@ -36,6 +36,8 @@ use crate::store::Access;
 pub struct Config {
     /// The file.
     pub file: Arc<Path>,
+    /// Which parameters of a database's URI count ([`crate::uri`]), if the file says so.
+    pub uri: Option<Given>,
     /// What holds for every database, also for those that the file does not list.
     pub global: Layer,
     /// The databases, in the file's order.
@@ -131,7 +133,12 @@ impl Config {
     ) -> Result<Config, Broken> {
         let broken = |mut mistakes: Vec<Mistake>| {
             mistakes.sort_by_key(|mistake| mistake.line);
-            Broken { file: file.into(), mistakes, strict: says_strict(text) }
+            Broken {
+                file: file.into(),
+                mistakes,
+                strict: says_strict(text),
+                uri: says_of_uris(file, text),
+            }
         };
         let root = match yaml::parse(text) {
             Ok(Some(root)) if !root.is_null() => root,
@@ -181,11 +188,21 @@ impl Config {
 
 /// Whether a file that cannot be read otherwise asks for failure instead of silence.
 fn says_strict(text: &str) -> bool {
-    text.lines().any(|line| {
+    values(text, "strict:").any(|(_, value)| matches!(value.as_str(), "true" | "yes" | "on" | "y"))
+}
+
+/// What a file that cannot be read otherwise says of the parameters of URIs.
+fn says_of_uris(file: &Path, text: &str) -> Option<Box<Given>> {
+    let (line, text) = values(text, "uri-parameters:").next()?;
+    let origin = Origin::File { file: file.into(), line, key: crate::uri::KEY.to_string() };
+    Some(Box::new(Given { text, origin }))
+}
+
+/// The values that a key has at the top of a file that may be no YAML, each with its line.
+fn values<'a>(text: &'a str, key: &'static str) -> impl Iterator<Item = (usize, String)> + 'a {
+    text.lines().enumerate().filter_map(move |(number, line)| {
         let line = line.split('#').next().unwrap_or_default();
-        line.strip_prefix("strict:").is_some_and(|value| {
-            let value = value.trim().trim_matches(['"', '\'']).to_ascii_lowercase();
-            matches!(value.as_str(), "true" | "yes" | "on" | "y")
-        })
+        let value = line.strip_prefix(key)?.trim().trim_matches(['"', '\'']);
+        Some((number + 1, value.to_ascii_lowercase()))
     })
 }
