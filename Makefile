@@ -7,12 +7,12 @@ SECONDS ?= 60
 export SEED ROUND HOSTS
 
 .DEFAULT_GOAL := help
-.PHONY: help build man test demo sim fuzz crash duel soak torture bench clean
+.PHONY: help build man test demo sim fuzz crash duel soak torture sqlite-tests bench clean
 
 help:  ## this list
 	@echo "walferry: SQLite replicated to object storage from inside the process that writes it"
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build:  ## dist/walferry.so, the extension, and dist/walferry, the program
 	@tests/scripts/build.sh
@@ -43,6 +43,9 @@ duel: build  ## ROUNDS=100 times two writers on one replica, on a folder and on 
 
 torture: build  ## MINUTES=60 of random work of SQLite in eight versions; SEED=n ROUND=n repeats a round
 	@tests/scripts/torture.sh $(MINUTES)
+
+sqlite-tests: build  ## SQLite's own tests with the extension and without; ONLY="wal pager1" takes these, ALL=1 all
+	@tests/scripts/sqlite-tests.sh $(if $(ONLY),--only $(ONLY)) $(if $(ALL),--all)
 
 bench: build  ## what replication costs a writer, and how fast a restore is
 	@tests/scripts/bench.sh
