@@ -382,6 +382,25 @@ def test_journal_mode_keep_beside_a_writer(new_host, replica, tmp_path, write):
     assert host.value("SELECT count(*) FROM t") == 0
 
 
+def test_opening_with_journal_mode_keep_leaves_a_hot_journal_alone(
+        new_host, replica, tmp_path, write):
+    """SQLite plays a hot journal back with a connection's first read, and not before."""
+    path, database = write(plain_file(tmp_path / "app.db", replica, "journal-mode: keep\n")), tmp_path / "app.db"
+    plain = new_host(load=False)
+    plain.open(database).sql("PRAGMA journal_mode=DELETE", TABLE, "PRAGMA cache_size=1", "BEGIN")
+    for _ in range(20):
+        plain.sql("INSERT INTO t (x) VALUES (randomblob(4000))")
+    plain.kill()
+    journal = tmp_path / "app.db-journal"
+    assert journal.stat().st_size > 0
+    host = new_host(env={"WALFERRY_CONFIG": str(path)})
+    host.call("open", name=str(database), busy=0)  # without a statement
+    assert journal.exists()
+    assert host.value("SELECT count(*) FROM t") == 0
+    assert not journal.exists()
+    assert host.status(database)["state"] == "not-wal"
+
+
 def test_read_only_and_immutable_databases_are_not_touched(new_host, replica, tmp_path):
     import sqlite3
     database = tmp_path / "app.db"

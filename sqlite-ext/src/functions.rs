@@ -260,9 +260,9 @@ fn see_wal(call: &Call<'_>, schema: &Schema) -> Result<bool, String> {
 }
 
 /// Puts a database that is to be replicated, and has something in it, into WAL mode. A new one is
-/// left alone: its page size may still be chosen, which WAL mode would end. One that has WAL mode is
-/// not read: from its first read on a connection keeps others from having the database to themselves,
-/// and from another journal mode.
+/// left alone: its page size may still be chosen, which WAL mode would end. One that has WAL mode, or
+/// stays in another mode, is not read: the first read plays a hot journal back, and from then on a
+/// connection keeps others from having the database to themselves, and from another journal mode.
 pub fn prepare_connection(api: &Api, db: Connection) {
     let Some(handle) = ffi::handle_of(api, db, c"main") else { return };
     let shimmed = &handle.shimmed;
@@ -271,10 +271,15 @@ pub fn prepare_connection(api: &Api, db: Connection) {
         return;
     }
     if shimmed.database.first().settings().journal_mode == JournalMode::Keep {
-        match api.query(db, c"PRAGMA main.journal_mode") {
-            Ok(mode) if mode.as_deref() != Some("wal") => shimmed.found_outside_wal(),
-            Ok(_) => {}
-            Err(_) => forget_error(api, db),
+        if handle.adopted {
+            match api.query(db, c"PRAGMA main.journal_mode") {
+                Ok(mode) if mode.as_deref() != Some("wal") => shimmed.found_outside_wal(),
+                Ok(_) => {}
+                Err(_) => forget_error(api, db),
+            }
+        } else {
+            // The header of the file names another mode.
+            shimmed.found_outside_wal();
         }
         return;
     }
