@@ -68,6 +68,8 @@ impl Pin {
             return None;
         }
         let Some(shm) = raw.shm_header(true) else {
+            // A refused xShmMap has opened the wal-index all the same, and xClose does not close it.
+            raw.shm_unmap(false);
             raw.unlock(SQLITE_LOCK_NONE);
             return None;
         };
@@ -90,11 +92,12 @@ impl Pin {
         self.file.raw()
     }
 
-    /// Takes a read slot, the last one first: readers begin with the first. Not while others have
-    /// the way.
+    /// Takes a read slot, the last one but one first: readers begin with the first, and a recovery that
+    /// finds the last one locked returns `SQLITE_BUSY` (`walIndexRecover` in `wal.c`). Not while others
+    /// have the way.
     pub fn hold_slot(&mut self) {
         if self.way == Way::Shut && self.slot.is_none() {
-            let slot = [4, 3, 2].into_iter().find(|slot| self.try_slot(*slot));
+            let slot = [3, 2, 4].into_iter().find(|slot| self.try_slot(*slot));
             self.slot = slot.map(|slot| (slot, new_guard()));
         }
     }
