@@ -141,7 +141,9 @@ impl Sealer {
             true
         });
         // Only now nobody of this thread has them.
-        finished.iter().for_each(|path| self.process.forget_settled(path));
+        for path in &finished {
+            self.process.forget_settled(path);
+        }
         next.map(|at| at.saturating_sub(self.process.now()))
     }
 
