@@ -30,6 +30,7 @@ EXTENSION = ROOT / "dist" / "walferry.so"
 DIFFERENCES = Path(__file__).resolve().parent / "differences.txt"
 
 MODES = ("keep", "wal")
+LEAKS = ("(files were left open)", "(unfreed memory)")
 RERUNS = 3  # repetitions of both sides, before a case counts as a difference
 PATIENCE = 5  # a script with walferry may take this many times as long as alone, and GRACE seconds
 GRACE = 45
@@ -135,6 +136,23 @@ def environment(folder, mode, with_walferry):
     return env
 
 
+RUNNING = set()
+
+
+def end(signum, _frame):
+    """Scripts have sessions of their own, and would outlive this program."""
+    for process in list(RUNNING):
+        kill(process)
+    os._exit(128 + signum)
+
+
+def kill(process):
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
 def run(version, script, mode, with_walferry, limit, scratch):
     folder = Path(tempfile.mkdtemp(prefix="%s-" % script, dir=scratch))
     work = folder / "work"
@@ -145,16 +163,15 @@ def run(version, script, mode, with_walferry, limit, scratch):
             ["nice", "-n", "5", version.fixture, version.tests / (script + ".test"), *OPTIONS], cwd=work, stdin=subprocess.DEVNULL,
             stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             env=environment(folder, mode, with_walferry))
+        RUNNING.add(process)
         try:
             process.wait(limit)
         except subprocess.TimeoutExpired:
             timeout = True
         # Scripts leave helpers behind.
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        kill(process)
         process.wait()
+        RUNNING.discard(process)
     text = (folder / "output").read_text(errors="replace")
     result = parse(text, process.returncode, timeout)
     result.seconds = time.monotonic() - began
@@ -213,7 +230,8 @@ class Campaign:
         self.cases = collections.Counter()
 
     def compare(self, version, script, mode):
-        """Runs both sides until each case that fails with walferry alone is settled."""
+        """Runs both sides until each case that fails with walferry alone is settled: by a second failure, or by
+        RERUNS runs without one. A leak that is listed is settled by one run without it."""
         options = self.options
         alone, folder = self.alone(version, script, mode)
         if folder:
@@ -229,13 +247,13 @@ class Campaign:
             result, folder = run(version, script, mode, True, limit, self.scratch)
             runs += 1
             fails.update(result.failed)
-            open_cases = {case for case in result.failed - without if not self.entry(version, script, mode, case)}
+            open_cases = {case for case in result.failed - without if self.is_open(version, script, mode, case)}
             for case in open_cases:
                 folders.setdefault(case, folder)
             if folder not in folders.values() and not options.keep:
                 shutil.rmtree(folder, ignore_errors=True)
-            # A case that failed once is settled by as many more runs as there are, or by its second failure.
-            unsettled = {case for case in folders if case not in without and fails[case] < 2}
+            unsettled = {case for case in folders if case not in without and not (
+                fails[case] < runs if self.entry(version, script, mode, case) else fails[case] > 1)}
             if not unsettled or runs > RERUNS or result.crashed() and not alone.crashed():
                 break
             again, old = run(version, script, mode, False, limit, self.scratch)
@@ -250,6 +268,8 @@ class Campaign:
                     self.used.add(entry)
             for case in sorted(set(folders) - without):
                 row = (version.name, mode, script, case, "%d of %d" % (fails[case], runs), folders[case])
+                if self.entry(version, script, mode, case) and fails[case] < runs:
+                    continue
                 worst = fails[case] > 1 or case.startswith("(signal ")
                 (self.found if worst else self.once).append(row)
                 print("%s %s %s: %s  (%s, %s)" % row, flush=True)
@@ -268,6 +288,11 @@ class Campaign:
         path.write_text(json.dumps({"failed": sorted(result.failed), "tests": result.tests,
                                     "seconds": result.seconds, "timeout": result.timeout}))
         return result, folder
+
+    def is_open(self, version, script, mode, case):
+        """True if more runs decide on the case. A leak that is listed as one that comes and goes has to go."""
+        entry = self.entry(version, script, mode, case)
+        return entry is None or case in LEAKS and entry.how == "sometimes"
 
     def entry(self, version, script, mode, case):
         return next((entry for entry in self.listed if entry.fits(script, case, version.name, mode)), None)
@@ -329,16 +354,19 @@ def main():
     parser.add_argument("--all", action="store_true", help="all scripts, not only the groups")
     parser.add_argument("--only", nargs="+", metavar="PATTERN", help="these scripts")
     parser.add_argument("--jobs", type=int, default=2 * (os.cpu_count() or 1))
-    parser.add_argument("--limit", type=int, default=150, help="seconds for a script without walferry")
+    parser.add_argument("--limit", type=int, help="seconds for a script without walferry: 150, or 30 with --slice")
     parser.add_argument("--reuse", action="store_true", help="take runs without walferry from an earlier campaign")
     parser.add_argument("--keep", action="store_true", help="keep all folders")
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args()
+    options.limit = options.limit or (30 if options.slice else 150)
     if not EXTENSION.exists():
         sys.exit("%s is missing: run make build" % EXTENSION)
     names = options.versions.split(",") if options.versions else sorted(
         path.parent.parent.name for path in CACHE.glob("*/build/testfixture"))
     versions = [Version(name) for name in names]
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, end)
     CACHE.joinpath("runs").mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=time.strftime("%m%d-%H%M%S-"), dir=CACHE / "runs"))
     campaign, began = Campaign(options, scratch), time.monotonic()
