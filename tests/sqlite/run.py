@@ -54,16 +54,15 @@ GENERAL_EVERY = 12
 
 # The scripts of `make test`: near to what walferry acts on, and fast.
 SLICE = (
-    "attach", "attach2", "attach4", "backup", "backup2", "backup4", "backup5", "busy2", "capi3c", "delete_db",
-    "e_walauto", "e_walckpt", "e_walhook", "exclusive", "exclusive2", "external_reader", "incrvacuum2", "jrnlmode",
-    "jrnlmode2", "jrnlmode3", "lock", "lock2", "lock3", "lock4", "lock5", "lock6", "lock7", "mmap1", "mmap2", "mmap3",
-    "mmap4", "nolock", "notify1", "pager1", "pager2", "pager4", "rdonly", "savepoint", "savepoint2", "savepoint4",
-    "savepoint7", "shared", "shared2", "shared3", "shared4", "shared6", "shared7", "shared8", "shared9", "sharedA",
-    "sharedlock", "shmlock", "snapshot", "superlock", "symlink", "thread1", "thread2", "tkt-313723c356",
-    "trans3", "unixexcl", "uri", "vacuum", "vacuum2", "vacuum5", "vacuum-into", "wal", "wal3", "wal4",
-    "wal5", "wal6", "wal7", "wal8", "wal9", "walbak", "walblock", "walcksum", "walhook", "walmode", "walnoshm",
-    "waloverwrite", "walpersist", "walprotocol2", "walro", "walro2", "walrofault", "walsetlk",
-    "walshared", "walvfs", "zerodamage",
+    "attach", "attach2", "attach4", "autovacuum", "backup", "backup2", "backup4", "backup5", "busy2", "capi3c",
+    "delete_db", "e_walauto", "e_walckpt", "e_walhook", "exclusive", "exclusive2", "external_reader", "jrnlmode",
+    "jrnlmode2", "jrnlmode3", "lock", "lock2", "lock3", "lock5", "lock6", "lock7", "mmap1", "mmap2", "mmap3",
+    "mmap4", "nolock", "notify1", "pager1", "pager2", "pager4", "rdonly", "savepoint", "savepoint2", "savepoint7",
+    "shared", "shared2", "shared3", "shared4", "shared6", "shared7", "shared8", "shared9", "sharedA", "sharedlock",
+    "shmlock", "snapshot", "superlock", "symlink", "thread1", "thread2", "tkt-313723c356", "trans3", "unixexcl",
+    "uri", "vacuum", "vacuum-into", "vacuum2", "vacuum5", "wal", "wal3", "wal4", "wal5", "wal6", "wal7", "wal8",
+    "wal9", "walbak", "walblock", "walcksum", "walfault2", "walhook", "walmode", "walnoshm", "waloverwrite",
+    "walpersist", "walprotocol2", "walro", "walro2", "walrofault", "walsetlk", "walshared", "walvfs", "zerodamage",
 )
 # Scripts that run others, measure speed, or need what is not there.
 NEVER = (
