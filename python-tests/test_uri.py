@@ -93,7 +93,7 @@ def test_uri_parameters_off_are_ignored_with_one_warning(new_host, replica, tmp_
     assert host.status() == []
     host.finish()
     assert replica.keys() == []
-    assert (tmp_path / "walferry.log").read_text().count("URI") == 1
+    assert (tmp_path / "walferry.log").read_text().count("is ignored") == 1
     # What the environment names is replicated all the same.
     host = new_host(env={"WALFERRY_URI": "off", "WALFERRY_REPLICA": replica.url})
     host.open(tmp_path / "app.db", replica="").sql("PRAGMA journal_mode=WAL", TABLE)
@@ -121,8 +121,9 @@ def test_uri_with_broken_file_believes_what_file_says_of_parameters(new_host, re
     for first, shipped in ("", False), ("uri-parameters: all\n", True):
         path = write("%sdbs:\n  - path: /a\n    replica: {path: /r, retenton: 1h}\n" % first)
         host = new_host(env={"WALFERRY_CONFIG": str(path)})
-        host.open(tmp_path / "app.db", replica=replica.url).sql("PRAGMA journal_mode=WAL", TABLE)
-        assert bool(refused(host, tmp_path / "app.db")) != shipped
+        database = tmp_path / ("%s.db" % shipped)
+        host.open(database, replica=replica.url).sql("PRAGMA journal_mode=WAL", TABLE)
+        assert bool(refused(host, database)) != shipped
         host.finish()
         assert bool(replica.keys()) == shipped
 

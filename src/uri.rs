@@ -147,9 +147,15 @@ impl Screened<'_> {
         let named = self.lookup.parameter(REPLICA).filter(|url| !url.trim().is_empty());
         let Ok(own) = resolve(&Only(self.lookup, None)) else {
             // What file or environment name is not known, so no replica is listed. The settings that
-            // are looked for next end with the same error. That there is no replica may be said.
-            self.dropped = present.to_vec();
-            self.dropped.retain(|name| *name != REPLICA || named.is_some());
+            // are looked for next end with the same error. A URI may say that there is no replica, and
+            // that it is strict.
+            let strict = self.lookup.parameter("strict").is_some_and(|text| means_strict(&text));
+            let counts = |name| match name {
+                REPLICA => named.is_none(),
+                "strict" => strict,
+                _ => false,
+            };
+            self.dropped = present.iter().copied().filter(|name| !counts(*name)).collect();
             return;
         };
         let mut picked: Vec<&Settings> = own.iter().collect();
@@ -391,6 +397,22 @@ dbs:
             refusal.as_deref(),
             Some("uri-parameters: 'of' is none of all, listed, off (from default)")
         );
+    }
+
+    #[test]
+    fn unknown_replicas_are_not_listed_and_strict_counts() {
+        let given = Given { text: "listed".to_string(), origin: Origin::Default };
+        let unknown = |_: &dyn Lookup| Err("the file cannot be used".to_string());
+        for (parameters, dropped) in [
+            (
+                &[("replica", "/x"), ("strict", "1"), ("retention", "off")][..],
+                &["retention", "replica"][..],
+            ),
+            (&[("replica", ""), ("strict", "0")], &["strict"]),
+        ] {
+            let parameters = Parameters(parameters);
+            assert_eq!(screen(&given, &parameters, &unknown).dropped, dropped);
+        }
     }
 
     #[test]

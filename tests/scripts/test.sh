@@ -69,9 +69,6 @@ say "the extension in its hosts"
 # Two at a time: most of a test's time is waiting.
 "$VENV/bin/python" -m pytest -q -n 2 --dist worksteal python-tests --ignore python-tests/test_torture.py
 
-say "SQLite's own tests"
-tests/scripts/sqlite-tests.sh --slice
-
 say "torture"
 tests/scripts/hosts.sh
 "$VENV/bin/python" -m pytest -q python-tests/test_torture.py \
