@@ -281,7 +281,7 @@ mod tests {
 dbs:
 - path: /data/app.db
   replicas:
-  - {url: 's3://b/app?region=r', endpoint: 'https://h', access-key-id: i, secret-access-key: s}
+  - {url: 's3://b/app', region: r, endpoint: 'https://h', access-key-id: i, secret-access-key: s}
   - {path: /backup/app}
 - path: /data/other.db
   retention: 100h
