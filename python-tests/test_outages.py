@@ -412,9 +412,14 @@ def test_the_replica_is_rolled_back(new_host, new_replica, tmp_path):
 
 
 def times(replica):
-    """Timestamps of the files that were shipped, in the order of their TXIDs."""
-    return [int.from_bytes(replica.read(*key)[32:40], "big", signed=True)
-            for key in sorted(replica.keys(), key=lambda key: key[2]) if key[0] in (0, 9)]
+    """Timestamps of the states that files lead to, in the order of their TXIDs. A jump of the clock by a day
+    makes a snapshot due: it has the TXID and the timestamp of the file that it ends with."""
+    stamps = {}
+    for key in sorted(replica.keys(), key=lambda key: key[2]):
+        if key[0] in (0, 9):
+            stamp = int.from_bytes(replica.read(*key)[32:40], "big", signed=True)
+            assert stamps.setdefault(key[2], stamp) == stamp, key
+    return list(stamps.values())
 
 
 def test_the_clock_jumps(new_host, new_replica, misfortune, tmp_path):
