@@ -92,12 +92,11 @@ impl Pin {
         self.file.raw()
     }
 
-    /// Takes a read slot, the last one but one first: readers begin with the first, and a recovery that
-    /// finds the last one locked returns `SQLITE_BUSY` (`walIndexRecover` in `wal.c`). Not while others
-    /// have the way.
+    /// Takes a read slot, the last one first: readers begin with the first. Not while others have
+    /// the way.
     pub fn hold_slot(&mut self) {
         if self.way == Way::Shut && self.slot.is_none() {
-            let slot = [3, 2, 4].into_iter().find(|slot| self.try_slot(*slot));
+            let slot = [4, 3, 2].into_iter().find(|slot| self.try_slot(*slot));
             self.slot = slot.map(|slot| (slot, new_guard()));
         }
     }

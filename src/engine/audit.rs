@@ -14,6 +14,8 @@ const AGAIN: Millis = 1000;
 /// A WAL of more frames than this is long: SQLite checkpoints after 1000 pages, unless it is told
 /// otherwise.
 const LONG_WAL: u32 = 1500;
+/// Beside a long WAL a slice is read once in so long a time.
+const REST: Millis = 100;
 
 /// What the user can set.
 #[derive(Clone, Copy, Debug)]
@@ -103,12 +105,12 @@ impl Audit {
     }
 
     /// A slice was read while the WAL had so many frames. Each slice keeps the writers for a moment from
-    /// beginning a WAL anew that is due for it: while it is long, that is a moment of each second.
+    /// beginning a WAL anew that is due for it: while it is long, most of the time is theirs.
     pub fn read_beside(&mut self, frames: u32, now: Millis) {
         if frames <= LONG_WAL {
             return;
         }
-        let rested = now.saturating_add(AGAIN);
+        let rested = now.saturating_add(REST);
         self.from = self.from.max(rested);
         if let Some(walk) = &mut self.walk {
             walk.due = walk.due.max(rested);
@@ -213,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wal_that_is_long_gets_one_slice_a_second() {
+    fn a_wal_that_is_long_gets_ten_slices_a_second() {
         let mut audit = Audit::new(Options { interval: 1, rate: 1 << 40 }, 0, 1, None);
         let slices = |audit: &mut Audit, from: Millis, frames: u32, next: Pgno| {
             let read = (from..from + 5000).filter(|now| {
@@ -232,8 +234,8 @@ mod tests {
             read.count()
         };
         assert_eq!(slices(&mut audit, 0, LONG_WAL, 1), 5000);
-        assert_eq!(slices(&mut audit, 10_000, LONG_WAL + 1, 1), 5, "audits of one slice each");
-        assert_eq!(slices(&mut audit, 20_000, LONG_WAL + 1, 257), 5, "slices of one audit");
+        assert_eq!(slices(&mut audit, 10_000, LONG_WAL + 1, 1), 50, "audits of one slice each");
+        assert_eq!(slices(&mut audit, 20_000, LONG_WAL + 1, 257), 50, "slices of one audit");
     }
 
     #[test]
