@@ -11,11 +11,6 @@ use crate::units::Pgno;
 const ACTIVE: Millis = 10_000;
 /// After so long a slice that could not be read is tried again.
 const AGAIN: Millis = 1000;
-/// A WAL of more frames than this is long: SQLite checkpoints after 1000 pages, unless it is told
-/// otherwise.
-const LONG_WAL: u32 = 1500;
-/// Beside a long WAL a slice is read once in so long a time.
-const REST: Millis = 20;
 
 /// What the user can set.
 #[derive(Clone, Copy, Debug)]
@@ -101,19 +96,6 @@ impl Audit {
             walk.due = now.saturating_add(pause);
             walk.pages = walk.pages.saturating_add(pages);
             walk.failures = 0;
-        }
-    }
-
-    /// A slice was read while the WAL had so many frames. Each slice keeps the writers for a moment from
-    /// beginning a WAL anew that is due for it: while it is long, most of the time is theirs.
-    pub fn read_beside(&mut self, frames: u32, now: Millis) {
-        if frames <= LONG_WAL {
-            return;
-        }
-        let rested = now.saturating_add(REST);
-        self.from = self.from.max(rested);
-        if let Some(walk) = &mut self.walk {
-            walk.due = walk.due.max(rested);
         }
     }
 
@@ -212,30 +194,6 @@ mod tests {
         assert_eq!(audit.due(), None);
         audit.written(1_023_999);
         assert_eq!(audit.due(), Some(1_024_000));
-    }
-
-    #[test]
-    fn a_wal_that_is_long_is_left_alone_between_slices() {
-        let mut audit = Audit::new(Options { interval: 1, rate: 1 << 40 }, 0, 1, None);
-        let slices = |audit: &mut Audit, from: Millis, frames: u32, next: Pgno| {
-            let read = (from..from + 5000).filter(|now| {
-                audit.written(*now);
-                let due = audit.is_due(*now);
-                if due {
-                    audit.begin(*now);
-                    audit.slice_done(MIB, 256, next, *now);
-                    if next == 1 {
-                        audit.finished(*now);
-                    }
-                    audit.read_beside(frames, *now);
-                }
-                due
-            });
-            read.count()
-        };
-        assert_eq!(slices(&mut audit, 0, LONG_WAL, 1), 5000);
-        assert_eq!(slices(&mut audit, 10_000, LONG_WAL + 1, 1), 250, "audits of one slice each");
-        assert_eq!(slices(&mut audit, 20_000, LONG_WAL + 1, 257), 250, "slices of one audit");
     }
 
     #[test]

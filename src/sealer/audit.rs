@@ -32,8 +32,6 @@ const FAILURES_TOLD: u32 = 60;
 struct Slice {
     bytes: u64,
     pages: u64,
-    /// How many frames the WAL had.
-    frames: u32,
     /// The page behind it, unless it was the last.
     next: Option<Pgno>,
     differ: Vec<Pgno>,
@@ -132,10 +130,9 @@ impl Replica {
             local.state.audit_next = next;
         }
         if next.is_some() {
-            return self.audit.read_beside(slice.frames, now);
+            return;
         }
         let pages = self.audit.finished(now);
-        self.audit.read_beside(slice.frames, now);
         if let Some(local) = &mut self.local
             && let Err(error) = local.save(false)
         {
@@ -213,8 +210,7 @@ impl Replica {
         check_generation(&scan)?;
         let read = pages * u64::from(snapshot.page_size.get());
         let bytes = read.saturating_add(u64::from(index.max_frame).saturating_mul(FRAME_COST));
-        let frames = index.max_frame;
-        Ok(Slice { bytes, pages, frames, next: more.then(|| scan.next()), differ, sizes })
+        Ok(Slice { bytes, pages, next: more.then(|| scan.next()), differ, sizes })
     }
 }
 
