@@ -1,4 +1,4 @@
-"""What is not sent over plain http."""
+"""Plain http: requests and secrets that may not go out without TLS."""
 
 import contextlib
 import http.server

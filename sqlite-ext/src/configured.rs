@@ -22,7 +22,7 @@ pub enum Configured {
 /// Of the standard library's kind, as it is held across a fork.
 static CONFIGURED: Mutex<Known> = Mutex::new(None);
 
-/// What the environment says of the parameters of URIs. It is read when the extension is loaded: what the
+/// The value of `WALFERRY_URI`. The extension reads the variable when it is loaded: what the
 /// application lets SQL change later is not believed.
 static URI_VARIABLE: OnceLock<Option<String>> = OnceLock::new();
 

@@ -66,7 +66,7 @@ pub struct Shimmed {
     generation: u32,
 }
 
-/// What is known of the bytes of a file.
+/// The result of holding a file's bytes against those that the VFS gives.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Beneath {
     /// Nothing yet.

@@ -43,7 +43,7 @@ pub struct Broken {
     pub mistakes: Vec<Mistake>,
     /// The file says `strict: true`, as far as that can be read.
     pub strict: bool,
-    /// What it says of the parameters of URIs, as far as that can be read.
+    /// The file's value of `uri-parameters`, as far as that can be read.
     pub uri: Option<Box<Given>>,
 }
 

@@ -191,7 +191,7 @@ fn says_strict(text: &str) -> bool {
     values(text, "strict:").any(|(_, value)| matches!(value.as_str(), "true" | "yes" | "on" | "y"))
 }
 
-/// What a file that cannot be read otherwise says of the parameters of URIs.
+/// Returns the value of `uri-parameters` in a file that cannot be read otherwise.
 fn says_of_uris(file: &Path, text: &str) -> Option<Box<Given>> {
     let (line, text) = values(text, "uri-parameters:").next()?;
     let origin = Origin::File { file: file.into(), line, key: crate::uri::KEY.to_string() };

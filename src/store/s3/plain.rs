@@ -1,4 +1,4 @@
-//! What is not sent over plain http.
+//! The rule for plain http: which requests and secrets may go out without TLS.
 //!
 //! Without TLS everybody on the way reads a request, and may send it again. So none goes to another
 //! machine in this way unless somebody says that it may, and none ever with a session token or a
@@ -60,7 +60,7 @@ impl fmt::Display for InClear {
 
 impl std::error::Error for InClear {}
 
-/// Whether a replica with these settings can be reached, as far as they say where it is.
+/// Returns an error if the settings name a server that requests may not go to in clear.
 pub(super) fn check(settings: &Settings, credentials: Option<&Credentials>) -> Result<(), InClear> {
     let endpoint = settings.endpoint.as_deref().unwrap_or_default();
     let Some(host) = exposed_host(endpoint) else { return Ok(()) };

@@ -64,7 +64,7 @@ pub(super) struct Settings {
     pub(super) part_len: Option<usize>,
     /// How many parts of a file are sent at once.
     pub(super) concurrency: usize,
-    /// Whether requests may go over plain http to another machine.
+    /// True if requests may go over plain http to another machine.
     pub(super) allow_plain_http: Option<bool>,
 }
 
@@ -175,7 +175,7 @@ impl Settings {
         Ok(settings)
     }
 
-    /// What two URLs of one replica have in common if the process reaches it in the same way by both.
+    /// Returns the settings that decide how the process reaches a replica: equal for two URLs of one way.
     pub(super) fn way(mut self, env: impl Fn(&str) -> Option<String>) -> Settings {
         self.url.clear();
         self.profile = self.profile.or_else(|| env("AWS_PROFILE"));
