@@ -29,6 +29,7 @@ mod rooms;
 mod sealer;
 pub mod settings;
 mod shipper;
+pub mod shown;
 mod standby;
 pub mod status;
 pub mod store;

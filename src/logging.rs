@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use log::{LevelFilter, Record};
 use serde_json::json;
 
+use crate::shown;
 use crate::units::Timestamp;
 
 /// How lines are written.
@@ -34,7 +35,10 @@ pub fn line(format: Format, record: &Record<'_>) -> String {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let now = Timestamp(since.map_or(0, |since| since.as_millis() as i64));
     match format {
-        Format::Text => format!("{now} walferry {}: {}\n", record.level(), record.args()),
+        Format::Text => {
+            let text = record.args().to_string();
+            format!("{now} walferry {}: {}\n", record.level(), shown::line(&text))
+        }
         Format::Json => {
             let text = json!({
                 "time": now.to_string(),
@@ -42,7 +46,7 @@ pub fn line(format: Format, record: &Record<'_>) -> String {
                 "pid": std::process::id(),
                 "msg": record.args().to_string(),
             });
-            format!("{text}\n")
+            shown::lines([text.to_string()])
         }
     }
 }
@@ -126,7 +130,8 @@ mod tests {
         let parsed: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!((text.matches('\n').count(), &parsed["level"]), (1, &json!("WARN")));
         assert_eq!(parsed["msg"], "a \"b\"\nc");
-        assert!(line(Format::Text, &record).contains(" walferry WARN: a "));
+        let text = line(Format::Text, &record);
+        assert!(text.ends_with(" walferry WARN: a \"b\"\\nc\n"), "{text}");
         assert_eq!("json".parse(), Ok(Format::Json));
         assert!("xml".parse::<Format>().is_err());
         assert_eq!(level("trace"), Some(LevelFilter::Debug));

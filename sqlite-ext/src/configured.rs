@@ -63,7 +63,11 @@ pub fn configured() -> Arc<Configured> {
                 log::info!("{}:{note}", config.file.display());
             }
         }
-        Configured::Broken(broken) => log::error!("the configuration cannot be used:\n{broken}"),
+        Configured::Broken(broken) => {
+            for line in broken.to_string().lines() {
+                log::error!("the configuration cannot be used: {line}");
+            }
+        }
     }
     configured
 }

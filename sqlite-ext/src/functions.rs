@@ -12,6 +12,7 @@ use walferry::config::canonical;
 use walferry::process::{self, Process};
 use walferry::replications::worst_lag;
 use walferry::settings::JournalMode;
+use walferry::shown;
 use walferry::status::Report;
 
 use crate::api::{self, Api, Connection, OwnConnection, Value};
@@ -174,7 +175,8 @@ pub fn status(call: &Call<'_>, _: &[i64]) -> Answer {
         };
         Some(Report::not_replicated(&schema.path, &schema.name.to_string_lossy(), why))
     }));
-    Ok(Value::Text(serde_json::Value::Array(reports).to_string()))
+    let text = serde_json::Value::Array(reports).to_string();
+    Ok(Value::Text(shown::text(&text).into_owned()))
 }
 
 /// `walferry_ping([timeout in ms])`: 1 if the threads that replicate answer in time, or there are

@@ -11,6 +11,7 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use walferry::config::Logging;
 use walferry::environment;
 use walferry::logging::{self, Format, Said};
+use walferry::shown;
 
 const SQLITE_NOTICE: i32 = 27;
 const SQLITE_WARNING: i32 = 28;
@@ -43,7 +44,8 @@ impl Sink {
                 {
                     let code =
                         if record.level() <= Level::Warn { SQLITE_WARNING } else { SQLITE_NOTICE };
-                    api.log(code, &format!("walferry: {}", record.args()));
+                    let text = format!("walferry: {}", record.args());
+                    api.log(code, &shown::line(&text));
                 }
             }
         }
@@ -116,7 +118,7 @@ pub fn install() {
 fn complain(what: &str, is_seen: bool) {
     log::warn!("{what}");
     if !is_seen {
-        write(std::io::stderr(), &format!("walferry: {what}\n"));
+        write(std::io::stderr(), &format!("walferry: {}\n", shown::line(what)));
     }
 }
 

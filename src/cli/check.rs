@@ -18,6 +18,7 @@ use crate::local::state::{State, random_id};
 use crate::local::{self, state_dir};
 use crate::ltx::FileName;
 use crate::settings::{JournalMode, Settings};
+use crate::shown;
 use crate::store::{self, Access, Body, ErrorKind, Key, Store};
 use crate::units::{Level, Txid};
 use crate::verify::{self, Depth, Kept};
@@ -187,10 +188,10 @@ fn in_json(all: &[Check]) -> String {
 
 fn in_words(all: &[Check]) -> String {
     let line = |check: &Check| match &check.result {
-        Ok(said) => format!("ok      {}: {}: {said}\n", check.subject, check.what),
-        Err(why) => format!("FAILED  {}: {}: {why}\n", check.subject, check.what),
+        Ok(said) => format!("ok      {}: {}: {said}", check.subject, check.what),
+        Err(why) => format!("FAILED  {}: {}: {why}", check.subject, check.what),
     };
-    all.iter().map(line).collect()
+    shown::lines(all.iter().map(line))
 }
 
 /// The folders whose databases are to be replicated.

@@ -9,6 +9,7 @@ use super::configured::File;
 use super::{Error, print};
 use crate::config::{self, Config, Given};
 use crate::settings::Settings;
+use crate::shown;
 use crate::store::url::redacted;
 use crate::{environment, uri};
 
@@ -140,7 +141,7 @@ fn in_words(config: &Config, databases: &[(PathBuf, Vec<Settings>)]) -> String {
         lines.push(String::new());
         lines.extend(config.notes.iter().map(|note| format!("{file}:{note}")));
     }
-    lines.join("\n") + "\n"
+    shown::lines(lines)
 }
 
 /// Without the file's path where it is the one above all.

@@ -2,13 +2,13 @@
 
 use std::error::Error as _;
 use std::fmt;
-use std::io::{self, Write};
+use std::io;
 use std::path::PathBuf;
 
 use serde_json::json;
 
 use super::{Exit, exit, failure, table};
-use crate::{config, follow as following, local, restore as restoring, store};
+use crate::{config, follow as following, local, restore as restoring, shown, store};
 
 /// What a subcommand may fail with.
 #[derive(Debug)]
@@ -97,19 +97,20 @@ impl Error {
         }
     }
 
-    /// Says it on standard error: as text, or in JSON as an object on one line. A closed stderr is
-    /// nobody's business.
+    /// Says it on standard error: as text, or in JSON as an object on one line.
     pub(super) fn show(&self, json: bool) {
         let text = if json { self.in_json() } else { self.in_words() };
-        let _ = io::stderr().write_all(text.as_bytes());
+        super::say(&text);
     }
 
     /// The message, then its causes, then what to do.
     fn in_words(&self) -> String {
-        let mut text = format!("walferry: {self}\n");
-        for cause in self.causes() {
-            text += &["  ", &cause, "\n"].concat();
-        }
+        let mut text = match self {
+            // Each mistake of a file has a line.
+            Error::Config(_) | Error::Usage(_) => format!("walferry: {self}\n"),
+            _ => shown::lines([format!("walferry: {self}")]),
+        };
+        text += &shown::lines(self.causes().iter().map(|cause| format!("  {cause}")));
         if let Some(advice) = self.advice() {
             text.push_str(advice);
             text.push('\n');

@@ -1,6 +1,5 @@
 //! `walferry restore --follow`.
 
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,9 +7,10 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Error, print, progress, table};
+use super::{Error, print, progress, say, table};
 use crate::follow::{self, Event, Options, Stop};
 use crate::restore::{Integrity, Watch};
+use crate::shown;
 use crate::store::Store;
 
 /// How a copy is followed.
@@ -84,15 +84,15 @@ fn stop_at_signals(stop: Arc<Stop>) -> Result<tokio::task::JoinHandle<()>, Error
 fn tell(args: &Wanted<'_>, event: &Event<'_>) -> Result<(), Error> {
     let text = if args.json { in_json(event) } else { in_words(args, event) };
     if matches!(event, Event::Trouble { .. }) && !args.json {
-        // A closed stderr is nobody's business.
-        let _ = io::stderr().write_all(text.as_bytes());
+        say(&text);
         return Ok(());
     }
     print(&text)
 }
 
 fn in_words(args: &Wanted<'_>, event: &Event<'_>) -> String {
-    let path = args.output.display();
+    let path = args.output.display().to_string();
+    let path = shown::line(&path);
     match event {
         Event::Restored(report) => format!(
             "restored {path}: TXID {} of {}, {} bytes; following\n",
@@ -106,7 +106,8 @@ fn in_words(args: &Wanted<'_>, event: &Event<'_>) -> String {
         Event::Step { txid, timestamp, pages, whole } => {
             let pages = table::count(usize::try_from(*pages).unwrap_or(usize::MAX), "page");
             let whole = whole.as_ref().map(|why| format!("; everything was read: {why}"));
-            format!("TXID {txid} of {timestamp}, {pages} written{}\n", whole.unwrap_or_default())
+            let whole = whole.unwrap_or_default();
+            shown::lines([format!("TXID {txid} of {timestamp}, {pages} written{whole}")])
         }
         Event::Trouble { error } => {
             let mut text = format!("walferry: {error}");
@@ -115,7 +116,7 @@ fn in_words(args: &Wanted<'_>, event: &Event<'_>) -> String {
                 text += &[": ", &error.to_string()].concat();
                 cause = error.source();
             }
-            text + "; trying again\n"
+            shown::lines([text + "; trying again"])
         }
     }
 }

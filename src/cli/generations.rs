@@ -8,6 +8,7 @@ use serde_json::{Value, json as value};
 use super::{Error, print, table};
 use crate::plan::generations::{self, Generation, Plan, Segment};
 use crate::restore::generations::Report;
+use crate::shown;
 use crate::store::Object;
 use crate::units::Timestamp;
 
@@ -38,6 +39,7 @@ pub(super) fn show_plan(plan: &Plan, json: bool) -> Result<(), Error> {
 /// What was restored.
 pub(super) fn show_report(output: &Path, report: &Report, json: bool) -> Result<(), Error> {
     let path = output.display().to_string();
+    let shown = shown::line(&path);
     let bytes = u64::from(report.commit) * u64::from(report.page_size.get());
     if json {
         let text = value!({
@@ -57,7 +59,7 @@ pub(super) fn show_report(output: &Path, report: &Report, json: bool) -> Result<
         return print(&format!("{text}\n"));
     }
     print(&format!(
-        "restored {path}: generation {} of {}, {bytes} bytes, from {} with {} bytes in {:.2} s\n\
+        "restored {shown}: generation {} of {}, {bytes} bytes, from {} with {} bytes in {:.2} s\n\
          Litestream 0.3 wrote it, without a checksum of the whole: --integrity-check full asks \
          SQLite. Replicating it again begins with a full image\n",
         report.generation,

@@ -6,6 +6,7 @@ use super::{Error, configured, generations, print, table};
 use crate::plan::restore::{head, restorable};
 use crate::plan::{self, Target};
 use crate::restore::{self, Range, list_in_turn, range};
+use crate::shown;
 use crate::store::FileInfo;
 use crate::units::{Level, Txid};
 
@@ -95,7 +96,7 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
         text += &generations::text(&old);
     }
     if let Some(problem) = problem {
-        text += &["warning: ", &problem, "\n"].concat();
+        text += &shown::lines([["warning: ", &problem].concat()]);
     }
     print(&text)
 }

@@ -35,6 +35,7 @@ mod tidy;
 mod verify;
 mod version;
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
@@ -45,7 +46,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use error::Error;
 pub use exit::Exit;
 
-use crate::store;
+use crate::{shown, store};
 
 /// Replicates SQLite databases to object storage from inside the process that writes them, and
 /// restores them.
@@ -151,6 +152,11 @@ fn explain(error: &clap::Error, args: &[OsString]) -> ExitCode {
             }
         }
     }
+    // Arguments are quoted as they are, and the colours of the help are controls as well.
+    let is_harmful = |arg: &OsString| matches!(shown::line(&arg.to_string_lossy()), Cow::Owned(_));
+    if args.iter().any(is_harmful) {
+        text = clap::builder::StyledStr::from(shown::text(&plain).into_owned());
+    }
     let text = if terminal { text.ansi().to_string() } else { text.to_string() };
     // A closed stream is nobody's business.
     let _ = if error.use_stderr() {
@@ -171,8 +177,14 @@ fn not_a_url(path: &Path) -> Result<(), Error> {
     Err(Error::Usage(format!("{url} is the URL of a replica; give the path of a database")))
 }
 
+/// Writes a line to standard error, beside what is reported.
 fn note(text: &str) {
-    let _ = io::stderr().write_all(["walferry: ", text, "\n"].concat().as_bytes());
+    say(&["walferry: ", &shown::line(text), "\n"].concat());
+}
+
+/// Writes to standard error. A closed one is nobody's business.
+fn say(text: &str) {
+    let _ = io::stderr().write_all(shown::text(text).as_bytes());
 }
 
 fn run(cli: Cli) -> Result<Exit, Error> {
@@ -237,6 +249,11 @@ fn runtime() -> Result<tokio::runtime::Runtime, Error> {
 
 /// Writes to standard output.
 fn print(text: &str) -> Result<(), Error> {
+    print_as_it_is(&shown::text(text))
+}
+
+/// Writes to standard output what is wholly of this program.
+fn print_as_it_is(text: &str) -> Result<(), Error> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Error::Write)
 }

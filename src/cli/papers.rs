@@ -6,8 +6,9 @@ use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use super::{Cli, Error, print};
+use super::{Cli, Error, print, print_as_it_is};
 use crate::local::Context as _;
+use crate::shown;
 
 /// Arguments of `walferry completions`.
 #[derive(clap::Args)]
@@ -32,7 +33,7 @@ pub(super) struct Pages {
 pub(super) fn complete(args: &Completions) -> Result<(), Error> {
     let mut text = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "walferry", &mut text);
-    print(&String::from_utf8_lossy(&text))
+    print_as_it_is(&String::from_utf8_lossy(&text))
 }
 
 /// A page for the program and one for each subcommand.
@@ -45,7 +46,7 @@ pub(super) fn pages(args: &Pages) -> Result<(), Error> {
         let name = ["walferry-", subcommand.get_name()].concat();
         names.push(page(subcommand, &name, &args.folder)?);
     }
-    print(&(names.join("\n") + "\n"))
+    print(&shown::lines(names))
 }
 
 fn page(command: &Command, name: &str, folder: &std::path::Path) -> Result<String, Error> {

@@ -13,6 +13,7 @@ use crate::ltx::Header;
 use crate::plan::Plan;
 use crate::plan::points::Cost;
 use crate::restore::{self, Instead, Point};
+use crate::shown;
 use crate::store::{self, FileInfo, Store};
 use crate::units::Txid;
 
@@ -87,8 +88,8 @@ impl Planned {
             table::count(usize::try_from(cost.requests).unwrap_or(usize::MAX), "request"),
         ));
         let result = self.result();
-        lines.push(format!("of {}, {result} bytes ({})\n", self.last.timestamp, bytes(result)));
-        table::text(files) + &lines.join("\n")
+        lines.push(format!("of {}, {result} bytes ({})", self.last.timestamp, bytes(result)));
+        table::text(files) + &shown::lines(lines)
     }
 }
 

@@ -12,6 +12,7 @@ use crate::plan::points::{Cost, Gap, Part, Point, Range, parts, points};
 use crate::plan::restore::head;
 use crate::plan::{self, Target};
 use crate::restore::{self, Known, known, list_in_turn, requests};
+use crate::shown;
 use crate::store::Store;
 
 /// Reads the listing, and a header for each end of a range.
@@ -85,7 +86,7 @@ impl Listed<'_> {
         }
         text += &generations::text(self.old);
         for warning in self.problem.iter().chain(&self.unreadable()) {
-            text += &["warning: ", warning, "\n"].concat();
+            text += &shown::lines([["warning: ", warning].concat()]);
         }
         text
     }

@@ -15,6 +15,7 @@ use crate::claim::Claim;
 use crate::local::state::{State, random_id};
 use crate::log_end::newest;
 use crate::ltx::Header;
+use crate::shown;
 use crate::store::{self, Store};
 use crate::units::{Txid, WriterId};
 
@@ -235,6 +236,6 @@ impl Outcome {
         if !dry_run {
             lines.push("start this database now: it sends a full image as the next TXID".into());
         }
-        lines.join("\n") + "\n"
+        shown::lines(lines)
     }
 }

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::given_up::{self, Held};
 use super::{Error, configured, print};
+use crate::shown;
 
 /// Arguments of `walferry reset`.
 #[derive(clap::Args)]
@@ -40,9 +41,9 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
             let text = json!({ "database": database, "reset": false, "reason": "no local state" });
             return print(&format!("{text}\n"));
         }
-        return print(&format!(
-            "{path}: walferry keeps nothing beside it, so there is nothing to reset\n"
-        ));
+        let text =
+            format!("{path}: walferry keeps nothing beside it, so there is nothing to reset");
+        return print(&shown::lines([text]));
     }
     held.iter().filter(|held| !held.is_given_up()).try_for_each(|held| reset(held, args))
 }
@@ -77,5 +78,5 @@ fn report(held: &Held, kept: Option<&Path>, dry_run: bool) -> String {
         "the state is given up; the next start sends a full image"
     };
     lines.push(done.to_string());
-    lines.join("\n") + "\n"
+    shown::lines(lines)
 }

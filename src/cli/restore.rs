@@ -1,6 +1,5 @@
 //! `walferry restore`.
 
-use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,11 +8,14 @@ use serde_json::json;
 
 use super::configured::Named;
 use super::planned::Planned;
-use super::{Error, Exit, configured, follow, generations, moment, points, print, progress, table};
+use super::{
+    Error, Exit, configured, follow, generations, moment, note, points, print, progress, table,
+};
 use crate::config::values::parse_duration;
 use crate::follow as following;
 use crate::plan;
 use crate::restore::{self, Force, Integrity, Options, Point, Report, Watch};
+use crate::shown;
 use crate::store::{self, ErrorKind, Store};
 use crate::units::{Timestamp, Txid};
 
@@ -188,7 +190,7 @@ pub(super) async fn run(mut args: Args) -> Result<(), Error> {
             Err(error) if last > 0 && is_no_answer(&error) => {
                 let why = error.about(&named.url);
                 if number < last {
-                    tell(&format!("passed over replica {called}{url}: {why}"));
+                    note(&format!("passed over replica {called}{url}: {why}"));
                 }
                 passed_over = Some(match passed_over {
                     Some(first) if telling(&first) >= telling(&why) => first,
@@ -196,7 +198,7 @@ pub(super) async fn run(mut args: Args) -> Result<(), Error> {
                 });
             }
             Ok(()) if last > 0 => {
-                tell(&format!("of replica {called}{url}"));
+                note(&format!("of replica {called}{url}"));
                 return Ok(());
             }
             Err(error) => return nothing_if_absent(&args, error.about(&named.url)),
@@ -228,11 +230,6 @@ fn nothing_if_absent(args: &Args, error: Error) -> Result<(), Error> {
 /// Whether another replica may have what this one does not give.
 fn is_no_answer(error: &Error) -> bool {
     matches!(error.exit(), Exit::Unreachable | Exit::Nothing)
-}
-
-/// A line on standard error, beside what is reported.
-fn tell(text: &str) {
-    let _ = writeln!(io::stderr(), "walferry: {text}");
 }
 
 async fn restore_or_plan(args: &Args, named: &Named) -> Result<(), Error> {
@@ -300,7 +297,7 @@ fn nothing_done(args: &Args, text: &str) -> Result<(), Error> {
     if args.json {
         return print(&format!("{}\n", json!({ "restored": false, "reason": text })));
     }
-    print(&format!("{text}\n"))
+    print(&shown::lines([text]))
 }
 
 fn show_report(
@@ -369,7 +366,7 @@ fn show_report(
              image: {why}"
         ));
     }
-    print(&(lines.join("\n") + "\n"))
+    print(&shown::lines(lines))
 }
 
 fn format_untagged(report: &Report) -> String {

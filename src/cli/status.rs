@@ -15,6 +15,7 @@ use crate::local::shared::{self, Glance};
 use crate::local::spool::Spool;
 use crate::local::state::State;
 use crate::local::{self, replicas};
+use crate::shown;
 use crate::standby::{is_gone, state_of};
 use crate::status::{lag_known, lag_of};
 use crate::units::{Timestamp, Txid, WriterId};
@@ -180,10 +181,15 @@ impl Seen {
         let replica = self.replica.as_deref().unwrap_or("a replica that is not known");
         let mut lines = Vec::new();
         match self.state {
-            "none" => return format!("{path}: not replicated, walferry keeps nothing beside it\n"),
+            "none" => {
+                return shown::lines([format!(
+                    "{path}: not replicated, walferry keeps nothing beside it"
+                )]);
+            }
             "following" => {
                 let time = self.committed.map(|time| format!(" of {time}")).unwrap_or_default();
-                return format!("{path}: a copy of {replica}, at TXID {}{time}\n", self.acked);
+                let text = format!("{path}: a copy of {replica}, at TXID {}{time}", self.acked);
+                return shown::lines([text]);
             }
             "closed" => lines.push(format!("{path}: no process replicates it; last to {replica}")),
             state => {
@@ -202,6 +208,6 @@ impl Seen {
         if let Some(error) = &self.last_error {
             lines.push(format!("  {error}"));
         }
-        lines.join("\n") + "\n"
+        shown::lines(lines)
     }
 }

@@ -19,6 +19,7 @@ use crate::local::state::State;
 use crate::local::{replicas, state_dir};
 use crate::restore::Step;
 use crate::settings::Settings;
+use crate::shown;
 use crate::store::{self, Access};
 
 /// How long the end of the program may take when the store is silent: what it must do then is local.
@@ -241,7 +242,7 @@ fn report(
         } else {
             let by = one["shipper"].as_u64().map(|pid| format!(" by process {pid}"));
             let by = by.unwrap_or_default();
-            format!("synced {path} to {replica}{by}: TXID {txid}, lag {lag} ms\n")
+            shown::lines([format!("synced {path} to {replica}{by}: TXID {txid}, lag {lag} ms")])
         };
         print(&text)?;
     }

@@ -12,6 +12,7 @@ use super::failure::Failure;
 use super::sync::parse_timeout;
 use super::{Error, Exit, configured, moment, print, progress, table};
 use crate::restore::Step;
+use crate::shown;
 use crate::store;
 use crate::verify::{self, Depth, Kept, Report};
 
@@ -160,6 +161,5 @@ fn in_words(report: &Report, quick: bool, outcome: Option<&Outcome>) -> String {
         ),
         None => {}
     }
-    lines.push(String::new());
-    lines.join("\n")
+    shown::lines(lines)
 }

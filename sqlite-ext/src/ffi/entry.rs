@@ -6,6 +6,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use libsqlite3_sys as sys;
+use walferry::shown;
 
 use super::file::{ADOPTED_2, ADOPTED_3, CONTROL_HANDLE, is_ours};
 use super::{Target, guarded};
@@ -74,7 +75,9 @@ macro_rules! sql_function {
             let arguments = unsafe { api.integers(count, values) };
             let call = functions::Call { api, db: api.connection_of(context) };
             let panicked = Err("an internal error of walferry".to_string());
-            api.result(context, guarded(panicked, || $body(&call, &arguments)));
+            let answer = guarded(panicked, || $body(&call, &arguments));
+            // An error may hold a name, or words of a server.
+            api.result(context, answer.map_err(|why| shown::line(&why).into_owned()));
         }
     };
 }

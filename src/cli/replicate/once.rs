@@ -11,6 +11,7 @@ use super::super::{Error, Exit, on_runtime, print, standing, sync};
 use super::Args;
 use super::fleet::Fleet;
 use crate::config::Config;
+use crate::shown;
 use crate::store::Access;
 
 /// How long to wait between two looks at whether the history is kept up.
@@ -40,7 +41,7 @@ pub(super) fn run(fleet: &mut Fleet, args: &Args, config: Option<&Config>) -> Re
                 let line = json!({ "database": path.display().to_string(), "txid": txid });
                 print(&format!("{line}\n"))?;
             }
-            Ok(txid) => print(&format!("synced {}: TXID {txid}\n", path.display()))?,
+            Ok(txid) => print(&shown::lines([format!("synced {}: TXID {txid}", path.display())]))?,
             Err(error) => {
                 log::error!("{error}");
                 failed.get_or_insert(error);
