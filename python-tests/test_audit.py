@@ -35,10 +35,15 @@ def plant(database, page, at=2000):
     return changed
 
 
+def empty_wal(host):
+    """A checkpoint is refused while a slice is just read."""
+    until(lambda: host.value("PRAGMA wal_checkpoint(TRUNCATE)") == 0, "the WAL is emptied")
+
+
 def at_rest(new_host, replica, database, **env):
     """A database of about 140 pages, none of them in the WAL."""
     host = filled(new_host, replica, database, count=400, **env)
-    host.sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    empty_wal(host)
     add(host, 1)
     host.sync()
     return host
@@ -172,20 +177,23 @@ def test_beside_busy_writers_nothing_is_called_different(new_host, new_replica, 
 def test_the_wal_does_not_grow_for_it(new_host, new_replica, tmp_path):
     replica, database = new_replica(), tmp_path / "app.db"
     host = filled(new_host, replica, database, count=3000, WALFERRY_LOG_LEVEL="debug", **ALWAYS)
-    host.sql("PRAGMA wal_checkpoint(TRUNCATE)")
-    largest, ends = 0, time.monotonic() + 10
+    empty_wal(host)
+    # SQLite checkpoints after 1000 pages.
+    grown, ends = [], time.monotonic() + 10
     while time.monotonic() < ends:
         update(host)
-        largest = max(largest, os.path.getsize(str(database) + "-wal"))
-    # SQLite checkpoints after 1000 pages.
-    assert slices_of(tmp_path) >= 300 and largest < 3 * 1000 * (PAGE + 24), largest
+        pages = os.path.getsize(str(database) + "-wal") // (PAGE + 24)
+        if pages > max([1500] + [most for _at, most in grown]):
+            grown.append((time.strftime("%H:%M:%S"), pages))
+    assert slices_of(tmp_path) >= 300
+    assert not grown or grown[-1][1] < 3000, (grown, host.status(database), said(tmp_path, "")[-200:])
 
 
 def test_an_audit_goes_on_in_the_next_process(new_host, new_replica, tmp_path):
     replica, database = new_replica(), tmp_path / "app.db"
     slow = {"WALFERRY_AUDIT_INTERVAL": "500ms", "WALFERRY_AUDIT_RATE": "1MB"}
     host = filled(new_host, replica, database, count=10000, **slow)
-    host.sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    empty_wal(host)
     total = os.path.getsize(database) // PAGE
     host.sync()
     ends = time.monotonic() + 3

@@ -12,6 +12,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::border::Border;
 use crate::finding::Finding;
+use crate::gate::WritersTurn;
 use crate::local::shared::{Call, Place, SharedPage};
 use crate::local::state::Fingerprint;
 use crate::process::{Control, Process};
@@ -86,6 +87,8 @@ pub(crate) struct Shared {
     pub given_up: bool,
     /// The last restart of the WAL that a thread of this process made or let happen.
     pub restart: Option<Restart>,
+    /// Whose turn it is to take read slots.
+    pub turn: WritersTurn,
     /// How the WAL came and went, as far as the sealer has not taken it in; in order.
     pub transitions: VecDeque<Transition>,
     /// Capture cannot vouch for completeness any more, and why.
@@ -304,6 +307,7 @@ impl Database {
                 refused: false,
                 given_up: false,
                 restart: None,
+                turn: WritersTurn::default(),
                 transitions: VecDeque::new(),
                 diverged: None,
                 lost_track: 0,

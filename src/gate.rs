@@ -20,6 +20,37 @@ pub(crate) const GATE_TIMEOUT: Duration = Duration::from_secs(1);
 /// comparisons of small databases are done by then, and nobody notices.
 const SHUT_PATIENCE: Duration = Duration::from_millis(250);
 
+/// So long nothing of ours takes a read slot after a writer was refused them, in milliseconds: it asks
+/// again with its next transaction.
+const TURN: u64 = 1000;
+
+/// A writer's turn to begin the WAL anew. A read transaction of ours is a reader like any other, and
+/// one just when a writer asks for the read slots makes the WAL grow by a transaction.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct WritersTurn {
+    refused_at: Option<u64>,
+}
+
+impl WritersTurn {
+    /// A writer was refused at `now`. Refused again within its turn it gets no longer one: a slot may
+    /// be a reader's of the application's, for hours, and we have to read too.
+    pub fn refused(&mut self, now: u64) {
+        if self.until(now).is_none() {
+            self.refused_at = Some(now);
+        }
+    }
+
+    /// It got the slots.
+    pub fn taken(&mut self) {
+        self.refused_at = None;
+    }
+
+    /// When the turn ends, if it is under way at `now`.
+    pub fn until(&self, now: u64) -> Option<u64> {
+        self.refused_at.map(|at| at.saturating_add(TURN)).filter(|until| now < *until)
+    }
+}
+
 impl Shared {
     pub(crate) fn is_shut(&self) -> bool {
         self.gate == Gate::Shut
@@ -144,7 +175,11 @@ impl Database {
 
     /// The new beginning that was let through did not come about.
     pub fn restart_failed(&self) {
-        if let Some(page) = self.with(|shared| shared.shippers_page()) {
+        let page = self.with(|shared| {
+            shared.turn.refused(self.process.upgrade().map_or(0, |process| process.now()));
+            shared.shippers_page()
+        });
+        if let Some(page) = page {
             page.call(Call::FAILED);
         }
     }
@@ -154,10 +189,30 @@ impl Database {
     pub fn restarted(&self, restart: Option<Restart>) {
         let page = self.with(|shared| {
             shared.restart = restart.or(shared.restart);
+            shared.turn.taken();
             shared.shippers_page()
         });
         if let Some(page) = page {
             page.call(Call::RESTARTED);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_writer_has_its_turn_once_in_a_while() {
+        let mut turn = WritersTurn::default();
+        assert_eq!(turn.until(0), None);
+        turn.refused(5000);
+        assert_eq!(turn.until(5000), Some(6000));
+        turn.refused(5999);
+        assert_eq!((turn.until(5999), turn.until(6000)), (Some(6000), None));
+        turn.refused(6000);
+        assert_eq!(turn.until(6000), Some(7000));
+        turn.taken();
+        assert_eq!(turn.until(6001), None);
     }
 }

@@ -55,12 +55,10 @@ pub struct Engine {
     acked: Txid,
     /// Closed files not yet acked, oldest first.
     queue: VecDeque<Closed>,
-    /// When the oldest commit that is in no closed file was made.
-    unclosed_since: Option<Millis>,
-    /// The same of the commits that the local job under way takes in.
-    closing_since: Option<Millis>,
-    /// Close at once, interval or not.
-    hurry: bool,
+    /// The commits that are in no closed file.
+    unclosed: Waiting,
+    /// Those of them that the local job under way takes in.
+    closing: Waiting,
     /// The database must be compared with the page table before anything else is closed.
     resync: bool,
     /// The replica was found not to hold what it had confirmed: the next image needs no predecessor.
@@ -74,6 +72,28 @@ pub struct Engine {
     local_backoff: Backoff,
     store_backoff: Backoff,
     failure: Option<Failure>,
+}
+
+/// Commits that are not in a closed file.
+#[derive(Clone, Copy, Default, Debug)]
+struct Waiting {
+    /// When the oldest of them was made, if there is one.
+    since: Option<Millis>,
+    /// Somebody waits for them: close at once, interval or not.
+    hurry: bool,
+}
+
+impl Waiting {
+    fn add(&mut self, at: Millis) {
+        self.since = earlier(self.since, Some(at));
+    }
+
+    /// What a job was to take in waits again.
+    fn take_back(&mut self, job: &mut Waiting) {
+        let job = std::mem::take(job);
+        self.since = earlier(self.since, job.since);
+        self.hurry |= job.hurry;
+    }
 }
 
 /// Where the database stands as a whole.
@@ -128,9 +148,8 @@ impl Engine {
             claimed: false,
             acked: Txid::ZERO,
             queue: VecDeque::new(),
-            unclosed_since: None,
-            closing_since: None,
-            hurry: false,
+            unclosed: Waiting::default(),
+            closing: Waiting::default(),
             resync: false,
             lost: false,
             diverged_meanwhile: false,
@@ -148,11 +167,12 @@ impl Engine {
         match event {
             Event::Opened(opened) => self.on_opened(now, opened),
             Event::Committed { at } => {
-                self.unclosed_since = earlier(self.unclosed_since, Some(at));
+                self.unclosed.add(at);
             }
-            Event::TakenIn { at } => self.closing_since = earlier(self.closing_since, Some(at)),
+            Event::TakenIn { at } => self.closing.add(at),
             Event::Hurry => {
-                self.hurry = true;
+                // Of what is on the disk nothing is known yet.
+                self.unclosed.hurry = self.mode == Mode::Opening || self.unclosed.since.is_some();
                 self.failure = None;
                 self.local_backoff.reset();
                 self.store_backoff.reset();
@@ -162,8 +182,8 @@ impl Engine {
                 self.diverged_meanwhile = self.job == Job::Resync;
                 // The job under way may not take in what it was to, and what the comparison will
                 // find was committed at the latest now.
-                self.unclosed_since = earlier(self.closing_since.take(), self.unclosed_since);
-                self.unclosed_since.get_or_insert(now);
+                self.unclosed.take_back(&mut self.closing);
+                self.unclosed.since.get_or_insert(now);
             }
             Event::Closed(closed) => self.on_closed(now, closed),
             Event::LocalFailed(failure) => {
@@ -195,8 +215,8 @@ impl Engine {
             Event::ImageNeeded => {
                 self.drop_queue();
                 // The job under way will not take in what it was to.
-                self.unclosed_since = earlier(self.closing_since.take(), self.unclosed_since);
-                self.unclosed_since.get_or_insert(now);
+                self.unclosed.take_back(&mut self.closing);
+                self.unclosed.since.get_or_insert(now);
                 if !matches!(self.mode, Mode::Fenced { .. }) {
                     self.mode = Mode::Locating { head: None };
                 }
@@ -205,7 +225,7 @@ impl Engine {
                 self.request = Request::None;
                 self.lost = true;
                 self.drop_queue();
-                self.unclosed_since.get_or_insert(now);
+                self.unclosed.since.get_or_insert(now);
                 self.mode = Mode::Locating { head: None };
             }
             Event::Confirmed { arrived } => self.on_confirmed(arrived),
@@ -281,7 +301,7 @@ impl Engine {
                 };
                 let head = head.filter(whole);
                 self.job = Job::Image { txid };
-                self.closing_since = self.unclosed_since.take();
+                self.closing = std::mem::take(&mut self.unclosed);
                 let level = if head.is_none() { Level::SNAPSHOT } else { Level::L0 };
                 Some(Action::Image {
                     level,
@@ -303,15 +323,15 @@ impl Engine {
         let txid = self.acked.next();
         if self.resync || !self.claimed {
             self.job = Job::Resync;
-            self.closing_since = self.unclosed_since.take();
+            self.closing = std::mem::take(&mut self.unclosed);
             return Some(Action::Resync { txid, scan: self.resync, claim: !self.claimed });
         }
-        self.unclosed_since?;
-        if !self.hurry && self.close_due() > now {
+        self.unclosed.since?;
+        if !self.unclosed.hurry && self.close_due() > now {
             return None;
         }
         self.job = Job::Close;
-        self.closing_since = self.unclosed_since.take();
+        self.closing = std::mem::take(&mut self.unclosed);
         Some(Action::Close { txid })
     }
 
@@ -325,7 +345,9 @@ impl Engine {
             (self.request == Request::None && self.wants_store()).then(|| self.store_backoff.due());
         let local = (self.job == Job::None && self.wants_local()).then(|| {
             let interval = match self.mode {
-                Mode::Streaming if !self.resync && self.claimed && !self.hurry => self.close_due(),
+                Mode::Streaming if !self.resync && self.claimed && !self.unclosed.hurry => {
+                    self.close_due()
+                }
                 _ => 0,
             };
             let store = match self.mode {
@@ -351,7 +373,7 @@ impl Engine {
         match self.mode {
             Mode::Locating { head } => head.is_some(),
             Mode::Streaming => {
-                let work = self.resync || !self.claimed || self.unclosed_since.is_some();
+                let work = self.resync || !self.claimed || self.unclosed.since.is_some();
                 self.queue.is_empty() && work
             }
             _ => false,
@@ -374,19 +396,19 @@ impl Engine {
         };
         // What the store lacks is not known while a comparison or an image is due.
         if opened.uncommitted_since_close || opened.need != Need::Nothing {
-            self.unclosed_since.get_or_insert(now);
+            self.unclosed.since.get_or_insert(now);
         }
         if opened.need == Need::Image {
             self.drop_queue();
         }
+        self.unclosed.hurry &= self.unclosed.since.is_some();
     }
 
     fn on_closed(&mut self, now: Millis, closed: Option<Txid>) {
         let was = std::mem::replace(&mut self.job, Job::None);
-        let since = self.closing_since.take();
+        let since = std::mem::take(&mut self.closing).since;
         self.local_backoff.reset();
         self.forget_failure(Failure::is_local);
-        self.hurry = false;
         if was == Job::Resync {
             self.resync = std::mem::take(&mut self.diverged_meanwhile);
         }
@@ -399,7 +421,7 @@ impl Engine {
     /// An image takes the place of the closed files: what is in them waits for it.
     fn drop_queue(&mut self) {
         let oldest = self.queue.front().map(|front| front.committed_at);
-        self.unclosed_since = earlier(oldest, self.unclosed_since);
+        self.unclosed.since = earlier(oldest, self.unclosed.since);
         self.queue.clear();
     }
 
@@ -407,14 +429,14 @@ impl Engine {
     fn give_up_job(&mut self) {
         self.job = Job::None;
         self.diverged_meanwhile = false;
-        self.unclosed_since = earlier(self.closing_since.take(), self.unclosed_since);
+        self.unclosed.take_back(&mut self.closing);
     }
 
     fn on_image_sent(&mut self, now: Millis, txid: Txid, complete: bool) {
         self.job = Job::None;
-        self.closing_since = None;
+        self.closing = Waiting::default();
         if complete {
-            self.unclosed_since = None;
+            self.unclosed = Waiting::default();
         }
         self.acked = txid;
         self.claimed = true;
@@ -518,7 +540,7 @@ impl Engine {
 
     /// Whether everything that was committed is at the store.
     pub fn is_drained(&self) -> bool {
-        let empty = self.queue.is_empty() && self.unclosed_since.is_none() && !self.resync;
+        let empty = self.queue.is_empty() && self.unclosed.since.is_none() && !self.resync;
         self.mode == Mode::Streaming && self.is_idle() && empty && self.claimed
     }
 
@@ -537,9 +559,14 @@ impl Engine {
         self.local_backoff.is_due(now)
     }
 
+    /// Whether commits wait for the end of the interval, and nobody asked for them.
+    pub fn waits_for_interval(&self) -> bool {
+        self.unclosed.since.is_some() && !self.unclosed.hurry
+    }
+
     /// Whether a commit is known that no closed file has yet.
     pub fn has_unclosed(&self) -> bool {
-        self.unclosed_since.is_some()
+        self.unclosed.since.is_some()
     }
 
     /// The lineage's id.
@@ -586,7 +613,7 @@ impl Engine {
             },
             sealed: self.queue.back().map_or(self.acked, |back| back.txid),
             acked: self.acked,
-            unacked_since: earlier(oldest, earlier(self.closing_since, self.unclosed_since)),
+            unacked_since: earlier(oldest, earlier(self.closing.since, self.unclosed.since)),
             failure: self.failure.clone(),
         }
     }

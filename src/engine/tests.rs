@@ -347,6 +347,80 @@ fn a_store_that_asks_to_be_left_alone_is_even_in_a_hurry() {
 }
 
 #[test]
+fn a_hurry_is_for_what_is_committed_and_for_nothing_later() {
+    let mut engine = engine(true, 5);
+    engine.handle(0, Event::Committed { at: 0 });
+    close(&mut engine, 0, 6);
+    // The file has the commit already; the next one was asked for by nobody.
+    engine.handle(1, Event::Hurry);
+    engine.handle(2, Event::PutDone { txid: Txid(6) });
+    engine.handle(3, Event::Committed { at: 3 });
+    assert_eq!((engine.poll(3), engine.wakeup(3)), (None, Some(1000)));
+    assert!(engine.waits_for_interval());
+    engine.handle(4, Event::Hurry);
+    close(&mut engine, 4, 7);
+}
+
+#[test]
+fn a_hurry_before_an_image_ends_with_it() {
+    let mut engine = engine(false, 0);
+    engine.handle(0, Event::Committed { at: 0 });
+    engine.handle(0, Event::ImageNeeded);
+    engine.handle(0, Event::Hurry);
+    assert_eq!(engine.poll(0), Some(Action::FindHead));
+    engine.handle(1, Event::HeadFound(None));
+    assert!(matches!(engine.poll(1), Some(Action::Image { .. })));
+    engine.handle(10, Event::ImageSent { txid: Txid(1), complete: true });
+    engine.handle(20, Event::Committed { at: 20 });
+    assert_eq!((engine.poll(20), engine.wakeup(20)), (None, Some(1010)));
+}
+
+#[test]
+fn a_hurry_while_a_file_is_closed_is_for_what_came_meanwhile() {
+    let mut engine = engine(true, 5);
+    engine.handle(0, Event::Committed { at: 0 });
+    assert_eq!(engine.poll(0), Some(Action::Close { txid: Txid(6) }));
+    engine.handle(1, Event::Committed { at: 1 });
+    engine.handle(2, Event::Hurry);
+    engine.handle(3, Event::Closed(Some(Txid(6))));
+    assert_eq!(engine.poll(3), Some(Action::Put { txid: Txid(6) }));
+    engine.handle(4, Event::PutDone { txid: Txid(6) });
+    close(&mut engine, 4, 7);
+}
+
+#[test]
+fn a_hurry_outlives_a_close_that_failed() {
+    let mut engine = engine(true, 5);
+    engine.handle(0, Event::Committed { at: 0 });
+    close(&mut engine, 0, 6);
+    engine.handle(1, Event::PutDone { txid: Txid(6) });
+    engine.handle(2, Event::Committed { at: 2 });
+    engine.handle(2, Event::Hurry);
+    assert_eq!(engine.poll(2), Some(Action::Close { txid: Txid(7) }));
+    engine.handle(3, Event::LocalFailed(Failure::Local { message: "no".into() }));
+    let at = engine.wakeup(3).unwrap();
+    assert!(at < 1000);
+    close(&mut engine, at, 7);
+}
+
+#[test]
+fn a_hurry_before_the_disk_was_read_is_for_what_is_found_there() {
+    for uncommitted_since_close in [false, true] {
+        let options = Options { sync_interval: 1000, jitter_seed: 7 };
+        let mut engine = Engine::new(options, WriterId(1));
+        engine.handle(0, Event::Hurry);
+        let (acked, closed, need) = (Txid(5), Vec::new(), Need::Nothing);
+        let opened = Opened { claimed: true, acked, closed, uncommitted_since_close, need };
+        engine.handle(0, Event::Opened(opened));
+        if uncommitted_since_close {
+            close(&mut engine, 0, 6);
+        }
+        assert_eq!(engine.poll(0), None);
+        assert!(!engine.waits_for_interval());
+    }
+}
+
+#[test]
 fn the_oldest_commit_counts_whenever_it_is_told() {
     let mut engine = engine(true, 5);
     engine.handle(200, Event::Committed { at: 200 });

@@ -77,7 +77,14 @@ impl Replica {
 
     /// When the next slice is due, if one can be compared.
     pub(super) fn audit_due(&self) -> Option<u64> {
-        self.audit.due().filter(|_| self.may_audit())
+        let due = self.audit.due().filter(|_| self.may_audit())?;
+        Some(due.max(self.writers_turn().unwrap_or(0)))
+    }
+
+    /// Until when no slice is read, so that a writer can begin the WAL anew.
+    fn writers_turn(&self) -> Option<u64> {
+        let now = self.process.now();
+        self.database.with(|shared| shared.turn.until(now))
     }
 
     /// Whether the page table is known to be that of a place in the WAL that is there.
@@ -94,7 +101,8 @@ impl Replica {
     /// Compares the next slice, if it is due.
     pub(super) fn audit(&mut self) {
         let now = self.process.now();
-        if self.dead.is_some() || !self.audit.is_due(now) || !self.may_audit() {
+        let may = self.dead.is_none() && self.audit.is_due(now) && self.may_audit();
+        if !may || self.writers_turn().is_some() {
             return;
         }
         if self.audit.next().is_none()

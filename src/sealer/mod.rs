@@ -128,6 +128,9 @@ impl Sealer {
         let now = self.process.now();
         let (mut next, mut finished): (Option<u64>, _) = (None, Vec::new());
         self.replicas.retain(|_, replica| {
+            if self.draining {
+                guard(replica, Replica::hurry_late);
+            }
             if replica.is_due(now) {
                 guard(replica, |replica| replica.work(now));
                 replica.rest();

@@ -199,6 +199,14 @@ impl Replica {
         let Some(page) = page else { return };
         let calls = page.take_calls();
         if calls.has(Call::RESTARTED.and(Call::FAILED)) {
+            let now = self.process.now();
+            self.database.with(|shared| {
+                if calls.has(Call::FAILED) {
+                    shared.turn.refused(now);
+                } else {
+                    shared.turn.taken();
+                }
+            });
             self.take_back();
         }
         self.hear();

@@ -437,6 +437,14 @@ impl Replica {
         self.engine.handle(now, Event::Hurry);
     }
 
+    /// While the process ends: what is found after it was told waits for no interval either.
+    pub(super) fn hurry_late(&mut self) {
+        if self.engine.waits_for_interval() {
+            self.wake();
+            self.engine.handle(self.process.now(), Event::Hurry);
+        }
+    }
+
     pub(super) fn perform(&mut self, action: Action) {
         match action {
             Action::Close { txid } => self.close(txid),
