@@ -47,7 +47,7 @@ torture: build  ## MINUTES=60 of random work of SQLite in eight versions; SEED=n
 sqlite-tests: build  ## SQLite's own tests with the extension and without; ONLY="wal pager1" takes these, ALL=1 all
 	@tests/scripts/sqlite-tests.sh $(if $(ONLY),--only $(ONLY)) $(if $(ALL),--all)
 
-bench: build  ## what replication costs a writer, and how fast a restore is
+bench: build  ## what replication costs a writer, in time and memory, and how fast a restore is
 	@tests/scripts/bench.sh
 
 clean:  ## remove what was built; downloads in .cache stay

@@ -2,6 +2,7 @@
 //! them. This library is everything but the border to SQLite, which is `sqlite-ext/`.
 pub mod blocking;
 pub mod border;
+mod buffer;
 pub mod canonical;
 mod claim;
 #[cfg(feature = "cli")]

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Up to how many bytes of database, how many images at once. An image holds at most four parts, of
-/// 16 MiB if the URL does not say otherwise: 256 MiB for those that are not small.
+/// Up to how many bytes of database, how many images at once. An image holds at most five parts, of
+/// 8 MiB if the URL does not say otherwise: 160 MiB for those that are not small.
 const IMAGES: Sizes = [(1 << 20, 16), (256 << 20, 2), (u64::MAX, 2)];
 /// Up to how many bytes of files, how many joins at once. One holds up to 32 MiB of its inputs, and
 /// two parts.

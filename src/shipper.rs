@@ -288,7 +288,7 @@ async fn perform(process: Arc<Process>, images: Rc<Rooms>, joins: Rc<Rooms>, job
         Task::OpenUpload { job, key, timestamp, len } => {
             let _room = images.enter(store.server().unwrap_or_default(), len).await;
             let tell = |outcome| report(Outcome::Upload { job, outcome });
-            let outcome = upload(&*store, key, timestamp, &tell).await;
+            let outcome = upload(&*store, key, timestamp, len, &tell).await;
             return Outcome::Upload {
                 job,
                 outcome: outcome.unwrap_or_else(|error| {
@@ -436,9 +436,10 @@ async fn upload(
     store: &dyn Store,
     key: Key,
     timestamp: Timestamp,
+    len: u64,
     tell: &dyn Fn(UploadOutcome),
 ) -> Result<UploadOutcome, crate::store::Error> {
-    let mut upload = store.upload_new(key, timestamp).await?;
+    let mut upload = store.upload_new(key, timestamp, len).await?;
     let (parts, mut waiting) = mpsc::channel(PARTS_WAITING);
     tell(UploadOutcome::Opened { part_len: upload.part_len(), parts });
     match receive(&mut *upload, &mut waiting, tell).await {

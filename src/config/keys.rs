@@ -207,7 +207,7 @@ pub const KEYS: &[Row] = &[
     option("profile").says("`AWS_PROFILE`", "the profile in `~/.aws` that has the credentials"),
     option("force-path-style").says("true with an endpoint", "the bucket is in the path, not in the host name"),
     option("storage-class").says("the bucket's", "such as `STANDARD_IA`"),
-    option("part-size").of(&["s3", "oss"]).says("16MiB and more, by length", "of an upload; at least 5MiB"),
+    option("part-size").of(&["s3", "oss"]).says("8MiB and more, by length", "of an upload; at least 5MiB"),
     option("concurrency").of(&["s3", "oss"]).says("4", "how many parts of a file are sent at once"),
     option("sse").says("the bucket's", "encryption by the server: `AES256`, `aws:kms` or `aws:kms:dsse`"),
     option("sse-kms-key-id").says("", "the key for that"),

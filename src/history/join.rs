@@ -12,9 +12,10 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 
 use crate::blocking::{Broken, blocking};
+use crate::buffer::Buffer;
 use crate::local::copies;
 use crate::ltx::encode::Encoded;
-use crate::ltx::{self, DatabaseChecksum, Decoder, HEADER_LEN, Header, Tag};
+use crate::ltx::{self, DatabaseChecksum, Decoder, Header, Tag};
 use crate::plan::compact::Step;
 use crate::restore::Error;
 use crate::store::reader::StoreReader;
@@ -148,8 +149,9 @@ impl Job<'_> {
         let key = self.step.key;
         let inputs = Inputs::open(self.step, sources.iter_mut())?;
         let timestamp = inputs.header.timestamp;
+        let len = self.step.inputs.iter().map(|file| file.len).fold(0, u64::saturating_add);
         let mut out = match self.purpose {
-            Purpose::Publish => Out::new(self.store, self.runtime, key, timestamp),
+            Purpose::Publish => Out::new(self.store, self.runtime, key, timestamp, len),
             Purpose::Prove => Out::nowhere(self.store, self.runtime, key, timestamp),
         };
         let joined = Joined {
@@ -283,7 +285,9 @@ struct Out<'a> {
     runtime: &'a Handle,
     key: Key,
     timestamp: Timestamp,
-    buffer: Vec<u8>,
+    /// About what it will have in bytes.
+    len: u64,
+    buffer: Buffer,
     upload: Option<(Box<dyn Upload>, u32)>,
     failure: Option<store::Error>,
     /// Nothing is sent.
@@ -291,24 +295,34 @@ struct Out<'a> {
 }
 
 impl<'a> Out<'a> {
-    fn new(store: &'a dyn Store, runtime: &'a Handle, key: Key, timestamp: Timestamp) -> Out<'a> {
-        let buffer = Vec::with_capacity(HEADER_LEN);
+    fn new(
+        store: &'a dyn Store,
+        runtime: &'a Handle,
+        key: Key,
+        timestamp: Timestamp,
+        len: u64,
+    ) -> Out<'a> {
+        let buffer = Buffer::with_capacity(2 * AT_ONCE);
         let (upload, failure) = (None, None);
-        Out { store, runtime, key, timestamp, buffer, upload, failure, nowhere: false }
+        Out { store, runtime, key, timestamp, len, buffer, upload, failure, nowhere: false }
     }
 
     fn nowhere(store: &'a dyn Store, runtime: &'a Handle, key: Key, at: Timestamp) -> Out<'a> {
-        Out { nowhere: true, ..Out::new(store, runtime, key, at) }
+        Out { nowhere: true, ..Out::new(store, runtime, key, at, 0) }
     }
 
     fn send(&mut self) -> Result<(), store::Error> {
         if self.upload.is_none() {
-            let upload = self.runtime.block_on(self.store.upload_new(self.key, self.timestamp))?;
+            let upload = self.store.upload_new(self.key, self.timestamp, self.len);
+            let upload = self.runtime.block_on(upload)?;
             self.upload = Some((upload, 0));
         }
         let Some((upload, number)) = &mut self.upload else { return Ok(()) };
         while self.buffer.len() >= upload.part_len() {
             let rest = self.buffer.split_off(upload.part_len());
+            let rest = rest.map_err(|error| {
+                store::Error::new(ErrorKind::Other, format!("no memory for a part: {error}"))
+            })?;
             let part = std::mem::replace(&mut self.buffer, rest);
             self.runtime.block_on(upload.part(*number, Bytes::from(part)))?;
             *number += 1;
@@ -330,7 +344,7 @@ impl<'a> Out<'a> {
         if self.nowhere {
             return Ok((false, 0));
         }
-        let rest = Bytes::from(std::mem::take(&mut self.buffer));
+        let rest = Bytes::from(std::mem::replace(&mut self.buffer, Buffer::with_capacity(0)));
         let (result, requests) = match self.upload.take() {
             None => {
                 let put = self.store.put_new(self.key, Body::Bytes(rest), self.timestamp);
@@ -362,7 +376,7 @@ impl Write for Out<'_> {
         if self.nowhere {
             return Ok(bytes.len());
         }
-        self.buffer.extend_from_slice(bytes);
+        self.buffer.write_all(bytes)?;
         if self.buffer.len() > AT_ONCE
             && let Err(error) = self.send()
         {

@@ -4,6 +4,7 @@
 //! so is sent last. In memory are at the most: the first part, the part being filled, one waiting
 //! and one being sent.
 
+use std::io::{self, Write};
 use std::path::Path;
 
 use bytes::Bytes;
@@ -13,8 +14,9 @@ use super::capture::{Cursor, Span};
 use super::looks::Moment;
 use super::open::Point;
 use super::replica::{LocalJob, Replica};
-use super::scan::Scan;
+use super::scan::{SLICE, Scan};
 use crate::border::Border;
+use crate::buffer::Buffer;
 use crate::engine::{Event, Failure};
 use crate::local;
 use crate::local::state::{Base, Clean, Fingerprint, Image, Position};
@@ -45,11 +47,11 @@ enum Stage {
 
 struct Sending {
     scan: Scan,
-    encoder: Encoder<Vec<u8>>,
+    encoder: Encoder<Buffer>,
     parts: mpsc::Sender<Part>,
     part_len: usize,
     /// The first part, kept until the header is known.
-    first: Option<Vec<u8>>,
+    first: Option<Buffer>,
     next_number: u32,
     /// A part for which there was no room yet.
     waiting: Option<Part>,
@@ -220,9 +222,12 @@ impl Replica {
         self.clear_frames();
         self.clear_spool();
         let page_size = scan.page_size();
+        // A part is cut when the slice with its end was encoded.
+        let mut part = Buffer::with_capacity(part_len.saturating_add(4 * SLICE));
+        part.write_all(&[0; HEADER_LEN]).map_err(|error| error.to_string())?;
         Ok(Sending {
             scan,
-            encoder: Encoder::new(vec![0; HEADER_LEN], page_size),
+            encoder: Encoder::new(part, page_size),
             parts,
             part_len,
             first: None,
@@ -353,11 +358,12 @@ impl Replica {
                 full_image: true,
             }),
         };
-        let fresh = Encoder::new(Vec::new(), snapshot.page_size);
+        let fresh = Encoder::new(Buffer::with_capacity(0), snapshot.page_size);
         let encoder = std::mem::replace(&mut sending.encoder, fresh);
         let (bytes, encoded) = encoder.finish(&header).map_err(|error| error.to_string())?;
         let len = encoded.len;
-        sending.rest = Some(last_parts(sending, bytes, &encoded.header));
+        let rest = last_parts(sending, bytes, &encoded.header);
+        sending.rest = Some(rest.map_err(|error| error.to_string())?);
         let base = Base {
             txid: head.txid.0,
             piece: self.piece,
@@ -506,7 +512,7 @@ impl Sending {
         if bytes.len() < part_len {
             return Ok(());
         }
-        let rest = bytes.split_off(part_len);
+        let rest = bytes.split_off(part_len).map_err(|error| error.to_string())?;
         let part = std::mem::replace(bytes, rest);
         if self.first.is_none() {
             self.first = Some(part);
@@ -520,12 +526,15 @@ impl Sending {
 }
 
 /// The parts that are left, in reverse order: a stack.
-fn last_parts(sending: &mut Sending, mut bytes: Vec<u8>, header: &[u8; HEADER_LEN]) -> Vec<Part> {
+fn last_parts(
+    sending: &mut Sending,
+    mut bytes: Buffer,
+    header: &[u8; HEADER_LEN],
+) -> io::Result<Vec<Part>> {
     let mut first = sending.first.take();
     let mut last = Vec::new();
     loop {
-        let rest =
-            if bytes.len() > sending.part_len { bytes.split_off(sending.part_len) } else { vec![] };
+        let rest = bytes.split_off(sending.part_len)?;
         if first.is_none() {
             first = Some(bytes);
         } else if !bytes.is_empty() {
@@ -538,14 +547,14 @@ fn last_parts(sending: &mut Sending, mut bytes: Vec<u8>, header: &[u8; HEADER_LE
         }
         bytes = rest;
     }
-    let mut first = first.unwrap_or_default();
-    if let Some(front) = first.first_chunk_mut::<HEADER_LEN>() {
+    let mut first = first.unwrap_or_else(|| Buffer::with_capacity(0));
+    if let Some(front) = first.as_mut().first_chunk_mut::<HEADER_LEN>() {
         *front = *header;
     }
     last.push(Part::Data { number: 0, bytes: Bytes::from(first) });
     last.push(Part::Complete);
     last.reverse();
-    last
+    Ok(last)
 }
 
 fn point_of(base: &Base) -> Option<Point> {

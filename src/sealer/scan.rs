@@ -12,7 +12,7 @@ use crate::wal::evidence::{Guard, Proven};
 use crate::wal::{self, FrameSet, WalHeader, WalIndex};
 
 /// Pages of one slice, in bytes.
-const SLICE: usize = 1 << 20;
+pub(super) const SLICE: usize = 1 << 20;
 
 /// How many pages a slice has.
 fn slice_pages(page_size: PageSize) -> u32 {

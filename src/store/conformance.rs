@@ -186,13 +186,13 @@ async fn large_files_are_sent_whole(store: &dyn Store) {
 }
 
 async fn uploads_appear_when_complete(store: &dyn Store) {
-    let part_len = store.upload_new(key(2, 1), NOW).await.unwrap().part_len();
+    let part_len = store.upload_new(key(2, 1), NOW, 0).await.unwrap().part_len();
     let whole = noise(5, 2 * part_len + 1000);
     let part =
         |number: usize| whole.slice(number * part_len..whole.len().min((number + 1) * part_len));
 
     // In any order, and invisible before the end.
-    let mut upload = store.upload_new(key(2, 1), NOW).await.unwrap();
+    let mut upload = store.upload_new(key(2, 1), NOW, 0).await.unwrap();
     for number in [2, 0, 1] {
         upload.part(number, part(number as usize)).await.unwrap();
         assert_eq!(store.get(key(2, 1), None).await.unwrap_err().kind, ErrorKind::NotFound);
@@ -202,16 +202,16 @@ async fn uploads_appear_when_complete(store: &dyn Store) {
     assert!(store.get(key(2, 1), None).await.unwrap() == whole, "an upload came back changed");
 
     // Onto a file that came first; and one part only.
-    let mut small = store.upload_new(key(2, 2), NOW).await.unwrap();
+    let mut small = store.upload_new(key(2, 2), NOW, 0).await.unwrap();
     small.part(0, noise(6, 300)).await.unwrap();
-    let mut large = store.upload_new(key(2, 2), NOW).await.unwrap();
+    let mut large = store.upload_new(key(2, 2), NOW, 0).await.unwrap();
     large.part(0, part(0)).await.unwrap();
     large.part(1, part(2)).await.unwrap();
     small.complete().await.unwrap();
     let late = large.complete().await.unwrap_err();
     assert_eq!(late.kind, ErrorKind::AlreadyExists, "{late}");
     assert_eq!(store.get(key(2, 2), None).await.unwrap(), noise(6, 300));
-    if let Ok(mut upload) = store.upload_new(key(2, 2), NOW).await {
+    if let Ok(mut upload) = store.upload_new(key(2, 2), NOW, 0).await {
         upload.part(0, noise(7, 300)).await.unwrap();
         let late = upload.complete().await.unwrap_err();
         assert_eq!(late.kind, ErrorKind::AlreadyExists, "{late}");
@@ -219,7 +219,7 @@ async fn uploads_appear_when_complete(store: &dyn Store) {
 
     // Given up, with and without saying so.
     for number in 0..2 {
-        let mut upload = store.upload_new(key(2, 3), NOW).await.unwrap();
+        let mut upload = store.upload_new(key(2, 3), NOW, 0).await.unwrap();
         upload.part(0, part(0)).await.unwrap();
         upload.part(1, part(2)).await.unwrap();
         if number == 0 {
@@ -233,13 +233,13 @@ async fn uploads_appear_when_complete(store: &dyn Store) {
 }
 
 async fn broken_uploads_are_refused(store: &dyn Store) {
-    let part_len = store.upload_new(key(3, 1), NOW).await.unwrap().part_len();
+    let part_len = store.upload_new(key(3, 1), NOW, 0).await.unwrap().part_len();
 
-    let mut hole = store.upload_new(key(3, 1), NOW).await.unwrap();
+    let mut hole = store.upload_new(key(3, 1), NOW, 0).await.unwrap();
     hole.part(1, noise(1, 10)).await.unwrap();
     assert_eq!(hole.complete().await.unwrap_err().kind, ErrorKind::Invalid, "part 0 is missing");
 
-    let mut short = store.upload_new(key(3, 1), NOW).await.unwrap();
+    let mut short = store.upload_new(key(3, 1), NOW, 0).await.unwrap();
     short.part(0, noise(1, part_len - 1)).await.unwrap();
     let refused = match short.part(1, noise(1, 10)).await {
         Ok(()) => short.complete().await.unwrap_err(),
@@ -247,7 +247,7 @@ async fn broken_uploads_are_refused(store: &dyn Store) {
     };
     assert_eq!(refused.kind, ErrorKind::Invalid, "a part but the last is short: {refused}");
 
-    let mut long = store.upload_new(key(3, 1), NOW).await.unwrap();
+    let mut long = store.upload_new(key(3, 1), NOW, 0).await.unwrap();
     let refused = long.part(0, noise(1, part_len + 1)).await.unwrap_err();
     assert_eq!(refused.kind, ErrorKind::Invalid, "a part is too long: {refused}");
     assert_eq!(store.list(key(3, 1).level).await.unwrap(), []);

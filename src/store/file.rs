@@ -31,7 +31,7 @@ use crate::ltx::FileName;
 use crate::units::{Level, Timestamp};
 
 /// Length in bytes of the parts of an upload: what a caller holds in memory.
-const PART_LEN: usize = 8 << 20;
+const PART_LEN: usize = 2 << 20;
 
 /// Small files that are read by one call.
 const AT_A_TIME: usize = 32;
@@ -179,7 +179,12 @@ impl Store for FileStore {
         .await
     }
 
-    async fn upload_new(&self, key: Key, timestamp: Timestamp) -> Result<Box<dyn Upload>, Error> {
+    async fn upload_new(
+        &self,
+        key: Key,
+        timestamp: Timestamp,
+        _len: u64,
+    ) -> Result<Box<dyn Upload>, Error> {
         let temp = self
             .blocking(move |directory| {
                 directory.refuse_existing(key)?;

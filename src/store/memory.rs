@@ -89,7 +89,12 @@ impl Store for MemoryStore {
         self.create(key, bytes, timestamp)
     }
 
-    async fn upload_new(&self, key: Key, timestamp: Timestamp) -> Result<Box<dyn Upload>, Error> {
+    async fn upload_new(
+        &self,
+        key: Key,
+        timestamp: Timestamp,
+        _len: u64,
+    ) -> Result<Box<dyn Upload>, Error> {
         let (checked, sent) = (Parts::new(key, PART_LEN), BTreeMap::new());
         Ok(Box::new(MemoryUpload { store: self.clone(), key, timestamp, checked, sent }))
     }

@@ -197,9 +197,13 @@ pub trait Store: Send + Sync {
     /// it may exist, and a repeated call may then find the caller's own file.
     async fn put_new(&self, key: Key, body: Body, timestamp: Timestamp) -> Result<(), Error>;
 
-    /// Starts to create a file whose length is not known yet. Nothing is visible before
-    /// [`Upload::complete`].
-    async fn upload_new(&self, key: Key, timestamp: Timestamp) -> Result<Box<dyn Upload>, Error>;
+    /// Starts to create a file of about `len` bytes. Nothing is visible before [`Upload::complete`].
+    async fn upload_new(
+        &self,
+        key: Key,
+        timestamp: Timestamp,
+        len: u64,
+    ) -> Result<Box<dyn Upload>, Error>;
 
     /// The objects in a folder of the replica and in all folders below it, in any order. A folder that
     /// is not there has none.

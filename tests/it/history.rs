@@ -283,8 +283,9 @@ impl Store for Locked {
         &self,
         key: walferry::store::Key,
         timestamp: Timestamp,
+        len: u64,
     ) -> Result<Box<dyn walferry::store::Upload>, walferry::store::Error> {
-        self.0.upload_new(key, timestamp).await
+        self.0.upload_new(key, timestamp, len).await
     }
     async fn delete(&self, _key: walferry::store::Key) -> Result<(), walferry::store::Error> {
         Ok(())

@@ -87,9 +87,14 @@ impl Store for Counting {
         self.inner.put_new(key, body, timestamp).await
     }
 
-    async fn upload_new(&self, key: Key, timestamp: Timestamp) -> Result<Box<dyn Upload>, Error> {
+    async fn upload_new(
+        &self,
+        key: Key,
+        timestamp: Timestamp,
+        len: u64,
+    ) -> Result<Box<dyn Upload>, Error> {
         self.count(|made| made.put += 3)?;
-        self.inner.upload_new(key, timestamp).await
+        self.inner.upload_new(key, timestamp, len).await
     }
 
     async fn delete(&self, key: Key) -> Result<(), Error> {

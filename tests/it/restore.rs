@@ -425,7 +425,12 @@ impl Store for Faulty {
         unreachable!("a restore writes nothing to the store")
     }
 
-    async fn upload_new(&self, _: Key, _: Timestamp) -> Result<Box<dyn Upload>, store::Error> {
+    async fn upload_new(
+        &self,
+        _: Key,
+        _: Timestamp,
+        _: u64,
+    ) -> Result<Box<dyn Upload>, store::Error> {
         unreachable!("a restore writes nothing to the store")
     }
 

@@ -6,4 +6,5 @@ need "the SQLite headers" libsqlite3-dev test -e /usr/include/sqlite3.h
 test_packages
 /usr/bin/python3 bench/commits.py
 /usr/bin/python3 bench/sidecar.py
+/usr/bin/python3 bench/memory.py
 "$VENV/bin/python" bench/restore.py

@@ -197,8 +197,13 @@ impl Store for S3Store {
         self.0.noted(upload::put_new(&self.0, &self.0.object(key), body, timestamp).await)
     }
 
-    async fn upload_new(&self, key: Key, timestamp: Timestamp) -> Result<Box<dyn Upload>, Error> {
-        Ok(Box::new(upload::S3Upload::new(Arc::clone(&self.0), key, timestamp)))
+    async fn upload_new(
+        &self,
+        key: Key,
+        timestamp: Timestamp,
+        len: u64,
+    ) -> Result<Box<dyn Upload>, Error> {
+        Ok(Box::new(upload::S3Upload::new(Arc::clone(&self.0), key, timestamp, len)))
     }
 
     async fn delete(&self, key: Key) -> Result<(), Error> {

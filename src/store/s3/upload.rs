@@ -18,16 +18,15 @@ use tokio::task::JoinSet;
 use super::error::{ABORT_UPLOAD, COMPLETE_UPLOAD, CREATE_UPLOAD, PUT, UPLOAD_PART};
 use super::sse::with_customer_key;
 use super::{CONTENT_TYPE, Connection, Replica, TIMESTAMP_METADATA, client};
+use crate::buffer::Buffer;
 use crate::store::file::blocking;
 use crate::store::parts::Parts;
 use crate::store::{Body, Error, ErrorKind, Key, Upload};
 use crate::units::Timestamp;
 
-/// Longest file that goes up in one request, and the length of a longer one's parts, in bytes.
-const SINGLE_MAX: usize = 8 << 20;
-/// Length in bytes of the parts of an upload of unknown length, if the URL does not set one. With
-/// [`PARTS_MAX`] parts a file can have 160 GB; larger databases need a larger `part-size`.
-const UPLOAD_PART_LEN: usize = 16 << 20;
+/// Longest file that goes up in one request, and the length of a longer one's parts, in bytes, unless
+/// the URL sets one or [`PARTS_MAX`] of them would not be enough. A few are in memory at a time.
+const PART_LEN: usize = 8 << 20;
 /// Most parts of an upload, a limit of S3.
 const PARTS_MAX: u64 = 10_000;
 
@@ -39,7 +38,7 @@ pub(super) async fn put_new(
     timestamp: Timestamp,
 ) -> Result<(), Error> {
     let source = Source::open(body).await?;
-    if source.len() <= SINGLE_MAX as u64 {
+    if source.len() <= PART_LEN as u64 {
         return put_once(replica, object, &source, timestamp).await;
     }
     let multipart = Multipart::begin(Arc::clone(replica), object.to_string(), timestamp).await?;
@@ -79,11 +78,15 @@ async fn put_once(
     Ok(())
 }
 
+/// Length in bytes of the parts of a file of this length.
+fn part_len(set: Option<usize>, len: u64) -> u64 {
+    (set.unwrap_or(PART_LEN) as u64).max(len.div_ceil(PARTS_MAX))
+}
+
 /// Sends all parts of a file, a few at once.
 async fn send_all(multipart: &Multipart, source: &Source) -> Result<Vec<CompletedPart>, Error> {
     let settings = &multipart.replica.settings;
-    let part_len =
-        (settings.part_len.unwrap_or(SINGLE_MAX) as u64).max(source.len().div_ceil(PARTS_MAX));
+    let part_len = part_len(settings.part_len, source.len());
     let mut tasks = JoinSet::new();
     let mut sent = Vec::new();
     // Dropping the set ends the tasks that are still under way after a failure.
@@ -159,9 +162,12 @@ impl Source {
             Source::File { file, path, .. } => {
                 let (file, path) = (Arc::clone(file), Arc::clone(path));
                 blocking(move || {
-                    let mut buffer = vec![0; len as usize];
-                    file.read_exact_at(&mut buffer, start).map_err(|err| unreadable(&path, err))?;
-                    Ok(buffer.into())
+                    let read = || {
+                        let mut buffer = Buffer::zeroed(len as usize)?;
+                        file.read_exact_at(buffer.as_mut(), start)?;
+                        Ok(buffer.into())
+                    };
+                    read().map_err(|err| unreadable(&path, err))
                 })
                 .await
             }
@@ -341,8 +347,10 @@ enum State {
 }
 
 impl S3Upload {
-    pub(super) fn new(replica: Arc<Replica>, key: Key, timestamp: Timestamp) -> S3Upload {
-        let part_len = replica.settings.part_len.unwrap_or(UPLOAD_PART_LEN);
+    /// `len` is about what it will have in bytes.
+    pub(super) fn new(replica: Arc<Replica>, key: Key, timestamp: Timestamp, len: u64) -> S3Upload {
+        // Pages that cannot be compressed make it longer than the database, and so do new ones.
+        let part_len = part_len(replica.settings.part_len, len.saturating_add(len / 16)) as usize;
         let (object, parts) = (replica.object(key), Parts::new(key, part_len));
         S3Upload { replica, object, timestamp, part_len, parts, state: State::Empty }
     }

@@ -129,7 +129,7 @@ async fn a_file_in_the_place_of_the_directory_is_refused() {
             store.list(Level::L0).await.unwrap_err(),
             store.get(key(0, 1), None).await.unwrap_err(),
             store.put_new(key(0, 1), some_bytes(), NOW).await.unwrap_err(),
-            store.upload_new(key(0, 1), NOW).await.map(|_| ()).unwrap_err(),
+            store.upload_new(key(0, 1), NOW, 0).await.map(|_| ()).unwrap_err(),
             store.delete(key(0, 1)).await.unwrap_err(),
         ];
         for err in errors {
