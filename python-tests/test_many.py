@@ -6,6 +6,7 @@ bench/many.py measures what a thousand cost.
 import json
 import os
 import resource
+import time
 
 from harness import DirectoryReplica, S3Replica, assert_restores, full_images
 from test_processes import until
@@ -124,8 +125,11 @@ def test_a_database_at_rest_costs_few_descriptors(new_host, replica, tmp_path):
         links = [os.readlink(os.path.join(folder, name)) for name in os.listdir(folder)]
         return sorted(link for link in links if link.startswith(str(database)))
     # SQLite's three; the pin, and one that SQLite cannot close while the database is open; the shipper's
-    # place, and the page by which processes talk.
-    until(lambda: len(descriptors()) <= 7, "what is not in use is closed")
+    # place.
+    until(lambda: len(descriptors()) <= 6, "what is not in use is closed")
+    # It stays so, but for the moment of a look each second.
+    seen = [len(descriptors()) for _ in range(50) if not time.sleep(0.05)]
+    assert sorted(seen)[len(seen) // 2] <= 6, seen
 
 
 def test_many_replicas_sign_in_together(new_host, proxy, s3, tmp_path):

@@ -267,6 +267,12 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
     folder.open_or_create(name)
 }
 
+/// Opens a file of local state that must be there, for reading and writing.
+pub(crate) fn open_existing(path: &Path) -> io::Result<File> {
+    let (folder, name) = parent(path)?;
+    folder.open_file(name, OFlags::RDWR)
+}
+
 /// Makes a file of local state anew, in place of one that is there.
 pub(crate) fn create(path: &Path) -> io::Result<File> {
     let (folder, name) = parent(path)?;

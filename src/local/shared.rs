@@ -154,10 +154,12 @@ pub struct SharedPage {
     ringing: Mutex<Option<File>>,
 }
 
-/// The file as it is open.
+/// The file, open or not.
 #[derive(Debug)]
 struct Page {
-    file: File,
+    path: PathBuf,
+    /// While it is open.
+    file: Mutex<Option<Arc<File>>>,
     futex: Option<Futex>,
     /// Device and inode of the file.
     id: (u64, u64),
@@ -196,6 +198,12 @@ impl SharedPage {
     /// Whether the folder still has the file that is open.
     pub fn is_in_place(&self, dir: &Path) -> bool {
         std::fs::symlink_metadata(dir.join(NAME)).is_ok_and(|meta| id(&meta) == self.page().id)
+    }
+
+    /// Closes the file until it is needed again: a database that is open and idle costs its process a
+    /// descriptor less.
+    pub fn rest(&self) {
+        *self.page().file.lock() = None;
     }
 
     /// Where callers ring.
@@ -378,7 +386,8 @@ impl Page {
     fn open(path: &Path) -> Result<Page, Error> {
         let file = folder::open(path).context("cannot open", path)?;
         let meta = file.metadata().context("cannot look at", path)?;
-        let words = Words(&file);
+        let file = Arc::new(file);
+        let words = Words(Some(file.clone()));
         match words.load(AT_MAGIC) {
             MAGIC => {}
             0 => words.store(AT_MAGIC, MAGIC),
@@ -395,11 +404,25 @@ impl Page {
         // Room for all of it, so that a full disk is an error here and not silence later.
         make_room(&file, WORDS as u64 * 8).context("cannot make room for", path)?;
         let futex = Futex::map(&file, AT_BELL * 8).ok();
-        Ok(Page { file, futex, id: id(&meta) })
+        Ok(Page::of(path, file, futex, id(&meta)))
     }
 
-    fn words(&self) -> Words<'_> {
-        Words(&self.file)
+    fn of(path: &Path, file: Arc<File>, futex: Option<Futex>, id: (u64, u64)) -> Page {
+        Page { path: path.to_path_buf(), file: Mutex::new(Some(file)), futex, id }
+    }
+
+    fn words(&self) -> Words {
+        let mut file = self.file.lock();
+        if file.is_none() {
+            *file = self.open_again().map(Arc::new);
+        }
+        Words(file.clone())
+    }
+
+    /// Opens the file that was closed. Another one of its name is none of this page's.
+    fn open_again(&self) -> Option<File> {
+        let file = folder::open_existing(&self.path).ok()?;
+        (id(&file.metadata().ok()?) == self.id).then_some(file)
     }
 
     /// A byte for each thing that is asked for.
@@ -430,17 +453,18 @@ impl Page {
 
 /// The words of the file, little-endian. What cannot be read is 0, and what cannot be written is
 /// not: whoever waits for it waits for his time-out.
-struct Words<'a>(&'a File);
+struct Words(Option<Arc<File>>);
 
-impl Words<'_> {
+impl Words {
     /// Fills the buffer from byte `at` on, with zeros where the file ends.
     fn read(&self, at: usize, buffer: &mut [u8]) {
-        let count = self.0.read_at(buffer, at as u64).unwrap_or(0);
+        let file = self.0.as_ref();
+        let count = file.and_then(|file| file.read_at(buffer, at as u64).ok()).unwrap_or(0);
         buffer.get_mut(count..).unwrap_or_default().fill(0);
     }
 
     fn write(&self, at: usize, bytes: &[u8]) {
-        let _ = self.0.write_all_at(bytes, at as u64);
+        let _ = self.0.as_ref().map(|file| file.write_all_at(bytes, at as u64));
     }
 
     fn load(&self, at: usize) -> u64 {
@@ -548,10 +572,11 @@ pub fn glance(dir: &Path) -> Result<Option<Glance>, Error> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).context("cannot read", &path),
     };
-    if Words(&file).load(AT_MAGIC) != MAGIC {
+    let file = Arc::new(file);
+    if Words(Some(file.clone())).load(AT_MAGIC) != MAGIC {
         return Ok(None);
     }
-    let page = Page { file, futex: None, id: (0, 0) };
+    let page = Page::of(&path, file, None, (0, 0));
     let unreported = page.words().load(AT_UNREPORTED);
     Ok(Some(Glance {
         view: page.view(),

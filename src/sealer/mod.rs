@@ -133,8 +133,9 @@ impl Sealer {
             }
             if replica.is_due(now) {
                 guard(replica, |replica| replica.work(now));
-                replica.rest();
             }
+            // What it was told may have opened something, too.
+            replica.rest();
             if replica.is_finished() {
                 replica.release();
                 finished.push(replica.database.path().to_path_buf());

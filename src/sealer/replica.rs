@@ -14,7 +14,7 @@ use super::open::{Local, Point};
 use super::others::Others;
 use super::resync::ResyncJob;
 use crate::claim::Claim;
-use crate::database::{Database, Gate};
+use crate::database::{Database, Gate, Role};
 use crate::engine::audit::Audit;
 use crate::engine::{Action, Engine, Event, Options, Phase};
 use crate::finding::{Answer, Finding};
@@ -237,12 +237,12 @@ impl Replica {
         let unused = quiet && (closed || self.is_outside_wal() && self.are_waiting());
         let idle = matches!(self.job, LocalJob::None);
         let shipped = self.open.is_empty() && self.engine.is_drained();
-        let left = self.engine.is_idle() && self.are_waiting();
+        let left = || self.engine.is_idle() && self.are_waiting();
         unused
             && idle
             && !self.attached
             && self.dead.is_none()
-            && (self.local.is_none() || ((shipped || left) && self.nothing_uncaptured()))
+            && (self.local.is_none() || ((shipped || left()) && self.nothing_uncaptured()))
     }
 
     /// Leaves the local state whole for the next process.
@@ -372,6 +372,13 @@ impl Replica {
         }
         if let Some(local) = &mut self.local {
             local.table.rest();
+        }
+        // Who stands by reads it at each commit.
+        let page = self.database.with(|shared| {
+            shared.page.clone().filter(|_| shared.role == Role::Ships && !shared.others)
+        });
+        if let Some(page) = page {
+            page.rest();
         }
     }
 

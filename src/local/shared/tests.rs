@@ -152,6 +152,31 @@ fn what_was_asked_for_in_a_file_that_is_gone_is_asked_for_again() {
 }
 
 #[test]
+fn a_page_at_rest_is_opened_again_and_no_other_file_in_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let (page, path) = (SharedPage::open(dir.path()).unwrap(), dir.path().join(NAME));
+    let open = || {
+        let links = std::fs::read_dir("/proc/self/fd").unwrap();
+        let links = links.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok());
+        links.filter(|link| link.starts_with(dir.path())).count()
+    };
+    assert_eq!(open(), 1);
+    page.rest();
+    assert_eq!(open(), 0);
+    page.publish(&view(3));
+    assert_eq!((page.view(), open()), (Some(view(3)), 1));
+    page.rest();
+    std::fs::rename(&path, dir.path().join("away")).unwrap();
+    std::fs::write(&path, b"").unwrap();
+    assert!(!page.is_in_place(dir.path()));
+    page.publish(&view(4));
+    assert_eq!((page.view(), std::fs::metadata(&path).unwrap().len()), (None, 0));
+    page.renew().unwrap();
+    page.publish(&view(5));
+    assert_eq!(page.view(), Some(view(5)));
+}
+
+#[test]
 fn calls_ring_once_until_they_are_seen() {
     let dir = tempfile::tempdir().unwrap();
     let page = SharedPage::open(dir.path()).unwrap();
