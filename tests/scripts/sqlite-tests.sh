@@ -4,10 +4,12 @@
 #
 # Debian's source package of SQLite is built once a release, into .cache/sqlite-tests/VERSION: that of this
 # system, and the newest that Debian has. apt gets both, with lists of its own inside the cache.
+# WALFERRY_CACHE names another cache than .cache.
 . "$(dirname "$0")/common.sh"
 
 FOLDER=$CACHE/sqlite-tests
 AUTOLOAD=tests/sqlite/autoload.c
+FLAGS=-DSQLITE_EXTRA_INIT=sqlite_tests_init
 SUITES=("$(. /etc/os-release && echo "${VERSION_CODENAME:-stable}")" sid)
 
 KEYS=/usr/share/keyrings/debian-archive-keyring.gpg
@@ -55,20 +57,24 @@ fetch() {
     cat "$noted"
 }
 
+# What a test program is made from, but for the sources of its version.
+recipe() { echo "$FLAGS" && cat "$AUTOLOAD"; }
+
 build() {
     local folder=$FOLDER/$1 test=src/test_tclsh.c
-    [ "$folder/build/testfixture" -nt "$AUTOLOAD" ] && return
+    [ -x "$folder/build/testfixture" ] && recipe | cmp -s - "$folder/recipe" && return
     say "testfixture $1"
+    rm -f "$folder/build/testfixture"
     cp "$AUTOLOAD" "$folder/src/src/autoload.c"
     grep -q autoload "$folder/src/$test" || echo '#include "autoload.c"' >>"$folder/src/$test"
-    touch "$folder/src/$test"
     mkdir -p "$folder/build"
     (
         cd "$folder/build"
         [ -e Makefile ] || ../src/configure --with-tcl="$(dirname "$(find /usr/lib -name tclConfig.sh | head -n 1)")" \
             --enable-fts3 --enable-fts4 --enable-fts5 --enable-rtree --enable-session CFLAGS="-O1 -g"
-        nice -n 5 make testfixture OPTS=-DSQLITE_EXTRA_INIT=sqlite_tests_init
+        nice -n 5 make testfixture OPTS="$FLAGS"
     ) >"$folder/build.log" 2>&1 || die "testfixture was not built: $folder/build.log"
+    recipe >"$folder/recipe"
 }
 
 mkdir -p "$FOLDER"
@@ -83,8 +89,16 @@ for suite in "${SUITES[@]}"; do
         continue
     fi
     case " ${versions[*]} " in *" $version "*) continue ;; esac
-    build "$version"
     versions+=("$version")
+done
+# Beside each other: the compiler takes one file after the other.
+builds=()
+for version in "${versions[@]}"; do
+    build "$version" &
+    builds+=($!)
+done
+for one in "${builds[@]}"; do
+    wait "$one" || exit 1
 done
 exec 9>&-
 

@@ -69,6 +69,9 @@ say "the extension in its hosts"
 # Two at a time: most of a test's time is waiting.
 "$VENV/bin/python" -m pytest -q -n 2 --dist worksteal python-tests --ignore python-tests/test_torture.py
 
+# Tests what was just built, beside nothing else.
+tests/scripts/sqlite-tests.sh --slice --minutes "${WALFERRY_SQLITE_TESTS_MINUTES:-4}"
+
 say "torture"
 tests/scripts/hosts.sh
 "$VENV/bin/python" -m pytest -q python-tests/test_torture.py \

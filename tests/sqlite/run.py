@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -27,11 +28,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 CACHE = Path(os.environ.get("WALFERRY_CACHE", ROOT / ".cache")) / "sqlite-tests"
 EXTENSION = ROOT / "dist" / "walferry.so"
+SCRIPT = Path(__file__).resolve().parent / "script.tcl"
 DIFFERENCES = Path(__file__).resolve().parent / "differences.txt"
 
 MODES = ("keep", "wal")
-LEAKS = ("(files were left open)", "(unfreed memory)")
-RERUNS = 3  # repetitions of both sides, before a case counts as a difference
+REPEATS = 3  # repetitions of both sides, beside nothing: a case counts that differs in each
+SHOWN = 6  # cases of a script that the report names of those that are listed
 PATIENCE = 5  # a script with walferry may take this many times as long as alone, and GRACE seconds
 GRACE = 45
 # As SQLite's own tests do on Windows, where "automatic backup tools" keep files open: walferry's threads may
@@ -87,9 +89,6 @@ class Result:
     seconds: float = 0.0
     timeout: bool = False
     output: str = ""
-
-    def crashed(self):
-        return any(case.startswith("(signal ") for case in self.failed)
 
 
 def parse(output, code, timeout):
@@ -159,8 +158,8 @@ def run(version, script, mode, with_walferry, limit, scratch):
     began, timeout = time.monotonic(), False
     with open(folder / "output", "wb") as output:
         process = subprocess.Popen(
-            ["nice", "-n", "5", version.fixture, version.tests / (script + ".test"), *OPTIONS], cwd=work, stdin=subprocess.DEVNULL,
-            stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            ["nice", "-n", "5", version.fixture, SCRIPT, version.tests / (script + ".test"), *OPTIONS], cwd=work,
+            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             env=environment(folder, mode, with_walferry))
         RUNNING.add(process)
         try:
@@ -187,6 +186,7 @@ class Listed:
     modes: str
     versions: str
     how: str
+    reason: str
 
     def covers(self, version, mode):
         return all(any(fnmatch.fnmatchcase(value, one) for one in wanted.split(","))
@@ -198,39 +198,61 @@ class Listed:
 
 
 def read_listed():
-    entries, reasons = [], collections.Counter()
+    """The entries. Those that follow each other directly share the reason below them."""
+    rows, reason, entries = [], [], []
+
+    def complete():
+        if rows and not reason:
+            sys.exit("%s:%d: no reason is given" % (DIFFERENCES, rows[0][0]))
+        entries.extend(Listed(*row, " ".join(reason)) for row in rows)
+        rows.clear()
+        reason.clear()
+
     for number, line in enumerate(DIFFERENCES.read_text().splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
         if line[0].isspace():
-            if not entries:
+            if not rows:
                 sys.exit("%s:%d: a reason without an entry" % (DIFFERENCES, number))
-            reasons[entries[-1]] += 1
+            reason.append(line.strip())
             continue
+        if reason:
+            complete()
         words = line.split("\t") if "\t" in line else re.split(r" {2,}", line.strip())
         if len(words) not in (4, 5) or (len(words) == 5 and words[4] != "sometimes"):
             sys.exit("%s:%d: not 'script  case  modes  versions  [sometimes]', with two spaces between" %
                      (DIFFERENCES, number))
-        entries.append(Listed(number, *words[:4], words[4] if len(words) == 5 else ""))
-    for index, entry in enumerate(entries):
-        # Entries that follow each other directly share the reason below them.
-        if not any(reasons[other] for other in entries[index:]):
-            sys.exit("%s:%d: no reason is given" % (DIFFERENCES, entry.line))
+        rows.append((number, *words[:4], words[4] if len(words) == 5 else ""))
+    complete()
     return entries
+
+
+@dataclasses.dataclass
+class Suspect:
+    """A pair of runs with cases that failed with walferry alone, and that no entry explains."""
+
+    version: Version
+    script: str
+    mode: str
+    limit: float
+    folders: dict  # by case, that of the run in which it failed first
+
+    def names(self):
+        return self.version.name, self.mode, self.script
 
 
 class Campaign:
     def __init__(self, options, scratch):
         self.options, self.scratch, self.listed = options, scratch, read_listed()
         self.lock = threading.Lock()
-        self.found = []  # (version, mode, script, case, times of runs, folder)
-        self.once = []
-        self.too_long, self.used, self.ran = [], set(), set()
+        self.suspects = []
+        self.unexplained, self.passing = [], []  # (version, mode, script, case, how often, folder)
+        self.explained = collections.defaultdict(set)  # by entry: (script, case, version, mode)
+        self.too_long, self.ran, self.left_out = [], set(), []
         self.cases = collections.Counter()
 
     def compare(self, version, script, mode):
-        """Runs both sides until each case that fails with walferry alone is settled: by a second failure, or by
-        RERUNS runs without one. A leak that is listed is settled by one run without it."""
+        """Runs both sides once. What differs is in the list, or makes the pair a suspect."""
         options = self.options
         alone, folder = self.alone(version, script, mode)
         if folder:
@@ -240,41 +262,45 @@ class Campaign:
                 self.too_long.append((version.name, mode, script))
             return
         limit = PATIENCE * alone.seconds + GRACE
-        without, fails, folders = set(alone.failed), collections.Counter(), {}
-        runs = 0
-        while True:
-            result, folder = run(version, script, mode, True, limit, self.scratch)
-            runs += 1
-            fails.update(result.failed)
-            open_cases = {case for case in result.failed - without if self.is_open(version, script, mode, case)}
-            for case in open_cases:
-                folders.setdefault(case, folder)
-            if folder not in folders.values() and not options.keep:
-                shutil.rmtree(folder, ignore_errors=True)
-            unsettled = {case for case in folders if case not in without and not (
-                fails[case] < runs if self.entry(version, script, mode, case) else fails[case] > 1)}
-            if not unsettled or runs > RERUNS or result.crashed() and not alone.crashed():
-                break
-            again, old = run(version, script, mode, False, limit, self.scratch)
-            shutil.rmtree(old, ignore_errors=True)
-            without |= again.failed
+        result, folder = run(version, script, mode, True, limit, self.scratch)
+        suspect = Suspect(version, script, mode, limit, {})
         with self.lock:
-            self.ran.add((version.name, mode, script))
+            self.ran.add(suspect.names())
             self.cases[version.name, mode] += result.tests
-            for case in fails:
-                entry = case not in without and self.entry(version, script, mode, case)
+            for case in result.failed - alone.failed:
+                entry = self.entry(version, script, mode, case)
                 if entry:
-                    self.used.add(entry)
-            for case in sorted(set(folders) - without):
-                row = (version.name, mode, script, case, "%d of %d" % (fails[case], runs), folders[case])
-                if self.entry(version, script, mode, case) and fails[case] < runs:
-                    continue
-                worst = fails[case] > 1 or case.startswith("(signal ")
-                (self.found if worst else self.once).append(row)
-                print("%s %s %s: %s  (%s, %s)" % row, flush=True)
+                    self.explained[entry].add((script, case, version.name, mode))
+                else:
+                    suspect.folders[case] = folder
+            if suspect.folders:
+                self.suspects.append(suspect)
+        if not suspect.folders and not options.keep:
+            shutil.rmtree(folder, ignore_errors=True)
         if options.verbose:
             print("%s %s %s: %d cases, %.1f s, alone %.1f s" % (
-                version.name, mode, script, result.tests, result.seconds, alone.seconds), flush=True)
+                *suspect.names(), result.tests, result.seconds, alone.seconds), flush=True)
+
+    def settle(self, suspect):
+        """Repeats both sides while nothing else runs. A case counts if it fails with walferry each time, and
+        without walferry never; a crash counts once and for all, unless the other side crashes too."""
+        version, script, mode = suspect.version, suspect.script, suspect.mode
+        left, repeats = set(suspect.folders), 0
+        while left and repeats < REPEATS:
+            repeats += 1
+            result, folder = run(version, script, mode, True, suspect.limit, self.scratch)
+            left = {case for case in left if case in result.failed or is_crash(case)}
+            if not self.options.keep:
+                shutil.rmtree(folder, ignore_errors=True)
+            if left:
+                alone, folder = run(version, script, mode, False, suspect.limit, self.scratch)
+                left -= alone.failed
+                shutil.rmtree(folder, ignore_errors=True)
+        for case, folder in sorted(suspect.folders.items()):
+            row = (*suspect.names(), case, "%d repetitions" % repeats, folder)
+            (self.unexplained if case in left else self.passing).append(row)
+            print("  %s %s %s: %s  %s" % (*suspect.names(), case,
+                                          "unexplained" if case in left else "not again"), flush=True)
 
     def alone(self, version, script, mode):
         """The run without walferry; with --reuse that of an earlier campaign."""
@@ -288,34 +314,56 @@ class Campaign:
                                     "seconds": result.seconds, "timeout": result.timeout}))
         return result, folder
 
-    def is_open(self, version, script, mode, case):
-        """True if more runs decide on the case. A leak that is listed as one that comes and goes has to go."""
-        entry = self.entry(version, script, mode, case)
-        return entry is None or case in LEAKS and entry.how == "sometimes"
-
     def entry(self, version, script, mode, case):
         return next((entry for entry in self.listed if entry.fits(script, case, version.name, mode)), None)
 
     def report(self, seconds):
         options = self.options
-        gone = [entry for entry in self.listed
-                if entry not in self.used and not entry.how and any(
-                    entry.covers(version, mode) and fnmatch.fnmatchcase(script, entry.script)
-                    for version, mode, script in self.ran)]
-        print("\n%d runs of scripts, %d cases, in %d s" % (len(self.ran), sum(self.cases.values()), seconds))
-        for title, rows in (("differences", self.found), ("failed once, not again", self.once)):
+        ran = sorted({script for _, _, script in self.ran})
+        print("\n%d scripts: %s" % (len(ran), " ".join(ran)))
+        print("\n%d pairs of runs, %d cases, in %d s; repeated beside nothing: %d" % (
+            len(self.ran), sum(self.cases.values()), seconds, len(self.suspects)))
+        self.report_explained()
+        for title, rows in (("differ, not again", self.passing), ("unexplained", self.unexplained)):
             if rows:
                 print("\n%s:" % title)
                 for row in sorted(rows, key=lambda row: row[:4]):
                     print("  %s %s %s: %s  (%s; %s)" % row)
         if self.too_long:
-            print("\nlonger than %d s without walferry, left out: %s" % (
-                options.limit, ", ".join("%s (%s, %s)" % (script, version, mode)
-                                         for version, mode, script in sorted(self.too_long))))
-        for entry in gone:
-            print("%s:%d: %s %s does not differ any more" % (DIFFERENCES.name, entry.line, entry.script, entry.case))
-        print("\n%s" % ("RED: %d differences that are not in the list" % len(self.found)
-                        if self.found else "no difference that is not in the list"))
+            print("\nlonger than %d s without walferry, left out: %s" % (options.limit, listing(self.too_long)))
+        if self.left_out:
+            print("\n%d minutes were over, %d pairs left out: %s" % (
+                options.minutes, len(self.left_out), listing(self.left_out)))
+        for entry in self.listed:
+            if entry not in self.explained and not entry.how and any(
+                    entry.covers(version, mode) and fnmatch.fnmatchcase(script, entry.script)
+                    for version, mode, script in self.ran):
+                print("%s:%d: %s %s does not differ any more" % (
+                    DIFFERENCES.name, entry.line, entry.script, entry.case))
+        print("\n%s" % ("RED: %d differences are unexplained" % len(self.unexplained)
+                        if self.unexplained else "no difference is unexplained"))
+
+    def report_explained(self):
+        reasons = collections.defaultdict(lambda: collections.defaultdict(set))
+        for entry, found in self.explained.items():
+            for script, case, version, mode in found:
+                reasons[entry.reason][script, version, mode].add(case)
+        if reasons:
+            print("\nlisted differences, and why:")
+        for reason, scripts in reasons.items():
+            for (script, version, mode), cases in sorted(scripts.items()):
+                more = len(cases) - SHOWN
+                print("  %s %s %s: %s%s" % (version, mode, script, " ".join(sorted(cases)[:SHOWN]),
+                                            " and %d more" % more if more > 0 else ""))
+            print(textwrap.fill(reason, 110, initial_indent="      ", subsequent_indent="      "))
+
+
+def is_crash(case):
+    return case.startswith("(signal ")
+
+
+def listing(pairs):
+    return ", ".join("%s (%s, %s)" % (script, version, mode) for version, mode, script in sorted(pairs))
 
 
 def probe(version, scratch):
@@ -354,6 +402,7 @@ def main():
     parser.add_argument("--only", nargs="+", metavar="PATTERN", help="these scripts")
     parser.add_argument("--jobs", type=int, default=2 * (os.cpu_count() or 1))
     parser.add_argument("--limit", type=int, help="seconds for a script without walferry: 150, or 30 with --slice")
+    parser.add_argument("--minutes", type=float, help="begin no pair of runs later than this")
     parser.add_argument("--reuse", action="store_true", help="take runs without walferry from an earlier campaign")
     parser.add_argument("--keep", action="store_true", help="keep all folders")
     parser.add_argument("--verbose", action="store_true")
@@ -382,17 +431,25 @@ def main():
 
     def one(job):
         started = time.monotonic()
+        if options.minutes and started - began > 60 * options.minutes:
+            version, script, mode = job
+            campaign.left_out.append((version.name, mode, script))
+            return
         campaign.compare(*job)
         durations[key(*job)] = round(time.monotonic() - started, 1)
 
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         for done in concurrent.futures.as_completed([pool.submit(one, job) for job in jobs]):
             done.result()
+    if campaign.suspects:
+        print("repeated beside nothing, up to %d times:" % REPEATS, flush=True)
+    for suspect in campaign.suspects:
+        campaign.settle(suspect)
     (CACHE / "seconds.json").write_text(json.dumps(durations, indent=0, sort_keys=True))
     campaign.report(time.monotonic() - began)
-    if not (campaign.found or campaign.once or options.keep):
+    if not (campaign.suspects or options.keep):
         shutil.rmtree(scratch, ignore_errors=True)
-    return 1 if campaign.found else 0
+    return 1 if campaign.unexplained else 0
 
 
 def read(path):
