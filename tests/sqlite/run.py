@@ -59,13 +59,15 @@ SLICE = (
     "attach", "attach2", "attach4", "autovacuum", "backup", "backup2", "backup4", "backup5", "busy2", "capi3c",
     "delete_db", "e_walauto", "e_walckpt", "e_walhook", "exclusive", "exclusive2", "external_reader", "jrnlmode",
     "jrnlmode2", "jrnlmode3", "lock", "lock2", "lock3", "lock5", "lock6", "lock7", "mmap1", "mmap2", "mmap3",
-    "mmap4", "nolock", "notify1", "pager1", "pager2", "pager4", "rdonly", "savepoint", "savepoint2", "savepoint7",
+    "nolock", "notify1", "pager1", "pager2", "pager4", "rdonly", "savepoint", "savepoint2", "savepoint7",
     "shared", "shared2", "shared3", "shared4", "shared6", "shared7", "shared8", "shared9", "sharedA", "sharedlock",
     "shmlock", "snapshot", "superlock", "symlink", "thread1", "thread2", "tkt-313723c356", "trans3", "unixexcl",
     "uri", "vacuum", "vacuum-into", "vacuum2", "vacuum5", "wal", "wal3", "wal4", "wal5", "wal6", "wal7", "wal8",
     "wal9", "walbak", "walblock", "walcksum", "walfault2", "walhook", "walmode", "walnoshm", "waloverwrite",
     "walpersist", "walprotocol2", "walro", "walro2", "walrofault", "walsetlk", "walshared", "walvfs", "zerodamage",
 )
+# Those that take longest begin first, where no earlier campaign has told how long each takes.
+LONG = ("walsetlk", "wal3", "wal5", "walvfs", "walro2", "superlock", "pager1", "busy2")
 # Scripts that run others, measure speed, or need what is not there.
 NEVER = (
     "all", "alltest", "extraquick", "fts4growth*", "full", "fulltest", "mallocAll", "memleak", "permutations", "quick",
@@ -401,13 +403,13 @@ def main():
     parser.add_argument("--all", action="store_true", help="all scripts, not only the groups")
     parser.add_argument("--only", nargs="+", metavar="PATTERN", help="these scripts")
     parser.add_argument("--jobs", type=int, default=2 * (os.cpu_count() or 1))
-    parser.add_argument("--limit", type=int, help="seconds for a script without walferry: 150, or 30 with --slice")
+    parser.add_argument("--limit", type=int, help="seconds for a script without walferry: 150, or 60 with --slice")
     parser.add_argument("--minutes", type=float, help="begin no pair of runs later than this")
     parser.add_argument("--reuse", action="store_true", help="take runs without walferry from an earlier campaign")
     parser.add_argument("--keep", action="store_true", help="keep all folders")
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args()
-    options.limit = options.limit or (30 if options.slice else 150)
+    options.limit = options.limit or (60 if options.slice else 150)
     if not EXTENSION.exists():
         sys.exit("%s is missing: run make build" % EXTENSION)
     names = options.versions.split(",") if options.versions else sorted(
@@ -425,7 +427,7 @@ def main():
     # The longest of the last run first.
     durations = json.loads(text) if (text := read(CACHE / "seconds.json")) else {}
     key = "{0.name} {2} {1}".format
-    jobs.sort(key=lambda job: -durations.get(key(*job), 10))
+    jobs.sort(key=lambda job: -durations.get(key(*job), 60 if job[1] in LONG else 10))
     print("%d pairs of runs, %d at a time; folders of differences are in %s" % (
         len(jobs), options.jobs, scratch), flush=True)
 
