@@ -143,6 +143,11 @@ impl Replications {
         self.each().for_each(|database| database.restarted(restart));
     }
 
+    /// [`Database::wait_followed`] of all.
+    pub fn wait_followed(&self, restart: &Restart) {
+        self.each().for_each(|database| database.wait_followed(restart));
+    }
+
     /// Waits until all have captured everything up to `index`; whether they have. Says so in the log
     /// where one that this process ships has not.
     pub fn wait_captured(&self, index: WalIndex) -> bool {

@@ -14,8 +14,10 @@ use crate::process::Control;
 use crate::status::{Report, STATES, lag_known, lag_of};
 use crate::units::Txid;
 use crate::wal::WalIndex;
+use crate::wal::evidence::Restart;
 
-/// A shut gate, in a [`View`].
+/// A gate where capture goes on, and a shut one, in a [`View`].
+const CAPTURING: u32 = 0;
 pub(crate) const SHUT: u32 = 1;
 /// How long to wait for the shipper before looking around: whether it is alive, and still it.
 const LOOK_AROUND: Duration = Duration::from_millis(50);
@@ -39,7 +41,7 @@ impl Shared {
             pid: std::process::id(),
             namespace: pid_namespace(),
             gate: match self.gate {
-                Gate::Capturing => 0,
+                Gate::Capturing => CAPTURING,
                 Gate::Shut => SHUT,
                 Gate::Open => 2,
             },
@@ -119,6 +121,29 @@ impl Database {
             if asked.elapsed() >= LOOK_AROUND && self.is_gone(page) {
                 self.send(Control::Capture(self.id));
                 return Some(false);
+            }
+        }
+    }
+
+    /// After a restart of the WAL that this process made: waits until the shipper has seen the new
+    /// generation begin. The caller holds the write lock, so the new generation stays empty meanwhile. Once
+    /// it is longer than the old one, no frame of the file shows where the old one ended.
+    pub fn wait_followed(&self, restart: &Restart) {
+        let Some(page) = self.with(|shared| shared.shippers_page()) else { return };
+        let deadline = Instant::now() + GATE_TIMEOUT;
+        loop {
+            let mark = page.mark();
+            if !page.view().is_some_and(|view| is_before(&view, restart)) {
+                return;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return self.with(|shared| shared.silent = Some(page.last_alive()));
+            }
+            let asked = Instant::now();
+            page.wait(mark, left.min(LOOK_AROUND));
+            if asked.elapsed() >= LOOK_AROUND && self.is_gone(&page) {
+                return;
             }
         }
     }
@@ -264,6 +289,13 @@ fn covers(view: &View, index: &WalIndex) -> bool {
     })
 }
 
+/// True if the shipper has let the WAL go for this restart and has not looked at it since, or captures
+/// and still stands where the old generation ended.
+fn is_before(view: &View, restart: &Restart) -> bool {
+    let end = Some((restart.from.salts, restart.from.max_frame));
+    view.term != 0 && (view.released == end || (view.gate == CAPTURING && view.captured == end))
+}
+
 /// True if a capture went on to frames that a wal-index read after it has no more: recovery has cut them
 /// off since, and what has come in their place was not captured.
 fn is_ahead(captured: Option<Place>, now: &WalIndex) -> bool {
@@ -318,6 +350,22 @@ mod tests {
         assert!(!is_ahead(Some((ours, 60)), &index(ours, 61, 1)));
         assert!(!is_ahead(Some((ours, 100)), &index(next, 1, 1)), "it was begun anew");
         assert!(!is_ahead(None, &index(ours, 1, 1)));
+    }
+
+    #[test]
+    fn a_shipper_is_before_a_restart_until_it_has_looked_at_the_new_generation() {
+        let (old, new) = (Salts(1, 7), Salts(2, 9));
+        let restart = Restart { from: index(old, 5, 3), to: new, guard: None };
+        let is_before = |captured, released, gate| {
+            is_before(&View { term: 1, captured, released, gate, ..View::default() }, &restart)
+        };
+        assert!(is_before(Some((old, 5)), Some((old, 5)), CAPTURING), "it has let the WAL go");
+        assert!(is_before(None, Some((old, 5)), 2), "with nothing captured too");
+        assert!(is_before(Some((old, 5)), None, CAPTURING), "it has not looked yet");
+        assert!(!is_before(Some((new, 0)), None, CAPTURING));
+        assert!(!is_before(Some((old, 5)), None, SHUT), "it cannot capture for now");
+        assert!(!is_before(None, None, CAPTURING));
+        assert!(!super::is_before(&View::default(), &restart), "nobody ships");
     }
 
     #[test]

@@ -68,6 +68,9 @@ impl MainFile<'_> {
                     Restart::between(&before, &after, handle.shimmed.guard())
                 });
                 handle.database().restarted(restart);
+                if let Some(restart) = restart {
+                    handle.database().wait_followed(&restart);
+                }
                 rc
             }
             (offset, 1, LOCK_SHARED) if offset >= READ_LOCK_0 => {
