@@ -92,11 +92,12 @@ impl Pin {
         self.file.raw()
     }
 
-    /// Takes a read slot, the last one first: readers begin with the first. Not while others have
-    /// the way.
+    /// Takes a read slot, the last one but one first. Readers begin with the first slot. A recovery that
+    /// finds the last slot locked returns `SQLITE_BUSY` (`walIndexRecover` in `wal.c`). Not while others
+    /// have the way.
     pub fn hold_slot(&mut self) {
         if self.way == Way::Shut && self.slot.is_none() {
-            let slot = [4, 3, 2].into_iter().find(|slot| self.try_slot(*slot));
+            let slot = [3, 2, 4].into_iter().find(|slot| self.try_slot(*slot));
             self.slot = slot.map(|slot| (slot, new_guard()));
         }
     }
