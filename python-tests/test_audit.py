@@ -186,6 +186,7 @@ def test_the_wal_does_not_grow_for_it(new_host, new_replica, tmp_path):
         if pages > max([1500] + [most for _at, most in grown]):
             grown.append((time.strftime("%H:%M:%S"), pages))
     assert slices_of(tmp_path) >= 300
+    assert host.status(database)["resyncs"] == 0, said(tmp_path, "WARN")
     assert not grown or grown[-1][1] < 3000, (grown, host.status(database), said(tmp_path, "")[-200:])
 
 

@@ -130,7 +130,8 @@ class Round:
     def environment(self):
         env = {"WALFERRY_REPLICA": self.url, "WALFERRY_LOG_FILE": str(self.folder / "log"),
                "WALFERRY_SYNC_INTERVAL": self.rng.choice(("0", "1ms", "5ms", "5ms", "50ms", "300ms")),
-               "WALFERRY_SHUTDOWN_TIMEOUT": self.rng.choice(("0s", "2s"))}
+               "WALFERRY_SHUTDOWN_TIMEOUT": self.rng.choice(("0s", "2s")),
+               "WALFERRY_AUDIT_INTERVAL": self.rng.choice(("24h", "24h", "1ms")), "WALFERRY_AUDIT_RATE": "1GB"}
         if self.levels:
             env["WALFERRY_LEVELS"] = self.levels
         return env
@@ -571,7 +572,7 @@ class Campaign:
     def __init__(self, seed, hosts, folder, say=print):
         self.seed, self.hosts, self.folder, self.say = seed, hosts, Path(folder).resolve(), say
         self.facts, self.errors, self.findings = (collections.Counter() for _ in range(3))
-        self.red, self.most = [], (0, None)
+        self.red, self.most = [], (0, 0)
 
     def round(self, number):
         """Whether it was green."""
@@ -594,6 +595,9 @@ class Campaign:
         except Red:
             pass
         findings = round_.findings()
+        differ = [what for what in findings if "not as captured" in what]
+        if differ and not red:
+            red = Red("audit", differ[0])
         self.facts.update(round_.facts)
         self.facts.update(round_.done)
         self.facts["rounds"] += 1

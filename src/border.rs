@@ -54,6 +54,13 @@ pub trait Border: Send + Sync {
 
     /// Starts a read transaction on a connection of our own.
     fn open_reader(&self) -> io::Result<Box<dyn Reader>>;
+
+    /// Starts a read transaction for a moment. If it is to make room, it ends by itself when a writer of
+    /// this process wants what it holds, as [`Reader::is_intact`] tells; and it always does for who wants
+    /// the database to itself.
+    fn open_short_reader(&self, _makes_room: bool) -> io::Result<Box<dyn Reader>> {
+        self.open_reader()
+    }
 }
 
 /// How other processes may begin the WAL anew.

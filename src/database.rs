@@ -87,7 +87,9 @@ pub(crate) struct Shared {
     pub given_up: bool,
     /// The last restart of the WAL that a thread of this process made or let happen.
     pub restart: Option<Restart>,
-    /// Whose turn it is to take read slots.
+    /// A thread of this process is making one: the end of it is not known yet.
+    pub restarts: bool,
+    /// Turn of a writer to take the read slots.
     pub turn: WritersTurn,
     /// How the WAL came and went, as far as the sealer has not taken it in; in order.
     pub transitions: VecDeque<Transition>,
@@ -307,6 +309,7 @@ impl Database {
                 refused: false,
                 given_up: false,
                 restart: None,
+                restarts: false,
                 turn: WritersTurn::default(),
                 transitions: VecDeque::new(),
                 diverged: None,

@@ -40,12 +40,12 @@ impl WritersTurn {
         }
     }
 
-    /// It got the slots.
+    /// The writer got the slots.
     pub fn taken(&mut self) {
         self.refused_at = None;
     }
 
-    /// When the turn ends, if it is under way at `now`.
+    /// Gives the end of the turn, if one is under way at `now`.
     pub fn until(&self, now: u64) -> Option<u64> {
         self.refused_at.map(|at| at.saturating_add(TURN)).filter(|until| now < *until)
     }
@@ -173,9 +173,15 @@ impl Database {
         }
     }
 
+    /// The caller, who holds the write lock, is about to ask for the read slots.
+    pub fn restart_begins(&self) {
+        self.with(|shared| shared.restarts = true);
+    }
+
     /// The new beginning that was let through did not come about.
     pub fn restart_failed(&self) {
         let page = self.with(|shared| {
+            shared.restarts = false;
             shared.turn.refused(self.process.upgrade().map_or(0, |process| process.now()));
             shared.shippers_page()
         });
@@ -189,6 +195,7 @@ impl Database {
     pub fn restarted(&self, restart: Option<Restart>) {
         let page = self.with(|shared| {
             shared.restart = restart.or(shared.restart);
+            shared.restarts = false;
             shared.turn.taken();
             shared.shippers_page()
         });

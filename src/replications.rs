@@ -133,6 +133,11 @@ impl Replications {
         true
     }
 
+    /// [`Database::restart_begins`] of all.
+    pub fn restart_begins(&self) {
+        self.each().for_each(|database| database.restart_begins());
+    }
+
     /// [`Database::restart_failed`] of all.
     pub fn restart_failed(&self) {
         self.each().for_each(|database| database.restart_failed());

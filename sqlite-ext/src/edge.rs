@@ -12,6 +12,7 @@ use crate::alone::AloneReader;
 use crate::api::{self, BaseVfs, OwnConnection};
 use crate::inside;
 use crate::pin::Pin;
+use crate::pinned_reader::PinnedReader;
 use crate::reader::SnapshotReader;
 use crate::registry::find;
 
@@ -101,6 +102,18 @@ impl Border for Edge {
         }
         shimmed.orphan();
         false
+    }
+
+    fn open_short_reader(&self, makes_room: bool) -> std::io::Result<Box<dyn Reader>> {
+        if let Some(shimmed) = find(&self.path) {
+            let _turn = shimmed.walks.lock();
+            if !shimmed.is_asked_for()
+                && let Some(reader) = PinnedReader::begin(&shimmed, makes_room)
+            {
+                return Ok(Box::new(reader));
+            }
+        }
+        self.open_reader()
     }
 
     fn open_reader(&self) -> std::io::Result<Box<dyn Reader>> {

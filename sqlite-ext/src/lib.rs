@@ -24,6 +24,7 @@ mod log_sink;
 mod main_file;
 mod opening;
 mod pin;
+mod pinned_reader;
 mod reader;
 mod registry;
 mod wal_file;

@@ -49,6 +49,7 @@ impl MainFile<'_> {
                     return SQLITE_BUSY;
                 }
                 handle.database().checkpoint_begins();
+                handle.shimmed.make_room(handle.index().map_or(0, |index| index.max_frame));
                 let rc = forward();
                 handle.checkpoints.store(rc == SQLITE_OK, Ordering::Release);
                 rc
@@ -111,6 +112,7 @@ impl MainFile<'_> {
             // A writer then appends without an error, and a checkpoint says that it was busy.
             return SQLITE_BUSY;
         }
+        handle.database().restart_begins();
         let mut pin = handle.shimmed.pin.lock();
         if let Some(pin) = pin.as_mut() {
             pin.drop_slot();

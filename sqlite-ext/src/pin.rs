@@ -34,10 +34,45 @@ const HEADER_WORDS: usize = 34;
 /// words.
 const REGION_PAGES: usize = 4096;
 
+/// Read slots (`WAL_NREADER`). The first one is for readers that need nothing of the WAL.
+const SLOTS: usize = 5;
+/// Most frames that may be committed while a read transaction goes on that makes room, and while one does
+/// that makes none: a checkpoint has to stop where it began, and the WAL grows.
+const BEHIND: [u32; 2] = [500, 5000];
+/// Attempts to begin a read transaction, as others commit meanwhile.
+const READ_ATTEMPTS: usize = 5;
+
+/// A read transaction of a pin's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Read(u64);
+
+/// A read transaction under way.
+#[derive(Clone, Copy)]
+struct Reading {
+    read: Read,
+    slot: usize,
+    /// The last frame that it sees.
+    frame: u32,
+    /// Ends for who begins the WAL anew.
+    makes_room: bool,
+}
+
+impl Reading {
+    /// The last frame up to which a checkpoint lets it go on.
+    fn until(self) -> u32 {
+        let [with, without] = BEHIND;
+        self.frame.saturating_add(if self.makes_room { with } else { without })
+    }
+}
+
+fn number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
 /// A guard that was never held before.
 pub fn new_guard() -> Guard {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    Guard(NEXT.fetch_add(1, Ordering::Relaxed))
+    Guard(number())
 }
 
 /// A pinned WAL.
@@ -54,6 +89,8 @@ pub struct Pin {
     before_way: Option<Guard>,
     /// Whether the checkpoint lock is held.
     checkpoints: bool,
+    /// The read transaction under way.
+    reading: Option<Reading>,
 }
 
 impl Pin {
@@ -81,6 +118,7 @@ impl Pin {
             way: Way::Shut,
             before_way: None,
             checkpoints: false,
+            reading: None,
         };
         if hold {
             pin.hold_slot();
@@ -97,7 +135,9 @@ impl Pin {
     /// have the way.
     pub fn hold_slot(&mut self) {
         if self.way == Way::Shut && self.slot.is_none() {
-            let slot = [3, 2, 4].into_iter().find(|slot| self.try_slot(*slot));
+            let reads = |slot: &usize| self.reading.is_some_and(|reading| reading.slot == *slot);
+            let slots = [3, 2, 4].into_iter().filter(|slot| !reads(slot));
+            let slot = slots.into_iter().find(|slot| self.try_slot(*slot));
             self.slot = slot.map(|slot| (slot, new_guard()));
         }
     }
@@ -123,12 +163,9 @@ impl Pin {
             }
             raw.shm_lock(lock, 1, SQLITE_SHM_UNLOCK | SQLITE_SHM_SHARED);
         }
-        if raw.shm_lock(lock, 1, SQLITE_SHM_LOCK | SQLITE_SHM_EXCLUSIVE) != SQLITE_OK {
-            return false;
-        }
-        self.shm.set_read_mark(slot, NOT_USED);
-        raw.shm_lock(lock, 1, SQLITE_SHM_UNLOCK | SQLITE_SHM_EXCLUSIVE);
-        if raw.shm_lock(lock, 1, SQLITE_SHM_LOCK | SQLITE_SHM_SHARED) != SQLITE_OK {
+        if !self.set_mark(slot, NOT_USED)
+            || raw.shm_lock(lock, 1, SQLITE_SHM_LOCK | SQLITE_SHM_SHARED) != SQLITE_OK
+        {
             return false;
         }
         raw.shm_barrier();
@@ -141,8 +178,92 @@ impl Pin {
         false
     }
 
+    /// Begins a read transaction, as `walTryBeginRead` in `wal.c` does, of the state that this index
+    /// describes. `None` while one is under way, or no slot is to be had.
+    pub fn begin_read(&mut self, makes_room: bool) -> Option<(Read, WalIndex)> {
+        if self.reading.is_some() {
+            return None;
+        }
+        let (slot, index) = (0..READ_ATTEMPTS).find_map(|_| self.try_begin_read())?;
+        let read = Read(number());
+        self.reading = Some(Reading { read, slot, frame: index.max_frame, makes_room });
+        Some((read, index))
+    }
+
+    fn try_begin_read(&self) -> Option<(usize, WalIndex)> {
+        let index = self.index()?;
+        let (slot, mark) = self.slot_for(index.max_frame)?;
+        let (raw, lock) = (self.raw(), READ_LOCK_0 + slot as i32);
+        if raw.shm_lock(lock, 1, SQLITE_SHM_LOCK | SQLITE_SHM_SHARED) != SQLITE_OK {
+            return None;
+        }
+        raw.shm_barrier();
+        // Before the lock the mark could be set anew, and frames be copied or overwritten.
+        let holds = slot == 0 || self.shm.read_mark(slot) == mark;
+        if holds && self.index() == Some(index) {
+            return Some((slot, index));
+        }
+        raw.shm_lock(lock, 1, SQLITE_SHM_UNLOCK | SQLITE_SHM_SHARED);
+        None
+    }
+
+    /// The slot for a reader of the frames up to this one, and its mark: nobody copies frames beyond it
+    /// while the slot is held. That of the pin is none: its mark is for nobody to read by.
+    fn slot_for(&self, frame: u32) -> Option<(usize, u32)> {
+        if self.copied() == frame {
+            return Some((0, 0));
+        }
+        let marks = (1..SLOTS).map(|slot| (slot, self.shm.read_mark(slot)));
+        let best = marks.filter(|(_, mark)| *mark <= frame).max_by_key(|(_, mark)| *mark);
+        if let Some((_, mark)) = best
+            && mark == frame
+        {
+            return best;
+        }
+        let free = (1..SLOTS).filter(|slot| self.slot.is_none_or(|(pinned, _)| pinned != *slot));
+        let set = free.into_iter().find(|slot| self.set_mark(*slot, frame));
+        set.map(|slot| (slot, frame)).or(best)
+    }
+
+    /// Sets the mark of a slot that nobody reads by.
+    fn set_mark(&self, slot: usize, mark: u32) -> bool {
+        let (raw, lock) = (self.raw(), READ_LOCK_0 + slot as i32);
+        if raw.shm_lock(lock, 1, SQLITE_SHM_LOCK | SQLITE_SHM_EXCLUSIVE) != SQLITE_OK {
+            return false;
+        }
+        self.shm.set_read_mark(slot, mark);
+        raw.shm_lock(lock, 1, SQLITE_SHM_UNLOCK | SQLITE_SHM_EXCLUSIVE);
+        true
+    }
+
+    /// True while this read transaction goes on.
+    pub fn is_reading(&self, read: Read) -> bool {
+        self.reading.is_some_and(|reading| reading.read == read)
+    }
+
+    /// The last frame up to which a checkpoint lets the read transaction go on that is under way.
+    pub fn reads_until(&self) -> Option<u32> {
+        self.reading.map(Reading::until)
+    }
+
+    /// Ends the read transaction, if one is under way.
+    pub fn end_read(&mut self) {
+        if let Some(reading) = self.reading.take() {
+            let lock = READ_LOCK_0 + reading.slot as i32;
+            self.raw().shm_lock(lock, 1, SQLITE_SHM_UNLOCK | SQLITE_SHM_SHARED);
+        }
+    }
+
+    /// Reads bytes of the database file. They are of one state only in a read transaction.
+    pub fn read(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
+        self.raw().read(buffer, offset)
+    }
+
     /// Lets the WAL be begun anew, for as long as the slot is not taken again.
     pub fn drop_slot(&mut self) {
+        if self.reading.is_some_and(|reading| reading.makes_room) {
+            self.end_read();
+        }
         self.unlock_checkpoints();
         self.way = Way::Shut;
         self.before_way = None;
@@ -268,6 +389,7 @@ impl Pin {
 
 impl Drop for Pin {
     fn drop(&mut self) {
+        self.end_read();
         self.drop_slot();
         self.raw().shm_unmap(false);
         self.raw().unlock(SQLITE_LOCK_NONE);

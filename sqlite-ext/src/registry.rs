@@ -44,6 +44,9 @@ pub struct Shimmed {
     pub(crate) told: AtomicBool,
     /// Last frame at the last checkpoint that was let through with the gate shut.
     pub(crate) checkpointed: AtomicU32,
+    /// The last frame up to which a checkpoint lets a read transaction of the pin's go on; `u32::MAX` while
+    /// none is under way.
+    pub(crate) reads_until: AtomicU32,
     /// Locked after what the threads of walferry share of a database, never before.
     pub(crate) pin: Mutex<Option<Pin>>,
     /// A connection of our own for checkpoints, once one was made.
@@ -184,6 +187,7 @@ impl Shimmed {
             written: AtomicBool::new(false),
             told: AtomicBool::new(false),
             checkpointed: AtomicU32::new(0),
+            reads_until: AtomicU32::new(u32::MAX),
             pin: Mutex::new(None),
             keeper: Mutex::new(None),
             holds: Holds::default(),
@@ -375,6 +379,20 @@ impl Shimmed {
             .iter()
             .filter(|handle| !handle.is_inherited())
             .find_map(|handle| handle.index_from_outside())
+    }
+
+    /// A checkpoint is about to copy the frames up to this one: ends a read transaction of the pin's that
+    /// began too long ago.
+    pub(crate) fn make_room(&self, frame: u32) {
+        if frame <= self.reads_until.load(Ordering::Acquire) {
+            return;
+        }
+        let mut pin = self.pin.lock();
+        if let Some(pin) = pin.as_mut()
+            && pin.reads_until().is_some_and(|until| until < frame)
+        {
+            pin.end_read();
+        }
     }
 
     /// Gives the pin up for a connection that asks for the database to itself. Walks are ended, unless

@@ -11,6 +11,10 @@ use crate::units::Pgno;
 const ACTIVE: Millis = 10_000;
 /// After so long a slice that could not be read is tried again.
 const AGAIN: Millis = 1000;
+/// After so long a slice that made room is tried again.
+const SOON: Millis = 20;
+/// A slice makes room so many times in a row.
+const YIELDS: u32 = 5;
 
 /// What the user can set.
 #[derive(Clone, Copy, Debug)]
@@ -105,6 +109,20 @@ impl Audit {
         walk.due = now.saturating_add(AGAIN);
         walk.failures = walk.failures.saturating_add(1);
         walk.failures
+    }
+
+    /// A slice made room for somebody before it was read.
+    pub fn made_room(&mut self, now: Millis) {
+        self.put_off(now);
+        if let Some(walk) = &mut self.walk {
+            walk.due = now.saturating_add(SOON);
+        }
+    }
+
+    /// True if a slice makes room for who wants its read slot. Not always: an audit must come to an end
+    /// some day beside whoever asks all the time.
+    pub fn makes_room(&self) -> bool {
+        self.walk.is_none_or(|walk| walk.failures < YIELDS)
     }
 
     /// The audit under way has ended; how many pages it has compared.
@@ -206,5 +224,20 @@ mod tests {
         assert!(!audit.is_due(2499) && audit.is_due(2500));
         audit.slice_done(0, 1, 2, 2500);
         assert_eq!((audit.put_off(2500), audit.finished(2500)), (1, 1));
+    }
+
+    #[test]
+    fn a_slice_makes_room_a_few_times_and_then_no_more() {
+        let mut audit = audit(DAY, None);
+        audit.written(0);
+        audit.begin(0);
+        for round in 0..u64::from(YIELDS) {
+            assert!(audit.makes_room());
+            audit.made_room(round * SOON);
+            assert_eq!(audit.due(), Some((round + 1) * SOON));
+        }
+        assert!(!audit.makes_room());
+        audit.slice_done(MIB, 256, 257, 1000);
+        assert!(audit.makes_room());
     }
 }

@@ -57,7 +57,7 @@ pub struct Engine {
     queue: VecDeque<Closed>,
     /// The commits that are in no closed file.
     unclosed: Waiting,
-    /// Those of them that the local job under way takes in.
+    /// Commits that the local job under way takes in.
     closing: Waiting,
     /// The database must be compared with the page table before anything else is closed.
     resync: bool,
@@ -77,7 +77,7 @@ pub struct Engine {
 /// Commits that are not in a closed file.
 #[derive(Clone, Copy, Default, Debug)]
 struct Waiting {
-    /// When the oldest of them was made, if there is one.
+    /// Time of the oldest, if there is one.
     since: Option<Millis>,
     /// Somebody waits for them: close at once, interval or not.
     hurry: bool,
@@ -88,7 +88,7 @@ impl Waiting {
         self.since = earlier(self.since, Some(at));
     }
 
-    /// What a job was to take in waits again.
+    /// Commits that a job was to take in wait again.
     fn take_back(&mut self, job: &mut Waiting) {
         let job = std::mem::take(job);
         self.since = earlier(self.since, job.since);
@@ -559,7 +559,7 @@ impl Engine {
         self.local_backoff.is_due(now)
     }
 
-    /// Whether commits wait for the end of the interval, and nobody asked for them.
+    /// True if commits wait for the end of the interval, and nobody asked for them.
     pub fn waits_for_interval(&self) -> bool {
         self.unclosed.since.is_some() && !self.unclosed.hurry
     }

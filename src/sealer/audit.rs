@@ -43,6 +43,8 @@ struct Slice {
 enum Cannot {
     /// Not now.
     Yet(String),
+    /// The slice made room for somebody who wanted its read slot.
+    MadeRoom,
     /// Capture stopped.
     Capture(Stop),
 }
@@ -123,6 +125,7 @@ impl Replica {
                     log::warn!("{path}: its audit cannot go on with page {first}: {why}");
                 }
             }
+            Err(Cannot::MadeRoom) => self.audit.made_room(now),
             Err(Cannot::Capture(stop)) => {
                 self.audit.put_off(now);
                 self.stopped(stop);
@@ -175,7 +178,7 @@ impl Replica {
             return Err(not_yet("not all of it is captured"));
         }
         let (salts, frame) = end.place();
-        let mut scan = self.open_slice(first).map_err(Cannot::Yet)?;
+        let mut scan = self.open_slice(first, self.audit.makes_room()).map_err(Cannot::Yet)?;
         let snapshot = scan.snapshot();
         let index = snapshot.index.ok_or_else(|| not_yet("there is no WAL"))?;
         if salts != index.salts || frame > index.max_frame {
@@ -210,6 +213,7 @@ impl Replica {
         });
         let more = match more {
             Ok(more) => more,
+            Err(_) if !scan.is_intact() => return Err(Cannot::MadeRoom),
             Err(Stop::Failed(why)) => return Err(Cannot::Yet(why)),
             Err(stop) => return Err(stop.into()),
         };
@@ -224,13 +228,12 @@ impl Replica {
 
 /// While the slice was read, the WAL must not have been begun anew.
 fn check_generation(scan: &Scan) -> Result<(), Cannot> {
+    if !scan.is_intact() {
+        return Err(Cannot::MadeRoom);
+    }
     let salts = |index: crate::wal::WalIndex| index.salts;
     let same = scan.index_now().map(salts) == scan.snapshot().index.map(salts);
-    if same && scan.is_intact() {
-        Ok(())
-    } else {
-        Err(Cannot::Yet("the WAL was begun anew while it was read".into()))
-    }
+    if same { Ok(()) } else { Err(Cannot::Yet("the WAL was begun anew while it was read".into())) }
 }
 
 /// What differs, in words.

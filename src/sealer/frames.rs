@@ -12,7 +12,7 @@ use crate::finding::Finding;
 use crate::local;
 use crate::local::spool::Entry;
 use crate::units::{PageSize, Salts, Txid, WalPosition};
-use crate::wal::evidence::{self, Account, Guard, Proven, Sight};
+use crate::wal::evidence::{self, Account, Gap, Guard, Proven, Sight};
 use crate::wal::{FrameSet, NO_WAL, Tail, WalIndex, checksum_at, reaches};
 
 /// Open pieces are joined when so many have gathered, so that closing never opens too many files.
@@ -331,6 +331,10 @@ impl Replica {
                 1
             }
             Account::Overtaken => return Ok(false),
+            // The thread that makes the restart has seen both sides of it, and tells in a moment.
+            Account::NotProven(Gap::Restarted) if self.database.with(|shared| shared.restarts) => {
+                return Ok(false);
+            }
             Account::NotProven(gap) => {
                 log::debug!("{}: {gap:?} from {cursor:?} to {look:?}", self.database.label());
                 return Err(Stop::Diverged(finding_of(gap)));

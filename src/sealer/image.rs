@@ -252,10 +252,10 @@ impl Replica {
     }
 
     /// Opens a walk over one slice of the pages, in a read transaction.
-    pub(super) fn open_slice(&mut self, first: Pgno) -> Result<Scan, String> {
+    pub(super) fn open_slice(&mut self, first: Pgno, makes_room: bool) -> Result<Scan, String> {
         self.scan(|border, wal| {
             let pages = |index: &WalIndex| border.frame_pages(index, 1, index.max_frame);
-            Scan::begin_at(first, border.open_reader()?, wal, pages)
+            Scan::begin_at(first, border.open_short_reader(makes_room)?, wal, pages)
         })
     }
 

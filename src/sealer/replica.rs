@@ -444,7 +444,7 @@ impl Replica {
         self.engine.handle(now, Event::Hurry);
     }
 
-    /// While the process ends: what is found after it was told waits for no interval either.
+    /// Ships commits that were found after the process was told to end, whatever the interval.
     pub(super) fn hurry_late(&mut self) {
         if self.engine.waits_for_interval() {
             self.wake();

@@ -1,0 +1,112 @@
+//! Reading a little of a database through the pin: a read transaction without a connection of its own.
+//!
+//! Reading so costs no descriptor. A writer of this process that begins the WAL anew can end the
+//! transaction instead of being refused, and so can a checkpoint of this process that would have to stop
+//! too far from the WAL's end.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use walferry::border::{Reader, Snapshot};
+use walferry::units::PageSize;
+use walferry::wal::WalIndex;
+
+use crate::inside;
+use crate::pin::{Pin, Read};
+use crate::registry::Shimmed;
+
+/// Bytes that are read at once while the pin is locked: a writer may be waiting for it.
+const AT_ONCE: usize = 16 << 10;
+/// Bytes of page 1 that the header takes.
+const HEADER: usize = 100;
+
+/// Reads the state that a read transaction of the pin's sees.
+pub struct PinnedReader {
+    shimmed: Arc<Shimmed>,
+    read: Read,
+    snapshot: Snapshot,
+}
+
+impl PinnedReader {
+    /// Begins the transaction; `None` where the pin is not held or cannot begin one now. If it makes room,
+    /// a writer of this process that begins the WAL anew ends it.
+    pub fn begin(shimmed: &Arc<Shimmed>, makes_room: bool) -> Option<PinnedReader> {
+        let _inside = inside::in_sqlite();
+        let mut pin = shimmed.pin.lock();
+        let pin = pin.as_mut()?;
+        let (read, index) = pin.begin_read(makes_room)?;
+        let snapshot = snapshot(pin, index);
+        if snapshot.is_none() {
+            pin.end_read();
+        }
+        shimmed.reads_until.store(pin.reads_until().unwrap_or(u32::MAX), Ordering::Release);
+        Some(PinnedReader { shimmed: shimmed.clone(), read, snapshot: snapshot? })
+    }
+
+    /// Calls this with the pin while the transaction goes on.
+    fn with<T>(&self, call: impl FnOnce(&Pin) -> T) -> Option<T> {
+        let _inside = inside::in_sqlite();
+        let pin = self.shimmed.pin.lock();
+        pin.as_ref().filter(|pin| pin.is_reading(self.read)).map(call)
+    }
+}
+
+/// Describes the state that the transaction sees.
+fn snapshot(pin: &Pin, index: WalIndex) -> Option<Snapshot> {
+    let of_index = (index.page_size, index.page_count);
+    let (page_size, page_count) = if index.max_frame > 0 { of_index } else { of_file(pin)? };
+    Some(Snapshot { page_size, page_count, index: Some(index) }).filter(|_| page_count > 0)
+}
+
+/// Page size and size in pages of a database of which the WAL has nothing, if its header tells
+/// (bytes 16, 24, 28 and 92 of <https://sqlite.org/fileformat.html>).
+fn of_file(pin: &Pin) -> Option<(PageSize, u32)> {
+    let mut header = [0; HEADER];
+    pin.read(&mut header, 0).ok()?;
+    let word = |at: usize| {
+        let bytes = header.get(at..at + 4)?;
+        Some(u32::from_be_bytes(bytes.try_into().ok()?))
+    };
+    let page_size = PageSize::from_u16(u16::from_be_bytes([header[16], header[17]]))?;
+    let (changed, count, valid_for) = (word(24)?, word(28)?, word(92)?);
+    (changed == valid_for).then_some((page_size, count))
+}
+
+fn ended() -> io::Error {
+    io::Error::other("a writer or a connection asked for what it held, or the process forked")
+}
+
+impl Reader for PinnedReader {
+    fn snapshot(&self) -> Snapshot {
+        self.snapshot
+    }
+
+    fn index_now(&self) -> Option<WalIndex> {
+        self.with(Pin::index).flatten()
+    }
+
+    fn read_main(&mut self, mut offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        for piece in buffer.chunks_mut(AT_ONCE) {
+            let len = piece.len() as u64;
+            self.with(|pin| pin.read(piece, offset)).ok_or_else(ended)??;
+            offset = offset.saturating_add(len);
+        }
+        Ok(())
+    }
+
+    fn is_intact(&self) -> bool {
+        self.with(|_| ()).is_some()
+    }
+}
+
+impl Drop for PinnedReader {
+    fn drop(&mut self) {
+        let _inside = inside::in_sqlite();
+        let mut pin = self.shimmed.pin.lock();
+        if let Some(pin) = pin.as_mut().filter(|pin| pin.is_reading(self.read)) {
+            pin.end_read();
+        }
+        self.shimmed.reads_until.store(u32::MAX, Ordering::Release);
+    }
+}
