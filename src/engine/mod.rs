@@ -79,7 +79,7 @@ pub struct Engine {
 struct Waiting {
     /// Time of the oldest, if there is one.
     since: Option<Millis>,
-    /// Somebody waits for them: close at once, interval or not.
+    /// True if somebody waits for the commits, which are then closed at once, interval or not.
     hurry: bool,
 }
 
