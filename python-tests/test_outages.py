@@ -1,9 +1,11 @@
 """Stores, disks and clocks that misbehave: the application does not notice, the lag is told as it
 is, and nothing is lost or sent twice when all is well again."""
 
+import contextlib
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import time
 
@@ -218,6 +220,27 @@ def test_no_thread_is_to_be_had(new_host, misfortune, tmp_path):
     host.sync()
     all_well(host, database, replica, tmp_path)
     assert "internal error" not in (tmp_path / "walferry.log").read_text()
+
+
+def test_an_image_that_was_read_holds_back_no_checkpoint(new_host, proxy, replica, tmp_path):
+    """Its last parts wait for the store."""
+    database = tmp_path / "app.db"
+    with contextlib.closing(sqlite3.connect(database)) as plain:
+        plain.executescript("PRAGMA journal_mode=WAL; CREATE TABLE big AS SELECT randomblob(20000000)")
+        rule = proxy.rule("hold", method="PUT", path="partNumber")
+        host = start(new_host, replica, database)
+        proxy.wait(rule)
+        commits(host, 5)
+        deadline = time.monotonic() + 30
+        while True:
+            busy, frames, copied = plain.execute("PRAGMA wal_checkpoint").fetchone()
+            if (busy, copied) == (0, frames):
+                break
+            assert time.monotonic() < deadline, "%d of %d frames" % (copied, frames)
+    assert host.status(database)["state"] == "imaging"
+    proxy.heal()
+    host.sync()
+    all_well(host, database, replica, tmp_path)
 
 
 def test_no_herd(new_host, s3, proxy, tmp_path):

@@ -46,7 +46,8 @@ enum Stage {
 }
 
 struct Sending {
-    scan: Scan,
+    /// Until all pages are read.
+    scan: Option<Scan>,
     encoder: Encoder<Buffer>,
     parts: mpsc::Sender<Part>,
     part_len: usize,
@@ -79,6 +80,14 @@ struct Done {
     fingerprint: Option<Fingerprint>,
 }
 
+impl Done {
+    fn walked(&self) -> (u64, u64) {
+        let base = self.image.base;
+        let len = u64::from(base.commit).saturating_mul(u64::from(base.page_size));
+        (len, len)
+    }
+}
+
 impl ImageJob {
     pub(super) fn can_step(&self) -> bool {
         matches!(&self.stage, Stage::Sending(sending) if !sending.blocked)
@@ -93,12 +102,11 @@ impl ImageJob {
     pub(super) fn progress(&self) -> Option<(u64, u64)> {
         match &self.stage {
             Stage::Opening => None,
-            Stage::Sending(sending) => Some(sending.scan.walked()),
-            Stage::Completing(done) => {
-                let base = done.image.base;
-                let len = u64::from(base.commit).saturating_mul(u64::from(base.page_size));
-                Some((len, len))
-            }
+            Stage::Sending(sending) => match (&sending.scan, &sending.done) {
+                (Some(scan), _) => Some(scan.walked()),
+                (None, done) => done.as_ref().map(|done| done.walked()),
+            },
+            Stage::Completing(done) => Some(done.walked()),
         }
     }
 
@@ -226,7 +234,7 @@ impl Replica {
         let mut part = Buffer::with_capacity(part_len.saturating_add(4 * SLICE));
         part.write_all(&[0; HEADER_LEN]).map_err(|error| error.to_string())?;
         Ok(Sending {
-            scan,
+            scan: Some(scan),
             encoder: Encoder::new(part, page_size),
             parts,
             part_len,
@@ -312,10 +320,10 @@ impl Replica {
             );
         }
         let Some(local) = self.local.as_mut() else { return Err("the local state is gone".into()) };
+        let Some(scan) = &mut sending.scan else { return Err("it was read already".into()) };
         let (encoder, table) = (&mut sending.encoder, &mut local.table);
         let mut sums = Vec::new();
-        let more = sending
-            .scan
+        let more = scan
             .step(|pgno, page| -> Result<(), SliceError> {
                 encoder.page(pgno, page).map_err(|error| SliceError(error.to_string()))?;
                 sums.push((pgno, ltx::checksum::page(pgno, page)));
@@ -332,11 +340,13 @@ impl Replica {
 
     /// All pages are read: makes the header, and remembers what is about to appear at the store.
     fn finish_sending(&mut self, sending: &mut Sending, head: &Head) -> Result<(), String> {
-        Self::check_generation(&sending.scan)?;
+        // What is left of the upload needs no read transaction.
+        let Some(scan) = sending.scan.take() else { return Err("it was read already".into()) };
+        Self::check_generation(&scan)?;
         let Some(local) = self.local.as_mut() else { return Err("the local state is gone".into()) };
-        let snapshot = sending.scan.snapshot();
+        let snapshot = scan.snapshot();
         local.table.set_commit(snapshot.page_count).map_err(|error| error.to_string())?;
-        let position = sending.scan.position();
+        let position = scan.position();
         let span = match position {
             Some(at) => Span::frames(snapshot.page_size, at.salts, 1, at.frame),
             None => Span::NONE,
@@ -383,7 +393,7 @@ impl Replica {
             image,
             len,
             seq: sending.seq,
-            cursor: sending.scan.end(),
+            cursor: scan.end(),
             attached: sending.attached,
             epoch: sending.epoch,
             fingerprint: sending.fingerprint.filter(|_| position.is_none()),
