@@ -500,15 +500,24 @@ def opened():
 while any(path.startswith(DATABASE) for path in opened()):
     time.sleep(0.01)  # they still have something to write down
 
-def open_scarcely():
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+def take_all():
     resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
     taken = []
     try:
         while True:
             taken.append(os.open("/dev/null", os.O_RDONLY))
     except OSError:
-        pass
+        return taken
+
+def give_back(taken):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for fd in taken:
+        os.close(fd)
+
+def open_scarcely():
+    taken = take_all()
     for free in range(1, 20):
         db = None
         os.close(taken.pop())
@@ -519,15 +528,41 @@ def open_scarcely():
         except sqlite3.OperationalError:
             if db:
                 db.close()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    for fd in taken:
-        os.close(fd)
+    give_back(taken)
     return db, free
+
+def state(db, database):
+    reports = json.loads(db.execute("SELECT walferry_status()").fetchone()[0])
+    return next(report for report in reports if report["database"] == database)
+
+def wait_for(db, database, text):
+    deadline = time.monotonic() + 20
+    while text not in (state(db, database)["last_error"] or state(db, database)["state"]):
+        assert time.monotonic() < deadline, state(db, database)
+        time.sleep(0.01)
+
+def open_the_last():
+    taken, opened = take_all(), []
+    for _ in range(11):
+        os.close(taken.pop())
+    for database in ["%s.%d" % (DATABASE, number) for number in range(3)]:
+        db = sqlite3.connect(database, timeout=60, isolation_level=None)
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("CREATE TABLE t (x)")
+        wait_for(db, database, "the 200 that the process may have open")
+        opened.append((db, database))
+    give_back(taken)
+    for db, database in opened:
+        wait_for(db, database, "streaming")
+        sync(db)
+    return len(opened)
 
 for word in sys.stdin:
     answer = None
     if word.strip() == "open":
         db, answer = open_scarcely()
+    elif word.strip() == "open the last":
+        answer = open_the_last()
     elif word.strip() == "write":
         db.execute("INSERT INTO t (x) VALUES ('own')")
     elif word.strip() == "sync":
@@ -537,14 +572,17 @@ for word in sys.stdin:
 
 
 def opened_scarcely(replica, database, folder):
-    """Threads that need a descriptor at the same moment may come first: again, then."""
-    for _ in range(10):
-        scarce = Program(folder, replica, SCARCE)
-        scarce.tell("ready")
-        if scarce.tell("open") == 3:
-            return scarce
-        scarce.end()
-    raise AssertionError("never were just the database, its WAL and its wal-index opened")
+    """The last descriptors are the application's: it needs no more of them than without walferry."""
+    scarce = Program(folder, replica, SCARCE)
+    scarce.tell("ready")
+    assert scarce.tell("open") == 3, "the database, its WAL and its wal-index"
+    return scarce
+
+
+def test_the_last_descriptors_are_the_applications(replica, tmp_path):
+    """Three for each database, as without walferry: replication waits, says so, and goes on by itself."""
+    with Program(tmp_path, replica, SCARCE, WALFERRY_REPLICA=replica.url + "/{name}") as scarce:
+        assert scarce.tell("open the last") == 3
 
 
 def test_pin_without_descriptor_loses_no_commit(new_host, replica, tmp_path):

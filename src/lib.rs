@@ -10,6 +10,7 @@ pub mod cli;
 mod clock;
 pub mod config;
 pub mod database;
+pub mod descriptors;
 pub mod engine;
 pub mod environment;
 pub mod finding;

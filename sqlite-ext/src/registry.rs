@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use walferry::config::canonical;
 use walferry::database::{Attach, WalEnd};
+use walferry::descriptors;
 use walferry::local::state::Fingerprint;
 use walferry::replications::Replications;
 use walferry::wal::WalIndex;
@@ -34,6 +35,8 @@ pub struct Shimmed {
     /// Connections that ask for the file's EXCLUSIVE lock, or have it. Changed with the pin locked:
     /// it is not taken meanwhile.
     pub(crate) exclusive: AtomicUsize,
+    /// The pin was held since the WAL was attached: SQLite has kept its descriptor, if it had to close it.
+    had_pin: AtomicBool,
     /// When the pin was last asked for in vain.
     refused_at: Mutex<Option<Instant>>,
     /// Whether the sealer was told of the WAL.
@@ -182,6 +185,7 @@ impl Shimmed {
             locked: AtomicUsize::new(0),
             connections: Mutex::new(Vec::new()),
             exclusive: AtomicUsize::new(0),
+            had_pin: AtomicBool::new(false),
             refused_at: Mutex::new(None),
             attached: AtomicBool::new(false),
             written: AtomicBool::new(false),
@@ -311,7 +315,10 @@ impl Shimmed {
         if opened.is_some() && Fingerprint::of(path).map(|now| now.file).ok() != opened {
             return false;
         }
-        *pin = Pin::take(api, self.vfs, path, self.holds.any());
+        if self.had_pin.load(Ordering::Acquire) || descriptors::scarce().is_none() {
+            *pin = Pin::take(api, self.vfs, path, self.holds.any());
+        }
+        self.had_pin.fetch_or(pin.is_some(), Ordering::AcqRel);
         *self.refused_at.lock() = pin.is_none().then(Instant::now);
         pin.is_some()
     }
@@ -449,6 +456,7 @@ impl Shimmed {
         // Not attached first: then nobody takes the pin again.
         let attached = self.attached.swap(false, Ordering::AcqRel);
         self.unpin();
+        self.had_pin.store(false, Ordering::Release);
         if attached {
             self.database.detached(end);
         }

@@ -84,6 +84,14 @@ impl Replica {
         let now = self.process.now();
         let Some(store) = self.store.as_deref() else { return false };
         let replica = crate::store::url::identity(store);
+        if let Some(limit) = crate::descriptors::scarce() {
+            self.retry_at = Some(now + STANDBY_RETRY_MS);
+            self.note_open_failure(&format!(
+                "too few descriptors are left of the {limit} that the process may have open, and the \
+                 application needs them: raise that limit (ulimit -n, LimitNOFILE)"
+            ));
+            return false;
+        }
         let cap = self.database.settings().history.copies_cap;
         let found = match open::open(self.database.path(), self.database.dir(), &replica, cap) {
             Ok(Opening::Ours(found)) => *found,
