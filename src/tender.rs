@@ -57,8 +57,9 @@ const CLOSELY: Duration = Duration::from_micros(100);
 /// How long to wait where a fast writer's WAL is to grow.
 const SHORTLY: Duration = Duration::from_millis(1);
 const WIDE_FOR: Duration = Duration::from_secs(2);
-/// So many checkpoints that fail one after the other are told of.
-const FAILURES_TOLD: u32 = 3;
+/// Checkpoints that have failed for so long are told of. A program that closes has the file to itself
+/// for a moment, and for longer on a busy machine.
+const FAILURE_TOLD: Duration = Duration::from_secs(10);
 /// Nobody writes who has not done so for so long: a checkpoint of a slow disk's takes less.
 const QUIET: Duration = Duration::from_millis(100);
 /// The wide way ends when so many frames are not captured.
@@ -134,8 +135,8 @@ struct State {
     held: bool,
     /// Nobody has written for a moment.
     quiet: bool,
-    /// Checkpoints that failed, one after the other.
-    failed: u32,
+    /// Since when all checkpoints have failed, and whether that was told.
+    failing: Option<(Instant, bool)>,
 }
 
 /// What the replicas ask for together.
@@ -507,14 +508,13 @@ impl Tended {
     fn checkpoint(&self, border: &dyn Border, state: &mut State) -> bool {
         match border.checkpoint() {
             Ok(_) => {
-                state.failed = 0;
+                state.failing = None;
                 let copied = border.wal_index().zip(border.copied());
                 state.copied = copied.map(|(index, copied)| (index.salts, copied));
             }
             Err(error) => {
-                // A program that closes has the file to itself for a moment: that passes.
-                state.failed = state.failed.saturating_add(1);
-                if state.failed == FAILURES_TOLD {
+                let (since, told) = state.failing.get_or_insert((Instant::now(), false));
+                if since.elapsed() >= FAILURE_TOLD && !std::mem::replace(told, true) {
                     let path = self.database.path().display();
                     log::warn!("{path}: its WAL cannot be checkpointed: {error}");
                 }

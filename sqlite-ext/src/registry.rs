@@ -406,12 +406,13 @@ impl Shimmed {
     /// it only asks because it closes, which then leaves the WAL in place.
     pub(crate) fn make_way(&self, closes: bool) {
         let _turn = self.walks.lock();
-        *self.keeper.lock() = None;
         {
             let mut pin = self.pin.lock();
             self.exclusive.fetch_add(1, Ordering::AcqRel);
             *pin = None;
         }
+        // There is none again before the end of that.
+        *self.keeper.lock() = None;
         if !closes {
             reader::end_walks_of(self.database.path());
         }
