@@ -292,6 +292,52 @@ def test_exclusive_session_that_finds_a_wal_needs_no_comparison(kind, new_host, 
     assert_same_rows(replica, database, tmp_path)
 
 
+WAL, DELETE, EXCLUSIVE = "PRAGMA journal_mode=WAL", "PRAGMA journal_mode=DELETE", "PRAGMA locking_mode=EXCLUSIVE"
+CREATE, INSERT, READ = "CREATE TABLE t (x)", "INSERT INTO t VALUES (1)", "SELECT count(*) FROM t"
+# Ways into exclusive mode: what a program without walferry did before, and what this one does.
+EXCLUSIVE_WAYS = {
+    "rollback mode": ([CREATE], [EXCLUSIVE, INSERT]),
+    "rollback mode, read": ([CREATE], [READ, EXCLUSIVE, INSERT]),
+    "rollback mode, read later": ([CREATE], [EXCLUSIVE, READ, INSERT]),
+    "rollback mode, written": ([CREATE], [INSERT, EXCLUSIVE, INSERT]),
+    "WAL mode": ([WAL, CREATE], [EXCLUSIVE, INSERT]),
+    "WAL mode, read": ([WAL, CREATE], [READ, EXCLUSIVE, INSERT]),
+    "new": ([], [CREATE, EXCLUSIVE, INSERT]),
+    "new, before": ([], [EXCLUSIVE, CREATE, INSERT]),
+    "new, before, WAL": ([], [EXCLUSIVE, CREATE, WAL, INSERT]),
+    "new, WAL": ([], [WAL, EXCLUSIVE, CREATE, INSERT]),
+    "by way of delete": ([], [WAL, EXCLUSIVE, CREATE, DELETE, INSERT, WAL, INSERT]),
+    "by way of delete, nothing written": ([], [WAL, CREATE, EXCLUSIVE, INSERT, DELETE, WAL, INSERT]),
+    "by way of delete, in WAL mode before": ([WAL, CREATE], [EXCLUSIVE, INSERT, DELETE, INSERT, WAL, INSERT]),
+    "and back": ([CREATE], [EXCLUSIVE, INSERT, "PRAGMA locking_mode=NORMAL", INSERT, EXCLUSIVE, INSERT]),
+}
+
+
+@pytest.mark.parametrize("kind", OLD_AND_NEW)
+@pytest.mark.parametrize("way", EXCLUSIVE_WAYS)
+def test_sync_in_exclusive_mode_ships_every_commit_or_fails(way, kind, new_host, replica, tmp_path):
+    before, after = EXCLUSIVE_WAYS[way]
+    database = tmp_path / "app.db"
+    if before:
+        shell(database, *before)
+    host = opened(new_host(kind, replica), database)
+    for statement in after:
+        host.sql(statement)
+    for _ in range(3):
+        try:
+            host.sync()
+        except HostError as error:
+            # The newest commits are in no WAL: nothing can be shipped, and that is what is said.
+            assert "WAL mode" in str(error), error
+            break
+        local = host.value("SELECT count(*) FROM t")
+        assert rows(restore(replica, tmp_path / "restored.db"), "SELECT count(*) FROM t") == [(local,)]
+        os.remove(tmp_path / "restored.db")
+        host.sql(*[INSERT] * 700, "PRAGMA wal_checkpoint", *[INSERT] * 700)
+    else:
+        assert host.status(database)["state"] == "streaming"
+
+
 @pytest.mark.parametrize("kind", OLD_AND_NEW)
 @pytest.mark.parametrize("wish", ["exclusive", "delete"])
 def test_connection_that_was_only_opened_is_in_nobodys_way(wish, kind, new_host, replica, tmp_path):

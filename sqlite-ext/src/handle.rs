@@ -243,9 +243,10 @@ impl Handle {
     /// The wal-index header as it is now.
     pub(crate) fn index(&self) -> Option<WalIndex> {
         let mut shm = Shm::from_pointer(self.shm.load(Ordering::Acquire).cast());
-        let may_map = !self.is_exclusive() && !self.unmapped.load(Ordering::Acquire);
+        // The connection had it mapped before it was adopted. Any other tells when it maps it: one that has
+        // not may keep its wal-index in memory, and what -shm has is of an earlier time then.
+        let may_map = self.adopted && !self.is_exclusive() && !self.unmapped.load(Ordering::Acquire);
         if shm.is_none() && self.shimmed.is_attached() && may_map {
-            // The connection had it mapped before it was adopted.
             shm = self.real.shm_header(false);
             self.set_shm(shm);
         }
