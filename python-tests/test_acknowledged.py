@@ -6,6 +6,7 @@ last commit at each of its replicas.
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -479,3 +480,29 @@ def test_status_is_json_where_nothing_is_replicated(new_host, tmp_path):
     host = new_host()
     host.open(tmp_path / "plain.db")
     assert json.loads(host.value("SELECT walferry_status()")) == []
+
+
+def test_connection_that_names_another_replica_is_told_that_it_is_not_used(new_host, new_replica, tmp_path):
+    """While the database is open, it stays with the replicas that it was opened with."""
+    first, second, database = new_replica(), new_replica(), tmp_path / "app.db"
+    host = new_host("system")
+    host.open(database, "first", replica=first.url)
+    host.sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (x)", conn="first")
+    host.sync(conn="first")
+    host.open(database, "again", replica=first.url)
+    host.open(database, "second", replica=second.url)
+    host.sql("INSERT INTO t VALUES (1)", conn="second")
+    for function in "walferry_sync()", "walferry_wait()", "walferry_lag()", "walferry_txid()":
+        with pytest.raises(HostError, match=re.escape(second.url)):
+            host.value("SELECT " + function, "second")
+    reports = json.loads(host.value("SELECT walferry_status()", "second"))
+    assert [second.url in (report["last_error"] or "") for report in reports] == [False, True], reports
+    host.sync(conn="first")
+    host.sync(conn="again")
+    for conn in "first", "again", "second":
+        host.close(conn)
+    host.open(":memory:", "other")
+    until(lambda: host.value("SELECT walferry_status()", "other") == "[]", "the database is forgotten")
+    host.open(database, "second", replica=second.url)
+    host.sync(conn="second")
+    assert_restores(second, database, tmp_path)

@@ -47,6 +47,8 @@ pub(crate) enum Control {
     Called(u64),
     /// The end of a job at the store.
     Shipped(u64, Outcome),
+    /// A write of the application's found no room; the answer is whether there is more now.
+    MakeRoom(u64, Sender<bool>),
     /// The process ends: ship everything.
     Drain,
     /// Somebody wants to know whether the thread is well.
@@ -113,6 +115,25 @@ pub fn refuse(path: &Path, replica: &str, why: &str) {
     if refused.len() < REFUSED_MAX {
         refused.push(report);
     }
+}
+
+/// Says which replica of these settings an open database is not replicated to. One that was refused is told
+/// elsewhere.
+fn unheeded(known: &Replications, settings: &[Settings]) -> Option<String> {
+    let path = known.path().display().to_string();
+    let refused = refused();
+    let is_known = |replica: &str| {
+        known.each().any(|database| database.settings().replica == replica)
+            || refused.iter().any(|report| report.database == path && report.replica == replica)
+    };
+    let shown = crate::store::url::redacted;
+    let other = settings.iter().find(|settings| !is_known(&settings.replica))?;
+    Some(format!(
+        "this process replicates the database to {} already, and not to {}, which this connection names; \
+         close all connections to the database before it gets another replica",
+        shown(&known.first().settings().replica),
+        shown(&other.replica)
+    ))
 }
 
 /// Fewer databases are not looked through for those that are gone.
@@ -242,12 +263,14 @@ impl Process {
     /// its replicas that can be; what stands in the way of the others is reported, or with `strict` in
     /// the way of all. Another database of this process with the same replica is refused: the two
     /// would fight over it.
+    ///
+    /// A database that is open stays with its replicas. The text says so if these settings name another.
     pub fn database(
         self: &Arc<Self>,
         path: &Path,
         settings: Vec<Settings>,
         strict: bool,
-    ) -> Result<Replications, String> {
+    ) -> Result<(Replications, Option<String>), String> {
         if let Some(why) = self.ended() {
             return Err(why);
         }
@@ -255,15 +278,14 @@ impl Process {
         self.forget_gone(&mut databases);
         if let Some(known) = databases.get(path) {
             self.tend(known)?;
-            let replicas = || settings.iter().map(|settings| &settings.replica);
-            if !known.each().map(|database| &database.settings().replica).eq(replicas()) {
-                log::warn!(
-                    "{} is open with other replicas already; it stays with {}",
-                    path.display(),
-                    crate::store::url::redacted(&known.first().settings().replica)
-                );
+            let unheeded = unheeded(known, &settings);
+            if let Some(why) = &unheeded {
+                if strict {
+                    return Err(why.clone());
+                }
+                log::warn!("{}: {why}", path.display());
             }
-            return Ok(known.clone());
+            return Ok((known.clone(), unheeded));
         }
         let mut wanted: Vec<(Settings, String)> = Vec::new();
         let mut refused = Vec::new();
@@ -316,7 +338,7 @@ impl Process {
         let replications = Replications::new(all.remove(0), all);
         databases.insert(path.to_path_buf(), replications.clone());
         self.tend(&replications)?;
-        Ok(replications)
+        Ok((replications, None))
     }
 
     /// Has a database taken care of, if that is asked for.
@@ -506,7 +528,7 @@ mod tests {
             let replica = format!("file://{}", dir.path().join(name).join("replica").display());
             let path = dir.path().join(name);
             let settings = Settings::resolve(&path, &Only(replica), None).unwrap();
-            process.database(&path, settings, false)
+            process.database(&path, settings, false).map(|(database, _)| database)
         };
         let known = open("a.db").unwrap();
         process.guard("walferry-ship", || panic!("on purpose"));

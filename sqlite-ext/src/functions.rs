@@ -171,7 +171,8 @@ pub fn status(call: &Call<'_>, _: &[i64]) -> Answer {
         let why = match &schema.file {
             File::Plain if any => None,
             File::Astray(why) => Some(why.clone()),
-            File::Plain | File::Refused(_) | File::Replicated(_) => return None,
+            File::Replicated(handle) => Some(handle.unheeded()?.to_string()),
+            File::Plain | File::Refused(_) => return None,
         };
         Some(Report::not_replicated(&schema.path, &schema.name.to_string_lossy(), why))
     }));

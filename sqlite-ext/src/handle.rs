@@ -64,6 +64,8 @@ pub struct Handle {
     counts: AtomicBool,
     /// In which process of a line of forks it was opened.
     generation: u32,
+    /// Names a replica that this connection asked for, and that the database does not have.
+    unheeded: Option<String>,
 }
 
 /// What is seen before the pin is given up. If the same is seen when it is held again, nobody has
@@ -124,7 +126,7 @@ pub(crate) mod fresh {
 impl Handle {
     /// Takes a main database's file over. `None` if it cannot be replicated.
     pub fn open_main(target: Target, real: RawFile, adopted: bool) -> Option<Arc<Handle>> {
-        let Target::Main(Replicated(shimmed)) = target else { return None };
+        let Target::Main(Replicated { shimmed, unheeded }) = target else { return None };
         if let Some(why) = unfit(real) {
             shimmed.database.refuse(why);
             return None;
@@ -160,6 +162,7 @@ impl Handle {
             fresh: AtomicU8::new(fresh),
             counts: AtomicBool::new(true),
             generation: inside::generation(),
+            unheeded,
         });
         handle.shimmed.opened(&handle.this);
         if handle.shimmed.is_orphaned() {
@@ -190,8 +193,8 @@ impl Handle {
         !self.is_inherited() && !self.shimmed.is_orphaned()
     }
 
-    /// Why nothing that this connection commits is replicated, if that is so: looked at now.
-    pub fn misplaced(&self) -> Option<&'static str> {
+    /// Why what this connection commits does not go to its replica, if that is so: looked at now.
+    pub fn misplaced(&self) -> Option<&str> {
         if self.is_inherited() {
             return Some(
                 "the connection was opened before a fork(), and SQLite forbids its use in the \
@@ -201,10 +204,18 @@ impl Handle {
         let opened = *self.shimmed.file.lock();
         let now = Fingerprint::of(self.shimmed.database.path()).ok().map(|now| now.file);
         let elsewhere = opened.is_none() || opened != now || self.real.has_moved();
-        (elsewhere || self.shimmed.is_orphaned()).then_some(
-            "the file was deleted, renamed or replaced while it was open, and this connection \
-             writes to the old one; open the database again",
-        )
+        if elsewhere || self.shimmed.is_orphaned() {
+            return Some(
+                "the file was deleted, renamed or replaced while it was open, and this connection \
+                 writes to the old one; open the database again",
+            );
+        }
+        self.unheeded()
+    }
+
+    /// Names a replica that this connection asked for, and that the database does not have.
+    pub fn unheeded(&self) -> Option<&str> {
+        self.unheeded.as_deref()
     }
 
     /// What this connection sees committed, however it sees it.
@@ -245,7 +256,8 @@ impl Handle {
         let mut shm = Shm::from_pointer(self.shm.load(Ordering::Acquire).cast());
         // The connection had it mapped before it was adopted. Any other tells when it maps it: one that has
         // not may keep its wal-index in memory, and what -shm has is of an earlier time then.
-        let may_map = self.adopted && !self.is_exclusive() && !self.unmapped.load(Ordering::Acquire);
+        let may_map =
+            self.adopted && !self.is_exclusive() && !self.unmapped.load(Ordering::Acquire);
         if shm.is_none() && self.shimmed.is_attached() && may_map {
             shm = self.real.shm_header(false);
             self.set_shm(shm);

@@ -105,9 +105,9 @@ pub fn replicated(path: &Path, lookup: &dyn Lookup, vfs: BaseVfs) -> Opening {
     });
     match database {
         Ok(None) => Opening::Plain,
-        Ok(Some(database)) => {
+        Ok(Some((database, unheeded))) => {
             crate::drain_at_exit();
-            Opening::Replicated(Replicated(shimmed(&database, vfs)))
+            Opening::Replicated(Replicated { shimmed: shimmed(&database, vfs), unheeded })
         }
         Err(why) => {
             process::refuse(&path, &url, &why);

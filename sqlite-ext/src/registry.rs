@@ -84,7 +84,11 @@ enum Beneath {
 }
 
 /// A database that is to be replicated, not yet open.
-pub struct Replicated(pub(crate) Arc<Shimmed>);
+pub struct Replicated {
+    pub(crate) shimmed: Arc<Shimmed>,
+    /// Names a replica of the connection's settings that the database does not have.
+    pub(crate) unheeded: Option<String>,
+}
 
 /// By canonical path.
 pub type Databases = Option<HashMap<PathBuf, Weak<Shimmed>>>;
