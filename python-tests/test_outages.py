@@ -694,3 +694,82 @@ def test_pieces_that_cannot_be_removed(new_host, new_replica, misfortune, tmp_pa
     host = start(new_host, replica, database)
     all_well(host, database, replica, tmp_path)
     assert not list(spool.glob("open-*.ltx"))
+
+
+# ---- room for the database ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder with few megabytes, for a database and all that is beside it."""
+    folder = tmp_path / "small"
+    disks = []
+
+    def make(megabytes):
+        disks.append(SmallDisk(folder, megabytes))
+        return folder
+
+    (tmp_path / "probe").mkdir()
+    if not can_mount(tmp_path / "probe"):
+        pytest.skip("a small disk needs the right to mount one")
+    yield make
+    for disk in disks:
+        disk.remove()
+
+
+def overwrite(host, times):
+    """As many transactions that write again what is there: the database does not grow."""
+    host.sql(*["INSERT OR REPLACE INTO t VALUES (%d, randomblob(50000))" % (n % 15) for n in range(times)])
+
+
+@pytest.mark.parametrize("store", ["there", "away"])
+def test_spool_on_a_small_disk_leaves_room_for_the_database(store, new_host, new_replica, small_disk, tmp_path):
+    """Without walferry 5 MB of the disk are in use. No write fails, and nothing stays in the way."""
+    replica, away = new_replica(), tmp_path / "away"
+    database = small_disk(8) / "app.db"
+    host = new_host("system", replica).open(database)
+    host.sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
+    overwrite(host, 15)
+    host.sync()
+    if store == "away":
+        os.rename(replica.folder, away)
+    overwrite(host, 1000)
+    if store == "away":
+        assert host.status(database)["lag_ms"] > 0
+        os.rename(away, replica.folder)
+    all_well(host, database, replica, tmp_path)
+
+
+def until_full(host):
+    """Inserts rows until there is no room; how many."""
+    for count in range(1000):
+        try:
+            host.sql("INSERT INTO t (x) VALUES (randomblob(100000))")
+        except HostError as error:
+            assert "disk is full" in str(error) or "disk I/O" in str(error), error
+            return count
+    raise AssertionError("the disk is not full")
+
+
+def test_spool_gives_its_room_to_a_growing_database(new_host, new_replica, small_disk, tmp_path):
+    """While the store is away, as many rows fit as without walferry, but for the file that is on its way."""
+    replica, fit = new_replica(), {}
+    folder = small_disk(16)
+    for load in (False, True):
+        database = folder / ("%s.db" % load)
+        host = new_host("system", replica, load=load, env={"WALFERRY_SHUTDOWN_TIMEOUT": "0s"}).open(database)
+        host.sql("PRAGMA journal_mode=WAL", "PRAGMA wal_autocheckpoint=20",
+                 "CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
+        if load:
+            host.sync()
+            os.rename(replica.folder, tmp_path / "away")
+        fit[load] = until_full(host)
+        if load:
+            assert host.status(database)["lag_ms"] > 0
+            os.rename(tmp_path / "away", replica.folder)
+            subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)
+            host.sync()
+            assert_restores(replica, database, tmp_path)
+        host.close()
+        database.unlink()
+    assert fit[True] >= 0.85 * fit[False], fit

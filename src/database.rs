@@ -25,6 +25,8 @@ use crate::wal::evidence::{Guard, Proven, Restart};
 
 /// The sealer is woken each time that so many frames were committed, to look at them ahead.
 const FRAMES_AHEAD: u32 = 4096;
+/// How long a write that found no room waits until some is made.
+const MAKE_ROOM: Duration = Duration::from_secs(1);
 /// Fewer frames than this are left for the gate, where they take less than a millisecond.
 const CAPTURE_AHEAD: u32 = 100;
 
@@ -529,6 +531,14 @@ impl Database {
         if first {
             self.send(Control::Capture(self.id));
         }
+    }
+
+    /// Has room given back that captured transactions take, for a write that found none. True if there is
+    /// more of it now.
+    pub fn make_room(&self) -> bool {
+        let (answer, made) = crossbeam_channel::bounded(1);
+        self.send(Control::MakeRoom(self.id, answer));
+        made.recv_timeout(MAKE_ROOM).unwrap_or(false)
     }
 
     /// Nobody of this process has the WAL open any more, or somebody has it exclusively. `end` is

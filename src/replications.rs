@@ -116,6 +116,11 @@ impl Replications {
         self.each().for_each(|database| database.diverged(found));
     }
 
+    /// [`Database::make_room`] of all.
+    pub fn make_room(&self) -> bool {
+        self.each().filter(|database| database.make_room()).count() > 0
+    }
+
     /// Whether any gate stays shut ([`Database::gate_stays_shut`]).
     pub fn gate_stays_shut(&self) -> bool {
         self.each().any(|database| database.gate_stays_shut())

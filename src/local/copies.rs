@@ -91,6 +91,11 @@ impl Copies {
         }
     }
 
+    /// Returns how many bytes they take.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Removes all.
     pub fn clear(&mut self) {
         while !self.files.is_empty() {

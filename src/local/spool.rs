@@ -147,6 +147,17 @@ impl Spool {
         self.dir.join("next.tmp")
     }
 
+    /// Removes a file that was begun, and takes up room for nothing.
+    pub fn discard(&self) {
+        let _ = remove_path(&self.temp_path());
+    }
+
+    /// Returns the bytes that are free where the spool is.
+    pub fn free(&self) -> Option<u64> {
+        let disk = rustix::fs::statvfs(&self.dir).ok()?;
+        Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+
     /// Makes a written file an entry. A process crash cannot lose it; a power loss can, and then
     /// the WAL still has it or the database is compared with the page table.
     pub fn publish(&self, temp: &Path, entry: &Entry) -> Result<(), Error> {

@@ -214,7 +214,7 @@ impl Replica {
         let more = match more {
             Ok(more) => more,
             Err(_) if !scan.is_intact() => return Err(Cannot::MadeRoom),
-            Err(Stop::Failed(why)) => return Err(Cannot::Yet(why)),
+            Err(Stop::Failed(why) | Stop::NoRoom(why)) => return Err(Cannot::Yet(why)),
             Err(stop) => return Err(stop.into()),
         };
         let sizes = (snapshot.page_count, table.commit());

@@ -21,6 +21,8 @@ use crate::wal::{self, FrameSet};
 pub(super) enum Stop {
     /// The local disk: try again later.
     Failed(String),
+    /// The local disk has no room.
+    NoRoom(String),
     /// The log cannot go on from here without comparing the whole database.
     Diverged(Finding),
 }
@@ -28,7 +30,7 @@ pub(super) enum Stop {
 impl std::fmt::Display for Stop {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Stop::Failed(why) => f.write_str(why),
+            Stop::Failed(why) | Stop::NoRoom(why) => f.write_str(why),
             Stop::Diverged(found) => found.fmt(f),
         }
     }
@@ -303,7 +305,11 @@ fn complete(
 }
 
 fn failed(what: &str, path: &Path, error: &io::Error) -> Stop {
-    Stop::Failed(format!("{what} {}: {error}", path.display()))
+    let message = format!("{what} {}: {error}", path.display());
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Stop::NoRoom(message),
+        _ => Stop::Failed(message),
+    }
 }
 
 fn encoding(path: &Path, error: ltx::Error) -> Stop {

@@ -30,7 +30,12 @@ impl Replica {
                 self.diverge(found);
                 self.engine.handle(now, Event::Closed(None));
             }
-            Err(Stop::Failed(message)) => {
+            Err(Stop::NoRoom(message)) if self.gives_up_pieces() => {
+                log::error!("{}: {message}", self.database.label());
+                self.engine.handle(now, Event::Closed(None));
+            }
+            Err(Stop::Failed(message) | Stop::NoRoom(message)) => {
+                self.discard_unfinished();
                 self.database.with(|shared| shared.set_gate(Gate::Shut));
                 log::error!("{}: {message}", self.database.label());
                 self.engine.handle(now, Event::LocalFailed(Failure::Local { message }));

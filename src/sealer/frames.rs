@@ -24,8 +24,6 @@ const LOOKS_MAX: usize = 10;
 /// After so long, in milliseconds, they are looked at once more, and for so long at most.
 const UNCLEAR_AGAIN_MS: u64 = 10;
 const UNCLEAR_MAX_MS: u64 = 2000;
-/// The spool's least cap, if none is set.
-const SPOOL_CAP_DEFAULT: u64 = 10 << 30;
 
 /// Index and file do not fit together for now.
 #[derive(Clone, Copy)]
@@ -474,59 +472,17 @@ impl Replica {
     pub(super) fn stopped(&mut self, stop: Stop) {
         match stop {
             Stop::Diverged(found) => self.diverge(found),
-            Stop::Failed(message) => {
+            Stop::NoRoom(message) if self.gives_up_pieces() => {
+                log::error!("{}: {message}", self.database.label());
+            }
+            Stop::Failed(message) | Stop::NoRoom(message) => {
+                self.discard_unfinished();
                 log::error!("{}: {message}", self.database.label());
                 self.database.with(|shared| shared.set_gate(Gate::Shut));
                 let now = self.process.now();
                 self.engine.handle(now, Event::Committed { at: now });
                 self.engine.handle(now, Event::LocalFailed(Failure::Local { message }));
             }
-        }
-    }
-
-    /// Drops the captured pieces when they take too much room: the database is compared later.
-    pub(super) fn check_cap(&mut self) {
-        let pending: u64 = self.pending_bytes();
-        let Some((local, point)) = self.local.as_mut().zip(self.point) else { return };
-        let database = u64::from(local.table.commit()) * u64::from(point.page_size.get());
-        let cap = match self.database.settings().spool_cap {
-            0 => SPOOL_CAP_DEFAULT.max(2 * database),
-            cap => cap,
-        };
-        if pending <= cap || self.open.is_empty() {
-            return;
-        }
-        log::warn!(
-            "{}: {pending} bytes wait in the spool, more than its cap of {cap}",
-            self.database.label()
-        );
-        let mut forgotten = true;
-        for entry in std::mem::take(&mut self.open) {
-            if let Err(error) = forget(local, &entry) {
-                log::error!("{}: {error}", self.database.label());
-                forgotten = false;
-            }
-        }
-        let last = match (self.closed.back(), local.state.base) {
-            (Some(file), _) => file.entry.pieces.1,
-            (None, base) => base.map_or(0, |base| base.piece),
-        };
-        if forgotten {
-            self.piece = last;
-        } else {
-            // A number that is given again would name two files: only what begins behind all of them
-            // is certain.
-            self.need_image();
-        }
-        self.cursor = Cursor::Unknown;
-        self.epoch += 1;
-        self.database.with(|shared| {
-            shared.captured = None;
-            shared.set_gate(Gate::Open);
-        });
-        self.note(Finding::SpoolFull);
-        if forgotten {
-            self.engine.handle(self.process.now(), Event::Diverged);
         }
     }
 
@@ -543,19 +499,4 @@ fn taken_before_the_end(cursor: Proven, look: &Look) -> Result<u64, Stop> {
         return Ok(look.seq);
     }
     Err(Stop::Failed("its WAL was closed before all of it was captured".into()))
-}
-
-/// Takes an open piece out of the spool and out of the page table.
-fn forget(local: &mut Local, entry: &Entry) -> Result<(), String> {
-    let path = local.spool.path(entry);
-    let unreadable = |error: crate::ltx::Error| format!("cannot read {}: {error}", path.display());
-    let file = crate::local::folder::read(&path).map_err(|error| unreadable(error.into()))?;
-    let mut decoder =
-        crate::ltx::Decoder::new(std::io::BufReader::new(file)).map_err(unreadable)?;
-    while let Some(page) = decoder.next_page().map_err(unreadable)? {
-        if page.pgno <= local.table.commit() {
-            local.table.set(page.pgno, None).map_err(|error| error.to_string())?;
-        }
-    }
-    local.spool.remove(entry).map_err(|error| error.to_string())
 }

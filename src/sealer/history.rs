@@ -61,6 +61,9 @@ impl Replica {
         let Some(local) = &mut self.local else { return Ok(()) };
         let key = Key { level: Level::L0, name: FileName::single(base.txid()) };
         local.copies.take(&local.spool.path(entry), key, entry.len)?;
+        if local.spool.free().is_some_and(|free| local.copies.bytes() > free) {
+            local.copies.clear();
+        }
         self.add_to_history(key, entry.len, base);
         Ok(())
     }

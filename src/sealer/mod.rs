@@ -15,6 +15,7 @@ mod open;
 mod others;
 mod replica;
 mod resync;
+mod room;
 mod scan;
 
 use std::collections::HashMap;
@@ -74,6 +75,13 @@ impl Sealer {
                 for replica in self.replicas.values_mut() {
                     guard(replica, Replica::hurry);
                 }
+            }
+            Control::MakeRoom(id, answer) => {
+                let mut made = false;
+                if let Some(replica) = self.replicas.get_mut(&id) {
+                    guard(replica, |replica| made = replica.make_room());
+                }
+                let _ = answer.try_send(made);
             }
             Control::Ping(answer) => {
                 let _ = answer.try_send(());

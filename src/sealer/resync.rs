@@ -51,7 +51,7 @@ impl Replica {
         let now = self.process.now();
         match self.capture(Purpose::Close) {
             Ok(()) => {}
-            Err(Stop::Failed(why)) => return Err(why),
+            Err(Stop::Failed(why) | Stop::NoRoom(why)) => return Err(why),
             Err(Stop::Diverged(found)) if found.answer() == Answer::Compare => {
                 self.note(found);
                 return self.begin_comparison(txid, true);
@@ -107,7 +107,7 @@ impl Replica {
     /// What stopped it: a reason to try again, or one to do something else.
     fn other_answer(&mut self, stop: Stop) -> Result<(), String> {
         match stop {
-            Stop::Failed(why) => Err(why),
+            Stop::Failed(why) | Stop::NoRoom(why) => Err(why),
             Stop::Diverged(found) => {
                 self.cannot_compare(found);
                 Ok(())

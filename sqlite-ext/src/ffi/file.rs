@@ -31,6 +31,9 @@ pub(super) struct WalShim {
     pub(super) of: *const Shimmed,
 }
 
+/// How often a write that finds no room is repeated: copies go first, then captured transactions.
+const ROOM_ATTEMPTS: usize = 2;
+
 const _: () = assert!(size_of::<WalShim>() == size_of::<ShimFile>());
 
 /// Where in our file object the real one begins.
@@ -199,7 +202,30 @@ unsafe extern "C" fn main_write<L: Locate>(
     if let Some(handle) = unsafe { L::handle(f) } {
         guarded((), || MainFile(&handle).before_write());
     }
-    pass!(L, f, xWrite(from, n, at) else SQLITE_IOERR)
+    let rc = pass!(L, f, xWrite(from, n, at) else SQLITE_IOERR);
+    // SAFETY: as above.
+    let handle = unsafe { L::handle(f) }.filter(|_| rc == sys::SQLITE_FULL);
+    with_room(
+        rc,
+        handle.map(|handle| handle.shimmed.clone()).as_deref(),
+        || pass!(L, f, xWrite(from, n, at) else SQLITE_IOERR),
+    )
+}
+
+/// Repeats a write that found no room for as long as the spool gives some back: without us there would have
+/// been that much more.
+fn with_room(rc: c_int, of: Option<&Shimmed>, write: impl Fn() -> c_int) -> c_int {
+    let mut rc = rc;
+    for _ in 0..ROOM_ATTEMPTS {
+        let made = rc == sys::SQLITE_FULL
+            && of
+                .is_some_and(|of| !of.is_inherited() && guarded(false, || of.database.make_room()));
+        if !made {
+            break;
+        }
+        rc = write();
+    }
+    rc
 }
 
 unsafe extern "C" fn main_truncate<L: Locate>(f: File, size: i64) -> c_int {
@@ -369,7 +395,10 @@ unsafe extern "C" fn wal_write(f: File, from: *const c_void, n: c_int, at: i64) 
             guarded((), || WalFile(&handle).before_write(front, n, at));
         }
     }
-    pass!(Embedded, f, xWrite(from, n, at) else SQLITE_IOERR)
+    let rc = pass!(Embedded, f, xWrite(from, n, at) else SQLITE_IOERR);
+    // SAFETY: xOpen stored a pointer from Arc::into_raw, which xClose takes back last.
+    let of = unsafe { (*f.cast::<WalShim>()).of.as_ref() };
+    with_room(rc, of, || pass!(Embedded, f, xWrite(from, n, at) else SQLITE_IOERR))
 }
 
 unsafe extern "C" fn wal_truncate(f: File, size: i64) -> c_int {

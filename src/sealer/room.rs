@@ -1,0 +1,136 @@
+//! Room on the local disk: how much the spool may take, and giving it back.
+//!
+//! The database comes first. The spool takes at most half of the room that there would be without it, so
+//! that its pieces can always be joined into a file to be shipped. Copies of what was shipped go first.
+
+use super::capture::Cursor;
+use super::open::Local;
+use super::replica::Replica;
+use crate::database::Gate;
+use crate::engine::Event;
+use crate::finding::Finding;
+use crate::local::copies::Copies;
+use crate::local::spool::Entry;
+
+/// The spool's least cap, if none is set.
+const SPOOL_CAP_DEFAULT: u64 = 10 << 30;
+
+impl Replica {
+    /// Drops the captured pieces when they take too much room: the database is compared later.
+    pub(super) fn check_cap(&mut self) {
+        let pending: u64 = self.pending_bytes();
+        let Some((local, point)) = self.local.as_mut().zip(self.point) else { return };
+        let database = u64::from(local.table.commit()) * u64::from(point.page_size.get());
+        let cap = match self.database.settings().spool_cap {
+            0 => SPOOL_CAP_DEFAULT.max(2 * database),
+            cap => cap,
+        };
+        let crowded = |local: &Local| local.spool.free().is_some_and(|free| pending > free);
+        if crowded(local) {
+            local.copies.clear();
+        }
+        let cap = match local.spool.free() {
+            Some(free) if crowded(local) => cap.min(free),
+            _ => cap,
+        };
+        if pending <= cap || self.open.is_empty() {
+            return;
+        }
+        log::warn!(
+            "{}: {pending} bytes wait in the spool, more than its cap of {cap}",
+            self.database.label()
+        );
+        self.drop_pieces();
+    }
+
+    /// Gives room back to the application, whose write found none. True if there is more of it now.
+    pub(super) fn make_room(&mut self) -> bool {
+        let on_its_disk = |local: &Local| {
+            use std::os::unix::fs::MetadataExt;
+            let device = |path: &std::path::Path| path.metadata().map(|found| found.dev()).ok();
+            device(&local.dir) == device(self.database.path())
+        };
+        if !self.local.as_ref().is_some_and(on_its_disk) {
+            return false;
+        }
+        self.discard_unfinished();
+        self.drops_copies() || self.gives_up_pieces()
+    }
+
+    /// Removes a file that was begun.
+    pub(super) fn discard_unfinished(&self) {
+        if let Some(local) = &self.local {
+            local.spool.discard();
+        }
+    }
+
+    /// Removes the copies of what was shipped; false if there are none.
+    fn drops_copies(&mut self) -> bool {
+        let copies = self.local.as_mut().map(|local| &mut local.copies);
+        copies.filter(|copies| copies.bytes() > 0).map(Copies::clear).is_some()
+    }
+
+    /// Drops what stands in the way of a file for which there is no room; false if there is nothing, or if
+    /// it was only copies: then that file is tried again first.
+    pub(super) fn gives_up_pieces(&mut self) -> bool {
+        self.discard_unfinished();
+        if self.drops_copies() || self.open.is_empty() {
+            return false;
+        }
+        log::warn!(
+            "{}: the disk is full: {} bytes of captured transactions are dropped",
+            self.database.label(),
+            self.open.iter().map(|entry| entry.len).sum::<u64>()
+        );
+        self.drop_pieces();
+        true
+    }
+
+    /// Drops the captured pieces. What the database has by then is found by comparison.
+    fn drop_pieces(&mut self) {
+        let Some(local) = self.local.as_mut() else { return };
+        let mut forgotten = true;
+        for entry in std::mem::take(&mut self.open) {
+            if let Err(error) = forget(local, &entry) {
+                log::error!("{}: {error}", self.database.label());
+                forgotten = false;
+            }
+        }
+        let last = match (self.closed.back(), local.state.base) {
+            (Some(file), _) => file.entry.pieces.1,
+            (None, base) => base.map_or(0, |base| base.piece),
+        };
+        if forgotten {
+            self.piece = last;
+        } else {
+            // A number that is given again would name two files: only what begins behind all of them
+            // is certain.
+            self.need_image();
+        }
+        self.cursor = Cursor::Unknown;
+        self.epoch += 1;
+        self.database.with(|shared| {
+            shared.captured = None;
+            shared.set_gate(Gate::Open);
+        });
+        self.note(Finding::SpoolFull);
+        if forgotten {
+            self.engine.handle(self.process.now(), Event::Diverged);
+        }
+    }
+}
+
+/// Takes an open piece out of the spool and out of the page table.
+fn forget(local: &mut Local, entry: &Entry) -> Result<(), String> {
+    let path = local.spool.path(entry);
+    let unreadable = |error: crate::ltx::Error| format!("cannot read {}: {error}", path.display());
+    let file = crate::local::folder::read(&path).map_err(|error| unreadable(error.into()))?;
+    let mut decoder =
+        crate::ltx::Decoder::new(std::io::BufReader::new(file)).map_err(unreadable)?;
+    while let Some(page) = decoder.next_page().map_err(unreadable)? {
+        if page.pgno <= local.table.commit() {
+            local.table.set(page.pgno, None).map_err(|error| error.to_string())?;
+        }
+    }
+    local.spool.remove(entry).map_err(|error| error.to_string())
+}
