@@ -200,3 +200,36 @@ def test_writes_outside_wal_mode_are_told(tmp_path):
     subprocess.run(["sqlite3", "-bail", ":memory:", ".load %s" % EXTENSION, ".open %s" % (tmp_path / "app.db"),
                     "CREATE TABLE t (x)", "INSERT INTO t VALUES (1)", "INSERT INTO t VALUES (2)"], check=True, env=env, timeout=60)
     assert log.read_text().count("another journal mode than WAL") == 1
+
+
+LEAVES_NOTHING = {
+    "new": ([], ["CREATE TABLE t (x)"]),
+    "new, read": ([], ["CREATE TABLE t (x)", "SELECT * FROM t"]),
+    "only opened": (["CREATE TABLE t (x)"], []),
+    "in WAL mode, only opened": (["PRAGMA journal_mode=WAL", "CREATE TABLE t (x)"], []),
+    "exclusive": (["CREATE TABLE t (x)"], ["PRAGMA locking_mode=EXCLUSIVE", "INSERT INTO t VALUES (1)"]),
+    "exclusive in WAL mode": (["PRAGMA journal_mode=WAL", "CREATE TABLE t (x)"],
+                              ["PRAGMA locking_mode=EXCLUSIVE", "INSERT INTO t VALUES (1)"]),
+    "attached": ([], ["ATTACH 'other.db' AS other", "CREATE TABLE other.t (x)", "DETACH other"]),
+    "vacuumed into": (["CREATE TABLE t (x)"], ["VACUUM INTO 'other.db'"]),
+    "backed up": (["CREATE TABLE t (x)"], [".backup other.db"]),
+}
+
+
+@pytest.mark.parametrize("what", LEAVES_NOTHING)
+def test_last_close_leaves_neither_wal_nor_shm(what, tmp_path):
+    before, after = LEAVES_NOTHING[what]
+    env = dict(clean_environment(), WALFERRY_REPLICA="file://%s/replicas/{name}" % tmp_path)
+    if before:
+        subprocess.run(["sqlite3", "-bail", "app.db", *before], check=True, cwd=tmp_path, timeout=60,
+                       stdout=subprocess.DEVNULL)
+    for _ in range(10):
+        subprocess.run(["sqlite3", "-bail", ":memory:", ".load %s" % EXTENSION, ".open app.db", *after], check=True,
+                       cwd=tmp_path, env=env, timeout=60, stdout=subprocess.DEVNULL)
+        left = sorted(path.name for path in tmp_path.iterdir() if path.name.endswith(("-wal", "-shm")))
+        assert left == []
+        for database in tmp_path.glob("*.db"):
+            if not before or database.name != "app.db":
+                database.unlink()
+                shutil.rmtree(str(database) + "-walferry", ignore_errors=True)
+                shutil.rmtree(tmp_path / "replicas" / database.name, ignore_errors=True)

@@ -20,6 +20,7 @@ mod fork;
 mod functions;
 mod handle;
 mod inside;
+mod leftovers;
 mod log_sink;
 mod main_file;
 mod opening;

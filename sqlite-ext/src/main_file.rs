@@ -9,12 +9,13 @@ use walferry::local::state::Fingerprint;
 use walferry::wal::evidence::Restart;
 
 use crate::api::{
-    SQLITE_BUSY, SQLITE_FCNTL_CKPT_DONE, SQLITE_FCNTL_CKPT_START, SQLITE_FCNTL_COMMIT_PHASETWO,
-    SQLITE_FCNTL_HAS_MOVED, SQLITE_LOCK_EXCLUSIVE, SQLITE_LOCK_NONE, SQLITE_OK,
-    SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, Shm,
+    self, SQLITE_BUSY, SQLITE_FCNTL_CKPT_DONE, SQLITE_FCNTL_CKPT_START,
+    SQLITE_FCNTL_COMMIT_PHASETWO, SQLITE_FCNTL_HAS_MOVED, SQLITE_LOCK_EXCLUSIVE, SQLITE_LOCK_NONE,
+    SQLITE_OK, SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, Shm,
 };
 use crate::functions;
 use crate::handle::{Handle, WalWrites, fresh};
+use crate::leftovers;
 use crate::pin::read_index;
 
 /// Locks of the wal-index (`wal.c`): write, checkpoint, and the first read slot but one.
@@ -153,7 +154,11 @@ impl MainFile<'_> {
                 // It has that lock, and asks for it all the same when it closes the WAL, which goes next.
                 handle.wait_captured();
             }
-            let rc = handle.real.lock(level);
+            let mark = leftovers::mark();
+            let mut rc = handle.real.lock(level);
+            if rc == SQLITE_BUSY && leftovers::is_in_the_way(mark) {
+                rc = handle.real.lock(level);
+            }
             if rc == SQLITE_OK {
                 self.note_locked();
             }
@@ -314,6 +319,16 @@ impl MainFile<'_> {
             handle.database().attached(attach, &|| Some(index));
         }
         handle.database().committed(&|| Some(index));
+    }
+
+    /// After `xClose`.
+    pub fn after_close(&self) {
+        let shimmed = &self.0.shimmed;
+        if !shimmed.is_orphaned()
+            && let Some(api) = api::api()
+        {
+            leftovers::remove(api, shimmed.vfs, shimmed.database.path());
+        }
     }
 
     /// Before `xClose`.

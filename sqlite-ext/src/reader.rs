@@ -12,6 +12,7 @@ use walferry::wal::WalIndex;
 
 use crate::api::{Api, BaseVfs, OwnConnection, RawFile};
 use crate::inside;
+use crate::leftovers;
 use crate::pin::read_index;
 
 /// The walks under way. Of the standard library's kind, as it is locked around a fork.
@@ -69,6 +70,8 @@ pub fn end_walks_of(path: &Path) {
 pub struct SnapshotReader {
     walk: Arc<Walk>,
     snapshot: Snapshot,
+    api: &'static Api,
+    vfs: BaseVfs,
 }
 
 impl SnapshotReader {
@@ -112,7 +115,7 @@ impl SnapshotReader {
         let open = Mutex::new(Some(Open { connection, file }));
         let walk = Arc::new(Walk { path: path.to_path_buf(), open });
         register_walk(&walk);
-        Ok(SnapshotReader { walk, snapshot })
+        Ok(SnapshotReader { walk, snapshot, api, vfs })
     }
 }
 
@@ -139,7 +142,11 @@ impl Reader for SnapshotReader {
 
 impl Drop for SnapshotReader {
     fn drop(&mut self) {
-        let _inside = inside::in_sqlite();
-        self.walk.end();
+        {
+            let _inside = inside::in_sqlite();
+            self.walk.end();
+        }
+        // It may have been the last connection that had the WAL open.
+        leftovers::remove(self.api, self.vfs, &self.walk.path);
     }
 }

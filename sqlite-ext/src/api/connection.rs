@@ -19,6 +19,9 @@ pub struct OwnConnection {
 // thread, one at a time.
 unsafe impl Send for OwnConnection {}
 
+/// `SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE`.
+const NO_CKPT_ON_CLOSE: c_int = 1006;
+
 impl OwnConnection {
     /// Opens a database through a VFS; its close neither checkpoints nor removes the WAL.
     pub fn open(
@@ -27,7 +30,6 @@ impl OwnConnection {
         path: &Path,
     ) -> Result<OwnConnection, String> {
         use std::os::unix::ffi::OsStrExt;
-        const NO_CKPT_ON_CLOSE: c_int = 1006;
         let name = CString::new(path.as_os_str().as_bytes()).map_err(|error| error.to_string())?;
         let mut db: Connection = ptr::null_mut();
         // SAFETY: nul-terminated names; the connection is closed by Drop in any case.
@@ -47,6 +49,14 @@ impl OwnConnection {
             (api.busy_timeout)(db, 0);
         }
         Ok(connection)
+    }
+
+    /// Closes it as a connection of the application's: the last one removes the WAL.
+    pub fn close_as_any_other(self) {
+        // SAFETY: a live connection; this setting takes an int and a pointer that may be null.
+        unsafe {
+            (self.api.db_config)(self.db, NO_CKPT_ON_CLOSE, 0 as c_int, ptr::null_mut::<c_int>());
+        }
     }
 
     /// Runs a statement; gives the first column of its first row.

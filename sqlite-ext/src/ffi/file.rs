@@ -346,33 +346,42 @@ unsafe extern "C" fn embedded_main_close(f: File) -> c_int {
         let shim = f.cast::<ShimFile>();
         let handle = std::mem::replace(&mut (*shim).handle, ptr::null());
         let real = Embedded::real(f);
-        if !handle.is_null() {
-            let handle = Arc::from_raw(handle);
-            close_handle(handle);
-        }
+        let handle = (!handle.is_null()).then(|| Arc::from_raw(handle));
+        let closed = handle.and_then(close_handle);
         let rc = real.close();
         (*f).pMethods = ptr::null();
+        after_close(closed);
         rc
     }
 }
 
-/// Ends what a handle is to the library. One that a fork has brought here is the parent's.
-fn close_handle(handle: Arc<Handle>) {
+/// Once the file is closed.
+fn after_close(handle: Option<Arc<Handle>>) {
+    if let Some(handle) = handle {
+        guarded((), || MainFile(&handle).after_close());
+    }
+}
+
+/// Ends what a handle is to the library, and gives it back. One that a fork has brought here is the parent's.
+fn close_handle(handle: Arc<Handle>) -> Option<Arc<Handle>> {
     if handle.is_inherited() {
         std::mem::forget(handle);
-    } else {
-        guarded((), || MainFile(&handle).before_close());
+        return None;
     }
+    guarded((), || MainFile(&handle).before_close());
+    Some(handle)
 }
 
 unsafe extern "C" fn adopted_main_close(f: File) -> c_int {
     let Some(handle) = registry::adopted(f as usize) else { return SQLITE_OK };
     let real = handle.real();
-    close_handle(handle);
+    let closed = close_handle(handle);
     // SAFETY: the file gets its own methods back before it is closed with them.
     unsafe { (*f).pMethods = real.methods };
     registry::forget_adopted(f as usize);
-    real.close()
+    let rc = real.close();
+    after_close(closed);
+    rc
 }
 
 /// The connection that has the database of a WAL to itself: then nobody else writes to the WAL.

@@ -1,0 +1,54 @@
+//! The empty WAL that a connection of ours leaves behind.
+//!
+//! Our connections put databases into WAL mode, and read them as a whole. SQLite removes -wal and -shm with
+//! the last connection that has the WAL open; where that is one of ours, and the application's has read
+//! nothing, they would stay. An empty WAL holds no commit: a connection that closes as any other does has
+//! SQLite remove both.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::api::{Api, BaseVfs, OwnConnection};
+use crate::{ffi, inside, registry};
+
+/// Removals under way, and begun.
+static UNDER_WAY: AtomicU32 = AtomicU32::new(0);
+static BEGUN: AtomicU32 = AtomicU32::new(0);
+
+/// Has SQLite remove an empty WAL that no connection of this process has open. Any other process that has it
+/// open keeps it, as from every close.
+pub fn remove(api: &'static Api, vfs: BaseVfs, path: &Path) {
+    let is_empty =
+        std::fs::metadata(walferry::local::wal_path(path)).is_ok_and(|wal| wal.len() == 0);
+    if !is_empty || is_open(path) || ffi::stands_above(api) {
+        return;
+    }
+    let _inside = inside::in_sqlite();
+    UNDER_WAY.fetch_add(1, Ordering::AcqRel);
+    BEGUN.fetch_add(1, Ordering::AcqRel);
+    if !is_open(path)
+        && let Ok(connection) = OwnConnection::open(api, vfs.0, path)
+        && connection.query(c"SELECT count(*) FROM sqlite_master").is_ok()
+    {
+        connection.close_as_any_other();
+    }
+    UNDER_WAY.fetch_sub(1, Ordering::AcqRel);
+}
+
+fn is_open(path: &Path) -> bool {
+    registry::find(path).is_some_and(|shimmed| shimmed.handles.load(Ordering::Acquire) > 0)
+}
+
+/// Returns a mark for [`is_in_the_way`].
+pub fn mark() -> u32 {
+    BEGUN.load(Ordering::Acquire)
+}
+
+/// True if a removal took place since the mark, whose locks a connection may have met. Waits for its end.
+pub fn is_in_the_way(mark: u32) -> bool {
+    let met = UNDER_WAY.load(Ordering::Acquire) > 0 || BEGUN.load(Ordering::Acquire) != mark;
+    while met && UNDER_WAY.load(Ordering::Acquire) > 0 {
+        std::thread::yield_now();
+    }
+    met
+}
