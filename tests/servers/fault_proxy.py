@@ -134,15 +134,18 @@ class Faults:
             self.changed.notify_all()
             return acting
 
-    def hold(self):
+    def now(self):
+        """Before the rules for a request are looked up: a heal that comes after that ends them."""
         with self.changed:
-            releases, heals = self.releases, self.heals
-            self.changed.wait_for(lambda: (self.releases, self.heals) != (releases, heals))
+            return self.releases, self.heals
 
-    def swallow(self):
+    def hold(self, since):
         with self.changed:
-            heals = self.heals
-            self.changed.wait_for(lambda: self.heals != heals)
+            self.changed.wait_for(lambda: (self.releases, self.heals) != since)
+
+    def swallow(self, since):
+        with self.changed:
+            self.changed.wait_for(lambda: self.heals != since[1])
         raise Dropped
 
     def wait_hits(self, number, hits, seconds):
@@ -180,7 +183,7 @@ class Proxy(http.server.BaseHTTPRequestHandler):
     def relay(self):
         if self.faults.refusing():
             raise Dropped
-        entry = {}
+        entry, since = {}, self.faults.now()
         acting = {rule.kind: rule.spec for rule in self.faults.pick(self.command, self.path, entry)}
 
         def at(kind, place):
@@ -196,9 +199,9 @@ class Proxy(http.server.BaseHTTPRequestHandler):
         if "reset" in acting:
             raise Dropped
         if at("hold", "request"):
-            self.faults.hold()
+            self.faults.hold(since)
         if at("blackhole", "request"):
-            self.faults.swallow()
+            self.faults.swallow(since)
         if "status" in acting:
             entry["status"] = acting["status"].get("code", 503)
             self.answer_error(acting["status"])
@@ -217,9 +220,9 @@ class Proxy(http.server.BaseHTTPRequestHandler):
         status, reason, headers, data = self.ask_upstream(body)
         entry["status"] = status
         if at("hold", "response"):
-            self.faults.hold()
+            self.faults.hold(since)
         if at("blackhole", "response"):
-            self.faults.swallow()
+            self.faults.swallow(since)
         if "lost_response" in acting:
             raise Dropped
         withheld = HOP_BY_HOP | {"content-length"}
