@@ -6,6 +6,7 @@ use std::ffi::{CStr, CString};
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use walferry::config::canonical;
@@ -287,7 +288,7 @@ pub fn prepare_connection(api: &Api, db: Connection) {
         return;
     }
     match api.query(db, c"PRAGMA main.journal_mode=WAL") {
-        Ok(Some(mode)) if mode == "wal" => {}
+        Ok(Some(mode)) if mode == "wal" => shimmed.left.store(true, Ordering::Release),
         Ok(mode) => {
             log::warn!(
                 "{}: it stays in journal mode {}; only WAL mode is replicated",
@@ -348,6 +349,7 @@ pub fn into_wal_mode(shimmed: &Shimmed) -> bool {
             connection.query(c"SELECT count(*) FROM main.sqlite_master")?;
             let index = || connection.file()?.shm_header(false).and_then(read_index);
             shimmed.attach(index);
+            shimmed.left.store(true, Ordering::Release);
         }
         Ok(mode)
     });

@@ -66,6 +66,8 @@ pub struct Handle {
     generation: u32,
     /// Names a replica that this connection asked for, and that the database does not have.
     unheeded: Option<String>,
+    /// The application wants the WAL to stay after the last close (`SQLITE_FCNTL_PERSIST_WAL`).
+    pub(crate) persists: AtomicBool,
 }
 
 /// What is seen before the pin is given up. If the same is seen when it is held again, nobody has
@@ -163,6 +165,7 @@ impl Handle {
             counts: AtomicBool::new(true),
             generation: inside::generation(),
             unheeded,
+            persists: AtomicBool::new(false),
         });
         handle.shimmed.opened(&handle.this);
         if handle.shimmed.is_orphaned() {

@@ -324,7 +324,11 @@ impl MainFile<'_> {
     /// After `xClose`.
     pub fn after_close(&self) {
         let shimmed = &self.0.shimmed;
-        if !shimmed.is_orphaned()
+        if self.0.persists.load(Ordering::Acquire) {
+            shimmed.left.store(false, Ordering::Release);
+        }
+        if shimmed.left.load(Ordering::Acquire)
+            && !shimmed.is_orphaned()
             && let Some(api) = api::api()
         {
             leftovers::remove(api, shimmed.vfs, shimmed.database.path());

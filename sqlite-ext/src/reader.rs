@@ -3,6 +3,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
 
 use parking_lot::Mutex;
@@ -14,6 +15,7 @@ use crate::api::{Api, BaseVfs, OwnConnection, RawFile};
 use crate::inside;
 use crate::leftovers;
 use crate::pin::read_index;
+use crate::registry::{self, Shimmed};
 
 /// The walks under way. Of the standard library's kind, as it is locked around a fork.
 static WALKS: std::sync::Mutex<Vec<Weak<Walk>>> = std::sync::Mutex::new(Vec::new());
@@ -70,6 +72,10 @@ pub fn end_walks_of(path: &Path) {
 pub struct SnapshotReader {
     walk: Arc<Walk>,
     snapshot: Snapshot,
+    /// The database, if a connection of the application has it open.
+    shimmed: Option<Arc<Shimmed>>,
+    /// There was no WAL before.
+    made_wal: bool,
     api: &'static Api,
     vfs: BaseVfs,
 }
@@ -83,6 +89,8 @@ impl SnapshotReader {
 
     fn try_begin(api: &'static Api, vfs: BaseVfs, path: &Path) -> Result<SnapshotReader, String> {
         let _inside = inside::in_sqlite();
+        let made_wal = !walferry::local::wal_path(path).exists();
+        let shimmed = registry::find(path);
         let connection = OwnConnection::open(api, vfs.0, path)?;
         connection.query(c"BEGIN")?;
         connection.query(c"SELECT count(*) FROM sqlite_master")?;
@@ -115,7 +123,7 @@ impl SnapshotReader {
         let open = Mutex::new(Some(Open { connection, file }));
         let walk = Arc::new(Walk { path: path.to_path_buf(), open });
         register_walk(&walk);
-        Ok(SnapshotReader { walk, snapshot, api, vfs })
+        Ok(SnapshotReader { walk, snapshot, shimmed, made_wal, api, vfs })
     }
 }
 
@@ -147,6 +155,9 @@ impl Drop for SnapshotReader {
             self.walk.end();
         }
         // It may have been the last connection that had the WAL open.
-        leftovers::remove(self.api, self.vfs, &self.walk.path);
+        let left = |shimmed: &Arc<Shimmed>| shimmed.left.load(Ordering::Acquire);
+        if self.made_wal || self.shimmed.as_ref().is_some_and(left) {
+            leftovers::remove(self.api, self.vfs, &self.walk.path);
+        }
     }
 }

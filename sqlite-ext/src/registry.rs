@@ -43,6 +43,8 @@ pub struct Shimmed {
     pub(crate) attached: AtomicBool,
     /// The file was written outside the WAL since it was attached.
     pub(crate) written: AtomicBool,
+    /// The WAL was made by walferry: a program without it would have found none.
+    pub(crate) left: AtomicBool,
     /// The log has the warning about writes outside the WAL.
     pub(crate) told: AtomicBool,
     /// Last frame at the last checkpoint that was let through with the gate shut.
@@ -193,6 +195,7 @@ impl Shimmed {
             refused_at: Mutex::new(None),
             attached: AtomicBool::new(false),
             written: AtomicBool::new(false),
+            left: AtomicBool::new(false),
             told: AtomicBool::new(false),
             checkpointed: AtomicU32::new(0),
             reads_until: AtomicU32::new(u32::MAX),

@@ -3,6 +3,7 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use libsqlite3_sys as sys;
 
@@ -271,6 +272,14 @@ unsafe extern "C" fn main_control<L: Locate>(f: File, op: c_int, argument: *mut 
     if op == api::SQLITE_FCNTL_VFSNAME && rc == SQLITE_OK {
         // SAFETY: this control's argument is where the VFS underneath stored a text of SQLite's.
         guarded((), || unsafe { prefix_name(argument.cast()) });
+    }
+    if op == sys::SQLITE_FCNTL_PERSIST_WAL && rc == SQLITE_OK {
+        // SAFETY: an open file of ours; this control's argument is an int, which tells how it is set.
+        unsafe {
+            if let Some(handle) = L::handle(f) {
+                handle.persists.store(*argument.cast::<c_int>() > 0, Ordering::Release);
+            }
+        }
     }
     rc
 }
