@@ -152,10 +152,12 @@ impl Spool {
         let _ = remove_path(&self.temp_path());
     }
 
-    /// Returns the bytes that are free where the spool is.
+    /// Returns the bytes that are free where the spool is; `None` for a file system that does not tell.
     pub fn free(&self) -> Option<u64> {
         let disk = rustix::fs::statvfs(&self.dir).ok()?;
-        Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+        // What FUSE answers for a file system that knows nothing of it.
+        let tells = disk.f_blocks > 0;
+        tells.then(|| disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 
     /// Makes a written file an entry. A process crash cannot lose it; a power loss can, and then

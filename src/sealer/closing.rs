@@ -25,7 +25,10 @@ impl Replica {
         let result = self.close_captured(txid);
         let now = self.process.now();
         match result {
-            Ok(closed) => self.engine.handle(now, Event::Closed(closed)),
+            Ok(closed) => {
+                self.no_room_since = None;
+                self.engine.handle(now, Event::Closed(closed));
+            }
             Err(Stop::Diverged(found)) => {
                 self.diverge(found);
                 self.engine.handle(now, Event::Closed(None));

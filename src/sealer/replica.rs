@@ -82,6 +82,8 @@ pub(super) struct Replica {
     pub(super) astray: bool,
     /// When the database is compared with the page table, though all is well.
     pub(super) audit: Audit,
+    /// Since when no file could be closed for want of room.
+    pub(super) no_room_since: Option<u64>,
 }
 
 /// A file on its way to the store.
@@ -165,6 +167,7 @@ impl Replica {
             others: Others::default(),
             astray: false,
             audit,
+            no_room_since: None,
         };
         if replica.store.is_none() {
             let why = replica.database.with(|shared| shared.report.last_error.clone());

@@ -1,7 +1,12 @@
 //! Room on the local disk: how much the spool may take, and giving it back.
 //!
-//! The database comes first. The spool takes at most half of the room that there would be without it, so
-//! that its pieces can always be joined into a file to be shipped. Copies of what was shipped go first.
+//! Where both are on one disk, the database comes first: the spool takes at most half of the room that there
+//! would be without it, so that its pieces can always be joined into a file to be shipped, and copies of what
+//! was shipped go first. On a disk of its own the spool waits for room, but not for ever: its own pieces may
+//! be what takes it.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use super::capture::Cursor;
 use super::open::Local;
@@ -12,6 +17,8 @@ use crate::finding::Finding;
 use crate::local::copies::Copies;
 use crate::local::spool::Entry;
 
+/// So long, in milliseconds, a spool on a disk of its own waits for room.
+const WAITS_FOR_ROOM_MS: u64 = 10_000;
 /// The spool's least cap, if none is set.
 const SPOOL_CAP_DEFAULT: u64 = 10 << 30;
 
@@ -25,7 +32,9 @@ impl Replica {
             0 => SPOOL_CAP_DEFAULT.max(2 * database),
             cap => cap,
         };
-        let crowded = |local: &Local| local.spool.free().is_some_and(|free| pending > free);
+        let shared = shares_disk(local, self.database.path());
+        let crowded =
+            |local: &Local| shared && local.spool.free().is_some_and(|free| pending > free);
         if crowded(local) {
             local.copies.clear();
         }
@@ -45,16 +54,15 @@ impl Replica {
 
     /// Gives room back to the application, whose write found none. True if there is more of it now.
     pub(super) fn make_room(&mut self) -> bool {
-        let on_its_disk = |local: &Local| {
-            use std::os::unix::fs::MetadataExt;
-            let device = |path: &std::path::Path| path.metadata().map(|found| found.dev()).ok();
-            device(&local.dir) == device(self.database.path())
-        };
-        if !self.local.as_ref().is_some_and(on_its_disk) {
+        if !self.shares_disk() {
             return false;
         }
         self.discard_unfinished();
-        self.drops_copies() || self.gives_up_pieces()
+        self.drops_copies() || self.drops_open()
+    }
+
+    fn shares_disk(&self) -> bool {
+        self.local.as_ref().is_some_and(|local| shares_disk(local, self.database.path()))
     }
 
     /// Removes a file that was begun.
@@ -70,11 +78,18 @@ impl Replica {
         copies.filter(|copies| copies.bytes() > 0).map(Copies::clear).is_some()
     }
 
-    /// Drops what stands in the way of a file for which there is no room; false if there is nothing, or if
-    /// it was only copies: then that file is tried again first.
+    /// Drops what stands in the way of a file for which there is no room; false if there is nothing, if it
+    /// was only copies, or if room may come: then that file is tried again first.
     pub(super) fn gives_up_pieces(&mut self) -> bool {
         self.discard_unfinished();
-        if self.drops_copies() || self.open.is_empty() {
+        let now = self.process.now();
+        let since = *self.no_room_since.get_or_insert(now);
+        let waits = !self.shares_disk() && now.saturating_sub(since) < WAITS_FOR_ROOM_MS;
+        !self.drops_copies() && !waits && self.drops_open()
+    }
+
+    fn drops_open(&mut self) -> bool {
+        if self.open.is_empty() {
             return false;
         }
         log::warn!(
@@ -118,6 +133,12 @@ impl Replica {
             self.engine.handle(self.process.now(), Event::Diverged);
         }
     }
+}
+
+/// True if the local state takes room that the database could have.
+fn shares_disk(local: &Local, database: &Path) -> bool {
+    let device = |path: &Path| path.metadata().map(|found| found.dev()).ok();
+    device(&local.dir) == device(database)
 }
 
 /// Takes an open piece out of the spool and out of the page table.

@@ -204,29 +204,29 @@ unsafe extern "C" fn main_write<L: Locate>(
         guarded((), || MainFile(&handle).before_write());
     }
     let rc = pass!(L, f, xWrite(from, n, at) else SQLITE_IOERR);
+    if rc != sys::SQLITE_FULL {
+        return rc;
+    }
     // SAFETY: as above.
-    let handle = unsafe { L::handle(f) }.filter(|_| rc == sys::SQLITE_FULL);
-    with_room(
-        rc,
-        handle.map(|handle| handle.shimmed.clone()).as_deref(),
-        || pass!(L, f, xWrite(from, n, at) else SQLITE_IOERR),
-    )
+    let of = unsafe { L::handle(f) }.map(|handle| handle.shimmed.clone());
+    with_room(of.as_deref(), || pass!(L, f, xWrite(from, n, at) else SQLITE_IOERR))
 }
 
 /// Repeats a write that found no room for as long as the spool gives some back: without us there would have
 /// been that much more.
-fn with_room(rc: c_int, of: Option<&Shimmed>, write: impl Fn() -> c_int) -> c_int {
-    let mut rc = rc;
+fn with_room(of: Option<&Shimmed>, write: impl Fn() -> c_int) -> c_int {
+    let of = of.filter(|of| !of.is_inherited());
     for _ in 0..ROOM_ATTEMPTS {
-        let made = rc == sys::SQLITE_FULL
-            && of
-                .is_some_and(|of| !of.is_inherited() && guarded(false, || of.database.make_room()));
+        let made = of.is_some_and(|of| guarded(false, || of.database.make_room()));
         if !made {
             break;
         }
-        rc = write();
+        let rc = write();
+        if rc != sys::SQLITE_FULL {
+            return rc;
+        }
     }
-    rc
+    sys::SQLITE_FULL
 }
 
 unsafe extern "C" fn main_truncate<L: Locate>(f: File, size: i64) -> c_int {
@@ -414,9 +414,12 @@ unsafe extern "C" fn wal_write(f: File, from: *const c_void, n: c_int, at: i64) 
         }
     }
     let rc = pass!(Embedded, f, xWrite(from, n, at) else SQLITE_IOERR);
+    if rc != sys::SQLITE_FULL {
+        return rc;
+    }
     // SAFETY: xOpen stored a pointer from Arc::into_raw, which xClose takes back last.
     let of = unsafe { (*f.cast::<WalShim>()).of.as_ref() };
-    with_room(rc, of, || pass!(Embedded, f, xWrite(from, n, at) else SQLITE_IOERR))
+    with_room(of, || pass!(Embedded, f, xWrite(from, n, at) else SQLITE_IOERR))
 }
 
 unsafe extern "C" fn wal_truncate(f: File, size: i64) -> c_int {
