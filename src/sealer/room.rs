@@ -2,8 +2,8 @@
 //!
 //! Where both are on one disk, the database comes first: the spool takes at most half of the room that there
 //! would be without it, so that its pieces can always be joined into a file to be shipped, and copies of what
-//! was shipped go first. On a disk of its own the spool waits for room, but not for ever: its own pieces may
-//! be what takes it.
+//! was shipped go first. A file for which there is no room waits for it, but not for ever: the spool's own
+//! pieces may be what takes it. A crash after they were dropped costs a full image.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::finding::Finding;
 use crate::local::copies::Copies;
 use crate::local::spool::Entry;
 
-/// So long, in milliseconds, a spool on a disk of its own waits for room.
+/// So long, in milliseconds, a file that is to be closed waits for room.
 const WAITS_FOR_ROOM_MS: u64 = 10_000;
 /// The spool's least cap, if none is set.
 const SPOOL_CAP_DEFAULT: u64 = 10 << 30;
@@ -84,7 +84,7 @@ impl Replica {
         self.discard_unfinished();
         let now = self.process.now();
         let since = *self.no_room_since.get_or_insert(now);
-        let waits = !self.shares_disk() && now.saturating_sub(since) < WAITS_FOR_ROOM_MS;
+        let waits = now.saturating_sub(since) < WAITS_FOR_ROOM_MS;
         !self.drops_copies() && !waits && self.drops_open()
     }
 
