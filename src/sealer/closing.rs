@@ -25,10 +25,7 @@ impl Replica {
         let result = self.close_captured(txid);
         let now = self.process.now();
         match result {
-            Ok(closed) => {
-                self.no_room_since = None;
-                self.engine.handle(now, Event::Closed(closed));
-            }
+            Ok(closed) => self.engine.handle(now, Event::Closed(closed)),
             Err(Stop::Diverged(found)) => {
                 self.diverge(found);
                 self.engine.handle(now, Event::Closed(None));
@@ -143,6 +140,7 @@ impl Replica {
         point.timestamp = timestamp;
         let base = base(&local.table, point, &entry);
         self.closed.push_back(ClosedFile { entry, base, seq: self.captured_seq });
+        self.no_room_since = None;
     }
 
     pub(super) fn put(&mut self, txid: Txid) {

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use super::capture::Cursor;
 use super::open::Local;
-use super::replica::Replica;
+use super::replica::{LocalJob, Replica};
 use crate::database::Gate;
 use crate::engine::Event;
 use crate::finding::Finding;
@@ -122,6 +122,7 @@ impl Replica {
             // is certain.
             self.need_image();
         }
+        self.no_room_since = None;
         self.cursor = Cursor::Unknown;
         self.epoch += 1;
         self.database.with(|shared| {
@@ -129,8 +130,14 @@ impl Replica {
             shared.set_gate(Gate::Open);
         });
         self.note(Finding::SpoolFull);
+        let now = self.process.now();
         if forgotten {
-            self.engine.handle(self.process.now(), Event::Diverged);
+            self.engine.handle(now, Event::Diverged);
+        }
+        if matches!(self.job, LocalJob::Resync(_)) {
+            // Pages that it had found equal may be unknown by now.
+            self.job = LocalJob::None;
+            self.engine.handle(now, Event::Closed(None));
         }
     }
 }
