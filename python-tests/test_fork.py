@@ -329,6 +329,29 @@ sync(db)
     arrived(100)
 
 
+def test_a_child_opens_again_what_it_inherited_and_closed(program, arrived):
+    program("""
+load()
+db, other = connect(), connect()
+write(db, "parent", 50)
+for _ in range(5):
+    pid = os.fork()
+    if pid == 0:
+        db.close()
+        write_in_child("child", 10)
+        own = connect()
+        other.close()
+        write_in_child("child", 10)
+        write(own, "child", 10)
+        sync(own)
+        os._exit(0)
+    write(db, "parent", 10)
+    join(pid)
+sync(db)
+""")
+    arrived(250)
+
+
 APPLICATION = PRELUDE + """
 load()
 start = connect()  # what an application may do while it is loaded, before the fork

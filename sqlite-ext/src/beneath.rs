@@ -4,10 +4,10 @@
 //! A VFS is believed by its name, and any VFS may be registered by a name of SQLite's own. What such a
 //! VFS decrypts would go to the replica in clear.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::api::{Api, BaseVfs, OwnFile, read_descriptor};
+use crate::inherited;
 
 /// The least page size: page 1 is at least so long.
 const COMPARED: usize = 512;
@@ -30,13 +30,8 @@ pub fn differs(api: &'static Api, vfs: BaseVfs, path: &Path) -> Option<bool> {
 /// The beginning of a file, read through a descriptor that the process has of it. No descriptor is
 /// opened: closing that would drop the process's locks.
 fn of_the_file(path: &Path) -> Option<[u8; COMPARED]> {
-    let id = |meta: &std::fs::Metadata| (meta.dev(), meta.ino());
-    let wanted = id(&std::fs::metadata(path).ok()?);
-    let open = std::fs::read_dir("/proc/self/fd").ok()?.filter_map(Result::ok);
-    let of_it =
-        open.filter(|entry| std::fs::metadata(entry.path()).is_ok_and(|meta| id(&meta) == wanted));
-    let numbers = of_it.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let mut page = [0; COMPARED];
-    let mut read = numbers.map(|number| read_descriptor(number, &mut page, 0));
+    let numbers = inherited::descriptors_of(path)?;
+    let mut read = numbers.into_iter().map(|number| read_descriptor(number, &mut page, 0));
     read.any(|read| read == Some(COMPARED)).then_some(page)
 }

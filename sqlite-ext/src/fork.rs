@@ -9,6 +9,8 @@
 //! there they are passed through, so that closing them does no harm.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, RwLockWriteGuard, Weak};
 
@@ -16,6 +18,7 @@ use walferry::process::{self, Forking};
 
 use crate::api;
 use crate::configured::{self, Known};
+use crate::inherited;
 use crate::inside;
 use crate::reader;
 use crate::registry::{self, Adopted, Databases, Shimmed};
@@ -34,6 +37,7 @@ struct Held {
     _adopted: RwLockWriteGuard<'static, Adopted>,
     _configured: MutexGuard<'static, Known>,
     _in_sqlite: RwLockWriteGuard<'static, ()>,
+    _inherited: MutexGuard<'static, Option<HashMap<PathBuf, u32>>>,
     _renewal: MutexGuard<'static, ()>,
 }
 
@@ -52,6 +56,7 @@ pub fn warn_if_inherited() {
 /// Before the fork, in the thread that forks.
 pub fn prepare() {
     let renewal = registry::renewal();
+    let inherited = inherited::done();
     let in_sqlite = inside::outside();
     let adopted = registry::adopted_files();
     let databases = registry::databases();
@@ -72,6 +77,7 @@ pub fn prepare() {
         _adopted: adopted,
         _configured: configured,
         _in_sqlite: in_sqlite,
+        _inherited: inherited,
         _renewal: renewal,
     };
     HELD.with(|cell| *cell.borrow_mut() = Some(held));

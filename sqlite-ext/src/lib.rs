@@ -19,6 +19,7 @@ mod ffi;
 mod fork;
 mod functions;
 mod handle;
+mod inherited;
 mod inside;
 mod leftovers;
 mod log_sink;

@@ -141,6 +141,16 @@ unsafe impl Send for OwnFile {}
 impl OwnFile {
     /// Opens a main database through this VFS.
     pub fn open(api: &'static Api, vfs: NonNull<ffi::sqlite3_vfs>, path: &Path) -> Option<OwnFile> {
+        OwnFile::open_with(api, vfs, path, SQLITE_OPEN_READWRITE)
+    }
+
+    /// Opens a main database with flags of `xOpen`.
+    pub fn open_with(
+        api: &'static Api,
+        vfs: NonNull<ffi::sqlite3_vfs>,
+        path: &Path,
+        flags: c_int,
+    ) -> Option<OwnFile> {
         let cstring = |suffix: &str| {
             use std::os::unix::ffi::OsStrExt;
             let mut bytes = path.as_os_str().as_bytes().to_vec();
@@ -164,7 +174,7 @@ impl OwnFile {
             let bytes = usize::try_from(vfs.as_ref().szOsFile).unwrap_or(0);
             let mut memory = vec![0u64; bytes / 8 + 1];
             let file: *mut ffi::sqlite3_file = memory.as_mut_ptr().cast();
-            let flags = SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READWRITE;
+            let flags = SQLITE_OPEN_MAIN_DB | flags;
             let rc = match vfs.as_ref().xOpen {
                 Some(open) => open(vfs.as_ptr(), name, file, flags, ptr::null_mut()),
                 None => SQLITE_ERROR,

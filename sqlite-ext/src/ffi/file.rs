@@ -11,6 +11,7 @@ use super::{File, guarded};
 use crate::api::{self, RawFile, SQLITE_IOERR, SQLITE_OK, Shm};
 use crate::fork;
 use crate::handle::Handle;
+use crate::inherited;
 use crate::main_file::MainFile;
 use crate::registry::{self, Shimmed};
 use crate::wal_file::WalFile;
@@ -356,40 +357,43 @@ unsafe extern "C" fn embedded_main_close(f: File) -> c_int {
         let handle = std::mem::replace(&mut (*shim).handle, ptr::null());
         let real = Embedded::real(f);
         let handle = (!handle.is_null()).then(|| Arc::from_raw(handle));
-        let closed = handle.and_then(close_handle);
+        let closing = handle.map(close_handle);
         let rc = real.close();
         (*f).pMethods = ptr::null();
-        after_close(closed);
+        after_close(closing);
         rc
     }
 }
 
 /// Once the file is closed.
 fn after_close(handle: Option<Arc<Handle>>) {
-    if let Some(handle) = handle {
+    let Some(handle) = handle else { return };
+    if handle.is_inherited() {
+        guarded((), || inherited::closed(handle.database().path()));
+        // Never dropped: it is the parent's.
+        std::mem::forget(handle);
+    } else {
         guarded((), || MainFile(&handle).after_close());
     }
 }
 
-/// Ends what a handle is to the library, and gives it back. One that a fork has brought here is the parent's.
-fn close_handle(handle: Arc<Handle>) -> Option<Arc<Handle>> {
-    if handle.is_inherited() {
-        std::mem::forget(handle);
-        return None;
+/// Ends what a handle is to the library, and gives it back, unless a fork has brought it here.
+fn close_handle(handle: Arc<Handle>) -> Arc<Handle> {
+    if !handle.is_inherited() {
+        guarded((), || MainFile(&handle).before_close());
     }
-    guarded((), || MainFile(&handle).before_close());
-    Some(handle)
+    handle
 }
 
 unsafe extern "C" fn adopted_main_close(f: File) -> c_int {
     let Some(handle) = registry::adopted(f as usize) else { return SQLITE_OK };
     let real = handle.real();
-    let closed = close_handle(handle);
+    let closing = close_handle(handle);
     // SAFETY: the file gets its own methods back before it is closed with them.
     unsafe { (*f).pMethods = real.methods };
     registry::forget_adopted(f as usize);
     let rc = real.close();
-    after_close(closed);
+    after_close(Some(closing));
     rc
 }
 
