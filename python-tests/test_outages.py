@@ -773,3 +773,50 @@ def test_spool_gives_its_room_to_a_growing_database(new_host, new_replica, small
         host.close()
         database.unlink()
     assert fit[True] >= 0.75 * fit[False], fit
+
+
+def open_files(host, path):
+    """How often the process has a file open."""
+    links = [os.path.join("/proc/%d/fd" % host.process.pid, name) for name in os.listdir("/proc/%d/fd" % host.process.pid)]
+    return sum(os.path.exists(link) and os.readlink(link) == str(path) for link in links)
+
+
+def test_spool_that_was_dropped_and_a_crash_before_the_comparison(new_host, replica, proxy, small_disk, tmp_path):
+    """What was read of the WAL before the drop is no sequel to what is left."""
+    database = small_disk(16) / "app.db"
+    wal = database.parent / "app.db-wal"
+    host = new_host("system", replica, env={"WALFERRY_SYNC_INTERVAL": "1h"}).open(database)
+    host.sql("PRAGMA journal_mode=WAL", "PRAGMA wal_autocheckpoint=0", "CREATE TABLE t (id INTEGER PRIMARY KEY, x)",
+             *["INSERT INTO t VALUES (%d, randomblob(20000))" % n for n in range(60)])
+    host.sync()
+    # A file is on its way, and a comparison waits for its end.
+    rule = proxy.rule("hold", method="PUT", where="request")
+    host.sql("INSERT INTO t VALUES (60, 'on its way')")
+    with pytest.raises(HostError):
+        host.value("SELECT walferry_sync(1)")
+    proxy.wait(rule)
+    # One piece in the spool, and more of the same WAL that was read and is in no piece yet.
+    reader = sqlite3.connect(database, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM t").fetchone()
+    host.sql("UPDATE t SET x = randomblob(20000) WHERE id < 20", "PRAGMA wal_checkpoint(PASSIVE)")
+    assert list((database.parent / "app.db-walferry" / "spool").glob("open-*"))
+    host.sql("UPDATE t SET x = randomblob(20000) WHERE id BETWEEN 20 AND 59")
+    until(host, database, lambda _: open_files(host, wal) > 1)
+    reader.close()
+    # The database needs the room.
+    filler = database.parent / "filler"
+    with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    with contextlib.suppress(HostError):
+        host.sql("UPDATE t SET x = randomblob(20000) WHERE id BETWEEN 20 AND 59")
+    filler.unlink()
+    assert not list((database.parent / "app.db-walferry" / "spool").glob("open-*"))
+    host.sql("ATTACH '%s' AS again" % database)
+    host.value("SELECT walferry_ping(60000)")
+    host.kill()
+    proxy.heal()
+    host = new_host("system", replica).open(database)
+    host.sync()
+    assert_restores(replica, database, tmp_path)

@@ -237,6 +237,7 @@ impl Replica {
             Resume::Compare(found) => {
                 self.note(found);
                 self.cursor = Cursor::Unknown;
+                self.clear_frames();
                 self.engine.handle(now, Event::Diverged);
             }
             Resume::OtherPageSize => {

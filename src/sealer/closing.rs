@@ -140,7 +140,7 @@ impl Replica {
         point.timestamp = timestamp;
         let base = base(&local.table, point, &entry);
         self.closed.push_back(ClosedFile { entry, base, seq: self.captured_seq });
-        self.no_room_since = None;
+        self.no_room = None;
     }
 
     pub(super) fn put(&mut self, txid: Txid) {

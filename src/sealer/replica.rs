@@ -82,8 +82,8 @@ pub(super) struct Replica {
     pub(super) astray: bool,
     /// When the database is compared with the page table, though all is well.
     pub(super) audit: Audit,
-    /// Since when no file could be closed for want of room.
-    pub(super) no_room_since: Option<u64>,
+    /// Since when no file could be closed for want of room, and the last time that one could not.
+    pub(super) no_room: Option<(u64, u64)>,
 }
 
 /// A file on its way to the store.
@@ -167,7 +167,7 @@ impl Replica {
             others: Others::default(),
             astray: false,
             audit,
-            no_room_since: None,
+            no_room: None,
         };
         if replica.store.is_none() {
             let why = replica.database.with(|shared| shared.report.last_error.clone());
@@ -418,9 +418,8 @@ impl Replica {
         self.database.with(|shared| shared.report.found = Some(found.name()));
     }
 
-    pub(super) fn diverge(&mut self, found: Finding) {
-        self.note(found);
-        let image = found.answer() == Answer::Image;
+    /// Forgets where capture stands in the WAL, with the frames that were read and are in no piece.
+    pub(super) fn lose_place(&mut self) {
         self.epoch += 1;
         self.cursor = Cursor::Unknown;
         self.clear_frames();
@@ -428,6 +427,12 @@ impl Replica {
             shared.captured = None;
             shared.lost_track += 1;
         });
+    }
+
+    pub(super) fn diverge(&mut self, found: Finding) {
+        self.note(found);
+        let image = found.answer() == Answer::Image;
+        self.lose_place();
         if image {
             return self.need_image();
         }

@@ -129,8 +129,8 @@ impl Replica {
         self.hold_wal();
         let seq = self.database.with(|shared| shared.commit_seq);
         self.cursor = Cursor::Unknown;
-        let scan = self.open_scan()?;
         self.clear_frames();
+        let scan = self.open_scan()?;
         self.refresh_published();
         let Some(point) = self.point else { return Err("there is no base to compare with".into()) };
         if scan.page_size() != point.page_size {

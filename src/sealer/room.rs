@@ -8,7 +8,6 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::capture::Cursor;
 use super::open::Local;
 use super::replica::{LocalJob, Replica};
 use crate::database::Gate;
@@ -19,6 +18,8 @@ use crate::local::spool::Entry;
 
 /// So long, in milliseconds, a file that is to be closed waits for room.
 const WAITS_FOR_ROOM_MS: u64 = 10_000;
+/// Room that was missing so long ago, in milliseconds, came meanwhile.
+const FORGOTTEN_MS: u64 = 300_000;
 /// The spool's least cap, if none is set.
 const SPOOL_CAP_DEFAULT: u64 = 10 << 30;
 
@@ -57,8 +58,22 @@ impl Replica {
         if !self.shares_disk() {
             return false;
         }
+        // Its file is open, and takes room until it ends.
+        let ended = self.end_comparison();
         self.discard_unfinished();
-        self.drops_copies() || self.drops_open()
+        ended || self.drops_copies() || self.drops_open()
+    }
+
+    /// Ends a comparison under way, which begins anew later; false if there is none.
+    fn end_comparison(&mut self) -> bool {
+        if !matches!(self.job, LocalJob::Resync(_)) {
+            return false;
+        }
+        self.job = LocalJob::None;
+        let now = self.process.now();
+        self.engine.handle(now, Event::Diverged);
+        self.engine.handle(now, Event::Closed(None));
+        true
     }
 
     fn shares_disk(&self) -> bool {
@@ -83,7 +98,9 @@ impl Replica {
     pub(super) fn gives_up_pieces(&mut self) -> bool {
         self.discard_unfinished();
         let now = self.process.now();
-        let since = *self.no_room_since.get_or_insert(now);
+        let recent = self.no_room.filter(|(_, last)| now.saturating_sub(*last) < FORGOTTEN_MS);
+        let since = recent.map_or(now, |(since, _)| since);
+        self.no_room = Some((since, now));
         let waits = now.saturating_sub(since) < WAITS_FOR_ROOM_MS;
         !self.drops_copies() && !waits && self.drops_open()
     }
@@ -103,6 +120,8 @@ impl Replica {
 
     /// Drops the captured pieces. What the database has by then is found by comparison.
     fn drop_pieces(&mut self) {
+        // Pages that it had found equal are unknown from here on.
+        self.end_comparison();
         let Some(local) = self.local.as_mut() else { return };
         let mut forgotten = true;
         for entry in std::mem::take(&mut self.open) {
@@ -122,22 +141,13 @@ impl Replica {
             // is certain.
             self.need_image();
         }
-        self.no_room_since = None;
-        self.cursor = Cursor::Unknown;
-        self.epoch += 1;
-        self.database.with(|shared| {
-            shared.captured = None;
-            shared.set_gate(Gate::Open);
-        });
+        self.no_room = None;
+        // What was read of the WAL is no sequel to what is left.
+        self.lose_place();
+        self.database.with(|shared| shared.set_gate(Gate::Open));
         self.note(Finding::SpoolFull);
-        let now = self.process.now();
         if forgotten {
-            self.engine.handle(now, Event::Diverged);
-        }
-        if matches!(self.job, LocalJob::Resync(_)) {
-            // Pages that it had found equal may be unknown by now.
-            self.job = LocalJob::None;
-            self.engine.handle(now, Event::Closed(None));
+            self.engine.handle(self.process.now(), Event::Diverged);
         }
     }
 }
