@@ -9,8 +9,6 @@
 //! there they are passed through, so that closing them does no harm.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, RwLockWriteGuard, Weak};
 
@@ -37,7 +35,7 @@ struct Held {
     _adopted: RwLockWriteGuard<'static, Adopted>,
     _configured: MutexGuard<'static, Known>,
     _in_sqlite: RwLockWriteGuard<'static, ()>,
-    _inherited: MutexGuard<'static, Option<HashMap<PathBuf, u32>>>,
+    _inherited: MutexGuard<'static, Option<inherited::Known>>,
     _renewal: MutexGuard<'static, ()>,
 }
 
@@ -56,7 +54,7 @@ pub fn warn_if_inherited() {
 /// Before the fork, in the thread that forks.
 pub fn prepare() {
     let renewal = registry::renewal();
-    let inherited = inherited::done();
+    let inherited = inherited::known();
     let in_sqlite = inside::outside();
     let adopted = registry::adopted_files();
     let databases = registry::databases();

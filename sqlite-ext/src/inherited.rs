@@ -4,66 +4,111 @@
 //! the locks. It keeps it for the next connection (`setPendingFd` and `findReusableFd` in `os_unix.c`). A
 //! child has inherited what its parent kept, and with each descriptor the position in the file; a SQLite
 //! without pread sets that before each read and write. Where both use one, each reads and writes where the
-//! other has moved to. So before a database is opened in a child, they are set aside for good.
+//! other has moved to. So in a child they are set aside for good: before a database is opened, and when a
+//! connection of the parent is closed, whose descriptor SQLite keeps, too.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::api::{Api, BaseVfs, OwnFile, SQLITE_OPEN_READONLY, SQLITE_OPEN_READWRITE};
 use crate::inside;
 
-/// Most that are set aside of a file, in case that none is ever a new one.
-const MOST: usize = 1000;
+/// File system and number of a file.
+type FileId = (u64, u64);
 
-/// The files of which none is left, by the generation in which that was seen to. Of the standard library's
-/// kind, as it is locked around a fork.
-static DONE: Mutex<Option<HashMap<PathBuf, u32>>> = Mutex::new(None);
-
-/// Locks what is known.
-pub fn done() -> MutexGuard<'static, Option<HashMap<PathBuf, u32>>> {
-    DONE.lock().unwrap_or_else(PoisonError::into_inner)
+/// What is known in a child of the files that it has inherited.
+#[derive(Default)]
+pub struct Known {
+    /// The process in the line of forks of which this is known.
+    generation: u32,
+    /// Files of which a descriptor was inherited.
+    inherited: HashSet<FileId>,
+    /// Those of which SQLite has no such descriptor left to give out.
+    settled: HashSet<FileId>,
 }
 
-/// Before a database is opened: keeps SQLite from giving out a descriptor of it that the parent shares.
+/// Of the standard library's kind, as it is locked around a fork.
+static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
+
+/// Locks what is known. Taken before [`inside::outside`].
+pub fn known() -> MutexGuard<'static, Option<Known>> {
+    KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Keeps SQLite from giving out a descriptor of this database that the parent shares. Called before the
+/// database is opened.
 pub fn set_aside(api: &'static Api, vfs: BaseVfs, path: &Path) {
     let generation = inside::generation();
-    if generation == 0 {
+    if generation == 0 || !vfs.is_plain() {
         return;
     }
-    let mut done = done();
-    let done = done.get_or_insert_with(HashMap::new);
-    if done.insert(path.to_path_buf(), generation) == Some(generation) {
-        return;
+    let Ok(file) = std::fs::metadata(path).map(|meta| id(&meta)) else { return };
+    let mut known = known();
+    let known = known.get_or_insert_with(Known::default);
+    if known.generation != generation {
+        let inherited = descriptors().unwrap_or_default().into_iter().map(|(_, file)| file);
+        *known = Known { generation, inherited: inherited.collect(), settled: HashSet::new() };
     }
-    // It keeps those apart that may write.
-    for flags in [SQLITE_OPEN_READWRITE, SQLITE_OPEN_READONLY] {
-        for _ in 0..MOST {
-            let before = descriptors_of(path).map(|all| all.len());
-            let Some(file) = OwnFile::open_with(api, vfs.0, path, flags) else { break };
-            let after = descriptors_of(path).map(|all| all.len());
-            if after > before || before.is_none() {
-                break;
-            }
-            std::mem::forget(file);
+    if known.inherited.contains(&file) && !known.settled.contains(&file) {
+        // A thread of ours that opens or closes it meanwhile would get one, or change their number.
+        let _outside = inside::outside();
+        if take_all(api, vfs, path, file).is_some() {
+            known.settled.insert(file);
         }
     }
 }
 
-/// After a connection from before the fork was closed: SQLite has kept its descriptor.
-pub fn closed(path: &Path) {
-    if let Some(done) = done().as_mut() {
-        done.remove(path);
+/// Sets the descriptor aside that SQLite has kept of a connection from before the fork, which was closed.
+pub fn closed(api: &'static Api, vfs: BaseVfs, path: &Path) {
+    if let (Some(known), Ok(meta)) = (known().as_mut(), std::fs::metadata(path)) {
+        known.settled.remove(&id(&meta));
     }
+    set_aside(api, vfs, path);
 }
 
-/// The descriptors that the process has of a file; `None` where it cannot list them.
+/// Opens the file until SQLite has to make a descriptor for it, and leaves those open for good that it had.
+/// `None` where that cannot be told.
+fn take_all(api: &'static Api, vfs: BaseVfs, path: &Path, file: FileId) -> Option<()> {
+    let most = count(file)?;
+    // It keeps those apart that may write.
+    for flags in [SQLITE_OPEN_READWRITE, SQLITE_OPEN_READONLY] {
+        for _ in 0..most {
+            let before = count(file)?;
+            let Some(opened) = OwnFile::open_with(api, vfs.0, path, flags) else { break };
+            if count(file)? > before {
+                break;
+            }
+            std::mem::forget(opened);
+        }
+    }
+    Some(())
+}
+
+fn count(file: FileId) -> Option<usize> {
+    Some(descriptors()?.iter().filter(|(_, found)| *found == file).count())
+}
+
+/// Returns the descriptors that the process has of a file; `None` where it cannot list them.
 pub fn descriptors_of(path: &Path) -> Option<Vec<i32>> {
-    let id = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
-    let wanted = id(std::fs::metadata(path).ok()?);
-    let open = std::fs::read_dir("/proc/self/fd").ok()?.filter_map(Result::ok);
-    let of_it =
-        open.filter(|entry| std::fs::metadata(entry.path()).is_ok_and(|meta| id(meta) == wanted));
-    Some(of_it.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+    let file = id(&std::fs::metadata(path).ok()?);
+    let of_it = descriptors()?.into_iter().filter(|(_, found)| *found == file);
+    Some(of_it.map(|(number, _)| number).collect())
+}
+
+/// All descriptors of the process, and the file of each.
+fn descriptors() -> Option<Vec<(i32, FileId)>> {
+    // The process's own folder is empty once its first thread has ended.
+    let mut lists = ["/proc/thread-self/fd", "/proc/self/fd"].into_iter();
+    let list = lists.find_map(|list| std::fs::read_dir(list).ok())?;
+    let of = |entry: std::fs::DirEntry| {
+        let number = entry.file_name().to_str()?.parse().ok()?;
+        Some((number, id(&std::fs::metadata(entry.path()).ok()?)))
+    };
+    Some(list.filter_map(Result::ok).filter_map(of).collect())
+}
+
+fn id(meta: &std::fs::Metadata) -> FileId {
+    (meta.dev(), meta.ino())
 }

@@ -12,10 +12,9 @@ use walferry::replications::Replications;
 use walferry::settings::{self, Lookup};
 use walferry::uri::Screened;
 
-use crate::api::{self, BaseVfs};
+use crate::api::BaseVfs;
 use crate::configured::configured;
 use crate::edge::Edge;
-use crate::inherited;
 use crate::registry::{Replicated, Shimmed, databases};
 
 /// Looks settings up: URI parameters, then the environment.
@@ -101,9 +100,6 @@ pub fn replicated(path: &Path, lookup: &dyn Lookup, vfs: BaseVfs) -> Opening {
                  does; only a database that SQLite's own VFS writes can be replicated",
                 vfs.name()
             ));
-        }
-        if let Some(api) = api::api() {
-            inherited::set_aside(api, vfs, &path);
         }
         Process::start()?.database(&path, all, strict).map(Some)
     });

@@ -369,7 +369,11 @@ unsafe extern "C" fn embedded_main_close(f: File) -> c_int {
 fn after_close(handle: Option<Arc<Handle>>) {
     let Some(handle) = handle else { return };
     if handle.is_inherited() {
-        guarded((), || inherited::closed(handle.database().path()));
+        guarded((), || {
+            if let Some(api) = api::api() {
+                inherited::closed(api, handle.shimmed.vfs, handle.database().path());
+            }
+        });
         // Never dropped: it is the parent's.
         std::mem::forget(handle);
     } else {

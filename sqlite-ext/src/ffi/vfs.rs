@@ -12,6 +12,7 @@ use super::file::{EMBEDDED_2, EMBEDDED_3, REAL_OFFSET, ShimFile, WAL_1, WalShim}
 use super::{File, Vfs, guarded};
 use crate::api::{self, Api, RawFile, SQLITE_ERROR, SQLITE_OK};
 use crate::handle::Handle;
+use crate::inherited;
 use crate::opening::{self, Opening, UriLookup};
 use crate::registry::{self, Shimmed};
 
@@ -93,6 +94,8 @@ unsafe fn handle_for_unchecked(base: Vfs, name: *const c_char, flags: c_int) -> 
     unsafe {
         if flags & api::SQLITE_OPEN_MAIN_DB != 0 {
             let path = api::path_of(name)?;
+            // Also of a database that is not replicated here: the parent may replicate it.
+            inherited::set_aside(api, api::BaseVfs(NonNull::new(base)?), &path);
             let has_parameters = flags & api::SQLITE_OPEN_URI != 0;
             let lookup =
                 UriLookup::new(
