@@ -2,6 +2,8 @@
  *
  *   guest single EXT              SQLITE_CONFIG_SINGLETHREAD before all else; prints what loading says
  *   guest above EXT DB            a VFS above walferry's, which calls it with names of its own
+ *   guest codec EXT DB            a VFS above walferry's that changes every byte
+ *   guest sums EXT DB             a VFS above walferry's, for connections that name it, with a sum in each page
  *   guest below EXT DB            walferry above a VFS that changes every byte
  *   guest named EXT DB            the same by the name of SQLite's own
  *   guest read DB                 the rows of such a database, through that VFS and without walferry
@@ -67,10 +69,12 @@ static void work(sqlite3 *db) {
 typedef struct {
     sqlite3_file base;
     int changes; /* whether it changes what goes through */
+    int sums;    /* whether the end of each page is a sum of the others */
 } Around;
 
 static sqlite3_vfs around;
 static int above; /* whether it gives names of its own */
+static enum { NOTHING, BYTES, SUMS } what_changes;
 
 static sqlite3_vfs *under(void) { return around.pAppData; }
 static sqlite3_file *inner(sqlite3_file *file) { return (sqlite3_file *) ((Around *) file + 1); }
@@ -80,9 +84,20 @@ static int a_close(sqlite3_file *f) { return REAL(f)->xClose(inner(f)); }
 static void turn(unsigned char *bytes, int n) {
     for (int at = 0; at < n; at++) bytes[at] ^= 0x5a;
 }
+static int is_page(int n) { return n >= 512 && (n & (n - 1)) == 0; }
+static void sum(const unsigned char *page, int n, unsigned char *out) {
+    sqlite3_uint64 all = 14695981039346656037u;
+    for (int at = 0; at < n - (int) sizeof all; at++) all = (all ^ page[at]) * 1099511628211u;
+    memcpy(out, &all, sizeof all);
+}
 static int a_read(sqlite3_file *f, void *to, int n, sqlite3_int64 at) {
     int rc = REAL(f)->xRead(inner(f), to, n, at);
     sqlite3_int64 size = 0;
+    if (((Around *) f)->sums && rc == SQLITE_OK && is_page(n)) {
+        unsigned char wanted[8];
+        sum(to, n, wanted);
+        if (memcmp(wanted, (char *) to + n - 8, 8)) return SQLITE_IOERR_DATA;
+    }
     if (((Around *) f)->changes && (rc == SQLITE_OK || rc == SQLITE_IOERR_SHORT_READ)) {
         REAL(f)->xFileSize(inner(f), &size);
         turn(to, at + n <= size ? n : at < size ? (int) (size - at) : 0);
@@ -90,10 +105,12 @@ static int a_read(sqlite3_file *f, void *to, int n, sqlite3_int64 at) {
     return rc;
 }
 static int a_write(sqlite3_file *f, const void *from, int n, sqlite3_int64 at) {
-    if (!((Around *) f)->changes) return REAL(f)->xWrite(inner(f), from, n, at);
+    Around *file = (Around *) f;
+    if (!file->changes && !(file->sums && is_page(n))) return REAL(f)->xWrite(inner(f), from, n, at);
     unsigned char *copy = malloc(n);
     memcpy(copy, from, n);
-    turn(copy, n);
+    if (file->changes) turn(copy, n);
+    else sum(copy, n, copy + n - 8);
     int rc = REAL(f)->xWrite(inner(f), copy, n, at);
     free(copy);
     return rc;
@@ -138,12 +155,14 @@ static int a_open(sqlite3_vfs *vfs, const char *name, sqlite3_file *file, int fl
     int rc = under()->xOpen(under(), alone(name, flags), inner(file), flags, out);
     if (inner(file)->pMethods) {
         f->base.pMethods = &METHODS;
-        f->changes = !above && (flags & (SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_WAL | SQLITE_OPEN_MAIN_JOURNAL)) != 0;
+        int kept = (flags & (SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_WAL | SQLITE_OPEN_MAIN_JOURNAL)) != 0;
+        f->changes = kept && what_changes == BYTES;
+        f->sums = kept && what_changes == SUMS;
     }
     return rc;
 }
 
-static void around_default(const char *name, int is_above) {
+static void around_default(const char *name, int is_above, int is_default) {
     sqlite3_vfs *base = sqlite3_vfs_find(NULL);
     above = is_above;
     around = *base;
@@ -152,7 +171,7 @@ static void around_default(const char *name, int is_above) {
     around.pAppData = base;
     around.szOsFile = (int) sizeof(Around) + base->szOsFile;
     around.xOpen = a_open;
-    if (sqlite3_vfs_register(&around, 1) != SQLITE_OK) fail("vfs", name);
+    if (sqlite3_vfs_register(&around, is_default) != SQLITE_OK) fail("vfs", name);
 }
 
 /* The other methods of the copied structure are those of the VFS underneath: they take what they are
@@ -195,7 +214,8 @@ static int beside(const char *name, const char *extension, const char *path) {
     sqlite3 *db;
     int is_above = !strcmp(name, "above");
     if (is_above) load(extension);
-    around_default(name, is_above);
+    else what_changes = BYTES;
+    around_default(name, is_above, 1);
     whole();
     if (!is_above) load(extension);
     if (sqlite3_open(path, &db) != SQLITE_OK) fail("open", sqlite3_errmsg(db));
@@ -206,9 +226,33 @@ static int beside(const char *name, const char *extension, const char *path) {
     return 0;
 }
 
+/* A new database that nobody puts into WAL mode, through a VFS that was registered after walferry's. */
+static int over(const char *name, int changes, const char *extension, const char *path) {
+    sqlite3 *db;
+    int reserved = 8;
+    load(extension);
+    what_changes = changes;
+    around_default(name, 1, changes == BYTES);
+    whole();
+    if (sqlite3_open_v2(path, &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, name) != SQLITE_OK)
+        fail("open", sqlite3_errmsg(db));
+    if (changes == SUMS) sqlite3_file_control(db, "main", SQLITE_FCNTL_RESERVE_BYTES, &reserved);
+    sqlite3_busy_timeout(db, 10000);
+    run(db, "CREATE TABLE t (id INTEGER PRIMARY KEY, x)");
+    for (int n = 1; n <= ROWS; n++) run(db, "INSERT INTO t (x) VALUES (hex(randomblob(300)))");
+    sqlite3_close(db);
+    if (sqlite3_open_v2(path, &db, SQLITE_OPEN_READWRITE, name) != SQLITE_OK) fail("open", sqlite3_errmsg(db));
+    run(db, "INSERT INTO t (x) VALUES ('end')");
+    if (strcmp(one(db, "PRAGMA integrity_check"), "ok")) fail("integrity", one(db, "PRAGMA integrity_check"));
+    puts(one(db, "SELECT walferry_status()"));
+    sqlite3_close(db);
+    return 0;
+}
+
 static int read_back(const char *path) {
     sqlite3 *db;
-    around_default("below", 0);
+    what_changes = BYTES;
+    around_default("below", 0, 1);
     whole();
     if (sqlite3_open(path, &db) != SQLITE_OK) fail("open", sqlite3_errmsg(db));
     if (strcmp(one(db, "PRAGMA integrity_check"), "ok")) fail("integrity", one(db, "PRAGMA integrity_check"));
@@ -221,6 +265,8 @@ int main(int count, char **args) {
     const char *what = count > 2 ? args[1] : "";
     if (!strcmp(what, "single")) return single(args[2]);
     if (!strcmp(what, "above") && count > 3) return beside("above", args[2], args[3]);
+    if (!strcmp(what, "codec") && count > 3) return over("codec", BYTES, args[2], args[3]);
+    if (!strcmp(what, "sums") && count > 3) return over("sums", SUMS, args[2], args[3]);
     if (!strcmp(what, "below") && count > 3) return beside("below", args[2], args[3]);
     if (!strcmp(what, "named") && count > 3) return beside("unix", args[2], args[3]);
     if (!strcmp(what, "read")) return read_back(args[2]);

@@ -92,6 +92,21 @@ def test_vfs_above_gives_names_of_its_own(run, tmp_path):
     assert newest(tmp_path) == [(200, "end")]
 
 
+def test_vfs_above_changes_what_is_written(run, tmp_path):
+    """As one that encrypts does. The database is new, so that its first page is no sign yet."""
+    status = run("guest", "codec", EXTENSION, tmp_path / "app.db")
+    assert '"state":"error"' in status and "encrypted" in status
+    assert not (tmp_path / "replica").exists()
+    log = (tmp_path / "log").read_text()
+    assert log.count("encrypted") == 1 and "not a database" not in log, log
+
+
+def test_vfs_above_that_only_some_connections_name(run, tmp_path):
+    """It keeps a sum in each page: a connection of walferry's own would write past it."""
+    run("guest", "sums", EXTENSION, tmp_path / "app.db")
+    assert "it is not put into WAL mode, since a VFS was registered" in (tmp_path / "log").read_text()
+
+
 def test_vfs_below_changes_what_is_written(run, tmp_path):
     """As one that encrypts does: nothing of it is replicated, and nothing is harmed."""
     status = run("guest", "below", EXTENSION, tmp_path / "app.db")
@@ -135,6 +150,24 @@ def test_view_of_a_foreign_file_calls_nothing(call, tmp_path):
     done = subprocess.run(["sqlite3", foreign, ".load %s" % EXTENSION, "SELECT x FROM v"], text=True,
                           capture_output=True, env=clean_environment(), timeout=60)
     assert "unsafe use of walferry" in done.stderr, done
+
+
+def test_trigger_of_a_foreign_file_calls_nothing(tmp_path):
+    """Of all functions: the version alone tells nothing and does nothing."""
+    directonly = 0x80000
+    asked = "SELECT DISTINCT name, flags & %d != 0 FROM pragma_function_list WHERE name LIKE 'walferry%%' ORDER BY 1"
+    done = subprocess.run(["sqlite3", ":memory:", ".load %s" % EXTENSION, asked % directonly], text=True,
+                          capture_output=True, env=clean_environment(), timeout=60)
+    direct = dict(line.split("|") for line in done.stdout.split())
+    assert direct.pop("walferry_version") == "0" and set(direct.values()) == {"1"}, direct
+    for number, name in enumerate(sorted(direct)):
+        foreign = tmp_path / ("%d.db" % number)
+        with sqlite3.connect(foreign) as db:
+            db.execute("CREATE TABLE t (x)")
+            db.execute("CREATE TRIGGER r AFTER INSERT ON t BEGIN SELECT %s(); END" % name)
+        done = subprocess.run(["sqlite3", foreign, ".load %s" % EXTENSION, "INSERT INTO t VALUES (1)"], text=True,
+                              capture_output=True, env=clean_environment(), timeout=60)
+        assert "unsafe use of %s" % name in done.stderr, done
 
 
 def test_extension_loaded_on_the_connection_of_a_new_database(tmp_path):

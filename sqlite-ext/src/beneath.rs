@@ -14,17 +14,40 @@ const COMPARED: usize = 512;
 /// A checkpoint may write page 1 between the two looks.
 const LOOKS: usize = 3;
 
-/// True if the VFS gives other bytes for page 1 of this file than the file has. `None` where that cannot
-/// be told: the file is empty, or the process cannot list its descriptors.
-pub fn differs(api: &'static Api, vfs: BaseVfs, path: &Path) -> Option<bool> {
+/// How every database begins (<https://sqlite.org/fileformat.html#the_database_header>).
+const MAGIC: &[u8] = b"SQLite format 3\0";
+
+/// How a VFS gives page 1 of a file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum PageOne {
+    /// As it is in the file.
+    Same,
+    /// With other bytes.
+    Changed,
+    /// As no database begins: a codec above the VFS has encrypted it.
+    Encrypted,
+}
+
+/// Looks how the VFS gives page 1. `None` where that cannot be told: the file is empty, or the process
+/// cannot list its descriptors.
+pub fn look(api: &'static Api, vfs: BaseVfs, path: &Path) -> Option<PageOne> {
     let file = OwnFile::open(api, vfs.0, path)?;
     let read = || {
         let mut page = [0; COMPARED];
         file.raw().read(&mut page, 0).ok().map(|()| page)
     };
+    if is_encrypted(&read()?) {
+        return Some(PageOne::Encrypted);
+    }
     let mut looks = (0..LOOKS).map(|_| Some(read()? != of_the_file(path)?));
     // Equal once is enough.
-    looks.try_fold(true, |all, one| one.map(|differs| all && differs))
+    let differs = looks.try_fold(true, |all, one| one.map(|differs| all && differs))?;
+    Some(if differs { PageOne::Changed } else { PageOne::Same })
+}
+
+/// True if a file with this beginning is encrypted, or no database.
+pub fn is_encrypted(beginning: &[u8]) -> bool {
+    !beginning.starts_with(MAGIC)
 }
 
 /// The beginning of a file, read through a descriptor that the process has of it. No descriptor is

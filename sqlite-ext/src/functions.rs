@@ -333,6 +333,9 @@ pub fn into_wal_mode(shimmed: &Shimmed) -> bool {
     if !has_pages(path) {
         return false;
     }
+    if shimmed.is_changed_beneath() {
+        return true;
+    }
     if ffi::stands_above(api) {
         log::warn!(
             "{}: it is not put into WAL mode, since a VFS was registered that may stand above \

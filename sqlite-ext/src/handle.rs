@@ -11,6 +11,7 @@ use walferry::wal::evidence::Guard;
 use walferry::wal::{self, WalIndex};
 
 use crate::api::{RawFile, Shm};
+use crate::beneath;
 use crate::ffi::Target;
 use crate::inside;
 use crate::pin::{new_guard, read_index};
@@ -334,17 +335,17 @@ impl Handle {
 
 /// Why a file cannot be replicated as a database.
 fn unfit(file: RawFile) -> Option<&'static str> {
-    const MAGIC: [u8; 16] = *b"SQLite format 3\0";
     if !file.has_shm() {
         return Some("its VFS has no shared memory, which WAL mode needs");
     }
-    let mut head = [0; MAGIC.len()];
-    let known = file.read(&mut head, 0).is_err() || head == MAGIC;
-    (!known).then_some(
-        "it is encrypted, or no database: it does not begin as SQLite's files do, and what a codec \
-         encrypts cannot be replicated",
-    )
+    let mut head = [0; 16];
+    let encrypted = file.read(&mut head, 0).is_ok() && beneath::is_encrypted(&head);
+    encrypted.then_some(ENCRYPTED)
 }
+
+/// Why an encrypted database is refused.
+pub const ENCRYPTED: &str = "it is encrypted, or no database: it does not begin as SQLite's files do, and \
+                             what a codec encrypts cannot be replicated";
 
 /// What the header says of the journal mode (sqlite.org/fileformat2.html, section 1.3.3).
 fn has_wal_mode(file: RawFile) -> bool {

@@ -16,8 +16,8 @@ use walferry::wal::WalIndex;
 use walferry::wal::evidence::Guard;
 
 use crate::api::{self, BaseVfs, OwnConnection};
-use crate::beneath;
-use crate::handle::{Gap, Handle};
+use crate::beneath::{self, PageOne};
+use crate::handle::{self, Gap, Handle};
 use crate::inside;
 use crate::pin::Pin;
 use crate::reader;
@@ -286,24 +286,28 @@ impl Shimmed {
         *self.beneath.lock() == Beneath::Other
     }
 
-    /// True if the VFS gives other bytes than the file has: such a database is passed through.
-    fn is_changed_beneath(&self) -> bool {
+    /// True if the file has other bytes than SQLite wrote: such a database is passed through.
+    pub(crate) fn is_changed_beneath(&self) -> bool {
         let mut beneath = self.beneath.lock();
         if *beneath == Beneath::Unknown
             && let Some(api) = api::api()
         {
-            *beneath = match beneath::differs(api, self.vfs, self.database.path()) {
+            *beneath = match beneath::look(api, self.vfs, self.database.path()) {
                 None => Beneath::Unknown,
-                Some(false) => Beneath::Same,
-                Some(true) => Beneath::Other,
+                Some(PageOne::Same) => Beneath::Same,
+                Some(PageOne::Changed) => {
+                    self.database.refuse(&format!(
+                        "the VFS {} gives other bytes for page 1 than the file has, as encryption \
+                         does; only a database that SQLite's own VFS writes can be replicated",
+                        self.vfs.name()
+                    ));
+                    Beneath::Other
+                }
+                Some(PageOne::Encrypted) => {
+                    self.database.refuse(handle::ENCRYPTED);
+                    Beneath::Other
+                }
             };
-            if *beneath == Beneath::Other {
-                self.database.refuse(&format!(
-                    "the VFS {} gives other bytes for page 1 than the file has, as encryption does; \
-                     only a database that SQLite's own VFS writes can be replicated",
-                    self.vfs.name()
-                ));
-            }
         }
         *beneath == Beneath::Other
     }

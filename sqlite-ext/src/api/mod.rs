@@ -107,6 +107,8 @@ api! {
     compileoption_used: unsafe extern "C" fn(Text) -> c_int,
     mutex_alloc: unsafe extern "C" fn(c_int) -> *mut ffi::sqlite3_mutex,
     mutex_free: unsafe extern "C" fn(*mut ffi::sqlite3_mutex),
+    mutex_enter: unsafe extern "C" fn(*mut ffi::sqlite3_mutex),
+    mutex_leave: unsafe extern "C" fn(*mut ffi::sqlite3_mutex),
 }
 
 static API: OnceLock<Api> = OnceLock::new();
@@ -209,6 +211,27 @@ impl Api {
     pub fn find_vfs(&self, name: Option<&CStr>) -> Option<NonNull<ffi::sqlite3_vfs>> {
         // SAFETY: null asks for the default.
         NonNull::new(unsafe { (self.vfs_find)(name.map_or(ptr::null(), CStr::as_ptr)) })
+    }
+
+    /// Returns all VFSes that are registered.
+    pub fn all_vfs(&self) -> Vec<NonNull<ffi::sqlite3_vfs>> {
+        /// The mutex under which SQLite changes the list (`sqlite3_vfs_register` in `os.c`).
+        const SQLITE_MUTEX_STATIC_MAIN: c_int = 2;
+        let mut all = Vec::new();
+        // SAFETY: a mutex of SQLite's own, which is never freed; under it the list stays as it is, and each
+        // of its members is a structure that is registered.
+        unsafe {
+            let mutex = (self.mutex_alloc)(SQLITE_MUTEX_STATIC_MAIN);
+            let first = (self.vfs_find)(ptr::null());
+            (self.mutex_enter)(mutex);
+            let mut next = NonNull::new(first);
+            while let Some(vfs) = next {
+                all.push(vfs);
+                next = NonNull::new(vfs.as_ref().pNext);
+            }
+            (self.mutex_leave)(mutex);
+        }
+        all
     }
 
     /// The VFS under ours, by which a connection was opened before ours was there.

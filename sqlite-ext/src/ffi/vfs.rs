@@ -1,9 +1,10 @@
 //! The methods of our VFS: all but `xOpen` pass on what they get.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::num::NonZeroUsize;
 use std::ptr::{self, NonNull};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use libsqlite3_sys as sys;
 use parking_lot::Mutex;
@@ -221,6 +222,8 @@ const NAME: &CStr = c"walferry";
 
 /// Our VFS, once it was registered: it lives as long as the process.
 static OURS: AtomicPtr<sys::sqlite3_vfs> = AtomicPtr::new(ptr::null_mut());
+/// The addresses of those that were registered before it.
+static OLDER: OnceLock<Vec<NonZeroUsize>> = OnceLock::new();
 
 /// Registers our VFS around the host's default one. Another load finds it registered: then it becomes
 /// the default again, which `sqlite3_shutdown()` has ended.
@@ -253,13 +256,12 @@ fn register_again(
     registered_with(api.register_vfs(ours, wanted))
 }
 
-/// True if the host's default VFS is one that was registered after ours: it may stand above, and change
-/// what connections of ours would write past it.
+/// True if a VFS was registered after ours: it may stand above, for the default VFS or for one that a
+/// connection names, and change what connections of ours would write past it.
 pub fn stands_above(api: &Api) -> bool {
     let Some(ours) = NonNull::new(OURS.load(Ordering::Acquire)) else { return false };
-    // SAFETY: our own VFS; the one underneath was set when it was registered, and never changed.
-    let base = unsafe { base_of(ours.as_ptr()) };
-    api.find_vfs(None).is_some_and(|now| now != ours && now.as_ptr() != base)
+    let older = OLDER.get().map(Vec::as_slice).unwrap_or_default();
+    api.all_vfs().into_iter().any(|vfs| vfs != ours && !older.contains(&vfs.addr()))
 }
 
 fn registered_with(rc: c_int) -> Result<(), String> {
@@ -303,6 +305,7 @@ fn register_first(api: &'static Api, default: bool) -> Result<(), String> {
         xNextSystemCall: has(3).then_some(vfs_next_call as _),
     }));
     let ours = NonNull::from(vfs);
+    OLDER.get_or_init(|| api.all_vfs().into_iter().map(NonNull::addr).collect());
     registered_with(api.register_vfs(ours, default))?;
     OURS.store(ours.as_ptr(), Ordering::Release);
     Ok(())
