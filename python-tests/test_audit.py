@@ -242,7 +242,9 @@ def test_a_replica_is_compared_with_its_database(new_host, replica, tmp_path):
     # Closed, and with nobody there.
     host.close()
     assert host.finish() == 0
+    before = sorted(path.name for path in tmp_path.glob("app.db*"))
     assert against(replica, database)[0]["verdict"] == "equal"
+    assert sorted(path.name for path in tmp_path.glob("app.db*")) == before
 
 
 def test_a_database_that_is_ahead_of_its_replica(new_host, replica, tmp_path):

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::failure::Failure;
 use super::status::Seen;
 use super::{Error, Exit};
-use crate::local::replicas;
+use crate::local::{self, replicas};
 use crate::ltx::{Checksum, checksum};
 use crate::store::{self, Store};
 use crate::units::{PageSize, Pgno, Txid};
@@ -294,8 +294,7 @@ async fn read(database: &Path) -> Result<Pages, Error> {
 
 /// Through SQLite, so that what is in the WAL counts, in one statement and so in one state.
 fn read_pages(path: &Path) -> Result<Pages, rusqlite::Error> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let db = Connection::open_with_flags(path, flags)?;
+    let db = open(path)?;
     db.busy_timeout(BUSY)?;
     let mut statement = db.prepare("SELECT pgno, data FROM sqlite_dbpage")?;
     let mut rows = statement.query([])?;
@@ -307,6 +306,19 @@ fn read_pages(path: &Path) -> Result<Pages, rusqlite::Error> {
         pages.sums.push(checksum::page(pgno, data));
     }
     Ok(pages)
+}
+
+/// Opens the database so that nothing is left beside it: a read-only connection makes an empty WAL where
+/// there is none, and cannot remove it. With a journal the connection may only read, as another one would
+/// roll that back.
+fn open(path: &Path) -> Result<Connection, rusqlite::Error> {
+    let left = [local::wal_path(path), local::beside(path, "-journal")];
+    let access = if left.iter().any(|file| file.exists()) {
+        OpenFlags::SQLITE_OPEN_READ_ONLY
+    } else {
+        OpenFlags::SQLITE_OPEN_READ_WRITE
+    };
+    Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)
 }
 
 #[cfg(test)]
