@@ -584,6 +584,15 @@ def test_a_replica_in_walferrys_own_folder(new_host, tmp_path, write):
     assert "is no place for a replica" in said
 
 
+def test_a_replica_in_the_folder_of_another_database(new_host, tmp_path):
+    new_host(env={"WALFERRY_REPLICA": "%s/replica" % tmp_path}).open(tmp_path / "other.db").sql(TABLE)
+    inside = tmp_path / "other.db-walferry" / "replica"
+    host = new_host(env={"WALFERRY_REPLICA": str(inside)})
+    host.open(tmp_path / "app.db")
+    assert "%s is no place for a replica" % inside.parent in host.status()[0]["last_error"]
+    assert not inside.exists()
+
+
 def test_a_folder_that_is_not_there(tmp_path, write):
     path = write("dbs:\n- dir: %s\n  pattern: '*.db'\n  replica:\n    path: /r\n" % (tmp_path / "none"))
     said = walferry("check", "--config", path, code=FAILED).stdout

@@ -39,13 +39,21 @@ pub fn state_dir(database: &Path) -> PathBuf {
     beside(database, "-walferry")
 }
 
-/// Why this cannot be a replica of the database, if it lies in walferry's own folder beside it: that may
-/// be deleted at any time, and is lost with the disk.
+/// Tells why this cannot be a replica of the database, if it lies in walferry's own folder beside this or
+/// another database: that may be deleted at any time, and is lost with the disk.
 pub fn misplaced(database: &Path, replica: &str) -> Option<String> {
     let folder = crate::config::canonical(&crate::store::url::folder(replica)?);
     let own = state_dir(database);
-    folder.starts_with(&own).then(|| {
-        format!("{} is no place for a replica: it is walferry's own folder", own.display())
+    let found = folder.ancestors().find(|folder| *folder == own || is_state_dir(folder))?;
+    Some(format!("{} is no place for a replica: it is walferry's own folder", found.display()))
+}
+
+/// True if this is the folder of local state of a database that is there.
+fn is_state_dir(folder: &Path) -> bool {
+    let name = folder.as_os_str().as_encoded_bytes();
+    name.strip_suffix(b"-walferry").is_some_and(|database| {
+        use std::os::unix::ffi::OsStrExt;
+        Path::new(std::ffi::OsStr::from_bytes(database)).is_file()
     })
 }
 
