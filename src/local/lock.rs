@@ -6,6 +6,9 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
+
 use super::folder::{Folder, LOCK};
 use super::{Context, Error};
 
@@ -37,7 +40,7 @@ impl Drop for Lock {
 pub enum Attempt {
     /// It is ours.
     Taken(Lock),
-    /// Another process has it; its id, if the file tells.
+    /// Another process has it; its id, if the file tells, and that process is there.
     HeldBy(Option<u32>),
 }
 
@@ -62,7 +65,8 @@ impl Lock {
             Err(TryLockError::WouldBlock) => {
                 let mut text = String::new();
                 let _ = (&mut file).take(64).read_to_string(&mut text);
-                return Ok(Attempt::HeldBy(text.trim().parse().ok()));
+                let pid = text.trim().parse().ok();
+                return Ok(Attempt::HeldBy(pid.filter(|pid| is_there(*pid))));
             }
             Err(TryLockError::Error(source)) => return Err(source).context("cannot lock", &path),
         }
@@ -73,5 +77,36 @@ impl Lock {
         written.context("cannot write", &path)?;
         held().push(file.as_raw_fd());
         Ok(Attempt::Taken(Lock { file }))
+    }
+}
+
+/// True if there is a process with this id.
+fn is_there(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let asked = pid.map(test_kill_process);
+    matches!(asked, Some(Ok(()) | Err(Errno::PERM)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_is_not_there_is_not_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = Lock::try_take(dir.path()).unwrap();
+        assert!(matches!(held, Attempt::Taken(_)));
+        let name = |text: &str| {
+            std::fs::write(dir.path().join(LOCK), text).unwrap();
+            match Lock::try_take(dir.path()).unwrap() {
+                Attempt::HeldBy(pid) => pid,
+                Attempt::Taken(_) => panic!("it is held"),
+            }
+        };
+        assert_eq!(name(&std::process::id().to_string()), Some(std::process::id()));
+        assert_eq!(name("1"), Some(1), "somebody else's");
+        for nobody in ["2147483647", "4294967295", "0", "", "who"] {
+            assert_eq!(name(nobody), None, "{nobody}");
+        }
     }
 }
