@@ -58,7 +58,7 @@ def test_variable_with_a_line_break(name, what, new_host, s3, tmp_path):
     """As a file has at its end. The SDK panics where a header cannot be made of it."""
     env = dict(s3_environment(s3))
     env[name] += "\n"
-    fails(UNREACHABLE, "restore", "-o", tmp_path / "out.db", "s3://%s/app" % s3["S3_BUCKET"], env=env,
+    fails(USAGE, "restore", "-o", tmp_path / "out.db", "s3://%s/app" % s3["S3_BUCKET"], env=env,
           names=[what, "line break"])
     replica = S3Replica(s3, "line-break/%s" % tmp_path.name)
     replica.env[name] = env[name]

@@ -89,6 +89,10 @@ impl Place {
                     ErrorKind::Unavailable,
                     "the service that gives credentials did not answer in time".to_string(),
                 ),
+                Some(CredentialsError::InvalidConfiguration(_)) => (
+                    ErrorKind::Invalid,
+                    "the credentials or the region cannot be used as they are set".to_string(),
+                ),
                 Some(_) => (
                     ErrorKind::Unauthenticated,
                     "no usable credentials were found; set AWS_ACCESS_KEY_ID and \
