@@ -10,13 +10,13 @@ use std::path::{Path, PathBuf};
 
 use crate::database::Attach;
 use crate::finding::Finding;
-use crate::local::Error;
 use crate::local::copies::Copies;
 use crate::local::folder::{self, Folder};
 use crate::local::lock::{Attempt, Lock};
 use crate::local::pages::{ApplyError, PageTable};
 use crate::local::spool::{Entry, Spool};
 use crate::local::state::{Base, Clean, State, random_id};
+use crate::local::{Context as _, Error};
 use crate::ltx::{DatabaseChecksum, Decoder};
 use crate::units::{PageSize, Timestamp, Txid, WalPosition, WriterId};
 use crate::wal::evidence::{self, Account, Gap, Proven, Sight};
@@ -90,6 +90,8 @@ pub(super) fn open(
     copies_cap: u64,
 ) -> Result<Opening, Error> {
     let dir = dir.to_path_buf();
+    // A folder that was removed with its database is not made again.
+    std::fs::metadata(database).context("cannot find", database)?;
     Folder::make(&dir).map_err(|Error { message, source }| Error {
         message: format!(
             "{message}: walferry keeps its state beside the database and must be able to write there"
@@ -349,4 +351,21 @@ fn begun_since_close<R: ReadAt + ?Sized>(
     }
     let commits = evidence::count_commits(wal, page_size, 1, index.max_frame).ok()?;
     (commits == index.change).then(|| Proven::beginning(index.salts, 0, attach.guard))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_was_removed_with_its_database_is_not_made_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (database, dir) = (folder.path().join("app.db"), folder.path().join("app.db-walferry"));
+        let gone = open(&database, &dir, "file:///replica", 0);
+        assert!(gone.is_err_and(|error| error.to_string().contains("app.db")));
+        assert!(!dir.exists());
+        std::fs::write(&database, "").unwrap();
+        let ours = open(&database, &dir, "file:///replica", 0).unwrap();
+        assert!(matches!(ours, Opening::Ours(_)) && dir.exists());
+    }
 }
