@@ -317,7 +317,9 @@ class Campaign:
         return result, folder
 
     def entry(self, version, script, mode, case):
-        return next((entry for entry in self.listed if entry.fits(script, case, version.name, mode)), None)
+        # No pattern stands for a crash.
+        return next((entry for entry in self.listed if entry.fits(script, case, version.name, mode)
+                     and is_crash(case) in (False, is_crash(entry.case))), None)
 
     def report(self, seconds):
         options = self.options
