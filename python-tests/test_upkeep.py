@@ -1,12 +1,14 @@
 """The extension keeps the replica's history up by itself: joins, snapshots, retention."""
 
 import json
+import re
 import subprocess
 import time
+import urllib.parse
 
 import pytest
 
-from harness import (assert_restores, assert_same_pages, full_images, litestream_restore, restore,
+from harness import (S3Replica, assert_restores, assert_same_pages, full_images, litestream_restore, restore,
                      txids, walferry)
 
 # Windows so short that a test sees each of them pass.
@@ -84,20 +86,28 @@ def test_the_extension_joins_and_removes(replica, new_host, tmp_path):
     compare(writer, tmp_path)
 
 
-def test_the_next_process_goes_on_without_a_listing(replica, new_host, tmp_path):
-    host = new_host("system", replica, env=QUICK)
+def levels_listed(requests):
+    """The levels of which listings were asked for, each time."""
+    asked = (urllib.parse.unquote(entry["target"]) for entry in requests if "list-type" in entry["target"])
+    return sorted(int(found[1]) for found in (re.search(r"/000(\d)/", target) for target in asked) if found)
+
+
+def test_the_next_process_goes_on_without_a_listing(new_host, s3, proxy, tmp_path):
+    env = dict(QUICK, WALFERRY_SNAPSHOT_INTERVAL="off")  # where one cannot be planned, the replica is listed
+    replica = S3Replica(s3, "upkeep/%s" % tmp_path.name, proxy.endpoint)
+    host = new_host("system", replica, env=env)
     writer = Writer(host, replica, tmp_path)
     writer.until(lambda status: {1, 2} <= levels(replica))
     host.finish()
-    host = new_host("apsw", replica, env=QUICK)
+    host, before = new_host("apsw", replica, env=env), len(proxy.log())
     host.open(tmp_path / "app.db")
-    before = host.status(tmp_path / "app.db")["requests"]
     host.sql("INSERT INTO t (x) VALUES (1)")
     host.sync()
-    # One file, one look at what is there, and what was due: joins, but no listing of ten levels.
-    assert host.status(tmp_path / "app.db")["requests"] - before < 10
+    # One look at what is there. What is due meanwhile, as joins, needs no listing.
+    assert levels_listed(proxy.log()[before:]) == list(range(10))
     writer.host, joined = host, {key for key in replica.keys() if key[0] == 1}
     writer.until(lambda _status: {key for key in replica.keys() if key[0] == 1} > joined)
+    assert levels_listed(proxy.log()[before:]) == list(range(10))
     compare(writer, tmp_path)
 
 
