@@ -7,6 +7,7 @@
  *     threads the name of a thread; it can start no other
  *     folders the number of the error with which folders are not synced
  *     kept    paths, one a line: no file at or below one can be removed
+ *     behind  paths, one a line: nothing is written behind the first 4,096 bytes of such a file
  * CLOCK_MONOTONIC is left alone, as it is when somebody sets a clock.
  */
 #define _GNU_SOURCE
@@ -97,12 +98,25 @@ ssize_t write(int fd, const void *bytes, size_t count) {
     return fd_is_full(fd) ? -1 : REAL(ssize_t, "write", int, const void *, size_t)(fd, bytes, count);
 }
 
+static int is_behind(int fd, off64_t at) {
+    char link[32], path[PATH_MAX];
+    ssize_t len;
+    if (at < 4096)
+        return 0;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    len = readlink(link, path, sizeof path - 1);
+    if (len < 0)
+        return 0;
+    path[len] = 0;
+    return is_listed("behind", path, EIO);
+}
+
 ssize_t pwrite(int fd, const void *bytes, size_t count, off_t at) {
-    return fd_is_full(fd) ? -1 : REAL(ssize_t, "pwrite", int, const void *, size_t, off_t)(fd, bytes, count, at);
+    return fd_is_full(fd) || is_behind(fd, at) ? -1 : REAL(ssize_t, "pwrite", int, const void *, size_t, off_t)(fd, bytes, count, at);
 }
 
 ssize_t pwrite64(int fd, const void *bytes, size_t count, off64_t at) {
-    return fd_is_full(fd) ? -1 : REAL(ssize_t, "pwrite64", int, const void *, size_t, off64_t)(fd, bytes, count, at);
+    return fd_is_full(fd) || is_behind(fd, at) ? -1 : REAL(ssize_t, "pwrite64", int, const void *, size_t, off64_t)(fd, bytes, count, at);
 }
 
 ssize_t copy_file_range(int in, off64_t *in_at, int out, off64_t *out_at, size_t count, unsigned flags) {

@@ -230,12 +230,16 @@ impl PieceWriter {
         let done = self.encoder.finish(&header);
         let (out, encoded) = done.map_err(|error| encoding(&self.temp, error))?;
         let entry = complete(spool, out, &encoded, entry)?;
-        let followed = follow(table, &self.sums, commit);
-        if followed.is_err() {
-            // Its piece's number is given again, and of two files with one the wrong might be taken.
-            spool.remove(&entry).unwrap_or_else(|error| log::error!("{error}"));
+        let before = (table.checksum(), table.commit());
+        let Err(error) = follow(table, &self.sums, commit) else { return Ok(entry) };
+        // Its piece's number is given again, and of two files with one the wrong might be taken.
+        spool.remove(&entry).unwrap_or_else(|error| log::error!("{error}"));
+        if before == (table.checksum(), table.commit()) {
+            return Err(error.into());
         }
-        Ok(followed.map(|()| entry)?)
+        // It has followed in part: a comparison would take those pages for shipped.
+        log::error!("{error}");
+        Err(Stop::Diverged(Finding::TableDisproved))
     }
 }
 
@@ -274,8 +278,9 @@ pub(super) fn merge(
     let (out, encoded) = ltx::merge::merge(inputs, &header, out).map_err(|error| match error {
         ltx::Error::Io(error) => failed("cannot join spool files to", &temp, &error),
         other => {
+            // The page table has its pages: a comparison would not find them.
             log::error!("a file in the spool is damaged: {other}");
-            Stop::Diverged(Finding::SpoolDamaged)
+            Stop::Diverged(Finding::TableDisproved)
         }
     })?;
     complete(spool, out, &encoded, entry)
