@@ -696,6 +696,68 @@ def test_pieces_that_cannot_be_removed(new_host, new_replica, misfortune, tmp_pa
     assert not list(spool.glob("open-*.ltx"))
 
 
+def test_page_table_that_was_written_in_part(new_host, new_replica, misfortune, tmp_path):
+    """A comparison that failed so has changed the table, and no file was shipped: the next one must not take
+    those pages for shipped."""
+    replica, database = new_replica("file"), tmp_path / "app.db"
+    host = start(new_host, replica, database)
+    host.sql(*["INSERT INTO t VALUES (%d, randomblob(30000))" % n for n in range(150)])
+    host.sync()
+    host.close()
+    host.finish()
+    with sqlite3.connect(database) as plain:
+        plain.execute("UPDATE t SET x = randomblob(30000)")
+    plain.close()
+    misfortune.set("behind", tmp_path / "app.db-walferry" / "pages")
+    host = new_host("system", replica, env=misfortune.env)
+    host.open(database)
+    until(host, database, lambda state: "pages" in (state["last_error"] or "") or state["found"] == "table-disproved")
+    misfortune.over("behind")
+    host.sync()
+    assert_restores(replica, database, tmp_path)
+    host.close()
+
+
+def test_late_answer_of_the_store_is_for_what_was_asked(new_host, replica, proxy, tmp_path):
+    """The state folder is deleted while a file is on its way: its arrival says nothing of a later file."""
+    database = tmp_path / "app.db"
+    host = start(new_host, replica, database, WALFERRY_SYNC_INTERVAL="10ms")
+    host.sync()
+    late = proxy.rule("hold", method="PUT", where="response", count=1)
+    host.sql("INSERT INTO t VALUES (1, 'there')")
+    proxy.wait(late)
+    shutil.rmtree(tmp_path / "app.db-walferry")
+    until(host, database, lambda state: state["found"] == "state-deleted" and state["lag_ms"] == 0)
+    lost = proxy.rule("blackhole", method="PUT", count=1)
+    host.sql("INSERT INTO t VALUES (2, 'on its way')")
+    proxy.wait(lost)
+    proxy.ask("POST", "/release")
+    with pytest.raises(HostError, match="not replicated in time"):
+        host.value("SELECT walferry_sync(3000)")
+    proxy.heal()
+    host.sync()
+    assert_restores(replica, database, tmp_path)
+
+
+def test_sync_after_the_audit_found_a_difference_waits(new_host, replica, proxy, tmp_path):
+    database = tmp_path / "app.db"
+    host = start(new_host, replica, database, WALFERRY_AUDIT_INTERVAL="300ms", WALFERRY_AUDIT_RATE="1GB")
+    host.sql("INSERT INTO t VALUES (1, randomblob(9000))", "PRAGMA wal_checkpoint(TRUNCATE)",
+             "INSERT INTO t VALUES (2, 'so that there is a WAL')")
+    host.sync()
+    held = proxy.rule("blackhole", method="PUT")
+    with open(database, "r+b") as file:  # past SQLite: the end of an overflow page
+        file.seek(-8, os.SEEK_END)
+        file.write(b"8 bytes!")
+    until(host, database, lambda state: state["found"] == "audit-differs")
+    proxy.wait(held)
+    with pytest.raises(HostError, match="not replicated in time"):
+        host.value("SELECT walferry_sync(1000)")
+    proxy.heal()
+    host.sync()
+    assert_restores(replica, database, tmp_path)
+
+
 # ---- room for the database ---------------------------------------------------------------------
 
 

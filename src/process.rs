@@ -46,7 +46,7 @@ pub(crate) enum Control {
     /// Another process asks for something.
     Called(u64),
     /// The end of a job at the store.
-    Shipped(u64, Outcome),
+    Shipped(u64, u64, Outcome),
     /// A write of the application's found no room; the answer is whether there is more now.
     MakeRoom(u64, Sender<bool>),
     /// The process ends: ship everything.
@@ -475,29 +475,32 @@ pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<
 }
 
 /// Wakes the sealer. A ring while it is awake is remembered.
+///
+/// Of the standard library's kind: parking_lot keeps the threads that wait in a table of the process, which
+/// the child of a fork inherits without them.
 #[derive(Default)]
 pub(crate) struct Bell {
-    rung: Mutex<bool>,
-    changed: Condvar,
+    rung: std::sync::Mutex<bool>,
+    changed: std::sync::Condvar,
 }
 
 impl Bell {
     pub(crate) fn ring(&self) {
-        *self.rung.lock() = true;
+        *self.rung.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.changed.notify_one();
     }
 
     /// Sleeps until rung, or for this long.
     pub(crate) fn wait(&self, timeout: Option<Duration>) {
-        let mut rung = self.rung.lock();
-        if !*rung {
-            match timeout {
-                Some(timeout) => {
-                    self.changed.wait_for(&mut rung, timeout);
-                }
-                None => self.changed.wait(&mut rung),
+        let rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rung = match timeout {
+            _ if *rung => rung,
+            Some(timeout) => {
+                let waited = self.changed.wait_timeout(rung, timeout);
+                waited.unwrap_or_else(PoisonError::into_inner).0
             }
-        }
+            None => self.changed.wait(rung).unwrap_or_else(PoisonError::into_inner),
+        };
         *rung = false;
     }
 }

@@ -41,6 +41,8 @@ pub(crate) enum Order {
 /// One job.
 pub(crate) struct Job {
     pub database: u64,
+    /// Of the replica's local state, which may be another one when the answer comes.
+    pub tenure: u64,
     pub store: Arc<dyn Store>,
     pub task: Task,
 }
@@ -202,11 +204,12 @@ pub(crate) fn run(
             tokio::task::spawn_local(async move {
                 match order {
                     Order::Job(job) => {
-                        let (database, on_panic) = (job.database, on_panic(&job.task));
+                        let (database, tenure, on_panic) =
+                            (job.database, job.tenure, on_panic(&job.task));
                         // A task of its own: a panic is the job's end, and the sealer hears of it.
                         let job = perform(process.clone(), images, joins, job);
                         let outcome = tokio::task::spawn_local(job).await.unwrap_or(on_panic);
-                        process.control(Control::Shipped(database, outcome));
+                        process.control(Control::Shipped(database, tenure, outcome));
                     }
                     Order::Ping(answer) => {
                         let _ = answer.try_send(());
@@ -263,8 +266,8 @@ fn on_panic(task: &Task) -> Outcome {
 }
 
 async fn perform(process: Arc<Process>, images: Rc<Rooms>, joins: Rc<Rooms>, job: Job) -> Outcome {
-    let Job { database, store, task } = job;
-    let report = |outcome| process.control(Control::Shipped(database, outcome));
+    let Job { database, tenure, store, task } = job;
+    let report = |outcome| process.control(Control::Shipped(database, tenure, outcome));
     let slow_down = |wait| report(Outcome::SlowDown(wait));
     let result = match task {
         Task::FindHead { acked, claim } => find_or_claim(&*store, acked, claim).await,

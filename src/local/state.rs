@@ -3,6 +3,7 @@
 //! It is JSON, so that a person can read it, with a checksum over its body, so that a torn or
 //! edited file is told from a good one. It is replaced as a whole.
 
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -119,6 +120,17 @@ pub struct Fingerprint {
     /// note it: what it left is equal to no file.
     #[serde(default)]
     pub changed: Option<(i64, i64)>,
+}
+
+/// True if the path has another file than this, or none. A path that cannot be looked at just now tells
+/// nothing.
+pub fn is_replaced(file: (u64, u64), path: &Path) -> bool {
+    match Fingerprint::of(path) {
+        Ok(now) => now.file != file,
+        Err(error) => {
+            matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+        }
+    }
 }
 
 impl Fingerprint {
@@ -266,6 +278,20 @@ fn checksum_of(body: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_that_cannot_be_looked_at_has_no_other_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("app.db");
+        std::fs::write(&path, "").unwrap();
+        let (device, number) = Fingerprint::of(&path).unwrap().file;
+        assert!(!is_replaced((device, number), &path));
+        assert!(is_replaced((device, number + 1), &path));
+        assert!(is_replaced((device, number), &folder.path().join("none")));
+        assert!(is_replaced((device, number), &path.join("in a file")));
+        // Too long a name is an error that any user gets.
+        assert!(!is_replaced((device, number), &folder.path().join("n".repeat(300))));
+    }
 
     #[test]
     fn a_fingerprint_tells_more_than_a_time_that_can_be_set() {

@@ -208,6 +208,7 @@ impl Replica {
         self.piece = piece;
         self.cursor = position.map_or(Cursor::Unknown, |at| Cursor::At(Proven::position(at)));
         self.clear_frames();
+        self.tenure += 1;
         self.local = Some(local);
         self.resume_history();
         self.resume_audit();
@@ -223,6 +224,11 @@ impl Replica {
             self.cursor = Cursor::Unknown;
             return;
         };
+        if matches!(self.job, LocalJob::Resync(_)) {
+            // What is captured now would be older than what the comparison read before.
+            self.lose_place();
+            return self.engine.handle(now, Event::Diverged);
+        }
         let position = match self.cursor {
             Cursor::At(end) => Some(end.at),
             Cursor::Unknown => None,

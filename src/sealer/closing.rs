@@ -25,6 +25,11 @@ impl Replica {
         let result = self.close_captured(txid);
         let now = self.process.now();
         match result {
+            Ok(None) if self.database.with(|shared| !shared.transitions.is_empty()) => {
+                // The WAL came or went just now: what it had was not looked at.
+                self.engine.handle(now, Event::Closed(None));
+                self.engine.handle(now, Event::Committed { at: now });
+            }
             Ok(closed) => self.engine.handle(now, Event::Closed(closed)),
             Err(Stop::Diverged(found)) => {
                 self.diverge(found);
@@ -63,15 +68,14 @@ impl Replica {
                 self.nothing_to_close(seq);
                 return Ok(None);
             }
-            let before = std::mem::replace(&mut self.captured_seq, seq);
             // What was left of the generation before is a piece by now.
             let alone = self.open.is_empty();
             if !self.frames.is_empty() {
                 let entry = self.next_entry(alone.then_some(txid));
-                // What could not be written is not captured.
-                self.write_frames(&entry).inspect_err(|_| self.captured_seq = before)?;
+                self.frames_seq = self.frames_seq.max(seq);
+                self.write_frames(&entry)?;
             }
-            self.set_captured(seq);
+            self.set_captured(seq.max(self.captured_seq));
             if alone {
                 return Ok(Some(txid));
             }

@@ -137,6 +137,7 @@ impl Replica {
     pub(super) fn clear_frames(&mut self) {
         self.frames = FrameSet::default();
         self.frames_end = None;
+        self.frames_seq = 0;
         self.judged = None;
         self.unclear = None;
     }
@@ -158,6 +159,7 @@ impl Replica {
         let seq = self.take_frames(purpose)?;
         if !self.frames.is_empty() {
             let entry = self.next_entry(None);
+            self.frames_seq = self.frames_seq.max(seq);
             self.write_frames(&entry)?;
             if self.open.len() >= OPEN_PIECES_MAX {
                 self.join_open()?;
@@ -166,7 +168,8 @@ impl Replica {
                 self.check_cap();
             }
         }
-        self.set_captured(seq);
+        // Frames that were taken at an earlier look count with that, where none was to be had now.
+        self.set_captured(seq.max(self.captured_seq));
         Ok(())
     }
 
@@ -189,6 +192,7 @@ impl Replica {
             }
             if self.take_seen(cursor, &look)? {
                 self.unclear = None;
+                self.frames_seq = look.seq;
                 return Ok(look.seq);
             }
             // The file is of another moment than the index, or another file by now.
@@ -434,6 +438,7 @@ impl Replica {
         let written = capture::write_frames(spool, table, &stretch, &maker, entry)?;
         self.piece = written.pieces.1;
         self.cursor = Cursor::At(end.unwrap_or(Proven::position(position)));
+        self.captured_seq = self.captured_seq.max(self.frames_seq);
         self.clear_frames();
         match written.txid {
             None => self.open.push(written),

@@ -227,6 +227,7 @@ impl Replica {
         local.table.reset().map_err(|error| error.to_string())?;
         let fingerprint = Fingerprint::of(self.database.path()).ok();
         self.cursor = Cursor::Unknown;
+        self.point = None;
         self.clear_frames();
         self.clear_spool();
         let page_size = scan.page_size();

@@ -115,8 +115,9 @@ impl Sealer {
                     replica.wake();
                 }
             }
-            Control::Shipped(id, outcome) => {
-                if let Some(replica) = self.replicas.get_mut(&id) {
+            Control::Shipped(id, tenure, outcome) => {
+                let replica = self.replicas.get_mut(&id);
+                if let Some(replica) = replica.filter(|replica| replica.tenure == tenure) {
                     guard(replica, |replica| replica.shipped(outcome));
                 }
             }

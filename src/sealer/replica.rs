@@ -58,6 +58,10 @@ pub(super) struct Replica {
     pub(super) job: LocalJob,
     /// What the newest captured commit's count is.
     pub(super) captured_seq: u64,
+    /// The same of the frames that were read and are in no piece.
+    pub(super) frames_seq: u64,
+    /// How often local state was opened: an answer of the store to what was asked before is of no use.
+    pub(super) tenure: u64,
     pub(super) attached: bool,
     pub(super) holder: Option<u32>,
     pub(super) fence_told: bool,
@@ -150,6 +154,8 @@ impl Replica {
             piece: 0,
             job: LocalJob::None,
             captured_seq: 0,
+            frames_seq: 0,
+            tenure: 0,
             attached: false,
             holder: None,
             fence_told: false,
@@ -426,6 +432,8 @@ impl Replica {
         self.database.with(|shared| {
             shared.captured = None;
             shared.lost_track += 1;
+            // Whether the store has what was committed is not known until the comparison.
+            shared.commit_seq += 1;
         });
     }
 
@@ -493,7 +501,12 @@ impl Replica {
             Task::Inspect { .. } => 2,
             _ => 1,
         };
-        self.process.order(Order::Job(Job { database: self.database.id, store, task }));
+        self.process.order(Order::Job(Job {
+            database: self.database.id,
+            tenure: self.tenure,
+            store,
+            task,
+        }));
     }
 
     pub(super) fn slice(&mut self) {

@@ -31,7 +31,8 @@ impl Replica {
     pub(super) fn begin_resync(&mut self, txid: Txid, scan: bool, claim: bool) {
         let result = if scan { self.begin_comparison(txid, claim) } else { self.claim(txid) };
         if let Err(message) = result {
-            self.resync_failed(message, scan);
+            // A claim that lost its place needs the comparison as well.
+            self.resync_failed(message, scan || self.cursor == Cursor::Unknown);
         }
         self.set_gate();
     }
@@ -236,6 +237,7 @@ impl Replica {
             // What was read is right, but the WAL that it ends in is not the one that goes on.
             self.cursor = Cursor::Unknown;
         }
+        self.captured_seq = self.captured_seq.max(job.seq);
         let path = self.database.label();
         log::info!("{path}: compared; {}", if differs { "what differs is sent" } else { "equal" });
         let closed = match self.close_captured(job.txid) {
