@@ -6,6 +6,7 @@
  *   guest sums EXT DB             a VFS above walferry's, for connections that name it, with a sum in each page
  *   guest below EXT DB            walferry above a VFS that changes every byte
  *   guest named EXT DB            the same by the name of SQLite's own
+ *   guest dotfile EXT DB          SQLite's own VFS without shared memory as the default; the journal mode
  *   guest read DB                 the rows of such a database, through that VFS and without walferry
  *
  * Each prints one line, and ends with 0.
@@ -249,6 +250,20 @@ static int over(const char *name, int changes, const char *extension, const char
     return 0;
 }
 
+static int dotfile(const char *extension, const char *path) {
+    sqlite3 *db;
+    char mode[20];
+    sqlite3_vfs_register(sqlite3_vfs_find("unix-dotfile"), 1);
+    load(extension);
+    if (sqlite3_open(path, &db) != SQLITE_OK) fail("open", sqlite3_errmsg(db));
+    run(db, "CREATE TABLE t (x)");
+    snprintf(mode, sizeof mode, "%s", one(db, "PRAGMA journal_mode=WAL"));
+    run(db, "INSERT INTO t VALUES ('end')");
+    printf("%s %s\n", mode, one(db, "SELECT x FROM t"));
+    sqlite3_close(db);
+    return 0;
+}
+
 static int read_back(const char *path) {
     sqlite3 *db;
     what_changes = BYTES;
@@ -267,6 +282,7 @@ int main(int count, char **args) {
     if (!strcmp(what, "above") && count > 3) return beside("above", args[2], args[3]);
     if (!strcmp(what, "codec") && count > 3) return over("codec", BYTES, args[2], args[3]);
     if (!strcmp(what, "sums") && count > 3) return over("sums", SUMS, args[2], args[3]);
+    if (!strcmp(what, "dotfile") && count > 3) return dotfile(args[2], args[3]);
     if (!strcmp(what, "below") && count > 3) return beside("below", args[2], args[3]);
     if (!strcmp(what, "named") && count > 3) return beside("unix", args[2], args[3]);
     if (!strcmp(what, "read")) return read_back(args[2]);

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from harness import EXTENSION, HostError, clean_environment, restore, rows, stop
+from harness import EXTENSION, HostError, S3Replica, clean_environment, restore, rows, stop
 from test_fork import PRELUDE
 from test_processes import shipper_of, until, wal
 
@@ -697,3 +697,84 @@ def test_recovery_that_drops_zero_salts_and_writes_on_is_found(new_host, replica
     assert lost == 0, "nothing was lost in the recovery"
     host.sync()
     assert_same_rows(replica, database, tmp_path)
+
+
+# ---- commits and checkpoints of a program with several statements under way --------------------
+
+PROGRAM = """
+import os, sqlite3, sys, threading
+loader = sqlite3.connect(":memory:")
+loader.enable_load_extension(True)
+loader.load_extension(os.environ["EXTENSION"])
+
+def connect(timeout=60):
+    db = sqlite3.connect(os.environ["DATABASE"], timeout=timeout, isolation_level=None, check_same_thread=False)
+    db.execute("PRAGMA journal_mode=WAL")
+    return db
+"""
+
+
+def program(text, replica, database, **env):
+    env = dict(clean_environment(), **replica.env, WALFERRY_REPLICA=replica.url, DATABASE=str(database),
+               EXTENSION=str(EXTENSION.with_suffix("")), **env)
+    return subprocess.Popen([sys.executable, "-c", PROGRAM + text], env=env, text=True, stdin=subprocess.PIPE,
+                            stdout=subprocess.PIPE)
+
+
+def test_read_transaction_that_outlives_exclusive_mode_hides_no_commit(new_replica, tmp_path):
+    replica, database = new_replica("file"), tmp_path / "app.db"
+    running = program("""
+db = connect()
+db.execute("CREATE TABLE t (x)")
+db.execute("INSERT INTO t VALUES (1)")
+db.execute("SELECT walferry_sync(60000)")
+db.execute("PRAGMA locking_mode=EXCLUSIVE")
+db.execute("INSERT INTO t VALUES (2)")
+db.execute("PRAGMA locking_mode=NORMAL")
+rows = db.execute("SELECT x FROM t")
+rows.fetchone()
+db.execute("INSERT INTO t VALUES (3)")
+db.execute("INSERT INTO t VALUES (4)")
+print("done", flush=True)
+sys.stdin.read()
+""", replica, database, WALFERRY_SYNC_INTERVAL="10ms")
+    assert running.stdout.readline() == "done\n"
+    deadline = time.monotonic() + 30
+    while (found := rows(restore(replica, tmp_path / "out.db"), "SELECT max(x) FROM t")) != [(4,)]:
+        assert time.monotonic() < deadline, "%s, and the connection is idle" % found
+        (tmp_path / "out.db").unlink()
+    running.communicate()
+
+
+def test_truncate_while_an_image_is_sent_locks_no_writer_out(new_host, s3, proxy, tmp_path):
+    replica, database = S3Replica(s3, "truncate/%s" % tmp_path.name, proxy.endpoint), tmp_path / "app.db"
+    rule = proxy.rule("hold", method="PUT", where="request")
+    running = program("""
+db, other = connect(), connect(timeout=3)
+db.execute("CREATE TABLE t (x)")
+print("begun", flush=True)
+sys.stdin.readline()
+db.execute("PRAGMA wal_autocheckpoint=0")
+for _ in range(1500):
+    db.execute("INSERT INTO t VALUES (randomblob(5000))")
+writer = connect(timeout=0)
+truncate = threading.Thread(target=lambda: other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall())
+truncate.start()
+written = refused = 0
+while truncate.is_alive():
+    try:
+        writer.execute("INSERT INTO t VALUES (1)")
+        written += 1
+    except sqlite3.OperationalError:
+        refused += 1
+print(written, refused, flush=True)
+sys.stdin.read()
+""", replica, database)
+    assert running.stdout.readline() == "begun\n"
+    proxy.wait(rule)
+    running.stdin.write("\n")
+    running.stdin.flush()
+    written, refused = map(int, running.stdout.readline().split())
+    proxy.heal()
+    running.communicate()
+    assert written > 20 and written > refused, (written, refused)

@@ -107,6 +107,11 @@ def test_vfs_above_that_only_some_connections_name(run, tmp_path):
     assert "it is not put into WAL mode, since a VFS was registered" in (tmp_path / "log").read_text()
 
 
+def test_vfs_without_shared_memory_has_no_wal_mode(run, tmp_path):
+    """SQLite refuses WAL mode there, and so it does with walferry: such a database could not be read again."""
+    assert run("guest", "dotfile", EXTENSION, tmp_path / "app.db") == "delete end"
+
+
 def test_vfs_below_changes_what_is_written(run, tmp_path):
     """As one that encrypts does: nothing of it is replicated, and nothing is harmed."""
     status = run("guest", "below", EXTENSION, tmp_path / "app.db")

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use walferry::border::{Border, Reader, Way};
-use walferry::local::state::Fingerprint;
+use walferry::local::state::is_replaced;
 use walferry::units::Salts;
 use walferry::wal::WalIndex;
 use walferry::wal::evidence::Guard;
@@ -99,8 +99,7 @@ impl Border for Edge {
     fn is_in_place(&self) -> bool {
         let Some(shimmed) = find(&self.path) else { return true };
         let opened = *shimmed.file.lock();
-        let now = Fingerprint::of(&self.path).map(|now| now.file).ok();
-        if opened.is_none() || opened == now {
+        if !opened.is_some_and(|opened| is_replaced(opened, &self.path)) {
             return !shimmed.is_orphaned();
         }
         shimmed.orphan();

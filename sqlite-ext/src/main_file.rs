@@ -45,6 +45,9 @@ impl MainFile<'_> {
                 self.publish();
                 forward()
             }
+            // RESTART or TRUNCATE, which would wait for the gate with all writers locked out. Without this
+            // lock SQLite goes on as PASSIVE (`sqlite3WalCheckpoint` in `wal.c`).
+            (WRITE_LOCK, 1, LOCK_EXCL) if self.checkpoint_would_wait() => SQLITE_BUSY,
             (CKPT_LOCK, 1, LOCK_EXCL) => {
                 if self.holds_back_checkpoint() {
                     return SQLITE_BUSY;
@@ -95,7 +98,18 @@ impl MainFile<'_> {
         let handle = self.0;
         if handle.shimmed.is_attached() {
             handle.database().committed(&|| handle.index());
+        } else {
+            // Its read transaction goes on since before the WAL was let go: no other lock tells.
+            handle.shimmed.attach(|| handle.index());
         }
+    }
+
+    /// True if a checkpoint of this connection's asks for the write lock while the gate stays shut.
+    fn checkpoint_would_wait(&self) -> bool {
+        let handle = self.0;
+        handle.checkpoints.load(Ordering::Acquire)
+            && handle.shimmed.is_attached()
+            && handle.database().gate_stays_shut()
     }
 
     /// Somebody who holds the write lock wants to begin the WAL anew.

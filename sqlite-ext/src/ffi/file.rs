@@ -344,7 +344,9 @@ unsafe extern "C" fn main_shm_lock<L: Locate>(
 
 unsafe extern "C" fn main_shm_unmap<L: Locate>(f: File, delete: c_int) -> c_int {
     // SAFETY: an open file of ours.
-    if let Some(handle) = unsafe { L::handle(f) } {
+    let handle = unsafe { L::any_handle(f) };
+    // Also of one that is not replicated any more: other threads may look through it.
+    if let Some(handle) = handle.filter(|handle| !handle.is_inherited()) {
         guarded((), || handle.unmap_shm());
     }
     pass!(L, f, xShmUnmap(delete) else SQLITE_OK)
@@ -497,6 +499,14 @@ const fn main_methods<L: Locate>(
     }
 }
 
+/// For a file whose VFS has no shared memory: SQLite then allows no WAL mode.
+pub(super) static NO_SHM: sys::sqlite3_io_methods = sys::sqlite3_io_methods {
+    xShmMap: None,
+    xShmLock: None,
+    xShmBarrier: None,
+    xShmUnmap: None,
+    ..main_methods::<Embedded>(1, embedded_main_close)
+};
 pub(super) static EMBEDDED_2: sys::sqlite3_io_methods =
     main_methods::<Embedded>(2, embedded_main_close);
 pub(super) static EMBEDDED_3: sys::sqlite3_io_methods =
@@ -529,5 +539,7 @@ pub(super) static WAL_1: sys::sqlite3_io_methods = sys::sqlite3_io_methods {
 };
 
 pub(super) fn is_ours(methods: *const sys::sqlite3_io_methods) -> bool {
-    [&EMBEDDED_2, &EMBEDDED_3, &ADOPTED_2, &ADOPTED_3].iter().any(|ours| ptr::eq(*ours, methods))
+    [&NO_SHM, &EMBEDDED_2, &EMBEDDED_3, &ADOPTED_2, &ADOPTED_3]
+        .iter()
+        .any(|ours| ptr::eq(*ours, methods))
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use libsqlite3_sys as sys;
 use parking_lot::Mutex;
 
-use super::file::{EMBEDDED_2, EMBEDDED_3, REAL_OFFSET, ShimFile, WAL_1, WalShim};
+use super::file::{EMBEDDED_2, EMBEDDED_3, NO_SHM, REAL_OFFSET, ShimFile, WAL_1, WalShim};
 use super::{File, Vfs, guarded};
 use crate::api::{self, Api, RawFile, SQLITE_ERROR, SQLITE_OK};
 use crate::handle::Handle;
@@ -62,9 +62,11 @@ unsafe extern "C" fn vfs_open(
         (*shim).handle = ptr::null();
         if is_main {
             let made = guarded(None, || Handle::open_main(handle, real, false));
-            let version = real.version().min(3);
-            (*file).pMethods =
-                if version >= 3 { &raw const EMBEDDED_3 } else { &raw const EMBEDDED_2 };
+            (*file).pMethods = match real.version() {
+                _ if !real.has_shm() => &raw const NO_SHM,
+                ..=2 => &raw const EMBEDDED_2,
+                _ => &raw const EMBEDDED_3,
+            };
             // Without a handle, as when the VFS cannot share memory, the methods pass all on.
             (*shim).handle = made.map_or(ptr::null(), Arc::into_raw);
         } else {
