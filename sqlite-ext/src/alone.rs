@@ -28,7 +28,9 @@ impl AloneReader {
     /// Begins the walk.
     pub fn begin(handle: Arc<Handle>) -> std::io::Result<AloneReader> {
         let disturbances = handle.disturbances.load(Ordering::Acquire);
-        let index = index_alone(&handle).filter(|index| index.max_frame > 0);
+        // One look: pages of one commit and a size of another would make a state that never was.
+        let seen = index_alone(&handle);
+        let index = seen.filter(|index| index.max_frame > 0);
         if handle.adopted && index.is_none() {
             return Err(std::io::Error::other(
                 "it is held exclusively by the connection that loaded walferry; set \
@@ -44,7 +46,7 @@ impl AloneReader {
             return Err(not_wal());
         }
         let wal = walferry::local::wal_path(handle.database().path());
-        if handle.exclusive_index().is_none() && std::fs::metadata(wal).is_ok_and(|f| f.len() > 0) {
+        if seen.is_none() && std::fs::metadata(wal).is_ok_and(|f| f.len() > 0) {
             return Err(std::io::Error::other(
                 "it has a WAL of which nothing is seen before the next commit",
             ));
@@ -58,8 +60,7 @@ impl AloneReader {
         };
         let page_count = index.map_or(in_file, |index| index.page_count);
         let page_size = page_size.ok_or_else(not_wal)?;
-        let index = handle.exclusive_index();
-        let snapshot = Snapshot { page_size, page_count, index };
+        let snapshot = Snapshot { page_size, page_count, index: seen };
         Ok(AloneReader { handle, file, snapshot, disturbances })
     }
 }
