@@ -26,9 +26,12 @@ impl Replica {
         let now = self.process.now();
         match result {
             Ok(None) if self.database.with(|shared| !shared.transitions.is_empty()) => {
-                // The WAL came or went just now: what it had was not looked at.
+                // The WAL came or went just now: what it had is looked at once that was taken in.
                 self.engine.handle(now, Event::Closed(None));
-                self.engine.handle(now, Event::Committed { at: now });
+                self.database.with(|shared| {
+                    shared.unreported_since.get_or_insert(now);
+                });
+                self.wake();
             }
             Ok(closed) => self.engine.handle(now, Event::Closed(closed)),
             Err(Stop::Diverged(found)) => {
