@@ -41,6 +41,8 @@ pub struct Handle {
     pub(crate) locked: AtomicBool,
     /// It holds the file's EXCLUSIVE lock.
     pub(crate) exclusive: AtomicBool,
+    /// It gave that lock up, and may have a read transaction that has gone on since.
+    pub(crate) reads_on: AtomicBool,
     /// The guard that the EXCLUSIVE lock is, while this connection holds that lock.
     pub(crate) guard: Mutex<Option<Guard>>,
     /// How the file looked just after that lock was taken.
@@ -154,6 +156,7 @@ impl Handle {
             closes: AtomicBool::new(false),
             locked: AtomicBool::new(false),
             exclusive: AtomicBool::new(false),
+            reads_on: AtomicBool::new(false),
             guard: Mutex::new(None),
             before: Mutex::new(None),
             last: Mutex::new(None),

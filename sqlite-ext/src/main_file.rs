@@ -11,7 +11,8 @@ use walferry::wal::evidence::Restart;
 use crate::api::{
     self, SQLITE_BUSY, SQLITE_FCNTL_CKPT_DONE, SQLITE_FCNTL_CKPT_START,
     SQLITE_FCNTL_COMMIT_PHASETWO, SQLITE_FCNTL_HAS_MOVED, SQLITE_LOCK_EXCLUSIVE, SQLITE_LOCK_NONE,
-    SQLITE_OK, SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, Shm,
+    SQLITE_LOCK_SHARED, SQLITE_OK, SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK, SQLITE_SHM_SHARED,
+    SQLITE_SHM_UNLOCK, Shm,
 };
 use crate::functions;
 use crate::handle::{Handle, WalWrites, fresh};
@@ -80,6 +81,7 @@ impl MainFile<'_> {
             }
             (offset, 1, LOCK_SHARED) if offset >= READ_LOCK_0 => {
                 let rc = forward();
+                handle.reads_on.store(false, Ordering::Release);
                 if rc == SQLITE_OK && !handle.shimmed.is_attached() {
                     let shm = Shm::from_pointer(handle.shm.load(Ordering::Acquire).cast())
                         .or_else(|| handle.real.shm_header(false));
@@ -98,8 +100,7 @@ impl MainFile<'_> {
         let handle = self.0;
         if handle.shimmed.is_attached() {
             handle.database().committed(&|| handle.index());
-        } else {
-            // Its read transaction goes on since before the WAL was let go: no other lock tells.
+        } else if handle.reads_on.swap(false, Ordering::AcqRel) {
             handle.shimmed.attach(|| handle.index());
         }
     }
@@ -228,6 +229,8 @@ impl MainFile<'_> {
         let last = handle.last.lock().take();
         handle.set_readable(false);
         handle.exclusive.store(false, Ordering::Release);
+        // With a read transaction under way no read lock tells of its next commit.
+        handle.reads_on.store(level == SQLITE_LOCK_SHARED, Ordering::Release);
         handle.shimmed.end_way();
         *handle.written.lock() = WalWrites::default();
         if !handle.shimmed.is_attached() {
