@@ -862,7 +862,8 @@ def test_spool_that_was_dropped_and_a_crash_before_the_comparison(new_host, repl
     reader.execute("BEGIN")
     reader.execute("SELECT count(*) FROM t").fetchone()
     host.sql("UPDATE t SET x = randomblob(20000) WHERE id < 20", "PRAGMA wal_checkpoint(PASSIVE)")
-    assert list((database.parent / "app.db-walferry" / "spool").glob("open-*"))
+    spool = database.parent / "app.db-walferry" / "spool"
+    until(host, database, lambda _: list(spool.glob("open-*")))
     host.sql("UPDATE t SET x = randomblob(20000) WHERE id BETWEEN 20 AND 59")
     until(host, database, lambda _: open_files(host, wal) > 1)
     reader.close()
@@ -874,7 +875,7 @@ def test_spool_that_was_dropped_and_a_crash_before_the_comparison(new_host, repl
     with contextlib.suppress(HostError):
         host.sql("UPDATE t SET x = randomblob(20000) WHERE id BETWEEN 20 AND 59")
     filler.unlink()
-    assert not list((database.parent / "app.db-walferry" / "spool").glob("open-*"))
+    assert not list(spool.glob("open-*"))
     host.sql("ATTACH '%s' AS again" % database)
     host.value("SELECT walferry_ping(60000)")
     host.kill()
