@@ -229,13 +229,13 @@ impl MainFile<'_> {
         let last = handle.last.lock().take();
         handle.set_readable(false);
         handle.exclusive.store(false, Ordering::Release);
-        // With a read transaction under way no read lock tells of its next commit.
-        handle.reads_on.store(level == SQLITE_LOCK_SHARED, Ordering::Release);
         handle.shimmed.end_way();
         *handle.written.lock() = WalWrites::default();
         if !handle.shimmed.is_attached() {
             return;
         }
+        // With a read transaction under way no read lock tells of its next commit.
+        handle.reads_on.store(level == SQLITE_LOCK_SHARED, Ordering::Release);
         // Still alone: if the WAL is gone, all of it is in the file, and this is how that looks.
         let path = handle.database().path();
         let wal_is_gone = std::fs::metadata(walferry::local::wal_path(path)).is_err();
