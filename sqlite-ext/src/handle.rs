@@ -41,7 +41,8 @@ pub struct Handle {
     pub(crate) locked: AtomicBool,
     /// It holds the file's EXCLUSIVE lock.
     pub(crate) exclusive: AtomicBool,
-    /// It gave that lock up, and may have a read transaction that has gone on since.
+    /// True from the end of the EXCLUSIVE lock to the connection's next read lock: a read transaction may
+    /// have gone on meanwhile.
     pub(crate) reads_on: AtomicBool,
     /// The guard that the EXCLUSIVE lock is, while this connection holds that lock.
     pub(crate) guard: Mutex<Option<Guard>>,

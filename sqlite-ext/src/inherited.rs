@@ -18,7 +18,7 @@ use crate::inside;
 /// File system and number of a file.
 type FileId = (u64, u64);
 
-/// What is known in a child of the files that it has inherited.
+/// The files of which a child has inherited descriptors.
 #[derive(Default)]
 pub struct Known {
     /// The process in the line of forks of which this is known.
