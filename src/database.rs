@@ -8,8 +8,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
-
 use crate::border::Border;
 use crate::finding::Finding;
 use crate::gate::WritersTurn;
@@ -22,6 +20,7 @@ use crate::store;
 use crate::units::Salts;
 use crate::wal::WalIndex;
 use crate::wal::evidence::{Guard, Proven, Restart};
+use crate::watched::Watched;
 
 /// The sealer is woken each time that so many frames were committed, to look at them ahead.
 const FRAMES_AHEAD: u32 = 4096;
@@ -53,8 +52,7 @@ pub struct Database {
     settings: Settings,
     pub(crate) process: Weak<Process>,
     border: OnceLock<Arc<dyn Border>>,
-    pub(crate) shared: Mutex<Shared>,
-    pub(crate) changed: Condvar,
+    pub(crate) shared: Watched<Shared>,
 }
 
 /// What application threads and the sealer both see.
@@ -294,7 +292,7 @@ impl Database {
             settings,
             process,
             border: OnceLock::new(),
-            shared: Mutex::new(Shared {
+            shared: Watched::new(Shared {
                 connections: 0,
                 settled: false,
                 published: None,
@@ -325,7 +323,6 @@ impl Database {
                 silent: None,
                 outside: None,
             }),
-            changed: Condvar::new(),
         }
     }
 
@@ -364,7 +361,7 @@ impl Database {
 
     /// Lets waiting threads look again, those of other processes too.
     pub(crate) fn notify(&self) {
-        self.changed.notify_all();
+        self.shared.notify_all();
         self.tell_others();
     }
 
@@ -610,7 +607,7 @@ impl Database {
             shared.report.state = "error";
             shared.report.last_error = Some(why.to_string());
         });
-        self.changed.notify_all();
+        self.shared.notify_all();
     }
 
     pub(crate) fn send(&self, control: Control) {

@@ -3,9 +3,8 @@
 //! It waits for local work, never for the network. Where another process ships the database, the
 //! question goes there ([`crate::standby`]).
 
+use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
-
-use parking_lot::MutexGuard;
 
 use crate::database::{Database, Gate, Shared};
 use crate::local::shared::Call;
@@ -84,7 +83,9 @@ impl Database {
             return page.view().is_some_and(|view| view.gate == crate::standby::SHUT);
         }
         while shared.gate == Gate::Shut {
-            if !self.wait_shut(&mut shared) {
+            let waited;
+            (shared, waited) = self.wait_shut(shared);
+            if !waited {
                 return true;
             }
         }
@@ -92,15 +93,15 @@ impl Database {
     }
 
     /// Waits a while for a shut gate; `false` when patience is used up.
-    fn wait_shut(&self, shared: &mut MutexGuard<'_, Shared>) -> bool {
-        if shared.patience.is_zero() || self.process.strong_count() == 0 {
-            return false;
+    fn wait_shut<'a>(&self, shared: MutexGuard<'a, Shared>) -> (MutexGuard<'a, Shared>, bool) {
+        let patience = shared.patience;
+        if patience.is_zero() || self.process.strong_count() == 0 {
+            return (shared, false);
         }
         let began = Instant::now();
-        let patience = shared.patience;
-        self.changed.wait_for(shared, patience);
+        let (mut shared, _) = self.shared.wait_for(shared, patience);
         shared.patience = shared.patience.saturating_sub(began.elapsed());
-        true
+        (shared, true)
     }
 
     /// The gate: may the WAL, complete up to `index`, be overwritten? Waits for capture, which is
@@ -152,19 +153,23 @@ impl Database {
                 return false;
             }
             if shared.gate == Gate::Shut {
-                if self.wait_shut(&mut shared) {
+                let waited;
+                (shared, waited) = self.wait_shut(shared);
+                if waited {
                     continue;
                 }
                 return false;
             }
             if !asked {
                 asked = true;
-                MutexGuard::unlocked(&mut shared, || {
-                    self.send(Control::Capture(self.id));
-                });
+                drop(shared);
+                self.send(Control::Capture(self.id));
+                shared = self.shared.lock();
                 continue;
             }
-            if self.changed.wait_until(&mut shared, deadline).timed_out() {
+            let news;
+            (shared, news) = self.shared.wait_until(shared, deadline);
+            if !news {
                 // Nobody else waits in vain: the gate opens again when capture has caught up.
                 shared.set_gate(Gate::Shut);
                 shared.patience = Duration::ZERO;

@@ -42,3 +42,4 @@ pub mod uri;
 pub mod verify;
 mod wait;
 pub mod wal;
+mod watched;

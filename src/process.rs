@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex as StdMutex, MutexGuard as StdMutexGuard, OnceLock, P
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 use crate::database::{CommittedFrames, Database};
 use crate::local;
@@ -23,6 +23,7 @@ use crate::settings::Settings;
 use crate::shipper::{self, Order, Outcome};
 use crate::status::Report;
 use crate::store::s3::Servers;
+use crate::watched::Watched;
 
 /// Commits that can wait in the channel. More are not lost: the newest position is kept with the
 /// database, and the sealer reads on from where it was.
@@ -158,8 +159,7 @@ pub struct Process {
     /// What the replicas of this process share. A child of a fork abandons it with all else.
     servers: Servers,
     tender: OnceLock<crate::tender::Tender>,
-    drained: Mutex<bool>,
-    drained_changed: Condvar,
+    drained: Watched<bool>,
     /// Why nothing is replicated any more.
     ended: Mutex<Option<String>>,
 }
@@ -198,8 +198,7 @@ impl Process {
             orders,
             servers: Servers::limited(),
             tender: OnceLock::new(),
-            drained: Mutex::new(false),
-            drained_changed: Condvar::new(),
+            drained: Watched::new(false),
             ended: Mutex::new(None),
         });
         let inbox = Inbox { commits: commits_out, controls: controls_out };
@@ -433,7 +432,9 @@ impl Process {
         *drained = false;
         self.control(Control::Drain);
         while !*drained {
-            if self.drained_changed.wait_until(&mut drained, deadline).timed_out() {
+            let news;
+            (drained, news) = self.drained.wait_until(drained, deadline);
+            if !news {
                 log::warn!(
                     "not everything was shipped in {timeout:?}; the rest stays in the spool"
                 );
@@ -454,7 +455,7 @@ impl Process {
 
     pub(crate) fn set_drained(&self) {
         *self.drained.lock() = true;
-        self.drained_changed.notify_all();
+        self.drained.notify_all();
     }
 }
 
@@ -475,31 +476,22 @@ pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<
 }
 
 /// Wakes the sealer. A ring while it is awake is remembered.
-///
-/// Of the standard library's kind: parking_lot keeps the threads that wait in a table of the process, which
-/// the child of a fork inherits without them.
 #[derive(Default)]
-pub(crate) struct Bell {
-    rung: std::sync::Mutex<bool>,
-    changed: std::sync::Condvar,
-}
+pub(crate) struct Bell(Watched<bool>);
 
 impl Bell {
     pub(crate) fn ring(&self) {
-        *self.rung.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.changed.notify_one();
+        *self.0.lock() = true;
+        self.0.notify_all();
     }
 
     /// Sleeps until rung, or for this long.
     pub(crate) fn wait(&self, timeout: Option<Duration>) {
-        let rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut rung = match timeout {
+        let mut rung = self.0.lock();
+        rung = match timeout {
             _ if *rung => rung,
-            Some(timeout) => {
-                let waited = self.changed.wait_timeout(rung, timeout);
-                waited.unwrap_or_else(PoisonError::into_inner).0
-            }
-            None => self.changed.wait(rung).unwrap_or_else(PoisonError::into_inner),
+            Some(timeout) => self.0.wait_for(rung, timeout).0,
+            None => self.0.wait(rung),
         };
         *rung = false;
     }

@@ -171,7 +171,9 @@ impl Database {
         let deadline = Instant::now() + GATE_TIMEOUT;
         let mut shared = self.shared.lock();
         while shared.role != Role::Ships {
-            if self.changed.wait_until(&mut shared, deadline).timed_out() {
+            let news;
+            (shared, news) = self.shared.wait_until(shared, deadline);
+            if !news {
                 return false;
             }
         }

@@ -340,7 +340,7 @@ impl Tended {
     /// wal-index has to be looked at again.
     fn pause(&self, time: Duration) {
         let database = self.database.first();
-        database.changed.wait_for(&mut database.shared.lock(), time);
+        drop(database.shared.wait_for(database.shared.lock(), time));
     }
 
     fn capture(&self) {
@@ -560,7 +560,9 @@ fn captured(database: &Arc<Database>) -> Option<Place> {
             at if shared.published.is_some_and(|now| now.salts != index.salts) => return at,
             _ => {}
         }
-        if database.changed.wait_until(&mut shared, deadline).timed_out() {
+        let news;
+        (shared, news) = database.shared.wait_until(shared, deadline);
+        if !news {
             return None;
         }
     }

@@ -3,8 +3,6 @@
 
 use std::time::{Duration, Instant};
 
-use parking_lot::MutexGuard;
-
 use crate::database::{CommittedFrames, Database, ReadIndex, WaitError};
 use crate::local::shared::Call;
 use crate::process::Control;
@@ -33,7 +31,7 @@ impl Database {
             };
             match end {
                 Some(Err(WaitError::Unseen)) if Instant::now() < unseen_until => {
-                    self.changed.wait_for(&mut self.shared.lock(), UNSEEN_PAUSE);
+                    drop(self.shared.wait_for(self.shared.lock(), UNSEEN_PAUSE));
                 }
                 Some(end) => return end,
                 None => {}
@@ -69,15 +67,15 @@ impl Database {
         let news = shared.observe(index, process.now());
         let target = shared.commit_seq;
         let behind = shared.acked_seq < target;
-        MutexGuard::unlocked(&mut shared, || {
-            if let Some((at, ring)) = news {
-                process.commit(CommittedFrames { database: self.id, index, at }, ring);
-            }
-            if behind {
-                let hurried = if hurry { Control::Hurry } else { Control::Capture };
-                self.send(hurried(self.id));
-            }
-        });
+        drop(shared);
+        if let Some((at, ring)) = news {
+            process.commit(CommittedFrames { database: self.id, index, at }, ring);
+        }
+        if behind {
+            let hurried = if hurry { Control::Hurry } else { Control::Capture };
+            self.send(hurried(self.id));
+        }
+        let mut shared = self.shared.lock();
         loop {
             if shared.shippers_page().is_some() {
                 return None;
@@ -91,7 +89,9 @@ impl Database {
             if shared.acked_seq >= target {
                 return Some(Ok(shared.report.acked));
             }
-            if self.changed.wait_until(&mut shared, deadline).timed_out() {
+            let news;
+            (shared, news) = self.shared.wait_until(shared, deadline);
+            if !news {
                 log::debug!(
                     "{}: a wait for commit {target} ended at {}: captured {} at {:?}, published {:?}, gate {:?}",
                     self.path().display(),
