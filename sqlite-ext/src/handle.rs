@@ -41,9 +41,8 @@ pub struct Handle {
     pub(crate) locked: AtomicBool,
     /// It holds the file's EXCLUSIVE lock.
     pub(crate) exclusive: AtomicBool,
-    /// True from the end of the EXCLUSIVE lock to the connection's next read lock: a read transaction may
-    /// have gone on meanwhile.
-    pub(crate) reads_on: AtomicBool,
+    /// True while this connection holds a read lock of the wal-index.
+    pub(crate) reads: AtomicBool,
     /// The guard that the EXCLUSIVE lock is, while this connection holds that lock.
     pub(crate) guard: Mutex<Option<Guard>>,
     /// How the file looked just after that lock was taken.
@@ -157,7 +156,7 @@ impl Handle {
             closes: AtomicBool::new(false),
             locked: AtomicBool::new(false),
             exclusive: AtomicBool::new(false),
-            reads_on: AtomicBool::new(false),
+            reads: AtomicBool::new(false),
             guard: Mutex::new(None),
             before: Mutex::new(None),
             last: Mutex::new(None),

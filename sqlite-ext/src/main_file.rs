@@ -11,7 +11,7 @@ use walferry::wal::evidence::Restart;
 use crate::api::{
     self, SQLITE_BUSY, SQLITE_FCNTL_CKPT_DONE, SQLITE_FCNTL_CKPT_START,
     SQLITE_FCNTL_COMMIT_PHASETWO, SQLITE_FCNTL_HAS_MOVED, SQLITE_LOCK_EXCLUSIVE, SQLITE_LOCK_NONE,
-    SQLITE_LOCK_SHARED, SQLITE_OK, SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK, SQLITE_SHM_SHARED,
+    SQLITE_OK, SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK, SQLITE_SHM_SHARED,
     SQLITE_SHM_UNLOCK, Shm,
 };
 use crate::functions;
@@ -39,6 +39,7 @@ impl MainFile<'_> {
         const LOCK_EXCL: i32 = SQLITE_SHM_LOCK | SQLITE_SHM_EXCLUSIVE;
         const UNLOCK_EXCL: i32 = SQLITE_SHM_UNLOCK | SQLITE_SHM_EXCLUSIVE;
         const LOCK_SHARED: i32 = SQLITE_SHM_LOCK | SQLITE_SHM_SHARED;
+        const UNLOCK_SHARED: i32 = SQLITE_SHM_UNLOCK | SQLITE_SHM_SHARED;
         let handle = self.0;
         let forward = || handle.real.shm_lock(offset, count, flags);
         match (offset, count, flags) {
@@ -81,7 +82,7 @@ impl MainFile<'_> {
             }
             (offset, 1, LOCK_SHARED) if offset >= READ_LOCK_0 => {
                 let rc = forward();
-                handle.reads_on.store(false, Ordering::Release);
+                handle.reads.store(rc == SQLITE_OK, Ordering::Release);
                 if rc == SQLITE_OK && !handle.shimmed.is_attached() {
                     let shm = Shm::from_pointer(handle.shm.load(Ordering::Acquire).cast())
                         .or_else(|| handle.real.shm_header(false));
@@ -89,6 +90,10 @@ impl MainFile<'_> {
                     handle.shimmed.attach(|| shm.and_then(read_index));
                 }
                 rc
+            }
+            (offset, 1, UNLOCK_SHARED) if offset >= READ_LOCK_0 => {
+                handle.reads.store(false, Ordering::Release);
+                forward()
             }
             _ => forward(),
         }
@@ -100,7 +105,9 @@ impl MainFile<'_> {
         let handle = self.0;
         if handle.shimmed.is_attached() {
             handle.database().committed(&|| handle.index());
-        } else if handle.reads_on.swap(false, Ordering::AcqRel) {
+        } else if handle.reads.load(Ordering::Acquire) {
+            // The WAL was detached while this connection's read transaction was under way: at the end of
+            // exclusive mode, or by the close of another connection.
             handle.shimmed.attach(|| handle.index());
         }
     }
@@ -234,8 +241,6 @@ impl MainFile<'_> {
         if !handle.shimmed.is_attached() {
             return;
         }
-        // With a read transaction under way no read lock tells of its next commit.
-        handle.reads_on.store(level == SQLITE_LOCK_SHARED, Ordering::Release);
         // Still alone: if the WAL is gone, all of it is in the file, and this is how that looks.
         let path = handle.database().path();
         let wal_is_gone = std::fs::metadata(walferry::local::wal_path(path)).is_err();
