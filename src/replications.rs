@@ -203,6 +203,11 @@ impl Replications {
         self.first.report().sealed
     }
 
+    /// Why commits do not go to some replica, if that is for good.
+    pub fn stopped(&self) -> Option<String> {
+        self.each().find_map(|database| database.report().stopped())
+    }
+
     /// Age in milliseconds of the oldest commit that some replica does not have; 0 where all have all,
     /// `None` where that is not known.
     pub fn lag_ms(&self) -> Option<u64> {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use walferry::config::canonical;
 use walferry::process::{self, Process};
-use walferry::replications::worst_lag;
+use walferry::replications::{Replications, worst_lag};
 use walferry::settings::JournalMode;
 use walferry::shown;
 use walferry::status::Report;
@@ -112,11 +112,14 @@ impl Call<'_> {
         if let Some(why) = refused.and_then(|report| report.last_error) {
             return File::Refused(why);
         }
-        let is_replicated = Process::current().is_some_and(|process| process.at(&path).is_some());
+        let known = Process::current().and_then(|process| process.at(&path));
+        if let Some(why) = known.as_ref().and_then(Replications::stopped) {
+            return File::Refused(why);
+        }
         let is_named = || {
             crate::is_default() && path.exists() && ffi::names_replica(self.api, self.db, schema)
         };
-        if is_replicated || is_named() {
+        if known.is_some() || is_named() {
             let why = "this connection's file was not opened through walferry, but by another VFS or \
                        before walferry was loaded; open the database again";
             return File::Astray(why.to_string());
