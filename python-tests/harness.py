@@ -355,6 +355,9 @@ class Service:
 class FaultProxy(Service):
     """The fault proxy in front of a server."""
 
+    # Paths of files that have one commit or some, and not of those that join them, which are due at any time.
+    LOG = "/ltx/0/"
+
     def __init__(self, folder, endpoint):
         super().__init__("fault_proxy.py", folder, "--upstream", endpoint.split("//")[1])
         self.endpoint, self.admin = self.env["PROXY_ENDPOINT"], self.env["PROXY_ADMIN"]

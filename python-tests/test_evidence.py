@@ -758,6 +758,7 @@ db.execute("PRAGMA wal_autocheckpoint=0")
 for _ in range(1500):
     db.execute("INSERT INTO t VALUES (randomblob(5000))")
 writer = connect(timeout=0)
+writer.execute("PRAGMA wal_autocheckpoint=0")
 truncate = threading.Thread(target=lambda: other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall())
 truncate.start()
 written = refused = 0

@@ -620,7 +620,7 @@ def test_no_room_when_the_store_confirms(new_host, replica, proxy, new_disk, tmp
     host = start(new_host, replica, database, **disk.env)
     host.sync()
     for _ in range(2):
-        rule = proxy.rule("hold", method="PUT", count=1)
+        rule = proxy.rule("hold", method="PUT", path=proxy.LOG, count=1)
         commits(host, 5)
         proxy.wait(rule)
         commits(host, 5)
@@ -723,12 +723,12 @@ def test_late_answer_of_the_store_is_for_what_was_asked(new_host, replica, proxy
     database = tmp_path / "app.db"
     host = start(new_host, replica, database, WALFERRY_SYNC_INTERVAL="10ms")
     host.sync()
-    late = proxy.rule("hold", method="PUT", where="response", count=1)
+    late = proxy.rule("hold", method="PUT", path=proxy.LOG, where="response", count=1)
     host.sql("INSERT INTO t VALUES (1, 'there')")
     proxy.wait(late)
     shutil.rmtree(tmp_path / "app.db-walferry")
     until(host, database, lambda state: state["found"] == "state-deleted" and state["lag_ms"] == 0)
-    lost = proxy.rule("blackhole", method="PUT", count=1)
+    lost = proxy.rule("blackhole", method="PUT", path=proxy.LOG, count=1)
     host.sql("INSERT INTO t VALUES (2, 'on its way')")
     proxy.wait(lost)
     proxy.ask("POST", "/release")

@@ -326,7 +326,7 @@ def test_a_late_put_changes_nothing(what, successor, new_host, s3, proxy, tmp_pa
         one.sync()
         if successor == "another writer":
             restore(replica, second)
-        held = proxy.rule("hold", method="PUT", count=1)
+        held = proxy.rule("hold", method="PUT", path=proxy.LOG, count=1)
     elif what == "the first image":
         held = proxy.rule("hold", method="PUT", count=1)
         one.sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (x)")
@@ -370,7 +370,7 @@ def test_a_late_put_that_comes_first_is_recognised(new_host, s3, proxy, tmp_path
     database = machine(tmp_path, "one")
     one = start(new_host, replica, database)
     one.sync()
-    held = proxy.rule("hold", method="PUT", count=1)
+    held = proxy.rule("hold", method="PUT", path=proxy.LOG, count=1)
     one.sql("INSERT INTO t VALUES ('held')")
     proxy.wait(held)
     one.kill()
