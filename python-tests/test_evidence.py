@@ -746,6 +746,84 @@ sys.stdin.read()
     running.communicate()
 
 
+SESSION = """
+db = connect()
+db.execute("CREATE TABLE t (x)")
+db.execute("CREATE TABLE u (x)")
+db.execute("INSERT INTO t VALUES (1)")
+db.execute("SELECT walferry_sync(60000)").fetchall()
+db.close()
+"""
+BY_OTHER_MEANS = {
+    "another journal mode": "PRAGMA journal_mode=DELETE; INSERT INTO u VALUES ('outside the WAL'); PRAGMA journal_mode=WAL",
+    "VACUUM in another journal mode": "PRAGMA journal_mode=DELETE; DROP TABLE u; VACUUM; PRAGMA journal_mode=WAL",
+    "a TRUNCATE checkpoint": "PRAGMA wal_checkpoint(TRUNCATE)",
+    "a PASSIVE checkpoint": "PRAGMA wal_checkpoint(PASSIVE)",
+}
+
+
+@pytest.mark.parametrize("how", sorted(BY_OTHER_MEANS))
+def test_database_that_an_exclusive_session_writes_before_its_first_commit(how, new_replica, tmp_path):
+    """The file is written under the EXCLUSIVE lock, by a checkpoint or outside the WAL. The first commit to the
+    WAL comes after that, and its sync ships both."""
+    replica, database = new_replica("file"), tmp_path / "app.db"
+    assert program(SESSION, replica, database).wait(60) == 0
+    if "checkpoint" in how:
+        left_by_a_dead_process(database, "INSERT INTO u VALUES ('in the WAL')")
+    running = program("""
+db = sqlite3.connect(os.environ["DATABASE"], isolation_level=None)
+db.execute("PRAGMA locking_mode=EXCLUSIVE")
+db.execute("SELECT x FROM t").fetchall()
+db.executescript(os.environ["HOW"])
+db.execute("INSERT INTO t VALUES (2)")
+db.execute("SELECT walferry_sync(60000)").fetchall()
+print("shipped", flush=True)
+sys.stdin.read()
+""", replica, database, HOW=BY_OTHER_MEANS[how])
+    assert running.stdout.readline() == "shipped\n"
+    restored = restore(replica, tmp_path / "out.db")
+    running.communicate()
+    assert dump(restored) == dump(database)
+
+
+def left_by_a_dead_process(database, sql):
+    """A commit in the WAL, by a process without walferry that is killed."""
+    text = "import os, sqlite3, sys; sqlite3.connect(sys.argv[1], isolation_level=None).execute(sys.argv[2]); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", text, database, sql])
+
+
+def dump(database):
+    db = sqlite3.connect(database)
+    text = list(db.iterdump())
+    db.close()
+    return text
+
+
+def test_truncate_in_exclusive_mode_ends_no_replication(new_replica, tmp_path):
+    """The connection has its wal-index in memory, and the WAL has no header until the next commit."""
+    replica, database = new_replica("file"), tmp_path / "app.db"
+    assert program(SESSION, replica, database).wait(60) == 0
+    running = program("""
+db = sqlite3.connect(os.environ["DATABASE"], isolation_level=None)
+db.execute("PRAGMA locking_mode=EXCLUSIVE")
+db.execute("INSERT INTO t VALUES (2)")
+db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+for _ in range(2):
+    db.execute("SELECT walferry_sync(60000)").fetchall()
+    print(db.execute("SELECT walferry_status()").fetchone()[0], flush=True)
+    sys.stdin.readline()
+    db.execute("INSERT INTO t VALUES (3)")
+""", replica, database, WALFERRY_SYNC_INTERVAL="10ms")
+    for rows_there in (2, 3):
+        state, = json.loads(running.stdout.readline())
+        assert (state["state"], state["found"], state["lag_ms"]) == ("streaming", None, 0), state
+        assert rows(restore(replica, tmp_path / "out.db"), "SELECT count(*) FROM t") == [(rows_there,)]
+        (tmp_path / "out.db").unlink()
+        running.stdin.write("\n")
+        running.stdin.flush()
+    running.communicate()
+
+
 def test_truncate_while_an_image_is_sent_locks_no_writer_out(new_host, s3, proxy, tmp_path):
     replica, database = S3Replica(s3, "truncate/%s" % tmp_path.name, proxy.endpoint), tmp_path / "app.db"
     rule = proxy.rule("hold", method="PUT", where="request")

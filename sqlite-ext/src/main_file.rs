@@ -183,6 +183,11 @@ impl MainFile<'_> {
             }
             if rc == SQLITE_OK {
                 self.note_locked();
+                if level >= SQLITE_LOCK_EXCLUSIVE && !handle.is_exclusive() {
+                    // The other connection has just given its lock up.
+                    handle.shimmed.make_way(false);
+                    self.begin_exclusive();
+                }
             }
             return rc;
         }
@@ -192,12 +197,7 @@ impl MainFile<'_> {
         let rc = handle.real.lock(level);
         if rc == SQLITE_OK {
             self.note_locked();
-            *handle.gap.lock() = None;
-            // Nobody else can change any of this from here on.
-            *handle.before.lock() = Fingerprint::of(handle.database().path()).ok();
-            handle.exclusive.store(true, Ordering::Release);
-            handle.begin_alone();
-            handle.set_readable(true);
+            self.begin_exclusive();
             return rc;
         }
         handle.shimmed.end_way();
@@ -205,6 +205,16 @@ impl MainFile<'_> {
         // given its own up: then it is tried again.
         handle.shimmed.repin_after(&handle.gap);
         rc
+    }
+
+    /// This connection has the database to itself: nobody else changes file or WAL from here on.
+    fn begin_exclusive(&self) {
+        let handle = self.0;
+        *handle.gap.lock() = None;
+        *handle.before.lock() = Fingerprint::of(handle.database().path()).ok();
+        handle.exclusive.store(true, Ordering::Release);
+        handle.begin_alone();
+        handle.set_readable(true);
     }
 
     /// True if SQLite refuses EXCLUSIVE for certain, since another connection of this process has a
@@ -229,6 +239,10 @@ impl MainFile<'_> {
     /// Before `xUnlock`.
     pub fn before_unlock(&self, level: i32) {
         let handle = self.0;
+        if level <= SQLITE_LOCK_NONE {
+            // Not after it: a connection that gets EXCLUSIVE between the two would take that for refused.
+            self.note_unlocked();
+        }
         if level >= SQLITE_LOCK_EXCLUSIVE || !handle.is_exclusive() {
             return;
         }
@@ -254,9 +268,6 @@ impl MainFile<'_> {
     /// choice away any more.
     pub fn after_unlock(&self, level: i32) {
         let handle = self.0;
-        if level <= SQLITE_LOCK_NONE {
-            self.note_unlocked();
-        }
         let others = handle.shimmed.locked.load(Ordering::Acquire) > 0;
         if others && handle.shimmed.is_attached() {
             handle.shimmed.repin_after(&handle.gap);
@@ -274,17 +285,23 @@ impl MainFile<'_> {
     pub fn before_write(&self) {
         let handle = self.0;
         handle.disturb();
+        if handle.is_exclusive() {
+            // The first commit to the WAL says nothing of what is written here.
+            *handle.before.lock() = None;
+        }
         let checkpoint =
             handle.checkpoints.load(Ordering::Acquire) || handle.copies.load(Ordering::Acquire);
         if checkpoint {
             return;
         }
-        if handle.is_exclusive() && handle.shimmed.is_attached() {
+        if handle.is_exclusive() {
             // With a WAL only checkpoints write to the file: that mode was left, with the lock held.
             handle.wait_captured();
             *handle.written.lock() = WalWrites::default();
             *handle.last.lock() = None;
-            handle.shimmed.detach(None);
+            if handle.shimmed.is_attached() {
+                handle.shimmed.detach(None);
+            }
         }
         if !handle.shimmed.is_attached() {
             handle.database().written_outside_wal();
@@ -333,7 +350,10 @@ impl MainFile<'_> {
         };
         *handle.last.lock() = Some(index);
         if !handle.shimmed.is_attached() {
-            let (guard, fingerprint) = (*handle.guard.lock(), handle.before.lock().take());
+            let before = handle.before.lock().take();
+            let fingerprint = Fingerprint::of(handle.database().path()).ok();
+            let fingerprint = fingerprint.filter(|now| before.as_ref() == Some(now));
+            let guard = *handle.guard.lock();
             handle.database().attaching();
             handle.shimmed.attached.store(true, Ordering::Release);
             handle.shimmed.written.store(false, Ordering::Release);

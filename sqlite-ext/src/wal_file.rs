@@ -59,7 +59,7 @@ impl WalFile<'_> {
     }
 
     /// Before the WAL is restarted or cut off by a connection that has the database to itself, and
-    /// asks nobody for the read slots. `salts` are those of the next generation, if they are known.
+    /// asks nobody for the read slots. `salts` are those of the next generation, where they are known.
     ///
     /// `walRestartHdr` has reset the shared wal-index by now: what was committed is known from before.
     fn before_overwrite(&self, salts: Option<Salts>) {
@@ -80,7 +80,9 @@ impl WalFile<'_> {
         let (true, true) = (captured, counted) else {
             return handle.database().diverged(Finding::RestartedExclusively);
         };
-        let Some(salts) = salts else { return };
+        // Cut off by a connection that has its wal-index in memory. The salts come with the next header: until
+        // then the generation is empty, and any that it never had will do.
+        let salts = salts.unwrap_or(Salts(last.salts.0.wrapping_add(1), !last.salts.1));
         let restart = Restart { from: last, to: salts, guard: *handle.guard.lock() };
         handle.database().restarted(Some(restart));
         *handle.last.lock() = Some(WalIndex { salts, max_frame: 0, ..last });

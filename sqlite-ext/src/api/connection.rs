@@ -7,7 +7,7 @@ use std::ptr::{self, NonNull};
 use libsqlite3_sys as ffi;
 
 use super::file::RawFile;
-use super::{Api, Connection, SQLITE_OK, SQLITE_OPEN_READWRITE};
+use super::{Api, Connection, SQLITE_OK, SQLITE_OPEN_PRIVATECACHE, SQLITE_OPEN_READWRITE};
 
 /// A connection of our own.
 pub struct OwnConnection {
@@ -19,6 +19,8 @@ pub struct OwnConnection {
 // thread, one at a time.
 unsafe impl Send for OwnConnection {}
 
+/// With a cache of its own: the application's shared one would make it meet our locks as its own.
+const FLAGS: c_int = SQLITE_OPEN_READWRITE | SQLITE_OPEN_PRIVATECACHE;
 /// `SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE`.
 const NO_CKPT_ON_CLOSE: c_int = 1006;
 
@@ -34,7 +36,7 @@ impl OwnConnection {
         let mut db: Connection = ptr::null_mut();
         // SAFETY: nul-terminated names; the connection is closed by Drop in any case.
         let rc = unsafe {
-            (api.open_v2)(name.as_ptr(), &raw mut db, SQLITE_OPEN_READWRITE, vfs.as_ref().zName)
+            (api.open_v2)(name.as_ptr(), &raw mut db, FLAGS, vfs.as_ref().zName)
         };
         if db.is_null() {
             return Err("out of memory".into());
