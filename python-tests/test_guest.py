@@ -59,6 +59,43 @@ plain = new("plain.db")
 plain.execute("CREATE TABLE t (x)")
 print(said(plain))
 """
+LOAD = """
+import os, sqlite3, sys
+memory = sqlite3.connect(":memory:")
+memory.enable_load_extension(True)
+memory.load_extension(sys.argv[1])
+"""
+FAILED_OPEN = LOAD + """
+os.makedirs("a"), os.makedirs("b")
+for name in "file:a/app.db?mode=rw", "file:none/app.db":
+    try:
+        sqlite3.connect(name, uri=True)
+    except sqlite3.OperationalError as error:
+        print(error)
+db = sqlite3.connect("b/app.db", isolation_level=None)
+db.execute("CREATE TABLE t (x)")
+print(db.execute("SELECT walferry_sync(60000)").fetchone()[0])
+print(db.execute("SELECT json_array_length(walferry_status())").fetchone()[0])
+"""
+SHARED_CACHE = """
+import os, sqlite3, sys
+sqlite3.enable_shared_cache(True)
+db = sqlite3.connect("app.db", isolation_level=None)
+db.execute("PRAGMA journal_mode=WAL").fetchall()
+db.execute("CREATE TABLE t (x)")
+db.execute("WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 60)"
+           " INSERT INTO t SELECT zeroblob(1000000) FROM n")
+db.enable_load_extension(True)
+db.load_extension(sys.argv[1])
+for made in range(60):
+    db.execute("CREATE TABLE made%d (x)" % made)
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+db.execute("SELECT walferry_sync(60000)").fetchall()
+print("end")
+"""
 # Those whose subject is a VFS or a file, without the long ones.
 OF_APSW = "VFS VFSFcntlPragma VFSWithWAL WAL BlobIO URIFilenames AutovacuumPages Closing"
 LOADED = """
@@ -181,6 +218,18 @@ def python(tmp_path, program, *arguments, **env):
                                WALFERRY_LOG_FILE=str(tmp_path / "log"), **env))
     assert done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def test_open_that_fails_keeps_the_replica_from_no_other_database(tmp_path):
+    """A program that tries several places in turn."""
+    *failed, txid, number = python(tmp_path, FAILED_OPEN).stdout.splitlines()
+    assert len(failed) == 2 and all("unable to open" in line for line in failed)
+    assert (txid, number) == ("0000000000000001", "1")
+
+
+def test_shared_cache_is_not_shared_with_walferry(tmp_path):
+    """The first image is read while the application makes tables and forks."""
+    assert python(tmp_path, SHARED_CACHE).stdout == "end\n"
 
 
 def test_sqlcipher(tmp_path):

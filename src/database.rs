@@ -294,7 +294,7 @@ impl Database {
             border: OnceLock::new(),
             shared: Watched::new(Shared {
                 connections: 0,
-                settled: false,
+                settled: true,
                 published: None,
                 commit_seq: 0,
                 captured_seq: 0,

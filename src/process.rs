@@ -362,9 +362,9 @@ impl Process {
         self.forget_at.store(FORGET_MIN.max(2 * databases.len()), Ordering::Relaxed);
     }
 
-    /// Forgets a database that is closed and owes nothing: what is known of it is with its files, and
-    /// whoever opens it again reads them.
-    pub(crate) fn forget_settled(&self, path: &Path) {
+    /// Forgets a database that is closed and owes nothing, or that was never opened: what is known of it is
+    /// with its files, and whoever opens it again reads them.
+    pub fn forget_settled(&self, path: &Path) {
         let mut databases = self.databases.lock();
         let settled = databases.get(path).is_some_and(|known| {
             known.is_unused() && known.each().all(|database| database.is_settled())

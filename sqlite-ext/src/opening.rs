@@ -15,6 +15,7 @@ use walferry::uri::Screened;
 use crate::api::BaseVfs;
 use crate::configured::configured;
 use crate::edge::Edge;
+use crate::ffi::Target;
 use crate::registry::{Replicated, Shimmed, databases};
 
 /// Looks settings up: URI parameters, then the environment.
@@ -113,6 +114,16 @@ pub fn replicated(path: &Path, lookup: &dyn Lookup, vfs: BaseVfs) -> Opening {
             process::refuse(&path, &url, &why);
             if strict { Opening::Refused } else { Opening::Plain }
         }
+    }
+}
+
+/// Takes back what was done for a database that could not be opened: its replica is free for another.
+pub fn failed(target: Target) {
+    let Target::Main(Replicated { shimmed, .. }) = target else { return };
+    let path = shimmed.database.path().to_path_buf();
+    drop(shimmed);
+    if let Some(process) = Process::current() {
+        process.forget_settled(&path);
     }
 }
 

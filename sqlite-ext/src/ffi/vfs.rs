@@ -54,6 +54,7 @@ unsafe extern "C" fn vfs_open(
             if !methods.is_null() {
                 RawFile { file: real, methods }.close();
             }
+            guarded((), || opening::failed(handle));
             return rc;
         }
         let is_main = flags & api::SQLITE_OPEN_MAIN_DB != 0;
