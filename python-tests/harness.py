@@ -356,7 +356,7 @@ class FaultProxy(Service):
     """The fault proxy in front of a server."""
 
     # Paths of files that have one commit or some, and not of those that join them, which are due at any time.
-    LOG = "/ltx/0/"
+    LOG = "/(ltx/0|0000)/"
 
     def __init__(self, folder, endpoint):
         super().__init__("fault_proxy.py", folder, "--upstream", endpoint.split("//")[1])

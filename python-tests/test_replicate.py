@@ -315,6 +315,40 @@ def test_a_replaced_database_is_opened_again(new_sidecar, replica, tmp_path):
     assert_restores(replica, database, tmp_path)
 
 
+@pytest.mark.parametrize("restarts", [False, True], ids=["goes-on", "restarts"])
+@pytest.mark.parametrize("removed", [["-shm"], ["-wal", "-shm"]], ids=["shm", "both"])
+def test_files_of_the_wal_are_removed_while_its_program_is_stopped(removed, restarts, new_sidecar, replica, tmp_path):
+    """Without the sidecar there would be none: the program was the last to close the database."""
+    database = tmp_path / "app.db"
+    db = begin(database, "CREATE TABLE u (x)")
+    insert(db, 1)
+    db.close()
+    sidecar = new_sidecar(database, replica)
+    db = plain(database)
+    db.executemany("INSERT INTO u VALUES (hex(zeroblob(400)))", [()] * 100)
+    db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+    db.close()
+    for end in removed:
+        os.unlink(str(database) + end)
+    db = plain(database)
+    for n in range(1500 if restarts else 60):
+        insert(db, 1)
+    before = dump(db)
+    db.close()
+    sidecar.wait_until_said("was removed or replaced")
+    wait_for(lambda: sidecar.said().count(": opened") == 2, sidecar.said)
+    assert sidecar.end() == 0
+    db = plain(database)
+    assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    assert dump(db) == before
+    db.close()
+    assert_restores(replica, database, tmp_path)
+
+
+def dump(db):
+    return [row for table in "tu" for row in db.execute("SELECT * FROM %s ORDER BY rowid" % table)]
+
+
 def test_a_link_that_leads_elsewhere_is_told(new_sidecar, replica, tmp_path):
     for name in ("v1", "v2"):
         (tmp_path / name).mkdir()

@@ -24,8 +24,9 @@ use crate::watched::Watched;
 
 /// The sealer is woken each time that so many frames were committed, to look at them ahead.
 const FRAMES_AHEAD: u32 = 4096;
-/// How long a write that found no room waits until some is made.
-const MAKE_ROOM: Duration = Duration::from_secs(1);
+/// How long a write that found no room waits for the sealer to make some, on a machine that is busy: it fails
+/// otherwise.
+const MAKE_ROOM: Duration = Duration::from_secs(10);
 /// Fewer frames than this are left for the gate, where they take less than a millisecond.
 const CAPTURE_AHEAD: u32 = 100;
 

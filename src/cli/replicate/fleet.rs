@@ -5,6 +5,7 @@ use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use serde_json::Value;
 
@@ -34,6 +35,7 @@ const AGAIN_MAX: Duration = Duration::from_secs(8);
 const ABSENT: &str = "it does not exist yet";
 const EMPTY: &str = "it is empty as yet";
 const NO_TEXT: &str = "its name is not UTF-8, so that its replica in the configured folder has no name: it is not replicated";
+const BESIDE_REMOVED: &str = "its -wal or -shm was removed or replaced while it was open here, and other programs may use another one: it is opened again and compared; end walferry before these files are removed";
 const OTHER_MODE: &str = "it is not in WAL mode and not replicated: run PRAGMA journal_mode=WAL, or set journal-mode to wal";
 
 /// All databases.
@@ -62,13 +64,21 @@ pub(super) struct Member {
     set_wal: bool,
     /// Whether it is forgotten when its file is gone, as it was found in a folder.
     found: bool,
-    open: Option<(Connection, FileId)>,
+    open: Option<Open>,
     /// A file that was in WAL mode when it was opened: its header is not read again.
     known: Option<FileId>,
     /// Set while it could not be opened.
     failed: Option<Failed>,
     /// What was said last of why it is not open.
     said: Option<String>,
+}
+
+/// A database that is open.
+struct Open {
+    db: Connection,
+    file: FileId,
+    /// The files of its WAL and wal-index, which nobody removes while the connection is open.
+    beside: [Option<FileId>; 2],
 }
 
 /// An attempt to open a database that came to nothing.
@@ -244,7 +254,7 @@ impl Fleet {
     pub(super) fn members(&self) -> impl Iterator<Item = (&Path, Result<&Connection, &str>)> {
         self.members.iter().map(|(path, member)| {
             let said = member.said.as_deref().unwrap_or(ABSENT);
-            (path.as_path(), member.open.as_ref().map(|(db, _)| db).ok_or(said))
+            (path.as_path(), member.open.as_ref().map(|open| &open.db).ok_or(said))
         })
     }
 
@@ -326,15 +336,18 @@ impl Member {
         let now = (self.open.is_some() || self.failed.is_some() || self.known.is_some())
             .then(|| candidate::file_id(path))
             .flatten();
-        if let Some((_, open)) = &self.open {
-            if now == Some(*open) {
+        if let Some(open) = &self.open {
+            if now != Some(open.file) {
+                log::info!(
+                    "{}: the file {}; it is let go",
+                    path.display(),
+                    if now.is_some() { "was replaced" } else { "is gone" }
+                );
+            } else if open.beside == beside(path) {
                 return true;
+            } else {
+                log::error!("{}: {BESIDE_REMOVED}", path.display());
             }
-            log::info!(
-                "{}: the file {}; it is let go",
-                path.display(),
-                if now.is_some() { "was replaced" } else { "is gone" }
-            );
             self.close(path);
         }
         if let Some(failed) = &self.failed
@@ -366,7 +379,7 @@ impl Member {
                     Ok(db) => {
                         (self.said, self.failed) = (None, None);
                         self.known = Some(file);
-                        self.open = Some((db, file));
+                        self.open = Some(Open { db, file, beside: beside(path) });
                         log::info!("{}: opened", path.display());
                     }
                     Err(why) => {
@@ -425,9 +438,19 @@ impl Member {
     }
 
     fn close(&mut self, path: &Path) {
-        if let Some((db, _)) = self.open.take()
-            && let Err((_, error)) = db.close()
-        {
+        let Some(open) = self.open.take() else { return };
+        // The wal-index of this process is of a WAL that others have gone on with since: a checkpoint by it
+        // would write other pages over the database.
+        let closed = if open.beside == beside(path) {
+            open.db.close()
+        } else {
+            let off = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+            match open.db.set_db_config(off, true) {
+                Ok(_) => open.db.close(),
+                Err(error) => Err((open.db, error)),
+            }
+        };
+        if let Err((_, error)) = closed {
             log::warn!("{}: {error}", path.display());
         }
     }
@@ -439,6 +462,15 @@ impl Member {
             self.said = Some(why.to_string());
         }
     }
+}
+
+/// The files of a database's WAL and wal-index now.
+fn beside(path: &Path) -> [Option<FileId>; 2] {
+    ["-wal", "-shm"].map(|end| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(end);
+        candidate::file_id(Path::new(&name))
+    })
 }
 
 #[cfg(test)]
