@@ -230,7 +230,7 @@ impl Process {
 
     /// Runs a thread's body. A panic that ends it is the end of replication in this process, and each
     /// database says so.
-    fn guard(&self, thread: &str, body: impl FnOnce()) {
+    pub(crate) fn guard(&self, thread: &str, body: impl FnOnce()) {
         if catch_unwind(AssertUnwindSafe(body)).is_err() {
             self.end(&format!(
                 "an internal error of walferry (its thread {thread} ended with a panic); please report it, \
@@ -341,10 +341,10 @@ impl Process {
     }
 
     /// Has a database taken care of, if that is asked for.
-    fn tend(&self, replications: &Replications) -> Result<(), String> {
+    fn tend(self: &Arc<Self>, replications: &Replications) -> Result<(), String> {
         if replications.first().settings().tend {
             if self.tender.get().is_none() {
-                let _ = self.tender.set(crate::tender::Tender::start()?);
+                let _ = self.tender.set(crate::tender::Tender::start(self)?);
             }
             self.tender.get().into_iter().for_each(|tender| tender.tend(replications));
         }

@@ -31,7 +31,7 @@ use parking_lot::Mutex;
 use crate::border::{Border, Way};
 use crate::database::{Database, Gate, Role, Shared};
 use crate::local::shared::Place;
-use crate::process::{Control, spawn};
+use crate::process::{Control, Process, spawn};
 use crate::replications::Replications;
 use crate::units::Salts;
 use crate::wal::WalIndex;
@@ -91,14 +91,15 @@ pub(crate) struct Tender {
 
 impl Tender {
     /// Starts them.
-    pub(crate) fn start() -> Result<Tender, String> {
+    pub(crate) fn start(process: &Arc<Process>) -> Result<Tender, String> {
         let (new, arriving) = crossbeam_channel::unbounded();
         let (jobs, waiting) = crossbeam_channel::unbounded();
         for _ in 0..HANDS {
             let waiting: Receiver<Arc<Tended>> = waiting.clone();
-            spawn("walferry-tend", move || waiting.iter().for_each(|tended| tended.relieve()))?;
+            let tend = move || waiting.iter().for_each(|tended| tended.relieve());
+            spawn_guarded(process, "walferry-tend", tend)?;
         }
-        spawn("walferry-watch", move || watch(&arriving, &jobs))?;
+        spawn_guarded(process, "walferry-watch", move || watch(&arriving, &jobs))?;
         Ok(Tender { new })
     }
 
@@ -106,6 +107,16 @@ impl Tender {
     pub(crate) fn tend(&self, database: &Replications) {
         let _ = self.new.send(database.clone());
     }
+}
+
+/// Starts a thread whose panic is the end of replication in this process.
+fn spawn_guarded(
+    process: &Arc<Process>,
+    name: &'static str,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<(), String> {
+    let process = process.clone();
+    spawn(name, move || process.guard(name, body))
 }
 
 /// A database that is taken care of.
@@ -171,6 +182,8 @@ struct Watched {
     tended: Arc<Tended>,
     seen: Option<WalIndex>,
     changed: Instant,
+    /// When something was done last about a wal-index that cannot be read.
+    cared: Instant,
     next: Instant,
     /// Nobody has it open in this process.
     closed: bool,
@@ -197,6 +210,7 @@ fn watch(arriving: &Receiver<Replications>, jobs: &Sender<Arc<Tended>>) {
                 tended,
                 seen: None,
                 changed: now,
+                cared: now,
                 next: now,
                 closed: false,
                 over: false,
@@ -239,9 +253,10 @@ impl Watched {
         if self.tended.busy.load(Ordering::Acquire) {
             return;
         }
-        let blind = index.is_none() && now.duration_since(self.changed) >= BLIND_FOR;
+        let since = self.changed.max(self.cared);
+        let blind = index.is_none() && now.duration_since(since) >= BLIND_FOR;
         if blind {
-            self.changed = now;
+            self.cared = now;
         }
         let quiet = now.duration_since(self.changed) >= HOT_FOR;
         if self.tended.needs_care(index, quiet) || blind && self.tended.is_ours() {
