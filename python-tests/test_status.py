@@ -1,9 +1,12 @@
 """What the program says of a database that other processes have open."""
 
 import json
+import signal
 import subprocess
+import time
 
-from harness import OK, PROGRAM, REFUSED, clean_environment, walferry
+from harness import OK, PROGRAM, REFUSED, clean_environment, stop, walferry
+from test_processes import until
 
 
 def status(path):
@@ -44,6 +47,23 @@ def test_status_of_a_database_at_work(new_host, new_replica, tmp_path, proxy):
     said = status(path)
     assert said["spool_files"] == 0 and said["acked"] > txid
     walferry("restore", "-force", "-o", path, replica.url, env=replica.reading)
+
+
+def test_status_of_a_shipper_that_is_stopped_says_silent(new_host, replica, tmp_path):
+    path = tmp_path / "app.db"
+    host = new_host("apsw", replica)
+    host.open(path).sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (x)")
+    txid = host.sync()
+    until(lambda: (status(path)["acked"], status(path)["lag_ms"]) == (txid, 0), "all is shipped")
+    stop(host.process)
+    # The shipper may have spoken a second before.
+    time.sleep(6.5)
+    said, text = status(path), walferry("status", path).stdout
+    assert said["lag_ms"] is None and said["shipper"] == host.process.pid, said
+    assert "was not heard of for" in said["last_error"], said
+    assert "was not heard of for" in text and "lag" not in text and "when last heard of" in text, text
+    host.process.send_signal(signal.SIGCONT)
+    until(lambda: status(path)["lag_ms"] == 0 and not status(path)["last_error"], "the shipper speaks")
 
 
 def test_a_database_in_use_is_not_replaced(new_host, replica, tmp_path):

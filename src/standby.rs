@@ -256,10 +256,9 @@ pub(crate) fn overlay(report: &mut Report, page: &SharedPage, now: u64) {
     let oldest = [unacked, page.peek_unreported()].into_iter().flatten().min();
     report.unacked_since = oldest;
     report.lag_ms = lag_of(oldest, now);
-    let quiet_for = now.saturating_sub(page.last_alive());
-    report.unheard = view
-        .as_ref()
-        .is_none_or(|view| quiet_for > SILENT_MS || lag_known(state_of(view), 0).is_none());
+    let silent = silent_for(page.last_alive(), now);
+    report.unheard =
+        view.as_ref().is_none_or(|view| silent.is_some() || lag_known(state_of(view), 0).is_none());
     let Some(view) = view else {
         report.shipper = None;
         report.last_error = Some("no process ships this database at the moment".to_string());
@@ -270,16 +269,28 @@ pub(crate) fn overlay(report: &mut Report, page: &SharedPage, now: u64) {
     report.acked = Txid(view.acked);
     report.pending_bytes = view.pending_bytes;
     report.spool_files = view.spool_files;
-    report.last_error = match state_of(&view) {
-        _ if quiet_for > SILENT_MS => Some(format!(
-            "process {} ships this database, but was not heard of for {} s: is it stopped?",
-            view.pid,
-            quiet_for / 1000
-        )),
-        "fenced" | "error" => Some(format!("process {}: {}", view.pid, view.error)),
+    report.last_error = match (silent, state_of(&view)) {
+        (Some(silent), _) => Some(silence(view.pid, silent)),
+        (None, "fenced" | "error") => Some(format!("process {}: {}", view.pid, view.error)),
         _ if view.error.is_empty() => None,
         _ => Some(view.error),
     };
+}
+
+/// Returns for how long a shipper was silent, in milliseconds; `None` if it was heard of within
+/// [`SILENT_MS`]. A last word far ahead of `now` is of an earlier boot; one a little ahead came while
+/// `now` was handed on.
+pub(crate) fn silent_for(last_alive: u64, now: u64) -> Option<u64> {
+    let silent = now.abs_diff(last_alive) > SILENT_MS;
+    silent.then(|| now.checked_sub(last_alive).unwrap_or(now))
+}
+
+/// Says that a shipper is silent.
+pub(crate) fn silence(pid: u32, silent_ms: u64) -> String {
+    let seconds = silent_ms / 1000;
+    format!(
+        "process {pid} ships this database, but was not heard of for {seconds} s: is it stopped?"
+    )
 }
 
 /// True if a capture has everything up to where this wal-index ends. Of another generation nothing
@@ -313,7 +324,7 @@ pub(crate) fn state_of(view: &View) -> &'static str {
 pub(crate) fn is_gone(view: Option<&View>, last_alive: u64, now: u64) -> bool {
     let Some(view) = view.filter(|view| view.term != 0) else { return true };
     if view.namespace != pid_namespace() {
-        return now.saturating_sub(last_alive) > SILENT_MS;
+        return silent_for(last_alive, now).is_some();
     }
     let pid = i32::try_from(view.pid).ok().and_then(rustix::process::Pid::from_raw);
     pid.is_none_or(|pid| rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH))
@@ -368,6 +379,15 @@ mod tests {
         assert!(!is_before(Some((old, 5)), None, SHUT), "it cannot capture for now");
         assert!(!is_before(None, None, CAPTURING));
         assert!(!super::is_before(&View::default(), &restart), "nobody ships");
+    }
+
+    #[test]
+    fn a_shipper_is_silent_after_its_last_word_or_since_the_machine_was_started() {
+        assert_eq!(silent_for(1000, 1000), None);
+        assert_eq!(silent_for(1000, 1000 + SILENT_MS), None);
+        assert_eq!(silent_for(1000, 1001 + SILENT_MS), Some(SILENT_MS + 1));
+        assert_eq!(silent_for(1003, 1000), None, "a word that came after the clock was read");
+        assert_eq!(silent_for(90_000_000, 7000), Some(7000), "a word of an earlier boot");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::local::spool::Spool;
 use crate::local::state::State;
 use crate::local::{self, replicas};
 use crate::shown;
-use crate::standby::{is_gone, state_of};
+use crate::standby::{is_gone, silence, silent_for, state_of};
 use crate::status::{lag_known, lag_of};
 use crate::units::{Timestamp, Txid, WriterId};
 
@@ -80,6 +80,8 @@ pub(super) struct Seen {
     committed: Option<Timestamp>,
     /// Age of the oldest commit that is not confirmed, in milliseconds; `None` while nobody watches.
     pub(super) lag_ms: Option<u64>,
+    /// For how long the shipper was not heard of, in milliseconds, if it is silent.
+    pub(super) silent_ms: Option<u64>,
     pub(super) spool_files: u64,
     spool_bytes: u64,
     last_error: Option<String>,
@@ -98,6 +100,7 @@ impl Seen {
             acked: Txid::ZERO,
             committed: None,
             lag_ms: None,
+            silent_ms: None,
             spool_files: 0,
             spool_bytes: 0,
             last_error: None,
@@ -151,8 +154,12 @@ impl Seen {
         self.acked = self.acked.max(Txid(view.acked));
         let oldest = [view.unacked_since.checked_sub(1), glance.unreported_since];
         let oldest = oldest.into_iter().flatten().min();
-        self.lag_ms = lag_known(self.state, lag_of(oldest, now));
-        if !view.error.is_empty() {
+        self.silent_ms = silent_for(glance.last_alive, now);
+        self.lag_ms = lag_known(self.state, lag_of(oldest, now))
+            .filter(|lag| *lag > 0 || self.silent_ms.is_none());
+        if let Some(silent) = self.silent_ms {
+            self.last_error = Some(silence(view.pid, silent));
+        } else if !view.error.is_empty() {
             self.last_error = Some(view.error.clone());
         }
     }
@@ -194,7 +201,8 @@ impl Seen {
             "closed" => lines.push(format!("{path}: no process replicates it; last to {replica}")),
             state => {
                 let by = self.shipper.map(|pid| format!(", by process {pid}")).unwrap_or_default();
-                lines.push(format!("{path}: {state} to {replica}{by}"));
+                let when = if self.silent_ms.is_some() { ", when last heard of" } else { "" };
+                lines.push(format!("{path}: {state} to {replica}{by}{when}"));
             }
         }
         let lag = self.lag_ms.map(|lag| format!(", lag {lag} ms")).unwrap_or_default();
@@ -209,5 +217,36 @@ impl Seen {
             lines.push(format!("  {error}"));
         }
         shown::lines(lines)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::local::shared::{View, pid_namespace};
+    use crate::status::STATES;
+
+    /// The page of a shipper that is there, as a process sees it at `now`.
+    fn heard(last_alive: u64, unreported_since: Option<u64>, now: u64) -> Seen {
+        let streaming = STATES.iter().position(|state| *state == "streaming").unwrap() as u64;
+        let (pid, namespace) = (std::process::id(), pid_namespace());
+        let view = View { term: 1, pid, namespace, state: streaming, ..View::default() };
+        let mut seen = Seen::nothing(Path::new("/a.db"));
+        seen.hear(&Glance { view: Some(view), last_alive, unreported_since }, now);
+        seen
+    }
+
+    #[test]
+    fn the_lag_of_a_silent_shipper_is_known_only_if_something_waits() {
+        assert_eq!(heard(50_000, None, 51_000).lag_ms, Some(0));
+        assert_eq!(heard(50_000, None, 51_000).last_error, None);
+        for (last_alive, now, seconds) in [(50_000, 60_000, 10), (90_000_000, 7000, 7)] {
+            let seen = heard(last_alive, None, now);
+            assert_eq!(seen.lag_ms, None, "{last_alive} {now}");
+            let said = format!("was not heard of for {seconds} s");
+            assert!(seen.text().contains(&said), "{}", seen.text());
+            assert!(seen.last_error.is_some_and(|error| error.contains(&said)));
+        }
+        assert_eq!(heard(50_000, Some(53_000), 60_000).lag_ms, Some(7000));
     }
 }
