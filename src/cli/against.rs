@@ -18,6 +18,7 @@ use super::status::Seen;
 use super::{Error, Exit};
 use crate::local::{self, replicas};
 use crate::ltx::{Checksum, checksum};
+use crate::standby::silence;
 use crate::store::{self, Store};
 use crate::units::{PageSize, Pgno, Txid};
 use crate::verify::{self, Advance, Newest};
@@ -38,6 +39,9 @@ pub(super) enum Verdict {
     Written,
     /// The database has commits that the replica has not; nobody has shipped them in time.
     Ahead,
+    /// The replica goes on, and a page differs that did not change meanwhile: a commit that is on its
+    /// way may be the reason, and damage may be.
+    Unknown,
     /// It differs, and nothing that waits to be shipped is the reason.
     Differs,
 }
@@ -48,6 +52,7 @@ impl Verdict {
             Verdict::Equal => "equal",
             Verdict::Written => "written",
             Verdict::Ahead => "ahead",
+            Verdict::Unknown => "unknown",
             Verdict::Differs => "differs",
         }
     }
@@ -94,6 +99,9 @@ impl Outcome {
             Verdict::Ahead => format!(
                 "{database} has commits that the replica has not, up to TXID {txid}: {which} differ; {shipper}"
             ),
+            Verdict::Unknown => format!(
+                "not known whether {database} is TXID {txid} of the replica: {which} differ, not all of which changed while this looked; {shipper}; look again with a longer --timeout"
+            ),
             Verdict::Differs => format!(
                 "{database} differs from TXID {txid} of the replica, and not by what waits to be shipped: {which}; {shipper}"
             ),
@@ -111,7 +119,11 @@ impl Outcome {
         }
         let url = store::url::redacted(&self.url);
         let database = self.database.display();
-        Err(Failure::because(Exit::Damaged, format!("{url} is not {database} as it is now")))
+        let text = match self.verdict {
+            Verdict::Unknown => format!("it is not known whether {url} is {database} as it is now"),
+            _ => format!("{url} is not {database} as it is now"),
+        };
+        Err(Failure::because(Exit::Damaged, text))
     }
 }
 
@@ -153,7 +165,11 @@ pub(super) async fn compare(
         } else if moved && newest.txid >= enough {
             Some(Verdict::Written)
         } else if began.elapsed() >= timeout {
-            Some(if moved && standing.ships { Verdict::Written } else { Verdict::Ahead })
+            Some(match moved && standing.ships {
+                true if doubts.all_changed() => Verdict::Written,
+                true => Verdict::Unknown,
+                false => Verdict::Ahead,
+            })
         } else {
             None
         };
@@ -199,6 +215,8 @@ struct Doubt {
     sum: Option<Checksum>,
     /// A replica that has come so far has what the database had when that was seen first.
     ripe: Txid,
+    /// The database's page changed between two looks.
+    changed: bool,
 }
 
 impl Doubts {
@@ -206,13 +224,15 @@ impl Doubts {
     fn look(&mut self, differ: &[Pgno], now: &Pages, standing: &Standing, newest: Txid) -> bool {
         let mut before = std::mem::take(&mut self.pages);
         let mut fresh = false;
+        let first = self.last.is_none();
         for pgno in differ {
             let sum = now.sum(*pgno);
             // What was committed by then is packed at the latest with the file after the next.
             let ripe = standing.sealed.max(newest).next().next();
             let known = before.remove(pgno).filter(|doubt| doubt.sum == sum);
             fresh |= known.is_none();
-            self.pages.insert(*pgno, known.unwrap_or(Doubt { sum, ripe }));
+            // A page that was equal at an earlier look, or had another checksum, has changed since.
+            self.pages.insert(*pgno, known.unwrap_or(Doubt { sum, ripe, changed: !first }));
         }
         let same =
             !fresh && self.last.as_ref().is_some_and(|last| last == &(newest, differ.to_vec()));
@@ -221,10 +241,16 @@ impl Doubts {
         self.quiet = if quiet && same { self.quiet.saturating_add(1) } else { 0 };
         self.quiet >= 2 || self.pages.values().any(|doubt| newest >= doubt.ripe)
     }
+
+    /// True if each page that differs was seen to change.
+    fn all_changed(&self) -> bool {
+        self.pages.values().all(|doubt| doubt.changed)
+    }
 }
 
 /// What the process that ships the database says of itself.
 struct Standing {
+    /// A process ships it, and was heard of lately.
     ships: bool,
     /// Nothing waits, as it says.
     idle: bool,
@@ -240,14 +266,16 @@ impl Standing {
                 continue;
             }
             let idle = seen.state == "streaming" && seen.lag_ms == Some(0) && seen.spool_files == 0;
-            let text = match (seen.shipper, seen.lag_ms) {
-                (Some(pid), Some(lag)) => {
+            let text = match (seen.shipper, seen.silent_ms, seen.lag_ms) {
+                (Some(pid), Some(silent), _) => silence(pid, silent),
+                (Some(pid), None, Some(lag)) => {
                     format!("process {pid} ships it: {}, lag {lag} ms", seen.state)
                 }
-                (Some(pid), None) => format!("process {pid} ships it: {}", seen.state),
-                (None, _) => "no process ships it".to_string(),
+                (Some(pid), None, None) => format!("process {pid} ships it: {}", seen.state),
+                (None, ..) => "no process ships it".to_string(),
             };
-            return Ok(Standing { ships: seen.shipper.is_some(), idle, sealed: seen.sealed, text });
+            let ships = seen.shipper.is_some() && seen.silent_ms.is_none();
+            return Ok(Standing { ships, idle, sealed: seen.sealed, text });
         }
         let text = "it is not known to be replicated there".to_string();
         Ok(Standing { ships: false, idle: false, sealed: Txid::ZERO, text })
@@ -353,6 +381,24 @@ mod tests {
         assert!(!look(&[2], &[67, 9], 20));
         assert!(!look(&[], &[67, 9], 21));
         assert!(!look(&[2], &[67, 9], 40));
+    }
+
+    #[test]
+    fn a_page_that_differs_counts_as_changed_only_if_it_changed_between_two_looks() {
+        let mut doubts = Doubts::default();
+        let mut look = |differ: &[Pgno], sums: &[u64]| {
+            doubts.look(differ, &pages(sums), &standing(6, false), Txid(5));
+            doubts.all_changed()
+        };
+        // Page 2 is damaged, or was written before the first look.
+        assert!(!look(&[1, 2], &[7, 8, 9]));
+        assert!(!look(&[1, 2], &[17, 8, 9]));
+        assert!(!look(&[1, 2], &[27, 8, 9]));
+        assert!(look(&[1, 2], &[27, 18, 9]));
+        assert!(look(&[1, 2], &[27, 18, 9]), "a page that changed once");
+        // Page 3 was equal, and was written since.
+        assert!(look(&[1, 3], &[37, 18, 19]));
+        assert!(look(&[1, 3], &[37, 18, 19]));
     }
 
     #[test]
