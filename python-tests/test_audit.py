@@ -354,3 +354,45 @@ def test_check_looks_deeper_if_it_is_asked_to(new_host, replica, tmp_path):
     done = walferry("check", "--json", "--config", config, env=replica.reading)
     assert "deep" not in [one["check"] for one in json.loads(done.stdout)["checks"]]
     assert host.status(database)["audit"] is None
+
+
+def test_check_deep_of_a_state_that_names_no_replica_fails(new_host, replica, tmp_path):
+    database = tmp_path / "app.db"
+    host = at_rest(new_host, replica, database)
+    host.close()
+    assert host.finish() == 0
+
+    def deep(path, code):
+        done = walferry("check", "--deep", "--json", path, env=replica.reading, code=code)
+        return [(one["ok"], one["said"]) for one in json.loads(done.stdout)["checks"]]
+    [(ok, _)] = deep(database, 0)
+    assert ok
+    state = tmp_path / "app.db-walferry/state"
+    sound = state.read_bytes()
+    damaged = bytearray(sound)
+    damaged[len(damaged) // 2] ^= 1
+    state.write_bytes(damaged)
+    [(ok, said)] = deep(database, 1)
+    assert not ok and str(state) in said, said
+    walferry("reset", database)
+    [(ok, said)] = deep(database, 1)
+    assert not ok and "names no replica" in said, said
+    # The folder of one replica may hold those of others alone.
+    other = state.parent / "replicas/0123456789abcdef"
+    other.mkdir(parents=True)
+    (other / "state").write_bytes(sound)
+    [(ok, said)] = deep(database, 0)
+    assert ok, said
+    # A page table without a state is a state that was lost.
+    (state.parent / "pages").write_bytes(b"")
+    results = deep(database, 1)
+    assert sorted(ok for ok, _ in results) == [False, True], results
+    # A copy that follows the replica.
+    copy = tmp_path / "copy.db"
+    follower = subprocess.Popen([str(PROGRAM), "restore", "--follow", "-o", str(copy), replica.url],
+                                env=dict(clean_environment(), **replica.reading))
+    until((tmp_path / "copy.db-walferry/follow").exists, "the copy is followed")
+    follower.terminate()
+    assert follower.wait() == 0
+    [(ok, said)] = deep(copy, 1)
+    assert not ok and "a copy" in said, said

@@ -14,6 +14,7 @@ use super::databases::required;
 use super::sync::parse_timeout;
 use super::{Error, print};
 use crate::config::Config;
+use crate::follow;
 use crate::local::state::{State, random_id};
 use crate::local::{self, state_dir};
 use crate::ltx::FileName;
@@ -97,12 +98,19 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     for path in databases {
         let replicas = File::settings(&path, config.as_ref())?;
         if args.deep {
-            for (url, access) in deep_replicas(&path, &replicas, config.as_ref()) {
-                let subject = format!("{} to {}", path.display(), store::url::redacted(&url));
-                let compared = compared(&path, &url, &access, args.timeout).await;
+            let found = deep_replicas(&path, &replicas, config.as_ref());
+            let is_known = !found.is_empty();
+            for one in found {
+                let (subject, compared) = match one {
+                    Ok((url, access)) => (
+                        format!("{} to {}", path.display(), store::url::redacted(&url)),
+                        compared(&path, &url, &access, args.timeout).await,
+                    ),
+                    Err(why) => (path.display().to_string(), Err(why)),
+                };
                 Checks { subject, all: &mut all }.note("deep", compared);
             }
-            if replicas.is_empty() && !local::replicas::existing(&path).is_empty() {
+            if replicas.is_empty() && is_known {
                 continue;
             }
         }
@@ -130,23 +138,34 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     if failed == 0 { Ok(()) } else { Err(Error::Checks(failed)) }
 }
 
-/// The replicas of a database; where nobody names one, those that it was replicated to from here.
+/// The replicas of a database; where nobody names one, those that it was replicated to from here. A state
+/// folder that shows no replica is an error: a comparison was asked for and cannot be made.
 fn deep_replicas(
     database: &Path,
     named: &[Settings],
     config: Option<&Config>,
-) -> Vec<(String, Access)> {
+) -> Vec<Result<(String, Access), String>> {
     if !named.is_empty() {
-        return named.iter().map(|one| (one.replica.clone(), one.access.clone())).collect();
+        return named.iter().map(|one| Ok((one.replica.clone(), one.access.clone()))).collect();
     }
-    let states = local::replicas::existing(database).into_iter();
-    let states = states.filter_map(|dir| State::load(&dir).ok().flatten());
-    states
-        .map(|state| {
+    let mut dirs = local::replicas::existing(database);
+    // The folder may be there for the folders of other replicas alone.
+    let main = state_dir(database);
+    if dirs.len() > 1 && local::given_up::is_given_up(&main) {
+        dirs.retain(|dir| *dir != main);
+    }
+    let replica = |dir: PathBuf| match (follow::position(&dir), State::load(&dir)) {
+        (_, Ok(Some(state))) => {
             let access = File::access(&state.replica, config);
-            (state.replica, access)
-        })
-        .collect()
+            Ok((state.replica, access))
+        }
+        (Ok(Some(copy)), _) => {
+            Err(format!("it is a copy of {}, and nothing replicates a copy", copy.replica))
+        }
+        (Err(error), _) | (_, Err(error)) => Err(error.to_string()),
+        (Ok(None), Ok(None)) => Err(format!("{} names no replica", dir.display())),
+    };
+    dirs.into_iter().map(replica).collect()
 }
 
 /// Whether a replica is the database as it is now.
