@@ -168,6 +168,36 @@ def test_a_folder_that_was_copied(scheme, new_host, new_replica, tmp_path):
     assert max(ids) - shared < 8, "the two went on taking turns: %s" % ids
 
 
+@pytest.mark.parametrize("files", [1, 3])
+@pytest.mark.parametrize("scheme", ["file", "s3"])
+def test_a_file_of_another_database_at_the_logs_end_is_not_gone_on_from(scheme, files, new_host, new_replica,
+                                                                        tmp_path):
+    """Somebody empties the replica, and another database has as many files there when we come back."""
+    replica = new_replica(scheme)
+    first, second = machine(tmp_path, "one"), machine(tmp_path, "two")
+
+    def begin(database):
+        host = start(new_host, replica, database)
+        host.sync()
+        while txids(replica)[-1] < files:
+            host.sql("INSERT INTO t VALUES ('%s')" % database.parent.name)
+            host.sync()
+        assert txids(replica)[-1] == files
+        return host
+
+    one = begin(first)
+    one.close()
+    one.finish()
+    replica.remove_all()
+    two = begin(second)
+    one = start(new_host, replica, first)
+    state = fence(one, first)
+    assert own_id(second) in state["last_error"]
+    two.sql("INSERT INTO t VALUES ('goes on')")
+    two.sync()
+    assert_restores(replica, second, tmp_path)
+
+
 def test_promote_refuses_where_there_is_nothing_to_promote(new_host, new_replica, tmp_path):
     replica, other = new_replica(), new_replica()
     database = machine(tmp_path, "one")

@@ -1,9 +1,128 @@
 //! Where a replica's log ends, and who wrote its last file: asked of the store.
 
 use crate::engine::Head;
-use crate::ltx::{FileName, Header};
+use crate::ltx::{DatabaseChecksum, FileName, Header};
 use crate::store::{Error, ErrorKind, Key, Store, read_header};
-use crate::units::{Level, Txid};
+use crate::units::{Level, Txid, WriterId};
+
+/// What is looked at before a file goes out.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Look {
+    /// The last transaction that the store confirmed: its own file must be there, as that of the
+    /// log's end always is. Where only joined files have it, the log has gone on without us.
+    pub last: Option<Confirmed>,
+    /// An earlier one, which any file may hold.
+    pub earlier: Option<Confirmed>,
+    /// The first file of a lineage, or one for which `last` shows nothing: the log must end before it.
+    pub first: bool,
+    /// Whose file it is: that itself may be there already, and was not heard of.
+    pub writer: WriterId,
+}
+
+/// A transaction that the store confirmed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Confirmed {
+    pub txid: Txid,
+    /// The database checksum that its file leaves, where it is known.
+    pub post_apply: Option<DatabaseChecksum>,
+}
+
+impl Confirmed {
+    /// True if a file that ends with the transaction leaves another state than ours. Its name proves
+    /// nothing: another database in an emptied replica has files of the same names.
+    fn is_denied_by(&self, key: Key, header: &Header) -> bool {
+        match (self.post_apply, header.tag) {
+            (Some(ours), Some(tag)) => tag.post_apply != ours,
+            // Litestream's joins drop the tag, but it starts a log with a snapshot.
+            (Some(_), None) => key.level == Level::SNAPSHOT,
+            (None, _) => false,
+        }
+    }
+}
+
+/// What a look came to.
+pub(crate) enum Seen {
+    AsExpected,
+    /// Files are gone that were confirmed; the log ends with this transaction.
+    Lost(Option<Txid>),
+    /// The log has this end already.
+    GoneOn(Head),
+}
+
+/// Looks whether the file of `next` would follow what it is to follow. One request for each
+/// transaction that is where it was put.
+pub(crate) async fn see(store: &dyn Store, look: Look, next: Txid) -> Result<Seen, Error> {
+    for (confirmed, is_last) in [(look.last, true), (look.earlier, false)] {
+        let Some(confirmed) = confirmed else { continue };
+        let Some(other) = find_other(store, confirmed, look.writer).await? else { continue };
+        match other {
+            Other::File(head) if is_last => return Ok(Seen::GoneOn(head)),
+            // What came behind it is ours: the log goes on from there with an image.
+            Other::File(_) => return Ok(Seen::Lost(look.last.map(|last| last.txid))),
+            Other::Nothing(end) => return Ok(Seen::Lost(end)),
+            Other::End(end) if is_last && end >= next => {
+                return gone_on(store, next, look.writer).await;
+            }
+            Other::End(_) => {}
+        }
+    }
+    if look.first { gone_on(store, next, look.writer).await } else { Ok(Seen::AsExpected) }
+}
+
+/// What is there in place of the file of a transaction.
+enum Other {
+    /// A file that was not made by us, or leads to another state.
+    File(Head),
+    /// No file holds the transaction; the log ends with this one.
+    Nothing(Option<Txid>),
+    /// Another file holds the transaction, and nothing speaks against it; the log ends with this one.
+    End(Txid),
+}
+
+/// What is there in place of the file of a transaction; `None` if the file itself is there.
+async fn find_other(
+    store: &dyn Store,
+    confirmed: Confirmed,
+    writer: WriterId,
+) -> Result<Option<Other>, Error> {
+    let txid = confirmed.txid;
+    let own = Key { level: Level::L0, name: FileName::single(txid) };
+    if let Some(header) = header_of(store, own).await? {
+        let other = header.filter(|it| it.writer != writer || confirmed.is_denied_by(own, it));
+        return Ok(other.map(|header| Other::File(head_of(txid, Some(header)))));
+    }
+    let (mut holds, mut end, mut last) = (false, None, None);
+    for level in Level::all() {
+        for file in store.list(level).await? {
+            let name = file.key.name;
+            holds |= (name.min..=name.max).contains(&txid);
+            end = end.max(Some(name.max));
+            if name.max == txid {
+                last.get_or_insert(file.key);
+            }
+        }
+    }
+    let Some(end) = end.filter(|_| holds) else { return Ok(Some(Other::Nothing(end))) };
+    if let Some(key) = last
+        && let Some(Some(header)) = header_of(store, key).await?
+        && confirmed.is_denied_by(key, &header)
+    {
+        return Ok(Some(Other::File(head_of(txid, Some(header)))));
+    }
+    Ok(Some(Other::End(end)))
+}
+
+/// Whether the log has reached `next` already, and not with a file of this writer's as its last. While
+/// that transaction has a file of its own, that refuses ours, and is compared with it: it may be what
+/// an earlier process put without hearing of it.
+async fn gone_on(store: &dyn Store, next: Txid, writer: WriterId) -> Result<Seen, Error> {
+    let head = find_head(store, Txid::ZERO).await?;
+    let head = head.filter(|head| head.txid > next || head.txid == next && head.writer != writer);
+    match head {
+        Some(head) if head_at(store, next).await?.is_none() => Ok(Seen::GoneOn(head)),
+        _ => Ok(Seen::AsExpected),
+    }
+}
 
 /// What the newest file over all levels says, or that of `acked` if a listing does not show it.
 pub(crate) async fn find_head(store: &dyn Store, acked: Txid) -> Result<Option<Head>, Error> {
@@ -20,8 +139,13 @@ pub(crate) async fn head_at(store: &dyn Store, txid: Txid) -> Result<Option<Head
         return Ok(None);
     }
     let key = Key { level: Level::L0, name: FileName::single(txid) };
+    Ok(header_of(store, key).await?.map(|header| head_of(txid, header)))
+}
+
+/// The header of a file that is there, if it can be read.
+async fn header_of(store: &dyn Store, key: Key) -> Result<Option<Option<Header>>, Error> {
     match read_header(store, key).await {
-        Ok(header) => Ok(Some(head_of(txid, header.ok()))),
+        Ok(header) => Ok(Some(header.ok())),
         Err(error) if error.kind == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
@@ -49,4 +173,120 @@ pub(crate) async fn newest(store: &dyn Store) -> Result<Option<(Key, Option<Head
     }
     let Some(key) = newest else { return Ok(None) };
     Ok(Some((key, read_header(store, key).await?.ok())))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::ltx::Tag;
+    use crate::ltx::encode::to_vec;
+    use crate::store::Body;
+    use crate::store::memory::MemoryStore;
+    use crate::units::{PageSize, Salts, Timestamp};
+
+    const OURS: WriterId = WriterId(1);
+    const THEIRS: WriterId = WriterId(2);
+
+    fn sum(n: u64) -> DatabaseChecksum {
+        DatabaseChecksum::from_stored(n)
+    }
+
+    fn key(level: u8, min: u64, max: u64) -> Key {
+        Key { level: Level::new(level).unwrap(), name: FileName { min: Txid(min), max: Txid(max) } }
+    }
+
+    /// Creates a file that leads to a state; without one it has no tag.
+    async fn add(store: &MemoryStore, key: Key, writer: WriterId, leaves: Option<u64>) {
+        let header = Header {
+            page_size: PageSize::new(512).unwrap(),
+            commit: 7,
+            min_txid: key.name.min,
+            max_txid: key.name.max,
+            timestamp: Timestamp(1),
+            wal_offset: 0,
+            wal_size: 0,
+            salts: Salts::default(),
+            writer,
+            tag: leaves.map(|leaves| Tag {
+                pre_apply: sum(0),
+                post_apply: sum(leaves),
+                full_image: false,
+            }),
+        };
+        let bytes = to_vec(&header, []).unwrap();
+        store.put_new(key, Body::Bytes(bytes.into()), header.timestamp).await.unwrap();
+    }
+
+    fn on_runtime(test: impl Future<Output = ()>) {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(test);
+    }
+
+    fn confirmed(txid: u64) -> Option<Confirmed> {
+        Some(Confirmed { txid: Txid(txid), post_apply: Some(sum(txid)) })
+    }
+
+    /// What a look of ours at transactions 3 and 1 comes to.
+    async fn look(files: &[(Key, WriterId, Option<u64>)]) -> Seen {
+        let store = MemoryStore::new();
+        for (key, writer, leaves) in files {
+            add(&store, *key, *writer, *leaves).await;
+        }
+        let look = Look { last: confirmed(3), earlier: confirmed(1), first: false, writer: OURS };
+        see(&store, look, Txid(4)).await.unwrap()
+    }
+
+    #[test]
+    fn a_look_at_our_own_log_goes_on() {
+        on_runtime(async {
+            let first = (key(9, 1, 1), OURS, Some(1));
+            let logs = [
+                vec![first, (key(0, 2, 2), OURS, Some(2)), (key(0, 3, 3), OURS, Some(3))],
+                // Joined by somebody else, and by Litestream, which leaves no tag.
+                vec![first, (key(1, 2, 3), THEIRS, Some(3))],
+                vec![first, (key(1, 2, 3), WriterId(0), None)],
+                // An image of ours, which holds what came before it.
+                vec![(key(9, 1, 3), OURS, Some(3))],
+                vec![(key(9, 1, 3), THEIRS, Some(3))],
+            ];
+            for log in logs {
+                assert!(matches!(look(&log).await, Seen::AsExpected), "{log:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_look_believes_no_file_by_its_name() {
+        on_runtime(async {
+            let first = (key(9, 1, 1), OURS, Some(1));
+            let logs = [
+                vec![(key(0, 3, 3), THEIRS, Some(30))],
+                // Their state may be ours, as a copy's is.
+                vec![first, (key(0, 3, 3), THEIRS, Some(3))],
+                vec![first, (key(0, 3, 3), WriterId(0), None)],
+                vec![(key(9, 1, 3), THEIRS, Some(30))],
+                vec![first, (key(1, 2, 3), THEIRS, Some(30))],
+                vec![(key(9, 1, 3), WriterId(0), None)],
+            ];
+            for log in logs {
+                let Seen::GoneOn(head) = look(&log).await else { panic!("{log:?}") };
+                assert_eq!(head.txid, Txid(3), "{log:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_look_at_an_earlier_file_of_another_finds_ours_lost() {
+        on_runtime(async {
+            let last = (key(0, 3, 3), OURS, Some(3));
+            for log in [
+                vec![last],
+                vec![last, (key(9, 1, 1), THEIRS, Some(10))],
+                vec![last, (key(0, 1, 1), THEIRS, Some(10))],
+            ] {
+                let seen = look(&log).await;
+                assert!(matches!(seen, Seen::Lost(Some(Txid(3)))), "{log:?}");
+            }
+        });
+    }
 }

@@ -14,7 +14,8 @@ use crate::claim::Claim;
 use crate::engine::{Failure, Head, Verdict};
 use crate::history;
 use crate::local::{folder, shared};
-use crate::log_end::{find_head, head_at, head_of, newest};
+pub(crate) use crate::log_end::Look;
+use crate::log_end::{Seen, find_head, head_of, newest, see};
 use crate::ltx::{FileName, HEADER_LEN, Header, MIN_FILE_LEN, TRAILER_LEN};
 use crate::process::{Control, Process};
 use crate::rooms::Rooms;
@@ -88,29 +89,6 @@ pub(crate) enum Task {
         work: history::Work,
         copies: Option<PathBuf>,
     },
-}
-
-/// What is looked at before a file goes out.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub(crate) struct Look {
-    /// The last transaction that the store confirmed: its own file must be there, as that of the
-    /// log's end always is. Where only joined files have it, the log has gone on without us.
-    pub last: Option<Txid>,
-    /// An earlier one, which any file may hold.
-    pub earlier: Option<Txid>,
-    /// The first file of a lineage, or one for which `last` shows nothing: the log must end before it.
-    pub first: bool,
-    /// Whose file it is: that itself may be there already, and was not heard of.
-    pub writer: WriterId,
-}
-
-/// What a look came to.
-enum Seen {
-    AsExpected,
-    /// Files are gone that were confirmed; the log ends with this transaction.
-    Lost(Option<Txid>),
-    /// The log has this end already.
-    GoneOn(Head),
 }
 
 /// What tells our file from any other: the header, with writer, time and checksums, and the trailer
@@ -319,56 +297,16 @@ async fn put(
         Seen::AsExpected => {}
         Seen::Lost(end) => return Ok(Outcome::Lost(end)),
         Seen::GoneOn(head) => {
-            let verdict = Verdict::Foreign { writer: head.writer };
-            return Ok(Outcome::Inspected { txid: key.name.min, verdict });
+            let (next, writer) = (key.name.min, head.writer);
+            // A file of our own id that we do not know is told by a name that we have not had.
+            let txid = if writer == look.writer { next } else { next.min(head.txid) };
+            return Ok(Outcome::Inspected { txid, verdict: Verdict::Foreign { writer } });
         }
     }
     match store.put_new(key, body, timestamp).await {
         Ok(()) => Ok(Outcome::PutDone),
         Err(error) if error.kind == ErrorKind::AlreadyExists => Ok(Outcome::PutRefused),
         Err(error) => Err(error),
-    }
-}
-
-/// Looks whether the file of `next` would follow what it is to follow. One request for each
-/// transaction that is where it was put.
-async fn see(store: &dyn Store, look: Look, next: Txid) -> Result<Seen, crate::store::Error> {
-    for (txid, is_last) in [(look.last, true), (look.earlier, false)] {
-        let Some(txid) = txid else { continue };
-        if head_at(store, txid).await?.is_some() {
-            continue;
-        }
-        let (mut holds, mut head) = (false, None);
-        for level in Level::all() {
-            for file in store.list(level).await? {
-                let name = file.key.name;
-                holds |= (name.min..=name.max).contains(&txid);
-                head = head.max(Some(name.max));
-            }
-        }
-        if !holds {
-            return Ok(Seen::Lost(head));
-        }
-        if is_last && head >= Some(next) {
-            return gone_on(store, next, look.writer).await;
-        }
-    }
-    if look.first { gone_on(store, next, look.writer).await } else { Ok(Seen::AsExpected) }
-}
-
-/// Whether the log has reached `next` already, and not with a file of this writer's as its last. While
-/// that transaction has a file of its own, that refuses ours, and is compared with it: it may be what
-/// an earlier process put without hearing of it.
-async fn gone_on(
-    store: &dyn Store,
-    next: Txid,
-    writer: WriterId,
-) -> Result<Seen, crate::store::Error> {
-    let head = find_head(store, Txid::ZERO).await?;
-    let head = head.filter(|head| head.txid > next || head.txid == next && head.writer != writer);
-    match head {
-        Some(head) if head_at(store, next).await?.is_none() => Ok(Seen::GoneOn(head)),
-        _ => Ok(Seen::AsExpected),
     }
 }
 

@@ -37,6 +37,9 @@ pub struct State {
     /// TXID that the replica was last seen to hold still, long after it was sent.
     #[serde(default)]
     pub checked: u64,
+    /// Database checksum that its file leaves.
+    #[serde(default)]
+    pub checked_sum: Option<u64>,
     /// The database file as it was left when its WAL had been checkpointed whole and removed.
     pub clean: Option<Clean>,
     /// When the last audit began, in milliseconds since the epoch: by any process of this lineage.
@@ -184,6 +187,7 @@ impl State {
             base: None,
             image: None,
             checked: 0,
+            checked_sum: None,
             clean: None,
             audited: None,
             audit_next: None,
@@ -196,6 +200,9 @@ impl State {
         self.first.get_or_insert(base.txid);
         self.image = None;
         self.base = Some(base);
+        if self.checked == base.txid {
+            self.checked_sum = Some(base.checksum);
+        }
     }
 
     /// Reads the state of a folder. `Ok(None)` when there is none; a damaged one is an error of

@@ -281,6 +281,8 @@ impl Replica {
             && let Some(local) = &mut self.local
         {
             local.state.checked = txid.0;
+            // It comes with the confirmation.
+            local.state.checked_sum = None;
         }
     }
 

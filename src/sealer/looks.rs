@@ -6,6 +6,8 @@
 //! another reason and shows what it has never sent.
 
 use crate::local::state::State;
+use crate::log_end::Confirmed;
+use crate::ltx::DatabaseChecksum;
 use crate::plan::retain::Own;
 use crate::shipper::Look;
 use crate::units::{Timestamp, Txid, WriterId};
@@ -66,10 +68,15 @@ impl Looks {
         // A disk that was put back to the lineage's beginning finds its file, and perhaps no later one.
         let own = Own { first: state.first.map(Txid), last: base };
         let first = first || own.may_outlast(base);
-        let some = |txid| Some(txid).filter(|txid| *txid > Txid::ZERO);
-        let earlier = some(Txid(state.checked)).filter(|checked| *checked != base);
+        let confirmed = |txid, sum: Option<u64>| {
+            let post_apply = sum.map(DatabaseChecksum::from_stored);
+            Some(Confirmed { txid, post_apply }).filter(|_| txid > Txid::ZERO)
+        };
+        let last = confirmed(base, state.base.map(|base| base.checksum));
+        let earlier = confirmed(Txid(state.checked), state.checked_sum);
+        let earlier = earlier.filter(|checked| checked.txid != base);
         self.asked = Some(first);
-        Look { last: some(base), earlier, first, writer }
+        Look { last, earlier, first, writer }
     }
 
     /// The store confirmed a file; whether it was looked at what that follows.
@@ -130,7 +137,8 @@ mod tests {
 
     fn ask(looks: &mut Looks, now: Moment) -> (Option<u64>, Option<u64>, bool) {
         let look = looks.before_put(now, Some(&state()), true, OURS);
-        (look.last.map(|txid| txid.0), look.earlier.map(|txid| txid.0), look.first)
+        let txid = |it: Option<Confirmed>| it.map(|it| it.txid.0);
+        (txid(look.last), txid(look.earlier), look.first)
     }
 
     const ALL: (Option<u64>, Option<u64>, bool) = (Some(9), Some(5), false);
