@@ -417,6 +417,36 @@ def test_a_late_put_that_comes_first_is_recognised(new_host, s3, proxy, tmp_path
     assert_restores(replica, database, tmp_path)
 
 
+@pytest.mark.parametrize("held", ["a part", "its completion"])
+def test_an_image_does_not_complete_in_the_log_that_another_began_meanwhile(held, new_host, s3, proxy, tmp_path):
+    """A replica was emptied; while a long image begins it again, another database begins there too."""
+    replica = S3Replica(s3, "meanwhile/%s" % tmp_path.name, proxy.endpoint)
+    first, second = machine(tmp_path, "one"), machine(tmp_path, "two")
+    one = start(new_host, replica, first)
+    one.sql("WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 40)"
+            " INSERT INTO t SELECT randomblob(1000000) FROM n")
+    one.sync()
+    one.close()
+    one.finish()
+    replica.remove_all()
+    method, path = {"a part": ("PUT", "partNumber="), "its completion": ("POST", "uploadId=")}[held]
+    rule = proxy.rule("hold", method=method, path=path, count=1)
+    one = start(new_host, replica, first)
+    one.sql("INSERT INTO t VALUES ('after the loss')")
+    waiting = one.ask("value", sql="SELECT walferry_sync(60000)")
+    proxy.wait(rule, seconds=60)
+    direct = S3Replica(s3, replica.prefix)
+    two = start(new_host, direct, second)
+    two.sync()
+    proxy.ask("POST", "/release")
+    with pytest.raises(HostError, match="another writer"):
+        waiting.result()
+    for n in range(5):
+        two.sql("INSERT INTO t VALUES (%d)" % n)
+        two.sync()
+    assert_restores(direct, second, tmp_path)
+
+
 # ---- the campaign ----------------------------------------------------------------------------
 
 

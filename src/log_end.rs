@@ -124,6 +124,49 @@ async fn gone_on(store: &dyn Store, next: Txid, writer: WriterId) -> Result<Seen
     }
 }
 
+/// What an image is made for: the log's end, as it was found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Plan {
+    pub head: Option<Head>,
+    pub writer: WriterId,
+}
+
+impl Plan {
+    /// Looks whether the log still ends where the image is to go on. A late file of this writer's is
+    /// no other end: the image is beyond all of them.
+    pub(crate) async fn holds(&self, store: &dyn Store, key: Key) -> Result<bool, Error> {
+        let end = |head: Head| (head.txid, head.writer);
+        let planned = self.head.map(end);
+        let found = find_head(store, self.end()).await?.map(end);
+        Ok(found == planned
+            || found.is_some_and(|(txid, writer)| {
+                writer == self.writer && (self.end()..key.name.max).contains(&txid)
+            }))
+    }
+
+    /// Looks whether another writer's file came between the log's end and the image, while that
+    /// appeared.
+    pub(crate) async fn is_crossed(&self, store: &dyn Store, key: Key) -> Result<bool, Error> {
+        let mut newest: Option<Key> = None;
+        for level in Level::all() {
+            for file in store.list(level).await? {
+                let name = file.key.name;
+                let between = name.max > self.end() && name.min <= key.name.max;
+                if between && file.key != key && newest.is_none_or(|it| it.name.max < name.max) {
+                    newest = Some(file.key);
+                }
+            }
+        }
+        let Some(newest) = newest else { return Ok(false) };
+        let header = header_of(store, newest).await?.flatten();
+        Ok(header.is_some_and(|header| header.writer != self.writer))
+    }
+
+    fn end(&self) -> Txid {
+        self.head.map_or(Txid::ZERO, |head| head.txid)
+    }
+}
+
 /// What the newest file over all levels says, or that of `acked` if a listing does not show it.
 pub(crate) async fn find_head(store: &dyn Store, acked: Txid) -> Result<Option<Head>, Error> {
     let head = newest(store).await?.map(|(key, header)| head_of(key.name.max, header));
@@ -177,7 +220,7 @@ pub(crate) async fn newest(store: &dyn Store) -> Result<Option<(Key, Option<Head
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::ltx::Tag;
     use crate::ltx::encode::to_vec;
@@ -185,19 +228,19 @@ mod tests {
     use crate::store::memory::MemoryStore;
     use crate::units::{PageSize, Salts, Timestamp};
 
-    const OURS: WriterId = WriterId(1);
-    const THEIRS: WriterId = WriterId(2);
+    pub(crate) const OURS: WriterId = WriterId(1);
+    pub(crate) const THEIRS: WriterId = WriterId(2);
 
     fn sum(n: u64) -> DatabaseChecksum {
         DatabaseChecksum::from_stored(n)
     }
 
-    fn key(level: u8, min: u64, max: u64) -> Key {
+    pub(crate) fn key(level: u8, min: u64, max: u64) -> Key {
         Key { level: Level::new(level).unwrap(), name: FileName { min: Txid(min), max: Txid(max) } }
     }
 
-    /// Creates a file that leads to a state; without one it has no tag.
-    async fn add(store: &MemoryStore, key: Key, writer: WriterId, leaves: Option<u64>) {
+    /// A file that leads to a state; without one it has no tag.
+    pub(crate) fn file(key: Key, writer: WriterId, leaves: Option<u64>) -> Vec<u8> {
         let header = Header {
             page_size: PageSize::new(512).unwrap(),
             commit: 7,
@@ -214,11 +257,15 @@ mod tests {
                 full_image: false,
             }),
         };
-        let bytes = to_vec(&header, []).unwrap();
-        store.put_new(key, Body::Bytes(bytes.into()), header.timestamp).await.unwrap();
+        to_vec(&header, []).unwrap()
     }
 
-    fn on_runtime(test: impl Future<Output = ()>) {
+    pub(crate) async fn add(store: &MemoryStore, key: Key, writer: WriterId, leaves: Option<u64>) {
+        let bytes = file(key, writer, leaves);
+        store.put_new(key, Body::Bytes(bytes.into()), Timestamp(1)).await.unwrap();
+    }
+
+    pub(crate) fn on_runtime(test: impl Future<Output = ()>) {
         tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(test);
     }
 
@@ -286,6 +333,42 @@ mod tests {
             ] {
                 let seen = look(&log).await;
                 assert!(matches!(seen, Seen::Lost(Some(Txid(3)))), "{log:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn an_image_completes_only_where_it_was_planned() {
+        on_runtime(async {
+            let image = key(0, 6, 6);
+            for (planned, found, holds) in [
+                (None, None, true),
+                (None, Some((5, THEIRS)), false),
+                (None, Some((6, THEIRS)), false),
+                // Late, from before the replica was emptied.
+                (None, Some((5, OURS)), true),
+                (Some((5, OURS)), Some((5, OURS)), true),
+                // Another lineage's log, behind which an image was asked for.
+                (Some((5, THEIRS)), Some((5, THEIRS)), true),
+                (Some((5, OURS)), Some((5, THEIRS)), false),
+                (Some((5, OURS)), Some((20, THEIRS)), false),
+                // Emptied, in part or as a whole.
+                (Some((5, OURS)), Some((4, OURS)), false),
+                (Some((5, OURS)), None, false),
+            ] {
+                let store = MemoryStore::new();
+                if let Some((txid, writer)) = found {
+                    add(&store, key(0, txid, txid), writer, Some(1)).await;
+                }
+                let head = planned.map(|(txid, writer)| Head {
+                    txid: Txid(txid),
+                    post_apply: None,
+                    timestamp: Timestamp(0),
+                    writer,
+                });
+                let plan = Plan { head, writer: OURS };
+                let held = plan.holds(&store, image).await.unwrap();
+                assert_eq!(held, holds, "{planned:?} {found:?}");
             }
         });
     }

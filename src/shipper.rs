@@ -15,7 +15,7 @@ use crate::engine::{Failure, Head, Verdict};
 use crate::history;
 use crate::local::{folder, shared};
 pub(crate) use crate::log_end::Look;
-use crate::log_end::{Seen, find_head, head_of, newest, see};
+use crate::log_end::{Plan, Seen, find_head, head_of, newest, see};
 use crate::ltx::{FileName, HEADER_LEN, Header, MIN_FILE_LEN, TRAILER_LEN};
 use crate::process::{Control, Process};
 use crate::rooms::Rooms;
@@ -82,6 +82,7 @@ pub(crate) enum Task {
         key: Key,
         timestamp: Timestamp,
         len: u64,
+        plan: Plan,
     },
     /// What keeps the history up, beside all else. In the folder `copies` are some of the store's
     /// files.
@@ -266,10 +267,10 @@ async fn perform(process: Arc<Process>, images: Rc<Rooms>, joins: Rc<Rooms>, job
             let _room = joins.enter("", len).await;
             return Outcome::History(history::perform(store, work, copies).await);
         }
-        Task::OpenUpload { job, key, timestamp, len } => {
+        Task::OpenUpload { job, key, timestamp, len, plan } => {
             let _room = images.enter(store.server().unwrap_or_default(), len).await;
             let tell = |outcome| report(Outcome::Upload { job, outcome });
-            let outcome = upload(&*store, key, timestamp, len, &tell).await;
+            let outcome = upload(&*store, key, timestamp, len, plan, &tell).await;
             return Outcome::Upload {
                 job,
                 outcome: outcome.unwrap_or_else(|error| {
@@ -378,14 +379,33 @@ async fn upload(
     key: Key,
     timestamp: Timestamp,
     len: u64,
+    plan: Plan,
     tell: &dyn Fn(UploadOutcome),
 ) -> Result<UploadOutcome, crate::store::Error> {
     let mut upload = store.upload_new(key, timestamp, len).await?;
     let (parts, mut waiting) = mpsc::channel(PARTS_WAITING);
     tell(UploadOutcome::Opened { part_len: upload.part_len(), parts });
-    match receive(&mut *upload, &mut waiting, tell).await {
-        Ok(true) => upload.complete().await.map(|()| UploadOutcome::Done),
-        Ok(false) => {
+    let received = match receive(&mut *upload, &mut waiting, tell).await {
+        // Its parts may have taken hours.
+        Ok(true) => plan.holds(store, key).await.map(Some),
+        Ok(false) => Ok(None),
+        Err(error) => Err(error),
+    };
+    match received {
+        Ok(Some(true)) => {
+            upload.complete().await?;
+            if plan.is_crossed(store, key).await? {
+                // Left there, it would be in the way of what the other's files lead to.
+                store.delete(key).await?;
+                return Ok(UploadOutcome::Refused);
+            }
+            Ok(UploadOutcome::Done)
+        }
+        Ok(Some(false)) => {
+            upload.abort().await;
+            Ok(UploadOutcome::Refused)
+        }
+        Ok(None) => {
             upload.abort().await;
             let message = "the image was given up".to_string();
             Ok(UploadOutcome::Failed(Failure::Local { message }))
@@ -434,4 +454,156 @@ pub(crate) fn identity(path: &std::path::Path) -> std::io::Result<Identity> {
     file.read_exact_at(&mut head, 0)?;
     file.read_exact_at(&mut trailer, len - TRAILER_LEN as u64)?;
     Ok(Identity { head, trailer, len })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::cell::RefCell;
+    use std::ops::Range;
+
+    use async_trait::async_trait;
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::log_end::tests::{OURS, THEIRS, add, file, key, on_runtime};
+    use crate::store::memory::MemoryStore;
+    use crate::store::{Error, FileInfo};
+
+    /// A store in which another writer's files appear just before ours, once.
+    struct Overtaken {
+        store: MemoryStore,
+        by: Arc<Mutex<Vec<Key>>>,
+    }
+
+    impl Overtaken {
+        fn new(by: &[Key]) -> Overtaken {
+            Overtaken { store: MemoryStore::new(), by: Arc::new(Mutex::new(by.to_vec())) }
+        }
+
+        fn keys(&self) -> Vec<Key> {
+            self.store.files().into_iter().map(|(key, _)| key).collect()
+        }
+    }
+
+    async fn overtake(store: &MemoryStore, by: &Mutex<Vec<Key>>) {
+        let by = std::mem::take(&mut *by.lock());
+        for key in by {
+            add(store, key, THEIRS, Some(9)).await;
+        }
+    }
+
+    #[async_trait]
+    impl Store for Overtaken {
+        fn url(&self) -> &str {
+            self.store.url()
+        }
+
+        async fn list(&self, level: Level) -> Result<Vec<FileInfo>, Error> {
+            self.store.list(level).await
+        }
+
+        async fn get(&self, key: Key, range: Option<Range<u64>>) -> Result<Bytes, Error> {
+            self.store.get(key, range).await
+        }
+
+        async fn put_new(&self, key: Key, body: Body, timestamp: Timestamp) -> Result<(), Error> {
+            overtake(&self.store, &self.by).await;
+            self.store.put_new(key, body, timestamp).await
+        }
+
+        async fn upload_new(
+            &self,
+            key: Key,
+            timestamp: Timestamp,
+            len: u64,
+        ) -> Result<Box<dyn Upload>, Error> {
+            let upload = self.store.upload_new(key, timestamp, len).await?;
+            let (store, by) = (self.store.clone(), self.by.clone());
+            Ok(Box::new(OvertakenUpload { upload, store, by }))
+        }
+
+        async fn delete(&self, key: Key) -> Result<(), Error> {
+            self.store.delete(key).await
+        }
+    }
+
+    struct OvertakenUpload {
+        upload: Box<dyn Upload>,
+        store: MemoryStore,
+        by: Arc<Mutex<Vec<Key>>>,
+    }
+
+    #[async_trait]
+    impl Upload for OvertakenUpload {
+        fn part_len(&self) -> usize {
+            self.upload.part_len()
+        }
+
+        async fn part(&mut self, number: u32, bytes: Bytes) -> Result<(), Error> {
+            self.upload.part(number, bytes).await
+        }
+
+        async fn complete(self: Box<Self>) -> Result<(), Error> {
+            overtake(&self.store, &self.by).await;
+            self.upload.complete().await
+        }
+
+        async fn abort(self: Box<Self>) {
+            self.upload.abort().await;
+        }
+    }
+
+    const IMAGE: Plan = Plan { head: None, writer: OURS };
+
+    /// Uploads an image for an empty replica, in which another writer's files appear while it is sent.
+    async fn image(
+        store: &dyn Store,
+        key: Key,
+        meanwhile: &[Key],
+        to: &MemoryStore,
+    ) -> UploadOutcome {
+        let opened = RefCell::new(None);
+        let tell = |outcome| {
+            if let UploadOutcome::Opened { parts, .. } = outcome {
+                *opened.borrow_mut() = Some(parts);
+            }
+        };
+        let sends = async {
+            let parts = loop {
+                let parts = opened.borrow_mut().take();
+                if let Some(parts) = parts {
+                    break parts;
+                }
+                tokio::task::yield_now().await;
+            };
+            for key in meanwhile {
+                add(to, *key, THEIRS, Some(9)).await;
+            }
+            let bytes = file(key, OURS, Some(4)).into();
+            parts.send(Part::Data { number: 0, bytes }).await.unwrap();
+            parts.send(Part::Complete).await.unwrap();
+        };
+        let (outcome, ()) = tokio::join!(upload(store, key, Timestamp(1), 1, IMAGE, &tell), sends);
+        outcome.unwrap()
+    }
+
+    #[test]
+    fn an_image_does_not_complete_in_the_log_that_another_began_meanwhile() {
+        on_runtime(async {
+            let (ours, theirs) = (key(9, 1, 4), [key(9, 1, 1), key(0, 2, 2)]);
+            let store = Overtaken::new(&[]);
+            assert!(matches!(image(&store, ours, &[], &store.store).await, UploadOutcome::Done));
+            assert_eq!(store.keys(), [ours]);
+            let store = Overtaken::new(&[]);
+            let outcome = image(&store, ours, &theirs, &store.store).await;
+            assert!(matches!(outcome, UploadOutcome::Refused), "{outcome:?}");
+            assert_eq!(store.keys(), [theirs[1], theirs[0]]);
+            // Between the look and the completion.
+            let store = Overtaken::new(&theirs);
+            let outcome = image(&store, ours, &[], &store.store).await;
+            assert!(matches!(outcome, UploadOutcome::Refused), "{outcome:?}");
+            assert_eq!(store.keys(), [theirs[1], theirs[0]]);
+        });
+    }
 }

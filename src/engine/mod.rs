@@ -63,6 +63,8 @@ pub struct Engine {
     resync: bool,
     /// The replica was found not to hold what it had confirmed: the next image needs no predecessor.
     lost: bool,
+    /// The last image was not sent. Its failure shows, and its wait grows, until one is sent.
+    image_failed: bool,
     /// Capture lost its place again while a comparison was under way.
     diverged_meanwhile: bool,
     /// When the last file was closed.
@@ -152,6 +154,7 @@ impl Engine {
             closing: Waiting::default(),
             resync: false,
             lost: false,
+            image_failed: false,
             diverged_meanwhile: false,
             closed_at: None,
             job: Job::None,
@@ -208,6 +211,11 @@ impl Engine {
             }
             Event::ImageFailed(failure) => {
                 self.give_up_job();
+                self.image_failed = true;
+                // Another writer may have begun on an empty replica while the image was on its way.
+                if let Mode::Locating { head } = &mut self.mode {
+                    *head = None;
+                }
                 self.store_backoff.fail(now, failure.is_lasting());
                 self.failure = Some(failure);
             }
@@ -441,6 +449,7 @@ impl Engine {
         self.acked = txid;
         self.claimed = true;
         self.lost = false;
+        self.image_failed = false;
         self.resync = false;
         self.diverged_meanwhile = false;
         self.closed_at = Some(now);
@@ -451,16 +460,20 @@ impl Engine {
     }
 
     fn on_head_found(&mut self, head: Option<Head>) {
+        if self.image_failed && self.request == Request::FindHead {
+            self.request = Request::None;
+        }
         self.request_done(Request::FindHead);
         if !matches!(self.mode, Mode::Locating { .. }) {
             return;
         }
         // Behind what we know to be acked there may be files of our own whose answers were lost, or
         // that a crash made us forget. One of another writer's means that the log is no longer ours;
-        // and so does a log that ends before it with another writer's file: it was begun anew.
+        // and so does a log that ends before it with another writer's file: it was begun anew. One that
+        // was begun anew may end where ours did.
         self.mode = match head {
             Some(Head { txid, writer, .. })
-                if self.claimed && txid != self.acked && writer != self.writer =>
+                if self.claimed && (txid != self.acked || self.lost) && writer != self.writer =>
             {
                 Mode::Fenced { by: writer, at: txid }
             }
@@ -475,6 +488,7 @@ impl Engine {
         if let Mode::Confirming { txid, .. } = self.mode {
             self.mode = if arrived {
                 self.acked = txid;
+                self.image_failed = false;
                 Mode::Streaming
             } else {
                 Mode::Locating { head: None }
@@ -567,6 +581,14 @@ impl Engine {
     /// Whether a commit is known that no closed file has yet.
     pub fn has_unclosed(&self) -> bool {
         self.unclosed.since.is_some()
+    }
+
+    /// Where the log was found to end, while an image is due or on its way.
+    pub fn located(&self) -> Option<Head> {
+        match self.mode {
+            Mode::Locating { head } => head.flatten(),
+            _ => None,
+        }
     }
 
     /// The lineage's id.

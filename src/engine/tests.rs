@@ -199,6 +199,9 @@ fn images_whose_answers_were_lost_do_not_fence_their_own_writer() {
         // It arrived, the answer did not; the next attempt finds the name taken.
         engine.handle(now, Event::ImageFailed(store_failure(ErrorKind::Unavailable)));
         now = engine.wakeup(now).unwrap();
+        assert_eq!(engine.poll(now), Some(Action::FindHead));
+        // A listing that lags.
+        engine.handle(now, head(txid - 1, 1));
         assert!(matches!(engine.poll(now), Some(Action::Image { .. })));
         engine.handle(now, Event::ImageRefused);
         now = engine.wakeup(now).unwrap();
@@ -218,6 +221,43 @@ fn an_image_does_not_step_over_a_writer_that_came_after_us() {
     engine.handle(at, head(6, 2));
     let fenced = Phase::Fenced { by: WriterId(2), at: Txid(6) };
     assert_eq!((engine.status().phase, engine.poll(99_999)), (fenced, None));
+}
+
+#[test]
+fn an_image_that_failed_asks_again_where_the_log_ends() {
+    let mut engine = engine(true, 3);
+    engine.handle(5, Event::ReplicaLost);
+    assert_eq!(engine.poll(5), Some(Action::FindHead));
+    engine.handle(6, Event::HeadFound(None));
+    assert!(matches!(engine.poll(6), Some(Action::Image { txid: Txid(4), .. })));
+    assert_eq!(engine.located(), None);
+    engine.handle(7, Event::ImageFailed(store_failure(ErrorKind::Unavailable)));
+    let at = engine.wakeup(7).unwrap();
+    assert_eq!(engine.poll(at), Some(Action::FindHead));
+    // Another writer has begun, and stands just where we did.
+    engine.handle(at, head(3, 2));
+    let fenced = Phase::Fenced { by: WriterId(2), at: Txid(3) };
+    assert_eq!((engine.status().phase, engine.poll(99_999)), (fenced, None));
+}
+
+#[test]
+fn the_wait_between_images_that_fail_grows_and_their_failure_shows() {
+    let mut engine = imaging(Vec::new());
+    assert_eq!(engine.located().map(|head| head.txid), Some(Txid(5)));
+    let (mut now, mut waits) = (11, Vec::new());
+    for _ in 0..7 {
+        engine.handle(now, Event::ImageFailed(store_failure(ErrorKind::Denied)));
+        let at = engine.wakeup(now).unwrap();
+        waits.push(at - now);
+        now = at;
+        assert_eq!(engine.poll(now), Some(Action::FindHead));
+        engine.handle(now, head(5, 1));
+        assert!(engine.is_stuck());
+        assert!(matches!(engine.poll(now), Some(Action::Image { .. })));
+    }
+    assert!(waits[0] <= 250 && waits[6] >= 15_000, "{waits:?}");
+    engine.handle(now, Event::ImageSent { txid: Txid(6), complete: true });
+    assert!(!engine.is_stuck());
 }
 
 #[test]

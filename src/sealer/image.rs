@@ -20,6 +20,7 @@ use crate::buffer::Buffer;
 use crate::engine::{Event, Failure};
 use crate::local;
 use crate::local::state::{Base, Clean, Fingerprint, Image, Position};
+use crate::log_end::Plan;
 use crate::ltx::{self, DatabaseChecksum, Encoder, FileName, HEADER_LEN, Header, Tag};
 use crate::shipper::{Part, Task, UploadOutcome};
 use crate::store::Key;
@@ -140,7 +141,8 @@ impl Replica {
         let wal = local::wal_path(self.database.path());
         let len = |path| std::fs::metadata(path).map_or(0, |file| file.len());
         let len = len(self.database.path()).saturating_add(len(&wal));
-        self.ship(Task::OpenUpload { job: number, key, timestamp, len });
+        let plan = Plan { head: self.engine.located(), writer: self.engine.writer() };
+        self.ship(Task::OpenUpload { job: number, key, timestamp, len, plan });
     }
 
     /// Takes in what the shipper says of an upload.
