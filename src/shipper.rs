@@ -349,8 +349,17 @@ async fn inspect(
         let tail = ours.len.saturating_sub(TRAILER_LEN as u64)..ours.len.saturating_add(1);
         match store.get(key, Some(tail)).await {
             Ok(tail) if tail.as_ref() == ours.trailer.as_slice() => return Ok(Verdict::Ours),
-            Err(error) if error.kind.is_transient() => return Err(error),
-            _ => {}
+            Ok(_) => {}
+            Err(error) if error.kind == ErrorKind::NotFound => return Ok(Verdict::Missing),
+            // Of a shorter file the range is past the end. No store has a kind of its own for it.
+            Err(error) if error.kind == ErrorKind::Other => {
+                let files = store.list(Level::L0).await?;
+                let file = files.iter().find(|file| file.key == key);
+                if file.is_none_or(|file| file.len >= ours.len) {
+                    return Err(error);
+                }
+            }
+            Err(error) => return Err(error),
         }
     }
     let writer = head.and_then(|head| Header::decode(head).ok()).map(|header| header.writer);
@@ -474,11 +483,14 @@ mod tests {
     struct Overtaken {
         store: MemoryStore,
         by: Arc<Mutex<Vec<Key>>>,
+        /// How a read fails that does not begin at a file's first byte.
+        second_read: Option<ErrorKind>,
     }
 
     impl Overtaken {
         fn new(by: &[Key]) -> Overtaken {
-            Overtaken { store: MemoryStore::new(), by: Arc::new(Mutex::new(by.to_vec())) }
+            let by = Arc::new(Mutex::new(by.to_vec()));
+            Overtaken { store: MemoryStore::new(), by, second_read: None }
         }
 
         fn keys(&self) -> Vec<Key> {
@@ -504,7 +516,12 @@ mod tests {
         }
 
         async fn get(&self, key: Key, range: Option<Range<u64>>) -> Result<Bytes, Error> {
-            self.store.get(key, range).await
+            match self.second_read {
+                Some(kind) if range.as_ref().is_some_and(|range| range.start > 0) => {
+                    Err(Error::new(kind, "no"))
+                }
+                _ => self.store.get(key, range).await,
+            }
         }
 
         async fn put_new(&self, key: Key, body: Body, timestamp: Timestamp) -> Result<(), Error> {
@@ -604,6 +621,31 @@ mod tests {
             let outcome = image(&store, ours, &[], &store.store).await;
             assert!(matches!(outcome, UploadOutcome::Refused), "{outcome:?}");
             assert_eq!(store.keys(), [theirs[1], theirs[0]]);
+        });
+    }
+
+    #[test]
+    fn a_file_is_another_only_if_its_bytes_were_read() {
+        on_runtime(async {
+            let key = key(0, 5, 5);
+            let bytes = file(key, OURS, Some(5));
+            let head = *bytes.first_chunk().unwrap();
+            let trailer = *bytes.last_chunk().unwrap();
+            let ours = Identity { head, trailer, len: bytes.len() as u64 };
+            let foreign = Verdict::Foreign { writer: OURS };
+            let longer = Identity { len: ours.len + 500, ..ours.clone() };
+            let other = Identity { trailer: [7; TRAILER_LEN], ..ours.clone() };
+            let mut store = Overtaken::new(&[]);
+            add(&store.store, key, OURS, Some(5)).await;
+            for (ours, verdict) in [(&ours, Verdict::Ours), (&longer, foreign), (&other, foreign)] {
+                assert_eq!(inspect(&store, Txid(5), ours).await.unwrap(), verdict);
+            }
+            for kind in [ErrorKind::Denied, ErrorKind::Unauthenticated, ErrorKind::Other] {
+                store.second_read = Some(kind);
+                assert_eq!(inspect(&store, Txid(5), &ours).await.unwrap_err().kind, kind);
+            }
+            store.second_read = Some(ErrorKind::NotFound);
+            assert_eq!(inspect(&store, Txid(5), &ours).await.unwrap(), Verdict::Missing);
         });
     }
 }
