@@ -4,6 +4,7 @@ programs go on, and the replica is the database. At the worst it is sent as a wh
 import os
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 
@@ -228,3 +229,27 @@ def test_all_of_it_while_it_is_open(new_host, replica, tmp_path):
     host = begin(new_host, replica, database)
     shutil.rmtree(tmp_path / "app.db-walferry")
     goes_on(host, replica, database, tmp_path)
+
+
+def test_spool_lets_go_of_shipped_files_once_the_state_can_be_saved(new_host, new_replica, tmp_path):
+    """A full disk keeps the state from being saved a few times; the spool does not keep the files for good."""
+    replica, database = new_replica(), tmp_path / "app.db"
+    host = new_host("system", replica)
+    host.open(database)
+    host.sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (x)")
+    host.sync()
+    spool, in_the_way = (Path("%s-walferry" % database) / name for name in ("spool", "state.tmp"))
+    in_the_way.mkdir()
+    for _ in range(3):
+        host.sql("INSERT INTO t VALUES (randomblob(200000))")
+        host.sync()
+    left = [path.stat().st_size for path in spool.glob("*.ltx")]
+    assert len(left) == 3, "the state on the disk has not passed them"
+    state = host.status(database)
+    assert (state["pending_bytes"], state["spool_files"]) == (sum(left), 3), state
+    in_the_way.rmdir()
+    host.sql("INSERT INTO t VALUES ('room again')")
+    host.sync()
+    assert list(spool.glob("*.ltx")) == []
+    assert host.status(database)["pending_bytes"] == 0
+    assert_restores(replica, database, tmp_path)

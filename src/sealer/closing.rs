@@ -380,15 +380,23 @@ impl Replica {
             // That the log is ours must not be forgotten in a power loss: we would take it again.
             let durable = !local.state.claimed;
             local.state.confirm(file.base);
-            let saved = local.save(durable);
+            local.passed.push((file.entry, file.base));
             seq = seq.max(file.seq);
-            if let Err(error) = saved.and_then(|()| self.keep_copy(&file.entry, &file.base)) {
+            let saved = local.save(durable);
+            if let Err(error) = saved.and_then(|()| self.keep_copies()) {
                 log::error!("{}: {error}", self.database.label());
             }
         }
         self.show();
         self.database.with(|shared| shared.acked_seq = shared.acked_seq.max(seq));
         self.publish();
+    }
+
+    /// Takes the files out of the spool that the saved state has passed.
+    fn keep_copies(&mut self) -> Result<(), crate::local::Error> {
+        let passed = self.local.as_mut().map(|local| std::mem::take(&mut local.passed));
+        let kept = passed.into_iter().flatten().map(|(entry, base)| self.keep_copy(&entry, &base));
+        kept.fold(Ok(()), Result::and)
     }
 
     pub(super) fn mark_acked(&mut self, seq: u64) {
@@ -403,7 +411,9 @@ impl Replica {
     /// Forgets everything that waits: an image supersedes it.
     pub(super) fn clear_spool(&mut self) {
         let closed = self.closed.drain(..).map(|file| file.entry);
-        let entries: Vec<Entry> = self.open.drain(..).chain(closed).collect();
+        let passed = self.local.iter_mut().flat_map(|local| local.passed.drain(..));
+        let passed = passed.map(|(entry, _)| entry);
+        let entries: Vec<Entry> = self.open.drain(..).chain(closed).chain(passed).collect();
         self.remove_files(&entries);
     }
 

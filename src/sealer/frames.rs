@@ -492,8 +492,10 @@ impl Replica {
     }
 
     pub(super) fn pending_bytes(&self) -> u64 {
-        let open = self.open.iter().map(|entry| entry.len).sum::<u64>();
-        open + self.closed.iter().map(|file| file.entry.len).sum::<u64>()
+        let open = self.open.iter();
+        let closed = self.closed.iter().map(|file| &file.entry);
+        let passed = self.local.iter().flat_map(|local| &local.passed).map(|(entry, _)| entry);
+        open.chain(closed).chain(passed).map(|entry| entry.len).sum()
     }
 }
 

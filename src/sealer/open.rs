@@ -30,6 +30,8 @@ pub(super) struct Local {
     pub table: PageTable,
     pub spool: Spool,
     pub copies: Copies,
+    /// Files that the store has, and that no saved state has passed yet.
+    pub passed: Vec<(Entry, Base)>,
     /// The last state that had to be durable is not.
     owes_sync: bool,
 }
@@ -134,7 +136,8 @@ pub(super) fn open(
     // An image on its way has its page table already.
     let base = state.base.or(state.image.map(|image| image.base));
     let table = PageTable::open(&dir, base.map_or(0, |base| base.commit))?;
-    let local = Local { lock, dir, state, table, spool, copies, owes_sync: false };
+    let local =
+        Local { lock, dir, state, table, spool, copies, passed: Vec::new(), owes_sync: false };
     let mut read = read(local)?;
     read.misfit = misfit.or(read.misfit);
     Ok(Opening::Ours(Box::new(read)))

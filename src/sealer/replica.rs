@@ -558,7 +558,9 @@ impl Replica {
             _ => None,
         };
         let keeping = self.history.is_busy();
-        let (bytes, files) = (self.pending_bytes(), (self.open.len() + self.closed.len()) as u64);
+        let passed = self.local.as_ref().map_or(0, |local| local.passed.len());
+        let files = (self.open.len() + self.closed.len() + passed) as u64;
+        let bytes = self.pending_bytes();
         self.database.with(|shared| {
             let report = &mut shared.report;
             report.state = match status.phase {
