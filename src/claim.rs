@@ -4,6 +4,7 @@
 //! taken, and it stops. A full image alone would not do: while it is on its way, a writer that goes
 //! on takes one TXID after the other, and the image would have to be sent again and again.
 
+use crate::log_end::outrun;
 use crate::ltx::encode::to_vec;
 use crate::ltx::{FileName, Header, Tag};
 use crate::store::{Body, Error, ErrorKind, Key, Store, read_header};
@@ -41,11 +42,20 @@ impl Claim {
             let key = Key { level: Level::L0, name: FileName::single(header.max_txid) };
             let bytes = to_vec(&header, []).map_err(|error| unusable(key, &error))?;
             match store.put_new(key, Body::Bytes(bytes.into()), header.timestamp).await {
-                Ok(()) => return Ok(header),
-                Err(error) if error.kind == ErrorKind::AlreadyExists => {}
+                // The place was free, too, if its file was joined and removed while we were stopped.
+                Ok(()) => match outrun(store, key).await? {
+                    None => return Ok(header),
+                    Some(end) => {
+                        let end = read_header(store, end).await?;
+                        last = end.map_err(|error| unusable(key, &error))?;
+                    }
+                },
+                Err(error) if error.kind == ErrorKind::AlreadyExists => {
+                    let there = read_header(store, key).await?;
+                    last = there.map_err(|error| unusable(key, &error))?;
+                }
                 Err(error) => return Err(error),
             }
-            last = read_header(store, key).await?.map_err(|error| unusable(key, &error))?;
             if !self.is_due(&last) {
                 // It is ours: an answer was lost on the way, and the request was repeated. Or the
                 // log is a third's.
@@ -138,6 +148,30 @@ mod tests {
             assert_eq!(tag.post_apply, tag.pre_apply);
             assert!(claimed.timestamp > header(7, 1).timestamp);
             assert_eq!(store.files().len(), 4);
+        });
+    }
+
+    #[test]
+    fn a_claim_in_a_place_that_was_joined_and_removed_goes_behind_the_logs_end() {
+        on_runtime(async {
+            let store = MemoryStore::new();
+            let joined = Header { min_txid: Txid(6), ..header(20, 1) };
+            let name = FileName { min: Txid(6), max: Txid(20) };
+            let level = Level::new(1).unwrap();
+            let bytes = to_vec(&joined, []).unwrap();
+            let put = store.put_new(Key { level, name }, Body::Bytes(bytes.into()), Timestamp(1));
+            put.await.unwrap();
+            super::tests::put(&store, &header(20, 1)).await;
+            // What was the end when we were stopped.
+            let claimed = ANYBODYS.take_over(&store, &header(5, 1)).await.unwrap();
+            assert_eq!(claimed.max_txid, Txid(21));
+            let names: Vec<_> = store.files().iter().map(|(key, _)| key.name).collect();
+            assert_eq!(names, [FileName::single(Txid(20)), FileName::single(Txid(21)), name]);
+            // Or it is a third's by now.
+            let claim = Claim { from: Some(WriterId(9)), ..ANYBODYS };
+            let last = claim.take_over(&store, &header(5, 9)).await.unwrap();
+            assert_eq!((last.max_txid, last.writer), (Txid(21), WriterId(2)));
+            assert_eq!(store.files().len(), 3);
         });
     }
 

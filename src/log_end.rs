@@ -124,6 +124,31 @@ async fn gone_on(store: &dyn Store, next: Txid, writer: WriterId) -> Result<Seen
     }
 }
 
+/// The log's end, if another file holds the transaction of one that was just created: its place had
+/// been taken before, and was free because that file had been joined and removed. Ours goes again.
+/// Whoever comes behind ours, as is their right, is no such end.
+pub(crate) async fn outrun(store: &dyn Store, created: Key) -> Result<Option<Key>, Error> {
+    let txid = created.name.max;
+    let (mut holds, mut end) = (false, None::<Key>);
+    for level in Level::all() {
+        for file in store.list(level).await? {
+            let name = file.key.name;
+            holds |= file.key != created && (name.min..=name.max).contains(&txid);
+            if end.is_none_or(|end| end.name.max < name.max) {
+                end = Some(file.key);
+            }
+        }
+    }
+    let end = end.filter(|end| holds && end.name.max > txid);
+    if end.is_some()
+        && let Err(error) = store.delete(created).await
+    {
+        // In a log that leads past it, it does no harm.
+        log::warn!("{created} is of no use any more: {error}");
+    }
+    Ok(end)
+}
+
 /// What an image is made for: the log's end, as it was found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Plan {

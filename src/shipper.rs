@@ -15,7 +15,7 @@ use crate::engine::{Failure, Head, Verdict};
 use crate::history;
 use crate::local::{folder, shared};
 pub(crate) use crate::log_end::Look;
-use crate::log_end::{Plan, Seen, find_head, head_of, newest, see};
+use crate::log_end::{Plan, Seen, find_head, head_of, newest, outrun, see};
 use crate::ltx::{FileName, HEADER_LEN, Header, MIN_FILE_LEN, TRAILER_LEN};
 use crate::process::{Control, Process};
 use crate::rooms::Rooms;
@@ -305,6 +305,13 @@ async fn put(
         }
     }
     match store.put_new(key, body, timestamp).await {
+        // A process that was stopped since the look found a place free that had been taken.
+        Ok(()) if look.first && outrun(store, key).await?.is_some() => {
+            let head = find_head(store, Txid::ZERO).await?;
+            let writer = head.map(|head| head.writer).unwrap_or_default();
+            let verdict = Verdict::Foreign { writer };
+            Ok(Outcome::Inspected { txid: key.name.min, verdict })
+        }
         Ok(()) => Ok(Outcome::PutDone),
         Err(error) if error.kind == ErrorKind::AlreadyExists => Ok(Outcome::PutRefused),
         Err(error) => Err(error),
@@ -646,6 +653,23 @@ mod tests {
             }
             store.second_read = Some(ErrorKind::NotFound);
             assert_eq!(inspect(&store, Txid(5), &ours).await.unwrap(), Verdict::Missing);
+        });
+    }
+
+    #[test]
+    fn a_first_file_in_a_place_that_was_joined_and_removed_is_no_success() {
+        on_runtime(async {
+            let (ours, joined, end) = (key(0, 6, 6), key(1, 6, 20), key(0, 20, 20));
+            let body = || Body::Bytes(file(ours, OURS, Some(6)).into());
+            let look = Look { first: true, writer: OURS, ..Look::default() };
+            let store = Overtaken::new(&[joined, end]);
+            let outcome = put(&store, ours, body(), Timestamp(1), look).await.unwrap();
+            let Outcome::Inspected { txid, verdict } = outcome else { panic!("{outcome:?}") };
+            assert_eq!((txid, verdict), (Txid(6), Verdict::Foreign { writer: THEIRS }));
+            assert_eq!(store.keys(), [end, joined]);
+            let store = Overtaken::new(&[]);
+            let outcome = put(&store, ours, body(), Timestamp(1), look).await.unwrap();
+            assert!(matches!(outcome, Outcome::PutDone), "{outcome:?}");
         });
     }
 }
