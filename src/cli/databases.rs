@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::configured::File;
-use super::{Error, print};
+use super::failure::Failure;
+use super::{Error, Exit, print};
 use crate::config::{self, Config, Given};
 use crate::settings::Settings;
 use crate::shown;
@@ -32,7 +33,12 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
         databases.push((path, replicas));
     }
     let text = if args.json { in_json(&config, &databases) } else { in_words(&config, &databases) };
-    print(&text)
+    print(&text)?;
+    let mut unread = config.databases.iter().flat_map(config::Database::unread);
+    unread.next().map_or(Ok(()), |(folder, error)| {
+        let text = format!("{}: it cannot be read: {error}", folder.display());
+        Err(Failure::because(Exit::Failure, text))
+    })
 }
 
 /// The configuration file, which must be there.

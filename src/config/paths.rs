@@ -1,6 +1,7 @@
 //! Which databases an entry of the file means.
 
-use std::io::Read as _;
+use std::io::{self, Read as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use super::{Database, pattern};
@@ -39,23 +40,53 @@ impl Database {
 
     /// The databases of the entry that there are on the disk; one that is named, in any case.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
-        if self.pattern.is_none() {
-            return vec![canonical(&self.place)];
-        }
-        let mut found = Vec::new();
-        self.walk(&canonical(&self.place), 0, &mut found);
-        found.sort();
-        found
+        self.found().0
     }
 
-    fn walk(&self, folder: &Path, depth: usize, found: &mut Vec<PathBuf>) {
-        let Ok(entries) = std::fs::read_dir(folder) else { return };
-        for entry in entries.flatten() {
+    /// Returns the folders of the entry that cannot be read, with the reasons.
+    pub(crate) fn unread(&self) -> Vec<(PathBuf, io::Error)> {
+        self.found().1
+    }
+
+    fn found(&self) -> (Vec<PathBuf>, Vec<(PathBuf, io::Error)>) {
+        if self.pattern.is_none() {
+            return (vec![canonical(&self.place)], Vec::new());
+        }
+        let (mut found, mut unread) = (Vec::new(), Vec::new());
+        self.walk(&canonical(&self.place), 0, &mut found, &mut unread);
+        found.sort();
+        (found, unread)
+    }
+
+    fn walk(
+        &self,
+        folder: &Path,
+        depth: usize,
+        found: &mut Vec<PathBuf>,
+        unread: &mut Vec<(PathBuf, io::Error)>,
+    ) {
+        let entries = match std::fs::read_dir(folder) {
+            Ok(entries) => entries,
+            // A folder that was deleted since its parent was listed.
+            Err(error) if depth > 0 && error.kind() == io::ErrorKind::NotFound => return,
+            Err(error) => return unread.push((folder.to_path_buf(), error)),
+        };
+        for entry in entries {
             // Of a link the type is its own: it is not followed.
-            let Ok(kind) = entry.file_type() else { continue };
-            let path = entry.path();
-            if kind.is_dir() && self.recursive && depth < DEPTH_MAX {
-                self.walk(&path, depth + 1, found);
+            let (kind, path) = match entry.and_then(|entry| Ok((entry.file_type()?, entry.path())))
+            {
+                Ok(found) => found,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => {
+                    unread.push((folder.to_path_buf(), error));
+                    continue;
+                }
+            };
+            // The folders beside a database are the owner's alone, and hold no database of their own.
+            let name = path.as_os_str().as_bytes();
+            let ours = name.ends_with(b"-walferry") || name.ends_with(b"-restoring");
+            if kind.is_dir() && self.recursive && depth < DEPTH_MAX && !ours {
+                self.walk(&path, depth + 1, found, unread);
             } else if kind.is_file() && self.in_folder(&path).is_some() && is_database(&path) {
                 found.push(path);
             }

@@ -1,6 +1,8 @@
 //! The databases that are to be replicated: opened when they are there, let go when they are not.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::io::ErrorKind;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -41,6 +43,8 @@ const OTHER_MODE: &str = "it is not in WAL mode and not replicated: run PRAGMA j
 /// All databases.
 pub(super) struct Fleet {
     wanted: Vec<Wanted>,
+    /// Folders that could not be read when they were read last, with the reasons.
+    unread: BTreeMap<PathBuf, Unread>,
     /// Of each database that was named: where its path led at first, and where it does now.
     led: BTreeMap<PathBuf, (PathBuf, PathBuf)>,
     members: BTreeMap<PathBuf, Member>,
@@ -81,6 +85,26 @@ struct Open {
     beside: [Option<FileId>; 2],
 }
 
+/// Why a folder could not be read.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Unread {
+    why: String,
+    /// Whether the folder does not exist.
+    pub(super) missing: bool,
+}
+
+impl Unread {
+    fn of(error: &std::io::Error) -> Unread {
+        Unread { why: error.to_string(), missing: error.kind() == ErrorKind::NotFound }
+    }
+}
+
+impl fmt::Display for Unread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "it cannot be read, and its databases are not replicated: {}", self.why)
+    }
+}
+
 /// An attempt to open a database that came to nothing.
 struct Failed {
     file: FileId,
@@ -112,7 +136,19 @@ impl Fleet {
         let (read_at, next, patience) = (None, None, PATIENCE);
         let (limit_told, all_seen) = (false, false);
         let led = BTreeMap::new();
-        Ok(Fleet { wanted, led, members, asking, read_at, limit_told, next, patience, all_seen })
+        let unread = BTreeMap::new();
+        Ok(Fleet {
+            wanted,
+            unread,
+            led,
+            members,
+            asking,
+            read_at,
+            limit_told,
+            next,
+            patience,
+            all_seen,
+        })
     }
 
     /// Opens what is there, closes what is gone; `false` if that took so long that it ended before
@@ -157,6 +193,7 @@ impl Fleet {
     /// Adds databases that are new.
     fn take_in(&mut self) {
         let first = self.read_at.is_none();
+        let mut unread = BTreeMap::new();
         for wanted in &self.wanted {
             match &wanted.place {
                 Place::Database(path) => {
@@ -180,15 +217,30 @@ impl Fleet {
                 }
                 Place::Folder { path, pattern, recursive, watch } if first || *watch => {
                     let mut files = Vec::new();
-                    find(path, pattern, *recursive, &mut files);
+                    find(path, pattern, *recursive, &mut files, &mut unread);
                     for file in files {
                         let within = file.strip_prefix(path).ok().map(Path::to_path_buf);
                         add(&mut self.members, wanted, &file, within.as_deref());
                     }
                 }
-                Place::Folder { .. } => {}
+                Place::Folder { path, .. } => {
+                    // This folder is read once, and its errors stay.
+                    let known = self.unread.iter().filter(|(folder, _)| folder.starts_with(path));
+                    unread.extend(known.map(|(folder, why)| (folder.clone(), why.clone())));
+                }
             }
         }
+        for (folder, why) in &unread {
+            if self.unread.get(folder) != Some(why) {
+                log::error!("{}: {why}", folder.display());
+            }
+        }
+        self.unread = unread;
+    }
+
+    /// Returns the folders that could not be read when they were read last.
+    pub(super) fn unread(&self) -> impl Iterator<Item = (&Path, &Unread)> {
+        self.unread.iter().map(|(folder, why)| (folder.as_path(), why))
     }
 
     /// Before the end: what came since the last look, and what could not be opened until now. Gives
@@ -211,7 +263,8 @@ impl Fleet {
             if !failed().any(|(_, member)| soon(member)) || Instant::now() >= until {
                 // Where there was no time for all, the first of those that are left.
                 let unseen = self.next.iter().cloned();
-                return failed().map(|(path, _)| path.clone()).chain(unseen).collect();
+                let failed = failed().map(|(path, _)| path.clone());
+                return failed.chain(unseen).chain(self.unread.keys().cloned()).collect();
             }
             std::thread::park_timeout(PAUSE);
         }
@@ -301,23 +354,42 @@ fn add(
 }
 
 /// The files of a folder whose names fit. What SQLite and walferry have beside a database is none.
-fn find(folder: &Path, pattern: &str, recursive: bool, files: &mut Vec<PathBuf>) {
+fn find(
+    folder: &Path,
+    pattern: &str,
+    recursive: bool,
+    files: &mut Vec<PathBuf>,
+    unread: &mut BTreeMap<PathBuf, Unread>,
+) {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
-        Err(error) => return log::debug!("{}: {error}", folder.display()),
+        Err(error) => {
+            unread.insert(folder.to_path_buf(), Unread::of(&error));
+            return;
+        }
     };
-    for entry in entries.flatten() {
+    for entry in entries {
+        let kind = entry.and_then(|entry| Ok((entry.file_type()?, entry)));
+        let (kind, entry) = match kind {
+            Ok(found) => found,
+            // A file that was deleted since the folder was listed.
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => {
+                unread.insert(folder.to_path_buf(), Unread::of(&error));
+                continue;
+            }
+        };
         let (path, name) = (entry.path(), entry.file_name());
         let name = name.to_string_lossy();
         let ours = name.ends_with("-walferry") || name.ends_with("-restoring");
         let beside = ["-wal", "-shm", "-journal"].iter().any(|end| name.ends_with(end));
-        match entry.file_type() {
-            Ok(kind) if kind.is_dir() && recursive && !ours => {
-                find(&path, pattern, recursive, files);
-            }
+        if kind.is_dir() && recursive && !ours {
+            find(&path, pattern, recursive, files, unread);
+            // A folder that was deleted since its parent was listed.
+            unread.retain(|folder, why| *folder != path || !why.missing || path.exists());
+        } else if kind.is_file() && !beside && fits(pattern, &name) {
             // A link leads to a database that has a place of its own.
-            Ok(kind) if kind.is_file() && !beside && fits(pattern, &name) => files.push(path),
-            _ => {}
+            files.push(path);
         }
     }
 }

@@ -48,7 +48,12 @@ pub(super) fn run(fleet: &mut Fleet, args: &Args, config: Option<&Config>) -> Re
             }
         }
     }
-    if fleet.members().next().is_none() {
+    for (folder, why) in fleet.unread() {
+        let exit = if why.missing { Exit::Usage } else { Exit::Failure };
+        failed
+            .get_or_insert_with(|| Failure::because(exit, format!("{}: {why}", folder.display())));
+    }
+    if failed.is_none() && fleet.members().next().is_none() {
         return Err(Error::Usage("there is no database".into()));
     }
     keep(fleet, deadline);

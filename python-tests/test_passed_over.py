@@ -1,0 +1,109 @@
+"""`walferry replicate`: what it cannot replicate is said, and counts at the end; what it must not touch stays."""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from harness import PROGRAM, DirectoryReplica, clean_environment, restore, rows, walferry
+from sidecar import begin, insert, plain, quoted, wait_for
+
+NOBODY, OWNER, COMMON = 65534, 61001, 61002
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be other users")
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that every user may enter."""
+    folder = Path(tempfile.mkdtemp(prefix="walferry-passed-over-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def become(user, *groups):
+    def preexec():
+        os.setgroups(groups)
+        os.setgid(user)
+        os.setuid(user)
+    return preexec
+
+
+def given_to(user, *paths, group=None, mode=None):
+    for path in paths:
+        os.chown(path, user, user if group is None else group)
+        if mode is not None:
+            os.chmod(path, mode)
+
+
+def once(*arguments, **options):
+    return subprocess.run([str(PROGRAM), "replicate", "--once", *map(str, arguments)], env=clean_environment(),
+                          capture_output=True, text=True, timeout=60, **options)
+
+
+# ---- folders that cannot be read --------------------------------------------------------------
+
+
+@needs_root
+def test_a_folder_that_cannot_be_read_counts(open_folder, new_sidecar):
+    data, replica = open_folder / "data", DirectoryReplica(open_folder / "replica")
+    (data / "secret").mkdir(parents=True)
+    begin(data / "a.db").close()
+    begin(data / "secret" / "b.db").close()
+    given_to(NOBODY, open_folder, data, data / "a.db")
+    os.chmod(data / "secret", 0o700)
+    arguments = ("--pattern", "*.db", "--recursive")
+    done = once(data, replica.url, *arguments, preexec_fn=become(NOBODY))
+    assert done.returncode == 1, done.stderr
+    assert "%s: " % (data / "secret") in done.stderr and "Permission denied" in done.stderr
+    assert "synced %s" % (data / "a.db") in done.stdout
+
+    sidecar = new_sidecar(data, replica, *arguments, preexec_fn=become(NOBODY), wait=False)
+    sidecar.wait_until_said("a.db: opened")
+    sidecar.wait_until_said("secret: ")
+    assert sidecar.end() == 1, sidecar.said()
+    errors = [line for line in sidecar.complaints() if "secret: it cannot be read" in line]
+    assert len(errors) == 1, sidecar.said()
+
+
+def test_a_folder_that_does_not_exist_is_told_and_counts(new_sidecar, new_replica, tmp_path):
+    replica, folder = new_replica(), tmp_path / "late"
+    assert once(folder, replica.url, "--pattern", "*.db").returncode == 2
+    sidecar = new_sidecar(folder, replica, "--pattern", "*.db")
+    sidecar.wait_until_said("late: it cannot be read")
+    folder.mkdir()
+    begin(folder / "a.db").close()
+    sidecar.wait_until_said("a.db: opened")
+    assert sidecar.end() == 0
+    shutil.rmtree(folder)
+    sidecar = new_sidecar(folder, replica, "--pattern", "*.db")
+    assert sidecar.end() == 1
+    assert "late: it is not replicated at the end" in sidecar.said()
+
+
+def test_a_folder_of_the_file_that_does_not_exist_counts(tmp_path, new_replica):
+    begin(tmp_path / "a.db").close()
+    file = tmp_path / "walferry.yml"
+    file.write_text("""
+dbs:
+  - path: %s/a.db
+    replica:
+      url: %s
+  - dir: %s/nosuch
+    pattern: "*.db"
+    replica:
+      url: %s
+""" % (tmp_path, new_replica().url, tmp_path, new_replica().url))
+    done = once("--config", file)
+    assert done.returncode == 2, done.stderr
+    assert "nosuch: it cannot be read" in done.stderr
+    assert "synced %s" % (tmp_path / "a.db") in done.stdout
+    done = walferry("databases", "--config", file, code=1)
+    assert "nosuch: it cannot be read" in done.stderr
+    assert str(tmp_path / "a.db") in done.stdout
