@@ -107,3 +107,49 @@ dbs:
     done = walferry("databases", "--config", file, code=1)
     assert "nosuch: it cannot be read" in done.stderr
     assert str(tmp_path / "a.db") in done.stdout
+
+
+# ---- databases that cannot be read, or are refused --------------------------------------------
+
+
+@needs_root
+def test_a_database_that_cannot_be_read_counts(open_folder, new_sidecar):
+    replica = DirectoryReplica(open_folder / "replica")
+    for name in ("a.db", "b.db"):
+        begin(open_folder / name).close()
+    given_to(NOBODY, open_folder, open_folder / "a.db")
+    os.chmod(open_folder / "b.db", 0o600)
+    sidecar = new_sidecar(open_folder, replica, "--pattern", "*.db", preexec_fn=become(NOBODY), wait=False)
+    sidecar.wait_until_said("a.db: opened")
+    sidecar.wait_until_said("b.db: Permission denied")
+    assert sidecar.end() == 1, sidecar.said()
+    assert "b.db: it is not replicated at the end" in sidecar.said()
+
+
+def test_a_path_that_leads_through_a_file_counts(new_sidecar, replica, tmp_path):
+    (tmp_path / "file").write_text("x")
+    sidecar = new_sidecar(tmp_path / "file" / "app.db", replica)
+    assert sidecar.end() == 1, sidecar.said()
+    assert "app.db: Not a directory" in sidecar.said()
+
+
+def test_databases_for_which_descriptors_do_not_suffice_count(new_sidecar, new_replica, tmp_path):
+    folder, replica = tmp_path / "data", new_replica()
+    folder.mkdir()
+    for number in range(12):
+        begin(folder / ("f%d.db" % number)).close()
+    sidecar = new_sidecar(folder, replica, "--pattern", "f*.db",
+                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60)))
+    assert sidecar.end() == 1, sidecar.said()
+
+
+def test_a_database_that_the_extension_refuses_counts(new_sidecar, tmp_path):
+    database = tmp_path / "app.db"
+    begin(database).close()
+    replica = DirectoryReplica(tmp_path / "app.db-walferry" / "replica")
+    sidecar = new_sidecar(database, replica)
+    sidecar.wait_until_said("is not replicated")
+    assert sidecar.end() == 1, sidecar.said()
+    assert "app.db: opened" not in sidecar.said()
+    assert "app.db: it is not replicated at the end" in sidecar.said()
+    assert once(database, replica.url).returncode == 1

@@ -19,6 +19,8 @@ pub(super) enum Candidate {
     OtherMode(FileId),
     /// Something else; why.
     NotOne(String),
+    /// A file that cannot be looked at, if its metadata can; why.
+    Unread(Option<FileId>, String),
 }
 
 /// The file of a path now.
@@ -33,7 +35,7 @@ pub(super) fn look(path: &Path) -> Candidate {
     let meta = match std::fs::metadata(path) {
         Ok(meta) => meta,
         Err(error) if error.kind() == ErrorKind::NotFound => return Candidate::Nothing,
-        Err(error) => return Candidate::NotOne(error.to_string()),
+        Err(error) => return Candidate::Unread(None, error.to_string()),
     };
     if !meta.is_file() {
         return Candidate::NotOne("it is no file".into());
@@ -45,8 +47,9 @@ pub(super) fn look(path: &Path) -> Candidate {
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut head));
     match read {
         Ok(()) if head.starts_with(b"SQLite format 3\0") => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => return Candidate::Nothing,
         Err(error) if error.kind() != ErrorKind::UnexpectedEof => {
-            return Candidate::NotOne(error.to_string());
+            return Candidate::Unread(Some((meta.dev(), meta.ino())), error.to_string());
         }
         _ => return Candidate::NotOne("it is no SQLite database".into()),
     }

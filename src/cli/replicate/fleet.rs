@@ -75,6 +75,8 @@ pub(super) struct Member {
     failed: Option<Failed>,
     /// What was said last of why it is not open.
     said: Option<String>,
+    /// Whether the extension has not been asked yet if it refuses the database that is open.
+    unasked: bool,
 }
 
 /// A database that is open.
@@ -105,9 +107,17 @@ impl fmt::Display for Unread {
     }
 }
 
+/// A database that is open and not replicated.
+struct Refusal {
+    why: String,
+    /// Whether no replica has it.
+    of_all: bool,
+}
+
 /// An attempt to open a database that came to nothing.
 struct Failed {
-    file: FileId,
+    /// None where the file's metadata could not be read either.
+    file: Option<FileId>,
     again: Instant,
     /// How long it was from the attempt to `again`.
     pause: Duration,
@@ -118,6 +128,10 @@ struct Failed {
 /// Why a database is not open.
 enum NotOpen {
     OtherMode,
+    /// The file cannot be read.
+    Unread(String),
+    /// The extension refuses to replicate it.
+    Refused(String),
     Sqlite(rusqlite::Error),
 }
 
@@ -177,6 +191,7 @@ impl Fleet {
         for path in forgotten {
             self.members.remove(&path);
         }
+        self.ask_of_new();
         if !self.limit_told
             && let Some((limit, needed)) = limits::too_low_for(self.members.len())
         {
@@ -243,6 +258,48 @@ impl Fleet {
         self.unread.iter().map(|(folder, why)| (folder.as_path(), why))
     }
 
+    /// Lets go of databases that the extension refuses, among those that were opened just now.
+    fn ask_of_new(&mut self) {
+        if !self.members.values().any(|member| member.unasked) {
+            return;
+        }
+        let refusals = self.refusals();
+        for (path, member) in self.members.iter_mut().filter(|(_, member)| member.unasked) {
+            member.unasked = false;
+            let refusal = refusals.get(&path.display().to_string());
+            match refusal.filter(|refusal| refusal.of_all) {
+                None => {
+                    (member.said, member.failed) = (None, None);
+                    log::info!("{}: opened", path.display());
+                }
+                Some(refusal) => {
+                    let file = member.open.as_ref().map(|(_, file)| *file);
+                    member.close(path);
+                    member.note_failure(path, file, &NotOpen::Refused(refusal.why.clone()));
+                }
+            }
+        }
+    }
+
+    /// Returns why databases are not replicated, by their paths as the status has them.
+    fn refusals(&self) -> HashMap<String, Refusal> {
+        let mut states: HashMap<String, HashMap<String, (bool, String)>> = HashMap::new();
+        for one in self.status() {
+            let text = |name: &str| one[name].as_str().unwrap_or_default().to_string();
+            // A refusal stays in the status beside a later success with the same replica.
+            let replicas = states.entry(text("database")).or_default();
+            let replica = replicas.entry(text("replica")).or_insert((true, String::new()));
+            replica.0 &= one["state"] == "error";
+            replica.1 = text("last_error");
+        }
+        let refusals = states.into_iter().filter_map(|(database, replicas)| {
+            let of_all = replicas.values().all(|(refused, _)| *refused);
+            let why = replicas.into_values().find(|(refused, _)| *refused)?.1;
+            Some((database, Refusal { why, of_all }))
+        });
+        refusals.collect()
+    }
+
     /// Before the end: what came since the last look, and what could not be opened until now. Gives
     /// those that are there all the same and are not replicated.
     pub(super) fn look_at_last(&mut self) -> Vec<PathBuf> {
@@ -254,16 +311,20 @@ impl Fleet {
             }
             while !self.look() && Instant::now() < until {}
             // That one is in another mode was said, and is no failure.
-            let failed = || {
-                self.members.iter().filter(|(_, member)| {
-                    member.failed.is_some() && member.said.as_deref() != Some(OTHER_MODE)
-                })
+            let is_failed = |member: &Member| {
+                member.failed.is_some() && member.said.as_deref() != Some(OTHER_MODE)
             };
             let soon = |member: &Member| member.failed.as_ref().is_some_and(|failed| failed.soon);
-            if !failed().any(|(_, member)| soon(member)) || Instant::now() >= until {
+            let comes_soon = |member: &Member| is_failed(member) && soon(member);
+            if !self.members.values().any(comes_soon) || Instant::now() >= until {
                 // Where there was no time for all, the first of those that are left.
                 let unseen = self.next.iter().cloned();
-                let failed = failed().map(|(path, _)| path.clone());
+                let refusals = self.refusals();
+                let failed = self.members.iter().filter(|(path, member)| {
+                    let refused = refusals.contains_key(&path.display().to_string());
+                    is_failed(member) || refused && member.open.is_some()
+                });
+                let failed = failed.map(|(path, _)| path.clone());
                 return failed.chain(unseen).chain(self.unread.keys().cloned()).collect();
             }
             std::thread::park_timeout(PAUSE);
@@ -349,6 +410,7 @@ fn add(
         known: None,
         failed: None,
         said: None,
+        unasked: false,
     };
     members.insert(path, member);
 }
@@ -441,6 +503,9 @@ impl Member {
                 self.failed = None;
                 self.say(path, log::Level::Warn, &why);
             }
+            Candidate::Unread(file, why) => {
+                self.note_failure(path, file, &NotOpen::Unread(why));
+            }
             Candidate::OtherMode(_) if !self.set_wal => {
                 self.failed = None;
                 self.say(path, log::Level::Warn, OTHER_MODE);
@@ -449,14 +514,13 @@ impl Member {
                 let begun = Instant::now();
                 match self.open(path, BUSY.min(*patience)) {
                     Ok(db) => {
-                        (self.said, self.failed) = (None, None);
                         self.known = Some(file);
                         self.open = Some(Open { db, file, beside: beside(path) });
-                        log::info!("{}: opened", path.display());
+                        self.unasked = true;
                     }
                     Err(why) => {
                         *patience = patience.saturating_sub(begun.elapsed());
-                        self.note_failure(path, file, &why);
+                        self.note_failure(path, Some(file), &why);
                     }
                 }
             }
@@ -483,7 +547,7 @@ impl Member {
     }
 
     /// It could not be opened: says why, and when it is tried again.
-    fn note_failure(&mut self, path: &Path, file: FileId, why: &NotOpen) {
+    fn note_failure(&mut self, path: &Path, file: Option<FileId>, why: &NotOpen) {
         if matches!(why, NotOpen::OtherMode) {
             // It changed while it was away. No lock of ours is on it, so that its header may be read.
             self.known = None;
@@ -496,6 +560,10 @@ impl Member {
             }
             NotOpen::OtherMode => {
                 self.say(path, log::Level::Warn, OTHER_MODE);
+                false
+            }
+            NotOpen::Unread(why) | NotOpen::Refused(why) => {
+                self.say(path, log::Level::Error, why);
                 false
             }
             NotOpen::Sqlite(error) => {
@@ -566,6 +634,7 @@ mod tests {
                 known: None,
                 failed: None,
                 said: None,
+                unasked: false,
             };
             fleet.members.insert(path, member);
             db
@@ -616,9 +685,9 @@ mod tests {
         member.look(path, &mut Duration::default());
         assert!(member.open.is_none());
         // Another file is.
-        member.failed.as_mut().unwrap().file.1 += 1;
+        member.failed.as_mut().unwrap().file = None;
         member.look(path, &mut Duration::default());
-        assert!(member.open.is_some() && member.failed.is_none());
+        assert!(member.open.is_some());
     }
 
     #[test]
