@@ -153,3 +153,62 @@ def test_a_database_that_the_extension_refuses_counts(new_sidecar, tmp_path):
     assert "app.db: opened" not in sidecar.said()
     assert "app.db: it is not replicated at the end" in sidecar.said()
     assert once(database, replica.url).returncode == 1
+
+
+# ---- databases of other users -----------------------------------------------------------------
+
+
+WRITES = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('INSERT INTO t (x) VALUES (1)').connection.commit()"
+
+
+def writes(database, user, *groups):
+    return subprocess.run([sys.executable, "-c", WRITES, str(database)], capture_output=True, text=True,
+                          preexec_fn=become(user, *groups))
+
+
+@needs_root
+@pytest.mark.parametrize("mode", [0o644, 0o664])
+def test_a_sidecar_of_another_user_makes_nothing_that_shuts_the_owner_out(mode, open_folder, new_sidecar):
+    data, database = open_folder / "data", open_folder / "data" / "app.db"
+    data.mkdir()
+    begin(database).close()
+    given_to(OWNER, data, mode=0o777)
+    given_to(OWNER, database, mode=mode)
+    given_to(NOBODY, open_folder)
+    replica = DirectoryReplica(open_folder / "replica")
+    sidecar = new_sidecar(database, replica, preexec_fn=become(NOBODY), wait=False)
+    wait_for(lambda: "app.db: " in sidecar.said(), sidecar.said)
+    done = writes(database, OWNER)
+    assert done.returncode == 0, done.stderr
+    assert "run walferry as" in sidecar.said()
+    assert sidecar.end() == 1, sidecar.said()
+    assert once(database, replica.url, preexec_fn=become(NOBODY)).returncode == 1
+    assert writes(database, OWNER).returncode == 0
+
+
+@needs_root
+@pytest.mark.parametrize("first", ["application", "sidecar"])
+def test_a_sidecar_of_a_common_group_goes_on_working(first, open_folder, new_sidecar, tmp_path):
+    data, database = open_folder / "data", open_folder / "data" / "app.db"
+    data.mkdir()
+    begin(database).close()
+    given_to(OWNER, data, group=COMMON, mode=0o2775)
+    given_to(OWNER, database, group=COMMON, mode=0o664)
+    given_to(NOBODY, open_folder)
+    replica = DirectoryReplica(open_folder / "replica")
+    holder = None
+    if first == "application":
+        script = WRITES + "; import time; db = sqlite3.connect(sys.argv[1]); db.execute('SELECT * FROM t').fetchall(); print(1, flush=True); time.sleep(100)"
+        holder = subprocess.Popen([sys.executable, "-c", script, str(database)], stdout=subprocess.PIPE,
+                                  preexec_fn=become(OWNER, COMMON))
+        holder.stdout.readline()
+    sidecar = new_sidecar(database, replica, preexec_fn=become(NOBODY, COMMON), wait=False)
+    sidecar.wait_until_said("app.db: opened")
+    done = writes(database, OWNER, COMMON)
+    assert done.returncode == 0, done.stderr
+    assert sidecar.end() == 0, sidecar.said()
+    if holder:
+        holder.kill()
+        holder.wait()
+    count = 2 if holder else 1
+    assert rows(restore(replica, tmp_path / "out.db"), "SELECT count(*) FROM t") == [(count,)]

@@ -15,6 +15,7 @@ use super::super::Error;
 use super::super::failure::Failure;
 use super::candidate::{self, Candidate, FileId};
 use super::limits;
+use super::owner;
 use super::wanted::{Place, Wanted};
 
 /// How often a folder is read.
@@ -130,7 +131,7 @@ enum NotOpen {
     OtherMode,
     /// The file cannot be read.
     Unread(String),
-    /// The extension refuses to replicate it.
+    /// The extension refuses to replicate it, or it is another user's.
     Refused(String),
     Sqlite(rusqlite::Error),
 }
@@ -512,7 +513,11 @@ impl Member {
             }
             Candidate::Wal(file) | Candidate::OtherMode(file) => {
                 let begun = Instant::now();
-                match self.open(path, BUSY.min(*patience)) {
+                let opened = match owner::shuts_out(path) {
+                    Some(why) => Err(NotOpen::Refused(why)),
+                    None => self.open(path, BUSY.min(*patience)),
+                };
+                match opened {
                     Ok(db) => {
                         self.known = Some(file);
                         self.open = Some(Open { db, file, beside: beside(path) });

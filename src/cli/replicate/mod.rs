@@ -10,6 +10,7 @@ mod limits;
 mod notify;
 mod once;
 mod orphans;
+mod owner;
 mod signals;
 mod wanted;
 
