@@ -212,3 +212,22 @@ def test_a_sidecar_of_a_common_group_goes_on_working(first, open_folder, new_sid
         holder.wait()
     count = 2 if holder else 1
     assert rows(restore(replica, tmp_path / "out.db"), "SELECT count(*) FROM t") == [(count,)]
+
+
+# ---- inherited signals ------------------------------------------------------------------------
+
+
+def ignoring(number):
+    return lambda: signal.signal(number, signal.SIG_IGN)
+
+
+def test_children_that_are_ignored_are_waited_for_all_the_same(new_sidecar, replica, tmp_path):
+    """With SIGCHLD ignored the kernel keeps no exit code."""
+    database = tmp_path / "app.db"
+    begin(database).close()
+    script = ("import sqlite3, signal, sys; db = sqlite3.connect(sys.argv[1]); db.execute('INSERT INTO t (x) VALUES (1)');"
+              "db.commit(); sys.exit(7 if signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL else 8)")
+    sidecar = new_sidecar(database, replica, "--exec", "%s %s" % (quoted(script), database), wait=False, sync="1h",
+                          preexec_fn=ignoring(signal.SIGCHLD))
+    assert sidecar.process.wait(60) == 7, sidecar.said()
+    assert rows(restore(replica, tmp_path / "out.db"), "SELECT count(*) FROM t") == [(1,)]

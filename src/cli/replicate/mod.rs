@@ -301,9 +301,17 @@ impl Service {
                     }
                 },
                 Ok(Event::Ended(status)) => {
-                    let status = status.map_err(Error::System)?;
-                    log::info!("the program has ended: {status}");
-                    break (Exit::Program(exit_code(status)), Closing::Ended(Instant::now()));
+                    let exit = match status {
+                        Ok(status) => {
+                            log::info!("the program has ended: {status}");
+                            Exit::Program(exit_code(status))
+                        }
+                        Err(error) => {
+                            log::error!("how the program has ended is not known: {error}");
+                            Exit::Failure
+                        }
+                    };
+                    break (exit, Closing::Ended(Instant::now()));
                 }
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }

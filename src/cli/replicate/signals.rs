@@ -4,7 +4,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::WithRawSiginfo;
 
@@ -54,6 +54,17 @@ impl Closing {
     }
 }
 
+/// Returns the signals that this process ignores, a bit for each ([`bit`]).
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mut lines = status.lines().filter_map(|line| line.strip_prefix("SigIgn:"));
+    lines.next().and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(0)
+}
+
+fn bit(number: i32) -> u64 {
+    1 << (number - 1)
+}
+
 /// Makes events of signals until `closing` says that the process closes.
 pub(super) fn listen(
     with_program: bool,
@@ -63,6 +74,10 @@ pub(super) fn listen(
     let mut numbers = vec![SIGINT, SIGTERM, SIGHUP];
     if with_program {
         numbers.extend([SIGQUIT, SIGUSR1, SIGUSR2]);
+    }
+    if with_program && ignored() & bit(SIGCHLD) != 0 {
+        // With SIGCHLD ignored the kernel keeps no exit code. The program begins with its default.
+        signal_hook::flag::register(SIGCHLD, Arc::default()).map_err(Error::System)?;
     }
     let mut signals = SignalsInfo::<WithRawSiginfo>::new(numbers).map_err(Error::System)?;
     let (events, closing) = (events.clone(), Arc::clone(closing));
