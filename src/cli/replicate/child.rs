@@ -2,7 +2,7 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus};
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{self, Sender};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -26,17 +26,23 @@ impl Program {
         for variable in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
             command.env_remove(variable);
         }
-        let mut child: Child = command
+        // The thread comes first: a program that nobody waits for would go on without its sidecar.
+        let events = events.clone();
+        let (started, starts) = mpsc::channel::<Child>();
+        let waits = std::thread::Builder::new().name("wait".into()).spawn(move || {
+            if let Ok(mut child) = starts.recv() {
+                let _ = events.send(Event::Ended(child.wait()));
+            }
+        });
+        waits.map_err(Error::System)?;
+        let child = command
             .spawn()
             .map_err(|error| Error::Exec { program: name.clone(), source: error })?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let pid = pid.ok_or_else(|| Error::System(std::io::ErrorKind::InvalidData.into()))?;
         log::info!("started {name}, process {}", child.id());
-        let events = events.clone();
-        let waits = std::thread::Builder::new().name("wait".into()).spawn(move || {
-            let _ = events.send(Event::Ended(child.wait()));
-        });
-        waits.map_err(Error::System)?;
+        // The thread waits for nothing else.
+        let _ = started.send(child);
         orphans::take_in(pid);
         Ok(Program { pid })
     }
