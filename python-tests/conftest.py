@@ -3,6 +3,7 @@
 import itertools
 import os
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,10 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    # A program that is begun with a signal ignored goes on to ignore it: the tests may run in the background.
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
     for path in (harness.EXTENSION, harness.PROGRAM):
         if not path.exists() and not config.option.collectonly:
             raise pytest.UsageError("%s is missing: run `make build` first" % path)

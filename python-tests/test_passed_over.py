@@ -231,3 +231,19 @@ def test_children_that_are_ignored_are_waited_for_all_the_same(new_sidecar, repl
                           preexec_fn=ignoring(signal.SIGCHLD))
     assert sidecar.process.wait(60) == 7, sidecar.said()
     assert rows(restore(replica, tmp_path / "out.db"), "SELECT count(*) FROM t") == [(1,)]
+
+
+@pytest.mark.parametrize("with_program", [True, False])
+def test_a_signal_that_is_ignored_stays_ignored(with_program, new_sidecar, replica, tmp_path):
+    """As after nohup."""
+    database = tmp_path / "app.db"
+    begin(database).close()
+    program = ("--exec", "sh -c 'grep SigIgn /proc/self/status; exec sleep 1000'") if with_program else ()
+    sidecar = new_sidecar(database, replica, *program, preexec_fn=ignoring(signal.SIGHUP), start_new_session=True)
+    if with_program:
+        ignored = int(sidecar.process.stdout.readline().split()[1], 16)
+        assert ignored & 1 << signal.SIGHUP - 1
+    os.killpg(sidecar.process.pid, signal.SIGHUP)
+    insert(plain(database), 1)
+    assert sidecar.end() == (128 + signal.SIGTERM if with_program else 0), sidecar.said()
+    assert "told to end by signal 1\n" not in sidecar.said()

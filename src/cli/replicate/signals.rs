@@ -75,7 +75,10 @@ pub(super) fn listen(
     if with_program {
         numbers.extend([SIGQUIT, SIGUSR1, SIGUSR2]);
     }
-    if with_program && ignored() & bit(SIGCHLD) != 0 {
+    let ignored = ignored();
+    // As after nohup: they stay ignored, and the program inherits that.
+    numbers.retain(|number| ignored & bit(*number) == 0);
+    if with_program && ignored & bit(SIGCHLD) != 0 {
         // With SIGCHLD ignored the kernel keeps no exit code. The program begins with its default.
         signal_hook::flag::register(SIGCHLD, Arc::default()).map_err(Error::System)?;
     }
