@@ -42,6 +42,12 @@ def test_it_has_few_rights(name, units):
     assert exposure <= 2.5
 
 
+def test_a_stop_tells_the_sidecar_alone():
+    """The program of `exec:` gets the signal from the sidecar, and from systemd it would get a second one."""
+    unit = (ROOT / "contrib" / "systemd" / "walferry.service").read_text().splitlines()
+    assert "KillMode=mixed" in unit
+
+
 def test_a_restore_before_the_start_may_take_long():
     unit = (ROOT / "contrib" / "systemd" / "walferry.service").read_text().splitlines()
     assert "Type=notify" in unit and "TimeoutStartSec=infinity" in unit
