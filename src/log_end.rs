@@ -294,8 +294,8 @@ pub(crate) mod tests {
         tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(test);
     }
 
-    fn confirmed(txid: u64) -> Option<Confirmed> {
-        Some(Confirmed { txid: Txid(txid), post_apply: Some(sum(txid)) })
+    fn confirmed(txid: u64) -> Confirmed {
+        Confirmed { txid: Txid(txid), post_apply: Some(sum(txid)) }
     }
 
     /// What a look of ours at transactions 3 and 1 comes to.
@@ -304,7 +304,8 @@ pub(crate) mod tests {
         for (key, writer, leaves) in files {
             add(&store, *key, *writer, *leaves).await;
         }
-        let look = Look { last: confirmed(3), earlier: confirmed(1), first: false, writer: OURS };
+        let (last, earlier) = (Some(confirmed(3)), Some(confirmed(1)));
+        let look = Look { last, earlier, first: false, writer: OURS };
         see(&store, look, Txid(4)).await.unwrap()
     }
 

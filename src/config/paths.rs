@@ -44,6 +44,7 @@ impl Database {
     }
 
     /// Returns the folders of the entry that cannot be read, with the reasons.
+    #[cfg(feature = "cli")]
     pub(crate) fn unread(&self) -> Vec<(PathBuf, io::Error)> {
         self.found().1
     }

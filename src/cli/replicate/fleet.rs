@@ -274,7 +274,7 @@ impl Fleet {
                     log::info!("{}: opened", path.display());
                 }
                 Some(refusal) => {
-                    let file = member.open.as_ref().map(|(_, file)| *file);
+                    let file = member.open.as_ref().map(|open| open.file);
                     member.close(path);
                     member.note_failure(path, file, &NotOpen::Refused(refusal.why.clone()));
                 }
@@ -486,7 +486,7 @@ impl Member {
             self.close(path);
         }
         if let Some(failed) = &self.failed
-            && now == Some(failed.file)
+            && now == failed.file
             && Instant::now() < failed.again
         {
             return true;
