@@ -6,25 +6,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import pytest
 
 from harness import PROGRAM, DirectoryReplica, clean_environment, restore, rows, walferry
 from sidecar import begin, insert, plain, quoted, wait_for
+from test_files import needs_root, open_folder  # noqa: F401  (a fixture)
 
 NOBODY, OWNER, COMMON = 65534, 61001, 61002
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be other users")
-
-
-@pytest.fixture
-def open_folder():
-    """A folder that every user may enter."""
-    folder = Path(tempfile.mkdtemp(prefix="walferry-passed-over-"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
 
 
 def become(user, *groups):
@@ -107,6 +96,27 @@ dbs:
     done = walferry("databases", "--config", file, code=1)
     assert "nosuch: it cannot be read" in done.stderr
     assert str(tmp_path / "a.db") in done.stdout
+
+
+@needs_root
+def test_check_of_a_folder_that_cannot_be_read_fails(open_folder):
+    (open_folder / "data" / "secret").mkdir(parents=True)
+    begin(open_folder / "data" / "a.db").close()
+    os.chmod(open_folder / "data" / "secret", 0o700)
+    file = open_folder / "walferry.yml"
+    file.write_text("""
+dbs:
+  - dir: %s/data
+    pattern: "*.db"
+    recursive: true
+    replica:
+      url: file://%s/replica
+""" % (open_folder, open_folder))
+    given_to(NOBODY, open_folder, open_folder / "data" / "a.db")
+    done = subprocess.run([str(PROGRAM), "check", "--config", str(file)], env=clean_environment(), text=True,
+                          capture_output=True, timeout=60, preexec_fn=become(NOBODY))
+    assert done.returncode == 1 and "Permission denied" in done.stdout, done
+    assert "%s/data/secret" % open_folder in done.stdout
 
 
 # ---- databases that cannot be read, or are refused --------------------------------------------

@@ -225,7 +225,12 @@ fn check_folders(config: &Config, all: &mut Vec<Check>) {
                 )
             })
             .map_err(|error| error.to_string());
+        let unread = if there.is_ok() { folder.unread() } else { Vec::new() };
         Checks { subject, all }.note("folder", there);
+        for (path, error) in unread {
+            let subject = path.display().to_string();
+            Checks { subject, all }.note("folder", Err(format!("it cannot be read: {error}")));
+        }
     }
 }
 
