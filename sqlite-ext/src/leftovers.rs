@@ -11,6 +11,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::api::{Api, BaseVfs, OwnConnection};
 use crate::{ffi, inside, registry};
 
+/// A removal is repeated where another connection of ours was just closing.
+const ATTEMPTS: u32 = 3;
+
 /// Removals under way, and begun.
 static UNDER_WAY: AtomicU32 = AtomicU32::new(0);
 static BEGUN: AtomicU32 = AtomicU32::new(0);
@@ -18,21 +21,31 @@ static BEGUN: AtomicU32 = AtomicU32::new(0);
 /// Has SQLite remove an empty WAL that no connection of this process has open. Any other process that has it
 /// open keeps it, as from every close.
 pub fn remove(api: &'static Api, vfs: BaseVfs, path: &Path) {
-    let is_empty =
-        std::fs::metadata(walferry::local::wal_path(path)).is_ok_and(|wal| wal.len() == 0);
-    if !is_empty || is_open(path) || ffi::stands_above(api) {
+    if !is_left(path) || is_open(path) || ffi::stands_above(api) {
         return;
     }
     let _inside = inside::in_sqlite();
     UNDER_WAY.fetch_add(1, Ordering::AcqRel);
     BEGUN.fetch_add(1, Ordering::AcqRel);
-    if !is_open(path)
-        && let Ok(connection) = OwnConnection::open(api, vfs.0, path)
-        && connection.query(c"SELECT count(*) FROM sqlite_master").is_ok()
-    {
-        connection.close_as_any_other();
+    for _ in 0..ATTEMPTS {
+        if is_left(path)
+            && !is_open(path)
+            && let Ok(connection) = OwnConnection::open(api, vfs.0, path)
+            && connection.query(c"SELECT count(*) FROM sqlite_master").is_ok()
+        {
+            connection.close_as_any_other();
+        }
     }
     UNDER_WAY.fetch_sub(1, Ordering::AcqRel);
+}
+
+/// True if an empty WAL is there, or a wal-index without a WAL: another thread of ours had that mapped when
+/// the WAL was removed.
+fn is_left(path: &Path) -> bool {
+    match std::fs::metadata(walferry::local::wal_path(path)) {
+        Ok(wal) => wal.len() == 0,
+        Err(_) => walferry::local::shm_path(path).exists(),
+    }
 }
 
 fn is_open(path: &Path) -> bool {

@@ -62,6 +62,11 @@ pub fn wal_path(database: &Path) -> PathBuf {
     beside(database, "-wal")
 }
 
+/// Path of a database's wal-index.
+pub fn shm_path(database: &Path) -> PathBuf {
+    beside(database, "-shm")
+}
+
 /// Path of a file whose name is that of another with more behind it.
 pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name: OsString = path.as_os_str().to_owned();

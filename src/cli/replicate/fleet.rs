@@ -17,6 +17,7 @@ use super::candidate::{self, Candidate, FileId};
 use super::limits;
 use super::owner;
 use super::wanted::{Place, Wanted};
+use crate::local;
 
 /// How often a folder is read.
 const READ_FOLDERS: Duration = Duration::from_secs(2);
@@ -611,11 +612,7 @@ impl Member {
 
 /// The files of a database's WAL and wal-index now.
 fn beside(path: &Path) -> [Option<FileId>; 2] {
-    ["-wal", "-shm"].map(|end| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(end);
-        candidate::file_id(Path::new(&name))
-    })
+    [local::wal_path(path), local::shm_path(path)].map(|path| candidate::file_id(&path))
 }
 
 #[cfg(test)]
