@@ -1,9 +1,11 @@
 """Two writers meet on one replica: one wins, nobody's commits are lost, and both are told."""
 
+import contextlib
 import json
 import os
 import random
 import shutil
+import sqlite3
 import time
 from pathlib import Path
 
@@ -177,6 +179,10 @@ def test_a_file_of_another_database_at_the_logs_end_is_not_gone_on_from(scheme, 
     first, second = machine(tmp_path, "one"), machine(tmp_path, "two")
 
     def begin(database):
+        with contextlib.closing(sqlite3.connect(database)) as made:
+            # All of it: a start that commits something has one file or two.
+            made.executescript("PRAGMA journal_mode=WAL; CREATE TABLE t (x); INSERT INTO t VALUES ('made %s')"
+                               % database.parent.name)
         host = start(new_host, replica, database)
         host.sync()
         while txids(replica)[-1] < files:
@@ -433,7 +439,7 @@ def test_an_image_does_not_complete_in_the_log_that_another_began_meanwhile(held
     rule = proxy.rule("hold", method=method, path=path, count=1)
     one = start(new_host, replica, first)
     one.sql("INSERT INTO t VALUES ('after the loss')")
-    waiting = one.ask("value", sql="SELECT walferry_sync(60000)")
+    waiting = one.ask("exec", sql=["SELECT walferry_sync(60000)"], **{"with": []})
     proxy.wait(rule, seconds=60)
     direct = S3Replica(s3, replica.prefix)
     two = start(new_host, direct, second)

@@ -25,6 +25,8 @@ pub(crate) struct Confirmed {
     pub txid: Txid,
     /// The database checksum that its file leaves, where it is known.
     pub post_apply: Option<DatabaseChecksum>,
+    /// Who made its own file, where it is known: a restored database goes on behind another's.
+    pub writer: Option<WriterId>,
 }
 
 impl Confirmed {
@@ -54,7 +56,7 @@ pub(crate) enum Seen {
 pub(crate) async fn see(store: &dyn Store, look: Look, next: Txid) -> Result<Seen, Error> {
     for (confirmed, is_last) in [(look.last, true), (look.earlier, false)] {
         let Some(confirmed) = confirmed else { continue };
-        let Some(other) = find_other(store, confirmed, look.writer).await? else { continue };
+        let Some(other) = find_other(store, confirmed).await? else { continue };
         match other {
             Other::File(head) if is_last => return Ok(Seen::GoneOn(head)),
             // What came behind it is ours: the log goes on from there with an image.
@@ -80,15 +82,12 @@ enum Other {
 }
 
 /// What is there in place of the file of a transaction; `None` if the file itself is there.
-async fn find_other(
-    store: &dyn Store,
-    confirmed: Confirmed,
-    writer: WriterId,
-) -> Result<Option<Other>, Error> {
+async fn find_other(store: &dyn Store, confirmed: Confirmed) -> Result<Option<Other>, Error> {
     let txid = confirmed.txid;
     let own = Key { level: Level::L0, name: FileName::single(txid) };
     if let Some(header) = header_of(store, own).await? {
-        let other = header.filter(|it| it.writer != writer || confirmed.is_denied_by(own, it));
+        let strange = |it: &Header| confirmed.writer.is_some_and(|writer| writer != it.writer);
+        let other = header.filter(|it| strange(it) || confirmed.is_denied_by(own, it));
         return Ok(other.map(|header| Other::File(head_of(txid, Some(header)))));
     }
     let (mut holds, mut end, mut last) = (false, None, None);
@@ -295,7 +294,7 @@ pub(crate) mod tests {
     }
 
     fn confirmed(txid: u64) -> Confirmed {
-        Confirmed { txid: Txid(txid), post_apply: Some(sum(txid)) }
+        Confirmed { txid: Txid(txid), post_apply: Some(sum(txid)), writer: Some(OURS) }
     }
 
     /// What a look of ours at transactions 3 and 1 comes to.
@@ -344,6 +343,21 @@ pub(crate) mod tests {
             for log in logs {
                 let Seen::GoneOn(head) = look(&log).await else { panic!("{log:?}") };
                 assert_eq!(head.txid, Txid(3), "{log:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_look_of_a_restored_database_goes_on_behind_the_other_writer() {
+        on_runtime(async {
+            let store = MemoryStore::new();
+            add(&store, key(0, 3, 3), THEIRS, Some(3)).await;
+            for (leaves, goes_on) in [(3, true), (4, false)] {
+                let post_apply = Some(sum(leaves));
+                let last = Some(Confirmed { txid: Txid(3), post_apply, writer: None });
+                let look = Look { last, first: true, writer: OURS, ..Look::default() };
+                let seen = see(&store, look, Txid(4)).await.unwrap();
+                assert_eq!(matches!(seen, Seen::AsExpected), goes_on);
             }
         });
     }

@@ -70,7 +70,9 @@ impl Looks {
         let first = first || own.may_outlast(base);
         let confirmed = |txid, sum: Option<u64>| {
             let post_apply = sum.map(DatabaseChecksum::from_stored);
-            Some(Confirmed { txid, post_apply }).filter(|_| txid > Txid::ZERO)
+            let of_lineage = state.first.is_some_and(|first| Txid(first) <= txid);
+            let writer = of_lineage.then_some(writer);
+            Some(Confirmed { txid, post_apply, writer }).filter(|_| txid > Txid::ZERO)
         };
         let last = confirmed(base, state.base.map(|base| base.checksum));
         let earlier = confirmed(Txid(state.checked), state.checked_sum);

@@ -41,8 +41,8 @@ pub enum Bug {
     SpoolNotRead,
     /// A comparison that began before the WAL came and went vouches for the new one.
     EpochIgnored,
-    /// An image whose answer was lost is sent again without a look.
-    UnsureImageForgotten,
+    /// An image whose answer was lost counts as sent.
+    UnsureImageBelieved,
     /// Two processes of one host ship.
     LockIgnored,
     /// A clean close vouches for any piece.
@@ -145,7 +145,7 @@ pub const ALL: [(Bug, u64); 48] = [
     (Bug::StandbyForgotten, 2407),
     (Bug::SpoolNotRead, 1),
     (Bug::EpochIgnored, 1593),
-    (Bug::UnsureImageForgotten, 12),
+    (Bug::UnsureImageBelieved, 12),
     (Bug::LockIgnored, 0),
     (Bug::CleanOfAnyPiece, 1964),
     (Bug::CapForgotten, 0),

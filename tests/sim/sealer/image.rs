@@ -102,15 +102,15 @@ impl Host {
                 Err(stop) => return Err(stop),
             },
             (Upload::Done, Stage::Completing(done)) => self.image_sent(cx, p, &done)?,
+            (Upload::Refused | Upload::Failed(_), Stage::Completing(done))
+                if cx.bug == Bug::UnsureImageBelieved =>
+            {
+                self.image_sent(cx, p, &done)?;
+            }
             (Upload::Refused | Upload::Failed(_), Stage::Completing(done)) => {
                 let (level, min) = (head.level, Txid(done.image.min_txid));
                 let txid = done.image.base.txid();
-                let event = if cx.bug == Bug::UnsureImageForgotten {
-                    Event::ImageFailed(Failure::Local { message: "forgotten".into() })
-                } else {
-                    Event::ImageUnsure { level, min, txid }
-                };
-                re!(self, p).engine.handle(cx.now, event);
+                re!(self, p).engine.handle(cx.now, Event::ImageUnsure { level, min, txid });
             }
             (Upload::Refused, stage) => {
                 self.end_stage(p, &stage);
