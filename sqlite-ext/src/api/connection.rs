@@ -35,9 +35,7 @@ impl OwnConnection {
         let name = CString::new(path.as_os_str().as_bytes()).map_err(|error| error.to_string())?;
         let mut db: Connection = ptr::null_mut();
         // SAFETY: nul-terminated names; the connection is closed by Drop in any case.
-        let rc = unsafe {
-            (api.open_v2)(name.as_ptr(), &raw mut db, FLAGS, vfs.as_ref().zName)
-        };
+        let rc = unsafe { (api.open_v2)(name.as_ptr(), &raw mut db, FLAGS, vfs.as_ref().zName) };
         if db.is_null() {
             return Err("out of memory".into());
         }
