@@ -233,7 +233,7 @@ def test_shared_cache_is_not_shared_with_walferry(tmp_path):
 
 
 def test_sqlcipher(tmp_path):
-    """Each of its connections is told why nothing of it is replicated; a plain database beside it is."""
+    """Each connection to an encrypted database is told why. A plain database beside it is replicated."""
     new, again, plain = python(tmp_path, SQLCIPHER).stdout.splitlines()
     assert "it is encrypted" in new and new == again
     assert plain == "0000000000000001"
@@ -243,7 +243,7 @@ def test_sqlcipher(tmp_path):
 
 @pytest.mark.parametrize("mode", ["keep", "wal"])
 def test_tests_of_apsw(mode, tmp_path):
-    """They put VFSes of their own above walferry's, which call it as no VFS of SQLite's does."""
+    """The tests put VFSes of their own above walferry's, which call it as no VFS of SQLite's does."""
     names = ["APSW.test" + name for name in OF_APSW.split()]
     done = python(tmp_path, LOADED, *names, WALFERRY_JOURNAL_MODE=mode)
     assert "Ran %d tests" % len(names) in done.stderr and done.stderr.rstrip().endswith("OK"), done.stderr

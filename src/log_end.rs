@@ -5,7 +5,7 @@ use crate::ltx::{DatabaseChecksum, FileName, Header};
 use crate::store::{Error, ErrorKind, Key, Store, read_header};
 use crate::units::{Level, Txid, WriterId};
 
-/// What is looked at before a file goes out.
+/// The transactions that are looked for before a file goes out.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(crate) struct Look {
     /// The last transaction that the store confirmed: its own file must be there, as that of the
@@ -25,7 +25,7 @@ pub(crate) struct Confirmed {
     pub txid: Txid,
     /// The database checksum that its file leaves, where it is known.
     pub post_apply: Option<DatabaseChecksum>,
-    /// Who made its own file, where it is known: a restored database goes on behind another's.
+    /// The writer of its own file, where that is known: a restored database goes on behind another's.
     pub writer: Option<WriterId>,
 }
 
@@ -42,7 +42,7 @@ impl Confirmed {
     }
 }
 
-/// What a look came to.
+/// The result of a look.
 pub(crate) enum Seen {
     AsExpected,
     /// Files are gone that were confirmed; the log ends with this transaction.
@@ -71,7 +71,7 @@ pub(crate) async fn see(store: &dyn Store, look: Look, next: Txid) -> Result<See
     if look.first { gone_on(store, next, look.writer).await } else { Ok(Seen::AsExpected) }
 }
 
-/// What is there in place of the file of a transaction.
+/// The find in place of the file of a transaction.
 enum Other {
     /// A file that was not made by us, or leads to another state.
     File(Head),
@@ -81,7 +81,7 @@ enum Other {
     End(Txid),
 }
 
-/// What is there in place of the file of a transaction; `None` if the file itself is there.
+/// Looks for the file of a transaction. `None` if the file is there, else what is in its place.
 async fn find_other(store: &dyn Store, confirmed: Confirmed) -> Result<Option<Other>, Error> {
     let txid = confirmed.txid;
     let own = Key { level: Level::L0, name: FileName::single(txid) };
@@ -125,7 +125,7 @@ async fn gone_on(store: &dyn Store, next: Txid, writer: WriterId) -> Result<Seen
 
 /// The log's end, if another file holds the transaction of one that was just created: its place had
 /// been taken before, and was free because that file had been joined and removed. Ours goes again.
-/// Whoever comes behind ours, as is their right, is no such end.
+/// A writer that comes behind ours, as is its right, makes no such end.
 pub(crate) async fn outrun(store: &dyn Store, created: Key) -> Result<Option<Key>, Error> {
     let txid = created.name.max;
     let (mut holds, mut end) = (false, None::<Key>);
@@ -148,7 +148,7 @@ pub(crate) async fn outrun(store: &dyn Store, created: Key) -> Result<Option<Key
     Ok(end)
 }
 
-/// What an image is made for: the log's end, as it was found.
+/// The log's end, as it was found, for which an image is made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Plan {
     pub head: Option<Head>,
@@ -297,7 +297,7 @@ pub(crate) mod tests {
         Confirmed { txid: Txid(txid), post_apply: Some(sum(txid)), writer: Some(OURS) }
     }
 
-    /// What a look of ours at transactions 3 and 1 comes to.
+    /// The result of a look of ours at transactions 3 and 1.
     async fn look(files: &[(Key, WriterId, Option<u64>)]) -> Seen {
         let store = MemoryStore::new();
         for (key, writer, leaves) in files {
