@@ -77,7 +77,7 @@ pub(super) struct Member {
     failed: Option<Failed>,
     /// What was said last of why it is not open.
     said: Option<String>,
-    /// Whether the extension has not been asked yet if it refuses the database that is open.
+    /// True until the extension was asked whether it refuses the open database.
     unasked: bool,
 }
 
@@ -93,7 +93,7 @@ struct Open {
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Unread {
     why: String,
-    /// Whether the folder does not exist.
+    /// True if the folder does not exist.
     pub(super) missing: bool,
 }
 
@@ -112,7 +112,7 @@ impl fmt::Display for Unread {
 /// A database that is open and not replicated.
 struct Refusal {
     why: String,
-    /// Whether no replica has it.
+    /// True if no replica has the database.
     of_all: bool,
 }
 
