@@ -45,6 +45,17 @@ need() {
     die "$what is missing. On Debian: sudo apt-get install ${packages[*]}"
 }
 
+# need_disk GIGABYTES FOLDER...: a full disk fails tests, and servers, in ways that do not name it.
+need_disk() {
+    local wanted=$1 folder free
+    shift
+    for folder in "$@"; do
+        mkdir -p "$folder"
+        free=$(df --output=avail -BG "$folder" | tr -dc '0-9')
+        [ "$free" -ge "$wanted" ] || die "$folder has $free GB free, and the tests take up to $wanted GB"
+    done
+}
+
 need_cargo() {
     if ! command -v cargo >/dev/null && [ -x "$HOME/.cargo/bin/cargo" ]; then
         PATH="$HOME/.cargo/bin:$PATH"

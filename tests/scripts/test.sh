@@ -2,6 +2,7 @@
 # All tests: format, lints, nextest with S3 servers, then pytest on what `make build` makes.
 . "$(dirname "$0")/common.sh"
 
+need_disk 20 . "$CACHE" "${TMPDIR:-/tmp}"
 need_cargo
 need "systemd-analyze" systemd command -v systemd-analyze
 test_packages
