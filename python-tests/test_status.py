@@ -4,7 +4,7 @@ import json
 import signal
 import subprocess
 
-from harness import OK, PROGRAM, REFUSED, clean_environment, stop, walferry
+from harness import OK, PROGRAM, REFUSED, assert_restores, clean_environment, stop, walferry
 from test_processes import until
 
 
@@ -78,3 +78,18 @@ def test_a_database_in_use_is_not_replaced(new_host, replica, tmp_path):
     assert host.finish() == OK
     # All of it was shipped, which the state beside it proves: one word is enough.
     walferry("restore", "-force", "-o", path, replica.url)
+
+
+def test_a_wal_that_is_begun_anew_is_no_lag(new_host, replica, tmp_path):
+    """It looks like a commit, and the interval at whose end that would be found out is an hour."""
+    path = tmp_path / "app.db"
+    host = new_host("apsw", replica, env={"WALFERRY_SYNC_INTERVAL": "1h"})
+    host.open(path).sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (x)", "INSERT INTO t VALUES (1)")
+    host.sync()
+    host.sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    until(lambda: host.status(path)["lag_ms"] == 0, "no lag")
+    assert host.status(path)["state"] == "streaming"
+    host.sql("INSERT INTO t VALUES (2)")
+    until(lambda: host.status(path)["lag_ms"], "a lag")
+    host.sync()
+    assert_restores(replica, path, tmp_path)

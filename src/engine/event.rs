@@ -29,6 +29,8 @@ pub enum Event {
     ImageNeeded,
     /// `Close` or `Resync` is done, and made the file of this TXID; `None` when there was nothing to close.
     Closed(Option<Txid>),
+    /// What was reported as committed was no transaction: a WAL that was begun anew.
+    FoundNothing,
     /// `Close` or `Resync` failed.
     LocalFailed(Failure),
     /// `Image` is done and the store confirmed the file.

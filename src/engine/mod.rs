@@ -189,6 +189,7 @@ impl Engine {
                 self.unclosed.since.get_or_insert(now);
             }
             Event::Closed(closed) => self.on_closed(now, closed),
+            Event::FoundNothing => self.unclosed = Waiting::default(),
             Event::LocalFailed(failure) => {
                 // An image has an end of its own: this was a capture beside it.
                 if !matches!(self.job, Job::Image { .. }) {
@@ -554,7 +555,12 @@ impl Engine {
 
     /// Whether everything that was committed is at the store.
     pub fn is_drained(&self) -> bool {
-        let empty = self.queue.is_empty() && self.unclosed.since.is_none() && !self.resync;
+        self.unclosed.since.is_none() && self.has_shipped_all_closed()
+    }
+
+    /// Whether what is not at the store yet, if anything, is in no closed file and no job's hands.
+    pub fn has_shipped_all_closed(&self) -> bool {
+        let empty = self.queue.is_empty() && !self.resync;
         self.mode == Mode::Streaming && self.is_idle() && empty && self.claimed
     }
 

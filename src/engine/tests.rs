@@ -52,6 +52,20 @@ fn the_first_commit_ships_at_once_and_the_next_waits_for_the_interval() {
 }
 
 #[test]
+fn what_was_told_of_and_is_no_commit_leaves_no_lag() {
+    let mut engine = engine(true, 5);
+    engine.handle(100, Event::Committed { at: 100 });
+    close(&mut engine, 100, 6);
+    assert!(!engine.has_shipped_all_closed(), "a file waits");
+    engine.handle(150, Event::PutDone { txid: Txid(6) });
+    engine.handle(200, Event::Committed { at: 200 });
+    assert!(engine.has_shipped_all_closed() && !engine.is_drained());
+    engine.handle(201, Event::FoundNothing);
+    assert!(engine.is_drained());
+    assert_eq!((engine.status().unacked_since, engine.wakeup(201)), (None, None));
+}
+
+#[test]
 fn one_put_at_a_time_and_what_comes_meanwhile_forms_the_next_file() {
     let mut engine = engine(true, 5);
     engine.handle(0, Event::Committed { at: 0 });

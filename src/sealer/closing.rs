@@ -14,6 +14,23 @@ use crate::shipper::{self, Outcome, Task};
 use crate::store::{Body, Key};
 use crate::units::{Level, Timestamp, Txid, WriterId};
 
+/// The end of an attempt to close a file.
+pub(super) enum Attempt {
+    /// There is one.
+    Made(Txid),
+    /// Nothing was committed, up to this count.
+    Nothing(u64),
+}
+
+impl Attempt {
+    pub(super) fn made(&self) -> Option<Txid> {
+        match self {
+            Attempt::Made(txid) => Some(*txid),
+            Attempt::Nothing(_) => None,
+        }
+    }
+}
+
 impl Replica {
     /// Closes what was captured as this TXID.
     pub(super) fn close(&mut self, txid: Txid) {
@@ -25,15 +42,18 @@ impl Replica {
         let result = self.close_captured(txid);
         let now = self.process.now();
         match result {
-            Ok(None) if self.database.with(|shared| !shared.transitions.is_empty()) => {
+            Ok(attempt) => {
                 // The WAL came or went just now: what it had is looked at once that was taken in.
-                self.engine.handle(now, Event::Closed(None));
-                self.database.with(|shared| {
-                    shared.unreported_since.get_or_insert(now);
-                });
-                self.wake();
+                if attempt.made().is_none()
+                    && self.database.with(|shared| !shared.transitions.is_empty())
+                {
+                    self.database.with(|shared| {
+                        shared.unreported_since.get_or_insert(now);
+                    });
+                    self.wake();
+                }
+                self.ended(attempt);
             }
-            Ok(closed) => self.engine.handle(now, Event::Closed(closed)),
             Err(Stop::Diverged(found)) => {
                 self.diverge(found);
                 self.engine.handle(now, Event::Closed(None));
@@ -62,14 +82,17 @@ impl Replica {
         self.database.settings().history.shrink_images && now < last && now.is_some()
     }
 
-    pub(super) fn close_captured(&mut self, txid: Txid) -> Result<Option<Txid>, Stop> {
+    pub(super) fn close_captured(&mut self, txid: Txid) -> Result<Attempt, Stop> {
         if self.open.is_empty() {
             // The common case: straight from the WAL into the file that is shipped.
             let seq = self.take_frames(Purpose::Close)?;
+            if self.is_astray() {
+                self.clear_frames();
+                return Ok(Attempt::Nothing(0));
+            }
             if self.open.is_empty() && self.frames.is_empty() {
                 self.set_captured(seq);
-                self.nothing_to_close(seq);
-                return Ok(None);
+                return Ok(Attempt::Nothing(seq));
             }
             // What was left of the generation before is a piece by now.
             let alone = self.open.is_empty();
@@ -80,13 +103,10 @@ impl Replica {
             }
             self.set_captured(seq.max(self.captured_seq));
             if alone {
-                return Ok(Some(txid));
+                return Ok(Attempt::Made(txid));
             }
         } else {
             self.capture(Purpose::Close)?;
-        }
-        if self.open.is_empty() {
-            return Ok(None);
         }
         let (Some(local), Some(point)) = (&mut self.local, self.point) else {
             return Err(Stop::Failed("the database is not open".into()));
@@ -94,7 +114,8 @@ impl Replica {
         let maker = maker(&self.engine, &point);
         let (first, last) = match (self.open.first(), self.open.last()) {
             (Some(first), Some(last)) => (first.pieces.0, last.pieces.1),
-            _ => return Ok(None),
+            // What was captured was given up meanwhile: nothing is said of it.
+            _ => return Ok(Attempt::Nothing(0)),
         };
         let position = self.open.last().and_then(|entry| entry.position);
         let entry = Entry { txid: Some(txid), pieces: (first, last), position, len: 0 };
@@ -104,10 +125,18 @@ impl Replica {
         let pieces = std::mem::take(&mut self.open);
         self.add_closed(closed, maker.timestamp);
         self.remove_files(&pieces);
-        Ok(Some(txid))
+        Ok(Attempt::Made(txid))
     }
 
-    /// Everything that was committed is with the store already.
+    /// Tells of it: the engine first, since the report of a wait that ends here is made from that.
+    pub(super) fn ended(&mut self, attempt: Attempt) {
+        self.engine.handle(self.process.now(), Event::Closed(attempt.made()));
+        if let Attempt::Nothing(seq) = attempt {
+            self.nothing_to_close(seq);
+        }
+    }
+
+    /// Everything that was committed up to this count is with the store already.
     pub(super) fn nothing_to_close(&mut self, seq: u64) {
         if self.closed.is_empty() && self.open.is_empty() {
             self.show();

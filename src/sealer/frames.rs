@@ -72,11 +72,7 @@ impl Replica {
 
     /// Whether database and local state are where they were when they were opened.
     fn is_in_place(&mut self) -> bool {
-        let database = self.database.border().is_none_or(|border| border.is_in_place());
-        if !database {
-            if !std::mem::replace(&mut self.astray, true) {
-                self.note(Finding::FileReplaced);
-            }
+        if self.is_astray() {
             return false;
         }
         let state = self.local.as_ref().is_none_or(Local::is_in_place);
@@ -84,6 +80,16 @@ impl Replica {
             self.state_is_gone();
         }
         state
+    }
+
+    /// Whether another file has taken the place of the database. Its WAL may then be that one's: frames that
+    /// were read before the answer was no are of this one.
+    pub(super) fn is_astray(&mut self) -> bool {
+        let astray = self.database.border().is_some_and(|border| !border.is_in_place());
+        if astray && !std::mem::replace(&mut self.astray, true) {
+            self.note(Finding::FileReplaced);
+        }
+        astray
     }
 
     /// Keeps other processes from beginning the WAL anew, unless the gate is open: then nothing is

@@ -536,13 +536,6 @@ impl Replica {
 
     /// Shows how things stand.
     pub(super) fn publish(&mut self) {
-        let status = self.engine.status();
-        if let Phase::Fenced { by, at } = status.phase
-            && !self.fence_told
-        {
-            self.fence_told = true;
-            self.fenced(&by.to_string(), at);
-        }
         if self.attached && matches!(self.job, LocalJob::None) && self.frames.is_empty() {
             self.settle();
         }
@@ -553,6 +546,12 @@ impl Replica {
     /// Brings the report up to date: always before a waiter is told that its commits are acked.
     pub(super) fn show(&mut self) {
         let (status, history) = (self.engine.status(), self.history.status());
+        // Its reason comes before the state: whoever waits is told both, or neither.
+        if let Phase::Fenced { by, at } = status.phase
+            && !std::mem::replace(&mut self.fence_told, true)
+        {
+            self.fenced(&by.to_string(), at);
+        }
         let imaging = match &self.job {
             LocalJob::Image(image) => image.progress(),
             _ => None,
@@ -590,17 +589,27 @@ impl Replica {
         });
     }
 
-    /// A wait that began when nothing was left to ship is over at once, if the evidence says so.
+    /// A wait that began when nothing was left to ship is over at once, if the evidence says so. A WAL that
+    /// was begun anew looks like a commit, and is none.
     pub(super) fn settle(&mut self) {
-        if !self.engine.is_drained() || !self.open.is_empty() || self.cursor == Cursor::Unknown {
+        let told = self.engine.has_unclosed();
+        if !self.engine.has_shipped_all_closed() || (told && !self.is_at_published()) {
             return;
         }
-        if !self.nothing_uncaptured() {
+        if !self.open.is_empty() || self.cursor == Cursor::Unknown || !self.nothing_uncaptured() {
             return;
         }
         match self.take_frames(Purpose::Gate) {
-            Ok(seq) if self.frames.is_empty() && self.cursor != Cursor::Unknown => {
+            Ok(seq)
+                if self.frames.is_empty()
+                    && self.open.is_empty()
+                    && self.cursor != Cursor::Unknown =>
+            {
                 self.set_captured(seq);
+                // Unless there is news since.
+                if told && self.database.with(|shared| shared.commit_seq == seq) {
+                    self.engine.handle(self.process.now(), Event::FoundNothing);
+                }
                 self.nothing_to_close(seq);
             }
             // Nobody has told of them yet.
@@ -612,6 +621,15 @@ impl Replica {
             Ok(_) => {}
             Err(stop) => self.stopped(stop),
         }
+    }
+
+    /// Whether the newest wal-index, by all that it says, has no frame behind the cursor.
+    fn is_at_published(&self) -> bool {
+        let Cursor::At(end) = self.cursor else { return false };
+        let published = self.database.with(|shared| shared.published);
+        published.is_some_and(|index| {
+            index.max_frame == 0 || (index.salts == end.at.salts && index.max_frame == end.at.frame)
+        })
     }
 }
 

@@ -49,7 +49,6 @@ impl Replica {
     /// The log goes on without a comparison, but our lineage is not in it yet: one file at once,
     /// with whatever was committed, or page 1 as it stands.
     fn claim(&mut self, txid: Txid) -> Result<(), String> {
-        let now = self.process.now();
         match self.capture(Purpose::Close) {
             Ok(()) => {}
             Err(Stop::Failed(why) | Stop::NoRoom(why)) => return Err(why),
@@ -77,8 +76,8 @@ impl Replica {
             }
         }
         match self.close_captured(txid) {
-            Ok(closed) => {
-                self.engine.handle(now, Event::Closed(closed));
+            Ok(attempt) => {
+                self.ended(attempt);
                 Ok(())
             }
             Err(stop) => self.other_answer(stop),
@@ -240,8 +239,8 @@ impl Replica {
         self.captured_seq = self.captured_seq.max(job.seq);
         let path = self.database.label();
         log::info!("{path}: compared; {}", if differs { "what differs is sent" } else { "equal" });
-        let closed = match self.close_captured(job.txid) {
-            Ok(closed) => closed,
+        let attempt = match self.close_captured(job.txid) {
+            Ok(attempt) => attempt,
             Err(stop) => return self.other_answer(stop),
         };
         // Only now: until the frames behind the walk are taken, none of them may be overwritten.
@@ -250,8 +249,9 @@ impl Replica {
         if !same_wal && (self.is_attached() || later) {
             self.engine.handle(now, Event::Diverged);
         }
-        self.engine.handle(now, Event::Closed(closed));
-        if closed.is_none() {
+        let nothing = attempt.made().is_none();
+        self.ended(attempt);
+        if nothing {
             self.mark_acked(job.seq);
         }
         Ok(())
