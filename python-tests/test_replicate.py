@@ -315,6 +315,39 @@ def test_a_replaced_database_is_opened_again(new_sidecar, replica, tmp_path):
     assert_restores(replica, database, tmp_path)
 
 
+@pytest.mark.parametrize("how", ["mv", "cp"])
+def test_another_database_takes_the_place_of_one_whose_program_is_stopped(how, new_sidecar, replica, tmp_path):
+    """Without the sidecar there would be no WAL by then: that of the old one must not be laid over the new one."""
+    database = tmp_path / "app.db"
+    db = begin(database, "CREATE TABLE u (x)")
+    sidecar = new_sidecar(database, replica)
+    insert(db, 60, 3000)
+    db.close()
+    wait_for(lambda: os.path.getsize(str(database) + "-wal") == 0, sidecar.said)
+    other = begin(tmp_path / "new.db", "CREATE TABLE u (x)")
+    insert(other, 90, 2000)
+    before = dump(other)
+    other.close()
+    subprocess.run([how, tmp_path / "new.db", database], check=True)
+    if how == "cp":
+        # The file is the same one, so that nothing else tells of it than its times.
+        sidecar.wait_until_said("while no program had it open")
+    db = plain(database)
+    assert dump(db) == before
+    assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    if how == "mv":
+        sidecar.wait_until_said("was replaced")
+        wait_for(lambda: sidecar.said().count(": opened") == 2, sidecar.said)
+    insert(db, 5)
+    before = dump(db)
+    db.close()
+    assert sidecar.end() == 0
+    assert_restores(replica, database, tmp_path)
+    db = plain(database)
+    assert dump(db) == before
+    db.close()
+
+
 @pytest.mark.parametrize("restarts", [False, True], ids=["goes-on", "restarts"])
 @pytest.mark.parametrize("removed", [["-shm"], ["-wal", "-shm"]], ids=["shm", "both"])
 def test_files_of_the_wal_are_removed_while_its_program_is_stopped(removed, restarts, new_sidecar, replica, tmp_path):

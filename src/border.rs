@@ -32,6 +32,10 @@ pub trait Border: Send + Sync {
     /// for nobody and overwrites nothing. `false` when somebody else is at it.
     fn checkpoint(&self) -> io::Result<bool>;
 
+    /// Begins the WAL anew and cuts its file off, if all of it is in the database file and nobody reads. The
+    /// write lock is held for a moment. `false` when somebody is in the way.
+    fn empty_wal(&self) -> io::Result<bool>;
+
     /// How many frames of the WAL are in the database file too, whoever copied them; `None` while nothing
     /// of ours has the wal-index mapped.
     fn copied(&self) -> Option<u32>;

@@ -60,6 +60,9 @@ findings! {
     SpoolFull "spool-full" Compare "its spool reached its cap and was dropped";
     /// Written by somebody while no process of ours had it.
     ChangedWhileClosed "changed-while-closed" Compare "the file changed while it was closed";
+    /// Written past SQLite while the sidecar alone had it open, as by `cp`.
+    ChangedWhileIdle "changed-while-idle" Compare
+        "the file was written by another way than its WAL while no program had it open";
     /// It was opened, and no connection has its wal-index mapped.
     WalUnseen "wal-unseen" Compare "its WAL cannot be seen";
     /// Checkpointed and removed by somebody else.

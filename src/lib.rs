@@ -23,6 +23,7 @@ mod log_end;
 pub mod logging;
 pub mod ltx;
 mod nearest;
+mod neighbours;
 pub mod plan;
 pub mod process;
 pub mod replications;

@@ -19,7 +19,9 @@
 //! not held for it, and others begin the WAL anew as ever. While an image or a comparison is made all of
 //! it must stay, however long that takes: then nobody checkpoints but we, now and then.
 //!
-//! The write lock is never taken: a writer without a busy timeout never fails because of us.
+//! The write lock is not taken where a program has the database open: a writer without a busy timeout never
+//! fails because of us. Once no program has, the WAL is emptied: whoever then puts another database into the
+//! place of this one would have it overlaid with what is left of a WAL that is not its own.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,7 +32,10 @@ use parking_lot::Mutex;
 
 use crate::border::{Border, Way};
 use crate::database::{Database, Gate, Role, Shared};
+use crate::finding::Finding;
 use crate::local::shared::Place;
+use crate::local::state::Fingerprint;
+use crate::neighbours::{self, Locks};
 use crate::process::{Control, Process, spawn};
 use crate::replications::Replications;
 use crate::units::Salts;
@@ -81,6 +86,9 @@ const RELIEVE_FOR: Duration = Duration::from_secs(10);
 const STAY: Duration = Duration::from_millis(20);
 /// How often a database is looked at that nobody has open here.
 const CLOSED: Duration = Duration::from_millis(200);
+/// A WAL to which nothing was added for so long may be emptied, and so often it is asked whether it may.
+const EMPTY_AFTER: Duration = Duration::from_millis(300);
+const EMPTY_AGAIN: Duration = Duration::from_millis(500);
 /// WALs that are taken care of at the same time.
 const HANDS: usize = 3;
 
@@ -95,8 +103,8 @@ impl Tender {
         let (new, arriving) = crossbeam_channel::unbounded();
         let (jobs, waiting) = crossbeam_channel::unbounded();
         for _ in 0..HANDS {
-            let waiting: Receiver<Arc<Tended>> = waiting.clone();
-            let tend = move || waiting.iter().for_each(|tended| tended.relieve());
+            let waiting: Receiver<(Arc<Tended>, Job)> = waiting.clone();
+            let tend = move || waiting.iter().for_each(|(tended, job)| tended.work(job));
             spawn_guarded(process, "walferry-tend", tend)?;
         }
         spawn_guarded(process, "walferry-watch", move || watch(&arriving, &jobs))?;
@@ -117,6 +125,15 @@ fn spawn_guarded(
 ) -> Result<(), String> {
     let process = process.clone();
     spawn(name, move || process.guard(name, body))
+}
+
+/// What is done for a database, one at a time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Job {
+    /// Its WAL is captured and checkpointed, and may then be begun anew.
+    Relieve,
+    /// Its WAL is emptied, as no program has it open.
+    Empty,
 }
 
 /// A database that is taken care of.
@@ -146,6 +163,8 @@ struct State {
     held: bool,
     /// Nobody has written for a moment.
     quiet: bool,
+    /// The file when nothing was in this generation of the WAL: nobody changes it before something is.
+    rest: Option<(Salts, Fingerprint)>,
     /// Since when all checkpoints have failed, and whether that was told.
     failing: Option<(Instant, bool)>,
 }
@@ -184,6 +203,8 @@ struct Watched {
     changed: Instant,
     /// When something was done last about a wal-index that cannot be read.
     cared: Instant,
+    /// When it was asked last whether the WAL may be emptied.
+    asked: Instant,
     next: Instant,
     /// Nobody has it open in this process.
     closed: bool,
@@ -191,8 +212,9 @@ struct Watched {
 }
 
 /// The watching thread's body; it ends with the process.
-fn watch(arriving: &Receiver<Replications>, jobs: &Sender<Arc<Tended>>) {
+fn watch(arriving: &Receiver<Replications>, jobs: &Sender<(Arc<Tended>, Job)>) {
     let mut all: Vec<Watched> = Vec::new();
+    let mut seen = LocksSeen::default();
     loop {
         let next = all.iter().map(|watched| watched.next).min();
         let arrived = match next {
@@ -211,6 +233,7 @@ fn watch(arriving: &Receiver<Replications>, jobs: &Sender<Arc<Tended>>) {
                 seen: None,
                 changed: now,
                 cared: now,
+                asked: now,
                 next: now,
                 closed: false,
                 over: false,
@@ -221,7 +244,7 @@ fn watch(arriving: &Receiver<Replications>, jobs: &Sender<Arc<Tended>>) {
         for watched in all.iter_mut().filter(|watched| watched.next <= now) {
             watched.closed = watched.tended.is_closed();
             watched.over = watched.is_over(now);
-            watched.look(now, jobs);
+            watched.look(now, &mut seen, jobs);
             watched.next = now
                 + match now.duration_since(watched.changed) {
                     _ if watched.closed => CLOSED,
@@ -231,6 +254,20 @@ fn watch(arriving: &Receiver<Replications>, jobs: &Sender<Arc<Tended>>) {
                 };
         }
         all.retain(|watched| !watched.over);
+    }
+}
+
+/// The locks of all processes, read for many databases at once.
+#[derive(Default)]
+struct LocksSeen(Option<(Instant, Option<Locks>)>);
+
+impl LocksSeen {
+    fn at(&mut self, now: Instant) -> Option<&Locks> {
+        let is_old = |at: &Instant| now.duration_since(*at) >= EMPTY_AGAIN;
+        if self.0.as_ref().is_none_or(|(at, _)| is_old(at)) {
+            self.0 = Some((now, Locks::read()));
+        }
+        self.0.as_ref()?.1.as_ref()
     }
 }
 
@@ -244,7 +281,7 @@ impl Watched {
             && !self.tended.database.path().exists()
     }
 
-    fn look(&mut self, now: Instant, jobs: &Sender<Arc<Tended>>) {
+    fn look(&mut self, now: Instant, locks: &mut LocksSeen, jobs: &Sender<(Arc<Tended>, Job)>) {
         let index = self.tended.look();
         if index != self.seen {
             self.seen = index;
@@ -259,10 +296,27 @@ impl Watched {
             self.cared = now;
         }
         let quiet = now.duration_since(self.changed) >= HOT_FOR;
-        if self.tended.needs_care(index, quiet) || blind && self.tended.is_ours() {
-            self.tended.busy.store(true, Ordering::Release);
-            let _ = jobs.send(self.tended.clone());
+        let job = if self.tended.needs_care(index, quiet) || blind && self.tended.is_ours() {
+            Job::Relieve
+        } else if self.may_be_emptied(now, locks) {
+            Job::Empty
+        } else {
+            return;
+        };
+        self.tended.busy.store(true, Ordering::Release);
+        let _ = jobs.send((self.tended.clone(), job));
+    }
+
+    /// Whether no program has the database open, as far as was seen lately.
+    fn may_be_emptied(&mut self, now: Instant, locks: &mut LocksSeen) -> bool {
+        let holds_frames = self.seen.is_some_and(|index| index.max_frame > 0);
+        let idle = now.duration_since(self.changed) >= EMPTY_AFTER;
+        if !holds_frames || !idle || now.duration_since(self.asked) < EMPTY_AGAIN {
+            return false;
         }
+        self.asked = now;
+        let path = self.tended.database.path();
+        locks.at(now).is_some_and(|locks| locks.are_ours_alone(path)) && self.tended.is_ours()
     }
 }
 
@@ -282,12 +336,32 @@ impl Tended {
             self.let_others_checkpoint(&mut state);
             return false;
         };
+        if index.max_frame == 0 {
+            self.look_at_rest(&mut state, &index);
+        }
         if index.max_frame < FRAMES {
             self.spare(&mut state, &index);
         }
         state.quiet = quiet;
         let due = index.max_frame >= FRAMES || (state.held && quiet);
         due && state.again.is_none_or(|(at, _)| at <= Instant::now())
+    }
+
+    /// Looks whether the file changes though nothing is in the WAL: nobody tells of that.
+    fn look_at_rest(&self, state: &mut State, index: &WalIndex) {
+        let Ok(now) = Fingerprint::of(self.database.path()) else { return };
+        let known = state.rest.filter(|(salts, _)| *salts == index.salts);
+        let same = known.is_some_and(|(_, then)| then.is_renamed(&now));
+        // Something may have been written, and copied to the file, since the index was read.
+        if same || self.border().and_then(|border| border.wal_index()).as_ref() != Some(index) {
+            return;
+        }
+        state.rest = Some((index.salts, now));
+        if known.is_some_and(|(_, then)| then.file == now.file) {
+            for database in self.database.each() {
+                database.diverged(Finding::ChangedWhileIdle);
+            }
+        }
     }
 
     /// Keeps a writer that checkpoints early from doing so at each commit: it cannot begin a WAL anew that
@@ -378,6 +452,48 @@ impl Tended {
         }
     }
 
+    fn work(&self, job: Job) {
+        match job {
+            Job::Relieve => self.relieve(),
+            Job::Empty => self.empty(&mut self.state.lock()),
+        }
+        self.busy.store(false, Ordering::Release);
+    }
+
+    /// Leaves nothing in the WAL, if all of it is captured and no program has the database open.
+    fn empty(&self, state: &mut State) {
+        let Some(border) = self.border() else { return };
+        if self.care() != Care::Capture {
+            return;
+        }
+        if state.way.is_some() {
+            self.end_way(state);
+        }
+        self.let_others_checkpoint(state);
+        let (Some(captured), Some(index)) = (self.captured(), self.look()) else { return };
+        let is_all = (index.salts, index.max_frame) == captured;
+        if !is_all || !self.checkpoint(border.as_ref(), state) {
+            return;
+        }
+        // The last question comes last: a program that begins now reads before it writes.
+        if border.copied() != Some(index.max_frame)
+            || self.look() != Some(index)
+            || !neighbours::is_alone(self.database.path())
+        {
+            return;
+        }
+        let path = self.database.path().display();
+        match border.empty_wal() {
+            Ok(true) => {
+                log::debug!("{path}: no program has it open: its WAL is emptied");
+                self.look();
+                self.capture();
+            }
+            Ok(false) => {}
+            Err(error) => log::debug!("{path}: its WAL cannot be emptied: {error}"),
+        }
+    }
+
     /// Has the WAL captured and checkpointed, and lets it be begun anew.
     fn relieve(&self) {
         let mut state = self.state.lock();
@@ -390,8 +506,6 @@ impl Tended {
         } else {
             MARGIN.max(margin.mul_f64(0.95))
         });
-        drop(state);
-        self.busy.store(false, Ordering::Release);
     }
 
     fn try_to_relieve(&self, state: &mut State) {

@@ -14,7 +14,7 @@ use crate::inside;
 use crate::pin::Pin;
 use crate::pinned_reader::PinnedReader;
 use crate::reader::SnapshotReader;
-use crate::registry::find;
+use crate::registry::{Shimmed, find};
 
 /// The sealer's way to the database.
 pub struct Edge {
@@ -22,6 +22,31 @@ pub struct Edge {
     pub(crate) vfs: BaseVfs,
     /// Which of the database's replications.
     pub(crate) number: usize,
+}
+
+impl Edge {
+    /// Has a connection of ours do a checkpoint, whose answer is whether it was busy. Not where another file
+    /// has taken the place of the database, the WAL or the wal-index: they belong together no more.
+    fn keep(
+        &self,
+        shimmed: &Shimmed,
+        checkpoint: impl FnOnce(&OwnConnection) -> Result<Option<String>, String>,
+    ) -> std::io::Result<bool> {
+        let api = api::api().ok_or_else(|| std::io::Error::other("SQLite is not there"))?;
+        let _inside = inside::in_sqlite();
+        let mut keeper = shimmed.keeper.lock();
+        if shimmed.is_asked_for() || !self.is_in_place() || !shimmed.has_its_wal() {
+            return Ok(false);
+        }
+        let keeper = match &mut *keeper {
+            Some(keeper) => keeper,
+            none => {
+                let opened = OwnConnection::open(api, self.vfs.0, &self.path);
+                none.insert(opened.map_err(std::io::Error::other)?)
+            }
+        };
+        Ok(checkpoint(keeper).map_err(std::io::Error::other)?.as_deref() == Some("0"))
+    }
 }
 
 impl Border for Edge {
@@ -51,21 +76,19 @@ impl Border for Edge {
 
     fn checkpoint(&self) -> std::io::Result<bool> {
         let Some(shimmed) = find(&self.path) else { return Ok(false) };
-        let api = api::api().ok_or_else(|| std::io::Error::other("SQLite is not there"))?;
-        let _inside = inside::in_sqlite();
-        let mut keeper = shimmed.keeper.lock();
-        if shimmed.is_asked_for() {
-            return Ok(false);
-        }
-        let keeper = match &mut *keeper {
-            Some(keeper) => keeper,
-            none => {
-                let opened = OwnConnection::open(api, self.vfs.0, &self.path);
-                none.insert(opened.map_err(std::io::Error::other)?)
+        self.keep(&shimmed, |keeper| keeper.query(c"PRAGMA main.wal_checkpoint(PASSIVE)"))
+    }
+
+    fn empty_wal(&self) -> std::io::Result<bool> {
+        let Some(shimmed) = find(&self.path) else { return Ok(false) };
+        self.keep(&shimmed, |keeper| {
+            if let Some(pin) = shimmed.pin.lock().as_mut() {
+                pin.drop_slot();
             }
-        };
-        let busy = keeper.query(c"PRAGMA main.wal_checkpoint(PASSIVE)");
-        Ok(busy.map_err(std::io::Error::other)?.as_deref() == Some("0"))
+            let busy = keeper.query(c"PRAGMA main.wal_checkpoint(TRUNCATE)");
+            shimmed.hold_again();
+            busy
+        })
     }
 
     fn copied(&self) -> Option<u32> {

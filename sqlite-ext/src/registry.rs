@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use walferry::config::canonical;
 use walferry::database::{Attach, WalEnd};
 use walferry::descriptors;
+use walferry::local::files_beside;
 use walferry::local::state::Fingerprint;
 use walferry::replications::Replications;
 use walferry::wal::WalIndex;
@@ -66,6 +67,8 @@ pub struct Shimmed {
     pub(crate) alone: Mutex<Option<Arc<Handle>>>,
     /// Which file it is: device and inode.
     pub(crate) file: Mutex<Option<(u64, u64)>>,
+    /// The files of its WAL and wal-index when a connection of this process had them open first.
+    beside: Mutex<[Option<(u64, u64)>; 2]>,
     /// The path names another file by now: connections to this one are passed through.
     orphaned: AtomicBool,
     /// The file was held against what the VFS reads of it.
@@ -206,6 +209,7 @@ impl Shimmed {
             turn: Mutex::new(()),
             alone: Mutex::new(None),
             file: Mutex::new(None),
+            beside: Mutex::new([None; 2]),
             orphaned: AtomicBool::new(false),
             beneath: Mutex::new(Beneath::Unknown),
             generation: inside::generation(),
@@ -265,6 +269,7 @@ impl Shimmed {
             return;
         }
         self.database.attaching();
+        *self.beside.lock() = files_beside(self.database.path());
         self.attached.store(true, Ordering::Release);
         self.written.store(false, Ordering::Release);
         self.told.store(false, Ordering::Release);
@@ -279,6 +284,12 @@ impl Shimmed {
         let guard = guard.filter(|_| guard == self.guard());
         let fingerprint = Fingerprint::of(self.database.path()).ok();
         self.database.attached(Attach { guard, index: seen, fingerprint }, &index);
+    }
+
+    /// Whether WAL and wal-index are the files that this process has open: others may use other ones, and a
+    /// checkpoint by a wal-index that nobody else has would overwrite what they wrote.
+    pub(crate) fn has_its_wal(&self) -> bool {
+        *self.beside.lock() == files_beside(self.database.path())
     }
 
     /// True if that was found out.

@@ -67,6 +67,16 @@ pub fn shm_path(database: &Path) -> PathBuf {
     beside(database, "-shm")
 }
 
+/// The files of a database's WAL and wal-index now: device and inode. Nobody removes them while a connection is
+/// open.
+pub fn files_beside(database: &Path) -> [Option<(u64, u64)>; 2] {
+    use std::os::unix::fs::MetadataExt;
+    [wal_path(database), shm_path(database)].map(|path| {
+        let meta = std::fs::metadata(path).ok()?;
+        meta.is_file().then(|| (meta.dev(), meta.ino()))
+    })
+}
+
 /// Path of a file whose name is that of another with more behind it.
 pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name: OsString = path.as_os_str().to_owned();

@@ -1,28 +1,24 @@
 //! The databases that are to be replicated: opened when they are there, let go when they are not.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt;
-use std::io::ErrorKind;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::Connection;
 use serde_json::Value;
 
 use super::super::Error;
 use super::super::failure::Failure;
-use super::candidate::{self, Candidate, FileId};
+use super::candidate;
+use super::folder::{self, Unread};
 use super::limits;
-use super::owner;
+use super::member::{ABSENT, EMPTY, Member, NotOpen, OTHER_MODE};
+use super::refusal::{self, Refusal};
 use super::wanted::{Place, Wanted};
-use crate::local;
 
 /// How often a folder is read.
 const READ_FOLDERS: Duration = Duration::from_secs(2);
-/// How long a connection waits for a lock when it is opened. Others wait for it meanwhile.
-const BUSY: Duration = Duration::from_millis(200);
 /// How long it is waited for locks in all while each database is looked at once: the others come late
 /// meanwhile.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -32,15 +28,6 @@ const LOOK: Duration = Duration::from_millis(200);
 const LAST_LOOK: Duration = Duration::from_secs(3);
 /// Between two attempts of it.
 const PAUSE: Duration = Duration::from_millis(50);
-/// When one that could not be opened is tried again, at first and at last.
-const AGAIN: Duration = Duration::from_millis(500);
-const AGAIN_MAX: Duration = Duration::from_secs(8);
-
-const ABSENT: &str = "it does not exist yet";
-const EMPTY: &str = "it is empty as yet";
-const NO_TEXT: &str = "its name is not UTF-8, so that its replica in the configured folder has no name: it is not replicated";
-const BESIDE_REMOVED: &str = "its -wal or -shm was removed or replaced while it was open here, and other programs may use another one: it is opened again and compared; end walferry before these files are removed";
-const OTHER_MODE: &str = "it is not in WAL mode and not replicated: run PRAGMA journal_mode=WAL, or set journal-mode to wal";
 
 /// All databases.
 pub(super) struct Fleet {
@@ -60,87 +47,6 @@ pub(super) struct Fleet {
     patience: Duration,
     /// Whether each database was looked at once.
     pub(super) all_seen: bool,
-}
-
-/// One of them.
-pub(super) struct Member {
-    uri: String,
-    /// The URL of its replica, where that is not from environment or file.
-    replica: Option<String>,
-    set_wal: bool,
-    /// Whether it is forgotten when its file is gone, as it was found in a folder.
-    found: bool,
-    open: Option<Open>,
-    /// A file that was in WAL mode when it was opened: its header is not read again.
-    known: Option<FileId>,
-    /// Set while it could not be opened.
-    failed: Option<Failed>,
-    /// What was said last of why it is not open.
-    said: Option<String>,
-    /// True until the extension was asked whether it refuses the open database.
-    unasked: bool,
-}
-
-/// A database that is open.
-struct Open {
-    db: Connection,
-    file: FileId,
-    /// The files of its WAL and wal-index, which nobody removes while the connection is open.
-    beside: [Option<FileId>; 2],
-}
-
-/// Why a folder could not be read.
-#[derive(Clone, PartialEq, Eq)]
-pub(super) struct Unread {
-    why: String,
-    /// True if the folder does not exist.
-    pub(super) missing: bool,
-}
-
-impl Unread {
-    fn of(error: &std::io::Error) -> Unread {
-        Unread { why: error.to_string(), missing: error.kind() == ErrorKind::NotFound }
-    }
-}
-
-impl fmt::Display for Unread {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "it cannot be read, and its databases are not replicated: {}", self.why)
-    }
-}
-
-/// A database that is open and not replicated.
-struct Refusal {
-    why: String,
-    /// True if no replica has the database.
-    of_all: bool,
-}
-
-/// An attempt to open a database that came to nothing.
-struct Failed {
-    /// None where the file's metadata could not be read either.
-    file: Option<FileId>,
-    again: Instant,
-    /// How long it was from the attempt to `again`.
-    pause: Duration,
-    /// Whether it may well succeed soon, as with a lock.
-    soon: bool,
-}
-
-/// Why a database is not open.
-enum NotOpen {
-    OtherMode,
-    /// The file cannot be read.
-    Unread(String),
-    /// The extension refuses to replicate it, or it is another user's.
-    Refused(String),
-    Sqlite(rusqlite::Error),
-}
-
-impl From<rusqlite::Error> for NotOpen {
-    fn from(error: rusqlite::Error) -> NotOpen {
-        NotOpen::Sqlite(error)
-    }
 }
 
 impl Fleet {
@@ -234,7 +140,7 @@ impl Fleet {
                 }
                 Place::Folder { path, pattern, recursive, watch } if first || *watch => {
                     let mut files = Vec::new();
-                    find(path, pattern, *recursive, &mut files, &mut unread);
+                    folder::find(path, pattern, *recursive, &mut files, &mut unread);
                     for file in files {
                         let within = file.strip_prefix(path).ok().map(Path::to_path_buf);
                         add(&mut self.members, wanted, &file, within.as_deref());
@@ -285,21 +191,7 @@ impl Fleet {
 
     /// Returns why databases are not replicated, by their paths as the status has them.
     fn refusals(&self) -> HashMap<String, Refusal> {
-        let mut states: HashMap<String, HashMap<String, (bool, String)>> = HashMap::new();
-        for one in self.status() {
-            let text = |name: &str| one[name].as_str().unwrap_or_default().to_string();
-            // A refusal stays in the status beside a later success with the same replica.
-            let replicas = states.entry(text("database")).or_default();
-            let replica = replicas.entry(text("replica")).or_insert((true, String::new()));
-            replica.0 &= one["state"] == "error";
-            replica.1 = text("last_error");
-        }
-        let refusals = states.into_iter().filter_map(|(database, replicas)| {
-            let of_all = replicas.values().all(|(refused, _)| *refused);
-            let why = replicas.into_values().find(|(refused, _)| *refused)?.1;
-            Some((database, Refusal { why, of_all }))
-        });
-        refusals.collect()
+        refusal::of(self.status())
     }
 
     /// Before the end: what came since the last look, and what could not be opened until now. Gives
@@ -403,216 +295,8 @@ fn add(
     if members.contains_key(&path) {
         return;
     }
-    let member = Member {
-        uri: wanted.uri(&path, within),
-        replica: wanted.replica(within),
-        set_wal: wanted.set_wal,
-        found: within.is_some(),
-        open: None,
-        known: None,
-        failed: None,
-        said: None,
-        unasked: false,
-    };
+    let member = Member::new(wanted, &path, within);
     members.insert(path, member);
-}
-
-/// The files of a folder whose names fit. What SQLite and walferry have beside a database is none.
-fn find(
-    folder: &Path,
-    pattern: &str,
-    recursive: bool,
-    files: &mut Vec<PathBuf>,
-    unread: &mut BTreeMap<PathBuf, Unread>,
-) {
-    let entries = match std::fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) => {
-            unread.insert(folder.to_path_buf(), Unread::of(&error));
-            return;
-        }
-    };
-    for entry in entries {
-        let kind = entry.and_then(|entry| Ok((entry.file_type()?, entry)));
-        let (kind, entry) = match kind {
-            Ok(found) => found,
-            // A file that was deleted since the folder was listed.
-            Err(error) if error.kind() == ErrorKind::NotFound => continue,
-            Err(error) => {
-                unread.insert(folder.to_path_buf(), Unread::of(&error));
-                continue;
-            }
-        };
-        let (path, name) = (entry.path(), entry.file_name());
-        let name = name.to_string_lossy();
-        let ours = name.ends_with("-walferry") || name.ends_with("-restoring");
-        let beside = ["-wal", "-shm", "-journal"].iter().any(|end| name.ends_with(end));
-        if kind.is_dir() && recursive && !ours {
-            find(&path, pattern, recursive, files, unread);
-            // A folder that was deleted since its parent was listed.
-            unread.retain(|folder, why| *folder != path || !why.missing || path.exists());
-        } else if kind.is_file() && !beside && fits(pattern, &name) {
-            // A link leads to a database that has a place of its own.
-            files.push(path);
-        }
-    }
-}
-
-fn fits(pattern: &str, name: &str) -> bool {
-    crate::config::pattern::matches(pattern, name).unwrap_or(false)
-}
-
-impl Member {
-    /// Opens or closes it as its file is now; `false` when it is to be forgotten.
-    fn look(&mut self, path: &Path, patience: &mut Duration) -> bool {
-        if self.found && self.replica.is_none() && path.to_str().is_none() {
-            self.say(path, log::Level::Error, NO_TEXT);
-            return path.exists();
-        }
-        let now = (self.open.is_some() || self.failed.is_some() || self.known.is_some())
-            .then(|| candidate::file_id(path))
-            .flatten();
-        if let Some(open) = &self.open {
-            if now != Some(open.file) {
-                log::info!(
-                    "{}: the file {}; it is let go",
-                    path.display(),
-                    if now.is_some() { "was replaced" } else { "is gone" }
-                );
-            } else if open.beside == beside(path) {
-                return true;
-            } else {
-                log::error!("{}: {BESIDE_REMOVED}", path.display());
-            }
-            self.close(path);
-        }
-        if let Some(failed) = &self.failed
-            && now == failed.file
-            && Instant::now() < failed.again
-        {
-            return true;
-        }
-        let known = now.filter(|file| self.known == Some(*file));
-        match known.map_or_else(|| candidate::look(path), Candidate::Wal) {
-            Candidate::Nothing => {
-                self.failed = None;
-                if self.found && !path.exists() {
-                    return false;
-                }
-                self.say(path, log::Level::Info, if path.exists() { EMPTY } else { ABSENT });
-            }
-            Candidate::NotOne(why) => {
-                self.failed = None;
-                self.say(path, log::Level::Warn, &why);
-            }
-            Candidate::Unread(file, why) => {
-                self.note_failure(path, file, &NotOpen::Unread(why));
-            }
-            Candidate::OtherMode(_) if !self.set_wal => {
-                self.failed = None;
-                self.say(path, log::Level::Warn, OTHER_MODE);
-            }
-            Candidate::Wal(file) | Candidate::OtherMode(file) => {
-                let begun = Instant::now();
-                let opened = match owner::shuts_out(path) {
-                    Some(why) => Err(NotOpen::Refused(why)),
-                    None => self.open(path, BUSY.min(*patience)),
-                };
-                match opened {
-                    Ok(db) => {
-                        self.known = Some(file);
-                        self.open = Some(Open { db, file, beside: beside(path) });
-                        self.unasked = true;
-                    }
-                    Err(why) => {
-                        *patience = patience.saturating_sub(begun.elapsed());
-                        self.note_failure(path, Some(file), &why);
-                    }
-                }
-            }
-        }
-        true
-    }
-
-    /// Opens it with the extension. Only in WAL mode it is replicated: a connection to another one
-    /// would be kept for nothing.
-    fn open(&self, path: &Path, busy: Duration) -> Result<Connection, NotOpen> {
-        // Without CREATE: nothing comes into being that was not there.
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_URI;
-        let db = Connection::open_with_flags(&self.uri, flags)?;
-        db.busy_timeout(busy)?;
-        let mode: String = db.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
-        if mode != "wal" {
-            log::debug!("{}: journal mode {mode}", path.display());
-            return Err(NotOpen::OtherMode);
-        }
-        // A read opens the WAL, and keeps it open.
-        db.query_row("SELECT count(*) FROM sqlite_master", [], |_| Ok(()))?;
-        db.busy_timeout(BUSY)?;
-        Ok(db)
-    }
-
-    /// It could not be opened: says why, and when it is tried again.
-    fn note_failure(&mut self, path: &Path, file: Option<FileId>, why: &NotOpen) {
-        if matches!(why, NotOpen::OtherMode) {
-            // It changed while it was away. No lock of ours is on it, so that its header may be read.
-            self.known = None;
-        }
-        let soon = match why {
-            NotOpen::OtherMode if self.set_wal => {
-                let text = "it is not in WAL mode and not replicated: it could not be put into it, which is tried again";
-                self.say(path, log::Level::Warn, text);
-                true
-            }
-            NotOpen::OtherMode => {
-                self.say(path, log::Level::Warn, OTHER_MODE);
-                false
-            }
-            NotOpen::Unread(why) | NotOpen::Refused(why) => {
-                self.say(path, log::Level::Error, why);
-                false
-            }
-            NotOpen::Sqlite(error) => {
-                self.say(path, log::Level::Error, &error.to_string());
-                let locked = [ErrorCode::DatabaseBusy, ErrorCode::DatabaseLocked];
-                error.sqlite_error_code().is_some_and(|code| locked.contains(&code))
-            }
-        };
-        let before = self.failed.as_ref().filter(|failed| failed.file == file);
-        let pause = before.map_or(AGAIN, |failed| (failed.pause * 2).min(AGAIN_MAX));
-        self.failed = Some(Failed { file, again: Instant::now() + pause, pause, soon });
-    }
-
-    fn close(&mut self, path: &Path) {
-        let Some(open) = self.open.take() else { return };
-        // The wal-index of this process is of a WAL that others have gone on with since: a checkpoint by it
-        // would write other pages over the database.
-        let closed = if open.beside == beside(path) {
-            open.db.close()
-        } else {
-            let off = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
-            match open.db.set_db_config(off, true) {
-                Ok(_) => open.db.close(),
-                Err(error) => Err((open.db, error)),
-            }
-        };
-        if let Err((_, error)) = closed {
-            log::warn!("{}: {error}", path.display());
-        }
-    }
-
-    /// Says why it is not replicated, once for each reason.
-    fn say(&mut self, path: &Path, level: log::Level, why: &str) {
-        if self.said.as_deref() != Some(why) {
-            log::log!(level, "{}: {why}", path.display());
-            self.said = Some(why.to_string());
-        }
-    }
-}
-
-/// The files of a database's WAL and wal-index now.
-fn beside(path: &Path) -> [Option<FileId>; 2] {
-    [local::wal_path(path), local::shm_path(path)].map(|path| candidate::file_id(&path))
 }
 
 #[cfg(test)]
@@ -627,17 +311,7 @@ mod tests {
             let db = Connection::open(&path).unwrap();
             let to_itself = "PRAGMA journal_mode=WAL; PRAGMA locking_mode=EXCLUSIVE";
             db.execute_batch(&format!("{to_itself}; CREATE TABLE t (x)")).unwrap();
-            let member = Member {
-                uri: format!("file:{}", path.display()),
-                replica: None,
-                set_wal: false,
-                found: true,
-                open: None,
-                known: None,
-                failed: None,
-                said: None,
-                unasked: false,
-            };
+            let member = Member::plain(&path);
             fleet.members.insert(path, member);
             db
         });
@@ -665,49 +339,5 @@ mod tests {
         }
         while !fleet.look() {}
         assert!(fleet.members.values().all(|member| member.open.is_some()));
-    }
-
-    #[test]
-    fn each_attempt_that_fails_makes_the_next_one_later() {
-        let folder = tempfile::tempdir().unwrap();
-        let (mut fleet, holders) = held(folder.path(), 1);
-        let (path, member) = fleet.members.iter_mut().next().unwrap();
-        let mut pauses = Vec::new();
-        for _ in 0..6 {
-            member.look(path, &mut Duration::default());
-            let failed = member.failed.as_mut().unwrap();
-            pauses.push(failed.pause);
-            failed.again = Instant::now();
-        }
-        assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 8000].map(Duration::from_millis));
-
-        // Before its time nothing is tried.
-        member.failed.as_mut().unwrap().again += Duration::from_hours(1);
-        drop(holders);
-        member.look(path, &mut Duration::default());
-        assert!(member.open.is_none());
-        // Another file is.
-        member.failed.as_mut().unwrap().file = None;
-        member.look(path, &mut Duration::default());
-        assert!(member.open.is_some());
-    }
-
-    #[test]
-    fn a_database_that_left_wal_mode_is_not_held_open() {
-        let folder = tempfile::tempdir().unwrap();
-        let (mut fleet, holders) = held(folder.path(), 1);
-        drop(holders);
-        while !fleet.look() {}
-        let (path, member) = fleet.members.iter_mut().next().unwrap();
-        member.close(path);
-        let db = Connection::open(path).unwrap();
-        db.execute_batch("PRAGMA journal_mode=DELETE").unwrap();
-        member.look(path, &mut BUSY.clone());
-        assert!(member.open.is_none() && member.known.is_none());
-        assert_eq!(member.said.as_deref(), Some(OTHER_MODE));
-        db.execute_batch("PRAGMA journal_mode=WAL").unwrap();
-        member.failed = None;
-        member.look(path, &mut BUSY.clone());
-        assert!(member.open.is_some());
     }
 }

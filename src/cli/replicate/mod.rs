@@ -6,11 +6,14 @@
 mod candidate;
 mod child;
 mod fleet;
+mod folder;
 mod limits;
+mod member;
 mod notify;
 mod once;
 mod orphans;
 mod owner;
+mod refusal;
 mod signals;
 mod wanted;
 
