@@ -245,6 +245,9 @@ def test_sqlcipher(tmp_path):
 def test_tests_of_apsw(mode, tmp_path):
     """The tests put VFSes of their own above walferry's, which call it as no VFS of SQLite's does."""
     names = ["APSW.test" + name for name in OF_APSW.split()]
+    if mode == "wal":
+        # It asks which call seeds SQLite's random numbers: that may be one of a thread that replicates.
+        names.remove("APSW.testVFS")
     done = python(tmp_path, LOADED, *names, WALFERRY_JOURNAL_MODE=mode)
     assert "Ran %d tests" % len(names) in done.stderr and done.stderr.rstrip().endswith("OK"), done.stderr
 
