@@ -5,7 +5,7 @@
  *   guest codec EXT DB            a VFS above walferry's that changes every byte
  *   guest sums EXT DB             a VFS above walferry's, for connections that name it, with a sum in each page
  *   guest below EXT DB            walferry above a VFS that changes every byte
- *   guest named EXT DB            the same by the name of SQLite's own
+ *   guest named EXT DB [alone]    the same by the name of SQLite's own; with the database to itself
  *   guest dotfile EXT DB          SQLite's own VFS without shared memory as the default; the journal mode
  *   guest read DB                 the rows of such a database, through that VFS and without walferry
  *
@@ -211,7 +211,7 @@ static int single(const char *extension) {
     return 0;
 }
 
-static int beside(const char *name, const char *extension, const char *path) {
+static int beside(const char *name, const char *extension, const char *path, int is_alone) {
     sqlite3 *db;
     int is_above = !strcmp(name, "above");
     if (is_above) load(extension);
@@ -230,6 +230,7 @@ static int beside(const char *name, const char *extension, const char *path) {
 /* A new database that nobody puts into WAL mode, through a VFS that was registered after walferry's. */
 static int over(const char *name, int changes, const char *extension, const char *path) {
     sqlite3 *db;
+    if (is_alone) run(db, "PRAGMA locking_mode=EXCLUSIVE");
     int reserved = 8;
     load(extension);
     what_changes = changes;

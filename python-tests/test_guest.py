@@ -203,8 +203,9 @@ def test_vfs_below_changes_what_is_written(run, tmp_path):
     assert (tmp_path / "log").read_text().count("the VFS below") == 1
 
 
-def test_vfs_below_has_a_name_of_sqlites_own(run, tmp_path):
-    status = run("guest", "named", EXTENSION, tmp_path / "app.db")
+@pytest.mark.parametrize("how", [[], ["alone"]], ids=["normal", "exclusive"])
+def test_vfs_below_has_a_name_of_sqlites_own(how, run, tmp_path):
+    status = run("guest", "named", EXTENSION, tmp_path / "app.db", *how)
     assert '"state":"error"' in status and "gives other bytes for page 1" in status
     assert not (tmp_path / "replica").exists()
     assert run("guest", "read", tmp_path / "app.db", shipping=False) == "200"
@@ -218,6 +219,24 @@ def python(tmp_path, program, *arguments, **env):
                                WALFERRY_LOG_FILE=str(tmp_path / "log"), **env))
     assert done.returncode == 0, done.stdout + done.stderr
     return done
+def test_memory_that_is_not_to_be_had_while_the_extension_is_loaded(run, tmp_path):
+    """After an error nothing is left behind. SQLite closes the library then."""
+    env = {"WALFERRY_REPLICA": "file://%s/replica/{name}" % tmp_path}
+    assert run("guest", "memory", EXTENSION, tmp_path / "app.db", shipping=False, **env) == "end"
+
+
+def test_sqlite_is_shut_down_while_a_full_image_is_due(run, tmp_path):
+    """Nothing initializes SQLite again behind the application's back. Once that opens the database, it goes on."""
+    (tmp_path / "replica").write_text("in the way")
+    assert run("guest", "shutdown", EXTENSION, tmp_path / "app.db", tmp_path / "replica", tmp_path / "log") == "shut down"
+    assert newest(tmp_path) == [(200, "end")]
+
+
+def test_writer_that_waits_for_the_read_slots_is_in_no_other_connections_way(run, tmp_path):
+    assert run("guest", "waits", EXTENSION, tmp_path / "app.db") == "in time"
+    assert newest(tmp_path) == [(201, "end")]
+
+
 
 
 def test_open_that_fails_keeps_the_replica_from_no_other_database(tmp_path):

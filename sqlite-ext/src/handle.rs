@@ -306,7 +306,8 @@ impl Handle {
     }
 
     /// This connection has got the database to itself. Without a wal-index in shared memory it makes
-    /// one of its own from the WAL.
+    /// one of its own from the WAL. What an adopted connection does to the WAL then is not seen: its
+    /// index is not known.
     pub(crate) fn begin_alone(&self) {
         if self.shm.load(Ordering::Acquire).is_null() {
             let path = walferry::local::wal_path(self.database().path());
@@ -314,6 +315,9 @@ impl Handle {
             *self.last.lock() = self.index_alone();
         } else {
             *self.last.lock() = self.index();
+            if self.adopted {
+                return;
+            }
         }
     }
 

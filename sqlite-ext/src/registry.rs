@@ -259,6 +259,16 @@ impl Shimmed {
     ///
     /// The index is read under the pin, and the file is looked at after it: whatever is committed
     /// from then on counts in the index.
+        self.attach_through(None, index);
+    }
+
+    /// The same through the connection that has the database to itself: its lock is the guard, and there is
+    /// nobody to pin the WAL against.
+    pub(crate) fn attach_alone(&self, handle: &Handle, index: WalIndex) {
+        self.attach_through(Some(handle), || Some(index));
+    }
+
+    fn attach_through(&self, alone: Option<&Handle>, index: impl Fn() -> Option<WalIndex>) {
     pub(crate) fn attach(&self, index: impl Fn() -> Option<WalIndex>) {
         let _turn = self.turn.lock();
         if self.is_attached() || self.is_changed_beneath() {
@@ -268,7 +278,7 @@ impl Shimmed {
         self.attached.store(true, Ordering::Release);
         self.written.store(false, Ordering::Release);
         self.told.store(false, Ordering::Release);
-        if !self.repin() {
+        if alone.is_none() && !self.repin() {
             log::warn!(
                 "{}: its WAL cannot be protected from other processes for now",
                 self.database.path().display()
@@ -277,7 +287,12 @@ impl Shimmed {
         let guard = self.guard();
         let seen = index();
         let guard = guard.filter(|_| guard == self.guard());
-        let fingerprint = Fingerprint::of(self.database.path()).ok();
+        let now = Fingerprint::of(self.database.path()).ok();
+        // How the file was left before: known of one that was not written under the lock.
+        let fingerprint = match alone.map(|handle| handle.before.lock().take()) {
+            Some(before) => now.filter(|now| before.as_ref() == Some(now)),
+            None => now,
+        };
         self.database.attached(Attach { guard, index: seen, fingerprint }, &index);
     }
 

@@ -14,6 +14,7 @@ use super::{File, Vfs, guarded};
 use crate::api::{self, Api, RawFile, SQLITE_ERROR, SQLITE_OK};
 use crate::handle::Handle;
 use crate::inherited;
+use crate::main_file::MainFile;
 use crate::opening::{self, Opening, UriLookup};
 use crate::registry::{self, Shimmed};
 
@@ -73,10 +74,20 @@ unsafe extern "C" fn vfs_open(
         } else {
             (*file).pMethods = &raw const WAL_1;
             let Target::Wal(of) = handle else { return rc };
+            guarded((), || {
+                if let Some(handle) = alone_with(&of) {
+                    MainFile(&handle).opened_wal_alone();
+                }
+            });
             (*file.cast::<WalShim>()).of = Arc::into_raw(of);
         }
         rc
     }
+}
+
+/// The connection that has a database to itself: nobody else opens its WAL, or writes to it.
+pub(super) fn alone_with(of: &Shimmed) -> Option<Arc<Handle>> {
+    of.alone().filter(|handle| handle.is_current() && handle.is_exclusive())
 }
 
 /// What a file that is being opened belongs to.
