@@ -77,6 +77,13 @@ db.execute("CREATE TABLE t (x)")
 print(db.execute("SELECT walferry_sync(60000)").fetchone()[0])
 print(db.execute("SELECT json_array_length(walferry_status())").fetchone()[0])
 """
+NEVER_READ = LOAD + """
+sqlite3.connect("a/app.db").close()
+db = sqlite3.connect("b/app.db", isolation_level=None)
+db.execute("CREATE TABLE t (x)")
+print(db.execute("SELECT walferry_sync(60000)").fetchone()[0])
+print(db.execute("SELECT json_array_length(walferry_status())").fetchone()[0])
+"""
 SHARED_CACHE = """
 import os, sqlite3, sys
 sqlite3.enable_shared_cache(True)
@@ -244,6 +251,25 @@ def test_open_that_fails_keeps_the_replica_from_no_other_database(tmp_path):
     *failed, txid, number = python(tmp_path, FAILED_OPEN).stdout.splitlines()
     assert len(failed) == 2 and all("unable to open" in line for line in failed)
     assert (txid, number) == ("0000000000000001", "1")
+
+
+@pytest.mark.parametrize("journal", ["delete", "wal"])
+def test_database_that_was_never_read_keeps_its_replica_from_no_other(journal, tmp_path):
+    """A program that opens a file, reads nothing of it and closes it."""
+    for folder in "a", "b":
+        (tmp_path / folder).mkdir()
+    if journal == "wal":
+        with sqlite3.connect(tmp_path / "a" / "app.db") as db:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("CREATE TABLE t (x)")
+        db.close()
+    assert python(tmp_path, NEVER_READ).stdout == "0000000000000001\n1\n"
+
+
+def test_extension_is_loaded_again_by_a_statement(tmp_path):
+    """As by a pool, which does so for each connection."""
+    said = shell(tmp_path, *["SELECT load_extension('%s')" % EXTENSION] * 2, "SELECT walferry_version()")
+    assert re.match(r"\d+\.\d+", said.strip()), said
 
 
 def test_shared_cache_is_not_shared_with_walferry(tmp_path):

@@ -16,6 +16,7 @@ use crate::inherited;
 use crate::main_file::MainFile;
 use crate::registry::{self, Shimmed};
 use crate::opening;
+use crate::registry::{self, Shimmed};
 use crate::wal_file::WalFile;
 
 /// What stands where SQLite expects a file of ours: our own part, then the real file.
@@ -381,7 +382,13 @@ fn after_close(handle: Option<Arc<Handle>>) {
         // Never dropped: it is the parent's.
         std::mem::forget(handle);
     } else {
-        guarded((), || MainFile(&handle).after_close());
+        guarded((), || {
+            MainFile(&handle).after_close();
+            alive::closed();
+            let shimmed = handle.shimmed.clone();
+            drop(handle);
+            opening::closed(shimmed);
+        });
     }
 }
 
