@@ -8,6 +8,9 @@
  *   guest named EXT DB [alone]    the same by the name of SQLite's own; with the database to itself
  *   guest dotfile EXT DB          SQLite's own VFS without shared memory as the default; the journal mode
  *   guest read DB                 the rows of such a database, through that VFS and without walferry
+ *   guest memory EXT DB           loads walferry again and again, each time with another allocation that fails
+ *   guest shutdown EXT DB STORE LOG  shuts SQLite down while a full image is due
+ *   guest waits EXT DB            SQLite's own VFS, which waits for the read slots where they are asked for
  *
  * Each prints one line, and ends with 0.
  */
@@ -133,7 +136,9 @@ static int a_shm_lock(sqlite3_file *f, int at, int n, int flags) {
 }
 static void a_barrier(sqlite3_file *f) { REAL(f)->xShmBarrier(inner(f)); }
 static int a_unmap(sqlite3_file *f, int gone) { return REAL(f)->xShmUnmap(inner(f), gone); }
+static void before_shm_lock(int at, int n, int flags);
 
+    before_shm_lock(at, n, flags);
 static const sqlite3_io_methods METHODS = {
     2, a_close, a_read, a_write, a_truncate, a_sync, a_size, a_lock, a_unlock, a_reserved, a_control,
     a_sector, a_device, a_map, a_shm_lock, a_barrier, a_unmap, NULL, NULL};

@@ -237,6 +237,13 @@ def test_sqlite_is_shut_down_while_a_full_image_is_due(run, tmp_path):
     (tmp_path / "replica").write_text("in the way")
     assert run("guest", "shutdown", EXTENSION, tmp_path / "app.db", tmp_path / "replica", tmp_path / "log") == "shut down"
     assert newest(tmp_path) == [(200, "end")]
+def python(tmp_path, program, *arguments, **env):
+    done = subprocess.run(
+        [sys.executable, "-c", program, EXTENSION, *arguments], text=True, capture_output=True, timeout=120,
+        cwd=tmp_path, env=dict(clean_environment(), WALFERRY_REPLICA="file://%s/{name}" % (tmp_path / "replica"),
+                               WALFERRY_LOG_FILE=str(tmp_path / "log"), **env))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
 
 
 def test_writer_that_waits_for_the_read_slots_is_in_no_other_connections_way(run, tmp_path):

@@ -31,7 +31,12 @@ impl Border for Edge {
         let held = shimmed.holds.set(self.number, hold);
         shimmed.repin_in_time();
         if let Some(pin) = shimmed.pin.lock().as_mut() {
-            if held { pin.hold_slot() } else { pin.drop_slot() }
+            match held {
+                true if shimmed.may_take_slots() => pin.hold_slot(),
+                // After that.
+                true => {}
+                false => pin.drop_slot(),
+            }
         }
     }
 
@@ -83,7 +88,7 @@ impl Border for Edge {
         let Some(shimmed) = find(&self.path) else { return Way::Shut };
         let _inside = inside::in_sqlite();
         let mut pin = shimmed.pin.lock();
-        if !shimmed.holds.any() {
+        if !shimmed.holds.any() || !shimmed.may_take_slots() {
             return Way::Shut;
         }
         pin.as_mut().map_or(Way::Shut, |pin| pin.give_way(captured, tail))

@@ -136,13 +136,7 @@ impl MainFile<'_> {
             return SQLITE_BUSY;
         }
         handle.database().restart_begins();
-        let mut pin = handle.shimmed.pin.lock();
-        if let Some(pin) = pin.as_mut() {
-            pin.drop_slot();
-        }
-        let rc = forward();
-        // What is shared with the sealer is locked before the pin, never after it.
-        drop(pin);
+        let rc = handle.shimmed.ask_for_slots(forward);
         if rc != SQLITE_OK {
             handle.database().restart_failed();
             handle.shimmed.hold_again();

@@ -34,7 +34,7 @@ impl PinnedReader {
     pub fn begin(shimmed: &Arc<Shimmed>, makes_room: bool) -> Option<PinnedReader> {
         let _inside = inside::in_sqlite();
         let mut pin = shimmed.pin.lock();
-        let pin = pin.as_mut()?;
+        let pin = pin.as_mut().filter(|_| shimmed.may_take_slots())?;
         let (read, index) = pin.begin_read(makes_room)?;
         let snapshot = snapshot(pin, index);
         if snapshot.is_none() {

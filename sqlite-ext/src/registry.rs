@@ -49,6 +49,8 @@ pub struct Shimmed {
     pub(crate) told: AtomicBool,
     /// Last frame at the last checkpoint that was let through with the gate shut.
     pub(crate) checkpointed: AtomicU32,
+    /// A writer of this process is asking for all read slots: the pin takes none. Changed with the pin locked.
+    asks: AtomicBool,
     /// The last frame up to which a checkpoint lets a read transaction of the pin's go on; `u32::MAX` while
     /// none is under way.
     pub(crate) reads_until: AtomicU32,
@@ -198,6 +200,7 @@ impl Shimmed {
             left: AtomicBool::new(false),
             told: AtomicBool::new(false),
             checkpointed: AtomicU32::new(0),
+            asks: AtomicBool::new(false),
             reads_until: AtomicU32::new(u32::MAX),
             pin: Mutex::new(None),
             keeper: Mutex::new(None),
@@ -342,7 +345,7 @@ impl Shimmed {
             return false;
         }
         if self.had_pin.load(Ordering::Acquire) || descriptors::scarce().is_none() {
-            *pin = Pin::take(api, self.vfs, path, self.holds.any());
+            *pin = Pin::take(api, self.vfs, path, self.may_take_slots() && self.holds.any());
         }
         self.had_pin.fetch_or(pin.is_some(), Ordering::AcqRel);
         *self.refused_at.lock() = pin.is_none().then(Instant::now);
@@ -459,10 +462,33 @@ impl Shimmed {
     pub(crate) fn found_outside_wal(&self) {
         let _turn = self.turn.lock();
         if !self.is_attached() {
+    /// Asks for all read slots as a writer of this process that begins the WAL anew, with the pin's given up.
+    /// The pin is not locked meanwhile: an SQLite that was built to wait for locks may wait here for another
+    /// process, and connections of this one need the pin when they are closed.
+    pub(crate) fn ask_for_slots(&self, ask: impl FnOnce() -> i32) -> i32 {
+        {
+            let mut pin = self.pin.lock();
+            self.asks.store(true, Ordering::Release);
+            if let Some(pin) = pin.as_mut() {
+                pin.drop_slot();
+            }
+        }
+        let rc = ask();
+        let _pin = self.pin.lock();
+        self.asks.store(false, Ordering::Release);
+        rc
+    }
+
+    /// True if the pin, which the caller has locked, may take read slots.
+    pub(crate) fn may_take_slots(&self) -> bool {
+        !self.asks.load(Ordering::Acquire)
+    }
+
             self.database.found_outside_wal();
         }
     }
 
+            && self.may_take_slots()
     /// After a new beginning that was let through, or failed.
     pub(crate) fn hold_again(&self) {
         if self.holds.any()

@@ -95,12 +95,64 @@ fn define_functions(api: &Api, db: api::Connection) {
     api.define(db, c"walferry_version", 0, Innocuous, version);
     // Those that wait, or tell of this machine and its replicas, are not for a view or trigger of a
     // database that somebody else made.
-    api.define(db, c"walferry_txid", 0, Direct, txid);
-    api.define(db, c"walferry_lag", 0, Direct, lag);
-    api.define(db, c"walferry_status", 0, Direct, status);
-    api.define(db, c"walferry_ping", -1, Direct, ping);
-    api.define(db, c"walferry_sync", -1, Direct, sync_now);
-    api.define(db, c"walferry_wait", -1, Direct, wait);
+    let all = [
+        first,
+        api.define(db, c"walferry_txid", 0, Direct, txid),
+        api.define(db, c"walferry_lag", 0, Direct, lag),
+        api.define(db, c"walferry_status", 0, Direct, status),
+        api.define(db, c"walferry_ping", -1, Direct, ping),
+        api.define(db, c"walferry_sync", -1, Direct, sync_now),
+        api.define(db, c"walferry_wait", -1, Direct, wait),
+    ];
+    // Busy: the connection has them, and is running a statement, which may be the one that loads.
+    match all.into_iter().find(|rc| !matches!(*rc, SQLITE_OK | SQLITE_BUSY)) {
+        None => Ok(()),
+        Some(rc) => Err(format!("SQLite refused walferry's SQL functions (error {rc})")),
+    }
+}
+
+/// The process in the line of forks.
+fn generation() -> *mut c_void {
+    std::ptr::without_provenance_mut(inside::generation() as usize)
+}
+
+/// Called by SQLite when a connection is closed of this process in the line of forks.
+unsafe extern "C" fn closed(of: *mut c_void) {
+    if of == generation() {
+        guarded((), alive::closed);
+    }
+}
+
+/// The mark of [`alive`].
+unsafe extern "C" fn nothing(
+    _db: api::Connection,
+    _message: *mut *mut c_char,
+    _routines: *const sys::sqlite3_api_routines,
+) -> c_int {
+    SQLITE_OK
+}
+
+/// Sets the mark of [`alive`]. May initialize SQLite.
+pub fn set_mark(api: &Api) -> bool {
+    api.on_open(as_extension(nothing)) == SQLITE_OK
+}
+
+/// Takes it away. False where it was not there.
+pub fn take_mark(api: &Api) -> bool {
+    api.not_on_open(as_extension(nothing))
+}
+
+type OnOpen = unsafe extern "C" fn(
+    api::Connection,
+    *mut *mut c_char,
+    *const sys::sqlite3_api_routines,
+) -> c_int;
+
+/// An automatic extension, as it is registered.
+fn as_extension(called: OnOpen) -> unsafe extern "C" fn() {
+    // SAFETY: SQLite calls an automatic extension with an entry point's arguments, whatever type the
+    // registration asks for (https://sqlite.org/c3ref/auto_extension.html).
+    unsafe { std::mem::transmute::<OnOpen, unsafe extern "C" fn()>(called) }
 }
 
 /// Called by SQLite for each connection that is opened after the extension was loaded.
@@ -135,22 +187,7 @@ pub unsafe extern "C" fn sqlite3_walferry_init(
         define_functions(api, db);
         adopt(api, db, c"main");
         functions::prepare_connection(api, db);
-        // SAFETY: SQLite calls an automatic extension with an entry point's arguments, whatever
-        // type the registration asks for (https://sqlite.org/c3ref/auto_extension.html).
-        let entry = unsafe {
-            std::mem::transmute::<
-                unsafe extern "C" fn(
-                    api::Connection,
-                    *mut *mut c_char,
-                    *const sys::sqlite3_api_routines,
-                ) -> c_int,
-                unsafe extern "C" fn(),
-            >(on_open)
-        };
-        match api.on_open(entry) {
-            SQLITE_OK => Ok(()),
-            rc => Err(format!("SQLite refused the automatic extension (error {rc})")),
-        }
+        Ok(())
     });
     match result {
         Ok(()) => sys::SQLITE_OK_LOAD_PERMANENTLY,
