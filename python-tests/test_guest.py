@@ -118,7 +118,7 @@ runpy.run_module("apsw.tests", run_name="__main__", alter_sys=True)
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("programs")
-    for name, libraries in ("guest", ["-lsqlite3"]), ("unload", ["-ldl"]):
+    for name, libraries in ("guest", ["-lsqlite3", "-lpthread", "-ldl"]), ("unload", ["-ldl"]):
         subprocess.run(["cc", "-O1", "-Wall", "-o", folder / name, os.path.join(HERE, name + ".c"), *libraries],
                        check=True)
     return folder
@@ -219,13 +219,6 @@ def test_vfs_below_has_a_name_of_sqlites_own(how, run, tmp_path):
     assert (tmp_path / "log").read_text().count("gives other bytes") == 1
 
 
-def python(tmp_path, program, *arguments, **env):
-    done = subprocess.run(
-        [sys.executable, "-c", program, EXTENSION, *arguments], text=True, capture_output=True, timeout=120,
-        cwd=tmp_path, env=dict(clean_environment(), WALFERRY_REPLICA="file://%s/{name}" % (tmp_path / "replica"),
-                               WALFERRY_LOG_FILE=str(tmp_path / "log"), **env))
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
 def test_memory_that_is_not_to_be_had_while_the_extension_is_loaded(run, tmp_path):
     """After an error nothing is left behind. SQLite closes the library then."""
     env = {"WALFERRY_REPLICA": "file://%s/replica/{name}" % tmp_path}
@@ -237,13 +230,6 @@ def test_sqlite_is_shut_down_while_a_full_image_is_due(run, tmp_path):
     (tmp_path / "replica").write_text("in the way")
     assert run("guest", "shutdown", EXTENSION, tmp_path / "app.db", tmp_path / "replica", tmp_path / "log") == "shut down"
     assert newest(tmp_path) == [(200, "end")]
-def python(tmp_path, program, *arguments, **env):
-    done = subprocess.run(
-        [sys.executable, "-c", program, EXTENSION, *arguments], text=True, capture_output=True, timeout=120,
-        cwd=tmp_path, env=dict(clean_environment(), WALFERRY_REPLICA="file://%s/{name}" % (tmp_path / "replica"),
-                               WALFERRY_LOG_FILE=str(tmp_path / "log"), **env))
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
 
 
 def test_writer_that_waits_for_the_read_slots_is_in_no_other_connections_way(run, tmp_path):
@@ -251,6 +237,13 @@ def test_writer_that_waits_for_the_read_slots_is_in_no_other_connections_way(run
     assert newest(tmp_path) == [(201, "end")]
 
 
+def python(tmp_path, program, *arguments, **env):
+    done = subprocess.run(
+        [sys.executable, "-c", program, EXTENSION, *arguments], text=True, capture_output=True, timeout=120,
+        cwd=tmp_path, env=dict(clean_environment(), WALFERRY_REPLICA="file://%s/{name}" % (tmp_path / "replica"),
+                               WALFERRY_LOG_FILE=str(tmp_path / "log"), **env))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
 
 
 def test_open_that_fails_keeps_the_replica_from_no_other_database(tmp_path):

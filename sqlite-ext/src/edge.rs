@@ -14,7 +14,7 @@ use crate::inside;
 use crate::pin::Pin;
 use crate::pinned_reader::PinnedReader;
 use crate::reader::SnapshotReader;
-use crate::registry::find;
+use crate::registry::{self, find};
 
 /// The sealer's way to the database.
 pub struct Edge {
@@ -27,8 +27,8 @@ pub struct Edge {
 impl Border for Edge {
     fn hold(&self, hold: bool) {
         let Some(shimmed) = find(&self.path) else { return };
-        let _inside = inside::in_sqlite();
         let held = shimmed.holds.set(self.number, hold);
+        let Some(_inside) = inside::in_sqlite() else { return };
         shimmed.repin_in_time();
         if let Some(pin) = shimmed.pin.lock().as_mut() {
             match held {
@@ -50,16 +50,17 @@ impl Border for Edge {
 
     fn frame_pages(&self, index: &WalIndex, first: u32, last: u32) -> Option<Vec<u32>> {
         let shimmed = find(&self.path)?;
-        let _inside = inside::in_sqlite();
+        let _inside = inside::in_sqlite()?;
         shimmed.pin.lock().as_mut()?.frame_pages(index, first, last)
     }
 
     fn checkpoint(&self) -> std::io::Result<bool> {
-        let Some(shimmed) = find(&self.path) else { return Ok(false) };
         let api = api::api().ok_or_else(|| std::io::Error::other("SQLite is not there"))?;
-        let _inside = inside::in_sqlite();
+        // Entered first, and left last: the connection may be closed with what is known of the database.
+        let _inside = inside::in_sqlite().ok_or_else(inside::shut_down)?;
+        let Some(shimmed) = find(&self.path) else { return Ok(false) };
         let mut keeper = shimmed.keeper.lock();
-        if shimmed.is_asked_for() {
+        if shimmed.is_asked_for() || !shimmed.is_attached() {
             return Ok(false);
         }
         let keeper = match &mut *keeper {
@@ -80,13 +81,13 @@ impl Border for Edge {
 
     fn hold_checkpoints(&self, hold: bool) -> bool {
         let Some(shimmed) = find(&self.path) else { return false };
-        let _inside = inside::in_sqlite();
+        let Some(_inside) = inside::in_sqlite() else { return false };
         shimmed.pin.lock().as_mut().is_some_and(|pin| pin.hold_checkpoints(hold))
     }
 
     fn give_way(&self, captured: (Salts, u32), tail: u32) -> Way {
         let Some(shimmed) = find(&self.path) else { return Way::Shut };
-        let _inside = inside::in_sqlite();
+        let Some(_inside) = inside::in_sqlite() else { return Way::Shut };
         let mut pin = shimmed.pin.lock();
         if !shimmed.holds.any() || !shimmed.may_take_slots() {
             return Way::Shut;
@@ -96,7 +97,7 @@ impl Border for Edge {
 
     fn take_back(&self) -> bool {
         let Some(shimmed) = find(&self.path) else { return true };
-        let _inside = inside::in_sqlite();
+        let Some(_inside) = inside::in_sqlite() else { return false };
         let mut pin = shimmed.pin.lock();
         pin.as_mut().is_none_or(Pin::take_back)
     }
@@ -107,7 +108,10 @@ impl Border for Edge {
         if !opened.is_some_and(|opened| is_replaced(opened, &self.path)) {
             return !shimmed.is_orphaned();
         }
-        shimmed.orphan();
+        // Taken in the order of a fork, which keeps this thread out of SQLite.
+        let renewal = registry::renewal();
+        let _inside = inside::in_sqlite();
+        shimmed.orphan_in(&renewal);
         false
     }
 

@@ -235,11 +235,7 @@ impl Shimmed {
 
     /// The file was deleted or replaced while it was open: SQLite goes on with a file that no path
     /// names, and nobody could ever restore to it.
-    pub(crate) fn orphan(&self) {
-        self.orphan_in(&renewal());
-    }
-
-    fn orphan_in(&self, _: &std::sync::MutexGuard<'static, ()>) {
+    pub(crate) fn orphan_in(&self, _: &std::sync::MutexGuard<'static, ()>) {
         if self.orphaned.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -262,6 +258,7 @@ impl Shimmed {
     ///
     /// The index is read under the pin, and the file is looked at after it: whatever is committed
     /// from then on counts in the index.
+    pub(crate) fn attach(&self, index: impl Fn() -> Option<WalIndex>) {
         self.attach_through(None, index);
     }
 
@@ -272,7 +269,6 @@ impl Shimmed {
     }
 
     fn attach_through(&self, alone: Option<&Handle>, index: impl Fn() -> Option<WalIndex>) {
-    pub(crate) fn attach(&self, index: impl Fn() -> Option<WalIndex>) {
         let _turn = self.turn.lock();
         if self.is_attached() || self.is_changed_beneath() {
             return;
@@ -462,6 +458,10 @@ impl Shimmed {
     pub(crate) fn found_outside_wal(&self) {
         let _turn = self.turn.lock();
         if !self.is_attached() {
+            self.database.found_outside_wal();
+        }
+    }
+
     /// Asks for all read slots as a writer of this process that begins the WAL anew, with the pin's given up.
     /// The pin is not locked meanwhile: an SQLite that was built to wait for locks may wait here for another
     /// process, and connections of this one need the pin when they are closed.
@@ -484,15 +484,11 @@ impl Shimmed {
         !self.asks.load(Ordering::Acquire)
     }
 
-            self.database.found_outside_wal();
-        }
-    }
-
-            && self.may_take_slots()
     /// After a new beginning that was let through, or failed.
     pub(crate) fn hold_again(&self) {
         if self.holds.any()
             && let Some(pin) = self.pin.lock().as_mut()
+            && self.may_take_slots()
         {
             pin.hold_slot();
         }

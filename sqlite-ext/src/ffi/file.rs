@@ -9,12 +9,12 @@ use libsqlite3_sys as sys;
 
 use super::vfs::alone_with;
 use super::{File, guarded};
+use crate::alive;
 use crate::api::{self, RawFile, SQLITE_IOERR, SQLITE_OK, Shm};
 use crate::fork;
 use crate::handle::Handle;
 use crate::inherited;
 use crate::main_file::MainFile;
-use crate::registry::{self, Shimmed};
 use crate::opening;
 use crate::registry::{self, Shimmed};
 use crate::wal_file::WalFile;

@@ -278,6 +278,11 @@ pub fn stands_above(api: &Api) -> bool {
     api.all_vfs().into_iter().any(|vfs| vfs != ours && !older.contains(&vfs.addr()))
 }
 
+/// True if our VFS was registered, perhaps before a `sqlite3_shutdown()`.
+pub(super) fn is_registered() -> bool {
+    !OURS.load(Ordering::Acquire).is_null()
+}
+
 fn registered_with(rc: c_int) -> Result<(), String> {
     match rc {
         SQLITE_OK => Ok(()),
