@@ -5,18 +5,26 @@
  *   guest codec EXT DB            a VFS above walferry's that changes every byte
  *   guest sums EXT DB             a VFS above walferry's, for connections that name it, with a sum in each page
  *   guest below EXT DB            walferry above a VFS that changes every byte
- *   guest named EXT DB            the same by the name of SQLite's own
+ *   guest named EXT DB [alone]    the same by the name of SQLite's own; with the database to itself
  *   guest dotfile EXT DB          SQLite's own VFS without shared memory as the default; the journal mode
  *   guest read DB                 the rows of such a database, through that VFS and without walferry
+ *   guest memory EXT DB           loads walferry again and again, each time with another allocation that fails
+ *   guest shutdown EXT DB STORE LOG  shuts SQLite down while a full image is due
+ *   guest waits EXT DB            SQLite's own VFS, which waits for the read slots where they are asked for
  *
  * Each prints one line, and ends with 0.
  */
 #define _GNU_SOURCE
+#include <dlfcn.h>
+#include <glob.h>
+#include <pthread.h>
 #include <sqlite3.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #define ROWS 200
@@ -128,7 +136,9 @@ static int a_device(sqlite3_file *f) { return REAL(f)->xDeviceCharacteristics(in
 static int a_map(sqlite3_file *f, int at, int n, int extend, void volatile **out) {
     return REAL(f)->xShmMap(inner(f), at, n, extend, out);
 }
+static void before_shm_lock(int at, int n, int flags);
 static int a_shm_lock(sqlite3_file *f, int at, int n, int flags) {
+    before_shm_lock(at, n, flags);
     return REAL(f)->xShmLock(inner(f), at, n, flags);
 }
 static void a_barrier(sqlite3_file *f) { REAL(f)->xShmBarrier(inner(f)); }
@@ -211,7 +221,7 @@ static int single(const char *extension) {
     return 0;
 }
 
-static int beside(const char *name, const char *extension, const char *path) {
+static int beside(const char *name, const char *extension, const char *path, int is_alone) {
     sqlite3 *db;
     int is_above = !strcmp(name, "above");
     if (is_above) load(extension);
@@ -220,6 +230,7 @@ static int beside(const char *name, const char *extension, const char *path) {
     whole();
     if (!is_above) load(extension);
     if (sqlite3_open(path, &db) != SQLITE_OK) fail("open", sqlite3_errmsg(db));
+    if (is_alone) run(db, "PRAGMA locking_mode=EXCLUSIVE");
     work(db);
     if (is_above) one(db, "SELECT walferry_sync(20000)");
     puts(one(db, "SELECT walferry_status()"));
@@ -276,15 +287,190 @@ static int read_back(const char *path) {
     return 0;
 }
 
+/* ---- memory that is not to be had ------------------------------------------------------------ */
+
+static sqlite3_mem_methods sqlites;
+static int until_failure = -1; /* allocations; below 0 none fails */
+static int fails_on, failed;
+
+static int is_denied(void) {
+    if (until_failure < 0 || until_failure-- > 0) return 0;
+    if (fails_on) until_failure = 0;
+    failed = 1;
+    return 1;
+}
+static void *some(int n) { return is_denied() ? NULL : sqlites.xMalloc(n); }
+static void *more(void *old, int n) { return is_denied() ? NULL : sqlites.xRealloc(old, n); }
+
+static int loaded;
+
+static void *try_to_load(void *extension) {
+    sqlite3 *db;
+    int at = until_failure;
+    until_failure = -1;
+    sqlite3_open(":memory:", &db);
+    sqlite3_db_config(db, SQLITE_DBCONFIG_ENABLE_LOAD_EXTENSION, 1, NULL);
+    until_failure = at;
+    loaded = sqlite3_load_extension(db, extension, NULL, NULL) == SQLITE_OK;
+    until_failure = -1;
+    sqlite3_close(db);
+    return NULL;
+}
+
+/* One attempt, in a process of its own: 1 if no allocation had to fail. A library stays for as long as a
+ * thread that has used it; so this one ends, and then the library is closed once more. */
+static int with_failure(const char *extension, const char *path, int at, int on) {
+    sqlite3 *db;
+    pthread_t thread;
+    char name[4000];
+    until_failure = at, fails_on = on;
+    pthread_create(&thread, NULL, try_to_load, (void *) extension);
+    pthread_join(thread, NULL);
+    dlclose(dlopen(extension, RTLD_NOW));
+    if (loaded && !failed) return 1;
+    if (!loaded && sqlite3_vfs_find("walferry")) fail("load", "an error, and the VFS is left");
+    snprintf(name, sizeof name, "%s.%d.%d", path, at, on);
+    if (sqlite3_open(name, &db) != SQLITE_OK) fail("open", sqlite3_errmsg(db));
+    run(db, "PRAGMA journal_mode=WAL; CREATE TABLE t (x)");
+    sqlite3_close(db);
+    load(extension);
+    if (sqlite3_open(name, &db) != SQLITE_OK) fail("open", sqlite3_errmsg(db));
+    run(db, "INSERT INTO t VALUES ('end')");
+    if (at % 10 == 0) run(db, "SELECT walferry_sync(60000)");
+    sqlite3_close(db);
+    return 0;
+}
+
+static int memory(const char *extension, const char *path) {
+    sqlite3_mem_methods ours;
+    sqlite3_config(SQLITE_CONFIG_GETMALLOC, &sqlites);
+    ours = sqlites, ours.xMalloc = some, ours.xRealloc = more;
+    sqlite3_config(SQLITE_CONFIG_MALLOC, &ours);
+    for (int on = 0; on < 2; on++) {
+        int at = 0, status = 0;
+        do {
+            pid_t child = fork();
+            if (child == 0) _exit(with_failure(extension, path, at, on) ? 77 : 0);
+            waitpid(child, &status, 0);
+            if (status && status != 77 << 8) {
+                fprintf(stderr, "allocation %d: status %x\n", at, status);
+                return 1;
+            }
+            at++;
+        } while (status == 0);
+        if (at < 10) fail("memory", "no allocations");
+    }
+    puts("end");
+    return 0;
+}
+
+/* ---- sqlite3_shutdown() ---------------------------------------------------------------------- */
+
+static int exists(const char *pattern) {
+    glob_t found;
+    int rc = glob(pattern, 0, NULL, &found);
+    globfree(&found);
+    return rc == 0;
+}
+
+static int says(const char *path, const char *words) {
+    char line[4000];
+    int said = 0;
+    FILE *file = fopen(path, "r");
+    while (file && !said && fgets(line, sizeof line, file)) said = strstr(line, words) != NULL;
+    if (file) fclose(file);
+    return said;
+}
+
+/* A file is where the store's folder should be, for as long as SQLite is not shut down. */
+static int shut_down(const char *extension, const char *path, const char *store, const char *log) {
+    sqlite3 *db;
+    char image[4000];
+    snprintf(image, sizeof image, "%s/ltx/9/*.ltx", store);
+    load(extension);
+    if (sqlite3_open(path, &db) != SQLITE_OK) fail("open", sqlite3_errmsg(db));
+    work(db);
+    sqlite3_close(db);
+    if (sqlite3_shutdown() != SQLITE_OK) fail("shutdown", "refused");
+    if (unlink(store)) fail("unlink", store);
+    for (int waited = 0; !exists(image) && !says(log, "has shut SQLite down"); waited++) {
+        if (waited > 6000) fail("shutdown", "nothing happens");
+        usleep(10000);
+    }
+    printf("%s\n", sqlite3_config(SQLITE_CONFIG_URI, 0) == SQLITE_OK ? "shut down" : "initialized");
+    load(extension);
+    if (sqlite3_open(path, &db) != SQLITE_OK) fail("open", sqlite3_errmsg(db));
+    run(db, "SELECT walferry_sync(60000)");
+    sqlite3_close(db);
+    return 0;
+}
+
+/* ---- a lock that is waited for --------------------------------------------------------------- */
+
+static pthread_mutex_t slots_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t news = PTHREAD_COND_INITIALIZER;
+static enum { NEVER, WANTED, ASKED, DONE, LATE } slots;
+
+/* As SQLite's own does, built with SQLITE_ENABLE_SETLK_TIMEOUT, while a reader of another process has one. */
+static void before_shm_lock(int at, int n, int flags) {
+    struct timespec end;
+    pthread_mutex_lock(&slots_lock);
+    if (slots == WANTED && at == 4 && n == 4 && flags == (SQLITE_SHM_LOCK | SQLITE_SHM_EXCLUSIVE)) {
+        slots = ASKED;
+        pthread_cond_broadcast(&news);
+        clock_gettime(CLOCK_REALTIME, &end);
+        end.tv_sec += 20;
+        while (slots == ASKED)
+            if (pthread_cond_timedwait(&news, &slots_lock, &end)) slots = LATE;
+    }
+    pthread_mutex_unlock(&slots_lock);
+}
+
+static void *begins_anew(void *db) {
+    run(db, "PRAGMA wal_checkpoint(RESTART)");
+    return NULL;
+}
+
+static int waits(const char *extension, const char *path) {
+    sqlite3 *db, *other;
+    pthread_t thread;
+    around_default("unix", 0, 1);
+    whole();
+    load(extension);
+    if (sqlite3_open(path, &db) != SQLITE_OK) fail("open", sqlite3_errmsg(db));
+    work(db);
+    run(db, "SELECT walferry_sync(60000)");
+    slots = WANTED;
+    pthread_create(&thread, NULL, begins_anew, db);
+    pthread_mutex_lock(&slots_lock);
+    while (slots == WANTED) pthread_cond_wait(&news, &slots_lock);
+    pthread_mutex_unlock(&slots_lock);
+    if (sqlite3_open(path, &other) != SQLITE_OK) fail("open", sqlite3_errmsg(other));
+    one(other, "SELECT count(*) FROM t");
+    sqlite3_close(other);
+    pthread_mutex_lock(&slots_lock);
+    puts(slots == ASKED ? "in time" : "late");
+    slots = DONE;
+    pthread_cond_broadcast(&news);
+    pthread_mutex_unlock(&slots_lock);
+    pthread_join(thread, NULL);
+    run(db, "INSERT INTO t (x) VALUES ('end'); SELECT walferry_sync(60000)");
+    sqlite3_close(db);
+    return 0;
+}
+
 int main(int count, char **args) {
     const char *what = count > 2 ? args[1] : "";
     if (!strcmp(what, "single")) return single(args[2]);
-    if (!strcmp(what, "above") && count > 3) return beside("above", args[2], args[3]);
+    if (!strcmp(what, "above") && count > 3) return beside("above", args[2], args[3], 0);
     if (!strcmp(what, "codec") && count > 3) return over("codec", BYTES, args[2], args[3]);
     if (!strcmp(what, "sums") && count > 3) return over("sums", SUMS, args[2], args[3]);
     if (!strcmp(what, "dotfile") && count > 3) return dotfile(args[2], args[3]);
-    if (!strcmp(what, "below") && count > 3) return beside("below", args[2], args[3]);
-    if (!strcmp(what, "named") && count > 3) return beside("unix", args[2], args[3]);
+    if (!strcmp(what, "below") && count > 3) return beside("below", args[2], args[3], 0);
+    if (!strcmp(what, "named") && count > 3) return beside("unix", args[2], args[3], count > 4);
+    if (!strcmp(what, "memory") && count > 3) return memory(args[2], args[3]);
+    if (!strcmp(what, "shutdown") && count > 5) return shut_down(args[2], args[3], args[4], args[5]);
+    if (!strcmp(what, "waits") && count > 3) return waits(args[2], args[3]);
     if (!strcmp(what, "read")) return read_back(args[2]);
     fail("usage", "see the top of guest.c");
 }

@@ -292,6 +292,86 @@ def test_exclusive_session_that_finds_a_wal_needs_no_comparison(kind, new_host, 
     assert_same_rows(replica, database, tmp_path)
 
 
+LEFT = {
+    "by a process with walferry": lambda new_host, replica, *at: opened(
+        new_host(at[1], replica, env={"WALFERRY_SYNC_INTERVAL": "1h"}), at[0]),
+    "by a process without": lambda new_host, replica, *at: plain_host(new_host, *at),
+}
+
+
+@pytest.mark.parametrize("kind", OLD_AND_NEW)
+@pytest.mark.parametrize("asks", [True, False], ids=["asked for", "by itself"])
+@pytest.mark.parametrize("left", LEFT)
+def test_exclusive_session_that_only_reads_ships_the_wal_that_it_finds(
+        left, asks, kind, new_host, replica, tmp_path):
+    database = tmp_path / "app.db"
+    ended(filled(new_host, replica, database, kind))
+    killed = LEFT[left](new_host, replica, database, kind)
+    for number in range(3):
+        killed.sql("UPDATE t SET x = 'left %d' WHERE id = 1" % number)
+    killed.kill()
+    assert wal(database).stat().st_size > 0
+    host = new_host(kind, replica)
+    host.call("open", "main", name=str(database), busy=0)  # without a statement
+    host.sql("PRAGMA locking_mode=EXCLUSIVE", "SELECT count(*) FROM t")
+
+    def arrived():
+        output = restore(replica, tmp_path / "arrived.db")
+        got = rows(output, "SELECT x FROM t WHERE id = 1")
+        output.unlink()
+        return got == [("left 2",)]
+
+    if asks:
+        host.sync()
+        assert arrived()
+    else:
+        until(arrived, "what was left")
+    host.sql("UPDATE t SET x = 'own' WHERE id = 2")
+    host.sync()
+    ended(host)
+    assert_same_rows(replica, database, tmp_path)
+
+
+@pytest.mark.parametrize("kind", OLD_AND_NEW)
+@pytest.mark.parametrize("asks", [True, False], ids=["asked for", "by itself"])
+def test_exclusive_session_that_only_reads_ships_a_database_that_is_new_to_it(
+        asks, kind, new_host, replica, tmp_path):
+    """In WAL mode, without a WAL."""
+    database = tmp_path / "app.db"
+    shell(database, "PRAGMA journal_mode=WAL", TABLE, "INSERT INTO t (x) VALUES ('before')")
+    host = new_host(kind, replica)
+    host.call("open", "main", name=str(database), busy=0)
+    host.sql("PRAGMA locking_mode=EXCLUSIVE", "SELECT count(*) FROM t")
+    if asks:
+        host.sync()
+    else:
+        until(lambda: replica.folder.exists() and replica.keys(), "an image")
+    host.sql("UPDATE t SET x = 'own' WHERE id = 1")
+    host.sync()
+    ended(host)
+    assert_same_rows(replica, database, tmp_path)
+
+
+@pytest.mark.parametrize("wrote", [True, False], ids=["killed", "closed"])
+def test_exclusive_session_that_was_open_before_walferry_says_true_or_fails(wrote, new_host, replica, tmp_path):
+    """What it writes to the WAL is not seen."""
+    database = tmp_path / "app.db"
+    ended(filled(new_host, replica, database))
+    if wrote:
+        killed = plain_host(new_host, database)
+        killed.sql("UPDATE t SET x = 'left' WHERE id = 1")
+        killed.kill()
+        assert wal(database).stat().st_size > 0
+    done = subprocess.run(
+        ["sqlite3", "-bail", database, "PRAGMA locking_mode=EXCLUSIVE", ".load %s" % EXTENSION,
+         "UPDATE t SET x = 'own' WHERE id = 2", "SELECT walferry_sync(5000)"], text=True, capture_output=True, timeout=60,
+        env=dict(clean_environment(), WALFERRY_REPLICA=replica.url, WALFERRY_LOG_FILE=str(tmp_path / "log")))
+    if done.returncode == 0:
+        assert_same_rows(replica, database, tmp_path)
+    else:
+        assert "not replicated" in done.stderr, done
+
+
 WAL, DELETE, EXCLUSIVE = "PRAGMA journal_mode=WAL", "PRAGMA journal_mode=DELETE", "PRAGMA locking_mode=EXCLUSIVE"
 CREATE, INSERT, READ = "CREATE TABLE t (x)", "INSERT INTO t VALUES (1)", "SELECT count(*) FROM t"
 # Ways into exclusive mode: what a program without walferry did before, and what this one does.

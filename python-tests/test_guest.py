@@ -77,6 +77,13 @@ db.execute("CREATE TABLE t (x)")
 print(db.execute("SELECT walferry_sync(60000)").fetchone()[0])
 print(db.execute("SELECT json_array_length(walferry_status())").fetchone()[0])
 """
+NEVER_READ = LOAD + """
+sqlite3.connect("a/app.db").close()
+db = sqlite3.connect("b/app.db", isolation_level=None)
+db.execute("CREATE TABLE t (x)")
+print(db.execute("SELECT walferry_sync(60000)").fetchone()[0])
+print(db.execute("SELECT json_array_length(walferry_status())").fetchone()[0])
+"""
 SHARED_CACHE = """
 import os, sqlite3, sys
 sqlite3.enable_shared_cache(True)
@@ -111,7 +118,7 @@ runpy.run_module("apsw.tests", run_name="__main__", alter_sys=True)
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("programs")
-    for name, libraries in ("guest", ["-lsqlite3"]), ("unload", ["-ldl"]):
+    for name, libraries in ("guest", ["-lsqlite3", "-lpthread", "-ldl"]), ("unload", ["-ldl"]):
         subprocess.run(["cc", "-O1", "-Wall", "-o", folder / name, os.path.join(HERE, name + ".c"), *libraries],
                        check=True)
     return folder
@@ -203,12 +210,31 @@ def test_vfs_below_changes_what_is_written(run, tmp_path):
     assert (tmp_path / "log").read_text().count("the VFS below") == 1
 
 
-def test_vfs_below_has_a_name_of_sqlites_own(run, tmp_path):
-    status = run("guest", "named", EXTENSION, tmp_path / "app.db")
+@pytest.mark.parametrize("how", [[], ["alone"]], ids=["normal", "exclusive"])
+def test_vfs_below_has_a_name_of_sqlites_own(how, run, tmp_path):
+    status = run("guest", "named", EXTENSION, tmp_path / "app.db", *how)
     assert '"state":"error"' in status and "gives other bytes for page 1" in status
     assert not (tmp_path / "replica").exists()
     assert run("guest", "read", tmp_path / "app.db", shipping=False) == "200"
     assert (tmp_path / "log").read_text().count("gives other bytes") == 1
+
+
+def test_memory_that_is_not_to_be_had_while_the_extension_is_loaded(run, tmp_path):
+    """After an error nothing is left behind. SQLite closes the library then."""
+    env = {"WALFERRY_REPLICA": "file://%s/replica/{name}" % tmp_path}
+    assert run("guest", "memory", EXTENSION, tmp_path / "app.db", shipping=False, **env) == "end"
+
+
+def test_sqlite_is_shut_down_while_a_full_image_is_due(run, tmp_path):
+    """Nothing initializes SQLite again behind the application's back. Once that opens the database, it goes on."""
+    (tmp_path / "replica").write_text("in the way")
+    assert run("guest", "shutdown", EXTENSION, tmp_path / "app.db", tmp_path / "replica", tmp_path / "log") == "shut down"
+    assert newest(tmp_path) == [(200, "end")]
+
+
+def test_writer_that_waits_for_the_read_slots_is_in_no_other_connections_way(run, tmp_path):
+    assert run("guest", "waits", EXTENSION, tmp_path / "app.db") == "in time"
+    assert newest(tmp_path) == [(201, "end")]
 
 
 def python(tmp_path, program, *arguments, **env):
@@ -225,6 +251,25 @@ def test_open_that_fails_keeps_the_replica_from_no_other_database(tmp_path):
     *failed, txid, number = python(tmp_path, FAILED_OPEN).stdout.splitlines()
     assert len(failed) == 2 and all("unable to open" in line for line in failed)
     assert (txid, number) == ("0000000000000001", "1")
+
+
+@pytest.mark.parametrize("journal", ["delete", "wal"])
+def test_database_that_was_never_read_keeps_its_replica_from_no_other(journal, tmp_path):
+    """A program that opens a file, reads nothing of it and closes it."""
+    for folder in "a", "b":
+        (tmp_path / folder).mkdir()
+    if journal == "wal":
+        with sqlite3.connect(tmp_path / "a" / "app.db") as db:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("CREATE TABLE t (x)")
+        db.close()
+    assert python(tmp_path, NEVER_READ).stdout == "0000000000000001\n1\n"
+
+
+def test_extension_is_loaded_again_by_a_statement(tmp_path):
+    """As by a pool, which does so for each connection."""
+    said = shell(tmp_path, *["SELECT load_extension('%s')" % EXTENSION] * 2, "SELECT walferry_version()")
+    assert re.match(r"\d+\.\d+", said.strip()), said
 
 
 def test_shared_cache_is_not_shared_with_walferry(tmp_path):

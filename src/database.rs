@@ -150,6 +150,11 @@ impl Shared {
         }
     }
 
+    /// True if nobody has read the database in this process, or written to it, and nothing is wrong with it.
+    fn has_seen_nothing(&self) -> bool {
+        self.commit_seq == 0 && self.outside.is_none() && self.report.state != "error"
+    }
+
     /// What the report says is of a file that was replaced, and the one in its place was opened since:
     /// the sealer has not taken that in.
     pub(crate) fn is_opened_again(&self) -> bool {
@@ -401,7 +406,9 @@ impl Database {
     pub fn disconnect(&self) -> bool {
         let last = self.with(|shared| {
             shared.connections = shared.connections.saturating_sub(1);
-            shared.connections == 0
+            let last = shared.connections == 0;
+            shared.settled |= last && shared.has_seen_nothing();
+            last
         });
         if last {
             self.send(Control::Disconnected(self.id));

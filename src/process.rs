@@ -362,8 +362,8 @@ impl Process {
         self.forget_at.store(FORGET_MIN.max(2 * databases.len()), Ordering::Relaxed);
     }
 
-    /// Forgets a database that is closed and owes nothing, or that was never opened: what is known of it is
-    /// with its files, and whoever opens it again reads them.
+    /// Forgets a database that is closed and owes nothing, or that was never opened or read: what is known of
+    /// it is with its files, and whoever opens it again reads them. Its replica is free for another database.
     pub fn forget_settled(&self, path: &Path) {
         let mut databases = self.databases.lock();
         let settled = databases.get(path).is_some_and(|known| {

@@ -19,7 +19,8 @@ use crate::inside;
 /// to another place. What the connection writes meanwhile is found out at the end.
 pub struct AloneReader {
     handle: Arc<Handle>,
-    file: OwnFile,
+    /// Until it is dropped.
+    file: Option<OwnFile>,
     snapshot: Snapshot,
     disturbances: u32,
 }
@@ -61,7 +62,7 @@ impl AloneReader {
         let page_count = index.map_or(in_file, |index| index.page_count);
         let page_size = page_size.ok_or_else(not_wal)?;
         let snapshot = Snapshot { page_size, page_count, index: seen };
-        Ok(AloneReader { handle, file, snapshot, disturbances })
+        Ok(AloneReader { handle, file: Some(file), snapshot, disturbances })
     }
 }
 
@@ -75,7 +76,7 @@ fn index_alone(handle: &Handle) -> Option<WalIndex> {
 /// Opens the file once more, through the VFS underneath, which closes no descriptor while locks of this
 /// process depend on it.
 fn open_alone(handle: &Handle) -> std::io::Result<OwnFile> {
-    let _inside = inside::in_sqlite();
+    let _inside = inside::in_sqlite().ok_or_else(inside::shut_down)?;
     let path = handle.database().path();
     let api = api::api().ok_or_else(|| std::io::Error::other("SQLite is not there"))?;
     let file = OwnFile::open(api, handle.shimmed.vfs.0, path)
@@ -93,7 +94,7 @@ fn read_alone(
     offset: u64,
     buffer: &mut [u8],
 ) -> std::io::Result<()> {
-    let _inside = inside::in_sqlite();
+    let _inside = inside::in_sqlite().ok_or_else(inside::shut_down)?;
     let readable = handle.readable.lock();
     if !*readable {
         return Err(std::io::Error::other("the connection that had it to itself has let it go"));
@@ -113,7 +114,8 @@ impl Reader for AloneReader {
     }
 
     fn read_main(&mut self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
-        read_alone(&self.handle, &self.file, offset, buffer)
+        let Some(file) = &self.file else { return Err(inside::shut_down()) };
+        read_alone(&self.handle, file, offset, buffer)
     }
 
     fn index_now(&self) -> Option<WalIndex> {
@@ -122,5 +124,16 @@ impl Reader for AloneReader {
 
     fn is_intact(&self) -> bool {
         self.disturbances == self.handle.disturbances.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for AloneReader {
+    fn drop(&mut self) {
+        let inside = inside::in_sqlite();
+        let file = self.file.take();
+        if inside.is_none() {
+            // It is one of an SQLite that was shut down.
+            std::mem::forget(file);
+        }
     }
 }

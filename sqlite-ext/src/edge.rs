@@ -14,7 +14,7 @@ use crate::inside;
 use crate::pin::Pin;
 use crate::pinned_reader::PinnedReader;
 use crate::reader::SnapshotReader;
-use crate::registry::{Shimmed, find};
+use crate::registry::{self, Shimmed, find};
 
 /// The sealer's way to the database.
 pub struct Edge {
@@ -29,13 +29,15 @@ impl Edge {
     /// has taken the place of the database, the WAL or the wal-index: they belong together no more.
     fn keep(
         &self,
-        shimmed: &Shimmed,
-        checkpoint: impl FnOnce(&OwnConnection) -> Result<Option<String>, String>,
+        checkpoint: impl FnOnce(&OwnConnection, &Shimmed) -> Result<Option<String>, String>,
     ) -> std::io::Result<bool> {
         let api = api::api().ok_or_else(|| std::io::Error::other("SQLite is not there"))?;
-        let _inside = inside::in_sqlite();
+        // Entered first, and left last: the connection may be closed with what is known of the database.
+        let _inside = inside::in_sqlite().ok_or_else(inside::shut_down)?;
+        let Some(shimmed) = find(&self.path) else { return Ok(false) };
         let mut keeper = shimmed.keeper.lock();
-        if shimmed.is_asked_for() || !self.is_in_place() || !shimmed.has_its_wal() {
+        let here = shimmed.is_attached() && self.is_in_place() && shimmed.has_its_wal();
+        if shimmed.is_asked_for() || !here {
             return Ok(false);
         }
         let keeper = match &mut *keeper {
@@ -45,18 +47,24 @@ impl Edge {
                 none.insert(opened.map_err(std::io::Error::other)?)
             }
         };
-        Ok(checkpoint(keeper).map_err(std::io::Error::other)?.as_deref() == Some("0"))
+        let busy = checkpoint(keeper, &shimmed).map_err(std::io::Error::other)?;
+        Ok(busy.as_deref() == Some("0"))
     }
 }
 
 impl Border for Edge {
     fn hold(&self, hold: bool) {
         let Some(shimmed) = find(&self.path) else { return };
-        let _inside = inside::in_sqlite();
         let held = shimmed.holds.set(self.number, hold);
+        let Some(_inside) = inside::in_sqlite() else { return };
         shimmed.repin_in_time();
         if let Some(pin) = shimmed.pin.lock().as_mut() {
-            if held { pin.hold_slot() } else { pin.drop_slot() }
+            match held {
+                true if shimmed.may_take_slots() => pin.hold_slot(),
+                // After that.
+                true => {}
+                false => pin.drop_slot(),
+            }
         }
     }
 
@@ -70,22 +78,18 @@ impl Border for Edge {
 
     fn frame_pages(&self, index: &WalIndex, first: u32, last: u32) -> Option<Vec<u32>> {
         let shimmed = find(&self.path)?;
-        let _inside = inside::in_sqlite();
+        let _inside = inside::in_sqlite()?;
         shimmed.pin.lock().as_mut()?.frame_pages(index, first, last)
     }
 
     fn checkpoint(&self) -> std::io::Result<bool> {
-        let Some(shimmed) = find(&self.path) else { return Ok(false) };
-        self.keep(&shimmed, |keeper| keeper.query(c"PRAGMA main.wal_checkpoint(PASSIVE)"))
+        self.keep(|keeper, _| keeper.query(c"PRAGMA main.wal_checkpoint(PASSIVE)"))
     }
 
     fn empty_wal(&self) -> std::io::Result<bool> {
-        let Some(shimmed) = find(&self.path) else { return Ok(false) };
-        self.keep(&shimmed, |keeper| {
-            if let Some(pin) = shimmed.pin.lock().as_mut() {
-                pin.drop_slot();
-            }
-            let busy = keeper.query(c"PRAGMA main.wal_checkpoint(TRUNCATE)");
+        self.keep(|keeper, shimmed| {
+            let empty = || keeper.query(c"PRAGMA main.wal_checkpoint(TRUNCATE)");
+            let busy = shimmed.ask_for_slots(empty);
             shimmed.hold_again();
             busy
         })
@@ -98,15 +102,15 @@ impl Border for Edge {
 
     fn hold_checkpoints(&self, hold: bool) -> bool {
         let Some(shimmed) = find(&self.path) else { return false };
-        let _inside = inside::in_sqlite();
+        let Some(_inside) = inside::in_sqlite() else { return false };
         shimmed.pin.lock().as_mut().is_some_and(|pin| pin.hold_checkpoints(hold))
     }
 
     fn give_way(&self, captured: (Salts, u32), tail: u32) -> Way {
         let Some(shimmed) = find(&self.path) else { return Way::Shut };
-        let _inside = inside::in_sqlite();
+        let Some(_inside) = inside::in_sqlite() else { return Way::Shut };
         let mut pin = shimmed.pin.lock();
-        if !shimmed.holds.any() {
+        if !shimmed.holds.any() || !shimmed.may_take_slots() {
             return Way::Shut;
         }
         pin.as_mut().map_or(Way::Shut, |pin| pin.give_way(captured, tail))
@@ -114,7 +118,7 @@ impl Border for Edge {
 
     fn take_back(&self) -> bool {
         let Some(shimmed) = find(&self.path) else { return true };
-        let _inside = inside::in_sqlite();
+        let Some(_inside) = inside::in_sqlite() else { return false };
         let mut pin = shimmed.pin.lock();
         pin.as_mut().is_none_or(Pin::take_back)
     }
@@ -125,7 +129,10 @@ impl Border for Edge {
         if !opened.is_some_and(|opened| is_replaced(opened, &self.path)) {
             return !shimmed.is_orphaned();
         }
-        shimmed.orphan();
+        // Taken in the order of a fork, which keeps this thread out of SQLite.
+        let renewal = registry::renewal();
+        let _inside = inside::in_sqlite();
+        shimmed.orphan_in(&renewal);
         false
     }
 

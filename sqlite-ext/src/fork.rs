@@ -1,8 +1,8 @@
 //! What makes a fork harmless, in parent and child.
 //!
 //! A child inherits SQLite's notes on which locks the process holds, but not the locks. So before a
-//! fork everything of ours gives its locks up: the pins, and the connections that read a database as
-//! a whole. The parent takes the pins again; a walk that was under way begins anew. Our threads do
+//! fork everything of ours gives its locks up: the pins, and the connections that checkpoint a database,
+//! or read it as a whole. The parent takes the pins again; a walk that was under way begins anew. Our threads do
 //! not exist in the child, and what they had is abandoned there: a database that is opened in the
 //! child starts threads of its own. Connections that were open at the fork must not be used in the
 //! child, as SQLite says (<https://sqlite.org/howtocorrupt.html#_carrying_an_open_database_across_a_fork_>);
@@ -14,6 +14,7 @@ use std::sync::{Arc, MutexGuard, RwLockWriteGuard, Weak};
 
 use walferry::process::{self, Forking};
 
+use crate::alive;
 use crate::api;
 use crate::configured::{self, Known};
 use crate::inherited;
@@ -36,6 +37,7 @@ struct Held {
     _configured: MutexGuard<'static, Known>,
     _in_sqlite: RwLockWriteGuard<'static, ()>,
     _inherited: MutexGuard<'static, Option<inherited::Known>>,
+    _mark: MutexGuard<'static, ()>,
     _renewal: MutexGuard<'static, ()>,
 }
 
@@ -56,11 +58,13 @@ pub fn prepare() {
     let renewal = registry::renewal();
     let inherited = inherited::known();
     let in_sqlite = inside::outside();
+    let mark = alive::turn();
     let adopted = registry::adopted_files();
     let databases = registry::databases();
     let all = databases.iter().flat_map(|databases| databases.values());
     let mut pinned = Vec::new();
     for shimmed in all.filter_map(Weak::upgrade) {
+        *shimmed.keeper.lock() = None;
         if shimmed.pin.lock().take().is_some() {
             pinned.push(shimmed);
         }
@@ -76,6 +80,7 @@ pub fn prepare() {
         _configured: configured,
         _in_sqlite: in_sqlite,
         _inherited: inherited,
+        _mark: mark,
         _renewal: renewal,
     };
     HELD.with(|cell| *cell.borrow_mut() = Some(held));
@@ -92,6 +97,7 @@ pub fn in_parent() {
 /// After it, in the child.
 pub fn in_child() {
     inside::next_generation();
+    alive::in_child();
     let Some(held) = HELD.with(|cell| cell.borrow_mut().take()) else { return };
     let Held { pinned, library, mut databases, .. } = held;
     // Not dropped: what they hold is the parent's.

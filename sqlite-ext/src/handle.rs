@@ -10,7 +10,8 @@ use walferry::units::{PageSize, Salts};
 use walferry::wal::evidence::Guard;
 use walferry::wal::{self, WalIndex};
 
-use crate::api::{RawFile, Shm};
+use crate::alive;
+use crate::api::{self, RawFile, Shm};
 use crate::beneath;
 use crate::ffi::Target;
 use crate::inside;
@@ -171,6 +172,10 @@ impl Handle {
             unheeded,
             persists: AtomicBool::new(false),
         });
+        if let Some(api) = api::api() {
+            alive::mark(api);
+        }
+        alive::opened();
         handle.shimmed.opened(&handle.this);
         if handle.shimmed.is_orphaned() {
             handle.leave();
@@ -306,9 +311,13 @@ impl Handle {
     }
 
     /// This connection has got the database to itself. Without a wal-index in shared memory it makes
-    /// one of its own from the WAL.
+    /// one of its own from the WAL. What an adopted connection does to the WAL then is not seen: its
+    /// index is not known.
     pub(crate) fn begin_alone(&self) {
         if self.shm.load(Ordering::Acquire).is_null() {
+            if self.adopted {
+                return;
+            }
             let path = walferry::local::wal_path(self.database().path());
             *self.written.lock() = WalWrites::recovered(&path);
             *self.last.lock() = self.index_alone();

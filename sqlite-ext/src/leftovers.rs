@@ -24,7 +24,7 @@ pub fn remove(api: &'static Api, vfs: BaseVfs, path: &Path) {
     if !is_left(path) || is_open(path) || ffi::stands_above(api) {
         return;
     }
-    let _inside = inside::in_sqlite();
+    let Some(_inside) = inside::in_sqlite() else { return };
     UNDER_WAY.fetch_add(1, Ordering::AcqRel);
     BEGUN.fetch_add(1, Ordering::AcqRel);
     for _ in 0..ATTEMPTS {

@@ -8,8 +8,10 @@
 //! database that is being opened. `main_file.rs` and `wal_file.rs` decide, on what `handle.rs` knows
 //! of a connection and `registry.rs` of a database. `edge.rs` is the sealer's way to a database:
 //! `pin.rs` keeps other processes from overwriting the WAL, `reader.rs` and `alone.rs` read the
-//! database as a whole. `fork.rs` makes a fork harmless, for what is `inside.rs` the host's SQLite.
+//! database as a whole. `fork.rs` makes a fork harmless, for what is `inside.rs` the host's SQLite, which
+//! nothing of ours calls once it is not `alive.rs` any more.
 
+mod alive;
 mod alone;
 mod api;
 mod beneath;
@@ -36,7 +38,7 @@ use std::sync::Once;
 pub use ffi::{sqlite3_extension_init, sqlite3_walferry_init};
 
 /// What happens once in a process when the extension is loaded: no thread, no file, no request.
-fn start(api: &'static api::Api) -> Result<(), String> {
+fn start(api: &'static api::Api) {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         if api::is_set_uid() {
@@ -48,6 +50,10 @@ fn start(api: &'static api::Api) -> Result<(), String> {
         api.keep_mapped();
         api::at_fork(ffi::before_fork, ffi::after_fork_in_parent, ffi::after_fork_in_child);
     });
+}
+
+/// Registers the VFS.
+fn register(api: &'static api::Api) -> Result<(), String> {
     ffi::register_vfs(api, is_default())
 }
 

@@ -40,6 +40,7 @@ impl Sink {
             To::Stderr => write(std::io::stderr(), &logging::line(self.format, record)),
             To::Host => {
                 if HOST_LOG.load(Ordering::Relaxed)
+                    && crate::alive::may_log()
                     && let Some(api) = crate::api::api()
                 {
                     let code =

@@ -3,9 +3,10 @@
 
 use std::sync::atomic::Ordering;
 
-use walferry::database::{Attach, WalEnd};
+use walferry::database::WalEnd;
 use walferry::finding::Finding;
 use walferry::local::state::Fingerprint;
+use walferry::wal::WalIndex;
 use walferry::wal::evidence::Restart;
 
 use crate::api::{
@@ -135,13 +136,7 @@ impl MainFile<'_> {
             return SQLITE_BUSY;
         }
         handle.database().restart_begins();
-        let mut pin = handle.shimmed.pin.lock();
-        if let Some(pin) = pin.as_mut() {
-            pin.drop_slot();
-        }
-        let rc = forward();
-        // What is shared with the sealer is locked before the pin, never after it.
-        drop(pin);
+        let rc = handle.shimmed.ask_for_slots(forward);
         if rc != SQLITE_OK {
             handle.database().restart_failed();
             handle.shimmed.hold_again();
@@ -348,18 +343,21 @@ impl MainFile<'_> {
             return;
         };
         *handle.last.lock() = Some(index);
-        if !handle.shimmed.is_attached() {
-            let before = handle.before.lock().take();
-            let fingerprint = Fingerprint::of(handle.database().path()).ok();
-            let fingerprint = fingerprint.filter(|now| before.as_ref() == Some(now));
-            let guard = *handle.guard.lock();
-            handle.database().attaching();
-            handle.shimmed.attached.store(true, Ordering::Release);
-            handle.shimmed.written.store(false, Ordering::Release);
-            let attach = Attach { guard, index: Some(index), fingerprint };
-            handle.database().attached(attach, &|| Some(index));
+        handle.shimmed.attach_alone(handle, index);
+        if handle.shimmed.is_attached() {
+            handle.database().committed(&|| Some(index));
         }
-        handle.database().committed(&|| Some(index));
+    }
+
+    /// The connection that has the database to itself has opened the WAL, and reads it next. What a process
+    /// that was killed has left there is taken in now: this connection may never commit anything.
+    pub fn opened_wal_alone(&self) {
+        let handle = self.0;
+        if handle.last.lock().is_none() {
+            handle.begin_alone();
+        }
+        let index = *handle.last.lock().get_or_insert(WalIndex::EMPTY);
+        handle.shimmed.attach_alone(handle, index);
     }
 
     /// After `xClose`.

@@ -120,6 +120,11 @@ pub fn replicated(path: &Path, lookup: &dyn Lookup, vfs: BaseVfs) -> Opening {
 /// Takes back what was done for a database that could not be opened: its replica is free for another.
 pub fn failed(target: Target) {
     let Target::Main(Replicated { shimmed, .. }) = target else { return };
+    closed(shimmed);
+}
+
+/// Gives the replica of a database back that was closed, if nobody has read it in this process.
+pub fn closed(shimmed: Arc<Shimmed>) {
     let path = shimmed.database.path().to_path_buf();
     drop(shimmed);
     if let Some(process) = Process::current() {

@@ -32,9 +32,9 @@ impl PinnedReader {
     /// Begins the transaction; `None` where the pin is not held or cannot begin one now. If it makes room,
     /// a writer of this process that begins the WAL anew ends it.
     pub fn begin(shimmed: &Arc<Shimmed>, makes_room: bool) -> Option<PinnedReader> {
-        let _inside = inside::in_sqlite();
+        let _inside = inside::in_sqlite()?;
         let mut pin = shimmed.pin.lock();
-        let pin = pin.as_mut()?;
+        let pin = pin.as_mut().filter(|_| shimmed.may_take_slots())?;
         let (read, index) = pin.begin_read(makes_room)?;
         let snapshot = snapshot(pin, index);
         if snapshot.is_none() {
@@ -46,7 +46,7 @@ impl PinnedReader {
 
     /// Calls this with the pin while the transaction goes on.
     fn with<T>(&self, call: impl FnOnce(&Pin) -> T) -> Option<T> {
-        let _inside = inside::in_sqlite();
+        let _inside = inside::in_sqlite()?;
         let pin = self.shimmed.pin.lock();
         pin.as_ref().filter(|pin| pin.is_reading(self.read)).map(call)
     }
@@ -102,7 +102,7 @@ impl Reader for PinnedReader {
 
 impl Drop for PinnedReader {
     fn drop(&mut self) {
-        let _inside = inside::in_sqlite();
+        let Some(_inside) = inside::in_sqlite() else { return };
         let mut pin = self.shimmed.pin.lock();
         if let Some(pin) = pin.as_mut().filter(|pin| pin.is_reading(self.read)) {
             pin.end_read();

@@ -36,6 +36,11 @@ impl Walk {
     pub fn end(&self) {
         *self.open.lock() = None;
     }
+
+    /// Leaves the connection as it is: it is one of an SQLite that was shut down.
+    fn abandon(&self) {
+        std::mem::forget(self.open.lock().take());
+    }
 }
 
 impl Drop for Open {
@@ -88,7 +93,7 @@ impl SnapshotReader {
     }
 
     fn try_begin(api: &'static Api, vfs: BaseVfs, path: &Path) -> Result<SnapshotReader, String> {
-        let _inside = inside::in_sqlite();
+        let _inside = inside::in_sqlite().ok_or_else(|| inside::shut_down().to_string())?;
         let made_wal = !walferry::local::wal_path(path).exists();
         let shimmed = registry::find(path);
         let connection = OwnConnection::open(api, vfs.0, path)?;
@@ -133,12 +138,12 @@ impl Reader for SnapshotReader {
     }
 
     fn index_now(&self) -> Option<WalIndex> {
-        let _inside = inside::in_sqlite();
+        let _inside = inside::in_sqlite()?;
         self.walk.open.lock().as_ref()?.file.shm_header(false).and_then(read_index)
     }
 
     fn read_main(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        let _inside = inside::in_sqlite();
+        let _inside = inside::in_sqlite().ok_or_else(inside::shut_down)?;
         match self.walk.open.lock().as_ref() {
             Some(open) => open.file.read(buffer, offset),
             None => Err(io::Error::other(
@@ -150,9 +155,9 @@ impl Reader for SnapshotReader {
 
 impl Drop for SnapshotReader {
     fn drop(&mut self) {
-        {
-            let _inside = inside::in_sqlite();
-            self.walk.end();
+        match inside::in_sqlite() {
+            Some(_inside) => self.walk.end(),
+            None => return self.walk.abandon(),
         }
         // It may have been the last connection that had the WAL open.
         let left = |shimmed: &Arc<Shimmed>| shimmed.left.load(Ordering::Acquire);

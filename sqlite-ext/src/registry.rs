@@ -50,6 +50,8 @@ pub struct Shimmed {
     pub(crate) told: AtomicBool,
     /// Last frame at the last checkpoint that was let through with the gate shut.
     pub(crate) checkpointed: AtomicU32,
+    /// A writer of this process is asking for all read slots: the pin takes none. Changed with the pin locked.
+    asks: AtomicBool,
     /// The last frame up to which a checkpoint lets a read transaction of the pin's go on; `u32::MAX` while
     /// none is under way.
     pub(crate) reads_until: AtomicU32,
@@ -201,6 +203,7 @@ impl Shimmed {
             left: AtomicBool::new(false),
             told: AtomicBool::new(false),
             checkpointed: AtomicU32::new(0),
+            asks: AtomicBool::new(false),
             reads_until: AtomicU32::new(u32::MAX),
             pin: Mutex::new(None),
             keeper: Mutex::new(None),
@@ -236,11 +239,7 @@ impl Shimmed {
 
     /// The file was deleted or replaced while it was open: SQLite goes on with a file that no path
     /// names, and nobody could ever restore to it.
-    pub(crate) fn orphan(&self) {
-        self.orphan_in(&renewal());
-    }
-
-    fn orphan_in(&self, _: &std::sync::MutexGuard<'static, ()>) {
+    pub(crate) fn orphan_in(&self, _: &std::sync::MutexGuard<'static, ()>) {
         if self.orphaned.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -264,6 +263,16 @@ impl Shimmed {
     /// The index is read under the pin, and the file is looked at after it: whatever is committed
     /// from then on counts in the index.
     pub(crate) fn attach(&self, index: impl Fn() -> Option<WalIndex>) {
+        self.attach_through(None, index);
+    }
+
+    /// The same through the connection that has the database to itself: its lock is the guard, and there is
+    /// nobody to pin the WAL against.
+    pub(crate) fn attach_alone(&self, handle: &Handle, index: WalIndex) {
+        self.attach_through(Some(handle), || Some(index));
+    }
+
+    fn attach_through(&self, alone: Option<&Handle>, index: impl Fn() -> Option<WalIndex>) {
         let _turn = self.turn.lock();
         if self.is_attached() || self.is_changed_beneath() {
             return;
@@ -273,7 +282,7 @@ impl Shimmed {
         self.attached.store(true, Ordering::Release);
         self.written.store(false, Ordering::Release);
         self.told.store(false, Ordering::Release);
-        if !self.repin() {
+        if alone.is_none() && !self.repin() {
             log::warn!(
                 "{}: its WAL cannot be protected from other processes for now",
                 self.database.path().display()
@@ -282,7 +291,12 @@ impl Shimmed {
         let guard = self.guard();
         let seen = index();
         let guard = guard.filter(|_| guard == self.guard());
-        let fingerprint = Fingerprint::of(self.database.path()).ok();
+        let now = Fingerprint::of(self.database.path()).ok();
+        // How the file was left before: known of one that was not written under the lock.
+        let fingerprint = match alone.map(|handle| handle.before.lock().take()) {
+            Some(before) => now.filter(|now| before.as_ref() == Some(now)),
+            None => now,
+        };
         self.database.attached(Attach { guard, index: seen, fingerprint }, &index);
     }
 
@@ -338,7 +352,7 @@ impl Shimmed {
             return false;
         }
         if self.had_pin.load(Ordering::Acquire) || descriptors::scarce().is_none() {
-            *pin = Pin::take(api, self.vfs, path, self.holds.any());
+            *pin = Pin::take(api, self.vfs, path, self.may_take_slots() && self.holds.any());
         }
         self.had_pin.fetch_or(pin.is_some(), Ordering::AcqRel);
         *self.refused_at.lock() = pin.is_none().then(Instant::now);
@@ -459,10 +473,33 @@ impl Shimmed {
         }
     }
 
+    /// Asks for all read slots as a writer of this process that begins the WAL anew, with the pin's given up.
+    /// The pin is not locked meanwhile: an SQLite that was built to wait for locks may wait here for another
+    /// process, and connections of this one need the pin when they are closed.
+    pub(crate) fn ask_for_slots<T>(&self, ask: impl FnOnce() -> T) -> T {
+        {
+            let mut pin = self.pin.lock();
+            self.asks.store(true, Ordering::Release);
+            if let Some(pin) = pin.as_mut() {
+                pin.drop_slot();
+            }
+        }
+        let answer = ask();
+        let _pin = self.pin.lock();
+        self.asks.store(false, Ordering::Release);
+        answer
+    }
+
+    /// True if the pin, which the caller has locked, may take read slots.
+    pub(crate) fn may_take_slots(&self) -> bool {
+        !self.asks.load(Ordering::Acquire)
+    }
+
     /// After a new beginning that was let through, or failed.
     pub(crate) fn hold_again(&self) {
         if self.holds.any()
             && let Some(pin) = self.pin.lock().as_mut()
+            && self.may_take_slots()
         {
             pin.hold_slot();
         }

@@ -64,11 +64,15 @@ impl WalFile<'_> {
     /// `walRestartHdr` has reset the shared wal-index by now: what was committed is known from before.
     fn before_overwrite(&self, salts: Option<Salts>) {
         let handle = self.0;
-        handle.disturb();
+        let last = handle.exclusive_index();
+        // The beginning of an empty WAL overwrites nothing.
+        if last.is_none_or(|last| last.max_frame > 0) {
+            handle.disturb();
+        }
         if !handle.is_exclusive() || !handle.shimmed.is_attached() {
             return;
         }
-        let Some(last) = handle.exclusive_index() else { return };
+        let Some(last) = last else { return };
         if salts == Some(last.salts) {
             return;
         }

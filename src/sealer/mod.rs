@@ -86,6 +86,8 @@ impl Sealer {
             Control::Ping(answer) => {
                 let _ = answer.try_send(());
             }
+            // Until it is read, there is nothing to do for it.
+            Control::Connected(id) if !self.replicas.contains_key(&id) => {}
             Control::Connected(id) | Control::Attached(id) | Control::Capture(id) => {
                 if let Some(replica) = self.replica(id) {
                     guard(replica, |replica| {

@@ -28,6 +28,16 @@ impl WalIndex {
         self.salts == earlier.salts && self.max_frame >= earlier.max_frame && more
     }
 
+    /// The wal-index that recovery makes of an empty WAL.
+    pub const EMPTY: WalIndex = WalIndex {
+        change: 0,
+        max_frame: 0,
+        page_count: 0,
+        page_size: PageSize::SMALLEST,
+        frame_checksum: (0, 0),
+        salts: Salts(0, 0),
+    };
+
     /// Bytes of one copy of the header; the second copy follows the first.
     pub const LEN: usize = 48;
 

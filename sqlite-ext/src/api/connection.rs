@@ -1,5 +1,6 @@
 //! Connections of our own.
 
+use std::cell::Cell;
 use std::ffi::{CStr, CString, c_int};
 use std::path::Path;
 use std::ptr::{self, NonNull};
@@ -8,6 +9,16 @@ use libsqlite3_sys as ffi;
 
 use super::file::RawFile;
 use super::{Api, Connection, SQLITE_OK, SQLITE_OPEN_PRIVATECACHE, SQLITE_OPEN_READWRITE};
+
+thread_local! {
+    /// This thread is opening a connection of our own.
+    static OPENS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// True if the connection that this thread opens is one of our own.
+pub fn is_own() -> bool {
+    OPENS.get()
+}
 
 /// A connection of our own.
 pub struct OwnConnection {
@@ -34,8 +45,10 @@ impl OwnConnection {
         use std::os::unix::ffi::OsStrExt;
         let name = CString::new(path.as_os_str().as_bytes()).map_err(|error| error.to_string())?;
         let mut db: Connection = ptr::null_mut();
+        OPENS.set(true);
         // SAFETY: nul-terminated names; the connection is closed by Drop in any case.
         let rc = unsafe { (api.open_v2)(name.as_ptr(), &raw mut db, FLAGS, vfs.as_ref().zName) };
+        OPENS.set(false);
         if db.is_null() {
             return Err("out of memory".into());
         }

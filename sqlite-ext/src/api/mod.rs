@@ -25,7 +25,7 @@ pub use ffi::{
     SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK,
 };
 
-pub use self::connection::OwnConnection;
+pub use self::connection::{OwnConnection, is_own};
 pub use self::file::{OwnFile, RawFile};
 pub use self::process::{
     at_exit, at_fork, close_inherited, is_set_uid, read_descriptor, without_signals,
@@ -97,6 +97,7 @@ api! {
     free: unsafe extern "C" fn(*mut c_void),
     log: unsafe extern "C" fn(c_int, Text, ...),
     auto_extension: unsafe extern "C" fn(Option<unsafe extern "C" fn()>) -> c_int,
+    cancel_auto_extension: unsafe extern "C" fn(Option<unsafe extern "C" fn()>) -> c_int,
     create_function_v2: unsafe extern "C" fn(Connection, Text, c_int, c_int, *mut c_void, Option<Callback>, Option<Callback>, Option<unsafe extern "C" fn(*mut ffi::sqlite3_context)>, Destructor) -> c_int,
     context_db_handle: unsafe extern "C" fn(*mut ffi::sqlite3_context) -> Connection,
     value_int64: unsafe extern "C" fn(*mut ffi::sqlite3_value) -> i64,
@@ -145,12 +146,16 @@ pub unsafe fn load(routines: *const ffi::sqlite3_api_routines) -> Result<&'stati
     if given.has_option(c"THREADSAFE=0") {
         return Err("this SQLite was built without threads (SQLITE_THREADSAFE=0)".into());
     }
-    if !given.has_mutexes() {
-        return Err(
-            "this SQLite was configured without threads (SQLITE_CONFIG_SINGLETHREAD), and \
-             walferry reads the database in threads of its own"
-                .into(),
-        );
+    match given.has_mutexes() {
+        Some(true) => {}
+        Some(false) => {
+            return Err(
+                "this SQLite was configured without threads (SQLITE_CONFIG_SINGLETHREAD), and \
+                 walferry reads the database in threads of its own"
+                    .into(),
+            );
+        }
+        None => return Err("out of memory".into()),
     }
     let find = given.vfs_find as usize;
     let api = API.get_or_init(|| given);
@@ -188,8 +193,9 @@ impl Api {
         unsafe { (self.compileoption_used)(name.as_ptr()) != 0 }
     }
 
-    /// False if a program has turned SQLite's mutexes off: then all that it hands out are one.
-    fn has_mutexes(&self) -> bool {
+    /// False if a program has turned SQLite's mutexes off: then all that it hands out are one. `None` where
+    /// there is no memory for two.
+    fn has_mutexes(&self) -> Option<bool> {
         const SQLITE_MUTEX_FAST: c_int = 0;
         // SAFETY: what was handed out is given back; SQLite takes null for nothing.
         unsafe {
@@ -197,7 +203,7 @@ impl Api {
                 ((self.mutex_alloc)(SQLITE_MUTEX_FAST), (self.mutex_alloc)(SQLITE_MUTEX_FAST));
             (self.mutex_free)(one);
             (self.mutex_free)(other);
-            !one.is_null() && one != other
+            (!one.is_null() && !other.is_null()).then_some(one != other)
         }
     }
 
@@ -280,10 +286,18 @@ impl Api {
         unsafe { (self.log)(code, c"%s".as_ptr(), message.as_ptr()) }
     }
 
-    /// Has a function called for each connection that is opened from now on.
+    /// Has a function called for each connection that is opened from now on; once, however often that is
+    /// asked for.
     pub fn on_open(&self, entry: unsafe extern "C" fn()) -> c_int {
         // SAFETY: the function stays mapped: the library is never unloaded.
         unsafe { (self.auto_extension)(Some(entry)) }
+    }
+
+    /// Ends that; false where the function was not called any more. Unlike all else that SQLite offers, this
+    /// does not initialize it.
+    pub fn not_on_open(&self, entry: unsafe extern "C" fn()) -> bool {
+        // SAFETY: a function's address, which is compared with others.
+        unsafe { (self.cancel_auto_extension)(Some(entry)) != 0 }
     }
 
     /// Defines an SQL function.
@@ -294,6 +308,26 @@ impl Api {
         arguments: c_int,
         trust: Trust,
         function: Callback,
+    ) -> c_int {
+        // SAFETY: nothing is called at the end.
+        unsafe { self.define_until(db, name, arguments, trust, function, ptr::null_mut(), None) }
+    }
+
+    /// Defines an SQL function, with what is called once when the connection is closed, or the function cannot
+    /// be defined.
+    ///
+    /// # Safety
+    /// `end` may be called with `data` at any time, and stays mapped.
+    #[allow(clippy::too_many_arguments)]
+    pub unsafe fn define_until(
+        &self,
+        db: Connection,
+        name: &CStr,
+        arguments: c_int,
+        trust: Trust,
+        function: Callback,
+        data: *mut c_void,
+        end: Destructor,
     ) -> c_int {
         const SQLITE_UTF8: c_int = 1;
         let trust = match trust {
@@ -307,11 +341,11 @@ impl Api {
                 name.as_ptr(),
                 arguments,
                 SQLITE_UTF8 | trust,
-                ptr::null_mut(),
+                data,
                 Some(function),
                 None,
                 None,
-                None,
+                end,
             )
         }
     }

@@ -1,7 +1,7 @@
 //! Where SQLite enters: the extension's entry point, its SQL functions, and what is called at the
 //! start of a connection, at a fork and at the end of the process.
 
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -9,11 +9,13 @@ use libsqlite3_sys as sys;
 use walferry::shown;
 
 use super::file::{ADOPTED_2, ADOPTED_3, CONTROL_HANDLE, is_ours};
-use super::{Target, guarded};
-use crate::api::{self, Api, RawFile, SQLITE_ERROR, SQLITE_OK};
+use super::{Target, guarded, vfs};
+use crate::alive;
+use crate::api::{self, Api, RawFile, SQLITE_BUSY, SQLITE_ERROR, SQLITE_OK};
 use crate::fork;
 use crate::functions;
 use crate::handle::Handle;
+use crate::inside;
 use crate::opening::{self, Opening, UriLookup};
 use crate::registry;
 
@@ -90,17 +92,73 @@ sql_function!(ping => functions::ping);
 sql_function!(sync_now => functions::sync);
 sql_function!(wait => functions::wait);
 
-fn define_functions(api: &Api, db: api::Connection) {
+/// Defines the SQL functions of a connection of the application's, and counts it until it is closed.
+fn define_functions(api: &Api, db: api::Connection) -> Result<(), String> {
     use api::Trust::{Direct, Innocuous};
-    api.define(db, c"walferry_version", 0, Innocuous, version);
+    let (name, counted) = (c"walferry_version", Some(closed as _));
+    alive::opened();
+    // SAFETY: the function that is called at the end takes this data for a number, and stays mapped.
+    let first = unsafe { api.define_until(db, name, 0, Innocuous, version, generation(), counted) };
     // Those that wait, or tell of this machine and its replicas, are not for a view or trigger of a
     // database that somebody else made.
-    api.define(db, c"walferry_txid", 0, Direct, txid);
-    api.define(db, c"walferry_lag", 0, Direct, lag);
-    api.define(db, c"walferry_status", 0, Direct, status);
-    api.define(db, c"walferry_ping", -1, Direct, ping);
-    api.define(db, c"walferry_sync", -1, Direct, sync_now);
-    api.define(db, c"walferry_wait", -1, Direct, wait);
+    let all = [
+        first,
+        api.define(db, c"walferry_txid", 0, Direct, txid),
+        api.define(db, c"walferry_lag", 0, Direct, lag),
+        api.define(db, c"walferry_status", 0, Direct, status),
+        api.define(db, c"walferry_ping", -1, Direct, ping),
+        api.define(db, c"walferry_sync", -1, Direct, sync_now),
+        api.define(db, c"walferry_wait", -1, Direct, wait),
+    ];
+    // Busy: the connection has them, and is running a statement, which may be the one that loads.
+    match all.into_iter().find(|rc| !matches!(*rc, SQLITE_OK | SQLITE_BUSY)) {
+        None => Ok(()),
+        Some(rc) => Err(format!("SQLite refused walferry's SQL functions (error {rc})")),
+    }
+}
+
+/// The process in the line of forks.
+fn generation() -> *mut c_void {
+    std::ptr::without_provenance_mut(inside::generation() as usize)
+}
+
+/// Called by SQLite when a connection is closed of this process in the line of forks.
+unsafe extern "C" fn closed(of: *mut c_void) {
+    if of == generation() {
+        guarded((), alive::closed);
+    }
+}
+
+/// The mark of [`alive`].
+unsafe extern "C" fn nothing(
+    _db: api::Connection,
+    _message: *mut *mut c_char,
+    _routines: *const sys::sqlite3_api_routines,
+) -> c_int {
+    SQLITE_OK
+}
+
+/// Sets the mark of [`alive`]. May initialize SQLite.
+pub fn set_mark(api: &Api) -> bool {
+    api.on_open(as_extension(nothing)) == SQLITE_OK
+}
+
+/// Takes it away. False where it was not there.
+pub fn take_mark(api: &Api) -> bool {
+    api.not_on_open(as_extension(nothing))
+}
+
+type OnOpen = unsafe extern "C" fn(
+    api::Connection,
+    *mut *mut c_char,
+    *const sys::sqlite3_api_routines,
+) -> c_int;
+
+/// An automatic extension, as it is registered.
+fn as_extension(called: OnOpen) -> unsafe extern "C" fn() {
+    // SAFETY: SQLite calls an automatic extension with an entry point's arguments, whatever type the
+    // registration asks for (https://sqlite.org/c3ref/auto_extension.html).
+    unsafe { std::mem::transmute::<OnOpen, unsafe extern "C" fn()>(called) }
 }
 
 /// Called by SQLite for each connection that is opened after the extension was loaded.
@@ -109,13 +167,28 @@ unsafe extern "C" fn on_open(
     _message: *mut *mut c_char,
     _routines: *const sys::sqlite3_api_routines,
 ) -> c_int {
-    if let Some(api) = api::api() {
+    if let Some(api) = api::api().filter(|_| !api::is_own()) {
         guarded((), || {
-            define_functions(api, db);
+            // Where that fails, the connection remembers the error, and is not opened.
+            let _ = define_functions(api, db);
             functions::prepare_connection(api, db);
         });
     }
     SQLITE_OK
+}
+
+/// Takes part in what is opened from now on, or in nothing.
+fn take_part(api: &'static Api) -> Result<(), String> {
+    let known = vfs::is_registered();
+    match api.on_open(as_extension(on_open)) {
+        SQLITE_OK => {}
+        rc => return Err(format!("SQLite refused the automatic extension (error {rc})")),
+    }
+    crate::register(api).inspect_err(|_| {
+        if !known {
+            api.not_on_open(as_extension(on_open));
+        }
+    })
 }
 
 /// The extension's entry point: `load_extension('walferry')` finds it by this name.
@@ -131,26 +204,13 @@ pub unsafe extern "C" fn sqlite3_walferry_init(
     let result = guarded(Err("an internal error of walferry".to_string()), || {
         // SAFETY: vouched for by SQLite.
         let api = unsafe { api::load(routines)? };
-        crate::start(api)?;
-        define_functions(api, db);
+        alive::mark(api);
+        crate::start(api);
+        define_functions(api, db)?;
+        take_part(api)?;
         adopt(api, db, c"main");
         functions::prepare_connection(api, db);
-        // SAFETY: SQLite calls an automatic extension with an entry point's arguments, whatever
-        // type the registration asks for (https://sqlite.org/c3ref/auto_extension.html).
-        let entry = unsafe {
-            std::mem::transmute::<
-                unsafe extern "C" fn(
-                    api::Connection,
-                    *mut *mut c_char,
-                    *const sys::sqlite3_api_routines,
-                ) -> c_int,
-                unsafe extern "C" fn(),
-            >(on_open)
-        };
-        match api.on_open(entry) {
-            SQLITE_OK => Ok(()),
-            rc => Err(format!("SQLite refused the automatic extension (error {rc})")),
-        }
+        Ok(())
     });
     match result {
         Ok(()) => sys::SQLITE_OK_LOAD_PERMANENTLY,

@@ -7,12 +7,15 @@ use std::sync::atomic::Ordering;
 
 use libsqlite3_sys as sys;
 
+use super::vfs::alone_with;
 use super::{File, guarded};
+use crate::alive;
 use crate::api::{self, RawFile, SQLITE_IOERR, SQLITE_OK, Shm};
 use crate::fork;
 use crate::handle::Handle;
 use crate::inherited;
 use crate::main_file::MainFile;
+use crate::opening;
 use crate::registry::{self, Shimmed};
 use crate::wal_file::WalFile;
 
@@ -379,7 +382,13 @@ fn after_close(handle: Option<Arc<Handle>>) {
         // Never dropped: it is the parent's.
         std::mem::forget(handle);
     } else {
-        guarded((), || MainFile(&handle).after_close());
+        guarded((), || {
+            MainFile(&handle).after_close();
+            alive::closed();
+            let shimmed = handle.shimmed.clone();
+            drop(handle);
+            opening::closed(shimmed);
+        });
     }
 }
 
@@ -410,7 +419,7 @@ unsafe extern "C" fn adopted_main_close(f: File) -> c_int {
 unsafe fn alone_in(f: File) -> Option<Arc<Handle>> {
     // SAFETY: xOpen stored a pointer from Arc::into_raw, which xClose takes back last.
     let of = unsafe { (*f.cast::<WalShim>()).of.as_ref() };
-    of?.alone().filter(|handle| handle.is_current() && handle.is_exclusive())
+    alone_with(of?)
 }
 
 unsafe extern "C" fn wal_write(f: File, from: *const c_void, n: c_int, at: i64) -> c_int {

@@ -12,7 +12,7 @@ use libsqlite3_sys as sys;
 
 pub use entry::{
     after_fork_in_child, after_fork_in_parent, at_exit, before_fork, handle_of, names_replica,
-    sqlite3_extension_init, sqlite3_walferry_init,
+    set_mark, sqlite3_extension_init, sqlite3_walferry_init, take_mark,
 };
 pub use vfs::{Target, register_vfs, stands_above};
 

@@ -14,6 +14,7 @@ use super::{File, Vfs, guarded};
 use crate::api::{self, Api, RawFile, SQLITE_ERROR, SQLITE_OK};
 use crate::handle::Handle;
 use crate::inherited;
+use crate::main_file::MainFile;
 use crate::opening::{self, Opening, UriLookup};
 use crate::registry::{self, Shimmed};
 
@@ -73,10 +74,20 @@ unsafe extern "C" fn vfs_open(
         } else {
             (*file).pMethods = &raw const WAL_1;
             let Target::Wal(of) = handle else { return rc };
+            guarded((), || {
+                if let Some(handle) = alone_with(&of) {
+                    MainFile(&handle).opened_wal_alone();
+                }
+            });
             (*file.cast::<WalShim>()).of = Arc::into_raw(of);
         }
         rc
     }
+}
+
+/// The connection that has a database to itself: nobody else opens its WAL, or writes to it.
+pub(super) fn alone_with(of: &Shimmed) -> Option<Arc<Handle>> {
+    of.alone().filter(|handle| handle.is_current() && handle.is_exclusive())
 }
 
 /// What a file that is being opened belongs to.
@@ -265,6 +276,11 @@ pub fn stands_above(api: &Api) -> bool {
     let Some(ours) = NonNull::new(OURS.load(Ordering::Acquire)) else { return false };
     let older = OLDER.get().map(Vec::as_slice).unwrap_or_default();
     api.all_vfs().into_iter().any(|vfs| vfs != ours && !older.contains(&vfs.addr()))
+}
+
+/// True if our VFS was registered, perhaps before a `sqlite3_shutdown()`.
+pub(super) fn is_registered() -> bool {
+    !OURS.load(Ordering::Acquire).is_null()
 }
 
 fn registered_with(rc: c_int) -> Result<(), String> {
