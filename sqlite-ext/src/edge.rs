@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use walferry::border::{Border, Reader, Way};
-use walferry::local::state::is_replaced;
 use walferry::units::Salts;
 use walferry::wal::WalIndex;
 use walferry::wal::evidence::Guard;
@@ -36,7 +35,8 @@ impl Edge {
         let _inside = inside::in_sqlite().ok_or_else(inside::shut_down)?;
         let Some(shimmed) = find(&self.path) else { return Ok(false) };
         let mut keeper = shimmed.keeper.lock();
-        let here = shimmed.is_attached() && self.is_in_place() && shimmed.has_its_wal();
+        // What follows from a file that was replaced is not for this place, which is inside of SQLite.
+        let here = shimmed.is_attached() && shimmed.is_where_it_was() && shimmed.has_its_wal();
         if shimmed.is_asked_for() || !here {
             return Ok(false);
         }
@@ -125,8 +125,7 @@ impl Border for Edge {
 
     fn is_in_place(&self) -> bool {
         let Some(shimmed) = find(&self.path) else { return true };
-        let opened = *shimmed.file.lock();
-        if !opened.is_some_and(|opened| is_replaced(opened, &self.path)) {
+        if shimmed.is_where_it_was() {
             return !shimmed.is_orphaned();
         }
         // Taken in the order of a fork, which keeps this thread out of SQLite.

@@ -11,7 +11,7 @@ use walferry::config::canonical;
 use walferry::database::{Attach, WalEnd};
 use walferry::descriptors;
 use walferry::local::files_beside;
-use walferry::local::state::Fingerprint;
+use walferry::local::state::{Fingerprint, is_replaced};
 use walferry::replications::Replications;
 use walferry::wal::WalIndex;
 use walferry::wal::evidence::Guard;
@@ -298,6 +298,12 @@ impl Shimmed {
             None => now,
         };
         self.database.attached(Attach { guard, index: seen, fingerprint }, &index);
+    }
+
+    /// Whether the path has the file still that was opened, as far as is known.
+    pub(crate) fn is_where_it_was(&self) -> bool {
+        let opened = *self.file.lock();
+        !opened.is_some_and(|opened| is_replaced(opened, self.database.path()))
     }
 
     /// Whether WAL and wal-index are the files that this process has open: others may use other ones, and a
