@@ -1,6 +1,7 @@
 //! The sealer's way to a database.
 
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 
 use walferry::border::{Border, Reader, Way};
 use walferry::local::state::is_replaced;
@@ -60,7 +61,8 @@ impl Border for Edge {
         let _inside = inside::in_sqlite().ok_or_else(inside::shut_down)?;
         let Some(shimmed) = find(&self.path) else { return Ok(false) };
         let mut keeper = shimmed.keeper.lock();
-        if shimmed.is_asked_for() || !shimmed.is_attached() {
+        // Behind the last close there would be nobody to close it.
+        if shimmed.is_asked_for() || shimmed.handles.load(Ordering::Acquire) == 0 {
             return Ok(false);
         }
         let keeper = match &mut *keeper {
