@@ -67,6 +67,16 @@ int unlink(const char *path) {
     END(point);
 }
 
+int unlinkat(int folder, const char *name, int flags) {
+    REAL(int, unlinkat, int, const char *, int);
+    char link[64], path[2 * PATH_MAX];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", folder);
+    const ssize_t len = folder < 0 ? 0 : readlink(link, path, PATH_MAX - 1);
+    snprintf(path + (len < 0 ? 0 : len), PATH_MAX, "/%s", name);
+    const int point = is_point("unlink", path), got = real(folder, name, flags);
+    END(point);
+}
+
 ssize_t write(int fd, const void *from, size_t len) {
     REAL(ssize_t, write, int, const void *, size_t);
     const int point = is_point_of("write", fd);

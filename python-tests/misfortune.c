@@ -67,8 +67,31 @@ static int is_full(const char *path) {
     return is_listed("full", path, ENOSPC);
 }
 
+/* The path of a name in an open folder, as one of the lists may have it. */
+static const char *at(int folder, const char *name, char path[2 * PATH_MAX]) {
+    char link[64];
+    int saved = errno;
+    ssize_t len;
+    if (folder == AT_FDCWD || !name || name[0] == '/')
+        return name;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", folder);
+    len = readlink(link, path, PATH_MAX - 1);
+    errno = saved;
+    if (len < 0)
+        return name;
+    snprintf(path + len, PATH_MAX, "/%s", name);
+    return path;
+}
+
 int unlink(const char *path) {
     return is_listed("kept", path, EACCES) ? -1 : REAL(int, "unlink", const char *)(path);
+}
+
+int unlinkat(int folder, const char *name, int flags) {
+    char path[2 * PATH_MAX];
+    if (is_listed("kept", at(folder, name, path), EACCES))
+        return -1;
+    return REAL(int, "unlinkat", int, const char *, int)(folder, name, flags);
 }
 
 int fsync(int fd) {
@@ -143,6 +166,33 @@ static int creates(int flags) {
     }
 OPEN(open)
 OPEN(open64)
+
+#define OPENAT(name)                                                                            \
+    int name(int folder, const char *file, int flags, ...) {                                    \
+        char path[2 * PATH_MAX];                                                                \
+        mode_t mode = 0;                                                                        \
+        va_list rest;                                                                           \
+        va_start(rest, flags);                                                                  \
+        if (creates(flags))                                                                     \
+            mode = va_arg(rest, mode_t);                                                        \
+        va_end(rest);                                                                           \
+        if (creates(flags) && faccessat(folder, file, F_OK, 0) != 0 && is_full(at(folder, file, path))) \
+            return -1;                                                                          \
+        return REAL(int, #name, int, const char *, int, ...)(folder, file, flags, mode);        \
+    }
+OPENAT(openat)
+OPENAT(openat64)
+
+int mkdirat(int folder, const char *name, mode_t mode) {
+    char path[2 * PATH_MAX];
+    if (faccessat(folder, name, F_OK, 0) != 0 && is_full(at(folder, name, path)))
+        return -1;
+    return REAL(int, "mkdirat", int, const char *, mode_t)(folder, name, mode);
+}
+
+int fallocate64(int fd, int mode, off64_t from, off64_t len) {
+    return fd_is_full(fd) ? -1 : REAL(int, "fallocate64", int, int, off64_t, off64_t)(fd, mode, from, len);
+}
 
 int mkdir(const char *path, mode_t mode) {
     return is_full(path) ? -1 : REAL(int, "mkdir", const char *, mode_t)(path, mode);

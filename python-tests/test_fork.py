@@ -398,3 +398,44 @@ def listening(server, log):
         if "Listening at: " in line:
             return line.split("Listening at: ")[1].split()[0]
     return None
+
+
+TENDED = """
+load()
+uri = "file:%s?tend=on" % DATABASE
+
+def until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+def locks():
+    inode = str(os.stat(DATABASE).st_ino)
+    fields = [line.split() for line in open("/proc/locks")]
+    return [line for line in fields if line[4:5] == [str(os.getpid())] and line[5].split(":")[-1] == inode]
+
+# A connection that has read nothing holds no lock; what has one is walferry's, which looks after the WAL.
+reads = sqlite3.connect(uri, uri=True)
+reads.execute("PRAGMA journal_mode=WAL").fetchall()
+reads.execute("CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, w, x)")
+sync(reads)
+only_open = sqlite3.connect(uri, uri=True)
+reads.close()
+until(locks)
+
+def reads_in_child():
+    db = sqlite3.connect(DATABASE)
+    db.execute("SELECT count(*) FROM t").fetchall()
+    assert locks(), "the child reads without a lock on the file"
+    db.close()
+
+join(child(reads_in_child))
+sync(only_open)
+"""
+
+
+def test_child_inherits_no_lock_of_the_connection_that_checkpoints(program, replica, tmp_path):
+    """SQLite's notes say that the process has the lock, so that a child's connection takes none of its own."""
+    program(TENDED, env={"WALFERRY_URI": "all"})
+    assert_restores(replica, tmp_path / "app.db", tmp_path)

@@ -656,6 +656,19 @@ def test_no_room_for_the_database(new_host, replica, new_disk, tmp_path):
     all_well(host, database, replica, tmp_path)
 
 
+def test_no_room_for_local_state(new_host, replica, misfortune, tmp_path):
+    """Not even for its folder."""
+    database = tmp_path / "app.db"
+    misfortune.set("full", tmp_path / "app.db-walferry")
+    host = start(new_host, replica, database, **misfortune.env)
+    state = until(host, database, lambda state: state["last_error"])
+    assert "app.db-walferry" in state["last_error"] and "No space left" in state["last_error"], state
+    assert not (tmp_path / "app.db-walferry").exists() and not replica.keys()
+    unbothered(host, database)
+    misfortune.over("full")
+    all_well(host, database, replica, tmp_path)
+
+
 def test_no_room_on_the_replica(new_host, new_replica, new_disk, tmp_path):
     replica, database = new_replica(), tmp_path / "app.db"
     disk = new_disk(replica.folder)

@@ -1,6 +1,7 @@
 //! The sealer's way to a database.
 
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 
 use walferry::border::{Border, Reader, Way};
 use walferry::units::Salts;
@@ -36,7 +37,9 @@ impl Edge {
         let Some(shimmed) = find(&self.path) else { return Ok(false) };
         let mut keeper = shimmed.keeper.lock();
         // What follows from a file that was replaced is not for this place, which is inside of SQLite.
-        let here = shimmed.is_attached() && shimmed.is_where_it_was() && shimmed.has_its_wal();
+        // Behind the last close there would be nobody to close the connection.
+        let open = shimmed.handles.load(Ordering::Acquire) > 0;
+        let here = open && shimmed.is_where_it_was() && shimmed.has_its_wal();
         if shimmed.is_asked_for() || !here {
             return Ok(false);
         }
