@@ -17,6 +17,7 @@ mod replica;
 mod resync;
 mod room;
 mod scan;
+mod unreadable;
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};

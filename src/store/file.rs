@@ -163,15 +163,16 @@ impl Store for FileStore {
                     temp.file.write_all(&bytes).map_err(|err| fail("write", &temp.path, err))?;
                 }
                 Body::File(from) => {
-                    let mut source = local::folder::read(&from).map_err(|err| Error {
-                        kind: ErrorKind::Other,
-                        message: format!("cannot read the local file {}", from.display()),
-                        source: Some(err.into()),
-                        retry_after: None,
-                    })?;
-                    io::copy(&mut source, &mut temp.file).map_err(|err| {
-                        fail(&format!("copy {} to", from.display()), &temp.path, err)
-                    })?;
+                    let unreadable = |err| {
+                        let message = format!("cannot read the local file {}", from.display());
+                        Error::caused(ErrorKind::Local, message, err)
+                    };
+                    let mut source = local::folder::read(&from).map_err(unreadable)?;
+                    if let Err(err) = io::copy(&mut source, &mut temp.file) {
+                        // It does not say which of the two failed.
+                        io::copy(&mut source, &mut io::sink()).map_err(unreadable)?;
+                        return Err(fail(&format!("copy {} to", from.display()), &temp.path, err));
+                    }
                 }
             }
             directory.publish(temp, key, timestamp)

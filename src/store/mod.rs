@@ -102,6 +102,8 @@ pub enum ErrorKind {
     NoSpace,
     /// The settings cannot work, whatever the store does.
     Invalid,
+    /// The local file that was to be sent cannot be read.
+    Local,
     /// Anything else.
     Other,
 }

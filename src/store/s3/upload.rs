@@ -176,12 +176,7 @@ impl Source {
 }
 
 fn unreadable(path: &std::path::Path, err: std::io::Error) -> Error {
-    Error {
-        kind: ErrorKind::Other,
-        message: format!("cannot read the local file {}", path.display()),
-        source: Some(err.into()),
-        retry_after: None,
-    }
+    Error::caused(ErrorKind::Local, format!("cannot read the local file {}", path.display()), err)
 }
 
 /// A multipart upload under way. Clones are the same upload.
