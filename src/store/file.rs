@@ -119,6 +119,10 @@ impl From<Broken> for Error {
             Broken::GivenUp => {
                 (ErrorKind::Other, "work on files was given up because the program is stopping")
             }
+            Broken::Panicked => (
+                ErrorKind::Other,
+                "an internal error of walferry (a panic in work on files); please report it",
+            ),
         };
         Error { kind, message: message.to_string(), source: None, retry_after: None }
     }
