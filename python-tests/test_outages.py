@@ -228,7 +228,7 @@ def test_names_that_hang_hold_up_no_other_replica(new_host, misfortune, tmp_path
         return host.facts()["threads"].count("walferry-names")
 
     def waiting():
-        return [path for path in dead if "did not answer in time" in (host.status(path, path.name)["last_error"] or "")]
+        return [path for path in dead if "timeout" in (host.status(path, path.name)["last_error"] or "")]
 
     host.open(database)
     host.sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
