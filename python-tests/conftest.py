@@ -34,6 +34,14 @@ def pytest_configure(config):
             raise pytest.UsageError("%s is missing: run `make build` first" % path)
 
 
+@pytest.fixture(autouse=True)
+def room(tmp_path_factory):
+    """Ends the run where the disk is full: the S3 server would wait for room, and every test for the server."""
+    lack = harness.lack_of_room(tmp_path_factory.getbasetemp())
+    if lack:
+        pytest.exit(lack, returncode=3)
+
+
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory):
     """Starts servers on demand, each once, and stops them all at the end."""

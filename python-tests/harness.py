@@ -21,6 +21,8 @@ from pathlib import Path
 import apsw
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tests" / "servers"))
+from common import lack_of_room  # noqa: E402,F401 (for conftest.py)
 CACHE = Path(os.environ.get("WALFERRY_CACHE", ROOT / ".cache"))
 EXTENSION = ROOT / "dist" / "walferry.so"
 PROGRAM = ROOT / "dist" / "walferry"

@@ -1,13 +1,14 @@
 /* Misfortunes that need no privilege: preloaded into a host, it makes chosen system calls fail.
  *
  * The folder named by MISFORTUNE says what goes wrong at the moment:
- *     dns     if it exists, no name is resolved
+ *     dns     if it exists, no name is resolved; if it says "hang", no answer comes until it is gone
  *     clock   seconds by which the wall clock is wrong
  *     full    paths, one a line: whatever would take room at or below one fails with ENOSPC
  *     threads the name of a thread; it can start no other
  *     folders the number of the error with which folders are not synced
  *     kept    paths, one a line: no file at or below one can be removed
  *     behind  paths, one a line: nothing is written behind the first 4,096 bytes of such a file
+ *     torn    paths, one a line: nothing is read of a file at or below one (EIO)
  * CLOCK_MONOTONIC is left alone, as it is when somebody sets a clock.
  */
 #define _GNU_SOURCE
@@ -142,8 +143,33 @@ ssize_t pwrite64(int fd, const void *bytes, size_t count, off64_t at) {
     return fd_is_full(fd) || is_behind(fd, at) ? -1 : REAL(ssize_t, "pwrite64", int, const void *, size_t, off64_t)(fd, bytes, count, at);
 }
 
+static int is_torn(int fd) {
+    char link[32], path[PATH_MAX], text[2];
+    ssize_t len;
+    if (control("torn", text, sizeof text) < 0)
+        return 0;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    len = readlink(link, path, sizeof path - 1);
+    if (len < 0)
+        return 0;
+    path[len] = 0;
+    return is_listed("torn", path, EIO);
+}
+
+ssize_t read(int fd, void *bytes, size_t count) {
+    return is_torn(fd) ? -1 : REAL(ssize_t, "read", int, void *, size_t)(fd, bytes, count);
+}
+
+ssize_t pread(int fd, void *bytes, size_t count, off_t at) {
+    return is_torn(fd) ? -1 : REAL(ssize_t, "pread", int, void *, size_t, off_t)(fd, bytes, count, at);
+}
+
+ssize_t pread64(int fd, void *bytes, size_t count, off64_t at) {
+    return is_torn(fd) ? -1 : REAL(ssize_t, "pread64", int, void *, size_t, off64_t)(fd, bytes, count, at);
+}
+
 ssize_t copy_file_range(int in, off64_t *in_at, int out, off64_t *out_at, size_t count, unsigned flags) {
-    return fd_is_full(out) ? -1 : REAL(ssize_t, "copy_file_range", int, off64_t *, int, off64_t *, size_t, unsigned)(
+    return fd_is_full(out) || is_torn(in) ? -1 : REAL(ssize_t, "copy_file_range", int, off64_t *, int, off64_t *, size_t, unsigned)(
         in, in_at, out, out_at, count, flags);
 }
 
@@ -200,9 +226,13 @@ int mkdir(const char *path, mode_t mode) {
 
 int getaddrinfo(const char *node, const char *service, const struct addrinfo *hints,
                 struct addrinfo **found) {
-    char text[2];
-    if (node && control("dns", text, sizeof text) >= 0)
+    char text[8];
+    const struct timespec moment = {0, 5000000};
+    if (node && control("dns", text, sizeof text) >= 0) {
+        while (!strncmp(text, "hang", 4) && control("dns", text, sizeof text) >= 0)
+            nanosleep(&moment, NULL);
         return EAI_AGAIN;
+    }
     return REAL(int, "getaddrinfo", const char *, const char *, const struct addrinfo *,
                 struct addrinfo **)(node, service, hints, found);
 }

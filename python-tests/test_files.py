@@ -415,3 +415,60 @@ def test_set_uid_program_believes_no_variable(open_folder):
     done = run("file:%s/app.db?replica=file://%s/parameter" % (folder, folder))
     assert "uri-parameters: all" in done.stdout, done.stdout
     assert not (folder / "parameter").exists() and not (folder / "log").exists()
+
+
+# ---- modes that are set ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [None, "640", "0644"])
+@pytest.mark.parametrize("by", ["variable", "file"])
+def test_folder_replica_has_mode_that_is_set(by, mode, umask, new_host, replica, tmp_path):
+    env = {"WALFERRY_LEVELS": "100ms"}
+    if by == "file":
+        config = tmp_path / "walferry.yml"
+        config.write_text("dbs:\n  - path: %s\n    replica: {type: file, path: %s%s}\n" % (
+            tmp_path / "app.db", replica.folder, ", file-mode: %s" % mode if mode else ""))
+        env["WALFERRY_CONFIG"] = str(config)
+    else:
+        env.update({"WALFERRY_FILE_MODE": mode} if mode else {}, WALFERRY_REPLICA=replica.url)
+    umask(0o77 if mode else 0)
+    host = new_host("system", env=env)
+    work(host, tmp_path / "app.db")
+    host.sql("INSERT INTO t (x) VALUES ('a row')")
+    host.sync()
+    assert any(path.suffix == ".ltx" for path in everything(replica.folder))
+    assert not wrong_modes(replica.folder, int(mode or "600", 8))
+
+
+def test_mode_of_folder_replica_must_let_its_owner_in(new_host, replica, tmp_path):
+    for mode in ["440", "1777", "rw"]:
+        host = new_host("system", replica, env={"WALFERRY_FILE_MODE": mode})
+        host.open(tmp_path / "app.db")
+        with pytest.raises(HostError, match="WALFERRY_FILE_MODE"):
+            host.sql("PRAGMA journal_mode=WAL", "CREATE TABLE IF NOT EXISTS t (x)", "SELECT walferry_sync()")
+        assert not replica.folder.exists()
+
+
+@pytest.mark.parametrize("by", ["variable", "entry", "top"])
+def test_new_database_has_restore_mode(by, umask, new_host, replica, tmp_path):
+    umask(0o77)
+    database, config = tmp_path / "app.db", tmp_path / "walferry.yml"
+    work(new_host("system", replica), database)
+    key = "restore-mode: 640\n"
+    config.write_text("%sdbs:\n  - path: %s\n    replica: {type: file, path: %s}\n    %s" % (
+        key if by == "top" else "", tmp_path / "listed.db", replica.folder, key if by == "entry" else ""))
+    env = {"WALFERRY_RESTORE_MODE": "640"} if by == "variable" else {}
+
+    def restored(output, *arguments, target=replica.url):
+        walferry("restore", "-o", output, *arguments, target, env=env)
+        return oct(mode_of(output))
+
+    if by == "variable":
+        assert restored(tmp_path / "new.db") == oct(0o640)
+    elif by == "top":
+        assert restored(tmp_path / "new.db", "--config", config, target=replica.url + "/") == oct(0o640)
+    listed = tmp_path / "listed.db"
+    assert restored(tmp_path / "by-name.db", "--config", config, target=listed) == oct(0o640)
+    assert restored(listed, "--config", config, "--mode", "644", target=listed) == oct(0o644)
+    # One that is replaced keeps what it has.
+    assert restored(listed, "--config", config, "--force", target=listed) == oct(0o644)

@@ -7,12 +7,13 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import sys
 import time
 
 import pytest
 
-from harness import (UNREACHABLE, DirectoryReplica, HostError, S3Replica, assert_restores, check_integrity, full_images,
-                     restore, rows, txids, walferry)
+from harness import (CACHE, ROOT, UNREACHABLE, DirectoryReplica, HostError, S3Replica, assert_restores, check_integrity,
+                     full_images, restore, rows, txids, walferry)
 
 DAY = 86400
 
@@ -206,6 +207,42 @@ def test_names_are_not_resolved(new_host, replica, proxy, misfortune, tmp_path):
         misfortune.over("dns")
         host.sync()
     all_well(host, database, replica, tmp_path)
+
+
+def test_names_that_hang_hold_up_no_other_replica(new_host, misfortune, tmp_path):
+    """Lookups without an answer have threads of their own, one a name, however often a request waits."""
+    config, replica, database = tmp_path / "walferry.yml", DirectoryReplica(tmp_path / "replica"), tmp_path / "app.db"
+    dead = [tmp_path / ("dead%d.db" % number) for number in range(5)]
+    config.write_text(
+        "access-key-id: a\nsecret-access-key: s\ndbs:\n"
+        + "".join("  - path: %s\n    replica: {type: s3, bucket: b, path: %s, region: r, "
+                  "endpoint: 'https://%s.invalid'}\n" % (path, path.stem, path.stem) for path in dead)
+        + "  - path: %s\n    replica: {type: file, path: %s}\n" % (database, replica.folder))
+    misfortune.set("dns", "hang")
+    host = new_host("system", env=dict(misfortune.env, WALFERRY_CONFIG=str(config)))
+    for path in dead:
+        host.open(path, path.name)
+        host.sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (x)", conn=path.name)
+
+    def lookups():
+        return host.facts()["threads"].count("walferry-names")
+
+    def waiting():
+        return [path for path in dead if "timeout" in (host.status(path, path.name)["last_error"] or "")]
+
+    host.open(database)
+    host.sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
+    host.sync()
+    # Each request that was given up has waited for a lookup, and another one waits by now.
+    deadline = time.monotonic() + 60
+    while len(waiting()) < len(dead):
+        assert lookups() <= len(dead) and time.monotonic() < deadline, (lookups(), host.status())
+        commits(host, 2)
+        host.sync()
+    assert lookups() == len(dead)
+    all_well(host, database, replica, tmp_path)
+    misfortune.over("dns")
+    until(host, dead[0], lambda state: "dns" in (state["last_error"] or ""))
 
 
 def test_no_thread_is_to_be_had(new_host, misfortune, tmp_path):
@@ -790,6 +827,15 @@ def small_disk(tmp_path):
     yield make
     for disk in disks:
         disk.remove()
+
+
+def test_s3_server_says_that_its_disk_is_full(small_disk):
+    """At once: it would wait for room, and whoever writes to it would wait for it."""
+    folder = small_disk(40)
+    begun = subprocess.run([sys.executable, str(ROOT / "tests" / "servers" / "s3.py"), "start", "--dir",
+                            str(folder / "s"), "--install", str(CACHE / "servers")], capture_output=True, text=True)
+    assert begun.returncode == 1 and "free" in begun.stderr and str(folder) in begun.stderr, begun
+    assert not (folder / "s" / "pid").exists()
 
 
 def overwrite(host, times):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness import HostError, assert_restores, full_images, txids
+from test_outages import misfortune, misfortune_library  # noqa: F401 (fixtures)
 from test_processes import until
 
 # More pages than the page table keeps in memory: 512 entries a chunk, 16 chunks.
@@ -218,9 +219,13 @@ def test_what_is_read_at_the_start(name, harm, new_host, replica, tmp_path):
     if not path.exists():
         path.write_text("{}")
     harm(path)
-    if path.is_dir() and name == "state":
-        pytest.skip("is said, and waited for: what is in it may be put back")
     host = opened(new_host, replica, database)
+    if path.is_dir() and name == "state":
+        # What is in it may be put back.
+        until(lambda: str(path) in (host.status(database)["last_error"] or ""), "it is said, and waited for")
+        host.sql("INSERT INTO t (x) VALUES ('meanwhile')")
+        assert host.status(database)["state"] == "waiting" and path.is_dir()
+        path.rmdir()
     goes_on(host, replica, database, tmp_path)
 
 
@@ -253,3 +258,70 @@ def test_spool_lets_go_of_shipped_files_once_the_state_can_be_saved(new_host, ne
     assert list(spool.glob("*.ltx")) == []
     assert host.status(database)["pending_bytes"] == 0
     assert_restores(replica, database, tmp_path)
+
+
+# ---- what waits in the spool -----------------------------------------------------------------
+
+
+def waiting(host, database):
+    """A closed file waits for the store, and captured pieces behind it: sorted paths of both kinds."""
+    spool = Path("%s-walferry" % database) / "spool"
+
+    def both():
+        host.sql("INSERT INTO t (x) VALUES (randomblob(9000))", "PRAGMA wal_checkpoint(RESTART)")
+        return list(spool.glob("0*.ltx")) and list(spool.glob("open-*.ltx"))
+
+    until(both, "a closed file and a piece wait")
+    return {"closed": sorted(spool.glob("0*.ltx")), "piece": sorted(spool.glob("open-*.ltx"))}
+
+
+@pytest.fixture
+def cut_off(new_host, replica, tmp_path):
+    """A host whose store is away; the store, to be brought back."""
+    database, away = tmp_path / "app.db", tmp_path / "away"
+    host = begin(new_host, replica, database, many=False)
+
+    def back():
+        replica.folder.unlink()
+        away.rename(replica.folder)
+
+    replica.folder.rename(away)
+    replica.folder.write_text("in the way of a folder")
+    return host, database, back
+
+
+def is_sent_whole(host, replica, database, folder):
+    host.sync()
+    state = host.status(database)
+    assert (state["state"], state["last_error"], state["lag_ms"]) == ("streaming", None, 0), state
+    assert_restores(replica, database, folder)
+    assert len(full_images(replica)) == 2
+    goes_on(host, replica, database, folder)
+    assert len(full_images(replica)) == 2
+
+
+@pytest.mark.parametrize("of", ["closed", "piece"])
+def test_spool_of_a_running_process(of, harm, cut_off, replica, tmp_path):
+    host, database, back = cut_off
+    path = waiting(host, database)[of][0]
+    harm(path)
+    before = host.status(database)["lag_ms"]
+    until(lambda: host.status(database)["lag_ms"] > before, "the lag goes on")
+    back()
+    is_sent_whole(host, replica, database, tmp_path)
+    assert host.status(database)["found"] in ("spool-unreadable", "table-disproved")
+
+
+@pytest.mark.parametrize("of", ["closed", "piece"])
+def test_spool_that_the_disk_does_not_give_back(of, misfortune, new_host, replica, tmp_path):  # noqa: F811
+    database, away = tmp_path / "app.db", tmp_path / "away"
+    host = begin(new_host, replica, database, many=False, **misfortune.env)
+    replica.folder.rename(away)
+    replica.folder.write_text("in the way of a folder")
+    path = waiting(host, database)[of][0]
+    misfortune.set("torn", path)
+    replica.folder.unlink()
+    away.rename(replica.folder)
+    is_sent_whole(host, replica, database, tmp_path)
+    assert host.status(database)["found"] == "spool-unreadable"
+    assert Path("%s.unusable" % path).exists()

@@ -27,8 +27,10 @@ pub(crate) enum Broken {
     /// No thread could be started: the system's limit is reached, or the process just executes
     /// another program. Later there may be one.
     NoThread,
-    /// The call was given up, as the runtime ends, or panicked.
+    /// The call was given up, as the runtime ends.
     GivenUp,
+    /// The call panicked.
+    Panicked,
 }
 
 /// Runs a job where it may block. Needs a Tokio runtime.
@@ -36,5 +38,8 @@ pub(crate) async fn blocking<T: Send + 'static>(
     job: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Broken> {
     let running = ask(|| tokio::task::spawn_blocking(job)).ok_or(Broken::NoThread)?;
-    running.await.map_err(|_| Broken::GivenUp)
+    running.await.map_err(|ended| match ended.is_panic() {
+        true => Broken::Panicked,
+        false => Broken::GivenUp,
+    })
 }

@@ -56,6 +56,9 @@ findings! {
     PageSizeChanged "page-size-changed" Image "its page size changed";
     /// A file in the spool cannot be used, nor those behind it.
     SpoolDamaged "spool-damaged" Compare "a file in its spool is damaged or missing";
+    /// A file in the spool was lost while it waited there.
+    SpoolUnreadable "spool-unreadable" Image
+        "a file in its spool was damaged, removed or cannot be read any more";
     /// More waits than may.
     SpoolFull "spool-full" Compare "its spool reached its cap and was dropped";
     /// Written by somebody while no process of ours had it.

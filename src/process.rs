@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::database::{CommittedFrames, Database};
 use crate::local;
@@ -184,24 +185,7 @@ impl Process {
             return Ok(process.clone());
         }
         let runtime = shipper::runtime()?;
-        let (commits, commits_out) = crossbeam_channel::bounded(COMMITS_WAITING);
-        let (controls, controls_out) = crossbeam_channel::unbounded();
-        let (orders, orders_out) = tokio::sync::mpsc::unbounded_channel();
-        let process = Arc::new(Process {
-            pid: std::process::id(),
-            next_id: AtomicU64::new(1),
-            databases: Mutex::new(HashMap::new()),
-            forget_at: AtomicUsize::new(FORGET_MIN),
-            commits,
-            controls,
-            bell: Bell::default(),
-            orders,
-            servers: Servers::limited(),
-            tender: OnceLock::new(),
-            drained: Watched::new(false),
-            ended: Mutex::new(None),
-        });
-        let inbox = Inbox { commits: commits_out, controls: controls_out };
+        let (process, inbox, orders_out) = Process::new();
         // Both threads, or none: each begins when it is told to, and ends if nobody will.
         let (begin, told) = crossbeam_channel::bounded(2);
         spawn("walferry-seal", {
@@ -226,6 +210,28 @@ impl Process {
         }
         *current = Some(process.clone());
         Ok(process)
+    }
+
+    /// An instance without threads, and what these are to read.
+    fn new() -> (Arc<Process>, Inbox, UnboundedReceiver<Order>) {
+        let (commits, commits_out) = crossbeam_channel::bounded(COMMITS_WAITING);
+        let (controls, controls_out) = crossbeam_channel::unbounded();
+        let (orders, orders_out) = tokio::sync::mpsc::unbounded_channel();
+        let process = Arc::new(Process {
+            pid: std::process::id(),
+            next_id: AtomicU64::new(1),
+            databases: Mutex::new(HashMap::new()),
+            forget_at: AtomicUsize::new(FORGET_MIN),
+            commits,
+            controls,
+            bell: Bell::default(),
+            orders,
+            servers: Servers::limited(),
+            tender: OnceLock::new(),
+            drained: Watched::new(false),
+            ended: Mutex::new(None),
+        });
+        (process, Inbox { commits: commits_out, controls: controls_out }, orders_out)
     }
 
     /// Runs a thread's body. A panic that ends it is the end of replication in this process, and each
@@ -336,6 +342,10 @@ impl Process {
         }
         let replications = Replications::new(all.remove(0), all);
         databases.insert(path.to_path_buf(), replications.clone());
+        // A thread that ended meanwhile may have told all databases before this one was among them.
+        if let Some(why) = self.ended() {
+            replications.each().for_each(|database| database.end(&why));
+        }
         self.tend(&replications)?;
         Ok((replications, None))
     }
@@ -498,9 +508,29 @@ impl Bell {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use std::ops::Range;
+
+    use async_trait::async_trait;
+    use bytes::Bytes;
+
     use super::*;
+    use crate::border::{Border, Reader, Way};
+    use crate::claim::Claim;
+    use crate::database::Attach;
+    use crate::engine::Failure;
+    use crate::history::{self, Work};
+    use crate::log_end::{Look, Plan};
+    use crate::ltx::FileName;
+    use crate::plan::compact::Step;
     use crate::settings::Lookup;
+    use crate::shipper::{Identity, Job, Task, UploadOutcome};
+    use crate::store::memory::MemoryStore;
+    use crate::store::{Body, Error, FileInfo, Key, Store, Upload};
+    use crate::units::{Level, Pgno, Salts, Timestamp, Txid, WriterId};
+    use crate::wal::WalIndex;
+    use crate::wal::evidence::Guard;
 
     /// The URL of a replica, and nothing else.
     struct Only(String);
@@ -515,21 +545,208 @@ mod tests {
         }
     }
 
+    /// A database in a folder, replicated beside it.
+    fn open(process: &Arc<Process>, dir: &Path, name: &str) -> Result<Replications, String> {
+        let path = dir.join(name);
+        std::fs::write(&path, "").unwrap();
+        let replica = format!("file://{}", dir.join(format!("{name}-replica")).display());
+        let settings = Settings::resolve(&path, &Only(replica), None).unwrap();
+        process.database(&path, settings, false).map(|(database, _)| database)
+    }
+
     #[test]
     fn a_thread_that_panics_ends_replication_and_all_are_told() {
         let dir = tempfile::tempdir().unwrap();
         let process = Process::start().unwrap();
-        let open = |name: &str| {
-            let replica = format!("file://{}", dir.path().join(name).join("replica").display());
-            let path = dir.path().join(name);
-            let settings = Settings::resolve(&path, &Only(replica), None).unwrap();
-            process.database(&path, settings, false).map(|(database, _)| database)
-        };
-        let known = open("a.db").unwrap();
+        let known = open(&process, dir.path(), "a.db").unwrap();
         process.guard("walferry-ship", || panic!("on purpose"));
         let report = known.first().report();
         assert_eq!(report.state, "error");
         assert!(report.last_error.unwrap().contains("walferry-ship"));
-        assert!(open("b.db").err().unwrap().contains("walferry-ship"), "one that comes later");
+        let later = open(&process, dir.path(), "b.db").err().unwrap();
+        assert!(later.contains("walferry-ship"), "one that comes later");
+    }
+
+    const KEY: Key = Key { level: Level::L0, name: FileName { min: Txid(1), max: Txid(1) } };
+
+    /// A store in which every call panics.
+    struct Panics;
+
+    #[async_trait]
+    impl Store for Panics {
+        fn url(&self) -> &str {
+            "file:///panics"
+        }
+
+        async fn list(&self, _: Level) -> Result<Vec<FileInfo>, Error> {
+            panic!("on purpose")
+        }
+
+        async fn get(&self, _: Key, _: Option<Range<u64>>) -> Result<Bytes, Error> {
+            panic!("on purpose")
+        }
+
+        async fn put_new(&self, _: Key, _: Body, _: Timestamp) -> Result<(), Error> {
+            panic!("on purpose")
+        }
+
+        async fn upload_new(&self, _: Key, _: Timestamp, _: u64) -> Result<Box<dyn Upload>, Error> {
+            panic!("on purpose")
+        }
+
+        async fn delete(&self, _: Key) -> Result<(), Error> {
+            panic!("on purpose")
+        }
+    }
+
+    fn every_task() -> Vec<Task> {
+        let file = FileInfo { key: KEY, len: 1, modified: Timestamp(1), stored: Timestamp(1) };
+        let step = Step { key: Key { level: Level::L1, ..KEY }, inputs: vec![file] };
+        let claim = Some(Claim { writer: WriterId(1), from: None });
+        let ours = Identity { head: [0; _], trailer: [0; _], len: 0 };
+        let history = |work| Task::History { work, copies: None };
+        let plan = Plan { head: None, writer: WriterId(1) };
+        vec![
+            Task::FindHead { acked: Txid(1), claim: None },
+            Task::FindHead { acked: Txid(1), claim },
+            Task::Put {
+                key: KEY,
+                body: Body::Bytes(Bytes::new()),
+                timestamp: Timestamp(1),
+                look: Look::default(),
+            },
+            Task::Inspect { txid: Txid(1), ours },
+            Task::Confirm { key: KEY, writer: WriterId(1), checksum: 0 },
+            Task::OpenUpload { job: 7, key: KEY, timestamp: Timestamp(1), len: 1, plan },
+            history(Work::Survey),
+            history(Work::Join(step.clone())),
+            history(Work::Prove(step)),
+        ]
+    }
+
+    /// Why a job failed.
+    fn failure(outcome: Outcome) -> Option<Failure> {
+        match outcome {
+            Outcome::Failed(failure)
+            | Outcome::Upload { job: 7, outcome: UploadOutcome::Failed(failure) }
+            | Outcome::History(history::Done { event: history::Event::Failed(failure), .. }) => {
+                Some(failure)
+            }
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_job_that_panics_ends_with_an_error_and_keeps_no_place() {
+        let (process, inbox, orders) = Process::new();
+        let runtime = shipper::runtime().unwrap();
+        let ships = process.clone();
+        std::thread::spawn(move || shipper::run(ships, &runtime, orders));
+        let ends = |store: Arc<dyn Store>, task| {
+            process.order(Order::Job(Job { database: 1, tenure: 2, store, task }));
+            match inbox.controls.recv_timeout(Duration::from_mins(1)) {
+                Ok(Control::Shipped(1, 2, outcome)) => outcome,
+                other => panic!("{other:?}"),
+            }
+        };
+        // Oftener than there are places for images and joins.
+        for _ in 0..20 {
+            for (number, task) in every_task().into_iter().enumerate() {
+                let failure = failure(ends(Arc::new(Panics), task));
+                let failure = failure.unwrap_or_else(|| panic!("job {number} did not fail"));
+                assert!(failure.message().contains("panic"), "{number}: {}", failure.message());
+            }
+        }
+        let task = Task::FindHead { acked: Txid::ZERO, claim: None };
+        let well = ends(Arc::new(MemoryStore::new()), task);
+        assert!(matches!(well, Outcome::Head(None)), "{well:?}");
+    }
+
+    /// A border in which every call panics.
+    struct Broken;
+
+    impl Border for Broken {
+        fn wal_index(&self) -> Option<WalIndex> {
+            panic!("on purpose")
+        }
+
+        fn guard(&self) -> Option<Guard> {
+            panic!("on purpose")
+        }
+
+        fn frame_pages(&self, _: &WalIndex, _: u32, _: u32) -> Option<Vec<Pgno>> {
+            panic!("on purpose")
+        }
+
+        fn hold(&self, _: bool) {
+            panic!("on purpose")
+        }
+
+        fn checkpoint(&self) -> std::io::Result<bool> {
+            panic!("on purpose")
+        }
+
+        fn copied(&self) -> Option<u32> {
+            panic!("on purpose")
+        }
+
+        fn hold_checkpoints(&self, _: bool) -> bool {
+            panic!("on purpose")
+        }
+
+        fn give_way(&self, _: (Salts, u32), _: u32) -> Way {
+            panic!("on purpose")
+        }
+
+        fn take_back(&self) -> bool {
+            panic!("on purpose")
+        }
+
+        fn is_in_place(&self) -> bool {
+            panic!("on purpose")
+        }
+
+        fn open_reader(&self) -> std::io::Result<Box<dyn Reader>> {
+            panic!("on purpose")
+        }
+    }
+
+    /// Waits until the sealer has taken in all that it was told.
+    fn taken_in(process: &Process) {
+        let (answer, answered) = crossbeam_channel::bounded(1);
+        process.control(Control::Ping(answer));
+        answered.recv_timeout(Duration::from_mins(1)).expect("the sealer is there");
+    }
+
+    #[test]
+    fn a_panic_of_the_sealer_is_the_end_of_one_database_and_it_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let (process, inbox, _orders) = Process::new();
+        let broken = open(&process, dir.path(), "broken.db").unwrap();
+        broken.set_border(|_| Arc::new(Broken));
+        let well = open(&process, dir.path(), "well.db").unwrap();
+        let seals = process.clone();
+        std::thread::spawn(move || {
+            seals.guard("walferry-seal", || sealer::run(&seals, &inbox));
+        });
+        for database in [&broken, &well] {
+            database.first().connect();
+            database.first().attached(Attach::default(), &|| None);
+        }
+        taken_in(&process);
+        let report = broken.first().report();
+        assert_eq!(report.state, "error");
+        assert!(report.last_error.unwrap().contains("panic in the sealer"));
+        let report = well.first().report();
+        assert!(report.state != "error" && report.last_error.is_none(), "{report:?}");
+        // The answer to what it asked the store before comes late, and changes nothing.
+        let tenures = 0..3;
+        for tenure in tenures {
+            let id = broken.first().id;
+            process.control(Control::Shipped(id, tenure, Outcome::Head(None)));
+        }
+        taken_in(&process);
+        assert_eq!(broken.first().report().state, "error");
+        assert_eq!(process.ended(), None);
     }
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::config::values::{
-    LEVELS, parse_duration, parse_levels, parse_size, parse_switch, parse_time_or_off,
+    LEVELS, parse_duration, parse_levels, parse_mode, parse_size, parse_switch, parse_time_or_off,
 };
 use crate::config::{Broken, Config, Given, Layer, Origin};
 use crate::nearest::near;
@@ -42,6 +42,8 @@ pub struct Settings {
     pub audit_rate: u64,
     /// Whether databases are put into WAL mode.
     pub journal_mode: JournalMode,
+    /// Permission bits of a database that is restored where there is none.
+    pub restore_mode: u32,
     /// Whether a database that cannot be replicated as it is set is not opened.
     pub strict: bool,
     /// Where the replica is named.
@@ -84,6 +86,8 @@ pub struct History {
 
 /// What `spool-cap` is by default, in words.
 const SPOOL_CAP: &str = "auto";
+/// What `restore-mode` is by default: a database is for the user who restores it.
+const RESTORE_MODE: &str = "600";
 
 impl History {
     fn resolve(layers: &Layers<'_>) -> Result<History, String> {
@@ -118,7 +122,7 @@ fn parse_journal_mode(text: &str) -> Result<JournalMode, String> {
 }
 
 /// All that can be set for a database besides its replica, as URI parameters have it.
-pub const NAMES: [&str; 15] = [
+pub const NAMES: [&str; 16] = [
     "audit-interval",
     "audit-rate",
     "copies-cap",
@@ -126,6 +130,7 @@ pub const NAMES: [&str; 15] = [
     "journal-mode",
     "l0-retention",
     "levels",
+    "restore-mode",
     "retention",
     "shrink-images",
     "shutdown-timeout",
@@ -277,11 +282,10 @@ impl Settings {
         lookup: &dyn Lookup,
     ) -> Result<Settings, String> {
         let layers = Layers { lookup, file: layer, given: RefCell::default() };
-        let s3 = replica.starts_with("s3:");
         let settings = Settings {
+            access: layer.access.fitting(&replica),
             replica,
             name,
-            access: if s3 { layer.access.clone() } else { Access::default() },
             sync_interval: layers.parsed("sync-interval", "1s", parse_duration)?,
             shutdown_timeout: layers.parsed("shutdown-timeout", "5s", parse_duration)?,
             spool_cap: layers.parsed("spool-cap", SPOOL_CAP, parse_spool_cap)?,
@@ -293,6 +297,7 @@ impl Settings {
                 .unwrap_or_default(),
             audit_rate: layers.parsed("audit-rate", "8MB", parse_audit_rate)?,
             journal_mode: layers.parsed("journal-mode", "wal", parse_journal_mode)?,
+            restore_mode: layers.parsed("restore-mode", RESTORE_MODE, parse_mode)?,
             strict: layers.parsed("strict", "off", |text| Ok(means_strict(text)))?,
             origin,
             given: BTreeMap::new(),
@@ -320,6 +325,18 @@ impl Settings {
             settings.history.deletes = false;
         }
         Ok(all)
+    }
+
+    /// The permission bits of a database that is restored where there is none, as environment and file say it
+    /// for databases that the file does not list.
+    pub fn restore_mode_of_any(
+        lookup: &dyn Lookup,
+        config: Option<&Config>,
+    ) -> Result<u32, String> {
+        let none = Layer::default();
+        let file = config.map_or(&none, |config| &config.global);
+        let layers = Layers { lookup, file, given: RefCell::default() };
+        layers.parsed("restore-mode", RESTORE_MODE, parse_mode)
     }
 
     /// As [`Settings::is_strict`] where the file cannot be used, but may say so.

@@ -70,13 +70,11 @@ impl File {
 
     /// How the replica at a URL is reached, as the file says.
     pub(super) fn access(url: &str, config: Option<&Config>) -> Access {
-        let Some(config) = config.filter(|_| url.starts_with("s3:")) else {
-            return Access::default();
-        };
+        let Some(config) = config else { return Access::default() };
         let identity = store::check_url(url, &Access::default()).ok();
         let mut all = config.databases.iter().flat_map(|database| &database.replicas);
         let same = all.find(|replica| Some(&replica.identity) == identity.as_ref());
-        same.map_or(&config.global.access, |replica| &replica.layer.access).clone()
+        same.map_or(&config.global.access, |replica| &replica.layer.access).fitting(url)
     }
 }
 
@@ -174,6 +172,15 @@ impl Args {
             };
         };
         pick(all, wanted, &config, target)
+    }
+
+    /// The permission bits of a database that is restored where there is none, as file and environment say.
+    pub(super) fn restore_mode(&self, replicas: &[Named]) -> Result<u32, Error> {
+        if let Some((_, settings)) = replicas.first().and_then(|named| named.of.as_ref()) {
+            return Ok(settings.restore_mode);
+        }
+        let config = if self.file.config.is_some() { self.file.load()? } else { None };
+        Settings::restore_mode_of_any(&Environment, config.as_ref()).map_err(Error::Usage)
     }
 
     /// Whether the configuration file lists a database. One that nobody named does not matter if it

@@ -151,7 +151,7 @@ pub(super) fn of_follow(error: &follow::Error) -> Exit {
 
 pub(super) fn of_store(kind: store::ErrorKind) -> Exit {
     use store::ErrorKind::{
-        AlreadyExists, Denied, Invalid, NoReplica, NoSpace, NotFound, Other, Throttled,
+        AlreadyExists, Denied, Invalid, Local, NoReplica, NoSpace, NotFound, Other, Throttled,
         Unauthenticated, Unavailable,
     };
     match kind {
@@ -160,6 +160,6 @@ pub(super) fn of_store(kind: store::ErrorKind) -> Exit {
         NotFound => Exit::Damaged,
         Unauthenticated | Denied | Throttled | Unavailable => Exit::Unreachable,
         Invalid => Exit::Usage,
-        AlreadyExists | NoSpace | Other => Exit::Failure,
+        AlreadyExists | NoSpace | Local | Other => Exit::Failure,
     }
 }

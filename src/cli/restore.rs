@@ -11,7 +11,7 @@ use super::planned::Planned;
 use super::{
     Error, Exit, configured, follow, generations, moment, note, points, print, progress, table,
 };
-use crate::config::values::parse_duration;
+use crate::config::values::{parse_duration, parse_mode};
 use crate::follow as following;
 use crate::plan;
 use crate::restore::{self, Force, Integrity, Options, Point, Report, Watch};
@@ -55,7 +55,8 @@ pub(super) struct Args {
     #[arg(long, value_enum, value_name = "none|quick|full", hide_possible_values = true,
           default_value_t = Integrity::None)]
     integrity_check: Integrity,
-    /// Permission bits of the database, such as 640; else those of the file that it replaces, or 600
+    /// Permission bits of the database, such as 640; else those of the file that it replaces, or of
+    /// restore-mode, which is 600 by default
     #[arg(long, value_name = "OCTAL", value_parser = parse_mode, conflicts_with = "list")]
     mode: Option<u32>,
     /// OUT may be an older copy that was restored before: replace it, and read only what is newer
@@ -95,6 +96,9 @@ pub(super) struct Args {
     if_replica_exists: bool,
     #[command(flatten)]
     progress: progress::Args,
+    /// What restore-mode says.
+    #[arg(skip = 0o600_u32)]
+    new_mode: u32,
 }
 
 impl Args {
@@ -120,7 +124,7 @@ impl Args {
             interval: self.follow_interval,
             parallelism: usize::from(self.parallelism),
             integrity: self.integrity_check,
-            mode: self.mode,
+            mode: self.mode.or(Some(self.new_mode)),
             json: self.json,
             progress: &self.progress,
         })
@@ -132,6 +136,7 @@ impl Args {
         options.parallelism = usize::from(self.parallelism);
         options.integrity = self.integrity_check;
         options.mode = self.mode;
+        options.new_mode = self.new_mode;
         options.delta = self.delta;
         options.resume = !self.no_resume;
         options.force = match self.force {
@@ -147,11 +152,6 @@ fn parse_moment(text: &str) -> Result<Timestamp, String> {
     moment::parse(text, crate::clock::wall())
 }
 
-fn parse_mode(text: &str) -> Result<u32, String> {
-    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
-    mode.ok_or_else(|| "give permission bits in octal, such as 640".into())
-}
-
 /// Less than this between two requests is a mistake.
 const SHORTEST: Duration = Duration::from_millis(10);
 
@@ -162,6 +162,7 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
 
 pub(super) async fn run(mut args: Args) -> Result<(), Error> {
     let replicas = args.named.all(&args.url)?;
+    args.new_mode = args.named.restore_mode(&replicas)?;
     if args.output.is_none() && !args.dry_run && !args.list {
         let place = replicas.first().and_then(|named| named.of.as_ref());
         let Some((database, _)) = place else {

@@ -24,7 +24,10 @@ pub(super) struct Believing<'a> {
 
 impl Believing<'_> {
     pub(super) fn config(&mut self, raw: &Raw) -> Config {
-        let global = self.layer(&[&raw.global], Some("s3"));
+        let mut global = self.layer(&[&raw.global], Some("s3"));
+        // What holds at the top holds for folders, too.
+        let of_folders = self.folder_access(&[&raw.global]);
+        global.access.options.extend(of_folders.options);
         let mut databases: Vec<Database> = Vec::new();
         for database in &raw.databases {
             if let Some(database) = self.database(database, &raw.global) {
@@ -90,9 +93,33 @@ impl Believing<'_> {
                 values.entry(setting).or_insert(Given { text: written.text.clone(), origin });
             }
         }
-        let access =
-            if kind == Some("s3") { self.access(sections) } else { (Access::default(), None) };
+        let access = match kind {
+            Some("s3") => self.access(sections),
+            Some("file") => (self.folder_access(sections), None),
+            _ => (Access::default(), None),
+        };
         Layer { values, access: access.0, credentials: access.1 }
+    }
+
+    /// What is said of a folder.
+    fn folder_access(&mut self, sections: &[&Section]) -> Access {
+        let mut access = Access::default();
+        let Some(written) = sections.iter().find_map(|section| section.get(store::FILE_MODE))
+        else {
+            return access;
+        };
+        match store::parse_file_mode(&written.text) {
+            Ok(_) => {
+                access.options.insert(store::FILE_MODE.to_string(), written.text.clone());
+            }
+            Err(why) => {
+                let mistake = written.mistake(why);
+                if !self.mistakes.contains(&mistake) {
+                    self.wrong(mistake);
+                }
+            }
+        }
+        access
     }
 
     /// Credentials and options, and where the credentials stand.

@@ -32,6 +32,8 @@ pub enum Kind {
     Secret,
     /// A path: `~/` is the home directory.
     Path,
+    /// Permission bits in octal.
+    Mode,
     /// One of these words.
     Word(&'static [&'static str]),
     /// Lengths of time that rise: `30s,5m,1h`, a list of these, or a list of `interval: 30s`.
@@ -76,7 +78,9 @@ pub struct Row {
     pub text: &'static str,
 }
 
-use Kind::{Levels, Number, Path, Secret, Size, Structure, Switch, Text, Time, TimeOrOff, Word};
+use Kind::{
+    Levels, Mode, Number, Path, Secret, Size, Structure, Switch, Text, Time, TimeOrOff, Word,
+};
 use Meaning::{Note, Only, Refused, Supported};
 
 const G: &[Place] = &[Place::Global];
@@ -86,6 +90,7 @@ const GD: &[Place] = &[Place::Global, Place::Database];
 const GR: &[Place] = &[Place::Global, Place::Replica];
 const GDR: &[Place] = &[Place::Global, Place::Database, Place::Replica];
 const S3: &[&str] = &["s3"];
+const FILE: &[&str] = &["file"];
 
 const fn row(name: &'static str, places: &'static [Place], kind: Kind) -> Row {
     let meaning = Supported;
@@ -221,6 +226,11 @@ pub const KEYS: &[Row] = &[
     ),
     option("sign-payload").note("what is sent is always signed, or sent over TLS"),
     option("require-content-md5").note("what is sent always has a CRC32"),
+    row("file-mode", GR, Mode).of(FILE).says(
+        "600",
+        "permission bits of the files in a folder, which hold what the database holds, whatever the umask is; \
+         folders that are made for them can be searched by those who may read the files. At least 600",
+    ),
     // The pace, and the history.
     row("sync-interval", GDR, Time).sets("sync-interval").says("1s", "shortest time between two files; 0 sends each commit"),
     row("shutdown-timeout", GD, Time).sets("shutdown-timeout").says("5s", "how long the end of the process waits for the store"),
@@ -273,6 +283,10 @@ pub const KEYS: &[Row] = &[
         "with `path`: `walferry replicate` restores the database before it begins, if it is missing \
          and a replica exists. The extension does not: use `walferry restore --if-db-not-exists \
          --if-replica-exists` before the program starts",
+    ),
+    row("restore-mode", GD, Mode).sets("restore-mode").says(
+        "600",
+        "permission bits of a database that `walferry restore` makes where there is none; `--mode` goes before",
     ),
     row("max-sync-ltx-files", GR, Number).note("files go to the store one by one, in order"),
     row("auto-recover", GR, Switch).note("walferry always compares and goes on by itself, and no file of the replica is ever changed for it"),

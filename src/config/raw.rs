@@ -7,7 +7,7 @@ use super::Variables;
 use super::expand::{Failure, expand};
 use super::keys::{self, Kind, Meaning, Place, Row};
 use super::mistake::Mistake;
-use super::values::{parse_duration, parse_levels, parse_size};
+use super::values::{parse_duration, parse_levels, parse_mode, parse_size};
 use super::yaml::{Entry, Node, Value};
 use crate::nearest::near;
 
@@ -357,6 +357,7 @@ fn checked(kind: Kind, text: &str) -> Result<String, ()> {
         },
         Kind::Size => same(parse_size(trimmed).is_ok()),
         Kind::Number => same(trimmed.parse::<i64>().is_ok()),
+        Kind::Mode => same(parse_mode(trimmed).is_ok()),
         Kind::Switch => match trimmed.to_ascii_lowercase().as_str() {
             "true" | "yes" | "on" | "y" => Ok("on".to_string()),
             "false" | "no" | "off" | "n" => Ok("off".to_string()),
@@ -397,6 +398,7 @@ fn words(kind: Kind) -> String {
         Kind::TimeOrOff => "a length of time: write it like 5m, 24h or 30d, or off".into(),
         Kind::Size => "a size: write it like 500MB or 10GB".into(),
         Kind::Number => "a whole number".into(),
+        Kind::Mode => "permission bits in octal: write them like 640".into(),
         Kind::Switch => "true or false".into(),
         Kind::Word(words) => format!("one of {}", words.join(", ")),
         Kind::Levels => {

@@ -87,6 +87,15 @@ pub(crate) fn parse_time_or_off(text: &str) -> Result<Option<Duration>, String> 
     }
 }
 
+/// Reads permission bits in octal, such as `640`.
+pub(crate) fn parse_mode(text: &str) -> Result<u32, String> {
+    let digits = text.trim();
+    let digits = digits.strip_prefix("0o").unwrap_or(digits);
+    let mode = u32::from_str_radix(digits, 8).ok().filter(|mode| *mode <= 0o777);
+    mode.filter(|_| !digits.starts_with('+'))
+        .ok_or_else(|| "give permission bits in octal, such as 640".into())
+}
+
 pub(crate) fn parse_switch(text: &str) -> Result<bool, String> {
     match text.trim() {
         "on" | "true" => Ok(true),

@@ -218,6 +218,11 @@ impl Failure {
         matches!(self, Failure::Store { kind: ErrorKind::NoReplica, .. })
     }
 
+    /// Whether it was the local file that was to be sent.
+    pub(crate) fn is_of_local_file(&self) -> bool {
+        matches!(self, Failure::Store { kind: ErrorKind::Local, .. })
+    }
+
     /// Whether it will not pass by itself soon: somebody has to change something.
     pub(super) fn is_lasting(&self) -> bool {
         matches!(self, Failure::Store { kind, .. } if !kind.is_transient())

@@ -82,6 +82,7 @@ pub async fn join(
         Ok(joined) => joined,
         Err(Broken::NoThread) => Err(Error::Store(Broken::NoThread.into())),
         Err(Broken::GivenUp) => Err(Error::Internal("a thread broke off")),
+        Err(Broken::Panicked) => Err(Error::Internal("a panic while files were joined")),
     }
 }
 

@@ -60,6 +60,8 @@ pub async fn perform(store: Arc<dyn Store>, work: Work, copies: Option<PathBuf>)
                 Error::File { key, source } => {
                     Event::Damaged { key: *key, message: format!("{error}: {source}") }
                 }
+                // Of the replica it says nothing.
+                Error::Internal(_) => Event::Failed(Failure::Local { message: error.to_string() }),
                 other => Event::Contradicted(other.to_string()),
             };
             Done { event, requests: 1, retry_after }

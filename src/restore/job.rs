@@ -38,7 +38,7 @@ pub(super) type Outcome = (Report, Option<String>);
 impl Job<'_> {
     pub(super) fn execute(&self) -> Result<Outcome, Error> {
         let place = place_of(self.options);
-        let mut work = Workplace::take(&self.options.output, place)?.with_mode(self.options.mode);
+        let mut work = Workplace::take(&self.options.output, place)?.with_mode(self.options);
         if place != Place::Copy {
             return self.whole(&mut work, place, None);
         }

@@ -136,8 +136,10 @@ pub struct Options {
     /// Whether what is at the output is replaced, once the new database is proven.
     #[cfg(feature = "cli")]
     pub force: Force,
-    /// Mode of the database; else that of the file that it replaces, or 0600.
+    /// Mode of the database; else that of the file that it replaces.
     pub mode: Option<u32>,
+    /// Mode of the database where there is none that it replaces.
+    pub new_mode: u32,
     /// Is told how far it is.
     pub watch: Option<Watch>,
     /// What SQLite checks before the database gets its name.
@@ -159,6 +161,7 @@ impl Options {
             #[cfg(feature = "cli")]
             force: Force::Never,
             mode: None,
+            new_mode: 0o600,
             watch: None,
             #[cfg(feature = "cli")]
             integrity: Integrity::None,

@@ -20,6 +20,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use super::Options;
 use super::error::{Error, failed};
 #[cfg(feature = "cli")]
 use super::former::Former;
@@ -60,6 +61,8 @@ pub(super) struct Workplace {
     lock: Option<Lock>,
     /// Mode that the database is to have, if it is set.
     mode: Option<u32>,
+    /// Mode of a new one, if that is not set.
+    new_mode: u32,
     #[cfg(feature = "cli")]
     former: Option<Former>,
     stays: bool,
@@ -99,6 +102,7 @@ impl Workplace {
                 dir,
                 lock,
                 mode: None,
+                new_mode: 0o600,
                 #[cfg(feature = "cli")]
                 former: None,
                 stays: false,
@@ -115,10 +119,11 @@ impl Workplace {
         Err(Error::Busy { path: path.into(), pid: None })
     }
 
-    /// Sets the mode that the database gets with its name. Else it is that of the file which it replaces;
-    /// a new one is for this process's user alone.
-    pub(super) fn with_mode(mut self, mode: Option<u32>) -> Workplace {
-        self.mode = mode;
+    /// Sets the mode that the database gets with its name. Else it is that of the file which it replaces, or
+    /// what a new one gets.
+    pub(super) fn with_mode(mut self, options: &Options) -> Workplace {
+        self.mode = options.mode;
+        self.new_mode = options.new_mode;
         self
     }
 
@@ -126,7 +131,7 @@ impl Workplace {
     fn like(&self) -> io::Result<Like> {
         let there = match fs::symlink_metadata(&self.path) {
             Ok(meta) if meta.is_file() => Like::of(&self.path)?,
-            _ => Like::private(),
+            _ => Like { mode: self.new_mode, ..Like::private() },
         };
         Ok(Like { mode: self.mode.unwrap_or(there.mode), ..there })
     }

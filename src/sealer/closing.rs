@@ -4,6 +4,7 @@ use super::capture::{self, Stop};
 use super::looks::Moment;
 use super::open::Point;
 use super::replica::{ClosedFile, Purpose, Replica, maker};
+use super::unreadable;
 use crate::database::Gate;
 use crate::engine::{Event, Failure, Head, Verdict};
 use crate::local::pages::PageTable;
@@ -62,11 +63,16 @@ impl Replica {
                 log::error!("{}: {message}", self.database.label());
                 self.engine.handle(now, Event::Closed(None));
             }
-            Err(Stop::Failed(message) | Stop::NoRoom(message)) => {
+            Err(stop @ (Stop::Failed(_) | Stop::NoRoom(_))) => {
+                let may_be_lost = matches!(stop, Stop::Failed(_));
+                let message = stop.to_string();
                 self.discard_unfinished();
                 self.database.with(|shared| shared.set_gate(Gate::Shut));
                 log::error!("{}: {message}", self.database.label());
                 self.engine.handle(now, Event::LocalFailed(Failure::Local { message }));
+                if may_be_lost {
+                    self.give_up_unreadable();
+                }
             }
         }
         self.database.notify();
@@ -183,7 +189,11 @@ impl Replica {
         let (Some(local), Some(file)) = (&self.local, self.find_closed(txid)) else {
             return self.lost_file(txid);
         };
-        let body = Body::File(local.spool.path(&file.entry));
+        let path = local.spool.path(&file.entry);
+        if let Err(message) = unreadable::check(&path, file) {
+            return self.cannot_read(message);
+        }
+        let body = Body::File(path);
         let timestamp = Timestamp(file.base.timestamp);
         let key = Key { level: Level::L0, name: FileName::single(txid) };
         let (claimed, writer) = (self.engine.has_claimed(), self.engine.writer());
@@ -199,11 +209,17 @@ impl Replica {
             Ok(ours) => self.ship(Task::Inspect { txid, ours }),
             Err(error) => {
                 let path = local.spool.path(&file.entry);
-                let message = format!("cannot read {}: {error}", path.display());
-                let failure = Event::RequestFailed(Failure::Local { message });
-                self.engine.handle(self.process.now(), failure);
+                self.cannot_read(format!("cannot read {}: {error}", path.display()));
             }
         }
+    }
+
+    /// A file that the store was to be asked about cannot be read.
+    fn cannot_read(&mut self, message: String) {
+        log::error!("{}: {message}", self.database.label());
+        let failure = Event::RequestFailed(Failure::Local { message });
+        self.engine.handle(self.process.now(), failure);
+        self.give_up_unreadable();
     }
 
     /// Cannot be: the engine asks only for files that it was told of. Said rather than ignored.
@@ -283,7 +299,12 @@ impl Replica {
                 if failure.is_no_replica() {
                     self.looks.doubt();
                 }
-                Event::RequestFailed(failure)
+                let is_local = failure.is_of_local_file();
+                self.engine.handle(now, Event::RequestFailed(failure));
+                if is_local {
+                    self.give_up_unreadable();
+                }
+                return;
             }
             Outcome::Upload { job, outcome } => return self.upload_event(job, outcome),
             Outcome::History(done) => return self.history_done(done),

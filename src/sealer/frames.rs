@@ -486,13 +486,18 @@ impl Replica {
             Stop::NoRoom(message) if self.gives_up_pieces() => {
                 log::error!("{}: {message}", self.database.label());
             }
-            Stop::Failed(message) | Stop::NoRoom(message) => {
+            stop @ (Stop::Failed(_) | Stop::NoRoom(_)) => {
+                let may_be_lost = matches!(stop, Stop::Failed(_));
+                let message = stop.to_string();
                 self.discard_unfinished();
                 log::error!("{}: {message}", self.database.label());
                 self.database.with(|shared| shared.set_gate(Gate::Shut));
                 let now = self.process.now();
                 self.engine.handle(now, Event::Committed { at: now });
                 self.engine.handle(now, Event::LocalFailed(Failure::Local { message }));
+                if may_be_lost {
+                    self.give_up_unreadable();
+                }
             }
         }
     }

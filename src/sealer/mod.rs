@@ -17,6 +17,7 @@ mod replica;
 mod resync;
 mod room;
 mod scan;
+mod unreadable;
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -119,7 +120,10 @@ impl Sealer {
             }
             Control::Shipped(id, tenure, outcome) => {
                 let replica = self.replicas.get_mut(&id);
-                if let Some(replica) = replica.filter(|replica| replica.tenure == tenure) {
+                // The end of what was ended shows, whatever is answered to what it asked before.
+                let waits =
+                    |replica: &&mut Replica| replica.tenure == tenure && replica.dead.is_none();
+                if let Some(replica) = replica.filter(waits) {
                     guard(replica, |replica| replica.shipped(outcome));
                 }
             }
@@ -129,7 +133,15 @@ impl Sealer {
     fn replica(&mut self, id: u64) -> Option<&mut Replica> {
         if !self.replicas.contains_key(&id) {
             let database = self.process.by_id(id)?;
-            self.replicas.insert(id, Replica::new(self.process.clone(), database));
+            let (process, known) = (self.process.clone(), database.clone());
+            match catch_unwind(AssertUnwindSafe(|| Replica::new(process, known))) {
+                Ok(replica) => self.replicas.insert(id, replica),
+                Err(_) => {
+                    log::error!("{}: replication stopped: {PANIC}", database.label());
+                    database.end(PANIC);
+                    return None;
+                }
+            };
         }
         self.replicas.get_mut(&id)
     }
@@ -146,9 +158,8 @@ impl Sealer {
                 guard(replica, |replica| replica.work(now));
             }
             // What it was told may have opened something, too.
-            replica.rest();
-            if replica.is_finished() {
-                replica.release();
+            guard(replica, Replica::rest);
+            if replica.is_finished() && guard(replica, Replica::release) {
                 finished.push(replica.database.path().to_path_buf());
                 return false;
             }
@@ -167,10 +178,20 @@ impl Sealer {
     }
 }
 
+/// What is said of a database whose step panicked.
+const PANIC: &str = "an internal error of walferry (a panic in the sealer); please report it";
+
 /// Runs a step for one database. A panic in it ends the replication of this database, loudly, and
-/// nothing else: the application and the other databases go on.
-fn guard(replica: &mut Replica, step: impl FnOnce(&mut Replica)) {
-    if catch_unwind(AssertUnwindSafe(|| step(replica))).is_err() {
-        replica.give_up("an internal error of walferry (a panic in the sealer); please report it");
+/// nothing else: the application and the other databases go on. False after a panic.
+fn guard(replica: &mut Replica, step: impl FnOnce(&mut Replica)) -> bool {
+    if catch_unwind(AssertUnwindSafe(|| step(replica))).is_ok() {
+        return true;
     }
+    // What panicked may do so again while all is let go, and later. That is told once.
+    let is_news = replica.dead.is_none();
+    if is_news && catch_unwind(AssertUnwindSafe(|| replica.give_up(PANIC))).is_err() {
+        replica.dead.get_or_insert_with(|| PANIC.to_string());
+        replica.database.end(PANIC);
+    }
+    false
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::file::FILE_MODE;
 use super::s3::Credentials;
 
 /// Credentials and options of a store from the configuration file. They are no part of a replica's
@@ -11,7 +12,8 @@ use super::s3::Credentials;
 pub struct Access {
     /// Go before those of the environment and of `~/.aws`.
     pub credentials: Option<Credentials>,
-    /// Options of the S3 store by their names, such as `region`. Those of the URL go before them.
+    /// Options by their names: of the S3 store, such as `region`, where those of the URL go before them,
+    /// or of a folder.
     pub options: BTreeMap<String, String>,
     /// The customer's key for encryption by the server, in base64.
     pub customer_key: Option<Secret>,
@@ -21,6 +23,17 @@ impl Access {
     /// With nothing but credentials.
     pub fn with(credentials: Option<Credentials>) -> Access {
         Access { credentials, ..Access::default() }
+    }
+
+    /// What of it is for the replica at a URL or path: of a folder its mode, of a bucket all else.
+    pub fn fitting(&self, url: &str) -> Access {
+        let is_bucket = url.starts_with("s3:");
+        let mut access = if is_bucket { self.clone() } else { Access::default() };
+        access.options.remove(FILE_MODE);
+        if let Some(mode) = self.options.get(FILE_MODE).filter(|_| !is_bucket) {
+            access.options.insert(FILE_MODE.to_string(), mode.clone());
+        }
+        access
     }
 }
 

@@ -181,7 +181,8 @@ async fn large_files_are_sent_whole(store: &dyn Store) {
     assert_eq!(store.get(key(9, 5), None).await.unwrap(), &b"small"[..]);
 
     let absent = Body::File(path.with_extension("absent"));
-    store.put_new(key(9, 6), absent, NOW).await.expect_err("a local file that is not there");
+    let err = store.put_new(key(9, 6), absent, NOW).await.expect_err("a file that is not there");
+    assert_eq!(err.kind, ErrorKind::Local, "{err}");
     assert_eq!(store.list(Level::SNAPSHOT).await.unwrap().len(), 3);
 }
 

@@ -5,13 +5,14 @@
 //! to its final name, which fails if that name is taken: the exclusive create of the store. The
 //! modification time of the file is the LTX timestamp, which is where Litestream looks for it.
 //!
-//! Files are made readable for their owner alone: they hold what the database holds.
+//! Files are made readable for their owner alone, unless a setting says otherwise: they hold what the
+//! database holds.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, FileTimes, OpenOptions};
+use std::fs::{self, File, FileTimes, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::ops::Range;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
@@ -26,6 +27,7 @@ use super::parts::Parts;
 use super::{Body, Error, ErrorKind, FileInfo, Key, Object, Store, Upload, range};
 use crate::blocking::Broken;
 use crate::canonical::canonical;
+use crate::config::values::parse_mode;
 use crate::local::{self, sync_folder};
 use crate::ltx::FileName;
 use crate::units::{Level, Timestamp};
@@ -39,6 +41,13 @@ const AT_A_TIME: usize = 32;
 /// Age in seconds from which a temporary file is taken for that of a dead process.
 const LEFTOVER_AGE_S: i64 = 24 * 3600;
 
+/// The setting for the mode of files.
+pub(crate) const FILE_MODE: &str = "file-mode";
+/// The same in the environment.
+pub(super) const FILE_MODE_VARIABLE: &str = "WALFERRY_FILE_MODE";
+/// Mode of files where nothing is set.
+const PRIVATE: u32 = 0o600;
+
 /// What temporary names end in. Readers pass over names that do not end in `.ltx`.
 const TEMP_SUFFIX: &str = ".walferry.tmp";
 
@@ -50,6 +59,8 @@ pub struct FileStore(Arc<Directory>);
 struct Directory {
     root: PathBuf,
     url: String,
+    /// Mode of its files.
+    mode: u32,
     /// The root was seen. From then on it is not made anew when it is gone: it may be the mount
     /// point of a disk that was taken away, and what is written below it would be lost.
     seen: AtomicBool,
@@ -62,11 +73,17 @@ impl FileStore {
     /// path means the working directory of now, whatever the process changes to later. Its URL, by which
     /// it is told from others, is that of the folder itself, by whatever links it is named.
     pub fn new(root: impl Into<PathBuf>) -> FileStore {
+        FileStore::with_mode(root, PRIVATE)
+    }
+
+    /// The same, whose files get these permission bits, and whose folders those with which the files can be
+    /// reached. What is there already stays as it is.
+    pub fn with_mode(root: impl Into<PathBuf>, mode: u32) -> FileStore {
         let root = root.into();
         let root = std::path::absolute(&root).unwrap_or(root);
         let url = super::url::of_path(&canonical(&root));
         let (seen, swept) = (AtomicBool::new(false), AtomicU16::new(0));
-        FileStore(Arc::new(Directory { root, url, seen, swept }))
+        FileStore(Arc::new(Directory { root, url, mode, seen, swept }))
     }
 
     /// The replica's directory.
@@ -102,6 +119,10 @@ impl From<Broken> for Error {
             Broken::GivenUp => {
                 (ErrorKind::Other, "work on files was given up because the program is stopping")
             }
+            Broken::Panicked => (
+                ErrorKind::Other,
+                "an internal error of walferry (a panic in work on files); please report it",
+            ),
         };
         Error { kind, message: message.to_string(), source: None, retry_after: None }
     }
@@ -163,15 +184,16 @@ impl Store for FileStore {
                     temp.file.write_all(&bytes).map_err(|err| fail("write", &temp.path, err))?;
                 }
                 Body::File(from) => {
-                    let mut source = local::folder::read(&from).map_err(|err| Error {
-                        kind: ErrorKind::Other,
-                        message: format!("cannot read the local file {}", from.display()),
-                        source: Some(err.into()),
-                        retry_after: None,
-                    })?;
-                    io::copy(&mut source, &mut temp.file).map_err(|err| {
-                        fail(&format!("copy {} to", from.display()), &temp.path, err)
-                    })?;
+                    let unreadable = |err| {
+                        let message = format!("cannot read the local file {}", from.display());
+                        Error::caused(ErrorKind::Local, message, err)
+                    };
+                    let mut source = local::folder::read(&from).map_err(unreadable)?;
+                    if let Err(err) = io::copy(&mut source, &mut temp.file) {
+                        // It does not say which of the two failed.
+                        io::copy(&mut source, &mut io::sink()).map_err(unreadable)?;
+                        return Err(fail(&format!("copy {} to", from.display()), &temp.path, err));
+                    }
                 }
             }
             directory.publish(temp, key, timestamp)
@@ -372,11 +394,11 @@ impl Directory {
     /// A new temporary file in the folder of `key`, which is made if need be.
     fn temp(&self, key: Key) -> Result<Temp, Error> {
         let folder = self.folder(key.level);
-        match Temp::create(&folder, key) {
+        match Temp::create(&folder, key, self.mode) {
             Err(err) if err.kind() == io::ErrorKind::NotFound => {
                 self.look_for_root()?;
-                create_folders(&folder)?;
-                Temp::create(&folder, key)
+                create_folders(&folder, self.mode)?;
+                Temp::create(&folder, key, self.mode)
             }
             result => result,
         }
@@ -467,14 +489,20 @@ struct Temp {
 }
 
 impl Temp {
-    fn create(folder: &Path, key: Key) -> io::Result<Temp> {
+    fn create(folder: &Path, key: Key, mode: u32) -> io::Result<Temp> {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         loop {
             let number = COUNTER.fetch_add(1, Ordering::Relaxed);
             let process = std::process::id();
             let path = folder.join(format!("{}.{process}-{number}{TEMP_SUFFIX}", key.name));
-            match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
-                Ok(file) => return Ok(Temp { file, path }),
+            match OpenOptions::new().write(true).create_new(true).mode(PRIVATE).open(&path) {
+                Ok(file) => {
+                    let temp = Temp { file, path };
+                    if mode != PRIVATE {
+                        temp.file.set_permissions(Permissions::from_mode(mode))?;
+                    }
+                    return Ok(temp);
+                }
                 // Left over from a process that had the same id, here or on another machine.
                 Err(err) if err.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(err) => return Err(err),
@@ -518,22 +546,39 @@ fn cannot_link(err: &io::Error) -> bool {
 }
 
 /// Creates a folder and what is missing above it, each durable in its parent.
-fn create_folders(folder: &Path) -> Result<(), Error> {
+fn create_folders(folder: &Path, mode: u32) -> Result<(), Error> {
     let Some(parent) = folder.parent() else { return Ok(()) };
     let create = || fs::DirBuilder::new().mode(0o700).create(folder);
     let created = match create() {
         Err(err) if err.kind() == io::ErrorKind::NotFound => {
-            create_folders(parent)?;
+            create_folders(parent, mode)?;
             create()
         }
         result => result,
     };
     match created {
-        Ok(()) => {}
+        Ok(()) if mode == PRIVATE => {}
+        Ok(()) => open_up(folder, mode).map_err(|err| fail("set the mode of", folder, err))?,
         Err(err) if err.kind() == io::ErrorKind::AlreadyExists => {}
         Err(err) => return Err(fail("create the folder", folder, err)),
     }
     sync_folder(parent).map_err(|err| fail("sync", parent, err))
+}
+
+/// Gives a folder that was just made the mode with which files of this mode can be reached in it.
+fn open_up(folder: &Path, mode: u32) -> io::Result<()> {
+    let flags = (OFlags::NOFOLLOW | OFlags::DIRECTORY).bits().cast_signed();
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(folder)?;
+    opened.set_permissions(Permissions::from_mode(mode | (mode & 0o444) >> 2))
+}
+
+/// Reads the mode of files: their owner writes and reads them, whatever else.
+pub(crate) fn parse_file_mode(text: &str) -> Result<u32, String> {
+    let mode = parse_mode(text)?;
+    if mode & PRIVATE != PRIVATE {
+        return Err("the owner must be able to read and write the files: give at least 600".into());
+    }
+    Ok(mode)
 }
 
 /// Removes temporary files that nobody has touched for a day before `now`, in seconds since the
@@ -671,7 +716,7 @@ mod tests {
         let key = Key { level: Level::L0, name: FileName::single(crate::units::Txid(1)) };
         let place = folder.path().join("taken");
         let rename = |text: &str| {
-            let mut temp = Temp::create(folder.path(), key).unwrap();
+            let mut temp = Temp::create(folder.path(), key, PRIVATE).unwrap();
             temp.file.write_all(text.as_bytes()).unwrap();
             rename_new(&temp, &place)
         };
@@ -685,7 +730,7 @@ mod tests {
     fn only_old_temporary_files_are_left_overs() {
         let folder = tempfile::tempdir().unwrap();
         let key = Key { level: Level::L0, name: FileName::single(crate::units::Txid(1)) };
-        let temp = Temp::create(folder.path(), key).unwrap();
+        let temp = Temp::create(folder.path(), key, PRIVATE).unwrap();
         let other = folder.path().join("0000000000000001-0000000000000001.ltx");
         fs::write(&other, b"x").unwrap();
         // Old by its modification time, as a file of last month is just before it is linked.

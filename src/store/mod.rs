@@ -25,6 +25,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use self::access::{Access, Secret};
+pub(crate) use self::file::{FILE_MODE, parse_file_mode};
 pub(crate) use self::header::read_header;
 pub use self::open::{check_url, is_same_way, open, open_at, open_with};
 use crate::ltx::FileName;
@@ -102,6 +103,8 @@ pub enum ErrorKind {
     NoSpace,
     /// The settings cannot work, whatever the store does.
     Invalid,
+    /// The local file that was to be sent cannot be read.
+    Local,
     /// Anything else.
     Other,
 }

@@ -1,11 +1,13 @@
 //! From a replica's URL to its store.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::file::FileStore;
+use super::file::{FILE_MODE, FILE_MODE_VARIABLE, FileStore, parse_file_mode};
 use super::s3::{S3Store, Servers};
 use super::url::{file_path, identity, invalid, split_scheme, without_options};
 use super::{Access, Error, Store};
+use crate::environment;
 
 /// What a replica's URL may look like, for messages.
 const FORMS: &str = "file:///absolute/path, file:relative/path, a plain path, or s3://bucket/path";
@@ -27,7 +29,7 @@ pub fn open_at(url: &str, access: &Access, servers: &Servers) -> Result<Arc<dyn 
         return Err(invalid(format!("a replica needs a URL: {FORMS}")));
     }
     match split_scheme(url) {
-        Some(("file", rest)) => Ok(Arc::new(FileStore::new(file_path(url, rest)?))),
+        Some(("file", rest)) => Ok(Arc::new(folder(file_path(url, rest)?, access)?)),
         Some(("s3", _)) => Ok(Arc::new(S3Store::open_at(url, access, servers)?)),
         Some((scheme @ ("gs" | "gcs" | "abs" | "sftp"), _)) => {
             Err(invalid(format!("{scheme}:// is not supported yet; a replica may be {FORMS}")))
@@ -38,8 +40,21 @@ pub fn open_at(url: &str, access: &Access, servers: &Servers) -> Result<Arc<dyn 
         None if url.contains('\0') => {
             Err(invalid(format!("{url:?}: a path cannot hold a zero byte")))
         }
-        None => Ok(Arc::new(FileStore::new(url))),
+        None => Ok(Arc::new(folder(url.into(), access)?)),
     }
+}
+
+/// A folder, whose files get the mode that file or environment say.
+fn folder(root: PathBuf, access: &Access) -> Result<FileStore, Error> {
+    let given = access.options.get(FILE_MODE).map(|text| (FILE_MODE, text.clone()));
+    let variable = || {
+        let text = environment::text(FILE_MODE_VARIABLE).filter(|text| !text.trim().is_empty());
+        text.map(|text| (FILE_MODE_VARIABLE, text))
+    };
+    let Some((name, text)) = given.or_else(variable) else { return Ok(FileStore::new(root)) };
+    let mode = parse_file_mode(&text)
+        .map_err(|why| invalid(format!("{}: {name}: {why}", super::url::of_path(&root))))?;
+    Ok(FileStore::with_mode(root, mode))
 }
 
 /// Whether URL and options can work, as far as that can be known without asking anybody and without

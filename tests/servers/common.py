@@ -49,6 +49,17 @@ def take_ports(count):
             sock.close()
 
 
+def lack_of_room(folder, least=1 << 30):
+    """What is wrong with the room on a folder's disk for a server's data; nothing if there is enough: `least`
+    bytes, and two hundredths of the disk, the double of what SeaweedFS wants."""
+    disk = shutil.disk_usage(folder)
+    least = max(least, disk.total // 50)
+    if disk.free >= least:
+        return None
+    return "%s has %d MB free, and a server there needs %d MB: remove something, or set TMPDIR to another disk" % (
+        folder, disk.free >> 20, least >> 20)
+
+
 # ---- installation ----------------------------------------------------------------------------
 
 

@@ -3,6 +3,9 @@
 
 It answers the losers of three or more conditional PUTs to one key only after a second or more, and
 lists folder by folder instead of in byte order. Tests that care use s3_second.py.
+
+With less than a hundredth of its disk free SeaweedFS makes all volumes read-only, and a PUT waits without
+an answer. `weed mini` has no option for that, so the room is looked at before it starts, and before each test.
 """
 
 import json
@@ -20,6 +23,9 @@ def install(cache):
 
 
 def start(server, programs, options):
+    lack = common.lack_of_room(server.folder)
+    if lack:
+        raise SystemExit("SeaweedFS is not started: " + lack)
     ports = dict(zip(PORTS, common.take_ports(len(PORTS))))
     data, identities = server.path("data"), server.path("identities.json")
     os.makedirs(data)

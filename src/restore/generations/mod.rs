@@ -119,7 +119,7 @@ fn execute(mut source: Source<'_>, plan: &Plan, options: &Options) -> Result<Rep
     };
     output::check(&options.output, place)?;
     plan.check()?;
-    let work = Workplace::take(&options.output, place)?.with_mode(options.mode);
+    let work = Workplace::take(&options.output, place)?.with_mode(options);
     // What another restore has left is of no use here.
     work.remove("record")?;
     let (file, at) = (&work.open("database")?, &work.entry("database"));

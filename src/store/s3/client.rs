@@ -26,6 +26,7 @@ use http_body_util::{LengthLimitError, Limited};
 
 use super::access::Access;
 use super::error::retry_after;
+use super::names::Names;
 use super::{Credentials, plain};
 use crate::environment;
 
@@ -63,10 +64,11 @@ pub(super) fn connector() -> SharedHttpClient {
     let builder = aws_smithy_http_client::Builder::new()
         .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
         .pool_idle_timeout(IDLE_CONNECTION);
-    match trusted() {
-        Some(context) => builder.tls_context(context).build_https(),
-        None => builder.build_https(),
-    }
+    let builder = match trusted() {
+        Some(context) => builder.tls_context(context),
+        None => builder,
+    };
+    builder.build_with_resolver(Names::of_system())
 }
 
 /// The system's certificates, where SSL_CERT_FILE and SSL_CERT_DIR are not to be believed.

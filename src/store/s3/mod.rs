@@ -11,6 +11,7 @@
 mod access;
 mod client;
 mod error;
+mod names;
 mod plain;
 mod server;
 mod settings;

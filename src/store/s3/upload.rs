@@ -115,7 +115,11 @@ fn join<T>(
         Some(Ok(result)) => result.map(Some),
         Some(Err(err)) => Err(Error {
             kind: ErrorKind::Other,
-            message: "an upload was given up because the program is stopping".to_string(),
+            message: match err.is_panic() {
+                true => "an internal error of walferry (a panic in an upload); please report it",
+                false => "an upload was given up because the program is stopping",
+            }
+            .to_string(),
             source: Some(err.into()),
             retry_after: None,
         }),
@@ -176,12 +180,7 @@ impl Source {
 }
 
 fn unreadable(path: &std::path::Path, err: std::io::Error) -> Error {
-    Error {
-        kind: ErrorKind::Other,
-        message: format!("cannot read the local file {}", path.display()),
-        source: Some(err.into()),
-        retry_after: None,
-    }
+    Error::caused(ErrorKind::Local, format!("cannot read the local file {}", path.display()), err)
 }
 
 /// A multipart upload under way. Clones are the same upload.

@@ -29,6 +29,7 @@ fn value(row: &Row) -> String {
         }
         Kind::Levels => "times".into(),
         Kind::Path => "path".into(),
+        Kind::Mode => "octal".into(),
         Kind::Text | Kind::Option | Kind::Structure => String::new(),
         Kind::Secret => "secret".into(),
     }

@@ -1,0 +1,100 @@
+//! Files of the spool that are lost while the process runs: the disk fails, or somebody removed or
+//! replaced one.
+//!
+//! What such a file holds is in the database too. The page table has its pages already, so that a
+//! comparison would find nothing: a full image brings all of it to the replica, as after a start that
+//! finds such a file.
+
+use std::io::BufReader;
+use std::path::Path;
+
+use rustix::io::Errno;
+
+use super::replica::{ClosedFile, Replica};
+use crate::finding::Finding;
+use crate::local::folder;
+use crate::local::spool::Entry;
+use crate::local::state::Base;
+use crate::ltx::{self, Decoder, Header};
+use crate::shipper::{self, Identity};
+
+impl Replica {
+    /// Looks at all that waits in the spool, after something there could not be read. Where a file is of no
+    /// use any more, an image takes the place of all of them.
+    pub(super) fn give_up_unreadable(&mut self) {
+        let Some(local) = &self.local else { return };
+        let closed = self.closed.iter().map(|file| (&file.entry, Some(&file.base)));
+        let open = self.open.iter().map(|entry| (entry, None));
+        let mut is_lost = false;
+        for (entry, base) in closed.chain(open) {
+            let path = local.spool.path(entry);
+            let Err(Lost(why)) = look(&path, entry, base) else { continue };
+            is_lost = true;
+            let kept = match local.spool.set_aside(entry) {
+                Ok(aside) => format!(", and the file is kept as {}", aside.display()),
+                // It is not there, or stays where it is.
+                Err(_) => String::new(),
+            };
+            log::error!(
+                "{}: {} is not used: {why}; what it holds is in the database{kept}",
+                self.database.label(),
+                path.display()
+            );
+        }
+        if is_lost {
+            self.discard_unfinished();
+            self.diverge(Finding::SpoolUnreadable);
+        }
+    }
+}
+
+/// Why a file is of no use.
+struct Lost(String);
+
+impl Lost {
+    /// Of a failed read. Where the system lacked something, or the process, nothing is known of the file.
+    fn of(error: &std::io::Error) -> Result<(), Lost> {
+        match error.raw_os_error().map(Errno::from_raw_os_error) {
+            Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::INTR) => Ok(()),
+            _ => Err(Lost(error.to_string())),
+        }
+    }
+}
+
+/// Reads a file to its end.
+fn look(path: &Path, entry: &Entry, base: Option<&Base>) -> Result<(), Lost> {
+    if let Some(base) = base {
+        match shipper::identity(path) {
+            Ok(found) => is_as_closed(&found, entry, base).map_err(Lost)?,
+            Err(error) => return Lost::of(&error),
+        }
+    }
+    let read = || -> Result<(), ltx::Error> {
+        let file = folder::read(path)?;
+        let mut decoder = Decoder::new(BufReader::with_capacity(128 * 1024, file))?;
+        while decoder.next_page()?.is_some() {}
+        decoder.finish().map(drop)
+    };
+    match read() {
+        Ok(()) => Ok(()),
+        Err(ltx::Error::Io(error)) => Lost::of(&error),
+        Err(error) => Err(Lost(error.to_string())),
+    }
+}
+
+/// Whether a file in the spool is still the one that was closed, by its beginning and length.
+fn is_as_closed(found: &Identity, entry: &Entry, base: &Base) -> Result<(), String> {
+    let header = Header::decode(&found.head).map_err(|error| error.to_string())?;
+    let is_its = header.tag.is_some_and(|tag| tag.post_apply.get() == base.checksum);
+    if (header.max_txid.0, found.len) != (base.txid, entry.len) || !is_its {
+        return Err("it is not the file that was written there".to_string());
+    }
+    Ok(())
+}
+
+/// Returns an error if a file that is to be sent cannot be read, or is another than the one that was closed.
+pub(super) fn check(path: &Path, file: &ClosedFile) -> Result<(), String> {
+    let found = shipper::identity(path).map_err(|error| error.to_string());
+    let checked = found.and_then(|found| is_as_closed(&found, &file.entry, &file.base));
+    checked.map_err(|why| format!("cannot read {}: {why}", path.display()))
+}
