@@ -686,6 +686,10 @@ mod tests {
             panic!("on purpose")
         }
 
+        fn empty_wal(&self) -> std::io::Result<bool> {
+            panic!("on purpose")
+        }
+
         fn copied(&self) -> Option<u32> {
             panic!("on purpose")
         }

@@ -69,8 +69,8 @@ pub struct Shimmed {
     pub(crate) alone: Mutex<Option<Arc<Handle>>>,
     /// Which file it is: device and inode.
     pub(crate) file: Mutex<Option<(u64, u64)>>,
-    /// The files of its WAL and wal-index when a connection of this process had them open first.
-    beside: Mutex<[Option<(u64, u64)>; 2]>,
+    /// While attached, the files of its WAL and wal-index when that began.
+    beside: Mutex<Option<[Option<(u64, u64)>; 2]>>,
     /// The path names another file by now: connections to this one are passed through.
     orphaned: AtomicBool,
     /// The file was held against what the VFS reads of it.
@@ -212,7 +212,7 @@ impl Shimmed {
             turn: Mutex::new(()),
             alone: Mutex::new(None),
             file: Mutex::new(None),
-            beside: Mutex::new([None; 2]),
+            beside: Mutex::new(None),
             orphaned: AtomicBool::new(false),
             beneath: Mutex::new(Beneath::Unknown),
             generation: inside::generation(),
@@ -278,7 +278,7 @@ impl Shimmed {
             return;
         }
         self.database.attaching();
-        *self.beside.lock() = files_beside(self.database.path());
+        *self.beside.lock() = Some(files_beside(self.database.path()));
         self.attached.store(true, Ordering::Release);
         self.written.store(false, Ordering::Release);
         self.told.store(false, Ordering::Release);
@@ -306,10 +306,11 @@ impl Shimmed {
         !opened.is_some_and(|opened| is_replaced(opened, self.database.path()))
     }
 
-    /// Whether WAL and wal-index are the files that this process has open: others may use other ones, and a
+    /// Whether WAL and wal-index are the files that this process has open, as far as is known: others may use other ones, and a
     /// checkpoint by a wal-index that nobody else has would overwrite what they wrote.
     pub(crate) fn has_its_wal(&self) -> bool {
-        *self.beside.lock() == files_beside(self.database.path())
+        let beside = *self.beside.lock();
+        beside.is_none_or(|beside| beside == files_beside(self.database.path()))
     }
 
     /// True if that was found out.
@@ -521,6 +522,7 @@ impl Shimmed {
         let _turn = self.turn.lock();
         // Not attached first: then nobody takes the pin again.
         let attached = self.attached.swap(false, Ordering::AcqRel);
+        *self.beside.lock() = None;
         self.unpin();
         self.had_pin.store(false, Ordering::Release);
         if attached {
