@@ -28,6 +28,7 @@ pub mod process;
 pub mod replications;
 pub mod restore;
 mod rooms;
+pub mod scratch;
 mod sealer;
 pub mod settings;
 mod shipper;

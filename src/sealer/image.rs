@@ -21,11 +21,20 @@ use crate::engine::{Event, Failure};
 use crate::local;
 use crate::local::state::{Base, Clean, Fingerprint, Image, Position};
 use crate::log_end::Plan;
-use crate::ltx::{self, DatabaseChecksum, Encoder, FileName, HEADER_LEN, Header, Tag};
+use crate::ltx::{self, DatabaseChecksum, Encoder, Ending, FileName, HEADER_LEN, Header, Tag};
 use crate::shipper::{Part, Task, UploadOutcome};
 use crate::store::Key;
 use crate::units::{Level, Pgno, Timestamp, Txid};
 use crate::wal::WalIndex;
+
+/// The file that is made.
+enum Writing {
+    Pages(Encoder<Buffer>),
+    /// All pages are encoded, and their index follows.
+    Index(Ending<Buffer>),
+    /// All of it is in parts.
+    Done,
+}
 
 /// An image on its way.
 pub(super) struct ImageJob {
@@ -49,7 +58,7 @@ enum Stage {
 struct Sending {
     /// Until all pages are read.
     scan: Option<Scan>,
-    encoder: Encoder<Buffer>,
+    file: Writing,
     parts: mpsc::Sender<Part>,
     part_len: usize,
     /// The first part, kept until the header is known.
@@ -72,7 +81,7 @@ struct Sending {
 
 struct Done {
     image: Image,
-    /// Length of the file in bytes.
+    /// Length of the file in bytes, once all of it is written.
     len: u64,
     seq: u64,
     cursor: Cursor,
@@ -227,6 +236,7 @@ impl Replica {
         self.refresh_published();
         let local = self.local.as_mut().ok_or("the local state is not open")?;
         local.table.reset().map_err(|error| error.to_string())?;
+        let scratch = local.spool.scratch();
         let fingerprint = Fingerprint::of(self.database.path()).ok();
         self.cursor = Cursor::Unknown;
         self.point = None;
@@ -238,7 +248,7 @@ impl Replica {
         part.write_all(&[0; HEADER_LEN]).map_err(|error| error.to_string())?;
         Ok(Sending {
             scan: Some(scan),
-            encoder: Encoder::new(part, page_size),
+            file: Writing::Pages(Encoder::spilling(part, page_size, scratch)),
             parts,
             part_len,
             first: None,
@@ -256,16 +266,19 @@ impl Replica {
 
     /// Opens a walk over all pages, in a read transaction.
     pub(super) fn open_scan(&mut self) -> Result<Scan, String> {
+        let place = self.local.as_ref().map(|local| local.spool.scratch());
         self.scan(|border, wal| {
             let guard = border.guard();
-            Scan::begin(border.open_reader()?, wal, guard)
+            Scan::begin(border.open_reader()?, wal, guard, place.as_ref())
         })
     }
 
     /// Opens a walk over one slice of the pages, in a read transaction.
     pub(super) fn open_slice(&mut self, first: Pgno, makes_room: bool) -> Result<Scan, String> {
         self.scan(|border, wal| {
-            let pages = |index: &WalIndex| border.frame_pages(index, 1, index.max_frame);
+            let pages = |index: &WalIndex, add: &mut dyn FnMut(u32, Pgno)| {
+                border.each_frame_page(index, 1, index.max_frame, add)
+            };
             Scan::begin_at(first, border.open_short_reader(makes_room)?, wal, pages)
         })
     }
@@ -322,9 +335,14 @@ impl Replica {
                 sending.waiting.is_none() && sending.rest.as_ref().is_some_and(Vec::is_empty)
             );
         }
+        let Some(scan) = &mut sending.scan else {
+            sending.step_index()?;
+            return Ok(false);
+        };
         let Some(local) = self.local.as_mut() else { return Err("the local state is gone".into()) };
-        let Some(scan) = &mut sending.scan else { return Err("it was read already".into()) };
-        let (encoder, table) = (&mut sending.encoder, &mut local.table);
+        let (Writing::Pages(encoder), table) = (&mut sending.file, &mut local.table) else {
+            return Err("it was read already".into());
+        };
         let mut sums = Vec::new();
         let more = scan
             .step(|pgno, page| -> Result<(), SliceError> {
@@ -371,12 +389,11 @@ impl Replica {
                 full_image: true,
             }),
         };
-        let fresh = Encoder::new(Buffer::with_capacity(0), snapshot.page_size);
-        let encoder = std::mem::replace(&mut sending.encoder, fresh);
-        let (bytes, encoded) = encoder.finish(&header).map_err(|error| error.to_string())?;
-        let len = encoded.len;
-        let rest = last_parts(sending, bytes, &encoded.header);
-        sending.rest = Some(rest.map_err(|error| error.to_string())?);
+        let Writing::Pages(encoder) = std::mem::replace(&mut sending.file, Writing::Done) else {
+            return Err("it was read already".into());
+        };
+        let ending = encoder.end(&header).map_err(|error| error.to_string())?;
+        sending.file = Writing::Index(ending);
         let base = Base {
             txid: head.txid.0,
             piece: self.piece,
@@ -394,7 +411,7 @@ impl Replica {
         self.counters().images += 1;
         sending.done = Some(Box::new(Done {
             image,
-            len,
+            len: 0,
             seq: sending.seq,
             cursor: scan.end(),
             attached: sending.attached,
@@ -518,10 +535,39 @@ impl Sending {
         }
     }
 
+    /// Writes some of the index; behind its end, the last parts are made.
+    fn step_index(&mut self) -> Result<(), String> {
+        let Writing::Index(ending) = &mut self.file else {
+            return Err("it was written already".into());
+        };
+        // As much at a time as of the pages.
+        let end = ending.get_mut().len().saturating_add(SLICE).min(self.part_len);
+        while ending.get_mut().len() < end {
+            if ending.step().map_err(|error| error.to_string())? {
+                continue;
+            }
+            let Writing::Index(ending) = std::mem::replace(&mut self.file, Writing::Done) else {
+                return Err("it was written already".into());
+            };
+            let (bytes, encoded) = ending.finish().map_err(|error| error.to_string())?;
+            if let Some(done) = &mut self.done {
+                done.len = encoded.len;
+            }
+            let rest = last_parts(self, bytes, &encoded.header);
+            self.rest = Some(rest.map_err(|error| error.to_string())?);
+            return Ok(());
+        }
+        self.cut_part()
+    }
+
     /// Cuts full parts off what is encoded.
     fn cut_part(&mut self) -> Result<(), String> {
         let part_len = self.part_len;
-        let bytes = self.encoder.get_mut();
+        let bytes = match &mut self.file {
+            Writing::Pages(encoder) => encoder.get_mut(),
+            Writing::Index(ending) => ending.get_mut(),
+            Writing::Done => return Ok(()),
+        };
         if bytes.len() < part_len {
             return Ok(());
         }

@@ -11,6 +11,7 @@ mod chain;
 pub mod evidence;
 mod frames;
 mod index;
+mod newest;
 #[cfg(test)]
 mod tests;
 
@@ -18,7 +19,9 @@ pub use chain::{Recovered, Tail, reaches, recover, tail};
 pub use frames::{
     FrameHeader, FrameSet, ReadAt, WalHeader, checksum_at, frame_offset, read_frame_page,
 };
+pub(crate) use frames::parts;
 pub use index::WalIndex;
+pub use newest::{Newest, Walk};
 
 /// Length of the WAL's header in bytes.
 pub const WAL_HEADER_LEN: u64 = 32;
