@@ -8,8 +8,8 @@
 use std::io;
 
 use crate::units::{PageSize, Pgno, Salts};
-use crate::wal::{WalIndex, parts};
 use crate::wal::evidence::Guard;
+use crate::wal::{WalIndex, parts};
 
 /// One open database, seen through the host's SQLite.
 pub trait Border: Send + Sync {

@@ -194,8 +194,8 @@ impl Replica {
                     later.insert(pgno);
                 }
             };
-            let known = border
-                .is_some_and(|border| border.each_frame_page(&index, begin, last, &mut add));
+            let known =
+                border.is_some_and(|border| border.each_frame_page(&index, begin, last, &mut add));
             if !known {
                 return Err(not_yet("its wal-index cannot be read"));
             }

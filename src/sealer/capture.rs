@@ -405,3 +405,72 @@ fn encoding(path: &Path, error: ltx::Error) -> Stop {
         other => Stop::Failed(format!("{} cannot be a spool file: {other}", path.display())),
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::allocated::within;
+
+    /// As many pages as a database of 2 GiB has.
+    const PAGES: u32 = 1 << 19;
+
+    #[test]
+    fn a_piece_of_many_pages_is_made_in_little_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(dir.path()).unwrap();
+        let mut table = PageTable::open(dir.path(), 0).unwrap();
+        let page_size = PageSize::new(512).unwrap();
+        let pre_apply = table.checksum();
+        let (txid, timestamp) = (Txid(7), Timestamp(1));
+        let maker = Maker { writer: WriterId(1), page_size, txid, timestamp, pre_apply };
+        let page = |pgno: Pgno| [pgno as u8; 512];
+        let entry = Entry { txid: None, pieces: (1, 1), position: None, len: 0 };
+        let entry = within(3 << 20, || {
+            let mut writer = PieceWriter::begin(&spool, page_size).unwrap();
+            for pgno in 1..=PAGES {
+                writer.page(pgno, &page(pgno)).unwrap();
+            }
+            writer.finish(&spool, &mut table, PAGES, Span::NONE, &maker, entry).unwrap()
+        });
+        let mut by_hand = DatabaseChecksum::EMPTY;
+        (1..=PAGES).for_each(|pgno| by_hand.toggle(ltx::checksum::page(pgno, &page(pgno))));
+        assert_eq!((table.checksum(), table.commit()), (by_hand, PAGES));
+        assert_eq!(table.get(PAGES / 2).unwrap(), Some(ltx::checksum::page(PAGES / 2, &page(0))));
+        let decoder = Decoder::new(folder::read(&spool.path(&entry)).map(BufReader::new).unwrap());
+        let mut decoder = decoder.unwrap();
+        assert_eq!(decoder.header().tag.unwrap().post_apply, by_hand);
+        assert_eq!(decoder.next_page().unwrap().unwrap().pgno, 1);
+        decoder.finish().unwrap();
+        let left = std::fs::read_dir(spool.path(&entry).parent().unwrap()).unwrap().count();
+        assert_eq!(left, 1, "nothing but the file");
+    }
+
+    #[test]
+    fn a_page_by_which_the_database_grew_is_missed() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = crate::local::spool::scratch(dir.path());
+        let missing = |pages: &[Pgno], grown: RangeInclusive<Pgno>, lock_page| {
+            let mut frames = FrameSet::default();
+            frames.spill_to(&place);
+            let last = pages.len() as u32;
+            let mut wal = vec![0; (32 + pages.len() * 536) - 512];
+            for (pgno, at) in pages.iter().zip((32..).step_by(536)) {
+                wal[at..at + 4].copy_from_slice(&pgno.to_be_bytes());
+                wal[at + 8] = 1;
+            }
+            frames.extend(wal.as_slice(), PageSize::new(512).unwrap(), 1, last).unwrap();
+            first_missing(grown, lock_page, &frames).unwrap()
+        };
+        assert_eq!(missing(&[7, 3, 5, 4, 6], 4..=7, 99), None);
+        assert_eq!(missing(&[7, 3, 5, 4], 4..=7, 99), Some(6));
+        assert_eq!(missing(&[7, 3, 5, 4], 4..=7, 6), None);
+        assert_eq!(missing(&[7, 3, 5, 4, 6], 4..=8, 99), Some(8));
+        assert_eq!(missing(&[7, 3, 5, 4, 6], 4..=8, 8), None);
+        assert_eq!(missing(&[7, 3, 5, 4, 6], 4..=8, 6), Some(8));
+        assert_eq!(missing(&[2], 2..=3, 99), Some(3));
+        #[allow(clippy::reversed_empty_ranges)]
+        let shrunk = missing(&[2], 5..=3, 99);
+        assert_eq!(shrunk, None);
+    }
+}

@@ -624,3 +624,108 @@ fn point_of(base: &Base) -> Option<Point> {
         timestamp: Timestamp(base.timestamp),
     })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::local::spool::scratch;
+    use crate::units::{PageSize, Salts, WriterId};
+
+    const PART_LEN: usize = 1 << 20;
+
+    fn header(commit: u32) -> Header {
+        Header {
+            page_size: PageSize::new(512).unwrap(),
+            commit,
+            min_txid: Txid(1),
+            max_txid: Txid(1),
+            timestamp: Timestamp(1),
+            wal_offset: 32,
+            wal_size: 0,
+            salts: Salts(0, 0),
+            writer: WriterId(1),
+            tag: None,
+        }
+    }
+
+    fn page(pgno: Pgno) -> [u8; 512] {
+        [pgno as u8; 512]
+    }
+
+    fn put(file: &mut Vec<u8>, part: Part) {
+        let Part::Data { number, bytes } = part else { return };
+        let at = number as usize * PART_LEN;
+        file.resize(file.len().max(at + bytes.len()), 0);
+        file[at..at + bytes.len()].copy_from_slice(&bytes);
+    }
+
+    /// Makes an image as the sealer does and takes its parts, of which there is room for one; gives the
+    /// file, and how many bytes were waiting at the most.
+    fn sent(pages: u32) -> (Vec<u8>, usize) {
+        let dir = tempfile::tempdir().unwrap();
+        let (parts, mut taken) = mpsc::channel(1);
+        let mut buffer = Buffer::with_capacity(PART_LEN);
+        buffer.write_all(&[0; HEADER_LEN]).unwrap();
+        let encoder = Encoder::spilling(buffer, header(0).page_size, scratch(dir.path()));
+        let mut sending = Sending {
+            scan: None,
+            file: Writing::Pages(encoder),
+            parts,
+            part_len: PART_LEN,
+            first: None,
+            next_number: 1,
+            waiting: None,
+            blocked: false,
+            seq: 0,
+            attached: true,
+            epoch: 0,
+            fingerprint: None,
+            rest: None,
+            done: None,
+        };
+        let (mut file, mut most) = (Vec::new(), 0);
+        let mut take = |sending: &mut Sending| {
+            while let Ok(part) = taken.try_recv() {
+                put(&mut file, part);
+                if let Some(part) = sending.waiting.take() {
+                    sending.send(part).unwrap();
+                }
+            }
+            match &mut sending.file {
+                Writing::Pages(encoder) => most = most.max(encoder.get_mut().len()),
+                Writing::Index(ending) => most = most.max(ending.get_mut().len()),
+                Writing::Done => {}
+            }
+        };
+        for pgno in 1..=pages {
+            let Writing::Pages(encoder) = &mut sending.file else { unreachable!() };
+            encoder.page(pgno, &page(pgno)).unwrap();
+            sending.cut_part().unwrap();
+            take(&mut sending);
+        }
+        let Writing::Pages(encoder) = std::mem::replace(&mut sending.file, Writing::Done) else {
+            unreachable!()
+        };
+        sending.file = Writing::Index(encoder.end(&header(pages)).unwrap());
+        while sending.rest.is_none() {
+            sending.step_index().unwrap();
+            take(&mut sending);
+        }
+        let rest = sending.rest.take().unwrap();
+        most = most.max(rest.len().saturating_sub(2) * PART_LEN);
+        rest.into_iter().rev().for_each(|part| put(&mut file, part));
+        (file, most)
+    }
+
+    #[test]
+    fn the_index_of_an_image_is_sent_part_by_part() {
+        for pages in [1, 3000, 500_000] {
+            let (file, most) = sent(pages);
+            let all: Vec<_> = (1..=pages).map(|pgno| (pgno, page(pgno))).collect();
+            let all = all.iter().map(|(pgno, page)| (*pgno, page.as_slice()));
+            assert!(file == ltx::encode::to_vec(&header(pages), all).unwrap(), "{pages} pages");
+            assert!(most <= 2 * PART_LEN, "{most} bytes of {pages} pages waited");
+        }
+    }
+}

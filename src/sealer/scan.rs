@@ -10,7 +10,7 @@ use crate::border::{Reader, Snapshot};
 use crate::scratch::Place;
 use crate::units::{PageSize, Pgno, WalPosition};
 use crate::wal::evidence::{Guard, Proven};
-use crate::wal::{self, FrameHeader, FrameSet, Newest, Walk, WalHeader, WalIndex};
+use crate::wal::{self, FrameHeader, FrameSet, Newest, WalHeader, WalIndex, Walk};
 
 /// Pages of one slice, in bytes.
 pub(super) const SLICE: usize = 1 << 20;
@@ -89,14 +89,19 @@ impl Scan {
         let mut frames = BTreeMap::new();
         if let (Some(index), true) = (snapshot.index, snapshot.frames() > 0) {
             let wal = of_generation(wal.as_ref(), &index)?;
-            let mut add = |frame, pgno| {
-                if (first..=last).contains(&pgno) {
+            let is_in_slice = |pgno: Pgno| (first..=last).contains(&pgno);
+            let known = pages(&index, &mut |frame, pgno| {
+                if is_in_slice(pgno) {
                     frames.insert(pgno, frame);
                 }
-            };
-            if !pages(&index, &mut add) {
+            });
+            if !known {
+                frames.clear();
                 for frame in 1..=index.max_frame {
-                    add(frame, FrameHeader::read(wal, snapshot.page_size, frame)?.pgno);
+                    let pgno = FrameHeader::read(wal, snapshot.page_size, frame)?.pgno;
+                    if is_in_slice(pgno) {
+                        frames.insert(pgno, frame);
+                    }
                 }
             }
         }

@@ -249,9 +249,8 @@ impl FrameSet {
         }
         let header = FrameHeader::read(wal, page_size, last)?;
         let checksum = header.checksum_or(|| checksum_at(wal, page_size, last))?;
-        let disagree = || {
-            io::Error::other(format!("the wal-index and frame {last} of the WAL disagree"))
-        };
+        let disagree =
+            || io::Error::other(format!("the wal-index and frame {last} of the WAL disagree"));
         let mut add = || -> io::Result<(u32, u32)> {
             if header.commit == 0 {
                 return Err(disagree());

@@ -16,10 +16,10 @@ mod newest;
 mod tests;
 
 pub use chain::{Recovered, Tail, reaches, recover, tail};
+pub(crate) use frames::parts;
 pub use frames::{
     FrameHeader, FrameSet, ReadAt, WalHeader, checksum_at, frame_offset, read_frame_page,
 };
-pub(crate) use frames::parts;
 pub use index::WalIndex;
 pub use newest::{Newest, Walk};
 

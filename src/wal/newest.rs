@@ -195,7 +195,8 @@ impl Walk {
 }
 
 fn encode(pages: &BTreeMap<Pgno, u32>) -> Vec<u8> {
-    let entry = |(pgno, frame): (&Pgno, &u32)| (u64::from(*pgno) << 32 | u64::from(*frame)).to_le_bytes();
+    let entry =
+        |(pgno, frame): (&Pgno, &u32)| (u64::from(*pgno) << 32 | u64::from(*frame)).to_le_bytes();
     pages.iter().flat_map(entry).collect()
 }
 
