@@ -8,8 +8,8 @@
 use std::io;
 
 use crate::units::{PageSize, Pgno, Salts};
-use crate::wal::WalIndex;
 use crate::wal::evidence::Guard;
+use crate::wal::{WalIndex, parts};
 
 /// One open database, seen through the host's SQLite.
 pub trait Border: Send + Sync {
@@ -24,6 +24,23 @@ pub trait Border: Send + Sync {
     /// The pages that frames `first..=last` hold, as the wal-index has them, if it belongs to the
     /// generation of `index` and has all of them. Such frames must be committed and in place.
     fn frame_pages(&self, index: &WalIndex, first: u32, last: u32) -> Option<Vec<Pgno>>;
+
+    /// Shows `each` of these frames with its page, a part of them after the other. `false` when they are
+    /// not known: then `each` may have seen some of them.
+    fn each_frame_page(
+        &self,
+        index: &WalIndex,
+        first: u32,
+        last: u32,
+        each: &mut dyn FnMut(u32, Pgno),
+    ) -> bool {
+        parts(first, last).all(|(first, last)| {
+            let pages = self.frame_pages(index, first, last);
+            let known = pages.is_some();
+            (first..=last).zip(pages.into_iter().flatten()).for_each(|(at, pgno)| each(at, pgno));
+            known
+        })
+    }
 
     /// Whether to keep other processes from beginning the WAL anew: only the process that ships does.
     fn hold(&self, hold: bool);

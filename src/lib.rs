@@ -1,5 +1,8 @@
 //! walferry replicates SQLite databases to object storage from inside the process that writes
 //! them. This library is everything but the border to SQLite, which is `sqlite-ext/`.
+#[cfg(test)]
+#[path = "../tests/fuzz/src/allocated.rs"]
+mod allocated;
 pub mod blocking;
 pub mod border;
 mod buffer;
@@ -29,6 +32,7 @@ pub mod process;
 pub mod replications;
 pub mod restore;
 mod rooms;
+pub mod scratch;
 mod sealer;
 pub mod settings;
 mod shipper;
@@ -44,3 +48,7 @@ pub mod verify;
 mod wait;
 pub mod wal;
 mod watched;
+
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: allocated::Counting = allocated::Counting;

@@ -13,11 +13,12 @@ use tokio::runtime::Handle;
 
 use crate::blocking::{Broken, blocking};
 use crate::buffer::Buffer;
-use crate::local::copies;
+use crate::local::{copies, spool};
 use crate::ltx::encode::Encoded;
-use crate::ltx::{self, DatabaseChecksum, Decoder, Header, Tag};
+use crate::ltx::{self, DatabaseChecksum, Decoder, Encoder, Header, Tag};
 use crate::plan::compact::Step;
 use crate::restore::Error;
+use crate::scratch::Place;
 use crate::store::reader::StoreReader;
 use crate::store::{self, Body, ErrorKind, FileInfo, Key, Store, Upload};
 use crate::units::Timestamp;
@@ -70,8 +71,11 @@ pub async fn join(
 ) -> Result<Joined, Error> {
     let runtime = Handle::current();
     let job = move || {
-        let run =
-            |copies| Job { store: &*store, runtime: &runtime, step: &step, purpose, copies }.run();
+        let place = copies.as_deref().map(spool::scratch);
+        let run = |copies| {
+            let place = place.clone();
+            Job { store: &*store, runtime: &runtime, step: &step, purpose, copies, place }.run()
+        };
         match (run(copies.as_deref()), &copies) {
             (Err(Error::Store(error)), _) => Err(error.into()),
             (Err(_), Some(_)) => run(None),
@@ -92,6 +96,8 @@ struct Job<'a> {
     step: &'a Step,
     purpose: Purpose,
     copies: Option<&'a Path>,
+    /// Where what does not fit in memory goes.
+    place: Option<Place>,
 }
 
 /// Where an input is read from.
@@ -166,7 +172,7 @@ impl Job<'_> {
             proven: false,
         };
         // A whole database is proven before anybody can see it.
-        let (encoded, proven) = match inputs.join(&mut out) {
+        let (encoded, proven) = match inputs.join(&mut out, self.place.clone()) {
             Ok(joined) => joined,
             Err(error) => {
                 return match out.give_up() {
@@ -215,13 +221,22 @@ impl<R: Read> Inputs<R> {
 
     /// Writes the joined file, and tells whether it is a whole database that was proven. If it is one
     /// that is not what its last file says, that is an error, and `out` has all of it.
-    pub fn join(self, out: &mut impl Write) -> Result<(Encoded, bool), Error> {
+    /// What does not fit in memory goes to `place`; without one it stays, at some four bytes a page.
+    pub fn join(
+        self,
+        out: &mut impl Write,
+        place: Option<Place>,
+    ) -> Result<(Encoded, bool), Error> {
         let Inputs { key, header, decoders, keys } = self;
         let broken = |source| Error::File { key, source };
         let head = header.encode().map_err(broken)?;
         out.write_all(&head).map_err(ltx::Error::from).map_err(broken)?;
         let mut sum = DatabaseChecksum::EMPTY;
-        let merged = ltx::merge::merge_seen(decoders, &header, out, |pgno, page| {
+        let encoder = match place {
+            Some(place) => Encoder::spilling(out, header.page_size, place),
+            None => Encoder::new(out, header.page_size),
+        };
+        let merged = ltx::merge::merge_into(decoders, &header, encoder, |pgno, page| {
             sum.toggle(ltx::checksum::page(pgno, page));
         });
         let (_, encoded) = merged.map_err(|found| {

@@ -279,6 +279,14 @@ pub(crate) fn create(path: &Path) -> io::Result<File> {
     folder.create(name)
 }
 
+/// Makes a file of local state that has no name any more.
+pub(crate) fn create_unnamed(path: &Path) -> io::Result<File> {
+    let (folder, name) = parent(path)?;
+    let file = folder.create(name)?;
+    folder.remove(name)?;
+    Ok(file)
+}
+
 /// Makes a file of local state that must not be there.
 pub(crate) fn create_new(path: &Path) -> io::Result<File> {
     let (folder, name) = parent(path)?;
@@ -446,12 +454,17 @@ impl Folder {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 made => return made,
             }
-            match fs::unlinkat(&self.fd, name, AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(errno) => return Err(self.named(name, errno, "file")),
-            }
+            self.remove(name)?;
         }
         Err(io::ErrorKind::ResourceBusy.into())
+    }
+
+    /// Takes a file's name away, if it has it still.
+    fn remove(&self, name: &OsStr) -> io::Result<()> {
+        match fs::unlinkat(&self.fd, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(self.named(name, errno, "file")),
+        }
     }
 
     /// Makes a file that must not be there.

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use super::folder::{self, Folder};
 use super::{Context, Error};
+use crate::scratch::Place;
 use crate::units::{Salts, Txid, WalPosition, parse_hex_u32, parse_hex_u64};
 
 /// A file in the spool.
@@ -76,6 +77,7 @@ impl Entry {
 #[derive(Clone, Debug)]
 pub struct Spool {
     dir: PathBuf,
+    scratch: Place,
 }
 
 impl Spool {
@@ -83,13 +85,23 @@ impl Spool {
     pub fn open(state_dir: &Path) -> Result<Spool, Error> {
         let dir = state_dir.join("spool");
         Folder::make(&dir)?;
-        Ok(Spool { dir })
+        Ok(Spool::of(dir))
     }
 
     /// The spool of a state folder, if it has one.
     pub fn existing(state_dir: &Path) -> Option<Spool> {
         let dir = state_dir.join("spool");
-        folder::is_folder(&dir).then_some(Spool { dir })
+        folder::is_folder(&dir).then(|| Spool::of(dir))
+    }
+
+    fn of(dir: PathBuf) -> Spool {
+        let scratch = scratch(&dir);
+        Spool { dir, scratch }
+    }
+
+    /// Where that goes which has to be remembered of each page while a file is made.
+    pub fn scratch(&self) -> Place {
+        self.scratch.clone()
     }
 
     /// All files in the order of their pieces, without what a crash left behind: unfinished
@@ -178,6 +190,12 @@ impl Spool {
     pub fn remove(&self, entry: &Entry) -> Result<(), Error> {
         remove_path(&self.path(entry))
     }
+}
+
+/// Where files without a name are made in a folder of local state. One of them that a crash left with its
+/// name is removed like any other that was begun.
+pub(crate) fn scratch(dir: &Path) -> Place {
+    Place::new(&dir.join("scratch.tmp"), folder::create_unnamed)
 }
 
 /// Entries in the order of their pieces, and those whose pieces are in others or up to `done`.

@@ -5,7 +5,7 @@ use std::io::Read;
 use super::checksum::{Checksum, FileDigest};
 use super::error::{Error, corrupt, section};
 use super::header::Header;
-use super::index::{Builder, Reader as IndexReader};
+use super::index::{Expected, PIECE};
 use super::{HEADER_LEN, INDEX_SIZE_LEN, PAGE_HEADER_LEN, page};
 use crate::units::Pgno;
 
@@ -17,7 +17,7 @@ pub struct Decoder<R> {
     input: Counting<R>,
     header: Header,
     digest: FileDigest,
-    index: Builder,
+    index: Expected,
     last: Pgno,
     at_end: bool,
     block: Vec<u8>,
@@ -49,7 +49,7 @@ impl<R: Read> Decoder<R> {
             input,
             header,
             digest,
-            index: Builder::default(),
+            index: Expected::new(),
             last: 0,
             at_end: false,
             block: vec![0; page::max_block_len(header.page_size)],
@@ -121,48 +121,47 @@ impl<R: Read> Decoder<R> {
     /// nothing stands behind it.
     pub fn finish(mut self) -> Result<Checksum, Error> {
         while self.next_page()?.is_some() {}
-        let mut rest = Vec::new();
-        let expected_len = self.index.emit(|_| Ok::<(), Error>(()))?;
-        let tail = expected_len.saturating_add((INDEX_SIZE_LEN + 16) as u64);
+        let stored = self.read_index()?;
+        let mut fields = [0; INDEX_SIZE_LEN + 16];
+        section(self.input.read_exact(&mut fields), "page index or trailer")?;
         // One byte more than the right file has: whatever it is, it is seen.
-        (&mut self.input).take(tail.saturating_add(1)).read_to_end(&mut rest)?;
-        if (rest.len() as u64) < tail {
-            return Err(Error::Truncated("page index or trailer"));
-        }
-        if rest.len() as u64 > tail {
+        if (&mut self.input).take(1).read_to_end(&mut Vec::new())? > 0 {
             return corrupt("bytes behind the trailer, or a page index of another length");
         }
-        let (index, fields) = rest.split_at(expected_len as usize);
-        let Some((index_len, trailer)) = fields.split_first_chunk::<INDEX_SIZE_LEN>() else {
-            return Err(Error::Truncated("trailer"));
-        };
-        if u64::from_be_bytes(*index_len) != expected_len {
+        let [a, b, c, d, e, f, g, h, post_apply @ .., _, _, _, _, _, _, _, _] = fields;
+        let index_len = [a, b, c, d, e, f, g, h];
+        if u64::from_be_bytes(index_len) != self.index.stored_len() {
             return corrupt("the page index does not have the length that it claims");
         }
-        let mut stored = IndexReader::new(index);
-        for entry in self.index.entries() {
-            match stored.next() {
-                Some(Ok(found)) if found == entry => {}
-                Some(Err(error)) => return Err(error),
-                _ => return corrupt("the page index does not match the pages"),
-            }
-        }
-        match stored.next() {
-            None => {}
-            Some(Err(error)) => return Err(error),
-            Some(Ok(_)) => return corrupt("the page index does not match the pages"),
-        }
-        let Some((post_apply, checksum)) = trailer.split_first_chunk::<8>() else {
-            return Err(Error::Truncated("trailer"));
-        };
-        self.digest.update(index);
-        self.digest.update(index_len);
-        self.digest.update(post_apply);
+        stored?;
+        self.digest.update(&index_len);
+        self.digest.update(&post_apply);
         let computed = self.digest.checksum();
-        if checksum != computed.0.to_be_bytes() {
+        if !fields.ends_with(&computed.0.to_be_bytes()) {
             return corrupt(format!("its checksum should be {computed}"));
         }
         Ok(computed)
+    }
+
+    /// Reads an index of the right length; the inner error says that it is not that of these pages.
+    fn read_index(&mut self) -> Result<Result<(), Error>, Error> {
+        let (mut stored, mut found) = (self.index.stored(), Ok(()));
+        let mut left = self.index.stored_len();
+        let mut piece = vec![0; usize::try_from(left).unwrap_or(PIECE).min(PIECE)];
+        while left > 0 {
+            piece.truncate(usize::try_from(left).unwrap_or(PIECE));
+            section(self.input.read_exact(&mut piece), "page index or trailer")?;
+            self.digest.update(&piece);
+            left = left.saturating_sub(piece.len() as u64);
+            found = found.and_then(|()| stored.take(&piece, left == 0));
+        }
+        let other = || corrupt("the page index does not match the pages");
+        Ok(match found {
+            Ok(()) if self.index.is(&stored) => Ok(()),
+            // All of its bytes are there.
+            Ok(()) | Err(Error::Truncated(_)) => other(),
+            Err(error) => Err(error),
+        })
     }
 }
 

@@ -10,8 +10,9 @@ use std::io::Write;
 use super::checksum::{Checksum, FileDigest};
 use super::error::{Error, rule};
 use super::header::Header;
-use super::index::Builder;
-use super::{HEADER_LEN, PAGE_HEADER_LEN, page};
+use super::index::{Builder, Emission};
+use super::{HEADER_LEN, INDEX_SIZE_LEN, PAGE_HEADER_LEN, TRAILER_LEN, page};
+use crate::scratch::Place;
 use crate::units::{PageSize, Pgno};
 
 /// What [`Encoder::finish`] gives.
@@ -40,13 +41,23 @@ pub struct Encoder<W> {
 }
 
 impl<W: Write> Encoder<W> {
-    /// Starts a file of pages of this size.
+    /// Starts a file of pages of this size, whose index is kept in memory until the end: three to four
+    /// bytes a page.
     pub fn new(out: W, page_size: PageSize) -> Encoder<W> {
+        Encoder::with_index(out, page_size, Builder::default())
+    }
+
+    /// The same with little in memory, however many pages there are.
+    pub fn spilling(out: W, page_size: PageSize, place: Place) -> Encoder<W> {
+        Encoder::with_index(out, page_size, Builder::spilling(place))
+    }
+
+    fn with_index(out: W, page_size: PageSize, index: Builder) -> Encoder<W> {
         Encoder {
             out,
             page_size,
             digest: FileDigest::new(),
-            index: Builder::default(),
+            index,
             last: 0,
             len: HEADER_LEN as u64,
             pages: 0,
@@ -103,7 +114,7 @@ impl<W: Write> Encoder<W> {
         self.out.write_all(&prefix)?;
         self.out.write_all(block)?;
         let frame_len = (prefix.len() as u64).saturating_add(u64::from(block_len));
-        self.index.push(pgno, frame_len);
+        self.index.push(pgno, frame_len)?;
         self.last = pgno;
         self.len = self.len.saturating_add(frame_len);
         self.pages = self.pages.saturating_add(1);
@@ -112,29 +123,69 @@ impl<W: Write> Encoder<W> {
 
     /// Writes index and trailer and gives the header to put in front.
     pub fn finish(self, header: &Header) -> Result<(W, Encoded), Error> {
-        let Encoder { mut out, page_size, mut digest, index, last, mut len, pages, .. } = self;
+        let mut ending = self.end(header)?;
+        while ending.step()? {}
+        ending.finish()
+    }
+
+    /// Ends the pages. What follows is written piece by piece.
+    pub fn end(self, header: &Header) -> Result<Ending<W>, Error> {
+        let Encoder { mut out, page_size, mut digest, index, last, len, pages, .. } = self;
         if header.page_size != page_size {
             return rule("a header of another page size");
         }
         if last > header.commit {
             return rule(format!("page {last} in a database of {} pages", header.commit));
         }
-        let head = header.encode()?;
-        let mut put = |bytes: &[u8]| {
-            digest.update(bytes);
-            len = len.saturating_add(bytes.len() as u64);
-            out.write_all(bytes)
-        };
-        put(&[0; PAGE_HEADER_LEN])?;
-        let index_len = index.emit(&mut put)?;
-        put(&index_len.to_be_bytes())?;
-        put(&0u64.to_be_bytes())?;
+        let header = header.encode()?;
+        digest.update(&[0; PAGE_HEADER_LEN]);
+        out.write_all(&[0; PAGE_HEADER_LEN])?;
+        let len = len.saturating_add(PAGE_HEADER_LEN as u64);
+        Ok(Ending { out, header, digest, index: index.emission(), index_len: 0, len, pages })
+    }
+}
+
+/// A file of which all pages are written.
+pub struct Ending<W> {
+    out: W,
+    header: [u8; HEADER_LEN],
+    digest: FileDigest,
+    index: Emission,
+    index_len: u64,
+    len: u64,
+    pages: u64,
+}
+
+impl<W: Write> Ending<W> {
+    /// The writer underneath, to take what it has gathered.
+    pub fn get_mut(&mut self) -> &mut W {
+        &mut self.out
+    }
+
+    /// Writes the next piece of the index, of about 64 KiB at the most; `false` when all of it is
+    /// written.
+    pub fn step(&mut self) -> Result<bool, Error> {
+        let Some(piece) = self.index.next()? else { return Ok(false) };
+        self.digest.update(piece);
+        self.out.write_all(piece)?;
+        self.index_len = self.index_len.saturating_add(piece.len() as u64);
+        Ok(true)
+    }
+
+    /// Writes the trailer, behind all of the index, and gives the header to put in front.
+    pub fn finish(self) -> Result<(W, Encoded), Error> {
+        let Ending { mut out, header, mut digest, index_len, len, pages, .. } = self;
+        for field in [index_len, 0] {
+            digest.update(&field.to_be_bytes());
+            out.write_all(&field.to_be_bytes())?;
+        }
         let mut front = FileDigest::new();
-        front.update(&head);
+        front.update(&header);
         let file_checksum = front.digested().then(digest.digested()).checksum();
         out.write_all(&file_checksum.0.to_be_bytes())?;
-        let len = len.saturating_add(8);
-        Ok((out, Encoded { header: head, len, file_checksum, pages }))
+        let end = (INDEX_SIZE_LEN + TRAILER_LEN) as u64;
+        let len = len.saturating_add(index_len).saturating_add(end);
+        Ok((out, Encoded { header, len, file_checksum, pages }))
     }
 }
 

@@ -3,12 +3,18 @@
 //!
 //! Behind it stand eight bytes with the length of these varints, the zero included.
 
+use std::hash::{BuildHasher, DefaultHasher, Hasher, RandomState};
+use std::io;
+
 use super::error::{Error, corrupt};
 use super::{HEADER_LEN, INDEX_SIZE_LEN, PAGE_HEADER_LEN, TRAILER_LEN};
+use crate::scratch::{Place, Tape};
 use crate::units::Pgno;
 
 /// Most bytes of an entry: three varints of up to 64 bits.
 const ENTRY_MAX: usize = 30;
+/// An index is written and read in pieces of about so many bytes.
+pub(super) const PIECE: usize = 64 << 10;
 
 /// Where one page's frame is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,49 +31,181 @@ pub struct Entry {
 /// other without a gap, so only the step in page number and the length need to be kept.
 #[derive(Default)]
 pub struct Builder {
-    steps: Vec<u8>,
+    steps: Tape,
     last: Pgno,
+    /// The entry that is being added.
+    entry: Vec<u8>,
 }
 
 impl Builder {
+    /// Starts one of which little is in memory.
+    pub fn spilling(place: Place) -> Builder {
+        Builder { steps: Tape::new(place), ..Builder::default() }
+    }
+
     /// Notes the next frame. Pages must ascend.
-    pub fn push(&mut self, pgno: Pgno, len: u64) {
-        put_varint(&mut self.steps, u64::from(pgno.saturating_sub(self.last)));
-        put_varint(&mut self.steps, len);
+    pub fn push(&mut self, pgno: Pgno, len: u64) -> io::Result<()> {
+        self.entry.clear();
+        put_varint(&mut self.entry, u64::from(pgno.saturating_sub(self.last)));
+        put_varint(&mut self.entry, len);
+        self.steps.push(&self.entry)?;
         self.last = pgno;
+        Ok(())
     }
 
-    /// The entries in order.
-    pub fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
-        let (mut rest, mut pgno, mut offset) = (self.steps.as_slice(), 0u32, HEADER_LEN as u64);
-        std::iter::from_fn(move || {
-            let step = take_varint(&mut rest)?;
-            let len = take_varint(&mut rest)?;
-            pgno = pgno.saturating_add(step as u32);
-            let entry = Entry { pgno, offset, len };
-            offset = offset.saturating_add(len);
-            Some(entry)
-        })
+    /// Begins to give the stored form.
+    pub fn emission(self) -> Emission {
+        Emission {
+            steps: self.steps,
+            read: 0,
+            input: Vec::new(),
+            used: 0,
+            pgno: 0,
+            offset: HEADER_LEN as u64,
+            ended: false,
+            piece: Vec::with_capacity(PIECE + ENTRY_MAX),
+        }
+    }
+}
+
+/// The stored form of an index, made piece by piece, without the length field.
+pub struct Emission {
+    steps: Tape,
+    /// How many bytes of the steps were read.
+    read: u64,
+    /// Steps at hand, and how many bytes of them were taken.
+    input: Vec<u8>,
+    used: usize,
+    /// The last page, and where the next frame begins.
+    pgno: Pgno,
+    offset: u64,
+    ended: bool,
+    piece: Vec<u8>,
+}
+
+impl Emission {
+    /// The next piece, of about 64 KiB at the most; `None` when all were given.
+    pub fn next(&mut self) -> io::Result<Option<&[u8]>> {
+        if self.ended {
+            return Ok(None);
+        }
+        self.piece.clear();
+        while self.piece.len() < PIECE {
+            let Some(Entry { pgno, offset, len }) = self.entry()? else {
+                self.piece.push(0);
+                self.ended = true;
+                break;
+            };
+            put_varint(&mut self.piece, u64::from(pgno));
+            put_varint(&mut self.piece, offset);
+            put_varint(&mut self.piece, len);
+        }
+        Ok(Some(&self.piece))
     }
 
-    /// Hands the stored form to `sink` piece by piece, without the length field; gives its length.
-    pub fn emit<E>(&self, mut sink: impl FnMut(&[u8]) -> Result<(), E>) -> Result<u64, E> {
-        let mut total = 0u64;
-        let mut piece = Vec::with_capacity(64 * 1024 + 64);
-        for entry in self.entries() {
-            put_varint(&mut piece, u64::from(entry.pgno));
-            put_varint(&mut piece, entry.offset);
-            put_varint(&mut piece, entry.len);
-            if piece.len() >= 64 * 1024 {
-                sink(&piece)?;
-                total = total.saturating_add(piece.len() as u64);
-                piece.clear();
+    fn entry(&mut self) -> io::Result<Option<Entry>> {
+        loop {
+            let mut rest = self.input.get(self.used..).unwrap_or_default();
+            if let Some(step) = take_varint(&mut rest)
+                && let Some(len) = take_varint(&mut rest)
+            {
+                self.used = self.input.len().saturating_sub(rest.len());
+                self.pgno = self.pgno.saturating_add(step as u32);
+                let entry = Entry { pgno: self.pgno, offset: self.offset, len };
+                self.offset = self.offset.saturating_add(len);
+                return Ok(Some(entry));
+            }
+            self.input.drain(..self.used);
+            self.used = 0;
+            let had = self.input.len();
+            self.input.resize(had + PIECE, 0);
+            let room = self.input.get_mut(had..).unwrap_or_default();
+            let count = self.steps.read_at(room, self.read)?;
+            self.input.truncate(had + count);
+            self.read = self.read.saturating_add(count as u64);
+            if count == 0 {
+                return Ok(None);
             }
         }
-        piece.push(0);
-        sink(&piece)?;
-        Ok(total.saturating_add(piece.len() as u64))
     }
+}
+
+/// The index that a file should have, told from any other without keeping it: by its length, and by a
+/// digest of its entries under a key that is drawn anew for each file, so that nobody can make two that
+/// are taken for one.
+pub(super) struct Expected {
+    keys: RandomState,
+    entries: DefaultHasher,
+    offset: u64,
+    len: u64,
+}
+
+impl Expected {
+    pub(super) fn new() -> Expected {
+        let keys = RandomState::new();
+        let entries = keys.build_hasher();
+        Expected { keys, entries, offset: HEADER_LEN as u64, len: 1 }
+    }
+
+    /// Notes the next frame.
+    pub(super) fn push(&mut self, pgno: Pgno, len: u64) {
+        add(&mut self.entries, pgno, len);
+        let bytes = varint_len(u64::from(pgno)) + varint_len(self.offset) + varint_len(len);
+        self.len = self.len.saturating_add(bytes);
+        self.offset = self.offset.saturating_add(len);
+    }
+
+    /// Length in bytes of the stored form, without the length field.
+    pub(super) fn stored_len(&self) -> u64 {
+        self.len
+    }
+
+    /// Begins to look at what is stored.
+    pub(super) fn stored(&self) -> Stored {
+        Stored { entries: self.keys.build_hasher(), walked: Mark::default(), at_hand: Vec::new() }
+    }
+
+    /// Whether that was this index. Where each frame is the walk has checked.
+    pub(super) fn is(&self, stored: &Stored) -> bool {
+        stored.walked.expected_offset == self.offset
+            && stored.entries.finish() == self.entries.finish()
+    }
+}
+
+/// A stored index of which one part comes after the other.
+pub(super) struct Stored {
+    entries: DefaultHasher,
+    walked: Mark,
+    /// The beginning of an entry that was cut off.
+    at_hand: Vec<u8>,
+}
+
+impl Stored {
+    /// Takes the next part; nothing follows the last.
+    pub(super) fn take(&mut self, part: &[u8], last: bool) -> Result<(), Error> {
+        self.at_hand.extend_from_slice(part);
+        let mut reader = Reader::resume(&self.at_hand, self.walked);
+        let entries = &mut self.entries;
+        if last {
+            for entry in reader.by_ref() {
+                let Entry { pgno, len, .. } = entry?;
+                add(entries, pgno, len);
+            }
+            self.walked.expected_offset = reader.end_offset();
+            return Ok(());
+        }
+        self.walked = reader.skip_whole(|entry| {
+            add(entries, entry.pgno, entry.len);
+            Ok(())
+        })?;
+        self.at_hand.drain(..self.walked.walked);
+        Ok(())
+    }
+}
+
+fn add(entries: &mut DefaultHasher, pgno: Pgno, len: u64) {
+    entries.write_u32(pgno);
+    entries.write_u64(len);
 }
 
 /// A stored index, checked entry by entry while it is walked.
@@ -203,6 +341,11 @@ pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
         value >>= 7;
     }
     out.push(value as u8);
+}
+
+/// How many bytes [`put_varint`] writes.
+fn varint_len(value: u64) -> u64 {
+    u64::from((64 - (value | 1).leading_zeros()).div_ceil(7))
 }
 
 /// Takes one varint off the front; `None` when it is cut off or longer than 64 bits.

@@ -37,17 +37,18 @@ pub fn merge<R: Read, W: Write>(
     header: &Header,
     out: W,
 ) -> Result<(W, Encoded), Error> {
-    merge_seen(inputs, header, out, |_, _| ()).map_err(|broken| broken.source)
+    let encoder = Encoder::new(out, header.page_size);
+    merge_into(inputs, header, encoder, |_, _| ()).map_err(|broken| broken.source)
 }
 
-/// As [`merge`]; `seen` is shown each page that is written, and an error says whose it is.
-pub fn merge_seen<R: Read, W: Write>(
+/// As [`merge`], into a file that was begun; `seen` is shown each page that is written, and an error
+/// says whose it is.
+pub fn merge_into<R: Read, W: Write>(
     inputs: Vec<Decoder<R>>,
     header: &Header,
-    out: W,
+    mut encoder: Encoder<W>,
     mut seen: impl FnMut(Pgno, &[u8]),
 ) -> Result<(W, Encoded), Broken> {
-    let mut encoder = Encoder::new(out, header.page_size);
     let mut inputs: Vec<Input<R>> = inputs
         .into_iter()
         .enumerate()

@@ -33,7 +33,7 @@ mod tests;
 
 pub use checksum::{Checksum, DatabaseChecksum};
 pub use decode::Decoder;
-pub use encode::{Encoded, Encoder};
+pub use encode::{Encoded, Encoder, Ending};
 pub use error::Error;
 pub use header::{Header, Tag};
 pub use name::FileName;

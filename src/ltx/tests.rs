@@ -439,13 +439,14 @@ proptest! {
         let (mut pgno, mut offset) = (0, HEADER_LEN as u64);
         for (step, len) in steps {
             pgno += step;
-            builder.push(pgno, len);
+            builder.push(pgno, len).unwrap();
             expected.push(Entry { pgno, offset, len });
             offset += len;
         }
-        let mut bytes = Vec::new();
-        let len = builder.emit(|piece| { bytes.extend_from_slice(piece); Ok::<(), Error>(()) }).unwrap();
-        prop_assert_eq!(len, bytes.len() as u64);
+        let (mut bytes, mut emission) = (Vec::new(), builder.emission());
+        while let Some(piece) = emission.next().unwrap() {
+            bytes.extend_from_slice(piece);
+        }
         let mut reader = Reader::new(&bytes);
         let found: Vec<Entry> = reader.by_ref().map(|entry| entry.unwrap()).collect();
         prop_assert_eq!(reader.end_offset(), offset);

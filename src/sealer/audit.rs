@@ -188,9 +188,17 @@ impl Replica {
         let mut later = BTreeSet::new();
         if frame < index.max_frame {
             let border = self.database.border();
-            let (first, last) = (frame.saturating_add(1), index.max_frame);
-            let pages = border.and_then(|border| border.frame_pages(&index, first, last));
-            later.extend(pages.ok_or_else(|| not_yet("its wal-index cannot be read"))?);
+            let (begin, last) = (frame.saturating_add(1), index.max_frame);
+            let mut add = |_, pgno| {
+                if scan.may_step_to(pgno) {
+                    later.insert(pgno);
+                }
+            };
+            let known =
+                border.is_some_and(|border| border.each_frame_page(&index, begin, last, &mut add));
+            if !known {
+                return Err(not_yet("its wal-index cannot be read"));
+            }
         }
         let (Some(local), Some(point)) = (&mut self.local, self.point) else {
             return Err(not_yet("the local state is not open"));
@@ -218,7 +226,7 @@ impl Replica {
             Err(stop) => return Err(stop.into()),
         };
         let sizes = (snapshot.page_count, table.commit());
-        let sizes = Some(sizes).filter(|(now, known)| now != known && later.is_empty());
+        let sizes = Some(sizes).filter(|(now, known)| now != known && frame == index.max_frame);
         check_generation(&scan)?;
         let read = pages * u64::from(snapshot.page_size.get());
         let bytes = read.saturating_add(u64::from(index.max_frame).saturating_mul(FRAME_COST));

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Seek, SeekFrom, Write};
+use std::ops::RangeInclusive;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,7 @@ use crate::local::spool::{Entry, Spool};
 use crate::ltx::{
     self, Checksum, DatabaseChecksum, Decoder, Encoded, Encoder, HEADER_LEN, Header, Tag,
 };
+use crate::scratch::{Place, Tape};
 use crate::units::{PageSize, Pgno, Salts, Timestamp, Txid, WriterId};
 use crate::wal::evidence::{Gap, Proven};
 use crate::wal::{self, FrameSet};
@@ -155,18 +157,17 @@ pub(super) fn write_frames(
     }
     let lock_page = maker.page_size.lock_page();
     let grown = table.commit().saturating_add(1)..=frames.commit;
-    if let Some(missing) =
-        grown.clone().find(|pgno| *pgno != lock_page && !frames.newest.contains_key(pgno))
-    {
+    if let Some(missing) = first_missing(grown, lock_page, frames)? {
         log::warn!("page {missing} of {} is not in the WAL", frames.commit);
         return Err(Stop::Diverged(Finding::PagesMissing));
     }
     let mut writer = PieceWriter::begin(spool, maker.page_size)?;
     let mut page = vec![0; maker.page_size.bytes()];
-    for (pgno, frame) in &frames.newest {
-        if *pgno <= frames.commit && *pgno != lock_page {
-            wal::read_frame_page(wal, maker.page_size, *frame, &mut page)?;
-            writer.page(*pgno, &page)?;
+    for found in frames.newest.iter() {
+        let (pgno, frame) = found?;
+        if pgno <= frames.commit && pgno != lock_page {
+            wal::read_frame_page(wal, maker.page_size, frame, &mut page)?;
+            writer.page(pgno, &page)?;
         }
     }
     // All of it was there to the end: had the WAL been begun anew past all guards, its header would
@@ -190,29 +191,47 @@ pub(super) fn write_frames(
     writer.finish(spool, table, frames.commit, span, maker, entry)
 }
 
+/// The first of these pages that no frame has, but for the lock page.
+fn first_missing(
+    pages: RangeInclusive<Pgno>,
+    lock_page: Pgno,
+    frames: &FrameSet,
+) -> io::Result<Option<Pgno>> {
+    let mut wanted = pages.filter(|pgno| *pgno != lock_page).peekable();
+    let mut found = frames.newest.iter();
+    while let Some(pgno) = wanted.peek().copied() {
+        match found.next().transpose()? {
+            Some((there, _)) if there < pgno || there == lock_page => {}
+            Some((there, _)) if there == pgno => drop(wanted.next()),
+            _ => return Ok(Some(pgno)),
+        }
+    }
+    Ok(None)
+}
+
 /// A spool file being written page by page.
 pub(super) struct PieceWriter {
     encoder: Encoder<BufWriter<File>>,
     temp: PathBuf,
-    sums: Vec<(Pgno, Checksum)>,
+    sums: Sums,
 }
 
 impl PieceWriter {
     pub(super) fn begin(spool: &Spool, page_size: PageSize) -> Result<PieceWriter, Stop> {
         let temp = spool.temp_path();
         let file = create(&temp)?;
-        let encoder = Encoder::new(BufWriter::with_capacity(256 * 1024, file), page_size);
-        Ok(PieceWriter { encoder, temp, sums: Vec::new() })
+        let out = BufWriter::with_capacity(256 * 1024, file);
+        let encoder = Encoder::spilling(out, page_size, spool.scratch());
+        Ok(PieceWriter { encoder, temp, sums: Sums::new(spool.scratch()) })
     }
 
     pub(super) fn page(&mut self, pgno: Pgno, page: &[u8]) -> Result<(), Stop> {
         self.encoder.page(pgno, page).map_err(|error| encoding(&self.temp, error))?;
-        self.sums.push((pgno, ltx::checksum::page(pgno, page)));
-        Ok(())
+        Ok(self.sums.push(pgno, ltx::checksum::page(pgno, page))?)
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.sums.is_empty()
+        self.encoder.is_empty()
     }
 
     /// Completes the file, publishes it, and makes the page table follow.
@@ -225,7 +244,7 @@ impl PieceWriter {
         maker: &Maker,
         entry: Entry,
     ) -> Result<Entry, Stop> {
-        let post_apply = table.checksum_after(&self.sums, commit)?;
+        let post_apply = table.checksum_after(self.sums.parts(), commit)?;
         let header = maker.header(commit, post_apply, span);
         let done = self.encoder.finish(&header);
         let (out, encoded) = done.map_err(|error| encoding(&self.temp, error))?;
@@ -235,7 +254,7 @@ impl PieceWriter {
         // Its piece's number is given again, and of two files with one the wrong might be taken.
         spool.remove(&entry).unwrap_or_else(|error| log::error!("{error}"));
         if before == (table.checksum(), table.commit()) {
-            return Err(error.into());
+            return Err(error);
         }
         // It has followed in part: a comparison would take those pages for shipped.
         log::error!("{error}");
@@ -244,13 +263,74 @@ impl PieceWriter {
 }
 
 /// Makes the page table follow a file of these pages.
-fn follow(
-    table: &mut PageTable,
-    sums: &[(Pgno, Checksum)],
-    commit: u32,
-) -> Result<(), pages::Error> {
-    table.set_all(sums)?;
-    table.set_commit(commit)
+fn follow(table: &mut PageTable, sums: &Sums, commit: u32) -> Result<(), Stop> {
+    for part in sums.parts() {
+        table.set_all(&part?)?;
+    }
+    Ok(table.set_commit(commit)?)
+}
+
+/// The checksums of a file's pages, until the page table follows.
+struct Sums(Tape);
+
+impl Sums {
+    /// Bytes of a page: its number and its checksum.
+    const ENTRY_LEN: usize = 12;
+    /// Pages that are read at once.
+    const AT_ONCE: usize = 4096;
+
+    fn new(place: Place) -> Sums {
+        Sums(Tape::new(place))
+    }
+
+    fn push(&mut self, pgno: Pgno, sum: Checksum) -> Result<(), Stop> {
+        let mut entry = [0; Sums::ENTRY_LEN];
+        let (number, rest) = entry.split_at_mut(size_of::<Pgno>());
+        number.copy_from_slice(&pgno.to_le_bytes());
+        rest.copy_from_slice(&sum.0.to_le_bytes());
+        self.0.push(&entry).map_err(remembering)
+    }
+
+    /// All pages in their order, some at a time.
+    fn parts(&self) -> impl Iterator<Item = Result<Vec<(Pgno, Checksum)>, Stop>> {
+        let (mut at, mut bytes) = (0, vec![0; Sums::AT_ONCE * Sums::ENTRY_LEN]);
+        std::iter::from_fn(move || {
+            let read = self.read(&mut bytes, at);
+            let count = match read {
+                Ok(0) => return None,
+                Ok(count) => count,
+                Err(error) => return Some(Err(remembering(error))),
+            };
+            at += count as u64;
+            let entries = bytes[..count].as_chunks::<{ Sums::ENTRY_LEN }>().0;
+            Some(Ok(entries.iter().map(|entry| Sums::entry(*entry)).collect()))
+        })
+    }
+
+    /// Fills the buffer from byte `at` on, as far as there is something.
+    fn read(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+        let mut count = 0;
+        loop {
+            match self.0.read_at(&mut buffer[count..], at + count as u64)? {
+                0 => return Ok(count),
+                more => count += more,
+            }
+        }
+    }
+
+    fn entry(entry: [u8; Sums::ENTRY_LEN]) -> (Pgno, Checksum) {
+        let [a, b, c, d, sum @ ..] = entry;
+        (Pgno::from_le_bytes([a, b, c, d]), Checksum(u64::from_le_bytes(sum)))
+    }
+}
+
+fn remembering(error: io::Error) -> Stop {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            Stop::NoRoom(error.to_string())
+        }
+        _ => Stop::Failed(error.to_string()),
+    }
 }
 
 /// Joins open spool files into one closed one. Nothing is removed: the caller does that.
@@ -275,7 +355,9 @@ pub(super) fn merge(
     let header = maker.header(commit, post_apply, span);
     let temp = spool.temp_path();
     let out = BufWriter::with_capacity(256 * 1024, create(&temp)?);
-    let (out, encoded) = ltx::merge::merge(inputs, &header, out).map_err(|error| match error {
+    let encoder = Encoder::spilling(out, maker.page_size, spool.scratch());
+    let merged = ltx::merge::merge_into(inputs, &header, encoder, |_, _| ());
+    let (out, encoded) = merged.map_err(|broken| match broken.source {
         ltx::Error::Io(error) => failed("cannot join spool files to", &temp, &error),
         other => {
             // The page table has its pages: a comparison would not find them.
@@ -321,5 +403,74 @@ fn encoding(path: &Path, error: ltx::Error) -> Stop {
     match error {
         ltx::Error::Io(error) => failed("cannot write or read", path, &error),
         other => Stop::Failed(format!("{} cannot be a spool file: {other}", path.display())),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::allocated::within;
+
+    /// As many pages as a database of 2 GiB has.
+    const PAGES: u32 = 1 << 19;
+
+    #[test]
+    fn a_piece_of_many_pages_is_made_in_little_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(dir.path()).unwrap();
+        let mut table = PageTable::open(dir.path(), 0).unwrap();
+        let page_size = PageSize::new(512).unwrap();
+        let pre_apply = table.checksum();
+        let (txid, timestamp) = (Txid(7), Timestamp(1));
+        let maker = Maker { writer: WriterId(1), page_size, txid, timestamp, pre_apply };
+        let page = |pgno: Pgno| [pgno as u8; 512];
+        let entry = Entry { txid: None, pieces: (1, 1), position: None, len: 0 };
+        let entry = within(3 << 20, || {
+            let mut writer = PieceWriter::begin(&spool, page_size).unwrap();
+            for pgno in 1..=PAGES {
+                writer.page(pgno, &page(pgno)).unwrap();
+            }
+            writer.finish(&spool, &mut table, PAGES, Span::NONE, &maker, entry).unwrap()
+        });
+        let mut by_hand = DatabaseChecksum::EMPTY;
+        (1..=PAGES).for_each(|pgno| by_hand.toggle(ltx::checksum::page(pgno, &page(pgno))));
+        assert_eq!((table.checksum(), table.commit()), (by_hand, PAGES));
+        assert_eq!(table.get(PAGES / 2).unwrap(), Some(ltx::checksum::page(PAGES / 2, &page(0))));
+        let decoder = Decoder::new(folder::read(&spool.path(&entry)).map(BufReader::new).unwrap());
+        let mut decoder = decoder.unwrap();
+        assert_eq!(decoder.header().tag.unwrap().post_apply, by_hand);
+        assert_eq!(decoder.next_page().unwrap().unwrap().pgno, 1);
+        decoder.finish().unwrap();
+        let left = std::fs::read_dir(spool.path(&entry).parent().unwrap()).unwrap().count();
+        assert_eq!(left, 1, "nothing but the file");
+    }
+
+    #[test]
+    fn a_page_by_which_the_database_grew_is_missed() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = crate::local::spool::scratch(dir.path());
+        let missing = |pages: &[Pgno], grown: RangeInclusive<Pgno>, lock_page| {
+            let mut frames = FrameSet::default();
+            frames.spill_to(&place);
+            let last = pages.len() as u32;
+            let mut wal = vec![0; (32 + pages.len() * 536) - 512];
+            for (pgno, at) in pages.iter().zip((32..).step_by(536)) {
+                wal[at..at + 4].copy_from_slice(&pgno.to_be_bytes());
+                wal[at + 8] = 1;
+            }
+            frames.extend(wal.as_slice(), PageSize::new(512).unwrap(), 1, last).unwrap();
+            first_missing(grown, lock_page, &frames).unwrap()
+        };
+        assert_eq!(missing(&[7, 3, 5, 4, 6], 4..=7, 99), None);
+        assert_eq!(missing(&[7, 3, 5, 4], 4..=7, 99), Some(6));
+        assert_eq!(missing(&[7, 3, 5, 4], 4..=7, 6), None);
+        assert_eq!(missing(&[7, 3, 5, 4, 6], 4..=8, 99), Some(8));
+        assert_eq!(missing(&[7, 3, 5, 4, 6], 4..=8, 8), None);
+        assert_eq!(missing(&[7, 3, 5, 4, 6], 4..=8, 6), Some(8));
+        assert_eq!(missing(&[2], 2..=3, 99), Some(3));
+        #[allow(clippy::reversed_empty_ranges)]
+        let shrunk = missing(&[2], 5..=3, 99);
+        assert_eq!(shrunk, None);
     }
 }

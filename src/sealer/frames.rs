@@ -387,10 +387,12 @@ impl Replica {
             return Err(Stop::Failed("the WAL is not there".into()));
         };
         let border = self.database.border();
-        let known = border.and_then(|border| border.frame_pages(index, first, index.max_frame));
-        let added = known
-            .is_some_and(|pages| self.frames.extend_known(wal, page_size, first, &pages).is_ok());
-        if !added {
+        let pages = |first, last| border.and_then(|border| border.frame_pages(index, first, last));
+        if let Some(local) = &self.local {
+            self.frames.spill_to(&local.spool.scratch());
+        }
+        let frames = (first, index.max_frame);
+        if self.frames.extend_known(wal, page_size, frames, pages).is_err() {
             // Without shared memory the headers in the file are all there is.
             self.frames
                 .extend(wal, page_size, first, index.max_frame)

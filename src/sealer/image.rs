@@ -21,11 +21,20 @@ use crate::engine::{Event, Failure};
 use crate::local;
 use crate::local::state::{Base, Clean, Fingerprint, Image, Position};
 use crate::log_end::Plan;
-use crate::ltx::{self, DatabaseChecksum, Encoder, FileName, HEADER_LEN, Header, Tag};
+use crate::ltx::{self, DatabaseChecksum, Encoder, Ending, FileName, HEADER_LEN, Header, Tag};
 use crate::shipper::{Part, Task, UploadOutcome};
 use crate::store::Key;
 use crate::units::{Level, Pgno, Timestamp, Txid};
 use crate::wal::WalIndex;
+
+/// The file that is made.
+enum Writing {
+    Pages(Encoder<Buffer>),
+    /// All pages are encoded, and their index follows.
+    Index(Ending<Buffer>),
+    /// All of it is in parts.
+    Done,
+}
 
 /// An image on its way.
 pub(super) struct ImageJob {
@@ -49,7 +58,7 @@ enum Stage {
 struct Sending {
     /// Until all pages are read.
     scan: Option<Scan>,
-    encoder: Encoder<Buffer>,
+    file: Writing,
     parts: mpsc::Sender<Part>,
     part_len: usize,
     /// The first part, kept until the header is known.
@@ -72,7 +81,7 @@ struct Sending {
 
 struct Done {
     image: Image,
-    /// Length of the file in bytes.
+    /// Length of the file in bytes, once all of it is written.
     len: u64,
     seq: u64,
     cursor: Cursor,
@@ -227,6 +236,7 @@ impl Replica {
         self.refresh_published();
         let local = self.local.as_mut().ok_or("the local state is not open")?;
         local.table.reset().map_err(|error| error.to_string())?;
+        let scratch = local.spool.scratch();
         let fingerprint = Fingerprint::of(self.database.path()).ok();
         self.cursor = Cursor::Unknown;
         self.point = None;
@@ -238,7 +248,7 @@ impl Replica {
         part.write_all(&[0; HEADER_LEN]).map_err(|error| error.to_string())?;
         Ok(Sending {
             scan: Some(scan),
-            encoder: Encoder::new(part, page_size),
+            file: Writing::Pages(Encoder::spilling(part, page_size, scratch)),
             parts,
             part_len,
             first: None,
@@ -256,16 +266,19 @@ impl Replica {
 
     /// Opens a walk over all pages, in a read transaction.
     pub(super) fn open_scan(&mut self) -> Result<Scan, String> {
+        let place = self.local.as_ref().map(|local| local.spool.scratch());
         self.scan(|border, wal| {
             let guard = border.guard();
-            Scan::begin(border.open_reader()?, wal, guard)
+            Scan::begin(border.open_reader()?, wal, guard, place.as_ref())
         })
     }
 
     /// Opens a walk over one slice of the pages, in a read transaction.
     pub(super) fn open_slice(&mut self, first: Pgno, makes_room: bool) -> Result<Scan, String> {
         self.scan(|border, wal| {
-            let pages = |index: &WalIndex| border.frame_pages(index, 1, index.max_frame);
+            let pages = |index: &WalIndex, add: &mut dyn FnMut(u32, Pgno)| {
+                border.each_frame_page(index, 1, index.max_frame, add)
+            };
             Scan::begin_at(first, border.open_short_reader(makes_room)?, wal, pages)
         })
     }
@@ -322,9 +335,14 @@ impl Replica {
                 sending.waiting.is_none() && sending.rest.as_ref().is_some_and(Vec::is_empty)
             );
         }
+        let Some(scan) = &mut sending.scan else {
+            sending.step_index()?;
+            return Ok(false);
+        };
         let Some(local) = self.local.as_mut() else { return Err("the local state is gone".into()) };
-        let Some(scan) = &mut sending.scan else { return Err("it was read already".into()) };
-        let (encoder, table) = (&mut sending.encoder, &mut local.table);
+        let (Writing::Pages(encoder), table) = (&mut sending.file, &mut local.table) else {
+            return Err("it was read already".into());
+        };
         let mut sums = Vec::new();
         let more = scan
             .step(|pgno, page| -> Result<(), SliceError> {
@@ -371,12 +389,11 @@ impl Replica {
                 full_image: true,
             }),
         };
-        let fresh = Encoder::new(Buffer::with_capacity(0), snapshot.page_size);
-        let encoder = std::mem::replace(&mut sending.encoder, fresh);
-        let (bytes, encoded) = encoder.finish(&header).map_err(|error| error.to_string())?;
-        let len = encoded.len;
-        let rest = last_parts(sending, bytes, &encoded.header);
-        sending.rest = Some(rest.map_err(|error| error.to_string())?);
+        let Writing::Pages(encoder) = std::mem::replace(&mut sending.file, Writing::Done) else {
+            return Err("it was read already".into());
+        };
+        let ending = encoder.end(&header).map_err(|error| error.to_string())?;
+        sending.file = Writing::Index(ending);
         let base = Base {
             txid: head.txid.0,
             piece: self.piece,
@@ -394,7 +411,7 @@ impl Replica {
         self.counters().images += 1;
         sending.done = Some(Box::new(Done {
             image,
-            len,
+            len: 0,
             seq: sending.seq,
             cursor: scan.end(),
             attached: sending.attached,
@@ -518,10 +535,39 @@ impl Sending {
         }
     }
 
+    /// Writes some of the index; behind its end, the last parts are made.
+    fn step_index(&mut self) -> Result<(), String> {
+        let Writing::Index(ending) = &mut self.file else {
+            return Err("it was written already".into());
+        };
+        // As much at a time as of the pages.
+        let end = ending.get_mut().len().saturating_add(SLICE).min(self.part_len);
+        while ending.get_mut().len() < end {
+            if ending.step().map_err(|error| error.to_string())? {
+                continue;
+            }
+            let Writing::Index(ending) = std::mem::replace(&mut self.file, Writing::Done) else {
+                return Err("it was written already".into());
+            };
+            let (bytes, encoded) = ending.finish().map_err(|error| error.to_string())?;
+            if let Some(done) = &mut self.done {
+                done.len = encoded.len;
+            }
+            let rest = last_parts(self, bytes, &encoded.header);
+            self.rest = Some(rest.map_err(|error| error.to_string())?);
+            return Ok(());
+        }
+        self.cut_part()
+    }
+
     /// Cuts full parts off what is encoded.
     fn cut_part(&mut self) -> Result<(), String> {
         let part_len = self.part_len;
-        let bytes = self.encoder.get_mut();
+        let bytes = match &mut self.file {
+            Writing::Pages(encoder) => encoder.get_mut(),
+            Writing::Index(ending) => ending.get_mut(),
+            Writing::Done => return Ok(()),
+        };
         if bytes.len() < part_len {
             return Ok(());
         }
@@ -577,4 +623,109 @@ fn point_of(base: &Base) -> Option<Point> {
         checksum: DatabaseChecksum::from_stored(base.checksum),
         timestamp: Timestamp(base.timestamp),
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::local::spool::scratch;
+    use crate::units::{PageSize, Salts, WriterId};
+
+    const PART_LEN: usize = 1 << 20;
+
+    fn header(commit: u32) -> Header {
+        Header {
+            page_size: PageSize::new(512).unwrap(),
+            commit,
+            min_txid: Txid(1),
+            max_txid: Txid(1),
+            timestamp: Timestamp(1),
+            wal_offset: 32,
+            wal_size: 0,
+            salts: Salts(0, 0),
+            writer: WriterId(1),
+            tag: None,
+        }
+    }
+
+    fn page(pgno: Pgno) -> [u8; 512] {
+        [pgno as u8; 512]
+    }
+
+    fn put(file: &mut Vec<u8>, part: Part) {
+        let Part::Data { number, bytes } = part else { return };
+        let at = number as usize * PART_LEN;
+        file.resize(file.len().max(at + bytes.len()), 0);
+        file[at..at + bytes.len()].copy_from_slice(&bytes);
+    }
+
+    /// Makes an image as the sealer does and takes its parts, of which there is room for one; gives the
+    /// file, and how many bytes were waiting at the most.
+    fn sent(pages: u32) -> (Vec<u8>, usize) {
+        let dir = tempfile::tempdir().unwrap();
+        let (parts, mut taken) = mpsc::channel(1);
+        let mut buffer = Buffer::with_capacity(PART_LEN);
+        buffer.write_all(&[0; HEADER_LEN]).unwrap();
+        let encoder = Encoder::spilling(buffer, header(0).page_size, scratch(dir.path()));
+        let mut sending = Sending {
+            scan: None,
+            file: Writing::Pages(encoder),
+            parts,
+            part_len: PART_LEN,
+            first: None,
+            next_number: 1,
+            waiting: None,
+            blocked: false,
+            seq: 0,
+            attached: true,
+            epoch: 0,
+            fingerprint: None,
+            rest: None,
+            done: None,
+        };
+        let (mut file, mut most) = (Vec::new(), 0);
+        let mut take = |sending: &mut Sending| {
+            while let Ok(part) = taken.try_recv() {
+                put(&mut file, part);
+                if let Some(part) = sending.waiting.take() {
+                    sending.send(part).unwrap();
+                }
+            }
+            match &mut sending.file {
+                Writing::Pages(encoder) => most = most.max(encoder.get_mut().len()),
+                Writing::Index(ending) => most = most.max(ending.get_mut().len()),
+                Writing::Done => {}
+            }
+        };
+        for pgno in 1..=pages {
+            let Writing::Pages(encoder) = &mut sending.file else { unreachable!() };
+            encoder.page(pgno, &page(pgno)).unwrap();
+            sending.cut_part().unwrap();
+            take(&mut sending);
+        }
+        let Writing::Pages(encoder) = std::mem::replace(&mut sending.file, Writing::Done) else {
+            unreachable!()
+        };
+        sending.file = Writing::Index(encoder.end(&header(pages)).unwrap());
+        while sending.rest.is_none() {
+            sending.step_index().unwrap();
+            take(&mut sending);
+        }
+        let rest = sending.rest.take().unwrap();
+        most = most.max(rest.len().saturating_sub(2) * PART_LEN);
+        rest.into_iter().rev().for_each(|part| put(&mut file, part));
+        (file, most)
+    }
+
+    #[test]
+    fn the_index_of_an_image_is_sent_part_by_part() {
+        for pages in [1, 3000, 500_000] {
+            let (file, most) = sent(pages);
+            let all: Vec<_> = (1..=pages).map(|pgno| (pgno, page(pgno))).collect();
+            let all = all.iter().map(|(pgno, page)| (*pgno, page.as_slice()));
+            assert!(file == ltx::encode::to_vec(&header(pages), all).unwrap(), "{pages} pages");
+            assert!(most <= 2 * PART_LEN, "{most} bytes of {pages} pages waited");
+        }
+    }
 }

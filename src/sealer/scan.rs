@@ -7,9 +7,10 @@ use std::path::Path;
 
 use super::capture::Cursor;
 use crate::border::{Reader, Snapshot};
+use crate::scratch::Place;
 use crate::units::{PageSize, Pgno, WalPosition};
 use crate::wal::evidence::{Guard, Proven};
-use crate::wal::{self, FrameSet, WalHeader, WalIndex};
+use crate::wal::{self, FrameHeader, FrameSet, Newest, WalHeader, WalIndex, Walk};
 
 /// Pages of one slice, in bytes.
 pub(super) const SLICE: usize = 1 << 20;
@@ -35,7 +36,12 @@ pub(super) struct Scan {
     /// has may be of an earlier time.
     wal: Option<File>,
     snapshot: Snapshot,
-    newest: BTreeMap<Pgno, u32>,
+    newest: Newest,
+    /// How far the walk has come with the pages that the WAL has, and the first that is behind it.
+    walk: Walk,
+    ahead: Option<(Pgno, u32)>,
+    /// Those of the slice.
+    frames: BTreeMap<Pgno, u32>,
     position: Option<WalPosition>,
     /// What kept others from the WAL when the walk began.
     guard: Option<Guard>,
@@ -44,14 +50,16 @@ pub(super) struct Scan {
 }
 
 impl Scan {
-    /// Begins a walk; the WAL is at this path.
+    /// Begins a walk; the WAL is at this path. What does not fit in memory goes to `place`.
     pub(super) fn begin(
         reader: Box<dyn Reader>,
         wal: &Path,
         guard: Option<Guard>,
+        place: Option<&Place>,
     ) -> io::Result<Scan> {
         let snapshot = reader.snapshot();
         let mut frames = FrameSet::default();
+        place.into_iter().for_each(|place| frames.spill_to(place));
         let mut position = None;
         let wal = File::open(wal).ok();
         if let (Some(index), true) = (snapshot.index, snapshot.frames() > 0) {
@@ -63,37 +71,54 @@ impl Scan {
                 checksum: frames.checksum,
             });
         }
-        let newest = frames.newest;
-        Ok(Scan { reader, wal, snapshot, newest, position, guard, next: 1, buffer: Vec::new() })
+        let scan = Scan::of(reader, wal, snapshot, frames.newest, 1);
+        Ok(Scan { position, guard, ..scan })
     }
 
-    /// Begins a walk of one slice, from page `first` on. `pages` gives the pages that the frames of the
-    /// state hold, from the first frame on, if they are known; else the frames' headers are read.
+    /// Begins a walk of one slice, from page `first` on. `pages` shows what page each frame of the state
+    /// holds, if that is known; else the frames' headers are read.
     pub(super) fn begin_at(
         first: Pgno,
         reader: Box<dyn Reader>,
         wal: &Path,
-        pages: impl FnOnce(&WalIndex) -> Option<Vec<Pgno>>,
+        pages: impl FnOnce(&WalIndex, &mut dyn FnMut(u32, Pgno)) -> bool,
     ) -> io::Result<Scan> {
         let snapshot = reader.snapshot();
         let wal = File::open(wal).ok();
         let last = first.saturating_add(slice_pages(snapshot.page_size) - 1);
-        let is_in_slice = |pgno: &Pgno| (first..=last).contains(pgno);
-        let mut newest = BTreeMap::new();
+        let mut frames = BTreeMap::new();
         if let (Some(index), true) = (snapshot.index, snapshot.frames() > 0) {
             let wal = of_generation(wal.as_ref(), &index)?;
-            if let Some(pages) = pages(&index) {
-                let numbered = pages.into_iter().zip(1..);
-                newest.extend(numbered.filter(|(pgno, _)| is_in_slice(pgno)));
-            } else {
-                let mut frames = FrameSet::default();
-                frames.extend(wal, snapshot.page_size, 1, index.max_frame)?;
-                newest = frames.newest;
-                newest.retain(|pgno, _| is_in_slice(pgno));
+            let is_in_slice = |pgno: Pgno| (first..=last).contains(&pgno);
+            let known = pages(&index, &mut |frame, pgno| {
+                if is_in_slice(pgno) {
+                    frames.insert(pgno, frame);
+                }
+            });
+            if !known {
+                frames.clear();
+                for frame in 1..=index.max_frame {
+                    let pgno = FrameHeader::read(wal, snapshot.page_size, frame)?.pgno;
+                    if is_in_slice(pgno) {
+                        frames.insert(pgno, frame);
+                    }
+                }
             }
         }
+        let scan = Scan::of(reader, wal, snapshot, Newest::default(), first);
+        Ok(Scan { frames, ..scan })
+    }
+
+    fn of(
+        reader: Box<dyn Reader>,
+        wal: Option<File>,
+        snapshot: Snapshot,
+        newest: Newest,
+        next: Pgno,
+    ) -> Scan {
+        let (walk, ahead, frames) = (newest.walk(), None, BTreeMap::new());
         let (position, guard, buffer) = (None, None, Vec::new());
-        Ok(Scan { reader, wal, snapshot, newest, position, guard, next: first, buffer })
+        Scan { reader, wal, snapshot, newest, walk, ahead, frames, position, guard, next, buffer }
     }
 
     pub(super) fn snapshot(&self) -> Snapshot {
@@ -115,6 +140,12 @@ impl Scan {
     /// The page behind those that were walked.
     pub(super) fn next(&self) -> Pgno {
         self.next
+    }
+
+    /// Whether this page is among those of the next slice.
+    pub(super) fn may_step_to(&self, pgno: Pgno) -> bool {
+        let slice = slice_pages(self.page_size());
+        (self.next..=self.next.saturating_add(slice - 1)).contains(&pgno)
     }
 
     /// How many bytes of the database were walked, of how many.
@@ -153,12 +184,13 @@ impl Scan {
         if self.next > count {
             return Ok(false);
         }
+        self.take_frames(last)?;
         let pages = (last - self.next + 1) as usize;
         self.buffer.resize(pages * page_len, 0);
         self.read_main()?;
         let lock_page = self.page_size().lock_page();
         for (pgno, page) in (self.next..=last).zip(self.buffer.chunks_exact_mut(page_len)) {
-            if let (Some(frame), Some(wal)) = (self.newest.get(&pgno), &self.wal) {
+            if let (Some(frame), Some(wal)) = (self.frames.get(&pgno), &self.wal) {
                 wal::read_frame_page(wal, self.snapshot.page_size, *frame, page)?;
             }
             if pgno != lock_page {
@@ -166,7 +198,23 @@ impl Scan {
             }
         }
         self.next = last.saturating_add(1);
+        self.frames.clear();
         Ok(self.next <= count)
+    }
+
+    /// Takes what the WAL has of the pages up to this one.
+    fn take_frames(&mut self, last: Pgno) -> io::Result<()> {
+        loop {
+            self.ahead = match self.ahead.take() {
+                None => self.walk.next(&self.newest)?,
+                ahead => ahead,
+            };
+            match self.ahead {
+                Some((pgno, frame)) if pgno <= last => self.frames.insert(pgno, frame),
+                _ => return Ok(()),
+            };
+            self.ahead = None;
+        }
     }
 
     /// Fills the buffer from the database file, without the pages that the WAL has: the file may
@@ -174,7 +222,7 @@ impl Scan {
     fn read_main(&mut self) -> io::Result<()> {
         let page_len = self.page_size().bytes();
         let lock_page = self.page_size().lock_page();
-        let in_file = |pgno: Pgno| !self.newest.contains_key(&pgno) && pgno != lock_page;
+        let in_file = |pgno: Pgno| !self.frames.contains_key(&pgno) && pgno != lock_page;
         let pages = self.buffer.len() / page_len;
         let mut at = 0;
         while at < pages {
@@ -193,9 +241,9 @@ impl Scan {
     /// Reads one page of the state.
     pub(super) fn page(&mut self, pgno: Pgno) -> io::Result<Vec<u8>> {
         let mut page = vec![0; self.page_size().bytes()];
-        match (self.newest.get(&pgno), &self.wal) {
+        match (self.newest.get(pgno)?, &self.wal) {
             (Some(frame), Some(wal)) => {
-                wal::read_frame_page(wal, self.snapshot.page_size, *frame, &mut page)?;
+                wal::read_frame_page(wal, self.snapshot.page_size, frame, &mut page)?;
             }
             _ => {
                 let offset = self.snapshot.page_size.offset_of(pgno);

@@ -232,7 +232,7 @@ mod tests {
             let found = tail(bytes.as_slice(), page_size, at);
             assert_eq!(found.commits, [5]);
             assert_eq!((found.frames.first, found.frames.last, found.frames.commit), (4, 5, 4));
-            assert_eq!(found.frames.newest, [(2, 5), (4, 4)].into());
+            assert!(found.frames.newest.iter().map(Result::unwrap).eq([(2, 5), (4, 4)]));
             for at_byte in [3 * frame_len + 40, 4 * frame_len + 32, 4 * frame_len + 100] {
                 let mut bad = bytes.clone();
                 bad[at_byte] ^= 1;

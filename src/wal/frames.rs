@@ -1,9 +1,9 @@
 //! Frames: their headers, and the newest frame of each page in a stretch of the WAL.
 
-use std::collections::BTreeMap;
 use std::io;
 
-use super::{FRAME_HEADER_LEN, WAL_HEADER_LEN};
+use super::{FRAME_HEADER_LEN, Newest, WAL_HEADER_LEN};
+use crate::scratch::Place;
 use crate::units::{PageSize, Pgno, Salts};
 
 /// Reads at a position, without a cursor.
@@ -166,7 +166,10 @@ pub(super) fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(field.try_into().ok()?))
 }
 
-/// A stretch of committed frames: of each page the newest frame, at a few bytes a page.
+/// Page numbers that are asked of the wal-index at once.
+const PAGES_AT_ONCE: u32 = 32 << 10;
+
+/// A stretch of committed frames: of each page the newest frame.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct FrameSet {
     /// First frame of the stretch; 0 while it is empty.
@@ -174,7 +177,7 @@ pub struct FrameSet {
     /// Last frame of the stretch; 0 while it is empty.
     pub last: u32,
     /// Newest frame of each page.
-    pub newest: BTreeMap<Pgno, u32>,
+    pub newest: Newest,
     /// Size of the database in pages after the last commit of the stretch.
     pub commit: u32,
     /// The last frame's checksum ([`checksum_at`]).
@@ -185,6 +188,11 @@ impl FrameSet {
     /// Whether no frame was added.
     pub fn is_empty(&self) -> bool {
         self.last == 0
+    }
+
+    /// Keeps little of it in memory from here on; else it is some 20 bytes a page.
+    pub fn spill_to(&mut self, place: &Place) {
+        self.newest.spill_to(place);
     }
 
     /// Adds the frames up to `last`, which must be committed: behind what the set holds, or from
@@ -199,63 +207,99 @@ impl FrameSet {
         last: u32,
     ) -> io::Result<()> {
         let from = if self.is_empty() { first } else { self.last.saturating_add(1) };
-        let mut headers = Vec::new();
-        for frame in from..=last {
-            let header = FrameHeader::read(wal, page_size, frame)?;
-            if header.pgno == 0 {
-                return Err(io::Error::other(format!("frame {frame} of the WAL names page 0")));
-            }
-            headers.push((frame, header));
+        if last < from {
+            return Ok(());
         }
-        let Some((_, end)) = headers.last() else { return Ok(()) };
-        let checksum = end.checksum_or(|| checksum_at(wal, page_size, last))?;
-        for (frame, header) in headers {
-            self.newest.insert(header.pgno, frame);
-            if self.first == 0 {
-                self.first = frame;
+        let mut commit = self.commit;
+        let mut add = || -> io::Result<(u32, u32)> {
+            let mut checksum = (0, 0);
+            for frame in from..=last {
+                let header = FrameHeader::read(wal, page_size, frame)?;
+                if header.pgno == 0 {
+                    return Err(io::Error::other(format!("frame {frame} of the WAL names page 0")));
+                }
+                self.newest.add(header.pgno, frame)?;
+                if header.commit != 0 {
+                    commit = header.commit;
+                }
+                if frame == last {
+                    checksum = header.checksum_or(|| checksum_at(wal, page_size, last))?;
+                }
             }
-            self.last = frame;
-            self.checksum = checksum;
-            if header.commit != 0 {
-                self.commit = header.commit;
-            }
-        }
-        Ok(())
+            Ok(checksum)
+        };
+        let added = add();
+        self.added(added, from, last, commit)
     }
 
-    /// Adds committed frames whose pages are known from the wal-index (`aPgno` in `wal.c`): frame
-    /// `first` holds the first of them, and the last frame's header is read from the file. Saves
-    /// reading the header of each frame.
+    /// Adds the committed frames `first..=last`, whose pages are known from the wal-index (`aPgno` in
+    /// `wal.c`): `pages` gives those of a part of them. The last frame's header is read from the file.
+    /// Saves reading the header of each frame.
     ///
     /// On error the set is as before.
     pub fn extend_known<R: ReadAt + ?Sized>(
         &mut self,
         wal: &R,
         page_size: PageSize,
-        first: u32,
-        pages: &[Pgno],
+        (first, last): (u32, u32),
+        mut pages: impl FnMut(u32, u32) -> Option<Vec<Pgno>>,
     ) -> io::Result<()> {
-        let last = match u32::try_from(pages.len()) {
-            Ok(0) => return Ok(()),
-            Ok(count) => first.saturating_add(count - 1),
-            Err(_) => return Err(io::ErrorKind::InvalidInput.into()),
-        };
+        if last < first {
+            return Ok(());
+        }
         let header = FrameHeader::read(wal, page_size, last)?;
-        if header.commit == 0 || pages.last() != Some(&header.pgno) || pages.contains(&0) {
-            return Err(io::Error::other(format!(
-                "the wal-index and frame {last} of the WAL disagree"
-            )));
-        }
         let checksum = header.checksum_or(|| checksum_at(wal, page_size, last))?;
-        for (frame, pgno) in (first..=last).zip(pages) {
-            self.newest.insert(*pgno, frame);
-        }
-        if self.first == 0 {
-            self.first = first;
-        }
-        self.last = last;
-        self.checksum = checksum;
-        self.commit = header.commit;
-        Ok(())
+        let disagree =
+            || io::Error::other(format!("the wal-index and frame {last} of the WAL disagree"));
+        let mut add = || -> io::Result<(u32, u32)> {
+            if header.commit == 0 {
+                return Err(disagree());
+            }
+            for (from, to) in parts(first, last) {
+                let pages = pages(from, to).ok_or_else(disagree)?;
+                let whole = pages.len() as u64 == u64::from(to - from) + 1;
+                let ends = to < last || pages.last() == Some(&header.pgno);
+                if !whole || !ends || pages.contains(&0) {
+                    return Err(disagree());
+                }
+                for (frame, pgno) in (from..=to).zip(pages) {
+                    self.newest.add(pgno, frame)?;
+                }
+            }
+            Ok(checksum)
+        };
+        let added = add();
+        self.added(added, first, last, header.commit)
     }
+
+    /// Makes what was added count, unless that failed.
+    fn added(
+        &mut self,
+        checksum: io::Result<(u32, u32)>,
+        first: u32,
+        last: u32,
+        commit: u32,
+    ) -> io::Result<()> {
+        match checksum {
+            Ok(checksum) => {
+                self.newest.settle();
+                if self.first == 0 {
+                    self.first = first;
+                }
+                (self.last, self.checksum, self.commit) = (last, checksum, commit);
+                Ok(())
+            }
+            Err(error) => {
+                self.newest.drop_pending();
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Cuts a stretch of frames into parts, by their first and last.
+pub(crate) fn parts(first: u32, last: u32) -> impl Iterator<Item = (u32, u32)> {
+    let end = move |from: u32| from.saturating_add(PAGES_AT_ONCE - 1).min(last);
+    let starts = (first..=last).step_by(PAGES_AT_ONCE as usize);
+    starts.map(move |from| (from, end(from)))
 }

@@ -11,14 +11,17 @@ mod chain;
 pub mod evidence;
 mod frames;
 mod index;
+mod newest;
 #[cfg(test)]
 mod tests;
 
 pub use chain::{Recovered, Tail, reaches, recover, tail};
+pub(crate) use frames::parts;
 pub use frames::{
     FrameHeader, FrameSet, ReadAt, WalHeader, checksum_at, frame_offset, read_frame_page,
 };
 pub use index::WalIndex;
+pub use newest::{Newest, Walk};
 
 /// Length of the WAL's header in bytes.
 pub const WAL_HEADER_LEN: u64 = 32;

@@ -33,7 +33,7 @@ fn the_newest_frame_of_each_page_wins() {
     let mut set = FrameSet::default();
     set.extend(bytes.as_slice(), page_size(), 1, 2).unwrap();
     set.extend(bytes.as_slice(), page_size(), 1, 4).unwrap();
-    assert_eq!(set.newest.into_iter().collect::<Vec<_>>(), [(1, 3), (2, 2), (3, 4)]);
+    assert!(set.newest.iter().map(Result::unwrap).eq([(1, 3), (2, 2), (3, 4)]));
     assert_eq!((set.first, set.last, set.commit), (1, 4, 3));
     assert_eq!(set.checksum, (4, 2));
     let mut page = [0; 512];
@@ -46,12 +46,17 @@ fn page_numbers_from_the_wal_index_give_the_same_set() {
     let bytes = wal(&[(1, 0, 1), (2, 2, 2), (1, 0, 3), (3, 3, 4)]);
     let (mut read, mut known) = (FrameSet::default(), FrameSet::default());
     read.extend(bytes.as_slice(), page_size(), 1, 4).unwrap();
-    known.extend_known(bytes.as_slice(), page_size(), 1, &[1, 2]).unwrap();
-    known.extend_known(bytes.as_slice(), page_size(), 3, &[1, 3]).unwrap();
-    assert_eq!(known, read);
-    for wrong in [[1, 2].as_slice(), &[0, 3], &[1]] {
-        assert!(known.extend_known(bytes.as_slice(), page_size(), 3, wrong).is_err(), "{wrong:?}");
+    let mut extend = |frames, pages: &[u32]| {
+        known.extend_known(bytes.as_slice(), page_size(), frames, |_, _| Some(pages.to_vec()))
+    };
+    extend((1, 2), &[1, 2]).unwrap();
+    extend((3, 4), &[1, 3]).unwrap();
+    for (frames, wrong) in [((3, 4), [1, 2].as_slice()), ((3, 4), &[0, 3]), ((3, 3), &[1])] {
+        assert!(extend(frames, wrong).is_err(), "{wrong:?}");
     }
+    assert!(extend((3, 4), &[3]).is_err() && extend((3, 4), &[7, 1, 3]).is_err());
+    let none = known.extend_known(bytes.as_slice(), page_size(), (3, 4), |_, _| None);
+    assert!(none.is_err());
     assert_eq!(known, read);
 }
 

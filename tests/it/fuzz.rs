@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 #[path = "../fuzz/src/allocated.rs"]
-mod allocated;
+pub mod allocated;
 #[path = "../fuzz/src/targets.rs"]
 mod targets;
 

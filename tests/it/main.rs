@@ -12,6 +12,7 @@ mod generations;
 mod history;
 mod hostile;
 mod listing;
+mod memory;
 mod month;
 mod restore;
 mod resume;

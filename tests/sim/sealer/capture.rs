@@ -442,16 +442,17 @@ impl Host {
             return Err(Stop::Diverged("the WAL commits an empty database".into()));
         }
         let mut grown = self.disk.table.commit() + 1..=frames.commit;
-        if grown.any(|pgno| !frames.newest.contains_key(&pgno)) {
+        if grown.any(|pgno| frames.newest.get(pgno).expect("it is in memory").is_none()) {
             return Err(Stop::Diverged("a page of the grown database is not in the WAL".into()));
         }
         let mut pages = Vec::new();
-        for (pgno, frame) in &frames.newest {
-            if *pgno <= frames.commit {
+        for found in frames.newest.iter() {
+            let (pgno, frame) = found.expect("it is in memory");
+            if pgno <= frames.commit {
                 let mut page = vec![0; point.page_size.bytes()];
-                wal::read_frame_page(&wal, point.page_size, *frame, &mut page)
+                wal::read_frame_page(&wal, point.page_size, frame, &mut page)
                     .map_err(|error| Stop::Failed(error.to_string()))?;
-                pages.push((*pgno, page));
+                pages.push((pgno, page));
             }
         }
         if cx.bug != Bug::GenerationUnchecked {

@@ -92,7 +92,7 @@ impl Host {
         // The transaction's own view, where there is no WAL; else the wal-index knows.
         let begun = index.filter(|index| index.max_frame > 0);
         let count = begun.map_or(self.db.main_len(), |index| index.page_count);
-        let newest = set.newest;
+        let newest = set.newest.iter().map(|found| found.expect("it is in memory")).collect();
         Ok(Scan { index, guard, page_size, newest, wal, position, count, next: 1 })
     }
 

@@ -178,7 +178,7 @@ impl Store {
             step.inputs.iter().map(|file| self.files.get(&file.key).map(Vec::as_slice)).collect();
         let inputs = inputs.ok_or_else(|| failed(ErrorKind::NotFound))?;
         let mut out = Vec::new();
-        let joined = Inputs::open(step, inputs).and_then(|inputs| inputs.join(&mut out));
+        let joined = Inputs::open(step, inputs).and_then(|inputs| inputs.join(&mut out, None));
         let (encoded, proven) = joined.map_err(|error| {
             let message = error.to_string();
             Event::Failed(Failure::Store { kind: ErrorKind::Other, message })
