@@ -9,7 +9,7 @@
  *   guest dotfile EXT DB          SQLite's own VFS without shared memory as the default; the journal mode
  *   guest read DB                 the rows of such a database, through that VFS and without walferry
  *   guest memory EXT DB           loads walferry again and again, each time with another allocation that fails
- *   guest shutdown EXT DB STORE LOG  shuts SQLite down while a full image is due
+ *   guest shutdown EXT DB STORE LOG [reads]  shuts SQLite down while a full image is due; or is read
  *   guest waits EXT DB            SQLite's own VFS, which waits for the read slots where they are asked for
  *
  * Each prints one line, and ends with 0.
@@ -89,7 +89,11 @@ static sqlite3_vfs *under(void) { return around.pAppData; }
 static sqlite3_file *inner(sqlite3_file *file) { return (sqlite3_file *) ((Around *) file + 1); }
 #define REAL(file) inner(file)->pMethods
 
-static int a_close(sqlite3_file *f) { return REAL(f)->xClose(inner(f)); }
+static void before_read(int n);
+static int a_close(sqlite3_file *f) {
+    before_read(0);
+    return REAL(f)->xClose(inner(f));
+}
 static void turn(unsigned char *bytes, int n) {
     for (int at = 0; at < n; at++) bytes[at] ^= 0x5a;
 }
@@ -100,6 +104,7 @@ static void sum(const unsigned char *page, int n, unsigned char *out) {
     memcpy(out, &all, sizeof all);
 }
 static int a_read(sqlite3_file *f, void *to, int n, sqlite3_int64 at) {
+    before_read(n);
     int rc = REAL(f)->xRead(inner(f), to, n, at);
     sqlite3_int64 size = 0;
     if (((Around *) f)->sums && rc == SQLITE_OK && is_page(n)) {
@@ -382,22 +387,65 @@ static int says(const char *path, const char *words) {
     return said;
 }
 
-/* A file is where the store's folder should be, for as long as SQLite is not shut down. */
-static int shut_down(const char *extension, const char *path, const char *store, const char *log) {
+static pthread_mutex_t walk_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t walk_news = PTHREAD_COND_INITIALIZER;
+static enum { FREE, HELD_BACK, READS, DOWN } walk;
+static int called; /* by a thread of walferry's, after the shutdown */
+
+static void walks_on(int from, int to) {
+    pthread_mutex_lock(&walk_lock);
+    while ((int) walk < from) pthread_cond_wait(&walk_news, &walk_lock);
+    walk = to;
+    pthread_cond_broadcast(&walk_news);
+    pthread_mutex_unlock(&walk_lock);
+}
+
+static void before_read(int n) {
+    char name[16] = "";
+    pthread_getname_np(pthread_self(), name, sizeof name);
+    if (strncmp(name, "walferry", 8)) return;
+    pthread_mutex_lock(&walk_lock);
+    if (walk == DOWN) called++;
+    /* One that begins reads no more than a page at once. */
+    if (walk == HELD_BACK && n >= 1 << 16) {
+        walk = READS;
+        pthread_cond_broadcast(&walk_news);
+        while (walk == READS) pthread_cond_wait(&walk_news, &walk_lock);
+    }
+    pthread_mutex_unlock(&walk_lock);
+}
+
+/* A file is where the store's folder should be, for as long as SQLite is not shut down; or the shutdown comes
+ * while walferry reads the database. */
+static int shut_down(const char *extension, const char *path, const char *store, const char *log, int reads) {
     sqlite3 *db;
     char image[4000];
     snprintf(image, sizeof image, "%s/ltx/9/*.ltx", store);
+    if (reads) {
+        around_default("unix", 0, 1);
+        whole();
+        walk = HELD_BACK;
+    }
     load(extension);
     if (sqlite3_open(path, &db) != SQLITE_OK) fail("open", sqlite3_errmsg(db));
-    work(db);
+    if (reads) one(db, "SELECT count(*) FROM t");
+    else work(db);
+    if (reads) walks_on(READS, READS);
     sqlite3_close(db);
     if (sqlite3_shutdown() != SQLITE_OK) fail("shutdown", "refused");
-    if (unlink(store)) fail("unlink", store);
+    if (reads) walks_on(READS, DOWN);
+    else if (unlink(store)) fail("unlink", store);
     for (int waited = 0; !exists(image) && !says(log, "has shut SQLite down"); waited++) {
         if (waited > 6000) fail("shutdown", "nothing happens");
         usleep(10000);
     }
-    printf("%s\n", sqlite3_config(SQLITE_CONFIG_URI, 0) == SQLITE_OK ? "shut down" : "initialized");
+    printf("%s, %d calls\n", sqlite3_config(SQLITE_CONFIG_URI, 0) == SQLITE_OK ? "shut down" : "initialized", called);
+    walks_on(FREE, FREE);
+    if (reads) {
+        /* The default is SQLite's own again. */
+        sqlite3_initialize();
+        sqlite3_vfs_register(&around, 1);
+    }
     load(extension);
     if (sqlite3_open(path, &db) != SQLITE_OK) fail("open", sqlite3_errmsg(db));
     run(db, "SELECT walferry_sync(60000)");
@@ -469,7 +517,7 @@ int main(int count, char **args) {
     if (!strcmp(what, "below") && count > 3) return beside("below", args[2], args[3], 0);
     if (!strcmp(what, "named") && count > 3) return beside("unix", args[2], args[3], count > 4);
     if (!strcmp(what, "memory") && count > 3) return memory(args[2], args[3]);
-    if (!strcmp(what, "shutdown") && count > 5) return shut_down(args[2], args[3], args[4], args[5]);
+    if (!strcmp(what, "shutdown") && count > 5) return shut_down(args[2], args[3], args[4], args[5], count > 6);
     if (!strcmp(what, "waits") && count > 3) return waits(args[2], args[3]);
     if (!strcmp(what, "read")) return read_back(args[2]);
     fail("usage", "see the top of guest.c");

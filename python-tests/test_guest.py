@@ -228,8 +228,22 @@ def test_memory_that_is_not_to_be_had_while_the_extension_is_loaded(run, tmp_pat
 def test_sqlite_is_shut_down_while_a_full_image_is_due(run, tmp_path):
     """Nothing initializes SQLite again behind the application's back. Once that opens the database, it goes on."""
     (tmp_path / "replica").write_text("in the way")
-    assert run("guest", "shutdown", EXTENSION, tmp_path / "app.db", tmp_path / "replica", tmp_path / "log") == "shut down"
+    said = run("guest", "shutdown", EXTENSION, tmp_path / "app.db", tmp_path / "replica", tmp_path / "log")
+    assert said == "shut down, 0 calls"
     assert newest(tmp_path) == [(200, "end")]
+
+
+def test_sqlite_is_shut_down_while_a_full_image_is_read(run, tmp_path):
+    with sqlite3.connect(tmp_path / "app.db") as db:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("CREATE TABLE t (x)")
+        db.execute("WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 2000)"
+                   " INSERT INTO t SELECT hex(randomblob(1000)) FROM n")
+        db.execute("INSERT INTO t VALUES ('end')")
+    db.close()
+    said = run("guest", "shutdown", EXTENSION, tmp_path / "app.db", tmp_path / "replica", tmp_path / "log", "reads")
+    assert said == "shut down, 0 calls"
+    assert newest(tmp_path) == [(2001, "end")]
 
 
 def test_writer_that_waits_for_the_read_slots_is_in_no_other_connections_way(run, tmp_path):

@@ -63,6 +63,10 @@ pub fn may_log() -> bool {
 
 /// The mark can only be looked for by taking it away.
 fn is_marked(_turn: &MutexGuard<'_, ()>) -> bool {
+    // What was opened before the turn may not have been called by all extensions yet.
+    if OPEN.load(Ordering::Acquire) > 0 {
+        return true;
+    }
     api::api().is_some_and(|api| ffi::take_mark(api) && ffi::set_mark(api))
 }
 

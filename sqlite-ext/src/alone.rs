@@ -19,8 +19,7 @@ use crate::inside;
 /// to another place. What the connection writes meanwhile is found out at the end.
 pub struct AloneReader {
     handle: Arc<Handle>,
-    /// Until it is dropped.
-    file: Option<OwnFile>,
+    file: AloneFile,
     snapshot: Snapshot,
     disturbances: u32,
 }
@@ -62,7 +61,21 @@ impl AloneReader {
         let page_count = index.map_or(in_file, |index| index.page_count);
         let page_size = page_size.ok_or_else(not_wal)?;
         let snapshot = Snapshot { page_size, page_count, index: seen };
-        Ok(AloneReader { handle, file: Some(file), snapshot, disturbances })
+        Ok(AloneReader { handle, file, snapshot, disturbances })
+    }
+}
+
+/// The file object, until it is dropped.
+struct AloneFile(Option<OwnFile>);
+
+impl Drop for AloneFile {
+    fn drop(&mut self) {
+        let inside = inside::in_sqlite();
+        let file = self.0.take();
+        if inside.is_none() {
+            // It is one of an SQLite that was shut down.
+            std::mem::forget(file);
+        }
     }
 }
 
@@ -75,22 +88,27 @@ fn index_alone(handle: &Handle) -> Option<WalIndex> {
 
 /// Opens the file once more, through the VFS underneath, which closes no descriptor while locks of this
 /// process depend on it.
-fn open_alone(handle: &Handle) -> std::io::Result<OwnFile> {
-    let _inside = inside::in_sqlite().ok_or_else(inside::shut_down)?;
-    let path = handle.database().path();
-    let api = api::api().ok_or_else(|| std::io::Error::other("SQLite is not there"))?;
-    let file = OwnFile::open(api, handle.shimmed.vfs.0, path)
-        .ok_or_else(|| std::io::Error::other("its file cannot be opened"))?;
+fn open_alone(handle: &Handle) -> std::io::Result<AloneFile> {
+    let file = AloneFile(Some(open_own(handle)?));
     // Looked at behind the opening: the path names the file that the connection has.
-    if Fingerprint::of(path).map(|now| now.file).ok() != *handle.shimmed.file.lock() {
+    let now = Fingerprint::of(handle.database().path()).map(|now| now.file).ok();
+    if now != *handle.shimmed.file.lock() {
         return Err(std::io::Error::other("another file has its name"));
     }
     Ok(file)
 }
 
+fn open_own(handle: &Handle) -> std::io::Result<OwnFile> {
+    let _inside = inside::in_sqlite().ok_or_else(inside::shut_down)?;
+    let path = handle.database().path();
+    let api = api::api().ok_or_else(|| std::io::Error::other("SQLite is not there"))?;
+    OwnFile::open(api, handle.shimmed.vfs.0, path)
+        .ok_or_else(|| std::io::Error::other("its file cannot be opened"))
+}
+
 fn read_alone(
     handle: &Handle,
-    file: &OwnFile,
+    file: &AloneFile,
     offset: u64,
     buffer: &mut [u8],
 ) -> std::io::Result<()> {
@@ -105,7 +123,10 @@ fn read_alone(
              PRAGMA mmap_size=0 or PRAGMA locking_mode=NORMAL there",
         ));
     }
-    file.raw().read(buffer, offset)
+    match &file.0 {
+        Some(file) => file.raw().read(buffer, offset),
+        None => Err(inside::shut_down()),
+    }
 }
 
 impl Reader for AloneReader {
@@ -114,8 +135,7 @@ impl Reader for AloneReader {
     }
 
     fn read_main(&mut self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
-        let Some(file) = &self.file else { return Err(inside::shut_down()) };
-        read_alone(&self.handle, file, offset, buffer)
+        read_alone(&self.handle, &self.file, offset, buffer)
     }
 
     fn index_now(&self) -> Option<WalIndex> {
@@ -124,16 +144,5 @@ impl Reader for AloneReader {
 
     fn is_intact(&self) -> bool {
         self.disturbances == self.handle.disturbances.load(Ordering::Acquire)
-    }
-}
-
-impl Drop for AloneReader {
-    fn drop(&mut self) {
-        let inside = inside::in_sqlite();
-        let file = self.file.take();
-        if inside.is_none() {
-            // It is one of an SQLite that was shut down.
-            std::mem::forget(file);
-        }
     }
 }
