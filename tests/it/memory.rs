@@ -111,7 +111,7 @@ fn files_of_many_pages_are_joined_in_little_memory() {
 #[test]
 fn an_index_of_many_pages_is_read_to_the_last_byte() {
     let dir = tempfile::tempdir().unwrap();
-    let (file, encoded) = encoded(dir.path(), 1);
+    let (file, encoded) = encoded(dir.path(), 4);
     let mut index_len = [0; 8];
     FileExt::read_exact_at(&file, &mut index_len, encoded.len - 24).unwrap();
     let index_len = u64::from_be_bytes(index_len);
