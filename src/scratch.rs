@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// So many bytes of a [`Tape`] are kept in memory.
-const KEPT: usize = 1 << 20;
+const KEPT: usize = 256 << 10;
 
 /// Where such files are made.
 #[derive(Clone)]
@@ -123,6 +123,12 @@ impl Tape {
             let len = offset.saturating_add(len);
             self.written = Some(Stretch { file, place, offset: 0, len });
             self.memory.clear();
+        }
+        let (has, needed) = (self.memory.capacity(), self.memory.len().saturating_add(bytes.len()));
+        if self.scratch.is_some() && needed > has {
+            // Growing by itself it would go beyond what may be kept.
+            let wanted = has.saturating_mul(2).min(KEPT).max(needed);
+            self.memory.reserve_exact(wanted.saturating_sub(self.memory.len()));
         }
         self.memory.extend_from_slice(bytes);
         Ok(())

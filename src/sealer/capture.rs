@@ -426,7 +426,7 @@ mod tests {
         let maker = Maker { writer: WriterId(1), page_size, txid, timestamp, pre_apply };
         let page = |pgno: Pgno| [pgno as u8; 512];
         let entry = Entry { txid: None, pieces: (1, 1), position: None, len: 0 };
-        let entry = within(3 << 20, || {
+        let entry = within(2 << 20, || {
             let mut writer = PieceWriter::begin(&spool, page_size).unwrap();
             for pgno in 1..=PAGES {
                 writer.page(pgno, &page(pgno)).unwrap();

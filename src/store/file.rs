@@ -26,6 +26,7 @@ use rustix::io::Errno;
 use super::parts::Parts;
 use super::{Body, Error, ErrorKind, FileInfo, Key, Object, Store, Upload, range};
 use crate::blocking::Broken;
+use crate::buffer::Buffer;
 use crate::canonical::canonical;
 use crate::config::values::parse_mode;
 use crate::local::{self, sync_folder};
@@ -37,6 +38,9 @@ const PART_LEN: usize = 2 << 20;
 
 /// Small files that are read by one call.
 const AT_A_TIME: usize = 32;
+
+/// From so many bytes on, what is read is in memory of the system's.
+const LARGE: usize = 128 << 10;
 
 /// Age in seconds from which a temporary file is taken for that of a dead process.
 const LEFTOVER_AGE_S: i64 = 24 * 3600;
@@ -139,7 +143,7 @@ impl Store for FileStore {
     }
 
     async fn get(&self, key: Key, range: Option<Range<u64>>) -> Result<Bytes, Error> {
-        self.blocking(move |directory| directory.get(key, range.as_ref())).await
+        self.blocking(move |directory| directory.get_large(key, range.as_ref())).await
     }
 
     fn at_a_time(&self) -> usize {
@@ -330,7 +334,33 @@ impl Directory {
         self.read(&self.path(key), range)
     }
 
+    /// As [`Directory::get`], with memory of the system's: an allocator keeps what large pieces took.
+    fn get_large(&self, key: Key, range: Option<&Range<u64>>) -> Result<Bytes, Error> {
+        let path = self.path(key);
+        let (file, range) = self.open_range(&path, range)?;
+        let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+        if len < LARGE {
+            return read_range(&file, &path, &range);
+        }
+        let read = || {
+            let mut buffer = Buffer::zeroed(len)?;
+            file.read_exact_at(buffer.as_mut(), range.start)?;
+            Ok(Bytes::from(buffer))
+        };
+        read().map_err(|err| fail("read", &path, err))
+    }
+
     fn read(&self, path: &Path, range: Option<&Range<u64>>) -> Result<Bytes, Error> {
+        let (file, range) = self.open_range(path, range)?;
+        read_range(&file, path, &range)
+    }
+
+    /// Opens a file, and says what part of it is meant.
+    fn open_range(
+        &self,
+        path: &Path,
+        range: Option<&Range<u64>>,
+    ) -> Result<(File, Range<u64>), Error> {
         // The listing has told files from links and pipes; what took a file's place since is neither
         // followed nor waited for.
         let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
@@ -352,9 +382,7 @@ impl Directory {
         }
         let len = metadata.len();
         let range = range::within(range, len, path.display())?;
-        let mut buffer = vec![0; usize::try_from(range.end - range.start).unwrap_or(usize::MAX)];
-        file.read_exact_at(&mut buffer, range.start).map_err(|err| fail("read", path, err))?;
-        Ok(buffer.into())
+        Ok((file, range))
     }
 
     fn delete(&self, key: Key) -> Result<(), Error> {
@@ -625,6 +653,12 @@ fn system_time(timestamp: Timestamp) -> SystemTime {
         _ => UNIX_EPOCH.checked_sub(distance),
     };
     time.unwrap_or(UNIX_EPOCH)
+}
+
+fn read_range(file: &File, path: &Path, range: &Range<u64>) -> Result<Bytes, Error> {
+    let mut buffer = vec![0; usize::try_from(range.end - range.start).unwrap_or(usize::MAX)];
+    file.read_exact_at(&mut buffer, range.start).map_err(|err| fail("read", path, err))?;
+    Ok(buffer.into())
 }
 
 /// The error of a failed call on `path`, by what can be done about it.

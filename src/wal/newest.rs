@@ -9,11 +9,11 @@ use crate::scratch::{Place, Scratch, Stretch};
 use crate::units::Pgno;
 
 /// Pages that are kept in memory at the most, about 20 bytes each.
-const PAGES_KEPT: usize = 128 << 10;
+const PAGES_KEPT: usize = 64 << 10;
 /// Bytes of a page in a run: its number and the frame's.
 const ENTRY_LEN: usize = 8;
 /// Pages of a run that are read at once.
-const READ_AT_ONCE: usize = 512;
+const READ_AT_ONCE: usize = 256;
 
 /// The newest frame of each page, of a stretch of frames.
 #[derive(Clone, Debug, Default)]

@@ -16,7 +16,7 @@ use crate::fuzz::allocated::within;
 
 /// As many pages as a database of 4 GiB has.
 const PAGES: u32 = 1 << 20;
-/// Fewer bytes than pages, whatever is kept of each.
+/// No more bytes than pages, whatever is kept of each.
 const LITTLE: usize = PAGES as usize;
 
 fn size() -> PageSize {
@@ -72,9 +72,8 @@ fn decoder(file: &File) -> Decoder<impl Read> {
 #[test]
 fn a_file_of_many_pages_is_made_and_read_in_little_memory() {
     let dir = tempfile::tempdir().unwrap();
-    // What of the index is in memory: of the steps, and of two pieces.
-    let (file, encoded) = within((1 << 20) + (512 << 10), || encoded(dir.path(), 1));
-    assert_eq!((encoded.pages, file.metadata().unwrap().len()), (PAGES.into(), encoded.len));
+    let (file, encoded) = within(LITTLE, || encoded(dir.path(), 1));
+    assert_eq!((encoded.pages, file.metadata().unwrap().len()), (u64::from(PAGES), encoded.len));
     let read = within(LITTLE / 2, || decoder(&file).finish().unwrap());
     assert_eq!(read, encoded.file_checksum);
 }
@@ -100,27 +99,27 @@ fn where_an_index_is_kept_changes_nothing_of_the_file() {
 fn files_of_many_pages_are_joined_in_little_memory() {
     let dir = tempfile::tempdir().unwrap();
     let files = [encoded(dir.path(), 1).0, encoded(dir.path(), 2).0, encoded(dir.path(), 3).0];
-    let (_, joined) = within((1 << 20) + (768 << 10), || {
+    let (_, joined) = within(LITTLE, || {
         let decoders = files.iter().map(decoder).collect();
         let out = encoder(io::sink(), dir.path());
         merge_into(decoders, &header(PAGES), out, |_, _| ()).unwrap()
     });
-    assert_eq!(joined.pages, PAGES.into());
+    assert_eq!(joined.pages, u64::from(PAGES));
 }
 
 /// A file with one byte of its index changed is refused wherever that is, also far from its ends.
 #[test]
 fn an_index_of_many_pages_is_read_to_the_last_byte() {
     let dir = tempfile::tempdir().unwrap();
-    let (file, encoded) = encoded(dir.path(), 1);
+    let (file, encoded) = encoded(dir.path(), 4);
     let mut index_len = [0; 8];
-    file.read_exact_at(&mut index_len, encoded.len - 24).unwrap();
+    FileExt::read_exact_at(&file, &mut index_len, encoded.len - 24).unwrap();
     let index_len = u64::from_be_bytes(index_len);
     let start = encoded.len - 24 - index_len;
     for at in (0..8).map(|eighth| start + index_len / 8 * eighth + eighth).chain([encoded.len - 25])
     {
         let mut byte = [0];
-        file.read_exact_at(&mut byte, at).unwrap();
+        FileExt::read_exact_at(&file, &mut byte, at).unwrap();
         file.write_all_at(&[byte[0] ^ 1], at).unwrap();
         let error = decoder(&file).finish().unwrap_err();
         assert!(error.to_string().contains("page index"), "byte {at}: {error}");
@@ -171,7 +170,7 @@ fn a_transaction_of_many_pages_is_known_in_little_memory() {
         count
     };
     for known in [true, false] {
-        let pages = within(6 << 20, || set(known));
+        let pages = within(4 * LITTLE, || set(known));
         assert_eq!(pages, PAGES - page_in(PAGES) + 1, "all pages down to the last frame's");
     }
 }
