@@ -574,7 +574,7 @@ mod tests {
 
     #[async_trait]
     impl Store for Panics {
-        fn url(&self) -> &str {
+        fn url(&self) -> &'static str {
             "file:///panics"
         }
 
