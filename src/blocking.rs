@@ -38,8 +38,5 @@ pub(crate) async fn blocking<T: Send + 'static>(
     job: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Broken> {
     let running = ask(|| tokio::task::spawn_blocking(job)).ok_or(Broken::NoThread)?;
-    running.await.map_err(|ended| match ended.is_panic() {
-        true => Broken::Panicked,
-        false => Broken::GivenUp,
-    })
+    running.await.map_err(|ended| if ended.is_panic() { Broken::Panicked } else { Broken::GivenUp })
 }

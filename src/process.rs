@@ -574,7 +574,7 @@ mod tests {
 
     #[async_trait]
     impl Store for Panics {
-        fn url(&self) -> &str {
+        fn url(&self) -> &'static str {
             "file:///panics"
         }
 
@@ -662,12 +662,12 @@ mod tests {
         assert!(matches!(well, Outcome::Head(None)), "{well:?}");
     }
 
-    /// A border in which every call panics.
+    /// A border in which every call panics, but for the one that a report makes.
     struct Broken;
 
     impl Border for Broken {
         fn wal_index(&self) -> Option<WalIndex> {
-            panic!("on purpose")
+            None
         }
 
         fn guard(&self) -> Option<Guard> {

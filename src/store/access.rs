@@ -26,6 +26,7 @@ impl Access {
     }
 
     /// What of it is for the replica at a URL or path: of a folder its mode, of a bucket all else.
+    #[must_use]
     pub fn fitting(&self, url: &str) -> Access {
         let is_bucket = url.starts_with("s3:");
         let mut access = if is_bucket { self.clone() } else { Access::default() };

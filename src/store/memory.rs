@@ -78,11 +78,9 @@ impl Store for MemoryStore {
         let bytes = match body {
             Body::Bytes(bytes) => bytes,
             Body::File(path) => std::fs::read(&path)
-                .map_err(|err| Error {
-                    kind: ErrorKind::Other,
-                    message: format!("cannot read {}", path.display()),
-                    source: Some(err.into()),
-                    retry_after: None,
+                .map_err(|err| {
+                    let message = format!("cannot read the local file {}", path.display());
+                    Error::caused(ErrorKind::Local, message, err)
                 })?
                 .into(),
         };

@@ -115,9 +115,10 @@ fn join<T>(
         Some(Ok(result)) => result.map(Some),
         Some(Err(err)) => Err(Error {
             kind: ErrorKind::Other,
-            message: match err.is_panic() {
-                true => "an internal error of walferry (a panic in an upload); please report it",
-                false => "an upload was given up because the program is stopping",
+            message: if err.is_panic() {
+                "an internal error of walferry (a panic in an upload); please report it"
+            } else {
+                "an upload was given up because the program is stopping"
             }
             .to_string(),
             source: Some(err.into()),

@@ -166,7 +166,7 @@ async fn a_failed_create_leaves_nothing() {
     let store = FileStore::new(folder.path());
     let absent = Body::File(folder.path().join("absent"));
     let err = store.put_new(key(0, 1), absent, NOW).await.unwrap_err();
-    assert_eq!(err.kind, ErrorKind::Other, "not a missing replica file: {err}");
+    assert_eq!(err.kind, ErrorKind::Local, "not a missing replica file: {err}");
     let folder_as_body = Body::File(folder.path().to_path_buf());
     store.put_new(key(0, 1), folder_as_body, NOW).await.unwrap_err();
     assert_eq!(files_below(folder.path()), Vec::<String>::new());
