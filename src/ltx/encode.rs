@@ -165,7 +165,7 @@ impl<W: Write> Ending<W> {
     /// Writes the next piece of the index, of about 64 KiB at the most; `false` when all of it is
     /// written.
     pub fn step(&mut self) -> Result<bool, Error> {
-        let Some(piece) = self.index.next()? else { return Ok(false) };
+        let Some(piece) = self.index.piece()? else { return Ok(false) };
         self.digest.update(piece);
         self.out.write_all(piece)?;
         self.index_len = self.index_len.saturating_add(piece.len() as u64);

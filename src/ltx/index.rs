@@ -85,7 +85,7 @@ pub struct Emission {
 
 impl Emission {
     /// The next piece, of about 64 KiB at the most; `None` when all were given.
-    pub fn next(&mut self) -> io::Result<Option<&[u8]>> {
+    pub fn piece(&mut self) -> io::Result<Option<&[u8]>> {
         if self.ended {
             return Ok(None);
         }

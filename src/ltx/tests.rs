@@ -444,7 +444,7 @@ proptest! {
             offset += len;
         }
         let (mut bytes, mut emission) = (Vec::new(), builder.emission());
-        while let Some(piece) = emission.next().unwrap() {
+        while let Some(piece) = emission.piece().unwrap() {
             bytes.extend_from_slice(piece);
         }
         let mut reader = Reader::new(&bytes);

@@ -227,7 +227,7 @@ impl PieceWriter {
 
     pub(super) fn page(&mut self, pgno: Pgno, page: &[u8]) -> Result<(), Stop> {
         self.encoder.page(pgno, page).map_err(|error| encoding(&self.temp, error))?;
-        Ok(self.sums.push(pgno, ltx::checksum::page(pgno, page))?)
+        self.sums.push(pgno, ltx::checksum::page(pgno, page))
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -288,7 +288,7 @@ impl Sums {
         let (number, rest) = entry.split_at_mut(size_of::<Pgno>());
         number.copy_from_slice(&pgno.to_le_bytes());
         rest.copy_from_slice(&sum.0.to_le_bytes());
-        self.0.push(&entry).map_err(remembering)
+        self.0.push(&entry).map_err(|error| remembering(&error))
     }
 
     /// All pages in their order, some at a time.
@@ -299,7 +299,7 @@ impl Sums {
             let count = match read {
                 Ok(0) => return None,
                 Ok(count) => count,
-                Err(error) => return Some(Err(remembering(error))),
+                Err(error) => return Some(Err(remembering(&error))),
             };
             at += count as u64;
             let entries = bytes[..count].as_chunks::<{ Sums::ENTRY_LEN }>().0;
@@ -324,7 +324,7 @@ impl Sums {
     }
 }
 
-fn remembering(error: io::Error) -> Stop {
+fn remembering(error: &io::Error) -> Stop {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             Stop::NoRoom(error.to_string())

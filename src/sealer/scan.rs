@@ -59,7 +59,9 @@ impl Scan {
     ) -> io::Result<Scan> {
         let snapshot = reader.snapshot();
         let mut frames = FrameSet::default();
-        place.into_iter().for_each(|place| frames.spill_to(place));
+        if let Some(place) = place {
+            frames.spill_to(place);
+        }
         let mut position = None;
         let wal = File::open(wal).ok();
         if let (Some(index), true) = (snapshot.index, snapshot.frames() > 0) {

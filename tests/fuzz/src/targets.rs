@@ -213,7 +213,7 @@ pub fn ltx_index(bytes: &[u8]) {
             builder.push(entry.pgno, entry.len).expect("it is in memory");
         }
         let mut emission = builder.emission();
-        while let Some(piece) = emission.next().expect("it is in memory") {
+        while let Some(piece) = emission.piece().expect("it is in memory") {
             stored.extend_from_slice(piece);
         }
         assert!(stored.len() <= bytes.len(), "ours is the shortest form");
