@@ -10,8 +10,8 @@ use parking_lot::Mutex;
 use walferry::config::canonical;
 use walferry::database::{Attach, WalEnd};
 use walferry::descriptors;
-use walferry::local::files_beside;
 use walferry::local::state::{Fingerprint, is_replaced};
+use walferry::local::{Beside, files_beside};
 use walferry::replications::Replications;
 use walferry::wal::WalIndex;
 use walferry::wal::evidence::Guard;
@@ -70,7 +70,7 @@ pub struct Shimmed {
     /// Which file it is: device and inode.
     pub(crate) file: Mutex<Option<(u64, u64)>>,
     /// While attached, the files of its WAL and wal-index when that began.
-    beside: Mutex<Option<[Option<(u64, u64)>; 2]>>,
+    beside: Mutex<Option<Beside>>,
     /// The path names another file by now: connections to this one are passed through.
     orphaned: AtomicBool,
     /// The file was held against what the VFS reads of it.

@@ -67,9 +67,11 @@ pub fn shm_path(database: &Path) -> PathBuf {
     beside(database, "-shm")
 }
 
-/// The files of a database's WAL and wal-index now: device and inode. Nobody removes them while a connection is
-/// open.
-pub fn files_beside(database: &Path) -> [Option<(u64, u64)>; 2] {
+/// A database's WAL and wal-index: device and inode of each that is there.
+pub type Beside = [Option<(u64, u64)>; 2];
+
+/// The files of a database's WAL and wal-index now. Nobody removes them while a connection is open.
+pub fn files_beside(database: &Path) -> Beside {
     use std::os::unix::fs::MetadataExt;
     [wal_path(database), shm_path(database)].map(|path| {
         let meta = std::fs::metadata(path).ok()?;

@@ -16,6 +16,7 @@ use crate::store::{Body, Key};
 use crate::units::{Level, Timestamp, Txid, WriterId};
 
 /// The end of an attempt to close a file.
+#[derive(Clone, Copy)]
 pub(super) enum Attempt {
     /// There is one.
     Made(Txid),
@@ -24,9 +25,9 @@ pub(super) enum Attempt {
 }
 
 impl Attempt {
-    pub(super) fn made(&self) -> Option<Txid> {
+    pub(super) fn made(self) -> Option<Txid> {
         match self {
-            Attempt::Made(txid) => Some(*txid),
+            Attempt::Made(txid) => Some(txid),
             Attempt::Nothing(_) => None,
         }
     }

@@ -47,7 +47,7 @@ pub(super) struct Open {
     pub(super) db: Connection,
     pub(super) file: FileId,
     /// The files of its WAL and wal-index, which nobody removes while the connection is open.
-    beside: [Option<FileId>; 2],
+    beside: local::Beside,
 }
 
 /// An attempt to open a database that came to nothing.
