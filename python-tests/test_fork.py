@@ -5,6 +5,7 @@ connection is used on the other side of a fork.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -94,10 +95,11 @@ def program(replica, tmp_path):
         try:
             said, _ = started.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            # Its children too may hang: the stacks say where.
-            subprocess.run(["pkill", "-KILL", "-P", str(started.pid)])
-            started.kill()
-            raise AssertionError("it hangs") from None
+            # Its children too may hang: their stacks say where.
+            subprocess.run(["pkill", "-ABRT", "-P", str(started.pid)])
+            started.send_signal(signal.SIGABRT)
+            started.wait()
+            raise AssertionError("it hangs\n" + (tmp_path / "program.err").read_text()) from None
         errors = (tmp_path / "program.err").read_text()
         assert started.returncode == 0, "exit %d\n%s" % (started.returncode, errors)
         return said

@@ -89,6 +89,8 @@ const CLOSED: Duration = Duration::from_millis(200);
 /// A WAL to which nothing was added for so long may be emptied, and so often it is asked whether it may.
 const EMPTY_AFTER: Duration = Duration::from_millis(300);
 const EMPTY_AGAIN: Duration = Duration::from_millis(500);
+/// How often it is looked whether the file changes while nothing is in the WAL.
+const REST: Duration = Duration::from_millis(200);
 /// WALs that are taken care of at the same time.
 const HANDS: usize = 3;
 
@@ -163,8 +165,9 @@ struct State {
     held: bool,
     /// Nobody has written for a moment.
     quiet: bool,
-    /// The file when nothing was in this generation of the WAL: nobody changes it before something is.
-    rest: Option<(Salts, Fingerprint)>,
+    /// The file when nothing was in this generation of the WAL, and when it was looked at: nobody changes it
+    /// before something is in that.
+    rest: Option<(Salts, Fingerprint, Instant)>,
     /// Since when all checkpoints have failed, and whether that was told.
     failing: Option<(Instant, bool)>,
 }
@@ -349,15 +352,18 @@ impl Tended {
 
     /// Looks whether the file changes though nothing is in the WAL: nobody tells of that.
     fn look_at_rest(&self, state: &mut State, index: &WalIndex) {
-        let Ok(now) = Fingerprint::of(self.database.path()) else { return };
-        let known = state.rest.filter(|(salts, _)| *salts == index.salts);
-        let same = known.is_some_and(|(_, then)| then.is_renamed(&now));
-        // Something may have been written, and copied to the file, since the index was read.
-        if same || self.border().and_then(|border| border.wal_index()).as_ref() != Some(index) {
+        let known = state.rest.filter(|(salts, _, _)| *salts == index.salts);
+        if known.is_some_and(|(_, _, at)| at.elapsed() < REST) {
             return;
         }
-        state.rest = Some((index.salts, now));
-        if known.is_some_and(|(_, then)| then.file == now.file) {
+        let Ok(now) = Fingerprint::of(self.database.path()) else { return };
+        // Something may have been written, and copied to the file, since the index was read.
+        if self.border().and_then(|border| border.wal_index()).as_ref() != Some(index) {
+            return;
+        }
+        state.rest = Some((index.salts, now, Instant::now()));
+        // Another file is another matter.
+        if known.is_some_and(|(_, then, _)| then.file == now.file && !then.is_renamed(&now)) {
             for database in self.database.each() {
                 database.diverged(Finding::ChangedWhileIdle);
             }
