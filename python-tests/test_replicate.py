@@ -807,7 +807,8 @@ def test_the_file_says_what_is_replicated(configured, from_file, tmp_path):
         insert(other, 5)
     late = begin(tmp_path / "tenants" / "late.db")
     insert(late, 5)
-    sidecar.wait_until_said("late.db: opened")
+    # An end before that has nothing to capture to, and says so.
+    sidecar.wait_until_said("late.db: the full image is at the store")
     before, deadline = generation(database), time.monotonic() + 60
     while generation(database) == before:  # how long it is by then depends on the writer's pace
         assert time.monotonic() < deadline, "the WAL does not begin anew"
