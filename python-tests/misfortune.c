@@ -8,6 +8,7 @@
  *     folders the number of the error with which folders are not synced
  *     kept    paths, one a line: no file at or below one can be removed
  *     behind  paths, one a line: nothing is written behind the first 4,096 bytes of such a file
+ *     shut    paths, one a line: no such file is opened for reading alone (EMFILE)
  *     torn    paths, one a line: nothing is read of a file at or below one (EIO)
  * CLOCK_MONOTONIC is left alone, as it is when somebody sets a clock.
  */
@@ -187,6 +188,8 @@ static int creates(int flags) {
             mode = va_arg(rest, mode_t);                                                        \
         va_end(rest);                                                                           \
         if (creates(flags) && faccessat(AT_FDCWD, path, F_OK, 0) != 0 && is_full(path))         \
+            return -1;                                                                          \
+        if ((flags & O_ACCMODE) == O_RDONLY && is_listed("shut", path, EMFILE))                 \
             return -1;                                                                          \
         return REAL(int, #name, const char *, int, ...)(path, flags, mode);                     \
     }

@@ -15,6 +15,7 @@ import pytest
 
 from harness import EXTENSION, HostError, S3Replica, clean_environment, restore, rows, stop
 from test_fork import PRELUDE
+from test_outages import misfortune, misfortune_library  # noqa: F401 (fixtures)
 from test_processes import shipper_of, until, wal
 
 TABLE = "CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, x)"
@@ -326,6 +327,28 @@ def test_exclusive_session_that_only_reads_ships_the_wal_that_it_finds(
         assert arrived()
     else:
         until(arrived, "what was left")
+    host.sql("UPDATE t SET x = 'own' WHERE id = 2")
+    host.sync()
+    ended(host)
+    assert_same_rows(replica, database, tmp_path)
+
+
+def test_exclusive_session_whose_wal_cannot_be_looked_at_never_says_yes(
+        misfortune, new_host, replica, tmp_path):  # noqa: F811
+    """SQLite has the WAL open, and there is no descriptor left with which to read it once more."""
+    database = tmp_path / "app.db"
+    ended(filled(new_host, replica, database, "system"))
+    killed = opened(new_host("system", load=False), database)
+    killed.sql("UPDATE t SET x = 'left' WHERE id = 1")
+    killed.kill()
+    host = new_host("system", replica, env=misfortune.env)
+    host.call("open", "main", name=str(database), busy=0)
+    misfortune.set("shut", wal(database))
+    host.sql("PRAGMA locking_mode=EXCLUSIVE")
+    assert host.value("SELECT x FROM t WHERE id = 1") == "left"
+    with pytest.raises(HostError, match="not replicated"):
+        host.value("SELECT walferry_sync(3000)")
+    misfortune.over("shut")
     host.sql("UPDATE t SET x = 'own' WHERE id = 2")
     host.sync()
     ended(host)

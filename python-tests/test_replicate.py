@@ -348,6 +348,24 @@ def test_another_database_takes_the_place_of_one_whose_program_is_stopped(how, n
     db.close()
 
 
+def test_what_a_program_does_in_short_runs_is_never_compared(new_sidecar, replica, tmp_path):
+    """The WAL is emptied after each of them, and the log goes on from there."""
+    database = tmp_path / "app.db"
+    db = begin(database)
+    sidecar = new_sidecar(database, replica)
+    for run in range(5):
+        insert(db, 3 + 400 * (run % 2))
+        db.close()
+        wait_for(lambda: os.path.getsize(str(database) + "-wal") == 0, sidecar.said)
+        db = plain(database)
+    insert(db, 1)
+    db.close()
+    assert sidecar.end() == 0
+    assert not sidecar.complaints() and ": compared" not in sidecar.said(), sidecar.said()
+    assert_restores(replica, database, tmp_path)
+    assert len(full_images(replica)) == 1
+
+
 @pytest.mark.parametrize("restarts", [False, True], ids=["goes-on", "restarts"])
 @pytest.mark.parametrize("removed", [["-shm"], ["-wal", "-shm"]], ids=["shm", "both"])
 def test_files_of_the_wal_are_removed_while_its_program_is_stopped(removed, restarts, new_sidecar, replica, tmp_path):

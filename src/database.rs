@@ -152,7 +152,8 @@ impl Shared {
 
     /// True if nobody has read the database in this process, or written to it, and nothing is wrong with it.
     fn has_seen_nothing(&self) -> bool {
-        self.commit_seq == 0 && self.outside.is_none() && self.report.state != "error"
+        let found = self.outside.is_some() || self.diverged.is_some();
+        self.commit_seq == 0 && !found && self.report.state != "error"
     }
 
     /// What the report says is of a file that was replaced, and the one in its place was opened since:

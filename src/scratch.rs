@@ -48,6 +48,11 @@ pub struct Stretch {
 }
 
 impl Stretch {
+    /// Where it ends in the file.
+    pub fn end(&self) -> u64 {
+        self.offset.saturating_add(self.len)
+    }
+
     /// Fills the buffer from byte `at` of the stretch on.
     pub fn read_exact_at(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {
         let read = self.file.read_exact_at(buffer, self.offset.saturating_add(at));
@@ -84,6 +89,16 @@ impl Scratch {
         let (offset, len) = (self.len, bytes.len() as u64);
         self.len = offset.saturating_add(len);
         Ok(Stretch { file, place: self.place.clone(), offset, len })
+    }
+
+    /// Forgets what was written behind this stretch, or all if that is none of this file: nobody may have such
+    /// a stretch any more.
+    pub fn rewind(&mut self, last: Option<&Stretch>) {
+        let of_this = |stretch: &&Stretch| {
+            self.file.as_ref().is_some_and(|file| Arc::ptr_eq(file, &stretch.file))
+        };
+        let last = last.filter(of_this);
+        self.len = last.map_or(0, Stretch::end);
     }
 }
 

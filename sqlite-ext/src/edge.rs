@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use walferry::border::{Border, Reader, Way};
 use walferry::units::Salts;
 use walferry::wal::WalIndex;
-use walferry::wal::evidence::Guard;
+use walferry::wal::evidence::{Guard, Restart};
 
 use crate::alone::AloneReader;
 use crate::api::{self, BaseVfs, OwnConnection};
@@ -91,9 +91,22 @@ impl Border for Edge {
 
     fn empty_wal(&self) -> std::io::Result<bool> {
         self.keep(|keeper, shimmed| {
+            let Some(before) = shimmed.index() else { return Ok(None) };
+            let database = &shimmed.database;
+            // Whoever looks meanwhile is told how it ends.
+            database.restart_begins();
             let empty = || keeper.query(c"PRAGMA main.wal_checkpoint(TRUNCATE)");
             let busy = shimmed.ask_for_slots(empty);
             shimmed.hold_again();
+            if busy.as_ref().is_ok_and(|busy| busy.as_deref() == Some("0")) {
+                // What somebody committed since the look before shows in the count of commits.
+                let guard = shimmed.guard();
+                let after = shimmed.index();
+                let restart = after.and_then(|after| Restart::between(&before, &after, guard));
+                database.restarted(restart);
+            } else {
+                database.restart_failed();
+            }
             busy
         })
     }

@@ -17,6 +17,7 @@ use walferry::process::{self, Forking};
 use crate::alive;
 use crate::api;
 use crate::configured::{self, Known};
+use crate::ffi;
 use crate::inherited;
 use crate::inside;
 use crate::reader;
@@ -39,6 +40,8 @@ struct Held {
     _inherited: MutexGuard<'static, Option<inherited::Known>>,
     _mark: MutexGuard<'static, ()>,
     _renewal: MutexGuard<'static, ()>,
+    _registering: MutexGuard<'static, ()>,
+    _walks: MutexGuard<'static, reader::Walks>,
 }
 
 /// Says, once, that a connection of the parent is used to write: called for connections that are
@@ -55,6 +58,7 @@ pub fn warn_if_inherited() {
 
 /// Before the fork, in the thread that forks.
 pub fn prepare() {
+    let registering = ffi::registering();
     let renewal = registry::renewal();
     let inherited = inherited::known();
     let in_sqlite = inside::outside();
@@ -69,7 +73,7 @@ pub fn prepare() {
             pinned.push(shimmed);
         }
     }
-    reader::end_walks();
+    let walks = reader::end_walks();
     let configured = configured::known();
     let library = process::before_fork();
     let held = Held {
@@ -82,6 +86,8 @@ pub fn prepare() {
         _inherited: inherited,
         _mark: mark,
         _renewal: renewal,
+        _registering: registering,
+        _walks: walks,
     };
     HELD.with(|cell| *cell.borrow_mut() = Some(held));
 }

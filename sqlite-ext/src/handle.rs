@@ -1,5 +1,7 @@
 //! One connection's file on a replicated database, and what is known of it.
 
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -97,23 +99,31 @@ pub(crate) struct WalWrites {
 
 impl WalWrites {
     /// The commits that SQLite recovers of a WAL which nobody else has open, and counts on from in memory.
-    fn recovered(path: &std::path::Path) -> WalWrites {
-        let wal = std::fs::File::open(path).ok();
-        let found = wal.as_ref().and_then(|wal| {
-            let recovered = wal::recover(wal)?;
-            let header = wal::WalHeader::read(wal)?;
-            Some((wal, header, recovered))
-        });
-        let Some((wal, header, recovered)) = found else { return WalWrites::default() };
+    /// An error where there is no telling what it holds.
+    fn recovered(path: &std::path::Path) -> io::Result<WalWrites> {
+        let nothing = Ok(WalWrites::default());
+        let wal = match std::fs::File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return nothing,
+            opened => opened?,
+        };
+        match wal.read_exact_at(&mut [0; wal::WAL_HEADER_LEN as usize], 0) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return nothing,
+            read => read?,
+        }
+        let found = wal::recover(&wal).zip(wal::WalHeader::read(&wal));
+        let Some((recovered, header)) = found else { return nothing };
         let last = recovered.last;
-        let checksum = wal::checksum_at(wal, header.page_size, last).ok().filter(|_| last > 0);
-        WalWrites {
+        let checksum = match last {
+            0 => None,
+            last => Some(wal::checksum_at(&wal, header.page_size, last)?),
+        };
+        Ok(WalWrites {
             page_size: Some(header.page_size),
             salts: Some(header.salts),
             committed: checksum.map(|_| (last, recovered.commit)),
             checksum: checksum.unwrap_or_default(),
             changes: 0,
-        }
+        })
     }
 }
 
@@ -313,16 +323,29 @@ impl Handle {
     /// This connection has got the database to itself. Without a wal-index in shared memory it makes
     /// one of its own from the WAL. What an adopted connection does to the WAL then is not seen: its
     /// index is not known.
-    pub(crate) fn begin_alone(&self) {
-        if self.shm.load(Ordering::Acquire).is_null() {
-            if self.adopted {
-                return;
+    /// Tells whether it is known what the WAL holds.
+    pub(crate) fn begin_alone(&self) -> bool {
+        if !self.shm.load(Ordering::Acquire).is_null() {
+            let index = self.index();
+            *self.last.lock() = index;
+            return index.is_some();
+        }
+        if self.adopted {
+            return false;
+        }
+        match WalWrites::recovered(&walferry::local::wal_path(self.database().path())) {
+            Ok(written) => {
+                *self.written.lock() = written;
+                *self.last.lock() = self.index_alone();
+                true
             }
-            let path = walferry::local::wal_path(self.database().path());
-            *self.written.lock() = WalWrites::recovered(&path);
-            *self.last.lock() = self.index_alone();
-        } else {
-            *self.last.lock() = self.index();
+            Err(error) => {
+                log::warn!(
+                    "{}: its WAL cannot be read by walferry: {error}",
+                    self.database().path().display()
+                );
+                false
+            }
         }
     }
 

@@ -37,7 +37,7 @@ impl Sink {
     fn write(&self, record: &Record<'_>) {
         match &self.to {
             To::File(file) => write(file, &logging::line(self.format, record)),
-            To::Stderr => write(std::io::stderr(), &logging::line(self.format, record)),
+            To::Stderr => logging::to_stderr(&logging::line(self.format, record)),
             To::Host => {
                 if HOST_LOG.load(Ordering::Relaxed)
                     && crate::alive::may_log()

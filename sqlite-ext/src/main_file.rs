@@ -353,8 +353,10 @@ impl MainFile<'_> {
     /// that was killed has left there is taken in now: this connection may never commit anything.
     pub fn opened_wal_alone(&self) {
         let handle = self.0;
-        if handle.last.lock().is_none() {
-            handle.begin_alone();
+        let is_known = handle.last.lock().is_some();
+        // What cannot be looked at is not empty: then a wait on this connection is an error.
+        if !is_known && !handle.begin_alone() {
+            return;
         }
         let index = *handle.last.lock().get_or_insert(WalIndex::EMPTY);
         handle.shimmed.attach_alone(handle, index);

@@ -18,7 +18,10 @@ use crate::pin::read_index;
 use crate::registry::{self, Shimmed};
 
 /// The walks under way. Of the standard library's kind, as it is locked around a fork.
-static WALKS: std::sync::Mutex<Vec<Weak<Walk>>> = std::sync::Mutex::new(Vec::new());
+static WALKS: std::sync::Mutex<Walks> = std::sync::Mutex::new(Vec::new());
+
+/// Walks, as long as they go on.
+pub type Walks = Vec<Weak<Walk>>;
 
 /// A read transaction on a connection of our own, until it is ended, as before a fork.
 pub struct Walk {
@@ -56,13 +59,11 @@ fn register_walk(walk: &Arc<Walk>) {
     walks.push(Arc::downgrade(walk));
 }
 
-/// Ends all walks, as before a fork.
-pub fn end_walks() {
-    for walk in WALKS.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-        if let Some(walk) = walk.upgrade() {
-            walk.end();
-        }
-    }
+/// Ends all walks, as before a fork; no other one is begun until the answer is dropped.
+pub fn end_walks() -> std::sync::MutexGuard<'static, Walks> {
+    let mut walks = WALKS.lock().unwrap_or_else(PoisonError::into_inner);
+    walks.drain(..).filter_map(|walk| walk.upgrade()).for_each(|walk| walk.end());
+    walks
 }
 
 /// Ends the walks of one database, as before a connection gets it to itself: each holds a lock on the

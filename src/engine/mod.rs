@@ -499,8 +499,12 @@ impl Engine {
 
     /// The store confirmed a file.
     fn on_acked(&mut self, txid: Txid) {
-        if self.queue.front().is_some_and(|front| front.txid == txid) {
+        let is_front = self.queue.front().is_some_and(|front| front.txid == txid);
+        if is_front {
             self.queue.pop_front();
+        }
+        // The queue may have been dropped meanwhile for an image: the file is in the log all the same.
+        if is_front || txid == self.acked.next() {
             self.acked = txid;
             self.claimed = true;
         }

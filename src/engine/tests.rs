@@ -141,6 +141,17 @@ fn a_new_lineage_claims_its_place_and_steps_behind_a_stranger() {
 }
 
 #[test]
+fn a_put_that_succeeds_while_an_image_becomes_due_counts() {
+    let mut engine = engine(true, 5);
+    engine.handle(100, Event::Committed { at: 100 });
+    close(&mut engine, 100, 6);
+    engine.handle(110, Event::ImageNeeded);
+    engine.handle(120, Event::PutDone { txid: Txid(6) });
+    assert_eq!(engine.status().acked, Txid(6), "else our own file looks like that of a twin");
+    assert_eq!(engine.poll(130), Some(Action::FindHead));
+}
+
+#[test]
 fn an_empty_replica_gets_a_snapshot_first() {
     let options = Options { sync_interval: 0, jitter_seed: 1 };
     let mut engine = Engine::new(options, WriterId(1));

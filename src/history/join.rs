@@ -71,9 +71,9 @@ pub async fn join(
 ) -> Result<Joined, Error> {
     let runtime = Handle::current();
     let job = move || {
-        let place = copies.as_deref().map(spool::scratch);
-        let run = |copies| {
-            let place = place.clone();
+        // The second attempt needs nothing of the local disk.
+        let run = |copies: Option<&Path>| {
+            let place = copies.map(spool::scratch);
             Job { store: &*store, runtime: &runtime, step: &step, purpose, copies, place }.run()
         };
         match (run(copies.as_deref()), &copies) {

@@ -13,7 +13,7 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -593,8 +593,17 @@ fn id(meta: &std::fs::Metadata) -> (u64, u64) {
 /// A number for the namespace in which our process id is one; 0 when there is no telling.
 pub fn pid_namespace() -> u64 {
     use std::os::unix::fs::MetadataExt;
-    static NUMBER: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
-    *NUMBER.get_or_init(|| std::fs::metadata("/proc/self/ns/pid").map_or(0, |meta| meta.ino()))
+    // Nothing that is waited for: a fork in the midst of a first look would leave the child waiting for ever.
+    // A child may be in another namespace.
+    static OF: AtomicU32 = AtomicU32::new(0);
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let pid = std::process::id();
+    if OF.load(Ordering::Acquire) != pid {
+        let number = std::fs::metadata("/proc/self/ns/pid").map_or(0, |meta| meta.ino());
+        NUMBER.store(number, Ordering::Release);
+        OF.store(pid, Ordering::Release);
+    }
+    NUMBER.load(Ordering::Acquire)
 }
 
 /// Opens the pipe, which is made if need be, for the end that reads. Open for writing too, it does not

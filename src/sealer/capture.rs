@@ -40,7 +40,7 @@ impl std::fmt::Display for Stop {
 
 impl From<crate::local::Error> for Stop {
     fn from(error: crate::local::Error) -> Stop {
-        Stop::Failed(error.to_string())
+        stop(error.source.kind(), error.to_string())
     }
 }
 
@@ -48,7 +48,7 @@ impl From<crate::local::Error> for Stop {
 impl From<pages::Error> for Stop {
     fn from(error: pages::Error) -> Stop {
         match error {
-            pages::Error::Io(error) => Stop::Failed(error.to_string()),
+            pages::Error::Io(error) => error.into(),
             pages::Error::Changed(_) => {
                 log::error!("{error}");
                 Stop::Diverged(Finding::TableDisproved)
@@ -288,7 +288,7 @@ impl Sums {
         let (number, rest) = entry.split_at_mut(size_of::<Pgno>());
         number.copy_from_slice(&pgno.to_le_bytes());
         rest.copy_from_slice(&sum.0.to_le_bytes());
-        self.0.push(&entry).map_err(|error| remembering(&error))
+        self.0.push(&entry).map_err(|error| stop(error.kind(), error.to_string()))
     }
 
     /// All pages in their order, some at a time.
@@ -299,7 +299,7 @@ impl Sums {
             let count = match read {
                 Ok(0) => return None,
                 Ok(count) => count,
-                Err(error) => return Some(Err(remembering(&error))),
+                Err(error) => return Some(Err(stop(error.kind(), error.to_string()))),
             };
             at += count as u64;
             let entries = bytes[..count].as_chunks::<{ Sums::ENTRY_LEN }>().0;
@@ -324,13 +324,13 @@ impl Sums {
     }
 }
 
-fn remembering(error: &io::Error) -> Stop {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            Stop::NoRoom(error.to_string())
-        }
-        _ => Stop::Failed(error.to_string()),
-    }
+/// A failure of the local disk, with what it means for what is to be done.
+pub(super) fn stop(kind: io::ErrorKind, message: String) -> Stop {
+    if is_for_want_of_room(kind) { Stop::NoRoom(message) } else { Stop::Failed(message) }
+}
+
+pub(super) fn is_for_want_of_room(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Joins open spool files into one closed one. Nothing is removed: the caller does that.
@@ -392,11 +392,7 @@ fn complete(
 }
 
 fn failed(what: &str, path: &Path, error: &io::Error) -> Stop {
-    let message = format!("{what} {}: {error}", path.display());
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Stop::NoRoom(message),
-        _ => Stop::Failed(message),
-    }
+    stop(error.kind(), format!("{what} {}: {error}", path.display()))
 }
 
 fn encoding(path: &Path, error: ltx::Error) -> Stop {

@@ -72,7 +72,7 @@ impl Replica {
                 log::error!("{}: {message}", self.database.label());
                 self.engine.handle(now, Event::LocalFailed(Failure::Local { message }));
                 if may_be_lost {
-                    self.give_up_unreadable();
+                    self.suspect_spool();
                 }
             }
         }
@@ -112,6 +112,8 @@ impl Replica {
             if alone {
                 return Ok(Attempt::Made(txid));
             }
+        } else if self.is_astray() {
+            return Ok(Attempt::Nothing(0));
         } else {
             self.capture(Purpose::Close)?;
         }

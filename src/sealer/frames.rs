@@ -392,13 +392,13 @@ impl Replica {
             self.frames.spill_to(&local.spool.scratch());
         }
         let frames = (first, index.max_frame);
-        if self.frames.extend_known(wal, page_size, frames, pages).is_err() {
+        let mut added = self.frames.extend_known(wal, page_size, frames, pages);
+        if added.as_ref().is_err_and(|error| !capture::is_for_want_of_room(error.kind())) {
             // Without shared memory the headers in the file are all there is.
-            self.frames
-                .extend(wal, page_size, first, index.max_frame)
-                .map_err(|error| Stop::Failed(format!("cannot read the WAL: {error}")))?;
+            added = self.frames.extend(wal, page_size, first, index.max_frame);
         }
-        Ok(())
+        let why = |error: &std::io::Error| format!("cannot read the WAL: {error}");
+        added.map_err(|error| capture::stop(error.kind(), why(&error)))
     }
 
     /// Makes a piece of what the generation before has left behind the cursor.
@@ -498,7 +498,7 @@ impl Replica {
                 self.engine.handle(now, Event::Committed { at: now });
                 self.engine.handle(now, Event::LocalFailed(Failure::Local { message }));
                 if may_be_lost {
-                    self.give_up_unreadable();
+                    self.suspect_spool();
                 }
             }
         }

@@ -86,6 +86,8 @@ pub(super) struct Replica {
     pub(super) astray: bool,
     /// When the database is compared with the page table, though all is well.
     pub(super) audit: Audit,
+    /// Until then the spool is not read only because something failed.
+    pub(super) spool_sound_until: u64,
     /// Since when no file could be closed for want of room, and the last time that one could not.
     pub(super) no_room: Option<(u64, u64)>,
 }
@@ -173,6 +175,7 @@ impl Replica {
             others: Others::default(),
             astray: false,
             audit,
+            spool_sound_until: 0,
             no_room: None,
         };
         if replica.store.is_none() {

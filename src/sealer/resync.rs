@@ -44,7 +44,7 @@ impl Replica {
             self.engine.handle(now, Event::Diverged);
         }
         self.engine.handle(now, Event::LocalFailed(Failure::Local { message }));
-        self.give_up_unreadable();
+        self.suspect_spool();
     }
 
     /// The log goes on without a comparison, but our lineage is not in it yet: one file at once,

@@ -18,7 +18,20 @@ use crate::local::state::Base;
 use crate::ltx::{self, Decoder, Header};
 use crate::shipper::{self, Identity};
 
+/// A spool that could be read is taken to be sound for so long.
+const SOUND_MS: u64 = 5 * 60 * 1000;
+
 impl Replica {
+    /// Looks at the spool after a failure that may be one of reading it; not again for a while where all of it
+    /// could be read. There may be much of it, and other databases wait meanwhile.
+    pub(super) fn suspect_spool(&mut self) {
+        let now = self.process.now();
+        if self.spool_sound_until <= now {
+            self.give_up_unreadable();
+            self.spool_sound_until = self.process.now().saturating_add(SOUND_MS);
+        }
+    }
+
     /// Looks at all that waits in the spool, after something there could not be read. Where a file is of no
     /// use any more, an image takes the place of all of them.
     pub(super) fn give_up_unreadable(&mut self) {

@@ -597,7 +597,9 @@ fn create_folders(folder: &Path, mode: u32) -> Result<(), Error> {
 fn open_up(folder: &Path, mode: u32) -> io::Result<()> {
     let flags = (OFlags::NOFOLLOW | OFlags::DIRECTORY).bits().cast_signed();
     let opened = OpenOptions::new().read(true).custom_flags(flags).open(folder)?;
-    opened.set_permissions(Permissions::from_mode(mode | (mode & 0o444) >> 2))
+    // What it has of the folder above, as the group that its files get, stays.
+    let inherited = opened.metadata()?.permissions().mode() & 0o2000;
+    opened.set_permissions(Permissions::from_mode(inherited | mode | (mode & 0o444) >> 2))
 }
 
 /// Reads the mode of files: their owner writes and reads them, whatever else.

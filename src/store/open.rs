@@ -44,14 +44,14 @@ pub fn open_at(url: &str, access: &Access, servers: &Servers) -> Result<Arc<dyn 
     }
 }
 
-/// A folder, whose files get the mode that file or environment say.
+/// A folder, whose files get the mode that the environment says, or else the file.
 fn folder(root: PathBuf, access: &Access) -> Result<FileStore, Error> {
     let given = access.options.get(FILE_MODE).map(|text| (FILE_MODE, text.clone()));
     let variable = || {
         let text = environment::text(FILE_MODE_VARIABLE).filter(|text| !text.trim().is_empty());
         text.map(|text| (FILE_MODE_VARIABLE, text))
     };
-    let Some((name, text)) = given.or_else(variable) else { return Ok(FileStore::new(root)) };
+    let Some((name, text)) = variable().or(given) else { return Ok(FileStore::new(root)) };
     let mode = parse_file_mode(&text)
         .map_err(|why| invalid(format!("{}: {name}: {why}", super::url::of_path(&root))))?;
     Ok(FileStore::with_mode(root, mode))

@@ -70,6 +70,9 @@ impl Newest {
     pub(super) fn drop_pending(&mut self) {
         self.runs.truncate(self.settled);
         self.pending.clear();
+        if let Some(scratch) = &mut self.scratch {
+            scratch.rewind(self.runs.last());
+        }
     }
 
     /// A page's newest frame.
@@ -250,6 +253,24 @@ mod tests {
         for pgno in (0..600_000).step_by(97).chain([u32::MAX]) {
             assert_eq!(newest.get(pgno).unwrap(), map.get(&pgno).copied(), "page {pgno}");
         }
+    }
+
+    #[test]
+    fn what_was_dropped_takes_no_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut newest = Newest::default();
+        newest.spill_to(&Place::new(&dir.path().join("scratch.tmp"), create));
+        for attempt in 0..3 {
+            (1..=200_000).for_each(|frame| newest.add(frame, frame).unwrap());
+            match attempt {
+                2 => newest.settle(),
+                _ => newest.drop_pending(),
+            }
+        }
+        assert!(newest.runs.len() > 3);
+        let taken: u64 = newest.runs.iter().map(|run| run.len).sum();
+        assert_eq!(newest.runs.last().unwrap().end(), taken);
+        assert!(newest.iter().map(Result::unwrap).eq((1..=200_000).map(|frame| (frame, frame))));
     }
 
     #[test]

@@ -204,10 +204,11 @@ pub unsafe extern "C" fn sqlite3_walferry_init(
     let result = guarded(Err("an internal error of walferry".to_string()), || {
         // SAFETY: vouched for by SQLite.
         let api = unsafe { api::load(routines)? };
-        alive::mark(api);
         crate::start(api);
         define_functions(api, db)?;
         take_part(api)?;
+        // Behind the others: it is moved when it is looked for.
+        alive::mark(api);
         adopt(api, db, c"main");
         functions::prepare_connection(api, db);
         Ok(())

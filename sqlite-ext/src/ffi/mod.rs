@@ -14,7 +14,7 @@ pub use entry::{
     after_fork_in_child, after_fork_in_parent, at_exit, before_fork, handle_of, names_replica,
     set_mark, sqlite3_extension_init, sqlite3_walferry_init, take_mark,
 };
-pub use vfs::{Target, register_vfs, stands_above};
+pub use vfs::{Target, register_vfs, registering, stands_above};
 
 type File = *mut sys::sqlite3_file;
 type Vfs = *mut sys::sqlite3_vfs;

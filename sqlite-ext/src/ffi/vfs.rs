@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use libsqlite3_sys as sys;
-use parking_lot::Mutex;
 
 use super::file::{EMBEDDED_2, EMBEDDED_3, NO_SHM, REAL_OFFSET, ShimFile, WAL_1, WalShim};
 use super::{File, Vfs, guarded};
@@ -239,12 +238,16 @@ static OURS: AtomicPtr<sys::sqlite3_vfs> = AtomicPtr::new(ptr::null_mut());
 /// The addresses of those that were registered before it.
 static OLDER: OnceLock<Vec<NonZeroUsize>> = OnceLock::new();
 
+/// Two threads that load at the same time must not wrap one around the other. Locked around a fork.
+pub fn registering() -> std::sync::MutexGuard<'static, ()> {
+    static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 /// Registers our VFS around the host's default one. Another load finds it registered: then it becomes
 /// the default again, which `sqlite3_shutdown()` has ended.
 pub fn register_vfs(api: &'static Api, default: bool) -> Result<(), String> {
-    // Two threads that load at the same time must not wrap one around the other.
-    static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock();
+    let _turn = registering();
     match NonNull::new(OURS.load(Ordering::Acquire)) {
         Some(ours) => register_again(api, ours, default),
         None => register_first(api, default),

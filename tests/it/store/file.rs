@@ -161,6 +161,19 @@ async fn a_replica_that_vanishes_is_not_made_anew() {
 }
 
 #[tokio::test]
+async fn folders_that_others_may_read_keep_the_group_that_they_inherit() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o2770)).unwrap();
+    let store = FileStore::with_mode(folder.path().join("app"), 0o640);
+    store.put_new(key(0, 1), some_bytes(), NOW).await.unwrap();
+    for made in ["app", "app/ltx", "app/ltx/0"] {
+        let mode = fs::metadata(folder.path().join(made)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o2750, "{made}");
+    }
+}
+
+#[tokio::test]
 async fn a_failed_create_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let store = FileStore::new(folder.path());
