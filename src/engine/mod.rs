@@ -632,6 +632,11 @@ impl Engine {
         self.store_backoff.hold_until(at);
     }
 
+    /// No local job is begun before `at`: the application needs the disk.
+    pub fn hold_local_until(&mut self, at: Millis) {
+        self.local_backoff.hold_until(at);
+    }
+
     /// A summary for people.
     pub fn status(&self) -> Status {
         let oldest = self.queue.front().map(|front| front.committed_at);

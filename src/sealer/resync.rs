@@ -44,6 +44,7 @@ impl Replica {
             self.engine.handle(now, Event::Diverged);
         }
         self.engine.handle(now, Event::LocalFailed(Failure::Local { message }));
+        self.discard_unfinished();
         self.suspect_spool();
     }
 
@@ -52,7 +53,7 @@ impl Replica {
     fn claim(&mut self, txid: Txid) -> Result<(), String> {
         match self.capture(Purpose::Close) {
             Ok(()) => {}
-            Err(Stop::Failed(why) | Stop::NoRoom(why)) => return Err(why),
+            Err(stop @ (Stop::Failed(_) | Stop::NoRoom(_))) => return self.other_answer(stop),
             Err(Stop::Diverged(found)) if found.answer() == Answer::Compare => {
                 self.note(found);
                 return self.begin_comparison(txid, true);
@@ -108,6 +109,12 @@ impl Replica {
     /// What stopped it: a reason to try again, or one to do something else.
     fn other_answer(&mut self, stop: Stop) -> Result<(), String> {
         match stop {
+            // The pieces may be what takes the room in which they are to be joined.
+            Stop::NoRoom(why) if self.gives_up_pieces() => {
+                log::error!("{}: {why}", self.database.label());
+                self.engine.handle(self.process.now(), Event::Closed(None));
+                Ok(())
+            }
             Stop::Failed(why) | Stop::NoRoom(why) => Err(why),
             Stop::Diverged(found) => {
                 self.cannot_compare(found);

@@ -18,6 +18,8 @@ use crate::local::spool::Entry;
 
 /// So long, in milliseconds, a file that is to be closed waits for room.
 const WAITS_FOR_ROOM_MS: u64 = 10_000;
+/// Room that was made for the application's write is left alone for so long, in milliseconds.
+const LEFT_FREE_MS: u64 = 500;
 /// Room that was missing so long ago, in milliseconds, came meanwhile.
 const FORGOTTEN_MS: u64 = 300_000;
 /// The spool's least cap, if none is set.
@@ -61,7 +63,14 @@ impl Replica {
         // Its file is open, and takes room until it ends.
         let ended = self.end_comparison();
         self.discard_unfinished();
-        ended || self.drops_copies() || self.drops_open()
+        let made = ended || self.drops_copies() || self.drops_open();
+        if made {
+            // Else the next attempt would take the room before the application's write does.
+            let now = self.process.now();
+            self.engine.hold_local_until(now.saturating_add(LEFT_FREE_MS));
+            self.set_gate();
+        }
+        made
     }
 
     /// Ends a comparison under way, which begins anew later; false if there is none.
