@@ -1,4 +1,4 @@
-//! Whether threads of walferry may call the host's SQLite.
+//! The host's SQLite as alive or shut down: threads of walferry call it only while it is alive.
 //!
 //! An application may call `sqlite3_shutdown()` once it has closed all its connections, and then configure
 //! SQLite anew. Nobody is told of that, and almost any call initializes SQLite again. While a connection of the
@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use crate::api::{self, Api};
 use crate::ffi;
 
-/// What of the application's is open in this process: connections, and files of replicated databases.
+/// The application's open connections in this process, and its open files of replicated databases.
 static OPEN: AtomicUsize = AtomicUsize::new(0);
 
 /// Locked while the mark is away for a moment, and while something is opened. SQLite calls the automatic
@@ -32,7 +32,7 @@ pub fn opened() {
     OPEN.fetch_add(1, Ordering::AcqRel);
 }
 
-/// It was closed.
+/// Something of the application's was closed.
 pub fn closed() {
     let less = |open: usize| Some(open.saturating_sub(1));
     let _ = OPEN.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);

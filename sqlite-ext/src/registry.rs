@@ -300,13 +300,13 @@ impl Shimmed {
         self.database.attached(Attach { guard, index: seen, fingerprint }, &index);
     }
 
-    /// Whether the path has the file still that was opened, as far as is known.
+    /// True if the path has the file still that was opened, as far as is known.
     pub(crate) fn is_where_it_was(&self) -> bool {
         let opened = *self.file.lock();
         !opened.is_some_and(|opened| is_replaced(opened, self.database.path()))
     }
 
-    /// Whether WAL and wal-index are the files that this process has open, as far as is known: others may use other ones, and a
+    /// True if WAL and wal-index are the files that this process has open, as far as is known: others may use other ones, and a
     /// checkpoint by a wal-index that nobody else has would overwrite what they wrote.
     pub(crate) fn has_its_wal(&self) -> bool {
         let beside = *self.beside.lock();

@@ -29,14 +29,14 @@ pub(super) struct Member {
     /// The URL of its replica, where that is not from environment or file.
     pub(super) replica: Option<String>,
     set_wal: bool,
-    /// Whether it is forgotten when its file is gone, as it was found in a folder.
+    /// True if the database is forgotten when its file is gone, as it was found in a folder.
     pub(super) found: bool,
     pub(super) open: Option<Open>,
     /// A file that was in WAL mode when it was opened: its header is not read again.
     known: Option<FileId>,
     /// Set while it could not be opened.
     pub(super) failed: Option<Failed>,
-    /// What was said last of why it is not open.
+    /// The reason said last for which the database is not open.
     pub(super) said: Option<String>,
     /// True until the extension was asked whether it refuses the open database.
     pub(super) unasked: bool,
@@ -57,7 +57,7 @@ pub(super) struct Failed {
     pub(super) again: Instant,
     /// How long it was from the attempt to `again`.
     pause: Duration,
-    /// Whether it may well succeed soon, as with a lock.
+    /// True if the next attempt may well succeed soon, as with a lock.
     pub(super) soon: bool,
 }
 
