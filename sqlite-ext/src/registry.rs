@@ -306,8 +306,8 @@ impl Shimmed {
         !opened.is_some_and(|opened| is_replaced(opened, self.database.path()))
     }
 
-    /// True if WAL and wal-index are the files that this process has open, as far as is known: others may use other ones, and a
-    /// checkpoint by a wal-index that nobody else has would overwrite what they wrote.
+    /// True if WAL and wal-index are the files that this process has open, as far as is known. Others may use
+    /// other ones, and a checkpoint by a wal-index that nobody else has would overwrite what they wrote.
     pub(crate) fn has_its_wal(&self) -> bool {
         let beside = *self.beside.lock();
         beside.is_none_or(|beside| beside == files_beside(self.database.path()))
