@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import apsw
@@ -506,3 +507,41 @@ def test_connection_that_names_another_replica_is_told_that_it_is_not_used(new_h
     host.open(database, "second", replica=second.url)
     host.sync(conn="second")
     assert_restores(second, database, tmp_path)
+
+
+INTERRUPTED = """
+import sqlite3, sys, threading
+m = sqlite3.connect(":memory:")
+m.enable_load_extension(True)
+m.load_extension(sys.argv[1])
+db = sqlite3.connect(sys.argv[2], isolation_level=None, check_same_thread=False)
+db.execute("CREATE TABLE IF NOT EXISTS t (x)")
+db.execute("INSERT INTO t VALUES (1)")
+ended = threading.Event()
+def interrupt():
+    while not ended.wait(0.05):
+        db.interrupt()
+thread = threading.Thread(target=interrupt)
+thread.start()
+try:
+    db.execute("SELECT %s(3600000)" % sys.argv[3]).fetchall()
+except sqlite3.OperationalError as error:
+    print(error, getattr(error, "sqlite_errorname", "SQLITE_INTERRUPT"))
+ended.set()
+thread.join()
+print(db.execute("SELECT count(*) > 0 FROM t").fetchall())
+"""
+
+
+@pytest.mark.parametrize("function", ["walferry_sync", "walferry_wait"])
+@pytest.mark.parametrize("role", ["ships", "stands by"])
+def test_a_wait_can_be_interrupted(role, function, new_host, tmp_path):
+    """As each statement of SQLite's can."""
+    env = {"WALFERRY_REPLICA": "s3://nowhere/app", "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+           "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_REGION": "us-east-1",
+           "WALFERRY_SHUTDOWN_TIMEOUT": "0"}
+    if role == "stands by":
+        new_host(env=env).open(tmp_path / "app.db").sql("PRAGMA journal_mode=WAL", TABLE)
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, EXTENSION, tmp_path / "app.db", function],
+                          capture_output=True, text=True, timeout=120, env=dict(clean_environment(), **env))
+    assert done.stdout.splitlines() == ["interrupted SQLITE_INTERRUPT", "[(1,)]"], done

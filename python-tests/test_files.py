@@ -164,6 +164,29 @@ def test_root_that_syncs_first_leaves_folder_to_user(open_folder):
 
 
 @needs_root
+@pytest.mark.parametrize("mask", [0o277, 0o577, 0o777])
+def test_umask_that_leaves_the_owner_nothing(mask, open_folder):
+    """Root would not notice."""
+    database = make_database(open_folder / "app.db", 0o640, USER)
+    os.chown(open_folder, USER, USER)
+    replica = open_folder / "replica"
+    done = subprocess.run([str(PROGRAM), "sync", str(database), "--replica", "file://%s" % replica], user=USER, group=USER,
+                          extra_groups=[], umask=mask, env=clean_environment(), capture_output=True, text=True,
+                          timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not wrong_modes(state_folder(database), 0o640)
+    assert not wrong_modes(replica, 0o600)
+    out = open_folder / "out" / "copy.db"
+    out.parent.mkdir()
+    os.chown(out.parent, USER, USER)
+    done = subprocess.run([str(PROGRAM), "restore", "-o", str(out), "file://%s" % replica], user=USER, group=USER,
+                          extra_groups=[], umask=mask, env=clean_environment(), capture_output=True, text=True,
+                          timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert mode_of(out) == 0o600
+
+
+@needs_root
 def test_folder_of_stranger_is_refused(open_folder, new_host):
     """In /tmp whoever comes first makes the folder."""
     database = make_database(open_folder / "app.db")

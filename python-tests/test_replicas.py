@@ -82,7 +82,7 @@ def test_each_replica_has_everything(setting):
     fill(host, 50)
     host.sync()
     setting.assert_all_restore()
-    disk, cloud = setting.status(host)
+    disk = setting.status(host)[0]
     assert disk["state"] == cloud["state"] == "streaming", (disk, cloud)
     assert disk["lag_ms"] == cloud["lag_ms"] == 0
     # The next process goes on with both, in whatever order they are named.
@@ -108,7 +108,7 @@ def test_one_that_fails_does_not_hinder_the_other(setting, proxy):
     with pytest.raises(HostError, match="(?i)s3://"):
         host.value("SELECT walferry_sync(2000)")
     until(lambda: setting.status(host)[0]["lag_ms"] == 0, "the folder has everything")
-    disk, cloud = setting.status(host)
+    disk = setting.status(host)[0]
     assert disk["last_error"] is None and cloud["last_error"], (disk, cloud)
     assert cloud["lag_ms"] > 0 and cloud["pending_bytes"] > 0, cloud
     assert host.value("SELECT walferry_lag()") >= cloud["lag_ms"] > 0
@@ -246,3 +246,18 @@ def test_the_program_ships_to_all_of_them(setting):
     assert [one["replica"] for one in said] == [setting.disk.url, setting.cloud.url]
     assert all(one["lag_ms"] == 0 and one["txid"] for one in said), said
     setting.assert_all_restore()
+
+
+def test_sync_is_an_error_while_one_of_them_is_refused(setting):
+    """The others have all that is committed: each was waited for all the same."""
+    host = setting.host(WALFERRY_URI="all")
+    host.open(setting.folder / "other.db", conn="other", replica=setting.cloud.url).sql(TABLE, conn="other")
+    host.open(setting.database).sql("PRAGMA journal_mode=WAL", TABLE, "INSERT INTO t VALUES (1)")
+    for function in ("walferry_sync", "walferry_wait"):
+        with pytest.raises(HostError, match="have the same replica"):
+            host.sql("SELECT %s(30000)" % function)
+    assert_restores(setting.disk, setting.database, setting.folder)
+    assert host.value("SELECT walferry_lag()") is None
+    disk = setting.status(host)[0]
+    assert disk["lag_ms"] == 0 and disk["last_error"] is None, disk
+    host.sync("other")

@@ -251,6 +251,8 @@ pub enum WaitError {
     Stopped(String),
     /// The connection's wal-index cannot be read: nothing is known of its commits.
     Unseen,
+    /// The application has interrupted it.
+    Interrupted,
 }
 
 impl std::fmt::Display for WaitError {
@@ -258,6 +260,7 @@ impl std::fmt::Display for WaitError {
         match self {
             WaitError::TimedOut(why) => write!(f, "{NOT_IN_TIME}: {why}"),
             WaitError::Stopped(why) => write!(f, "not replicated: {why}"),
+            WaitError::Interrupted => f.write_str("interrupted"),
             WaitError::Unseen => f.write_str(
                 "not replicated: the WAL cannot be seen, so nothing is known of this connection's commits",
             ),

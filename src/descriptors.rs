@@ -27,6 +27,11 @@ pub fn scarce() -> Option<u64> {
     is_scarce(limit, lowest).then_some(limit)
 }
 
+/// Returns the number that the next descriptor gets, if no other thread opens or closes one meanwhile.
+pub fn lowest_free() -> Option<i32> {
+    probe().ok().map(|probe| probe.as_raw_fd())
+}
+
 /// Any descriptor: this one can be had without a right to read, and in a changed root.
 fn probe() -> Result<OwnedFd, Errno> {
     rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())

@@ -45,7 +45,7 @@ pub mod units;
 pub mod uri;
 #[cfg(feature = "cli")]
 pub mod verify;
-mod wait;
+pub mod wait;
 pub mod wal;
 mod watched;
 

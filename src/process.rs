@@ -337,10 +337,11 @@ impl Process {
             let why = refused.into_iter().next().map(|(_, why)| why);
             return Err(why.unwrap_or_else(|| "it has no replica".to_string()));
         }
-        for (replica, why) in refused {
-            refuse(path, &replica, &why);
+        for (replica, why) in &refused {
+            refuse(path, replica, why);
         }
-        let replications = Replications::new(all.remove(0), all);
+        let first_refused = refused.first().map(|(_, why)| why.as_str());
+        let replications = Replications::new(all.remove(0), all, first_refused);
         databases.insert(path.to_path_buf(), replications.clone());
         // A thread that ended meanwhile may have told all databases before this one was among them.
         if let Some(why) = self.ended() {

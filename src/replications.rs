@@ -4,12 +4,12 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
 use crate::border::Border;
 use crate::database::{Attach, Database, ReadIndex, WaitError, WalEnd};
 use crate::finding::Finding;
 use crate::units::Txid;
+use crate::wait::Patience;
 use crate::wal::WalIndex;
 use crate::wal::evidence::Restart;
 
@@ -18,12 +18,19 @@ use crate::wal::evidence::Restart;
 pub struct Replications {
     first: Arc<Database>,
     others: Arc<[Arc<Database>]>,
+    /// Why nothing goes to some replica that is set beside these.
+    refused: Option<Arc<str>>,
 }
 
 impl Replications {
-    /// In the order in which the replicas are set.
-    pub(crate) fn new(first: Arc<Database>, others: Vec<Arc<Database>>) -> Replications {
-        Replications { first, others: others.into() }
+    /// In the order in which the replicas are set. `refused` says why nothing goes to another that is set:
+    /// the commits of a connection are not all where they should be then, whatever these have.
+    pub(crate) fn new(
+        first: Arc<Database>,
+        others: Vec<Arc<Database>>,
+        refused: Option<&str>,
+    ) -> Replications {
+        Replications { first, others: others.into(), refused: refused.map(Arc::from) }
     }
 
     /// Each of them.
@@ -183,7 +190,7 @@ impl Replications {
     /// of the first.
     pub fn wait(
         &self,
-        deadline: Instant,
+        patience: Patience<'_>,
         hurry: bool,
         read: ReadIndex<'_>,
     ) -> Result<Txid, WaitError> {
@@ -191,11 +198,15 @@ impl Replications {
             // All begin at once, and are then waited for in turn.
             self.others.iter().for_each(|database| database.hurry());
         }
-        let first = self.first.wait(deadline, hurry, read);
+        let first = self.first.wait(patience, hurry, read);
         for database in self.others.iter() {
-            database.wait(deadline, hurry, read)?;
+            database.wait(patience, hurry, read)?;
         }
-        first
+        // After the others were waited for: their commits are to go, although this is no success.
+        match &self.refused {
+            Some(why) => first.and(Err(WaitError::Stopped(why.to_string()))),
+            None => first,
+        }
     }
 
     /// The last TXID that the first replica's log has given to a file.
@@ -205,13 +216,15 @@ impl Replications {
 
     /// Why commits do not go to some replica, if that is for good.
     pub fn stopped(&self) -> Option<String> {
-        self.each().find_map(|database| database.report().stopped())
+        let refused = || self.refused.as_deref().map(str::to_string);
+        self.each().find_map(|database| database.report().stopped()).or_else(refused)
     }
 
     /// Age in milliseconds of the oldest commit that some replica does not have; 0 where all have all,
     /// `None` where that is not known.
     pub fn lag_ms(&self) -> Option<u64> {
-        worst_lag(self.each().map(|database| database.report().lag_known()))
+        let refused = self.refused.iter().map(|_| None);
+        worst_lag(self.each().map(|database| database.report().lag_known()).chain(refused))
     }
 }
 

@@ -264,8 +264,8 @@ impl Settings {
         if given.text.trim().is_empty() {
             return Ok(Vec::new());
         }
-        let name = database.file_name().unwrap_or_default().to_string_lossy();
-        let url = given.text.replace("{name}", &store::url::in_url(&given.text, &name));
+        let name = database.file_name().unwrap_or_default();
+        let url = given.text.replace("{name}", &store::url::of_name(&given.text, name));
         // The file may say how the same replica is reached.
         let identity = store::check_url(&url, &Access::default()).ok();
         let same = listed.iter().find(|replica| identity.as_ref() == Some(&replica.identity));

@@ -13,6 +13,7 @@ use crate::local::shared::{Call, Place, SharedPage, View, pid_namespace};
 use crate::process::Control;
 use crate::status::{Report, STATES, lag_known, lag_of};
 use crate::units::Txid;
+use crate::wait::Patience;
 use crate::wal::WalIndex;
 use crate::wal::evidence::Restart;
 
@@ -185,7 +186,7 @@ impl Database {
     pub(crate) fn wait_for_shipper(
         &self,
         page: &SharedPage,
-        deadline: Instant,
+        patience: Patience<'_>,
         hurry: bool,
         read: ReadIndex<'_>,
     ) -> Option<Result<Txid, WaitError>> {
@@ -224,7 +225,7 @@ impl Database {
             if self.with(|shared| shared.role != Role::StandsBy) {
                 return None;
             }
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = patience.deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let why = match view {
                     Some(view) if !view.error.is_empty() => view.error,
@@ -234,6 +235,9 @@ impl Database {
                 return Some(Err(WaitError::TimedOut(why)));
             }
             page.wait(mark, left.min(LOOK_AROUND));
+            if (patience.interrupted)() {
+                return Some(Err(WaitError::Interrupted));
+            }
             if self.is_gone(page) {
                 self.send(Control::Capture(self.id));
             }

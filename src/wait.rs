@@ -12,22 +12,33 @@ use crate::units::Txid;
 const UNSEEN_MAX: Duration = Duration::from_secs(1);
 /// How long to wait before the wal-index is looked at again.
 const UNSEEN_PAUSE: Duration = Duration::from_millis(5);
+/// How long to wait before it is asked again whether the application still wants to.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+
+/// How long an application's thread waits.
+#[derive(Clone, Copy)]
+pub struct Patience<'a> {
+    /// Until then.
+    pub deadline: Instant,
+    /// Whether it was interrupted. Asked in the thread that waits, without a lock.
+    pub interrupted: &'a dyn Fn() -> bool,
+}
 
 impl Database {
     /// Waits until everything that a connection sees committed is at the store; gives the TXID that
     /// the store confirmed last. `hurry` ships at once instead of at the next interval.
     pub fn wait(
         &self,
-        deadline: Instant,
+        patience: Patience<'_>,
         hurry: bool,
         read: ReadIndex<'_>,
     ) -> Result<Txid, WaitError> {
-        let unseen_until = deadline.min(Instant::now() + UNSEEN_MAX);
+        let unseen_until = patience.deadline.min(Instant::now() + UNSEEN_MAX);
         loop {
             // Who ships may change while we wait, and is not known at first.
             let end = match self.with(|shared| shared.shippers_page()) {
-                Some(page) => self.wait_for_shipper(&page, deadline, hurry, read),
-                None => self.wait_here(deadline, hurry, read),
+                Some(page) => self.wait_for_shipper(&page, patience, hurry, read),
+                None => self.wait_here(patience, hurry, read),
             };
             match end {
                 Some(Err(WaitError::Unseen)) if Instant::now() < unseen_until => {
@@ -50,7 +61,7 @@ impl Database {
     /// Waits as the process that ships. `None` when another one turns out to do so.
     fn wait_here(
         &self,
-        deadline: Instant,
+        patience: Patience<'_>,
         hurry: bool,
         read: ReadIndex<'_>,
     ) -> Option<Result<Txid, WaitError>> {
@@ -89,9 +100,19 @@ impl Database {
             if shared.acked_seq >= target {
                 return Some(Ok(shared.report.acked));
             }
+            let left = patience.deadline.saturating_duration_since(Instant::now());
             let news;
-            (shared, news) = self.shared.wait_until(shared, deadline);
-            if !news {
+            (shared, news) = self.shared.wait_for(shared, left.min(ASK_AGAIN));
+            if news {
+                continue;
+            }
+            if left > ASK_AGAIN {
+                drop(shared);
+                if (patience.interrupted)() {
+                    return Some(Err(WaitError::Interrupted));
+                }
+                shared = self.shared.lock();
+            } else {
                 log::debug!(
                     "{}: a wait for commit {target} ended at {}: captured {} at {:?}, published {:?}, gate {:?}",
                     self.path().display(),

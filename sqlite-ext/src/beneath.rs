@@ -6,6 +6,8 @@
 
 use std::path::Path;
 
+use walferry::descriptors;
+
 use crate::api::{Api, BaseVfs, OwnFile, read_descriptor};
 use crate::inherited;
 
@@ -31,6 +33,8 @@ pub enum PageOne {
 /// Looks how the VFS gives page 1. `None` where that cannot be told: the file is empty, or the process
 /// cannot list its descriptors.
 pub fn look(api: &'static Api, vfs: BaseVfs, path: &Path) -> Option<PageOne> {
+    // The kernel gives out the lowest free number: here, unless SQLite had a descriptor left.
+    let likely = descriptors::lowest_free();
     let file = OwnFile::open(api, vfs.0, path)?;
     let read = || {
         let mut page = [0; COMPARED];
@@ -39,7 +43,7 @@ pub fn look(api: &'static Api, vfs: BaseVfs, path: &Path) -> Option<PageOne> {
     if is_encrypted(&read()?) {
         return Some(PageOne::Encrypted);
     }
-    let mut looks = (0..LOOKS).map(|_| Some(read()? != of_the_file(path)?));
+    let mut looks = (0..LOOKS).map(|_| Some(read()? != of_the_file(path, likely)?));
     // Equal once is enough.
     let differs = looks.try_fold(true, |all, one| one.map(|differs| all && differs))?;
     Some(if differs { PageOne::Changed } else { PageOne::Same })
@@ -52,9 +56,9 @@ pub fn is_encrypted(beginning: &[u8]) -> bool {
 
 /// The beginning of a file, read through a descriptor that the process has of it. No descriptor is
 /// opened: closing that would drop the process's locks.
-fn of_the_file(path: &Path) -> Option<[u8; COMPARED]> {
+fn of_the_file(path: &Path, likely: Option<i32>) -> Option<[u8; COMPARED]> {
     let mut page = [0; COMPARED];
-    let numbers = inherited::descriptors_of(path)?;
+    let numbers = inherited::descriptors_of(path, likely)?;
     let mut read = numbers.into_iter().map(|number| read_descriptor(number, &mut page, 0));
     read.any(|read| read == Some(COMPARED)).then_some(page)
 }

@@ -10,20 +10,22 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use walferry::config::canonical;
+use walferry::database::WaitError;
 use walferry::process::{self, Process};
 use walferry::replications::{Replications, worst_lag};
 use walferry::settings::JournalMode;
 use walferry::shown;
 use walferry::status::Report;
+use walferry::wait::Patience;
 
-use crate::api::{self, Api, Connection, OwnConnection, Value};
+use crate::api::{self, Api, Connection, Failure, OwnConnection, Value};
 use crate::ffi;
 use crate::handle::Handle;
 use crate::pin::read_index;
 use crate::registry::Shimmed;
 
 /// All functions answer alike, whether or not they can fail.
-type Answer = Result<Value, String>;
+type Answer = Result<Value, Failure>;
 
 /// Wait of `walferry_sync` and `walferry_wait` without an argument.
 const WAIT_DEFAULT: Duration = Duration::from_secs(30);
@@ -234,11 +236,16 @@ fn wait_for(call: &Call<'_>, arguments: &[i64], hurry: bool) -> Answer {
             handle.database().hurry();
         }
     }
+    let interrupted = || call.api.is_interrupted(call.db);
+    let patience = Patience { deadline, interrupted: &interrupted };
     let mut first = None;
     for (schema, handle) in &handles {
         let read = || handle.committed_index();
-        let txid = handle.database().wait(deadline, hurry, &read);
-        first.get_or_insert(txid.map_err(|error| schema.tells(error))?);
+        let txid = handle.database().wait(patience, hurry, &read);
+        first.get_or_insert(txid.map_err(|error| match error {
+            WaitError::Interrupted => Failure::Interrupted,
+            error => schema.tells(error).into(),
+        })?);
     }
     // What was waited for is worth nothing if the file went away meanwhile.
     all.iter().try_for_each(Schema::check)?;

@@ -12,11 +12,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::api::{Api, BaseVfs, OwnFile, SQLITE_OPEN_READONLY, SQLITE_OPEN_READWRITE};
+use crate::api::{
+    Api, BaseVfs, FileId, OwnFile, SQLITE_OPEN_READONLY, SQLITE_OPEN_READWRITE, file_of,
+};
 use crate::inside;
-
-/// File system and number of a file.
-type FileId = (u64, u64);
 
 /// The files of which a child has inherited descriptors.
 #[derive(Default)]
@@ -90,21 +89,25 @@ fn count(file: FileId) -> Option<usize> {
     Some(descriptors()?.iter().filter(|(_, found)| *found == file).count())
 }
 
-/// Returns the descriptors that the process has of a file; `None` where it cannot list them.
-pub fn descriptors_of(path: &Path) -> Option<Vec<i32>> {
+/// Returns the descriptors that the process has of a file; `None` where it cannot list them. The one at
+/// `likely` is enough if it is of that file: an application may have thousands of others.
+pub fn descriptors_of(path: &Path, likely: Option<i32>) -> Option<Vec<i32>> {
     let file = id(&std::fs::metadata(path).ok()?);
+    if let Some(number) = likely.filter(|number| file_of(*number) == Some(file)) {
+        return Some(vec![number]);
+    }
     let of_it = descriptors()?.into_iter().filter(|(_, found)| *found == file);
     Some(of_it.map(|(number, _)| number).collect())
 }
 
-/// All descriptors of the process, and the file of each.
+/// All descriptors of the process, and the file of each. By number: a name is looked up much more slowly.
 fn descriptors() -> Option<Vec<(i32, FileId)>> {
     // The process's own folder is empty once its first thread has ended.
     let mut lists = ["/proc/thread-self/fd", "/proc/self/fd"].into_iter();
     let list = lists.find_map(|list| std::fs::read_dir(list).ok())?;
     let of = |entry: std::fs::DirEntry| {
         let number = entry.file_name().to_str()?.parse().ok()?;
-        Some((number, id(&std::fs::metadata(entry.path()).ok()?)))
+        Some((number, file_of(number)?))
     };
     Some(list.filter_map(Result::ok).filter_map(of).collect())
 }

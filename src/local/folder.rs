@@ -221,6 +221,19 @@ fn database_of(root: &Path) -> Option<PathBuf> {
     (!name.is_empty()).then(|| root.with_file_name(OsStr::from_bytes(name)))
 }
 
+/// Makes a folder that its owner can use and nobody else, whatever the umask is.
+pub(crate) fn make_private(at: impl AsFd, name: impl AsRef<Path>) -> io::Result<()> {
+    let (at, name) = (at.as_fd(), name.as_ref());
+    fs::mkdirat(at, name, Mode::RWXU)?;
+    // Root needs no permission. For others that call follows links, and reaches no file but their own.
+    let is = fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let masked = is.st_mode & Mode::RWXU.as_raw_mode() != Mode::RWXU.as_raw_mode();
+    if masked && kind(&is) == FileType::Directory && !geteuid().is_root() {
+        fs::chmodat(at, name, Mode::RWXU, AtFlags::empty())?;
+    }
+    Ok(())
+}
+
 fn folder_flags() -> OFlags {
     OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC
 }
@@ -350,10 +363,10 @@ impl Folder {
     }
 
     fn make_root(root: &Path) -> io::Result<Folder> {
-        let made = match fs::mkdir(root, Mode::RWXU) {
+        let made = match make_private(fs::CWD, root) {
             Ok(()) => true,
-            Err(Errno::EXIST) => false,
-            Err(errno) => return Err(errno.into()),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+            Err(error) => return Err(error),
         };
         let folder = Folder::open_root(root)?;
         folder.adopt(made)?;
@@ -415,10 +428,10 @@ impl Folder {
     /// The folder of this name in it, made if need be.
     pub fn make_sub(&self, name: impl AsRef<OsStr>) -> io::Result<Folder> {
         let name = name.as_ref();
-        let made = match fs::mkdirat(&self.fd, name, Mode::RWXU) {
+        let made = match make_private(&self.fd, name) {
             Ok(()) => true,
-            Err(Errno::EXIST) => false,
-            Err(errno) => return Err(errno.into()),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+            Err(error) => return Err(error),
         };
         let folder = self.sub(name)?;
         folder.adopt(made)?;

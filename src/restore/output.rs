@@ -15,9 +15,9 @@
 //! It is removed at the end. Where a restore is broken off it stays, and the next one to the same
 //! output takes it over, under the lock.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::Options;
@@ -25,7 +25,7 @@ use super::error::{Error, failed};
 #[cfg(feature = "cli")]
 use super::former::Former;
 use crate::local;
-use crate::local::folder::{self, Folder, Like};
+use crate::local::folder::{self, Folder, Like, make_private};
 use crate::local::lock::{Attempt, Lock};
 
 /// What SQLite and walferry keep beside a database. A leftover of another database would be taken
@@ -74,7 +74,7 @@ impl Workplace {
         let dir = local::beside(path, "-restoring");
         for _ in 0..ATTEMPTS {
             let parent = check(path, place)?;
-            match DirBuilder::new().mode(0o700).create(&dir) {
+            match make_private(rustix::fs::CWD, &dir) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                     let meta = fs::symlink_metadata(&dir);

@@ -12,7 +12,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File, FileTimes, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::ops::Range;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
@@ -29,6 +29,7 @@ use crate::blocking::Broken;
 use crate::buffer::Buffer;
 use crate::canonical::canonical;
 use crate::config::values::parse_mode;
+use crate::local::folder::make_private;
 use crate::local::{self, sync_folder};
 use crate::ltx::FileName;
 use crate::units::{Level, Timestamp};
@@ -526,7 +527,9 @@ impl Temp {
             match OpenOptions::new().write(true).create_new(true).mode(PRIVATE).open(&path) {
                 Ok(file) => {
                     let temp = Temp { file, path };
-                    if mode != PRIVATE {
+                    // A umask may leave even the owner nothing.
+                    let is = temp.file.metadata()?.permissions().mode();
+                    if mode != PRIVATE || is & PRIVATE != PRIVATE {
                         temp.file.set_permissions(Permissions::from_mode(mode))?;
                     }
                     return Ok(temp);
@@ -576,7 +579,7 @@ fn cannot_link(err: &io::Error) -> bool {
 /// Creates a folder and what is missing above it, each durable in its parent.
 fn create_folders(folder: &Path, mode: u32) -> Result<(), Error> {
     let Some(parent) = folder.parent() else { return Ok(()) };
-    let create = || fs::DirBuilder::new().mode(0o700).create(folder);
+    let create = || make_private(CWD, folder);
     let created = match create() {
         Err(err) if err.kind() == io::ErrorKind::NotFound => {
             create_folders(parent, mode)?;

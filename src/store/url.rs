@@ -4,7 +4,7 @@
 //! bucket. The scheme decides which backend reads the rest (`super::open`).
 
 use std::borrow::Cow;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -34,6 +34,21 @@ pub fn in_url<'a>(url: &str, path: &'a str) -> Cow<'a, str> {
     let mut name = String::new();
     encode(path.as_bytes(), &mut name);
     name.into()
+}
+
+/// The name of a file in place of `{name}` in `url`. Two names give two texts, whatever bytes are in them.
+pub fn of_name(url: &str, name: &OsStr) -> String {
+    if is_url(url) {
+        let mut text = String::new();
+        encode(name.as_bytes(), &mut text);
+        return text;
+    }
+    let chunks = name.as_bytes().utf8_chunks();
+    chunks.fold(String::new(), |mut text, chunk| {
+        text.push_str(chunk.valid());
+        chunk.invalid().iter().for_each(|byte| text.push_str(&format!("%{byte:02X}")));
+        text
+    })
 }
 
 /// The folder that a URL or path names, if it names one.
@@ -231,6 +246,19 @@ mod tests {
     fn path_of(url: &str) -> Result<PathBuf, String> {
         let Some(("file", rest)) = split_scheme(url) else { return Ok(PathBuf::from(url)) };
         file_path(url, rest).map_err(|err| err.message)
+    }
+
+    #[test]
+    fn names_in_place_of_a_pattern_stay_apart() {
+        for (url, bytes, text) in [
+            ("s3://b/{name}", &b"a b%.db"[..], "a%20b%25.db"),
+            ("s3://b/{name}", b"a\xff.db", "a%FF.db"),
+            ("s3://b/{name}", b"a\xfe.db", "a%FE.db"),
+            ("/r/{name}", b"a b%.db", "a b%.db"),
+            ("/r/{name}", b"a\xff\xc3\xa4.db", "a%FF\u{e4}.db"),
+        ] {
+            assert_eq!(of_name(url, OsStr::from_bytes(bytes)), text, "{url}");
+        }
     }
 
     #[test]

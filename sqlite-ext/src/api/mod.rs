@@ -15,6 +15,7 @@ use std::ptr::{self, NonNull};
 use std::sync::OnceLock;
 
 use libsqlite3_sys as ffi;
+use walferry::shown;
 
 pub use ffi::{
     SQLITE_BUSY, SQLITE_ERROR, SQLITE_FCNTL_CKPT_DONE, SQLITE_FCNTL_CKPT_START,
@@ -28,7 +29,8 @@ pub use ffi::{
 pub use self::connection::{OwnConnection, is_own};
 pub use self::file::{OwnFile, RawFile};
 pub use self::process::{
-    at_exit, at_fork, close_inherited, is_set_uid, read_descriptor, without_signals,
+    FileId, at_exit, at_fork, close_inherited, file_of, is_set_uid, read_descriptor,
+    without_signals,
 };
 pub use self::shm::Shm;
 
@@ -105,6 +107,7 @@ api! {
     result_int64: unsafe extern "C" fn(*mut ffi::sqlite3_context, i64),
     result_null: unsafe extern "C" fn(*mut ffi::sqlite3_context),
     result_error: unsafe extern "C" fn(*mut ffi::sqlite3_context, Text, c_int),
+    result_error_code: unsafe extern "C" fn(*mut ffi::sqlite3_context, c_int),
     compileoption_used: unsafe extern "C" fn(Text) -> c_int,
     mutex_alloc: unsafe extern "C" fn(c_int) -> *mut ffi::sqlite3_mutex,
     mutex_free: unsafe extern "C" fn(*mut ffi::sqlite3_mutex),
@@ -405,7 +408,7 @@ impl Api {
     }
 
     /// Ends an SQL function with a value or an error.
-    pub fn result(&self, context: *mut ffi::sqlite3_context, value: Result<Value, String>) {
+    pub fn result(&self, context: *mut ffi::sqlite3_context, value: Result<Value, Failure>) {
         // SAFETY: the context is that of a running function; texts are copied by SQLite.
         unsafe {
             match value {
@@ -417,11 +420,14 @@ impl Api {
                     c_int::try_from(value.len()).unwrap_or(0),
                     ffi::SQLITE_TRANSIENT(),
                 ),
-                Err(message) => (self.result_error)(
+                Err(Failure::Said(message)) => (self.result_error)(
                     context,
                     message.as_ptr().cast(),
                     c_int::try_from(message.len()).unwrap_or(0),
                 ),
+                Err(Failure::Interrupted) => {
+                    (self.result_error_code)(context, ffi::SQLITE_INTERRUPT);
+                }
             }
         }
     }
@@ -469,6 +475,20 @@ impl Api {
         }
     }
 
+    /// True if this connection was interrupted and has a statement under way, which ends with that. Asked
+    /// by a statement of its own: SQLite before 3.41 has no function for it.
+    pub fn is_interrupted(&self, db: Connection) -> bool {
+        let mut statement = ptr::null_mut();
+        // SAFETY: the host's connection in its own thread; the statement is finalised in any case.
+        unsafe {
+            let sql = c"SELECT 1".as_ptr();
+            let prepared = (self.prepare_v2)(db, sql, -1, &raw mut statement, ptr::null_mut());
+            let rc = if prepared == SQLITE_OK { (self.step)(statement) } else { prepared };
+            (self.finalize)(statement);
+            rc == ffi::SQLITE_INTERRUPT
+        }
+    }
+
     /// The names of a connection's databases: the main one, then the others.
     pub fn schemas(&self, db: Connection) -> Result<Vec<CString>, String> {
         const NAME: c_int = 1;
@@ -497,6 +517,30 @@ impl Api {
         // SAFETY: a live connection.
         let message = text(unsafe { (self.errmsg)(db) });
         message.unwrap_or_else(|| format!("SQLite error {rc}"))
+    }
+}
+
+/// Why an SQL function fails.
+pub enum Failure {
+    /// With this message.
+    Said(String),
+    /// The application has interrupted it (`sqlite3_interrupt`).
+    Interrupted,
+}
+
+impl Failure {
+    /// The same without characters that do something to a terminal.
+    pub fn shown(self) -> Failure {
+        match self {
+            Failure::Said(message) => Failure::Said(shown::line(&message).into_owned()),
+            Failure::Interrupted => self,
+        }
+    }
+}
+
+impl<T: Into<String>> From<T> for Failure {
+    fn from(message: T) -> Failure {
+        Failure::Said(message.into())
     }
 }
 

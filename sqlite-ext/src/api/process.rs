@@ -37,6 +37,18 @@ pub fn read_descriptor(descriptor: c_int, buffer: &mut [u8], offset: i64) -> Opt
     usize::try_from(read).ok()
 }
 
+/// File system and number of a file.
+pub type FileId = (u64, u64);
+
+/// Returns the file behind a descriptor of the process, whoever has opened it. `None` if it is not open.
+pub fn file_of(descriptor: c_int) -> Option<FileId> {
+    // SAFETY: the structure is the call's to fill; a descriptor that is not open is an error.
+    unsafe {
+        let mut stat: libc::stat64 = std::mem::zeroed();
+        (libc::fstat64(descriptor, &raw mut stat) == 0).then_some((stat.st_dev, stat.st_ino))
+    }
+}
+
 /// Has a function called when the process exits.
 pub fn at_exit(function: extern "C" fn()) {
     // SAFETY: the function stays mapped: the library is never unloaded.

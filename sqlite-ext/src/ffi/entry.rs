@@ -6,12 +6,11 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use libsqlite3_sys as sys;
-use walferry::shown;
 
 use super::file::{ADOPTED_2, ADOPTED_3, CONTROL_HANDLE, is_ours};
 use super::{Target, guarded, vfs};
 use crate::alive;
-use crate::api::{self, Api, RawFile, SQLITE_BUSY, SQLITE_ERROR, SQLITE_OK};
+use crate::api::{self, Api, Failure, RawFile, SQLITE_BUSY, SQLITE_ERROR, SQLITE_OK};
 use crate::fork;
 use crate::functions;
 use crate::handle::Handle;
@@ -76,10 +75,10 @@ macro_rules! sql_function {
             // SAFETY: SQLite gives as many values as it says.
             let arguments = unsafe { api.integers(count, values) };
             let call = functions::Call { api, db: api.connection_of(context) };
-            let panicked = Err("an internal error of walferry".to_string());
+            let panicked = Err("an internal error of walferry".into());
             let answer = guarded(panicked, || $body(&call, &arguments));
             // An error may hold a name, or words of a server.
-            api.result(context, answer.map_err(|why| shown::line(&why).into_owned()));
+            api.result(context, answer.map_err(Failure::shown));
         }
     };
 }
