@@ -468,6 +468,44 @@ def test_the_replica_is_rolled_back(new_host, new_replica, tmp_path):
     assert rows(tmp_path / "older.db", "SELECT count(*) FROM t") == [(5,)]
 
 
+def test_an_image_keeps_the_wal_that_was_captured(new_host, replica, proxy, tmp_path):
+    """All of the WAL is captured and in the database file when the image begins: a writer would begin it
+    anew, and the image would be thrown away at its end."""
+    database = tmp_path / "app.db"
+    host = start(new_host, replica, database)
+    host.sql("WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 90)"
+             " INSERT INTO t (x) SELECT randomblob(1000000) FROM n")
+    host.sync()
+    host.finish()
+    replica.remove_all()
+    host = start(new_host, replica, database)
+    held = proxy.rule("hold")
+    host.sql("PRAGMA wal_autocheckpoint=0", "INSERT INTO t (x) VALUES (1)")
+    # The look before the first file, which finds that the replica was emptied.
+    proxy.wait(held)
+    [[busy, frames, copied]] = host.sql("PRAGMA wal_checkpoint(PASSIVE)")
+    assert (busy, copied) == (0, frames) and frames > 0
+    proxy.heal()
+    held = proxy.rule("hold", method="PUT", path="/0009/")
+    proxy.ask("POST", "/release")
+    proxy.wait(held)
+
+    def salts():
+        with open(str(database) + "-wal", "rb") as wal:
+            return wal.read(24)[16:]
+    state = host.status(database)
+    before = salts()
+    assert 0 < state["image_bytes"] < state["image_total"], state
+    host.sql("INSERT INTO t (x) VALUES (2)")
+    assert salts() == before
+    proxy.heal()
+    proxy.ask("POST", "/release")
+    host.sync()
+    assert "was not sent" not in log_text(tmp_path)
+    assert host.status(database)["images"] == 1
+    assert_restores(replica, database, tmp_path)
+
+
 # ---- the clock -------------------------------------------------------------------------------
 
 

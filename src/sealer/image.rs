@@ -229,7 +229,11 @@ impl Replica {
         part_len: usize,
     ) -> Result<Sending, String> {
         // From here on the WAL must not be begun anew.
-        self.database.with(|shared| shared.set_gate(crate::database::Gate::Shut));
+        self.database.with(|shared| {
+            shared.set_gate(crate::database::Gate::Shut);
+            // What was captured up to the end of the WAL would be let go all the same.
+            shared.captured = None;
+        });
         self.hold_wal();
         let seq = self.database.with(|shared| shared.commit_seq);
         let scan = self.open_scan()?;
