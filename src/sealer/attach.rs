@@ -7,7 +7,7 @@ use super::open::{self, Found, Local, Opening, Resume};
 use super::replica::{ClosedFile, LocalJob, Replica};
 use crate::database::{Attach, Gate, Transition, WalEnd};
 use crate::engine::{Closed, Engine, Event, Need, Opened};
-use crate::finding::Finding;
+use crate::finding::{Answer, Finding};
 use crate::local;
 use crate::local::spool::Entry;
 use crate::local::state::{Base, Clean, Position};
@@ -168,13 +168,17 @@ impl Replica {
 
     pub(super) fn take_over(&mut self, found: Found) {
         let Found { local, closed, open, point, position, piece, misfit } = found;
-        if let Some(misfit) = misfit {
-            self.note(misfit);
+        let due = local.due();
+        for found in misfit.into_iter().chain(due) {
+            self.note(found);
         }
+        // A table that was disproved is of no use, whatever its sum is now.
+        let point = point.filter(|_| due != Some(Finding::TableDisproved));
         let writer = WriterId(local.state.writer);
         self.engine = Engine::new(Self::options(&self.database), writer);
         let now = self.process.now();
         let need = match (point, local.state.image) {
+            (Some(_), _) if due.is_some_and(|due| due.answer() == Answer::Compare) => Need::Resync,
             (Some(_), _) => Need::Nothing,
             (None, Some(image)) => Need::Confirm {
                 level: Level::new(image.level).unwrap_or(Level::SNAPSHOT),
@@ -206,6 +210,7 @@ impl Replica {
         self.open = open;
         self.point = point;
         self.piece = piece;
+        self.answered = None;
         self.cursor = position.map_or(Cursor::Unknown, |at| Cursor::At(Proven::position(at)));
         self.clear_frames();
         self.tenure += 1;
@@ -273,6 +278,10 @@ impl Replica {
     }
 
     pub(super) fn detach(&mut self, end: Option<WalEnd>) {
+        // Else the file would count as known, with what did not fit in it.
+        if let Some(found) = self.database.with(|shared| shared.diverged.take()) {
+            self.diverge(found);
+        }
         self.follow_restart();
         let captured = match self.cursor {
             Cursor::At(captured) if self.attached && self.frames.is_empty() => Some(captured),

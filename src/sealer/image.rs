@@ -74,6 +74,8 @@ struct Sending {
     /// How often the WAL had come and gone by then.
     epoch: u64,
     fingerprint: Option<Fingerprint>,
+    /// How many findings had been noted by then.
+    remembered: u64,
     /// What is still to be sent when all pages are read.
     rest: Option<Vec<Part>>,
     done: Option<Box<Done>>,
@@ -263,6 +265,7 @@ impl Replica {
             attached: self.is_attached(),
             epoch: self.epoch(),
             fingerprint,
+            remembered: self.remembered,
             rest: None,
             done: None,
         })
@@ -411,6 +414,9 @@ impl Replica {
         local.state.base = None;
         local.state.clean = None;
         local.state.image = Some(image);
+        // A state without a base calls for an image until one is confirmed.
+        self.is_answered(sending.remembered);
+        let Some(local) = self.local.as_mut() else { return Err("the local state is gone".into()) };
         local.save(true).map_err(|error| error.to_string())?;
         self.counters().images += 1;
         sending.done = Some(Box::new(Done {
@@ -685,6 +691,7 @@ mod tests {
             attached: true,
             epoch: 0,
             fingerprint: None,
+            remembered: 0,
             rest: None,
             done: None,
         };

@@ -88,6 +88,10 @@ pub(super) struct Replica {
     pub(super) audit: Audit,
     /// Until then the spool is not read only because something failed.
     pub(super) spool_sound_until: u64,
+    /// How many findings were noted in the state ([`super::due`]).
+    pub(super) remembered: u64,
+    /// The file that answers them, and how many had been noted when what is in it was read.
+    pub(super) answered: Option<(Txid, u64)>,
     /// Since when no file could be closed for want of room, and the last time that one could not.
     pub(super) no_room: Option<(u64, u64)>,
 }
@@ -176,6 +180,8 @@ impl Replica {
             astray: false,
             audit,
             spool_sound_until: 0,
+            remembered: 0,
+            answered: None,
             no_room: None,
         };
         if replica.store.is_none() {
@@ -441,6 +447,7 @@ impl Replica {
     }
 
     pub(super) fn diverge(&mut self, found: Finding) {
+        self.remember(found);
         self.note(found);
         let image = found.answer() == Answer::Image;
         self.lose_place();
