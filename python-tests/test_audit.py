@@ -12,7 +12,7 @@ import time
 
 import apsw
 
-from harness import PROGRAM, assert_restores, clean_environment, restore, walferry
+from harness import PROGRAM, S3Replica, assert_restores, clean_environment, restore, walferry
 from test_evidence import add, filled
 from test_processes import until
 
@@ -83,6 +83,38 @@ def test_a_difference_that_no_commit_tells_of_is_found_and_shipped(new_host, rep
     until(lambda: add(host, 1) or audit_of(host, database)["at"] != before["at"], "one more audit")
     assert audit_of(host, database)["differed"] == 1
     assert host.status(database)["resyncs"] == 1
+
+
+def state_of(database):
+    text = (database.parent / (database.name + "-walferry") / "state").read_text()
+    return json.loads(json.loads(text)["body"])
+
+
+def test_a_difference_outlives_the_process(new_host, proxy, s3, tmp_path):
+    """A file is on its way, so that the comparison has to wait, and the process ends before it begins."""
+    replica = S3Replica(s3, "audit-%d" % os.getpid(), proxy.endpoint)
+    database = tmp_path / "app.db"
+    host = at_rest(new_host, replica, database, WALFERRY_AUDIT_INTERVAL="1s", WALFERRY_LEVELS="off")
+    planted = plant(database, 50)
+    held = proxy.rule("hold", method="PUT", path=proxy.LOG)
+    add(host, 1)
+    proxy.wait(held)
+    until(lambda: add(host, 1) or (audit_of(host, database) or {}).get("differed"), "the audit finds it")
+    assert host.status(database)["resyncs"] == 0
+    host.kill()
+    proxy.heal()
+    proxy.ask("POST", "/release")
+    for resyncs in (1, 0):
+        host = new_host("system", replica, env={"WALFERRY_AUDIT_INTERVAL": "off", "WALFERRY_LEVELS": "off"})
+        host.open(database)
+        add(host, 1)
+        host.sync()
+        status = host.status(database)
+        assert (status["found"], status["resyncs"]) == ("audit-differs" if resyncs else None, resyncs)
+        assert page_of(replica, tmp_path, 50) == planted
+        # It is answered, which the state says once the store has confirmed it.
+        assert state_of(database)["due"] is None
+        host.kill()
 
 
 def test_without_an_audit_nobody_knows(new_host, replica, tmp_path):
@@ -207,7 +239,7 @@ def test_an_audit_goes_on_in_the_next_process(new_host, new_replica, tmp_path):
     host.sync()
     host.close()
     assert host.finish() == 0
-    body = json.loads(json.loads((tmp_path / "app.db-walferry/state").read_text())["body"])
+    body = state_of(database)
     assert 1 < body["audit_next"] < total and body["audited"] > 0, body
     host = new_host("system", replica, env=dict(slow, WALFERRY_AUDIT_INTERVAL="1h"))
     host.open(database)

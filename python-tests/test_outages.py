@@ -468,6 +468,123 @@ def test_the_replica_is_rolled_back(new_host, new_replica, tmp_path):
     assert rows(tmp_path / "older.db", "SELECT count(*) FROM t") == [(5,)]
 
 
+def test_an_image_keeps_the_wal_that_was_captured(new_host, replica, proxy, tmp_path):
+    """All of the WAL is captured and in the database file when the image begins: a writer would begin it
+    anew, and the image would be thrown away at its end."""
+    database = tmp_path / "app.db"
+    host = start(new_host, replica, database)
+    host.sql("WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 90)"
+             " INSERT INTO t (x) SELECT randomblob(1000000) FROM n")
+    host.sync()
+    host.finish()
+    replica.remove_all()
+    host = start(new_host, replica, database)
+    held = proxy.rule("hold")
+    host.sql("PRAGMA wal_autocheckpoint=0", "INSERT INTO t (x) VALUES (1)")
+    # The look before the first file, which finds that the replica was emptied.
+    proxy.wait(held)
+    [[busy, frames, copied]] = host.sql("PRAGMA wal_checkpoint(PASSIVE)")
+    assert (busy, copied) == (0, frames) and frames > 0
+    proxy.heal()
+    held = proxy.rule("hold", method="PUT", path="/0009/")
+    proxy.ask("POST", "/release")
+    proxy.wait(held)
+
+    def salts():
+        with open(str(database) + "-wal", "rb") as wal:
+            return wal.read(24)[16:]
+    state = host.status(database)
+    before = salts()
+    assert 0 < state["image_bytes"] < state["image_total"], state
+    host.sql("INSERT INTO t (x) VALUES (2)")
+    assert salts() == before
+    proxy.heal()
+    proxy.ask("POST", "/release")
+    host.sync()
+    assert "was not sent" not in log_text(tmp_path)
+    assert host.status(database)["images"] == 1
+    assert_restores(replica, database, tmp_path)
+
+
+# ---- the age of what waits -------------------------------------------------------------------
+
+
+class Age:
+    """How long something is ago, in milliseconds, by the clock that shows the least."""
+
+    CLOCKS = time.CLOCK_BOOTTIME, time.CLOCK_REALTIME
+
+    def __init__(self):
+        self.began = [time.clock_gettime(clock) for clock in self.CLOCKS]
+
+    def least(self):
+        return min(int((time.clock_gettime(clock) - began) * 1000)
+                   for clock, began in zip(self.CLOCKS, self.began))
+
+
+def lag_of(host, committed):
+    """The lag in milliseconds, if it is told: never less than the age of a commit that waits."""
+    least = committed.least()
+    told = host.value("SELECT walferry_lag()"), host.status()[0]["lag_ms"]
+    assert all(lag is None or lag >= least for lag in told), (told, least)
+    return told[1]
+
+
+@pytest.mark.parametrize("what", ["is in the spool", "is in the WAL", "needs an image", "has to be compared"])
+def test_the_lag_goes_on_in_the_next_process(what, new_host, new_replica, tmp_path):
+    """However often an application is begun anew while the store is away, the lag grows."""
+    replica, database = new_replica(), tmp_path / "app.db"
+    begun = Age()
+    interval = "1h" if what == "is in the WAL" else "20ms"
+    host = start(new_host, replica, database, WALFERRY_SYNC_INTERVAL=interval)
+    host.sync()
+    away = tmp_path / "away"
+    replica.folder.rename(away)
+    replica.folder.write_text("")
+    commits(host, 1)
+    committed = Age()
+    for _ in range(3):
+        until(host, database, lambda state: committed.least() > 2000 and (lag_of(host, committed) or 0) > 2000)
+        host.kill()
+        if what == "needs an image":
+            os.truncate(tmp_path / "app.db-walferry/pages", 0)
+        if what == "has to be compared":
+            with contextlib.closing(sqlite3.connect(database)) as plain, plain:
+                plain.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                plain.execute("INSERT INTO t (x) VALUES (1)")
+        host = new_host("system", replica)
+        host.open(database)
+        host.sql("SELECT count(*) FROM t")
+        until(host, database, lambda state: lag_of(host, committed) and state["last_error"])
+        assert lag_of(host, committed) <= begun.least() + 60_000
+    host.kill()
+    replica.folder.unlink()
+    away.rename(replica.folder)
+    host = new_host("system", replica)
+    host.open(database)
+    host.sync()
+    assert host.value("SELECT walferry_lag()") == 0
+
+
+def test_the_lag_goes_on_in_the_process_that_takes_over(new_host, new_replica, tmp_path):
+    replica, database = new_replica(), tmp_path / "app.db"
+    begun = Age()
+    host = start(new_host, replica, database)
+    host.sync()
+    replica.folder.rename(tmp_path / "away")
+    replica.folder.write_text("")
+    commits(host, 1)
+    committed = Age()
+    until(host, database, lambda state: state["spool_files"] and state["last_error"])
+    other = new_host("apsw", replica)
+    other.open(database)
+    other.sql("SELECT count(*) FROM t")
+    until(other, database, lambda state: state["state"] == "standby" and (lag_of(other, committed) or 0) > 2000)
+    host.kill()
+    until(other, database, lambda state: lag_of(other, committed) and state["state"] == "waiting")
+    assert lag_of(other, committed) <= begun.least() + 60_000
+
+
 # ---- the clock -------------------------------------------------------------------------------
 
 

@@ -34,6 +34,11 @@ macro_rules! findings {
                 match self { $(Finding::$variant => Answer::$answer,)* }
             }
 
+            /// The one of this name.
+            pub fn named(name: &str) -> Option<Finding> {
+                Finding::ALL.iter().copied().find(|found| found.name() == name)
+            }
+
             fn text(self) -> &'static str {
                 match self { $(Finding::$variant => $text,)* }
             }
@@ -104,6 +109,18 @@ findings! {
         "the file was deleted or replaced while it was open; open it again";
 }
 
+impl Finding {
+    /// Whether the next start comes to it by itself, if this process ends before it is answered.
+    ///
+    /// The answer is yes for all that WAL, spool, state and file tell. Until it is answered nothing is captured,
+    /// and no close of the database counts as clean, so that what is proven of the WAL ends where it did not fit.
+    /// Of the others there need be no trace: pages were written past the WAL, or the page table is not the
+    /// database's though its sum is the log's.
+    pub fn is_found_again(self) -> bool {
+        !matches!(self, Finding::AuditDiffers | Finding::TableDisproved)
+    }
+}
+
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.text())?;
@@ -112,5 +129,18 @@ impl fmt::Display for Finding {
             Answer::Image => ": sending a full image",
             Answer::Reopen => "",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finding_is_known_by_its_name() {
+        for found in Finding::ALL {
+            assert_eq!(Finding::named(found.name()), Some(*found));
+        }
+        assert_eq!(Finding::named("of-another-version"), None);
     }
 }

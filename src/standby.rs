@@ -257,7 +257,10 @@ pub(crate) fn overlay(report: &mut Report, page: &SharedPage, now: u64) {
     report.state = "standby";
     let view = page.view().filter(|view| view.term != 0);
     let unacked = view.as_ref().and_then(|view| view.unacked_since.checked_sub(1));
+    let opening = view.as_ref().is_some_and(|view| state_of(view) == "opening");
+    // What the shipper before it left may be older than all that it knows.
     let oldest = [unacked, page.peek_unreported()].into_iter().flatten().min();
+    let oldest = oldest.filter(|_| !opening);
     report.unacked_since = oldest;
     report.lag_ms = lag_of(oldest, now);
     let silent = silent_for(page.last_alive(), now);

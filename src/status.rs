@@ -87,10 +87,15 @@ pub(crate) fn lag_of(oldest: Option<u64>, now: u64) -> u64 {
     oldest.map_or(0, |since| now.saturating_sub(since).max(1))
 }
 
-/// The lag in a state, if it is known: a database that is not looked at, or not yet, is not up to date.
+/// The lag in a state, if it is known: a database that is not looked at, or not yet, is not up to date. While
+/// it is opened, what an earlier process left may be older than all that this one knows.
 pub(crate) fn lag_known(state: &str, lag_ms: u64) -> Option<u64> {
-    let is_looked_at = !matches!(state, "opening" | "error" | "not-wal");
-    (is_looked_at || lag_ms > 0).then_some(lag_ms)
+    let is_told = match state {
+        "opening" => false,
+        "error" | "not-wal" => lag_ms > 0,
+        _ => true,
+    };
+    is_told.then_some(lag_ms)
 }
 
 impl Report {
@@ -199,6 +204,7 @@ mod tests {
         let mut report = Report::new(Path::new("/a.db"), "s3://b/p");
         for (state, unheard, lag_ms, shown) in [
             ("opening", false, 0, Value::Null),
+            ("opening", false, 7, Value::Null),
             ("error", false, 0, Value::Null),
             ("error", false, 7, 7.into()),
             ("streaming", false, 0, 0.into()),

@@ -96,6 +96,8 @@ pub struct Opened {
     pub closed: Vec<Closed>,
     /// Whether commits were captured, or wait in the WAL, behind the last closed file.
     pub uncommitted_since_close: bool,
+    /// When the oldest commit was made, at the earliest, that is in no closed file.
+    pub since: Millis,
     /// What must happen before the log can go on.
     pub need: Need,
 }

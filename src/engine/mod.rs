@@ -168,7 +168,7 @@ impl Engine {
     /// Takes in what happened at time `now`.
     pub fn handle(&mut self, now: Millis, event: Event) {
         match event {
-            Event::Opened(opened) => self.on_opened(now, opened),
+            Event::Opened(opened) => self.on_opened(opened),
             Event::Committed { at } => {
                 self.unclosed.add(at);
             }
@@ -389,7 +389,7 @@ impl Engine {
         }
     }
 
-    fn on_opened(&mut self, now: Millis, opened: Opened) {
+    fn on_opened(&mut self, opened: Opened) {
         self.claimed = opened.claimed;
         self.acked = opened.acked;
         self.queue = opened.closed.into();
@@ -405,7 +405,7 @@ impl Engine {
         };
         // What the store lacks is not known while a comparison or an image is due.
         if opened.uncommitted_since_close || opened.need != Need::Nothing {
-            self.unclosed.since.get_or_insert(now);
+            self.unclosed.add(opened.since);
         }
         if opened.need == Need::Image {
             self.drop_queue();
@@ -593,6 +593,11 @@ impl Engine {
         self.unclosed.since.is_some()
     }
 
+    /// When the oldest commit was made that is known and in no closed file.
+    pub fn unclosed_since(&self) -> Option<Millis> {
+        earlier(self.closing.since, self.unclosed.since)
+    }
+
     /// Where the log was found to end, while an image is due or on its way.
     pub fn located(&self) -> Option<Head> {
         match self.mode {
@@ -650,7 +655,7 @@ impl Engine {
             },
             sealed: self.queue.back().map_or(self.acked, |back| back.txid),
             acked: self.acked,
-            unacked_since: earlier(oldest, earlier(self.closing.since, self.unclosed.since)),
+            unacked_since: earlier(oldest, self.unclosed_since()),
             failure: self.failure.clone(),
         }
     }

@@ -13,6 +13,7 @@ fn engine(claimed: bool, acked: u64) -> Engine {
         acked: Txid(acked),
         closed: Vec::new(),
         uncommitted_since_close: false,
+        since: 0,
         need: Need::Nothing,
     };
     engine.handle(0, Event::Opened(opened));
@@ -160,6 +161,7 @@ fn an_empty_replica_gets_a_snapshot_first() {
         acked: Txid::ZERO,
         closed: Vec::new(),
         uncommitted_since_close: true,
+        since: 0,
         need: Need::Image,
     };
     engine.handle(0, Event::Opened(opened));
@@ -207,6 +209,7 @@ fn imaging(closed: Vec<Closed>) -> Engine {
         acked: Txid(5),
         closed,
         uncommitted_since_close: false,
+        since: 0,
         need: Need::Image,
     };
     engine.handle(10, Event::Opened(opened));
@@ -324,6 +327,7 @@ fn the_lag_shows_from_the_start_when_something_is_due() {
             acked: Txid(5),
             closed: Vec::new(),
             uncommitted_since_close: false,
+            since: 0,
             need,
         };
         engine.handle(7, Event::Opened(opened));
@@ -475,13 +479,33 @@ fn a_hurry_before_the_disk_was_read_is_for_what_is_found_there() {
         let mut engine = Engine::new(options, WriterId(1));
         engine.handle(0, Event::Hurry);
         let (acked, closed, need) = (Txid(5), Vec::new(), Need::Nothing);
-        let opened = Opened { claimed: true, acked, closed, uncommitted_since_close, need };
+        let opened =
+            Opened { claimed: true, acked, closed, uncommitted_since_close, since: 0, need };
         engine.handle(0, Event::Opened(opened));
         if uncommitted_since_close {
             close(&mut engine, 0, 6);
         }
         assert_eq!(engine.poll(0), None);
         assert!(!engine.waits_for_interval());
+    }
+}
+
+#[test]
+fn what_an_earlier_process_left_is_as_old_as_it_was() {
+    let need = Need::Confirm { level: Level::SNAPSHOT, min: Txid(1), txid: Txid(6) };
+    for need in [Need::Nothing, Need::Resync, Need::Image, need] {
+        let mut engine = Engine::new(Options { sync_interval: 0, jitter_seed: 7 }, WriterId(1));
+        engine.handle(5000, Event::Committed { at: 4000 });
+        let opened = Opened {
+            claimed: true,
+            acked: Txid(5),
+            closed: Vec::new(),
+            uncommitted_since_close: true,
+            since: 300,
+            need,
+        };
+        engine.handle(5000, Event::Opened(opened));
+        assert_eq!(engine.status().unacked_since, Some(300), "{need:?}");
     }
 }
 
@@ -531,6 +555,7 @@ fn an_image_that_arrived_claims_the_log_even_if_another_is_needed() {
         acked: Txid::ZERO,
         closed: Vec::new(),
         uncommitted_since_close: false,
+        since: 0,
         need: Need::Confirm { level, min: txid, txid },
     };
     engine.handle(0, Event::Opened(opened));

@@ -48,6 +48,10 @@ pub struct State {
     /// The page with which it goes on, if it has not ended.
     #[serde(default)]
     pub audit_next: Option<u32>,
+    /// A finding that the next start would not come to by itself, by its name, until the replica has what it
+    /// calls for ([`crate::finding::Finding::is_found_again`]).
+    #[serde(default)]
+    pub due: Option<String>,
 }
 
 /// A point of the log.
@@ -191,6 +195,7 @@ impl State {
             clean: None,
             audited: None,
             audit_next: None,
+            due: None,
         }
     }
 
@@ -323,6 +328,14 @@ mod tests {
         let read: Fingerprint = serde_json::from_value(text).unwrap();
         assert_eq!(read, old);
         assert_ne!(Fingerprint::of(&path).unwrap(), read);
+    }
+
+    #[test]
+    fn a_state_of_an_older_version_owes_nothing() {
+        let state = State::new(WriterId(7), "file:///r");
+        let mut text = serde_json::to_value(&state).unwrap();
+        text.as_object_mut().unwrap().remove("due").unwrap();
+        assert_eq!(serde_json::from_value::<State>(text).unwrap(), state);
     }
 
     #[test]

@@ -2,18 +2,19 @@
 
 use std::fs::File;
 
+use super::age;
 use super::capture::Cursor;
 use super::open::{self, Found, Local, Opening, Resume};
 use super::replica::{ClosedFile, LocalJob, Replica};
 use crate::database::{Attach, Gate, Transition, WalEnd};
 use crate::engine::{Closed, Engine, Event, Need, Opened};
-use crate::finding::Finding;
+use crate::finding::{Answer, Finding};
 use crate::local;
 use crate::local::spool::Entry;
 use crate::local::state::{Base, Clean, Position};
 use crate::ltx::Header;
 use crate::shipper;
-use crate::units::{Level, Txid, WriterId};
+use crate::units::{Level, Timestamp, Txid, WriterId};
 use crate::wal::evidence::Proven;
 
 /// How long to wait before the shipper's place is asked for again.
@@ -168,13 +169,16 @@ impl Replica {
 
     pub(super) fn take_over(&mut self, found: Found) {
         let Found { local, closed, open, point, position, piece, misfit } = found;
-        if let Some(misfit) = misfit {
-            self.note(misfit);
+        let due = local.due();
+        for found in misfit.into_iter().chain(due) {
+            self.note(found);
         }
+        // A table that was disproved is of no use, whatever its sum is now.
+        let point = point.filter(|_| due != Some(Finding::TableDisproved));
         let writer = WriterId(local.state.writer);
         self.engine = Engine::new(Self::options(&self.database), writer);
-        let now = self.process.now();
         let need = match (point, local.state.image) {
+            (Some(_), _) if due.is_some_and(|due| due.answer() == Answer::Compare) => Need::Resync,
             (Some(_), _) => Need::Nothing,
             (None, Some(image)) => Need::Confirm {
                 level: Level::new(image.level).unwrap_or(Level::SNAPSHOT),
@@ -183,18 +187,19 @@ impl Replica {
             },
             (None, None) => Need::Image,
         };
-        let acked = local.state.base.map_or(Txid::ZERO, |base| base.txid());
-        let opened = Opened {
-            claimed: local.state.claimed,
-            acked,
-            closed: closed
-                .iter()
-                .filter_map(|entry| entry.txid)
-                .map(|txid| Closed::new(txid, now))
-                .collect(),
-            uncommitted_since_close: !open.is_empty(),
-            need,
+        let (claimed, base) = (local.state.claimed, local.state.base);
+        let acked = base.map_or(Txid::ZERO, |base| base.txid());
+        let stored = base.map(|base| Timestamp(base.timestamp));
+        let clocks = self.clocks();
+        let since = |entry: &Entry| {
+            let newest = header_of(&local, entry)?.timestamp;
+            let oldest = age::oldest_in(&local.spool.path(entry), newest);
+            Some(clocks.since_oldest(oldest, stored))
         };
+        let committed =
+            |entry: &Entry| Some(Closed::new(entry.txid?, since(entry).unwrap_or(clocks.now)));
+        let committed: Vec<_> = closed.iter().filter_map(committed).collect();
+        let captured_since = open.first().and_then(since);
         self.closed = closed
             .into_iter()
             .filter_map(|entry| {
@@ -206,20 +211,30 @@ impl Replica {
         self.open = open;
         self.point = point;
         self.piece = piece;
+        self.answered = None;
         self.cursor = position.map_or(Cursor::Unknown, |at| Cursor::At(Proven::position(at)));
         self.clear_frames();
         self.tenure += 1;
         self.local = Some(local);
         self.resume_history();
         self.resume_audit();
+        self.hear_the_last();
+        let opened = Opened {
+            claimed,
+            acked,
+            closed: committed,
+            uncommitted_since_close: !self.open.is_empty(),
+            since: captured_since.unwrap_or_else(|| self.unknown_since()),
+            need,
+        };
         self.ships();
         self.hold(true);
-        self.engine.handle(now, Event::Opened(opened));
+        self.engine.handle(clocks.now, Event::Opened(opened));
     }
 
     /// Decides how the log goes on with the WAL that was found.
     pub(super) fn resume(&mut self, attach: &Attach) {
-        let now = self.process.now();
+        let (now, since) = (self.process.now(), self.unknown_since());
         let (Some(local), Some(point)) = (&self.local, self.point) else {
             self.cursor = Cursor::Unknown;
             return;
@@ -244,15 +259,17 @@ impl Replica {
                 self.note(found);
                 self.cursor = Cursor::Unknown;
                 self.clear_frames();
+                self.engine.handle(now, Event::Committed { at: since });
                 self.engine.handle(now, Event::Diverged);
             }
             Resume::OtherPageSize => {
+                self.engine.handle(now, Event::Committed { at: since });
                 self.note(Finding::PageSizeChanged);
                 self.need_image();
             }
         }
         if attach.index.is_some_and(|index| self.is_behind(&index)) {
-            self.engine.handle(now, Event::Committed { at: now });
+            self.engine.handle(now, Event::Committed { at: since });
         }
     }
 
@@ -273,6 +290,10 @@ impl Replica {
     }
 
     pub(super) fn detach(&mut self, end: Option<WalEnd>) {
+        // Else the file would count as known, with what did not fit in it.
+        if let Some(found) = self.database.with(|shared| shared.diverged.take()) {
+            self.diverge(found);
+        }
         self.follow_restart();
         let captured = match self.cursor {
             Cursor::At(captured) if self.attached && self.frames.is_empty() => Some(captured),
@@ -300,10 +321,14 @@ impl Replica {
     }
 }
 
+fn header_of(local: &Local, entry: &Entry) -> Option<Header> {
+    let identity = shipper::identity(&local.spool.path(entry)).ok()?;
+    Header::decode(&identity.head).ok()
+}
+
 /// The point that a closed file in the spool makes, by its own header.
 fn base_of_closed(local: &Local, entry: &Entry) -> Option<Base> {
-    let identity = shipper::identity(&local.spool.path(entry)).ok()?;
-    let header = Header::decode(&identity.head).ok()?;
+    let header = header_of(local, entry)?;
     Some(Base {
         txid: entry.txid?.0,
         piece: entry.pieces.1,

@@ -111,6 +111,8 @@ impl Replica {
             && let Some(local) = &mut self.local
         {
             local.state.audited = Some(crate::clock::wall().0);
+            // Whoever goes on with it begins it again.
+            local.state.audit_next = Some(1);
         }
         self.audit.begin(now);
         let first = self.audit.next().unwrap_or(1);
@@ -144,7 +146,10 @@ impl Replica {
             return;
         }
         let pages = self.audit.finished(now);
-        if let Some(local) = &mut self.local
+        if differed > 0 {
+            // Before anything is said of it: no commit tells of it, and the next audit may be a day away.
+            self.remember(Finding::AuditDiffers);
+        } else if let Some(local) = &mut self.local
             && let Err(error) = local.save(false)
         {
             log::error!("{}: {error}", self.database.label());

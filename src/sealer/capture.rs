@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use super::age;
 use crate::finding::Finding;
 use crate::local::folder;
 use crate::local::pages::{self, PageTable};
@@ -89,6 +90,8 @@ pub(super) struct Maker {
     pub page_size: PageSize,
     pub txid: Txid,
     pub timestamp: Timestamp,
+    /// When the oldest commit in it was made, as far as is known.
+    pub oldest: Timestamp,
     /// Checksum of the database before the file.
     pub pre_apply: DatabaseChecksum,
 }
@@ -248,7 +251,7 @@ impl PieceWriter {
         let header = maker.header(commit, post_apply, span);
         let done = self.encoder.finish(&header);
         let (out, encoded) = done.map_err(|error| encoding(&self.temp, error))?;
-        let entry = complete(spool, out, &encoded, entry)?;
+        let entry = complete(spool, out, &encoded, maker.oldest, entry)?;
         let before = (table.checksum(), table.commit());
         let Err(error) = follow(table, &self.sums, commit) else { return Ok(entry) };
         // Its piece's number is given again, and of two files with one the wrong might be taken.
@@ -365,7 +368,7 @@ pub(super) fn merge(
             Stop::Diverged(Finding::TableDisproved)
         }
     })?;
-    complete(spool, out, &encoded, entry)
+    complete(spool, out, &encoded, maker.oldest, entry)
 }
 
 /// Creates a spool file, standing behind the place of its header.
@@ -381,11 +384,13 @@ fn complete(
     spool: &Spool,
     mut out: BufWriter<File>,
     encoded: &Encoded,
+    oldest: Timestamp,
     mut entry: Entry,
 ) -> Result<Entry, Stop> {
     let temp = spool.temp_path();
     let written = out.flush().and_then(|()| out.get_ref().write_all_at(&encoded.header, 0));
     written.map_err(|error| failed("cannot write", &temp, &error))?;
+    age::keep_oldest(out.get_ref(), oldest);
     entry.len = encoded.len;
     spool.publish(&temp, &entry)?;
     Ok(entry)
@@ -419,7 +424,8 @@ mod tests {
         let page_size = PageSize::new(512).unwrap();
         let pre_apply = table.checksum();
         let (txid, timestamp) = (Txid(7), Timestamp(1));
-        let maker = Maker { writer: WriterId(1), page_size, txid, timestamp, pre_apply };
+        let oldest = timestamp;
+        let maker = Maker { writer: WriterId(1), page_size, txid, timestamp, oldest, pre_apply };
         let page = |pgno: Pgno| [pgno as u8; 512];
         let entry = Entry { txid: None, pieces: (1, 1), position: None, len: 0 };
         let entry = within(2 << 20, || {

@@ -435,7 +435,8 @@ impl Replica {
             local.state.confirm(file.base);
             local.passed.push((file.entry, file.base));
             seq = seq.max(file.seq);
-            let saved = local.save(durable);
+            self.answers(file.base.txid());
+            let saved = self.local.as_mut().map_or(Ok(()), |local| local.save(durable));
             if let Err(error) = saved.and_then(|()| self.keep_copies()) {
                 log::error!("{}: {error}", self.database.label());
             }

@@ -74,6 +74,8 @@ struct Sending {
     /// How often the WAL had come and gone by then.
     epoch: u64,
     fingerprint: Option<Fingerprint>,
+    /// How many findings had been noted by then.
+    remembered: u64,
     /// What is still to be sent when all pages are read.
     rest: Option<Vec<Part>>,
     done: Option<Box<Done>>,
@@ -229,7 +231,11 @@ impl Replica {
         part_len: usize,
     ) -> Result<Sending, String> {
         // From here on the WAL must not be begun anew.
-        self.database.with(|shared| shared.set_gate(crate::database::Gate::Shut));
+        self.database.with(|shared| {
+            shared.set_gate(crate::database::Gate::Shut);
+            // What was captured up to the end of the WAL would be let go all the same.
+            shared.captured = None;
+        });
         self.hold_wal();
         let seq = self.database.with(|shared| shared.commit_seq);
         let scan = self.open_scan()?;
@@ -259,6 +265,7 @@ impl Replica {
             attached: self.is_attached(),
             epoch: self.epoch(),
             fingerprint,
+            remembered: self.remembered,
             rest: None,
             done: None,
         })
@@ -407,6 +414,9 @@ impl Replica {
         local.state.base = None;
         local.state.clean = None;
         local.state.image = Some(image);
+        // A state without a base calls for an image until one is confirmed.
+        self.is_answered(sending.remembered);
+        let Some(local) = self.local.as_mut() else { return Err("the local state is gone".into()) };
         local.save(true).map_err(|error| error.to_string())?;
         self.counters().images += 1;
         sending.done = Some(Box::new(Done {
@@ -681,6 +691,7 @@ mod tests {
             attached: true,
             epoch: 0,
             fingerprint: None,
+            remembered: 0,
             rest: None,
             done: None,
         };

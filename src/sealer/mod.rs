@@ -3,10 +3,12 @@
 //! It carries out the engines' local actions and hands the others to the shipper. Long work
 //! (images, comparisons) is done in slices, so that no database waits long for another.
 
+mod age;
 mod attach;
 mod audit;
 mod capture;
 mod closing;
+mod due;
 mod frames;
 mod history;
 mod image;

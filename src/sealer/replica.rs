@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::sync::Arc;
 
+use super::age::Clocks;
 use super::attach::STANDBY_RETRY_MS;
 use super::capture::{Cursor, Maker};
 use super::frames::Unclear;
@@ -88,6 +89,12 @@ pub(super) struct Replica {
     pub(super) audit: Audit,
     /// Until then the spool is not read only because something failed.
     pub(super) spool_sound_until: u64,
+    /// How many findings were noted in the state ([`super::due`]).
+    pub(super) remembered: u64,
+    /// The file that answers them, and how many had been noted when what is in it was read.
+    pub(super) answered: Option<(Txid, u64)>,
+    /// Until then the shipper before us told of all commits; 0 if nobody heard it.
+    pub(super) heard: u64,
     /// Since when no file could be closed for want of room, and the last time that one could not.
     pub(super) no_room: Option<(u64, u64)>,
 }
@@ -176,6 +183,9 @@ impl Replica {
             astray: false,
             audit,
             spool_sound_until: 0,
+            remembered: 0,
+            answered: None,
+            heard: 0,
             no_room: None,
         };
         if replica.store.is_none() {
@@ -441,6 +451,7 @@ impl Replica {
     }
 
     pub(super) fn diverge(&mut self, found: Finding) {
+        self.remember(found);
         self.note(found);
         let image = found.answer() == Answer::Image;
         self.lose_place();
@@ -639,11 +650,13 @@ impl Replica {
 /// What the next file of a database is made with.
 pub(super) fn maker(engine: &Engine, point: &Point) -> Maker {
     let now = crate::clock::wall();
+    let clocks = Clocks { now: crate::clock::since_boot(), wall: now };
     Maker {
         writer: engine.writer(),
         page_size: point.page_size,
         txid: point.txid.next(),
         timestamp: Timestamp(now.0.max(point.timestamp.0 + 1)),
+        oldest: engine.unclosed_since().map_or(now, |since| clocks.wall_at(since)),
         pre_apply: point.checksum,
     }
 }

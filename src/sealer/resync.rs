@@ -25,6 +25,8 @@ pub(super) struct ResyncJob {
     attached: bool,
     /// How often the WAL had come and gone when the walk began.
     epoch: u64,
+    /// How many findings had been noted by then.
+    remembered: u64,
 }
 
 impl Replica {
@@ -151,7 +153,9 @@ impl Replica {
         let total = DatabaseChecksum::EMPTY;
         let attached = self.is_attached();
         let epoch = self.epoch();
-        let job = ResyncJob { txid, claim, scan, writer: None, total, seq, attached, epoch };
+        let remembered = self.remembered;
+        let job =
+            ResyncJob { txid, claim, scan, writer: None, total, seq, attached, epoch, remembered };
         self.job = LocalJob::Resync(Box::new(job));
         Ok(())
     }
@@ -232,6 +236,7 @@ impl Replica {
         let proven = self.local.as_ref().is_some_and(|l| l.table.checksum() == job.total);
         let now = self.process.now();
         if !proven {
+            self.remember(Finding::TableDisproved);
             self.note(Finding::TableDisproved);
             self.need_image();
             self.engine.handle(now, Event::Closed(None));
@@ -257,6 +262,7 @@ impl Replica {
         if !same_wal && (self.is_attached() || later) {
             self.engine.handle(now, Event::Diverged);
         }
+        self.compared(job.remembered, attempt.made());
         let nothing = attempt.made().is_none();
         self.ended(attempt);
         if nothing {

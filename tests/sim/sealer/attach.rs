@@ -109,6 +109,7 @@ impl Host {
             acked: found.state.base.map_or(Txid::ZERO, |base| base.txid()),
             closed: found.closed.iter().map(|file| Closed::new(file.base.txid(), cx.now)).collect(),
             uncommitted_since_close: !found.open.is_empty(),
+            since: cx.now,
             need,
         };
         cx.log(format_args!("host {}.{p}: {opened:?}", self.id));

@@ -145,7 +145,9 @@ impl Host {
     }
 
     fn begin_sending(&mut self, cx: &mut Cx, p: usize) -> Result<Sending, Stop> {
-        sh!(self, p).gate = Gate::Shut;
+        let shared = &mut sh!(self, p);
+        shared.gate = Gate::Shut;
+        shared.captured = None;
         self.hold_wal(p);
         let seq = self.seq_before_scan(p);
         let scan = self.open_scan(cx, p)?;
