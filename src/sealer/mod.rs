@@ -7,6 +7,7 @@ mod attach;
 mod audit;
 mod capture;
 mod closing;
+mod failing;
 mod frames;
 mod history;
 mod image;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::attach::STANDBY_RETRY_MS;
 use super::capture::{Cursor, Maker};
+use super::failing::Failing;
 use super::frames::Unclear;
 use super::image::ImageJob;
 use super::looks::Looks;
@@ -90,6 +91,7 @@ pub(super) struct Replica {
     pub(super) spool_sound_until: u64,
     /// Since when no file could be closed for want of room, and the last time that one could not.
     pub(super) no_room: Option<(u64, u64)>,
+    pub(super) failing: Failing,
 }
 
 /// A file on its way to the store.
@@ -177,6 +179,7 @@ impl Replica {
             audit,
             spool_sound_until: 0,
             no_room: None,
+            failing: Failing::default(),
         };
         if replica.store.is_none() {
             let why = replica.database.with(|shared| shared.report.last_error.clone());
@@ -360,12 +363,13 @@ impl Replica {
             }
         }
         if self.local.is_none() {
-            return;
+            return self.copy_standing_wal();
         }
         self.follow();
         self.watch(now);
         self.take_in(now);
         self.read_ahead();
+        self.let_go_in_time();
         while let Some(action) = self.engine.poll(self.process.now()) {
             self.perform(action);
         }
