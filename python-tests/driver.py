@@ -209,6 +209,18 @@ class Worker(threading.Thread):
             for _ in range(request["times"]):
                 self.connection.run(request["sql"], (rng.randbytes(request["size"]),))
             return True
+        if what == "attempts":  # the same of an application that goes on after an error; how many failed
+            rng, failed = random.Random(request["seed"]), 0
+            for _ in range(request["times"]):
+                try:
+                    self.connection.run(request["sql"], (rng.randbytes(request["size"]),))
+                except self.connection.errors:
+                    failed += 1
+            return failed
+        if what == "become":  # another user, as a daemon does that has opened its files
+            os.setgid(request["user"])
+            os.setuid(request["user"])
+            return True
         if what == "dump":
             return dump(self.connection)
         if what == "image":  # the pages, as this connection reads them

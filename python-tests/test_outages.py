@@ -8,12 +8,15 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
 from harness import (CACHE, ROOT, UNREACHABLE, DirectoryReplica, HostError, S3Replica, assert_restores, check_integrity,
                      full_images, restore, rows, txids, walferry)
+from sidecar import begin, synced, wait_for
 
 DAY = 86400
 
@@ -1059,3 +1062,184 @@ def test_spool_that_was_dropped_and_a_crash_before_the_comparison(new_host, repl
     host = new_host("system", replica).open(database)
     host.sync()
     assert_restores(replica, database, tmp_path)
+
+
+# ---- a state folder that cannot be written -----------------------------------------------------
+
+
+USER = 23456
+MEGABYTE = 1 << 20
+
+
+def give(path, user):
+    """Makes another user the owner of all that is there."""
+    for place in [path, *path.rglob("*")]:
+        os.chown(place, user, user)
+
+
+class Unwritable:
+    """A database of 1 MB on a disk of its own, and a state folder that can be made useless."""
+
+    def __init__(self, folder, way, megabytes):
+        self.folder, self.way = folder, way
+        self.disks = [SmallDisk(folder / "small", megabytes), SmallDisk(folder / "other", 2)]
+        self.database = folder / "small" / "app.db"
+        self.state = folder / "small" / "app.db-walferry"
+        self.replica = DirectoryReplica(folder / "replica")
+        if way == "full disk":
+            (folder / "other" / "state").mkdir()
+            self.state.symlink_to(folder / "other" / "state")
+
+    def begin(self, host):
+        host.open(self.database)
+        host.sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (id INTEGER PRIMARY KEY, x)",
+                 "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 200)"
+                 " INSERT INTO t SELECT i, zeroblob(3000) FROM n")
+        host.sync()
+        return host
+
+    def spoil(self, *hosts):
+        if self.way == "full disk":
+            self.disks[1].fill()
+        elif self.way == "other user":
+            for path in self.database.parent.glob("app.db*"):
+                if path != self.state:
+                    os.chown(path, USER, USER)
+            for host in hosts:
+                host.call("become", user=USER)
+        else:
+            self.state.rename(self.state.parent / "away")
+            self.state.touch()
+
+    def mend(self):
+        if self.way == "full disk":
+            self.disks[1].make_room()
+        elif self.way == "other user":
+            give(self.state, USER)
+            give(self.replica.folder, USER)
+        else:
+            self.state.unlink()
+
+    def wal(self):
+        return os.path.getsize(str(self.database) + "-wal")
+
+    def remove(self):
+        for disk in self.disks:
+            disk.remove()
+
+
+@pytest.fixture
+def unwritable(tmp_path):
+    """Makes such a place, where other users can reach it, unlike the folders of pytest."""
+    (tmp_path / "probe").mkdir()
+    if not can_mount(tmp_path / "probe"):
+        pytest.skip("a small disk needs the right to mount one")
+    folder, made = Path(tempfile.mkdtemp(prefix="walferry-outages-")), []
+    folder.chmod(0o755)
+
+    def make(way, megabytes=12):
+        made.append(Unwritable(folder, way, megabytes))
+        return made[-1]
+
+    yield make
+    for place in made:
+        place.remove()
+    shutil.rmtree(folder)
+
+
+def attempts(host, times=300, seed=1):
+    """As many transactions of 400 KB that change what is there; how many of them failed."""
+    return host.call("attempts", sql="UPDATE t SET x = ? WHERE id % 2 = 1", size=3000, times=times, seed=seed)
+
+
+def is_told(host, database):
+    """It is told that nothing is captured."""
+    state = until(host, database, lambda state: state["last_error"] and state["lag_ms"])
+    with pytest.raises(HostError):
+        host.value("SELECT walferry_sync(300)")
+    assert host.status(database)["lag_ms"] > state["lag_ms"], state
+    return state
+
+
+@pytest.mark.parametrize("way", ["full disk", "other user", "file"])
+def test_state_folder_that_cannot_be_written_does_not_fill_the_disk(way, new_host, unwritable, tmp_path):
+    """Without walferry the WAL takes 4 MB, and no transaction fails."""
+    place = unwritable(way)
+    host = place.begin(new_host("system", place.replica))
+    before = host.status(place.database)
+    place.spoil(host)
+    failed = attempts(host)
+    assert failed <= 3, (failed, place.wal(), host.status(place.database))
+    state = is_told(host, place.database)
+    # Nothing is compared in vain.
+    assert (state["resyncs"], state["images"]) == (before["resyncs"], before["images"]), state
+    assert attempts(host, seed=2) == 0
+    place.mend()
+    host.sync()
+    after = host.status(place.database)
+    assert (after["last_error"], after["lag_ms"]) == (None, 0), after
+    costs = (after["resyncs"] - before["resyncs"], after["images"] - before["images"])
+    assert costs == ((0, 1) if way == "file" else (1, 0)), after
+    assert after["found"] == ("no-state" if way == "file" else "capture-fails"), after
+    assert_restores(place.replica, place.database, tmp_path)
+
+
+def test_wal_that_cannot_be_captured_is_bounded(new_host, unwritable, tmp_path):
+    """Where there is room for more: by the size of the database, or 16 MiB, and what is written meanwhile."""
+    place = unwritable("full disk", 400)
+    host = place.begin(new_host("system", place.replica))
+    place.spoil()
+    assert attempts(host, times=600) == 0
+    assert place.wal() < 120 * MEGABYTE, "all of it would be 240"
+    assert is_told(host, place.database)["found"] == "capture-fails"
+    place.mend()
+    host.sync()
+    assert host.status(place.database)["resyncs"] == 1
+    assert_restores(place.replica, place.database, tmp_path)
+
+
+def test_shipper_that_cannot_write_does_not_fill_the_disk_of_another_process(new_host, unwritable, tmp_path):
+    place = unwritable("full disk")
+    ships = place.begin(new_host("system", place.replica))
+    writes = new_host("system", place.replica).open(place.database)
+    assert writes.value("SELECT count(*) FROM t") == 200
+    until(writes, place.database, lambda state: state["state"] == "standby")
+    # The shipper listens to it from now on.
+    writes.sql("UPDATE t SET x = 'of the other process' WHERE id = 1")
+    writes.sync()
+    place.spoil()
+    failed = attempts(writes)
+    assert failed <= 3, (failed, place.wal(), ships.status(place.database))
+    is_told(writes, place.database)
+    assert ships.status(place.database)["found"] == "capture-fails"
+    place.mend()
+    writes.sync()
+    assert ships.status(place.database)["resyncs"] == 1
+    assert_restores(place.replica, place.database, tmp_path)
+
+
+def test_sidecar_that_cannot_write_does_not_fill_the_disk_of_a_program(new_sidecar, unwritable, tmp_path):
+    """The program's transactions fail until the sidecar has let its WAL go, of which they do not tell it."""
+    place = unwritable("full disk")
+    db = begin(place.database)
+    db.executemany("INSERT INTO t VALUES (?, zeroblob(3000))", [(number,) for number in range(200)])
+    new_sidecar(place.database, place.replica)
+    synced(place.database, place.replica)
+    place.spoil()
+
+    def changes(times):
+        for _ in range(times):
+            db.execute("UPDATE t SET x = randomblob(3000) WHERE id % 2 = 1")
+        return True
+
+    with contextlib.suppress(sqlite3.OperationalError):
+        changes(300)
+
+    def heals():
+        with contextlib.suppress(sqlite3.OperationalError):
+            return changes(100)
+
+    wait_for(heals, lambda: "it does not heal")
+    place.mend()
+    synced(place.database, place.replica)
+    assert_restores(place.replica, place.database, tmp_path)

@@ -545,6 +545,7 @@ impl Database {
     /// Has room given back that captured transactions take, for a write that found none. True if there is
     /// more of it now.
     pub fn make_room(&self) -> bool {
+        self.ask_for_room();
         let (answer, made) = crossbeam_channel::bounded(1);
         self.send(Control::MakeRoom(self.id, answer));
         made.recv_timeout(MAKE_ROOM).unwrap_or(false)

@@ -71,6 +71,9 @@ findings! {
     /// Written past SQLite while the sidecar alone had it open, as by `cp`.
     ChangedWhileIdle "changed-while-idle" Compare
         "the file was written by another way than its WAL while no program had it open";
+    /// The local disk has failed for so long that the WAL was let go.
+    CaptureFails "capture-fails" Compare
+        "its state folder cannot be written, so that its WAL was let go";
     /// It was opened, and no connection has its wal-index mapped.
     WalUnseen "wal-unseen" Compare "its WAL cannot be seen";
     /// Checkpointed and removed by somebody else.

@@ -126,6 +126,27 @@ impl Database {
         }
     }
 
+    /// Has the shipper let the WAL go if that is kept only because it cannot be captured or is read: a write
+    /// of this process has found no room. Waits for it, since the next one would find none either.
+    pub(crate) fn ask_for_room(&self) {
+        let Some(page) = self.with(|shared| shared.shippers_page()) else { return };
+        if !page.listens() || self.with(|shared| shared.silent == Some(page.last_alive())) {
+            return;
+        }
+        // What fails only now is known to fail before it is asked for room.
+        page.call(Call::CAPTURE.and(Call::ROOM));
+        let deadline = Instant::now() + GATE_TIMEOUT;
+        loop {
+            let mark = page.mark();
+            let is_shut = page.view().is_some_and(|view| view.term != 0 && view.gate == SHUT);
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !is_shut || left.is_zero() {
+                return;
+            }
+            page.wait(mark, left.min(LOOK_AROUND));
+        }
+    }
+
     /// After a restart of the WAL that this process made: waits until the shipper has seen the new
     /// generation begin. The caller holds the write lock, so the new generation stays empty meanwhile. Once
     /// it is longer than the old one, no frame of the file shows where the old one ended.

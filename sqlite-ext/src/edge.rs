@@ -10,6 +10,7 @@ use walferry::wal::evidence::{Guard, Restart};
 
 use crate::alone::AloneReader;
 use crate::api::{self, BaseVfs, OwnConnection};
+use crate::ffi;
 use crate::inside;
 use crate::pin::Pin;
 use crate::pinned_reader::PinnedReader;
@@ -35,6 +36,10 @@ impl Edge {
         // Entered first, and left last: the connection may be closed with what is known of the database.
         let _inside = inside::in_sqlite().ok_or_else(inside::shut_down)?;
         let Some(shimmed) = find(&self.path) else { return Ok(false) };
+        if ffi::stands_above(api) {
+            // It would write past what stands there.
+            return Ok(false);
+        }
         let mut keeper = shimmed.keeper.lock();
         // What follows from a file that was replaced is not for this place, which is inside of SQLite.
         // Behind the last close there would be nobody to close the connection.

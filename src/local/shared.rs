@@ -121,6 +121,8 @@ impl Call {
     pub const FAILED: Call = Call(16);
     /// Ship at once.
     pub const HURRY: Call = Call(32);
+    /// Make room: a write has found none.
+    pub const ROOM: Call = Call(64);
 
     /// Whether any of this is among what is asked for.
     pub fn has(self, other: Call) -> bool {

@@ -10,12 +10,16 @@
 //! Closing joins all open files into one closed one. If the process dies between the rename of the
 //! closed file and the removal of the open ones, these are recognised by their piece numbers.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::folder::{self, Folder};
 use super::{Context, Error};
 use crate::scratch::Place;
 use crate::units::{Salts, Txid, WalPosition, parse_hex_u32, parse_hex_u64};
+
+/// Bytes that are written to see whether that succeeds: a page of the largest size.
+const TRIED: usize = 65_536;
 
 /// A file in the spool.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -166,10 +170,15 @@ impl Spool {
 
     /// Returns the bytes that are free where the spool is; `None` for a file system that does not tell.
     pub fn free(&self) -> Option<u64> {
-        let disk = rustix::fs::statvfs(&self.dir).ok()?;
-        // What FUSE answers for a file system that knows nothing of it.
-        let tells = disk.f_blocks > 0;
-        tells.then(|| disk.f_bavail.saturating_mul(disk.f_frsize))
+        free_at(&self.dir)
+    }
+
+    /// Returns an error if a file cannot be made and written here. Leaves none.
+    pub fn try_write(&self) -> Result<(), Error> {
+        let temp = self.temp_path();
+        let written = folder::create(&temp).and_then(|mut file| file.write_all(&[0; TRIED]));
+        self.discard();
+        written.context("cannot write", &temp)
     }
 
     /// Makes a written file an entry. A process crash cannot lose it; a power loss can, and then
@@ -190,6 +199,14 @@ impl Spool {
     pub fn remove(&self, entry: &Entry) -> Result<(), Error> {
         remove_path(&self.path(entry))
     }
+}
+
+/// Returns the bytes that are free where a path is; `None` for a file system that does not tell.
+pub(crate) fn free_at(path: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(path).ok()?;
+    // What FUSE answers for a file system that knows nothing of it.
+    let tells = disk.f_blocks > 0;
+    tells.then(|| disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
 /// Where files without a name are made in a folder of local state. One of them that a crash left with its

@@ -470,6 +470,9 @@ impl Replica {
             _ => None,
         };
         self.captured_seq = seq;
+        if complete.is_some() {
+            self.capture_succeeds();
+        }
         let busy = !matches!(self.job, LocalJob::None);
         self.database.with(|shared| {
             shared.captured = complete.map(|end| end.place());
@@ -489,6 +492,7 @@ impl Replica {
                 log::error!("{}: {message}", self.database.label());
             }
             stop @ (Stop::Failed(_) | Stop::NoRoom(_)) => {
+                self.capture_fails();
                 let may_be_lost = matches!(stop, Stop::Failed(_));
                 let message = stop.to_string();
                 self.discard_unfinished();

@@ -215,6 +215,17 @@ impl Replica {
         self.engine.handle(self.process.now(), Event::ImageFailed(failure));
     }
 
+    /// Ends an image that reads the database, which keeps the WAL; false if none does. It begins anew later.
+    pub(super) fn end_image(&mut self) -> bool {
+        let reads = matches!(&self.job, LocalJob::Image(image) if image.is_reading());
+        if reads {
+            self.job = LocalJob::None;
+            let message = "it was given up for a write that found no room".to_string();
+            self.image_failed(Failure::Local { message });
+        }
+        reads
+    }
+
     /// An image that was refused was not ours: do not look for it later.
     fn forget_image(&mut self) {
         if let Some(local) = &mut self.local {

@@ -9,6 +9,7 @@ mod audit;
 mod capture;
 mod closing;
 mod due;
+mod failing;
 mod frames;
 mod history;
 mod image;

@@ -217,6 +217,9 @@ impl Replica {
             }
             self.capture_now();
         }
+        if calls.has(Call::ROOM) {
+            self.make_room();
+        }
         if calls.has(Call::RELEASE) {
             self.let_go(&page);
         }

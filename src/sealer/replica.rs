@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::age::Clocks;
 use super::attach::STANDBY_RETRY_MS;
 use super::capture::{Cursor, Maker};
+use super::failing::Failing;
 use super::frames::Unclear;
 use super::image::ImageJob;
 use super::looks::Looks;
@@ -97,6 +98,7 @@ pub(super) struct Replica {
     pub(super) heard: u64,
     /// Since when no file could be closed for want of room, and the last time that one could not.
     pub(super) no_room: Option<(u64, u64)>,
+    pub(super) failing: Failing,
 }
 
 /// A file on its way to the store.
@@ -187,6 +189,7 @@ impl Replica {
             answered: None,
             heard: 0,
             no_room: None,
+            failing: Failing::default(),
         };
         if replica.store.is_none() {
             let why = replica.database.with(|shared| shared.report.last_error.clone());
@@ -370,12 +373,13 @@ impl Replica {
             }
         }
         if self.local.is_none() {
-            return;
+            return self.copy_standing_wal();
         }
         self.follow();
         self.watch(now);
         self.take_in(now);
         self.read_ahead();
+        self.let_go_in_time();
         while let Some(action) = self.engine.poll(self.process.now()) {
             self.perform(action);
         }

@@ -41,6 +41,7 @@ impl Replica {
 
     fn resync_failed(&mut self, message: String, scan: bool) {
         log::warn!("{}: {message}; trying again", self.database.label());
+        self.capture_fails();
         let now = self.process.now();
         if scan {
             self.engine.handle(now, Event::Diverged);
@@ -132,6 +133,9 @@ impl Replica {
     }
 
     fn begin_comparison(&mut self, txid: Txid, claim: bool) -> Result<(), String> {
+        if let Err(stop) = self.try_spool() {
+            return self.other_answer(stop);
+        }
         self.database.with(|shared| {
             shared.set_gate(Gate::Shut);
             shared.captured = None;

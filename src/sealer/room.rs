@@ -31,10 +31,7 @@ impl Replica {
         let pending: u64 = self.pending_bytes();
         let Some((local, point)) = self.local.as_mut().zip(self.point) else { return };
         let database = u64::from(local.table.commit()) * u64::from(point.page_size.get());
-        let cap = match self.database.settings().spool_cap {
-            0 => SPOOL_CAP_DEFAULT.max(2 * database),
-            cap => cap,
-        };
+        let cap = spool_cap(self.database.settings().spool_cap, database);
         let shared = shares_disk(local, self.database.path());
         let crowded =
             |local: &Local| shared && local.spool.free().is_some_and(|free| pending > free);
@@ -57,24 +54,33 @@ impl Replica {
 
     /// Gives room back to the application, whose write found none. True if there is more of it now.
     pub(super) fn make_room(&mut self) -> bool {
-        if !self.shares_disk() {
-            return false;
-        }
+        let made = self.shares_disk() && self.gives_room();
+        self.free_wal();
+        made
+    }
+
+    /// Gives up files of ours that take room which the database could have; false if there are none.
+    fn gives_room(&mut self) -> bool {
         // Its file is open, and takes room until it ends.
         let ended = self.end_comparison();
         self.discard_unfinished();
         let made = ended || self.drops_copies() || self.drops_open();
         if made {
-            // Else the next attempt would take the room before the application's write does.
-            let now = self.process.now();
-            self.engine.hold_local_until(now.saturating_add(LEFT_FREE_MS));
-            self.set_gate();
+            self.leave_room();
         }
         made
     }
 
+    /// Leaves room alone that was made: else the next attempt would take it before the application's write
+    /// does.
+    pub(super) fn leave_room(&mut self) {
+        let now = self.process.now();
+        self.engine.hold_local_until(now.saturating_add(LEFT_FREE_MS));
+        self.set_gate();
+    }
+
     /// Ends a comparison under way, which begins anew later; false if there is none.
-    fn end_comparison(&mut self) -> bool {
+    pub(super) fn end_comparison(&mut self) -> bool {
         if !matches!(self.job, LocalJob::Resync(_)) {
             return false;
         }
@@ -158,6 +164,14 @@ impl Replica {
         if forgotten {
             self.engine.handle(self.process.now(), Event::Diverged);
         }
+    }
+}
+
+/// What the spool may take, by its setting and the bytes of the database.
+pub(super) fn spool_cap(set: u64, database: u64) -> u64 {
+    match set {
+        0 => SPOOL_CAP_DEFAULT.max(2 * database),
+        cap => cap,
     }
 }
 

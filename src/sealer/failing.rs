@@ -1,0 +1,225 @@
+//! Letting the WAL go where it cannot be captured.
+//!
+//! While capture fails the WAL must stay, so it grows. That ends before the application suffers: after a
+//! while, or at a size, the place in it is given up as when the spool is full, and what is missing is found by
+//! comparison once the state folder can be written again. A write of the application's that finds no room
+//! ends it at once.
+//!
+//! Where the disk is full by then no transaction is committed any more, so that no checkpoint of the
+//! application's runs either: the WAL is copied into the database file from here, and the next transaction
+//! begins it anew.
+
+use super::capture::{self, Cursor, Stop};
+use super::replica::{LocalJob, Replica};
+use super::room::spool_cap;
+use crate::database::Gate;
+use crate::engine::Failure;
+use crate::finding::Finding;
+use crate::local;
+use crate::units::PageSize;
+use crate::wal::{WalIndex, frame_offset};
+
+/// Capture may fail for so long, in milliseconds, before the WAL is let go: as long as a file waits for room.
+const FAILS_FOR_MS: u64 = 10_000;
+/// A WAL up to this size is kept, however small the database is.
+const KEPT_AT_LEAST: u64 = 16 << 20;
+/// The size that a WAL has without us: SQLite checkpoints at 1000 pages, most often of 4096 bytes.
+const USUAL_WAL: u64 = 4 << 20;
+/// The part of the free room of the database's disk that the WAL may take.
+const PART_OF_FREE: u64 = 4;
+/// A WAL that did not change for so long, in milliseconds, is copied, and one that could not be is copied
+/// again.
+const STANDS_STILL_MS: u64 = 1000;
+
+/// The failing of capture, as far as it is remembered.
+#[derive(Default)]
+pub(super) struct Failing {
+    /// Since when it has failed without a success.
+    since: Option<u64>,
+    /// The wal-index as it was seen while the WAL was let go, and since when.
+    stands: Option<(WalIndex, u64)>,
+    /// When the WAL was last copied from here.
+    copied_at: Option<u64>,
+}
+
+/// What decides whether a WAL that cannot be captured is let go.
+#[derive(Clone, Copy, Debug)]
+struct Burden {
+    /// How long capture has failed, in milliseconds.
+    failed_for: u64,
+    /// Bytes of the WAL that are not captured.
+    uncaptured: u64,
+    /// What the spool may take.
+    cap: u64,
+    /// Bytes of the database, which a comparison reads.
+    database: u64,
+    /// Bytes that are free on its disk; `None` for a file system that does not tell.
+    free: Option<u64>,
+}
+
+impl Burden {
+    /// Decides. Beyond the size of the database a comparison costs less than the WAL that it saves.
+    fn is_too_much(&self) -> bool {
+        let room = self.free.map_or(u64::MAX, |free| free / PART_OF_FREE);
+        let most = self.cap.min(self.database.max(KEPT_AT_LEAST)).min(room);
+        self.failed_for >= FAILS_FOR_MS || self.uncaptured > most
+    }
+}
+
+impl Replica {
+    /// Notes that capture has failed on the local disk.
+    pub(super) fn capture_fails(&mut self) {
+        let now = self.process.now();
+        self.failing.since.get_or_insert(now);
+    }
+
+    /// Notes that all was captured.
+    pub(super) fn capture_succeeds(&mut self) {
+        self.failing = Failing { copied_at: self.failing.copied_at, ..Failing::default() };
+    }
+
+    /// Returns an error if nothing can be written to the spool, where that was so before: a comparison would
+    /// read the database, and keep its WAL, for nothing.
+    pub(super) fn try_spool(&self) -> Result<(), Stop> {
+        let (Some(_), Some(local)) = (self.failing.since, &self.local) else { return Ok(()) };
+        let why = |error: local::Error| {
+            capture::stop(error.source.kind(), format!("nothing is captured of it: {error}"))
+        };
+        local.spool.try_write().map_err(why)
+    }
+
+    /// Lets the WAL go if capture has failed for too long, or if the WAL has grown too much by that.
+    pub(super) fn let_go_in_time(&mut self) {
+        let is_idle = matches!(self.job, LocalJob::None);
+        let burden = self.burden().filter(Burden::is_too_much);
+        if burden.is_some() && is_idle {
+            log::debug!("{}: {burden:?}", self.database.label());
+            self.let_wal_go();
+        }
+        self.copy_standing_wal();
+    }
+
+    fn burden(&self) -> Option<Burden> {
+        let since = self.failing.since?;
+        let Cursor::At(end) = self.cursor else { return None };
+        let (local, point) = self.local.as_ref().zip(self.point)?;
+        let index = self.database.with(|shared| shared.published)?;
+        let from = if end.at.salts == index.salts { end.at.frame } else { 0 };
+        let database = u64::from(local.table.commit()) * u64::from(point.page_size.get());
+        Some(Burden {
+            failed_for: self.process.now().saturating_sub(since),
+            uncaptured: wal_len(point.page_size, index.max_frame.saturating_sub(from)),
+            cap: spool_cap(self.database.settings().spool_cap, database),
+            database,
+            free: self.database.path().parent().and_then(local::spool::free_at),
+        })
+    }
+
+    /// Gives up the place in the WAL. What is captured stays, and what is missing is found by comparison.
+    fn let_wal_go(&mut self) {
+        let failure = self.engine.status().failure;
+        self.diverge(Finding::CaptureFails);
+        let why = failure.map_or_else(|| "capture has failed".into(), |f| f.message().to_string());
+        let message = format!("{why}; nothing is captured of it until that succeeds");
+        self.engine.note(Failure::Local { message });
+        self.copy_wal();
+        self.publish();
+    }
+
+    /// Frees the WAL of what keeps it, for a write of the application's that found no room.
+    pub(super) fn free_wal(&mut self) {
+        let index = self.database.border().and_then(|border| border.wal_index());
+        let len = index.map_or(0, |index| wal_len(index.page_size, index.max_frame));
+        // Else it is what SQLite keeps in any case.
+        if len >= USUAL_WAL && (self.end_comparison() || self.end_image()) {
+            self.leave_room();
+        }
+        let fails = self.failing.since.is_some() && self.cursor != Cursor::Unknown;
+        if fails && matches!(self.job, LocalJob::None) {
+            self.let_wal_go();
+            self.leave_room();
+        }
+        self.copy_wal();
+    }
+
+    /// Copies a WAL that was let go and stands still: where no commit finds room nobody else does, and of
+    /// writers in other processes we do not hear.
+    pub(super) fn copy_standing_wal(&mut self) {
+        let is_let_go = self.failing.since.is_some() || self.local.is_none();
+        let is_open = self.database.with(|shared| shared.gate == Gate::Open);
+        let index = self.database.border().filter(|_| is_let_go && is_open);
+        let Some(index) = index.and_then(|border| border.wal_index()) else {
+            self.failing.stands = None;
+            return;
+        };
+        let now = self.process.now();
+        match self.failing.stands {
+            Some((seen, since)) if seen == index => {
+                if now.saturating_sub(since) >= STANDS_STILL_MS {
+                    self.copy_wal();
+                }
+            }
+            _ => self.failing.stands = Some((index, now)),
+        }
+    }
+
+    /// Copies what the WAL has into the database file, as far as readers allow, with a checkpoint that waits
+    /// for no lock: the writer that waits for this may have the write lock.
+    fn copy_wal(&mut self) {
+        let Some(border) = self.database.border().cloned() else { return };
+        let Some(index) = border.wal_index() else { return };
+        let now = self.process.now();
+        let is_copied = || border.copied().is_some_and(|copied| copied >= index.max_frame);
+        // One that is in vain costs the application's disk as much each time.
+        let recent =
+            self.failing.copied_at.is_some_and(|at| now.saturating_sub(at) < STANDS_STILL_MS);
+        if recent || is_copied() {
+            return;
+        }
+        border.hold_checkpoints(false);
+        let result = border.checkpoint();
+        if !is_copied() {
+            self.failing.copied_at = Some(now);
+        }
+        let path = self.database.label();
+        match result {
+            Ok(done) => log::debug!("{path}: copied up to {:?}, {done}", border.copied()),
+            Err(error) => log::warn!("{path}: its WAL cannot be checkpointed: {error}"),
+        }
+    }
+}
+
+/// Bytes of a WAL of so many frames.
+fn wal_len(page_size: PageSize, frames: u32) -> u64 {
+    frame_offset(page_size, frames.saturating_add(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wal_that_cannot_be_captured_is_let_go_after_a_while_or_at_a_size() {
+        let kept = Burden {
+            failed_for: 0,
+            uncaptured: 0,
+            cap: 10 << 30,
+            database: 1 << 30,
+            free: Some(100 << 30),
+        };
+        let most = |burden: Burden, bytes: u64| {
+            let of = |uncaptured| Burden { uncaptured, ..burden }.is_too_much();
+            assert!(!of(bytes) && of(bytes + 1), "{bytes} of {burden:?}");
+        };
+        assert!(!kept.is_too_much());
+        assert!(!Burden { failed_for: FAILS_FOR_MS - 1, ..kept }.is_too_much());
+        assert!(Burden { failed_for: FAILS_FOR_MS, ..kept }.is_too_much(), "however small it is");
+        most(kept, 1 << 30);
+        most(Burden { database: 1 << 20, ..kept }, KEPT_AT_LEAST);
+        most(Burden { cap: 5 << 20, ..kept }, 5 << 20);
+        most(Burden { free: Some(40 << 20), ..kept }, 10 << 20);
+        most(Burden { free: None, ..kept }, 1 << 30);
+        assert!(!Burden { free: Some(0), ..kept }.is_too_much(), "nothing is lost by waiting");
+        most(Burden { free: Some(0), ..kept }, 0);
+    }
+}
