@@ -93,17 +93,25 @@ impl Replica {
         self.open_page();
         self.others = Others { mute: self.others.mute.take(), ..Others::default() };
         let now = self.process.now();
-        self.database.with(|shared| {
-            // What this process has seen committed is the shipper's business now.
-            shared.unreported_since = None;
+        let told = self.database.with(|shared| {
+            // What this process has seen committed is the shipper's business, once it can be told.
+            let page = shared.page.clone();
+            let since = page.as_ref().and_then(|_| shared.unreported_since.take());
+            if let (Some(page), Some(since)) = (&page, since) {
+                page.unreported(since);
+            }
             // Without a page nobody can be asked: writers append.
             let alone = shared.page.is_none();
             shared.role = if alone { Role::Unknown } else { Role::StandsBy };
             shared.set_gate(Gate::Shut);
-            if let Some(page) = &shared.page {
+            if let Some(page) = &page {
                 page.standing_by(now);
             }
+            page.filter(|_| since.is_some())
         });
+        if let Some(page) = told {
+            page.call(Call::LOOK);
+        }
     }
 
     /// The place is given up, at the shipper's side or in the line behind it.
@@ -234,12 +242,16 @@ impl Replica {
             // Before the look, so that a commit just after it rings.
             page.listen();
         }
-        if let Some(since) = page.take_unreported() {
+        if let Some(since) = page.peek_unreported() {
             self.database.with(|shared| {
                 let known = shared.unreported_since.unwrap_or(since);
                 shared.unreported_since = Some(known.min(since));
+                // Before the word is forgotten: in between nobody would know of the commit.
+                publish_view(shared);
             });
+            page.forget_unreported();
         }
+        // Behind that: of a commit that found the word there, the wal-index tells.
         self.refresh_published();
     }
 
