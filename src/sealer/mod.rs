@@ -8,6 +8,7 @@ mod audit;
 mod capture;
 mod closing;
 mod frames;
+mod handover;
 mod history;
 mod image;
 mod looks;
@@ -159,7 +160,7 @@ impl Sealer {
             }
             // What it was told may have opened something, too.
             guard(replica, Replica::rest);
-            if replica.is_finished() && guard(replica, Replica::release) {
+            if replica.may_leave() && guard(replica, Replica::release) && replica.has_left() {
                 finished.push(replica.database.path().to_path_buf());
                 return false;
             }
