@@ -85,7 +85,8 @@ def program(replica, tmp_path):
         settings = dict(
             clean_environment(), DATABASE=str(tmp_path / "app.db"), WALFERRY_REPLICA=replica.url,
             EXTENSION=str(EXTENSION.with_suffix("")), WALFERRY_SYNC_INTERVAL="20ms",
-            WALFERRY_LOG_FILE=str(tmp_path / "walferry.log"), **(env or {}))
+            WALFERRY_LOG_FILE=str(tmp_path / "walferry.log"))
+        settings.update(env or {})
         with open(tmp_path / "program.err", "w") as errors:
             started = subprocess.Popen(
                 [sys.executable, "-X", "faulthandler", str(path), *arguments], text=True,
@@ -171,6 +172,30 @@ assert len(state) == 1, state
     children = 4 * (100 if end == "exec" else 50)
     beside = 100 if when == "kept open" else 0
     arrived(parent + children + beside + 1)
+
+
+def test_what_the_parent_writes_last_is_shipped_though_its_child_stood_by(program, replica, tmp_path):
+    """multiprocessing ends its children with os._exit(): they do not say that they are gone."""
+    program("""
+def work():
+    db = connect()
+    write(db, "child", 10)
+    while json.loads(db.execute("SELECT walferry_status()").fetchone()[0])[0]["state"] != "standby":
+        time.sleep(0.01)
+
+if __name__ == "__main__":
+    load()
+    db = connect()
+    write(db, "parent", 10)
+    sync(db)
+    worker = multiprocessing.get_context("fork").Process(target=work)
+    worker.start()
+    worker.join()
+    assert worker.exitcode == 0, worker
+    write(db, "parent", 10)
+    db.close()
+""", env={"WALFERRY_SYNC_INTERVAL": "1h"})
+    assert_restores(replica, tmp_path / "app.db", tmp_path)
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])

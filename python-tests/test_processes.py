@@ -158,6 +158,51 @@ def test_status_of_a_standby_is_the_shippers_truth(new_host, proxy, s3, tmp_path
     assert_restores(replica, database, tmp_path)
 
 
+def test_commit_before_it_is_known_who_ships(new_host, replica, tmp_path):
+    """The first statement commits before the lock was asked for; the shipper is stopped and cannot hear."""
+    database = tmp_path / "app.db"
+    ships = opened(new_host("system", replica), database)
+    ships.sync()
+    for _ in range(5):
+        other = new_host("apsw", replica)
+        stop(ships.process)
+        try:
+            other.open(database)
+            other.sql("INSERT INTO t (w) VALUES ('first')")
+            until(lambda: other.status(database)["state"] == "standby", "it stands by")
+            assert other.value("SELECT walferry_lag()") != 0
+            assert other.status(database)["lag_ms"] != 0
+        finally:
+            ships.process.send_signal(signal.SIGCONT)
+        other.sync()
+        assert other.value("SELECT walferry_lag()") == 0
+        assert other.finish() == 0
+
+
+def test_lag_while_a_large_transaction_is_packed(new_host, replica, tmp_path):
+    """The shipper has heard of the commit, and has it in no file yet."""
+    database = tmp_path / "app.db"
+    hosts = [opened(new_host(kind, replica), database) for kind in ("system", "apsw")]
+    for host in hosts:
+        host.sync()
+        host.open(database, "looks")
+        host.sql("SELECT count(*) FROM t", conn="looks")
+
+    def lags():
+        return {str(host): host.value("SELECT walferry_lag()", "looks") for host in hosts}
+
+    hosts[1].sql("PRAGMA cache_size=-400000", "PRAGMA wal_autocheckpoint=0")
+    for _ in range(3):
+        hosts[1].sync()
+        before = replica.keys()
+        hosts[1].sql("INSERT INTO t (x) WITH RECURSIVE c (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c "
+                     "WHERE n < 20) SELECT randomblob(2000000) FROM c")
+        late = lags()
+        while replica.keys() == before:
+            assert 0 not in late.values(), late
+            late = lags()
+
+
 # ---- the shipper goes ------------------------------------------------------------------------
 
 

@@ -143,6 +143,12 @@ impl Shared {
         Some((at, self.is_to_ring(index.max_frame)))
     }
 
+    /// Returns when the oldest commit was made of those that this process ships and has not heard of yet.
+    fn unheard(&self) -> Option<u64> {
+        let ships = self.role == Role::Ships && self.outside.is_none();
+        self.page.as_ref().filter(|_| ships).and_then(|page| page.peek_unreported())
+    }
+
     /// Nobody does so once a second while there is no WAL.
     fn tell_those_who_look(&self) {
         if self.role == Role::Ships {
@@ -600,6 +606,9 @@ impl Database {
                     crate::standby::overlay(&mut report, &page, now);
                 }
                 _ => {
+                    let unheard = shared.unheard();
+                    report.unacked_since =
+                        [report.unacked_since, unheard].into_iter().flatten().min();
                     report.lag_ms = lag_of(report.unacked_since, now);
                 }
             }

@@ -8,6 +8,8 @@ const FIRST: Millis = 250;
 const LONGEST: Millis = 15_000;
 /// Wait after a failure that somebody has to mend: wrong credentials, no such bucket.
 const LASTING: Millis = 30_000;
+/// After so many failures in a row it is not expected any more that the cause passes by itself.
+const MAY_PASS: u32 = 3;
 
 /// Waiting time after failures.
 #[derive(Clone, Debug)]
@@ -44,6 +46,11 @@ impl Backoff {
     pub fn reset(&mut self) {
         self.failures = 0;
         self.due = 0;
+    }
+
+    /// True if something failed, and so seldom in a row that it may pass by itself within a second.
+    pub fn may_pass(&self) -> bool {
+        (1..MAY_PASS).contains(&self.failures)
     }
 
     /// Whether the wait is over.

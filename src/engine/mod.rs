@@ -573,9 +573,23 @@ impl Engine {
         self.job == Job::None && self.request == Request::None
     }
 
-    /// Whether trying has become pointless for now: fenced, or waiting after a failure.
+    /// True if trying has become pointless for now: fenced, or waiting after a failure. A local job that
+    /// failed is tried a few times more first: a WAL that is being closed cannot be read for a moment.
     pub fn is_stuck(&self) -> bool {
-        matches!(self.mode, Mode::Fenced { .. }) || self.failure.is_some()
+        let failed = self.failure.as_ref();
+        let image = self.image_failed && self.store_backoff.may_pass();
+        let may_pass = image || self.local_backoff.may_pass();
+        let passes = |failure: &Failure| failure.is_local() && may_pass;
+        matches!(self.mode, Mode::Fenced { .. }) || failed.is_some_and(|failure| !passes(failure))
+    }
+
+    /// Says what must happen besides the shipping of what is captured, as far as no state on the disk does.
+    pub fn need(&self) -> Need {
+        match self.mode {
+            Mode::Locating { .. } => Need::Image,
+            Mode::Streaming if self.resync => Need::Resync,
+            _ => Need::Nothing,
+        }
     }
 
     /// Whether a local job may be tried at `now`, after what failed before.

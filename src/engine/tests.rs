@@ -38,6 +38,24 @@ fn an_idle_database_does_nothing_at_all() {
 }
 
 #[test]
+fn a_local_job_is_tried_a_few_times_before_it_is_given_up() {
+    let mut engine = engine(true, 5);
+    engine.handle(0, Event::Committed { at: 0 });
+    engine.handle(0, Event::Hurry);
+    let local = || Failure::Local { message: "the WAL is not there".into() };
+    for (failure, stuck) in [(1, false), (2, false), (3, true)] {
+        let now = engine.wakeup(1000 * failure).unwrap();
+        assert_eq!(engine.poll(now), Some(Action::Close { txid: Txid(6) }), "{failure}");
+        engine.handle(now, Event::LocalFailed(local()));
+        assert_eq!(engine.is_stuck(), stuck, "{failure}");
+    }
+    engine.handle(5000, Event::Hurry);
+    close(&mut engine, 5000, 6);
+    engine.handle(5000, Event::RequestFailed(store_failure(ErrorKind::Unavailable)));
+    assert!(engine.is_stuck(), "the store does not answer");
+}
+
+#[test]
 fn the_first_commit_ships_at_once_and_the_next_waits_for_the_interval() {
     let mut engine = engine(true, 5);
     engine.handle(100, Event::Committed { at: 100 });

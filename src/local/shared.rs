@@ -306,11 +306,9 @@ impl SharedPage {
         }
     }
 
-    /// When the oldest such commit was made; forgotten with this.
-    pub fn take_unreported(&self) -> Option<u64> {
-        let since = self.peek_unreported()?;
+    /// Forgets such commits, once the shipper has said itself that they are not at the store.
+    pub fn forget_unreported(&self) {
         self.page().words().store(AT_UNREPORTED, 0);
-        Some(since)
     }
 
     /// When the oldest commit was made that the shipper was not told of.

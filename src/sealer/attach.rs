@@ -4,6 +4,7 @@ use std::fs::File;
 
 use super::age;
 use super::capture::Cursor;
+use super::handover::Handover;
 use super::open::{self, Found, Local, Opening, Resume};
 use super::replica::{ClosedFile, LocalJob, Replica};
 use crate::database::{Attach, Gate, Transition, WalEnd};
@@ -83,8 +84,6 @@ impl Replica {
     /// Reads the local state; `false` when another process has it, or it cannot be read now.
     pub(super) fn open_local(&mut self) -> bool {
         let now = self.process.now();
-        let Some(store) = self.store.as_deref() else { return false };
-        let replica = crate::store::url::identity(store);
         if let Some(limit) = crate::descriptors::scarce() {
             self.retry_at = Some(now + STANDBY_RETRY_MS);
             self.note_open_failure(&format!(
@@ -93,14 +92,14 @@ impl Replica {
             ));
             return false;
         }
-        let cap = self.database.settings().history.copies_cap;
-        let found = match open::open(self.database.path(), self.database.dir(), &replica, cap) {
-            Ok(Opening::Ours(found)) => *found,
-            Ok(Opening::HeldBy(pid)) => {
+        let found = match self.take_place() {
+            None => return false,
+            Some(Ok(Opening::Ours(found))) => *found,
+            Some(Ok(Opening::HeldBy(pid))) => {
                 self.stand_by(pid);
                 return false;
             }
-            Err(error) => {
+            Some(Err(error)) => {
                 self.retry_at = Some(now + STANDBY_RETRY_MS);
                 self.note_open_failure(&error.to_string());
                 return false;
@@ -112,9 +111,24 @@ impl Replica {
         true
     }
 
+    /// Takes the shipper's place, if it is free, and reads the local state. `None` without a store.
+    pub(super) fn take_place(&self) -> Option<Result<Opening, local::Error>> {
+        let replica = crate::store::url::identity(self.store.as_deref()?);
+        let cap = self.database.settings().history.copies_cap;
+        Some(open::open(self.database.path(), self.database.dir(), &replica, cap))
+    }
+
     /// The folder of local state was deleted or moved away while we had it: what was in it is lost,
     /// and nobody may take two places at once. All begins anew, as for a database without one.
     pub(super) fn state_is_gone(&mut self) {
+        self.forget_local();
+        self.forget_page();
+        self.open_again();
+        self.note(Finding::StateDeleted);
+    }
+
+    /// Forgets the local state, and what was known by it.
+    pub(super) fn forget_local(&mut self) {
         self.job = LocalJob::None;
         self.local = None;
         self.open.clear();
@@ -124,9 +138,6 @@ impl Replica {
         self.cursor = Cursor::Unknown;
         self.clear_frames();
         self.epoch += 1;
-        self.forget_page();
-        self.open_again();
-        self.note(Finding::StateDeleted);
     }
 
     /// Opens the local state for a WAL that is open, and was taken in before.
@@ -145,6 +156,7 @@ impl Replica {
             log::info!("{path} is shipped by {who}; this process stands by");
         }
         self.holder = pid;
+        self.handover = Handover::Kept;
         self.stands_by();
         self.hold(false);
         self.database.notify();
@@ -215,6 +227,7 @@ impl Replica {
         self.cursor = position.map_or(Cursor::Unknown, |at| Cursor::At(Proven::position(at)));
         self.clear_frames();
         self.tenure += 1;
+        self.handover = Handover::Kept;
         self.local = Some(local);
         self.resume_history();
         self.resume_audit();
@@ -304,6 +317,10 @@ impl Replica {
         if let (Some(end), None) = (end, clean) {
             let path = self.database.label();
             log::debug!("{path}: the WAL ended at {:?}, captured is {captured:?}", end.index);
+        }
+        if clean.is_some() {
+            // Nobody else had it open, so that no other process has committed anything since.
+            self.forget_word();
         }
         self.epoch += 1;
         self.attached = false;

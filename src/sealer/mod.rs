@@ -11,6 +11,7 @@ mod closing;
 mod due;
 mod failing;
 mod frames;
+mod handover;
 mod history;
 mod image;
 mod looks;
@@ -162,7 +163,7 @@ impl Sealer {
             }
             // What it was told may have opened something, too.
             guard(replica, Replica::rest);
-            if replica.is_finished() && guard(replica, Replica::release) {
+            if replica.may_leave() && guard(replica, Replica::release) && replica.has_left() {
                 finished.push(replica.database.path().to_path_buf());
                 return false;
             }

@@ -29,6 +29,13 @@ pub(super) struct Others {
     mute: Option<String>,
     /// When the WAL was last let go for one of them.
     released_at: Option<u64>,
+    /// When one was last there before this process took the place.
+    last_before: u64,
+}
+
+/// True if a process stood by so lately: at `last`, which may be of an earlier boot, or a little ahead.
+fn is_fresh(last: u64, now: u64, age: u64) -> bool {
+    last != 0 && now.abs_diff(last) <= age
 }
 
 impl Replica {
@@ -85,6 +92,11 @@ impl Replica {
                 shared.term = page.begin_term(now);
             }
         });
+        if let Some(page) = self.database.with(|shared| shared.page.clone()) {
+            // It may be this process's own, or of one that is no more. Who stands by says so again.
+            self.others.last_before = page.last_standby();
+            page.standing_by(0);
+        }
         self.look_for_others(now);
     }
 
@@ -93,17 +105,25 @@ impl Replica {
         self.open_page();
         self.others = Others { mute: self.others.mute.take(), ..Others::default() };
         let now = self.process.now();
-        self.database.with(|shared| {
-            // What this process has seen committed is the shipper's business now.
-            shared.unreported_since = None;
+        let told = self.database.with(|shared| {
+            // What this process has seen committed is the shipper's business, once it can be told.
+            let page = shared.page.clone();
+            let since = page.as_ref().and_then(|_| shared.unreported_since.take());
+            if let (Some(page), Some(since)) = (&page, since) {
+                page.unreported(since);
+            }
             // Without a page nobody can be asked: writers append.
             let alone = shared.page.is_none();
             shared.role = if alone { Role::Unknown } else { Role::StandsBy };
             shared.set_gate(Gate::Shut);
-            if let Some(page) = &shared.page {
+            if let Some(page) = &page {
                 page.standing_by(now);
             }
+            page.filter(|_| since.is_some())
         });
+        if let Some(page) = told {
+            page.call(Call::LOOK);
+        }
     }
 
     /// The place is given up, at the shipper's side or in the line behind it.
@@ -132,8 +152,8 @@ impl Replica {
         let Some(page) = page else { return };
         page.alive(now);
         page.set_listens(self.others.listening.is_some());
-        let there =
-            now.saturating_sub(page.last_standby()) <= STANDBY_FRESH_MS && page.last_standby() != 0;
+        let (last, before) = (page.last_standby(), self.others.last_before);
+        let there = [last, before].iter().any(|at| is_fresh(*at, now, STANDBY_FRESH_MS));
         if !there && self.attached && page.peek_unreported().is_some() {
             // One that came and went before it was heard.
             self.process.control(Control::Called(self.database.id));
@@ -178,10 +198,7 @@ impl Replica {
     /// can capture what is committed.
     pub(super) fn are_waiting(&self) -> bool {
         let page = self.database.with(|shared| shared.page.clone());
-        page.is_some_and(|page| {
-            let last = page.last_standby();
-            last != 0 && self.process.now().saturating_sub(last) <= STANDBY_THERE_MS
-        })
+        page.is_some_and(|page| is_fresh(page.last_standby(), self.process.now(), STANDBY_THERE_MS))
     }
 
     /// Whether the WAL was let go for another process, which has not yet said what came of it.
@@ -229,21 +246,40 @@ impl Replica {
         self.wake();
     }
 
-    /// Takes in what other processes have committed.
+    /// Takes in what other processes have committed. While the WAL is closed here it cannot be captured:
+    /// then the word of it stays for whoever can.
     pub(super) fn hear(&mut self) {
         let page = self.database.with(|shared| shared.page.clone().filter(|_| shared.others));
-        let Some(page) = page else { return };
+        let Some(page) = page.filter(|_| self.attached) else { return };
         if !self.engine.has_unclosed() {
             // Before the look, so that a commit just after it rings.
             page.listen();
         }
-        if let Some(since) = page.take_unreported() {
+        if let Some(since) = page.peek_unreported() {
             self.database.with(|shared| {
                 let known = shared.unreported_since.unwrap_or(since);
                 shared.unreported_since = Some(known.min(since));
+                // Before the word is forgotten: in between nobody would know of the commit.
+                publish_view(shared);
             });
+            page.forget_unreported();
         }
+        // Behind that: of a commit that found the word there, the wal-index tells.
         self.refresh_published();
+    }
+
+    /// True if another process says that it has committed.
+    pub(super) fn is_word_there(&self) -> bool {
+        let page = self.database.with(|shared| shared.page.clone());
+        page.is_some_and(|page| page.peek_unreported().is_some())
+    }
+
+    /// Forgets the word that other processes have committed: what they did is known otherwise.
+    pub(super) fn forget_word(&self) {
+        let page = self.database.with(|shared| shared.page.clone());
+        if let Some(page) = page.filter(|page| page.peek_unreported().is_some()) {
+            page.forget_unreported();
+        }
     }
 
     /// Lets another process, which holds the write lock, begin the WAL anew: if all is captured.
@@ -280,5 +316,20 @@ impl Replica {
         self.hold(true);
         // The sooner the restart is looked at, the less of the generation before is overwritten.
         self.capture_now();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_far_ahead_of_the_clock_is_of_an_earlier_boot() {
+        let is_there = |last| is_fresh(last, 10_000, STANDBY_THERE_MS);
+        assert!(is_there(10_000) && is_there(10_000 - STANDBY_THERE_MS));
+        assert!(is_there(10_003), "said after the clock was read");
+        assert!(!is_there(9999 - STANDBY_THERE_MS), "long ago");
+        assert!(!is_there(500_000_000), "before the machine was started");
+        assert!(!is_fresh(0, 10, STANDBY_THERE_MS), "nobody has said so");
     }
 }

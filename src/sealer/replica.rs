@@ -10,6 +10,7 @@ use super::attach::STANDBY_RETRY_MS;
 use super::capture::{Cursor, Maker};
 use super::failing::Failing;
 use super::frames::Unclear;
+use super::handover::Handover;
 use super::image::ImageJob;
 use super::looks::Looks;
 use super::open::{Local, Point};
@@ -84,6 +85,9 @@ pub(super) struct Replica {
     /// Time passed between an attach and the opening of our state: what was seen then is old.
     pub(super) late: bool,
     pub(super) others: Others,
+    pub(super) handover: Handover,
+    /// Until then the place is offered to nobody.
+    pub(super) keep_until: u64,
     /// The database file is not the one that its path names.
     pub(super) astray: bool,
     /// When the database is compared with the page table, though all is well.
@@ -182,6 +186,8 @@ impl Replica {
             looks: Looks::default(),
             late: false,
             others: Others::default(),
+            handover: Handover::default(),
+            keep_until: 0,
             astray: false,
             audit,
             spool_sound_until: 0,
@@ -222,7 +228,8 @@ impl Replica {
         let engine = self.engine.wakeup(self.process.now());
         let unclear = self.unclear.and_then(|unclear| unclear.again_at);
         let audit = self.audit_due();
-        [slice, watch, engine, unclear, audit, self.retry_at].into_iter().flatten().min()
+        let offer = self.handover.look_at();
+        [slice, watch, engine, unclear, audit, offer, self.retry_at].into_iter().flatten().min()
     }
 
     /// Whether it is looked around once a second: also where the database has left WAL mode, in which
@@ -231,7 +238,7 @@ impl Replica {
         self.local.is_some() && (self.attached || self.is_outside_wal())
     }
 
-    fn is_outside_wal(&self) -> bool {
+    pub(super) fn is_outside_wal(&self) -> bool {
         self.database.with(|shared| shared.outside.is_some())
     }
 
@@ -244,52 +251,14 @@ impl Replica {
     }
 
     pub(super) fn is_drained_or_stuck(&self) -> bool {
-        self.dead.is_some()
-            || self.local.is_none()
-            || self.engine.is_stuck()
-            || (self.engine.is_drained() && self.nothing_uncaptured())
+        // What was given up counts as shipped by another process only when that has taken the place.
+        let ended = || self.local.is_none() && !self.handover.is_offered();
+        let shipped = || self.engine.is_drained() && self.nothing_uncaptured();
+        self.dead.is_some() || ended() || self.engine.is_stuck() || shipped()
     }
 
     pub(super) fn nothing_uncaptured(&self) -> bool {
         self.database.with(|shared| shared.unreported_since.is_none() && shared.diverged.is_none())
-    }
-
-    /// Whether nobody has the database open and everything is shipped, or left to another process. One
-    /// that has it open in another mode than WAL ships nothing, and leaves the place to who would.
-    pub(super) fn is_finished(&self) -> bool {
-        let (closed, quiet) =
-            self.database.with(|shared| (shared.connections == 0, shared.transitions.is_empty()));
-        let unused = quiet && (closed || self.is_outside_wal() && self.are_waiting());
-        let idle = matches!(self.job, LocalJob::None);
-        let shipped = self.open.is_empty() && self.engine.is_drained();
-        let left = || self.engine.is_idle() && self.are_waiting();
-        unused
-            && idle
-            && !self.attached
-            && self.dead.is_none()
-            && (self.local.is_none() || ((shipped || left()) && self.nothing_uncaptured()))
-    }
-
-    /// Leaves the local state whole for the next process.
-    pub(super) fn release(&mut self) {
-        // A process that never got at the local state, and knows of no shipper, cannot say that all is
-        // well.
-        let now = self.process.now();
-        let settled = self.local.is_some() || self.database.shipper_is_well(now);
-        self.hold(false);
-        self.leaves();
-        self.save_history();
-        if let Some(mut local) = self.local.take() {
-            let saved = local.table.sync().and_then(|()| local.save(true));
-            if let Err(error) = saved {
-                log::error!("{}: {error}", self.database.label());
-            }
-        }
-        self.database.with(|shared| {
-            shared.captured = None;
-            let told = shared.outside.is_some() || shared.report.state == "error";
-            shared.settled = settled && !told && shared.connections == 0;
-        });
     }
 
     /// Ends the replication of this database for this process. The application goes on.
@@ -357,6 +326,7 @@ impl Replica {
         if self.dead.is_some() {
             return;
         }
+        self.look_for_taker(now);
         if let Some(unclear) = &mut self.unclear {
             unclear.again_at = unclear.again_at.filter(|at| *at > now);
         }
