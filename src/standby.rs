@@ -276,11 +276,13 @@ pub(crate) fn publish_view(shared: &Shared) {
 /// Puts what the shipper says over this process's own report.
 pub(crate) fn overlay(report: &mut Report, page: &SharedPage, now: u64) {
     report.state = "standby";
+    // Before the view: the shipper takes that word away once its view says the same.
+    let unheard = page.peek_unreported();
     let view = page.view().filter(|view| view.term != 0);
     let unacked = view.as_ref().and_then(|view| view.unacked_since.checked_sub(1));
     let opening = view.as_ref().is_some_and(|view| state_of(view) == "opening");
     // What the shipper before it left may be older than all that it knows.
-    let oldest = [unacked, page.peek_unreported()].into_iter().flatten().min();
+    let oldest = [unacked, unheard].into_iter().flatten().min();
     let oldest = oldest.filter(|_| !opening);
     report.unacked_since = oldest;
     report.lag_ms = lag_of(oldest, now);
