@@ -361,9 +361,8 @@ impl Host {
         let begun = || {
             let wal = self.db.open_wal();
             let wal = wal.as_ref().map(|wal| wal.borrow().clone()).unwrap_or_default();
-            let count =
-                evidence::count_commits(wal.as_slice(), page_size, 1, index.max_frame).ok()?;
-            let (tail, change) = (Tail::default(), index.change.wrapping_sub(count));
+            let count = wal::count_commits(wal.as_slice(), page_size, 1, index.max_frame).ok()?;
+            let (tail, change) = (Tail::default(), index.change.wrapping_sub(count.least));
             Some(Account::Begun { tail, change })
         };
         match bug {
