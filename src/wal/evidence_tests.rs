@@ -110,6 +110,12 @@ impl Wal {
         self.pad(copies);
     }
 
+    fn commit_all_padded(&mut self, copies: &[u32]) {
+        for copies in copies {
+            self.commit_padded(*copies);
+        }
+    }
+
     /// A transaction that writes the last page once more as it was.
     fn commit_again(&mut self) {
         self.pad(1);
@@ -442,12 +448,12 @@ fn frame_that_repeats_the_one_before_it_may_be_no_commit() {
     ];
     for (copies, least, most) in table {
         let mut wal = wal_of(0);
-        copies.iter().for_each(|copies| wal.commit_padded(*copies));
+        wal.commit_all_padded(copies);
         assert_eq!(wal.commits(), Commits { least, most }, "{copies:?}");
         // The tail of a generation is counted alike.
         let mut wal = wal_of(1);
         let at = wal.proven().at;
-        copies.iter().for_each(|copies| wal.commit_padded(*copies));
+        wal.commit_all_padded(copies);
         let left = tail(wal.bytes.as_slice(), page_size(), at);
         assert_eq!(left.commits, Commits { least, most }, "{copies:?}");
     }
