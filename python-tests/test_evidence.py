@@ -13,7 +13,8 @@ import time
 
 import pytest
 
-from harness import EXTENSION, HostError, S3Replica, clean_environment, restore, rows, stop
+from harness import EXTENSION, HostError, S3Replica, clean_environment, file_uri, restore, rows, stop
+from sidecar import generation, synced
 from test_fork import PRELUDE
 from test_outages import misfortune, misfortune_library  # noqa: F401 (fixtures)
 from test_processes import shipper_of, until, wal
@@ -615,6 +616,118 @@ for word in sys.stdin:
             master.tell("sync")
             assert_same_rows(replica, database, tmp_path)
             plain.close()
+
+
+# ---- copies of a commit's last frame up to a sector boundary ----------------------------------
+
+# What another process does while the pin is down for a fork: two commits that are copied to the database
+# and overwritten, and two that fill the WAL anew.
+BEHIND_THE_PIN = """
+import ctypes
+BESIDE = '''
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], uri=True, isolation_level=None)
+db.execute("PRAGMA synchronous=FULL")
+db.execute("PRAGMA wal_autocheckpoint=0")
+db.execute("SELECT count(*) FROM t").fetchall()
+print("ready", flush=True)
+sys.stdin.readline()
+db.execute("UPDATE t SET x = 'one' WHERE id = 1")
+db.execute("UPDATE t SET x = 'two' WHERE id = 1")
+print(db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone(), flush=True)
+db.execute("INSERT INTO u VALUES (200, zeroblob(24000))")
+db.execute("INSERT INTO u VALUES (201, zeroblob(24000))")
+print("done", flush=True)
+sys.stdin.read()
+'''
+beside = None
+
+def go():
+    if beside:
+        beside.stdin.write("go\\n")
+        beside.stdin.flush()
+        beside.stdout.readline()
+        assert beside.stdout.readline() == "done\\n"
+
+# The last that is registered runs first: at this one's turn the extension has given up its pin.
+prepare = ctypes.CFUNCTYPE(None)(go)
+ctypes.CDLL(None).__register_atfork(prepare, None, None, None)
+load()
+db = sqlite3.connect(DATABASE, timeout=60, isolation_level=None)
+for text in ("journal_mode=WAL", "wal_autocheckpoint=0", "synchronous=NORMAL"):
+    db.execute("PRAGMA " + text).fetchall()
+db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
+db.execute("INSERT INTO t VALUES (1, 'before')")
+# What comes after the commits that may be lost is in pages of its own.
+db.execute("CREATE TABLE u (id INTEGER PRIMARY KEY, x)")
+for number in range(60):
+    db.execute("INSERT OR REPLACE INTO u VALUES (1, zeroblob(?))", (20000 + number,))
+sync(db)
+assert db.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0] == 0
+db.execute("INSERT INTO u VALUES (100, 1)")
+db.execute("INSERT INTO u VALUES (101, 1)")
+sync(db)
+for word in sys.stdin:
+    beside = subprocess.Popen([sys.executable, "-c", BESIDE, "file:%s?psow=%s" % (DATABASE, word.strip())],
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    beside.stdout.readline()
+    join(child(int))
+    sync(db)
+    print("true", flush=True)
+    beside.communicate()
+"""
+
+
+@pytest.mark.parametrize("psow", [0, 1])
+def test_copies_of_commit_frames_make_up_for_no_commit_that_was_overwritten(psow, replica, tmp_path):
+    """With psow=0 and synchronous=FULL a commit leaves two frames with a commit mark, and counts once."""
+    with Program(tmp_path, replica, BEHIND_THE_PIN, WALFERRY_AUDIT_INTERVAL="off") as program:
+        program.tell(str(psow))
+        assert_same_rows(replica, tmp_path / "app.db", tmp_path)
+
+
+@pytest.mark.parametrize("kind", OLD_AND_NEW)
+@pytest.mark.parametrize("mode", ["NORMAL", "EXCLUSIVE"])
+def test_copies_of_commit_frames_need_no_comparison(mode, kind, new_host, replica, tmp_path):
+    """A database that is opened again and again, whose commits are taken in after the first of them."""
+    database, found = tmp_path / "app.db", []
+    ended(filled(new_host, replica, database, kind))
+    host = new_host(kind, replica)
+    for session in range(6):
+        host.call("open", "main", name=file_uri(database, psow=0), busy=0)  # without a statement
+        host.sql("PRAGMA locking_mode=%s" % mode, "PRAGMA synchronous=FULL",
+                 *["UPDATE t SET x = 'session %d' WHERE id = %d" % (session, n) for n in range(1, 20)])
+        host.sync()
+        state = host.status(database)
+        if (state["images"], state["resyncs"], state["found"]) != (0, 0, None):
+            found.append((session, state["found"], state["resyncs"]))
+        host.close()
+    assert host.finish() == 0
+    assert_same_rows(replica, database, tmp_path)
+    assert not found, found
+
+
+@pytest.mark.parametrize("psow", [0, 1])
+def test_copies_of_commit_frames_beside_the_sidecar_need_no_comparison(psow, new_host, new_sidecar, replica, tmp_path):
+    """The WAL is begun anew between two looks of the sidecar's."""
+    database = tmp_path / "app.db"
+    beside = new_host(load=False)
+    beside.open(database, psow=psow)
+    beside.sql("PRAGMA journal_mode=WAL", TABLE, "PRAGMA synchronous=FULL")
+    add(beside, 100)
+    sidecar = new_sidecar(database, replica)
+    begun = set()
+
+    def goes_on():
+        beside.call("churn", args=[100, "generation %d" % len(begun), 0.3])
+        begun.add(generation(database))
+        return len(begun) > 5
+
+    until(goes_on, "the WAL is begun anew")
+    synced(database, replica)
+    assert sidecar.end() == 0
+    assert_same_rows(replica, database, tmp_path)
+    assert sidecar.said().count("comparing it") == 0
 
 
 # ---- no descriptor is left -------------------------------------------------------------------

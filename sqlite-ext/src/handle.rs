@@ -95,9 +95,26 @@ pub(crate) struct WalWrites {
     /// The checksum in the header of that frame.
     pub(crate) checksum: (u32, u32),
     pub(crate) changes: u32,
+    /// The transaction that is being written is in `changes`.
+    counted: bool,
 }
 
 impl WalWrites {
+    /// A frame with a commit mark is written. The first one of a transaction ends it; others are copies
+    /// of that up to the next sector boundary, where a write may harm what is near it (`psow=0`).
+    pub(crate) fn add_commit(&mut self, frame: u32, page_count: u32, checksum: (u32, u32)) {
+        self.committed = Some((frame, page_count));
+        self.checksum = checksum;
+        if !std::mem::replace(&mut self.counted, true) {
+            self.changes = self.changes.wrapping_add(1);
+        }
+    }
+
+    /// The transaction is committed: what follows belongs to the next one.
+    pub(crate) fn end_commit(&mut self) {
+        self.counted = false;
+    }
+
     /// The commits that SQLite recovers of a WAL which nobody else has open, and counts on from in memory.
     /// An error where there is no telling what it holds.
     fn recovered(path: &std::path::Path) -> io::Result<WalWrites> {
@@ -123,6 +140,7 @@ impl WalWrites {
             committed: checksum.map(|_| (last, recovered.commit)),
             checksum: checksum.unwrap_or_default(),
             changes: 0,
+            counted: false,
         })
     }
 }

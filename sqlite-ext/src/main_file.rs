@@ -336,6 +336,7 @@ impl MainFile<'_> {
 
     fn publish_exclusive(&self) {
         let handle = self.0;
+        handle.written.lock().end_commit();
         let Some(index) = handle.index_alone().or_else(|| handle.exclusive_index()) else {
             if handle.adopted {
                 handle.database().diverged(Finding::HeldExclusively);

@@ -45,9 +45,7 @@ impl WalFile<'_> {
             && (offset - WAL_HEADER_LEN).is_multiple_of(frame_len);
         if is_header && word(4) != 0 {
             let frame = u32::try_from((offset - WAL_HEADER_LEN) / frame_len + 1).unwrap_or(0);
-            written.committed = Some((frame, word(4)));
-            written.checksum = (word(16), word(20));
-            written.changes = written.changes.wrapping_add(1);
+            written.add_commit(frame, word(4), (word(16), word(20)));
         }
     }
 

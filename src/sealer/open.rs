@@ -20,7 +20,7 @@ use crate::local::{Context as _, Error};
 use crate::ltx::{DatabaseChecksum, Decoder};
 use crate::units::{PageSize, Timestamp, Txid, WalPosition, WriterId};
 use crate::wal::evidence::{self, Account, Gap, Proven, Sight};
-use crate::wal::{NO_WAL, ReadAt, WalHeader, WalIndex};
+use crate::wal::{NO_WAL, ReadAt, WalHeader, WalIndex, count_commits};
 
 /// The local state of a database whose shipper we are.
 pub(super) struct Local {
@@ -342,7 +342,8 @@ fn resume_in<R: ReadAt + ?Sized>(
 
 /// The beginning of the WAL that was made for a database whose file is as a clean close has left it,
 /// if everything committed since is in that WAL. Whoever opened it first recovered it, so that
-/// `iChange` counts from there.
+/// `iChange` counts from there. Frames that may be copies count for nothing: one that was believed
+/// could stand for a commit that is missing.
 fn begun_since_close<R: ReadAt + ?Sized>(
     attach: &Attach,
     index: &WalIndex,
@@ -352,8 +353,8 @@ fn begun_since_close<R: ReadAt + ?Sized>(
     if index.max_frame > 0 && WalHeader::read(wal).is_none_or(|head| head.salts != index.salts) {
         return None;
     }
-    let commits = evidence::count_commits(wal, page_size, 1, index.max_frame).ok()?;
-    (commits == index.change).then(|| Proven::beginning(index.salts, 0, attach.guard))
+    let commits = count_commits(wal, page_size, 1, index.max_frame).ok()?;
+    (commits.least == index.change).then(|| Proven::beginning(index.salts, 0, attach.guard))
 }
 
 #[cfg(test)]

@@ -4,8 +4,9 @@
 
 use std::collections::BTreeMap;
 
+use super::commits::repeats;
 use super::frames::{checksum, word};
-use super::{FRAME_HEADER_LEN, FrameSet, ReadAt, WAL_HEADER_LEN, WalHeader, frame_offset};
+use super::{Commits, FRAME_HEADER_LEN, FrameSet, ReadAt, WAL_HEADER_LEN, WalHeader, frame_offset};
 use crate::units::{PageSize, Pgno, WalPosition};
 
 /// The first word of a WAL whose checksums are over big-endian words.
@@ -74,8 +75,8 @@ pub fn recover<R: ReadAt + ?Sized>(wal: &R) -> Option<Recovered> {
 pub struct Tail {
     /// The committed frames behind the position; empty if there are none.
     pub frames: FrameSet,
-    /// The frames that end a transaction, in order.
-    pub commits: Vec<u32>,
+    /// The transactions that they end.
+    pub commits: Commits,
 }
 
 /// Finds the committed frames of a generation behind a position of it that are still there, by salts
@@ -93,6 +94,8 @@ pub fn tail<R: ReadAt + ?Sized>(wal: &R, page_size: PageSize, behind: WalPositio
     let big_endian = word(&head, 0) == Some(MAGIC_BIG_ENDIAN);
     let mut sum = behind.checksum;
     let mut frame = vec![0; FRAME_HEADER_LEN + page_size.bytes()];
+    // Of the frame at the position the first one is no copy: a transaction and its copies end there.
+    let mut before = Vec::new();
     let mut last = behind.frame;
     for number in behind.frame.saturating_add(1)..u32::MAX {
         if wal.read_exact_at(&mut frame, frame_offset(page_size, number)).is_err() {
@@ -108,9 +111,10 @@ pub fn tail<R: ReadAt + ?Sized>(wal: &R, page_size: PageSize, behind: WalPositio
             break;
         }
         if field(4) != 0 {
-            tail.commits.push(number);
+            tail.commits.add_frame(repeats(&before, &frame));
             last = number;
         }
+        before.clone_from(&frame);
     }
     // Headers once more: only of what is committed, which is little.
     if tail.frames.extend(wal, page_size, behind.frame.saturating_add(1), last).is_err() {
@@ -230,7 +234,7 @@ mod tests {
                 *byte ^= 0x55;
             }
             let found = tail(bytes.as_slice(), page_size, at);
-            assert_eq!(found.commits, [5]);
+            assert_eq!(found.commits, Commits { least: 1, most: 1 });
             assert_eq!((found.frames.first, found.frames.last, found.frames.commit), (4, 5, 4));
             assert!(found.frames.newest.iter().map(Result::unwrap).eq([(2, 5), (4, 4)]));
             for at_byte in [3 * frame_len + 40, 4 * frame_len + 32, 4 * frame_len + 100] {

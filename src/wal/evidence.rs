@@ -10,6 +10,8 @@
 //!   [`checksum_at`] of ours.
 //! - `iChange` grows by one with each commit (`sqlite3WalFrames`) and is left alone by a restart.
 //!   Recovery sets it to 0 (`walIndexRecover`).
+//! - A commit may leave several frames with a commit mark, each a copy of the one before it
+//!   ([`Commits`]): a copy counts for nothing, unless it is known by other means that nothing is missing.
 //! - A new generation overwrites the file from its first frame on. What it has not reached is still
 //!   the old one.
 //!
@@ -17,7 +19,9 @@
 
 use std::io;
 
-use super::{FrameHeader, ReadAt, Tail, WalHeader, WalIndex, checksum_at, tail};
+use super::{
+    Commits, FrameHeader, ReadAt, Tail, WalHeader, WalIndex, checksum_at, count_commits, tail,
+};
 use crate::units::{PageSize, Salts, WalPosition};
 
 /// A stretch of time in which no other process can restart or remove the WAL: it ends with the lock
@@ -202,33 +206,60 @@ fn next<R: ReadAt + ?Sized>(proven: &Proven, sight: &Sight<'_, R>) -> io::Result
     }
     let left = if at.frame > 0 { tail(wal, page_size, at) } else { Tail::default() };
     let begun = count_commits(wal, page_size, 1, index.max_frame)?;
-    let before = u32::try_from(left.commits.len()).unwrap_or(u32::MAX);
-    if index.change != change.wrapping_add(before).wrapping_add(begun) {
-        return unproven;
-    }
+    let (found, grown) = (left.commits + begun, index.change.wrapping_sub(change));
+    let Some(before) = commits_before(left.commits, begun, grown) else { return unproven };
     let held = guard.is_some() && proven.guard == guard;
-    if !held && !outcounts_recovery(at, change, &left, sight) {
+    let overwritten = || overwritten(at, &left, sight);
+    let all = match (grown == found.least, held) {
+        // Each of the frames that count is a commit, so that not one is missing.
+        (true, true) => true,
+        (true, false) => overwritten().is_some_and(|n| outcounts_recovery(change, found, n)),
+        // Copies count as commits here, and may stand for as many that are missing: there is no room
+        // for these if nothing was overwritten.
+        (false, true) => overwritten() == Some(0),
+        (false, false) => false,
+    };
+    if !all {
         return unproven;
     }
     Ok(Account::Begun { tail: left, change: change.wrapping_add(before) })
 }
 
-/// True if recovery cannot have happened since the position, given that the count fits.
+/// How many of the commits by which `iChange` has grown are in the tail of the old generation, if it has
+/// grown by as many as are found and that can be told.
+fn commits_before(left: Commits, begun: Commits, grown: u32) -> Option<u32> {
+    let found = left + begun;
+    if !found.may_be(grown) {
+        None
+    } else if grown == found.least || left.is_exact() {
+        Some(left.least)
+    } else {
+        begun.is_exact().then(|| grown.wrapping_sub(begun.least))
+    }
+}
+
+/// True if recovery cannot have happened since the position, given that the count fits, and that so many
+/// frames of the old generation were overwritten.
 ///
 /// Recovery sets `iChange` to 0. For the count to fit all the same, at least `change` commits must
-/// be among those that are not found. They were in frames of the old generation which the new one
-/// has overwritten, one frame or more each: where there were fewer such frames, it did not happen.
-/// The end of the old generation must be seen for this: a file that was cut off (TRUNCATE
+/// be among those that are not found, or that are found and do not count. The former were in frames
+/// which the new generation has overwritten, one frame or more each: where there were fewer such
+/// frames, it did not happen.
+fn outcounts_recovery(change: u32, found: Commits, overwritten: u32) -> bool {
+    change > overwritten.saturating_add(found.doubtful())
+}
+
+/// How many frames of the old generation the new one has overwritten, at most, behind those that are
+/// found. `None` where the end of the old generation is not seen: a file that was cut off (TRUNCATE
 /// checkpoint, `journal_size_limit`) shows nothing of it.
-fn outcounts_recovery<R: ReadAt + ?Sized>(
+fn overwritten<R: ReadAt + ?Sized>(
     at: WalPosition,
-    change: u32,
     left: &Tail,
     sight: &Sight<'_, R>,
-) -> bool {
+) -> Option<u32> {
     if at.frame == 0 {
         // How long the generations before were is not known.
-        return false;
+        return None;
     }
     let Sight { index, wal, page_size, .. } = *sight;
     let (found, checksum) = if left.frames.is_empty() {
@@ -249,7 +280,7 @@ fn outcounts_recovery<R: ReadAt + ?Sized>(
         }
         None => false,
     };
-    ends && change > reached.saturating_sub(found)
+    ends.then(|| reached.saturating_sub(found))
 }
 
 /// The last frame of this generation behind one that counts as its, and the frame that is behind that;
@@ -293,20 +324,6 @@ fn is_older(first: Salts, second: Salts) -> bool {
 /// True if the file's header names this generation.
 fn is_of<R: ReadAt + ?Sized>(wal: &R, salts: Salts) -> bool {
     WalHeader::read(wal).is_some_and(|header| header.salts == salts)
-}
-
-/// How many transactions these frames end.
-pub fn count_commits<R: ReadAt + ?Sized>(
-    wal: &R,
-    page_size: PageSize,
-    first: u32,
-    last: u32,
-) -> io::Result<u32> {
-    let mut commits = 0;
-    for frame in first..=last {
-        commits += u32::from(FrameHeader::read(wal, page_size, frame)?.commit != 0);
-    }
-    Ok(commits)
 }
 
 #[cfg(test)]

@@ -91,6 +91,42 @@ impl Wal {
         self.commit_frames(frames, true);
     }
 
+    /// Writes the last frame so many times more, as psow=0 does up to a sector boundary.
+    fn pad(&mut self, copies: u32) {
+        for _ in 0..copies {
+            let from = frame_offset(page_size(), self.index.max_frame) as usize;
+            let mut frame = self.bytes[from..from + 24 + PAGE as usize].to_vec();
+            self.sum = sum(sum(self.sum, &frame[..8]), &frame[24..]);
+            frame[16..20].copy_from_slice(&self.sum.0.to_be_bytes());
+            frame[20..24].copy_from_slice(&self.sum.1.to_be_bytes());
+            self.index.max_frame += 1;
+            self.write(frame_offset(page_size(), self.index.max_frame) as usize, &frame);
+        }
+    }
+
+    /// A transaction of two frames, and so many copies.
+    fn commit_padded(&mut self, copies: u32) {
+        self.commit(2);
+        self.pad(copies);
+    }
+
+    fn commit_all_padded(&mut self, copies: &[u32]) {
+        for copies in copies {
+            self.commit_padded(*copies);
+        }
+    }
+
+    /// A transaction that writes the last page once more as it was.
+    fn commit_again(&mut self) {
+        self.pad(1);
+        self.index.change = self.index.change.wrapping_add(1);
+    }
+
+    fn commits(&self) -> Commits {
+        let (wal, last) = (self.bytes.as_slice(), self.index.max_frame);
+        count_commits(wal, page_size(), 1, last).unwrap()
+    }
+
     /// As `walRestartHdr` and the next writer do.
     fn restart(&mut self) {
         let Salts(first, second) = self.index.salts;
@@ -395,4 +431,164 @@ fn restart_under_the_write_lock_moves_only_what_stands_at_its_place() {
     assert_eq!(Restart::between(&before, &twice, None), None);
     let committed = WalIndex { change: 6, ..wal.index };
     assert_eq!(Restart::between(&before, &committed, None), None);
+}
+
+// ---- copies up to a sector boundary ------------------------------------------------------------
+
+#[test]
+fn frame_that_repeats_the_one_before_it_may_be_no_commit() {
+    // Copies behind each commit, and the least and greatest number of commits.
+    let table: [(&[u32], u32, u32); 6] = [
+        (&[], 0, 0),
+        (&[0], 1, 1),
+        (&[0, 0], 2, 2),
+        (&[1], 1, 2),
+        (&[7, 0, 122], 3, 132),
+        (&[1, 1], 2, 4),
+    ];
+    for (copies, least, most) in table {
+        let mut wal = wal_of(0);
+        wal.commit_all_padded(copies);
+        assert_eq!(wal.commits(), Commits { least, most }, "{copies:?}");
+        // The tail of a generation is counted alike.
+        let mut wal = wal_of(1);
+        let at = wal.proven().at;
+        wal.commit_all_padded(copies);
+        let left = tail(wal.bytes.as_slice(), page_size(), at);
+        assert_eq!(left.commits, Commits { least, most }, "{copies:?}");
+    }
+}
+
+#[test]
+fn frame_that_differs_from_the_one_before_it_is_a_commit() {
+    let copy = |change: fn(&mut [u8])| {
+        let mut wal = wal_of(1);
+        wal.pad(1);
+        let from = frame_offset(page_size(), 3) as usize;
+        change(&mut wal.bytes[from..]);
+        wal.commits()
+    };
+    let (doubtful, sure) = (Commits { least: 1, most: 2 }, Commits { least: 2, most: 2 });
+    assert_eq!(copy(|_| {}), doubtful);
+    assert_eq!(copy(|frame| frame[8..24].fill(0)), doubtful, "salts and checksum of a copy differ");
+    assert_eq!(copy(|frame| frame[3] ^= 1), sure, "another page");
+    assert_eq!(copy(|frame| frame[7] ^= 1), sure, "another size of the database");
+    assert_eq!(copy(|frame| frame[24] ^= 1), sure, "another first byte");
+    assert_eq!(copy(|frame| frame[24 + PAGE as usize - 1] ^= 1), sure, "another last byte");
+    assert_eq!(copy(|frame| frame[7] = 0), Commits { least: 1, most: 1 }, "no commit mark");
+}
+
+#[test]
+fn first_frame_behind_a_position_is_a_copy_of_nothing() {
+    let mut wal = wal_of(1);
+    let at = wal.proven().at;
+    wal.commit_again();
+    let left = tail(wal.bytes.as_slice(), page_size(), at);
+    assert_eq!(left.commits, Commits { least: 1, most: 1 });
+}
+
+/// With an end of the old generation that is seen, behind what is in the file.
+fn wal_with_an_end(commits: u32) -> Wal {
+    let mut wal = wal_of(200);
+    wal.restart();
+    (0..commits).for_each(|_| wal.commit(2));
+    wal
+}
+
+#[test]
+fn copies_make_up_for_no_commit_that_was_overwritten() {
+    for guard in [None, Some(Guard(1))] {
+        let mut wal = wal_with_an_end(20);
+        let proven = Proven { guard, ..wal.proven() };
+        // Two commits are lost: the new generation goes over them, with two copies in it.
+        wal.commit(2);
+        wal.commit(2);
+        wal.restart();
+        (0..30).for_each(|_| wal.commit(2));
+        wal.commit_padded(1);
+        wal.commit_padded(1);
+        assert_eq!(wal.index.change - proven.change.unwrap(), wal.commits().most);
+        assert_eq!(wal.account_under(&proven, guard), not_proven(Gap::Restarted), "{guard:?}");
+    }
+}
+
+#[test]
+fn copies_make_up_for_no_first_generation_that_was_missed() {
+    let guard = Some(Guard(3));
+    let begun = Proven::beginning(Salts(0, 0), 0, guard);
+    let mut wal = Wal::new(Salts(99, 98));
+    wal.commit_padded(1);
+    assert!(matches!(wal.account_under(&begun, guard), Account::Begun { change: 0, .. }));
+    wal.restart();
+    wal.commit_padded(1);
+    assert_eq!(wal.index.change, wal.commits().most);
+    assert_eq!(wal.account_under(&begun, guard), not_proven(Gap::Restarted));
+}
+
+#[test]
+fn copies_are_no_reason_for_a_comparison() {
+    for guard in [None, Some(Guard(1))] {
+        let mut wal = wal_with_an_end(20);
+        let proven = Proven { guard, ..wal.proven() };
+        (0..3).for_each(|_| wal.commit_padded(7));
+        wal.restart();
+        (0..2).for_each(|_| wal.commit_padded(7));
+        let change = proven.change.unwrap() + 3;
+        match wal.account_under(&proven, guard) {
+            Account::Begun { tail, change: begun } => {
+                assert_eq!((tail.frames.first, tail.frames.last), (41, 67));
+                assert_eq!(begun, change);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn same_page_as_before_is_a_commit_where_nothing_was_overwritten() {
+    let guard = Some(Guard(1));
+    let mut wal = wal_with_an_end(20);
+    let proven = Proven { guard, ..wal.proven() };
+    let change = proven.change.unwrap();
+    wal.commit(2);
+    wal.restart();
+    wal.commit(2);
+    wal.commit_again();
+    let begun =
+        |account| matches!(account, Account::Begun { change: begun, .. } if begun == change + 1);
+    assert!(begun(wal.account_under(&proven, guard)));
+    assert_eq!(wal.account(&proven), not_proven(Gap::Restarted), "recovery would explain it");
+    // In the tail alone they can be counted as well.
+    let mut wal = wal_with_an_end(20);
+    wal.commit_again();
+    wal.commit_again();
+    wal.restart();
+    wal.commit(2);
+    match wal.account_under(&proven, guard) {
+        Account::Begun { change: begun, .. } => assert_eq!(begun, change + 2),
+        other => panic!("{other:?}"),
+    }
+    // In both it is not known how many came before the new generation.
+    wal.commit_again();
+    assert_eq!(wal.account_under(&proven, guard), not_proven(Gap::Restarted));
+}
+
+#[test]
+fn recovery_is_not_outcounted_by_copies() {
+    // The position has counted 200 and 6 commits. Behind it there is room for five that are missing.
+    let mut wal = wal_of(200);
+    wal.restart();
+    (0..6).for_each(|_| wal.commit(1));
+    let proven = Proven { change: Some(6), ..wal.proven() };
+    (0..5).for_each(|_| wal.commit(1));
+    wal.restart();
+    (0..10).for_each(|_| wal.commit(1));
+    wal.pad(1);
+    wal.index.change = 6 + 10;
+    // Eleven frames were overwritten at most, five of which could hold commits that are missing; the copy
+    // may be a sixth.
+    assert_eq!(wal.account(&proven), not_proven(Gap::Restarted));
+    let more = Proven { change: Some(7), ..proven };
+    wal.index.change = 7 + 10;
+    assert!(matches!(wal.account(&more), Account::Begun { change: 7, .. }));
 }

@@ -8,6 +8,7 @@
 #![deny(clippy::indexing_slicing)]
 
 mod chain;
+mod commits;
 pub mod evidence;
 mod frames;
 mod index;
@@ -16,6 +17,7 @@ mod newest;
 mod tests;
 
 pub use chain::{Recovered, Tail, reaches, recover, tail};
+pub use commits::{Commits, count_commits};
 pub(crate) use frames::parts;
 pub use frames::{
     FrameHeader, FrameSet, ReadAt, WalHeader, checksum_at, frame_offset, read_frame_page,

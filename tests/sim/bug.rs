@@ -93,6 +93,8 @@ pub enum Bug {
     DroppedGuardBelieved,
     /// Counts are compared as if recovery did not set the count of commits to 0.
     RecoveryForgotten,
+    /// Copies of a commit's last frame, up to a sector boundary, are counted as commits.
+    CopiesCounted,
     /// While it is not known where capture stands, all counts as captured.
     UnknownIsCaptured,
     /// While index and file do not fit together, all counts as captured.
@@ -128,7 +130,7 @@ pub const RARE: [(Bug, u64); 7] = [
 ];
 
 /// The others, each with a history that shows it: the place to look first.
-pub const ALL: [(Bug, u64); 48] = [
+pub const ALL: [(Bug, u64); 49] = [
     (Bug::AckBeforeDurable, 0),
     (Bug::StateBeforeSpool, 1),
     (Bug::ReleaseBeforeAck, 0),
@@ -172,6 +174,7 @@ pub const ALL: [(Bug, u64); 48] = [
     (Bug::PositionBelieved, 907),
     (Bug::DroppedGuardBelieved, 6868),
     (Bug::RecoveryForgotten, 4463),
+    (Bug::CopiesCounted, 4601),
     (Bug::UnknownIsCaptured, 5),
     (Bug::UnclearIsCaptured, 10),
     (Bug::UnseenIndex, 1432),

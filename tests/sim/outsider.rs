@@ -11,6 +11,10 @@ impl Host {
             return;
         }
         self.db.open(cx.now);
+        if self.db.sector > 0 && self.db.sector_rng.chance(30) {
+            self.overwrite_from_outside(cx);
+            return self.end_outside(cx);
+        }
         let roll = cx.rng.below(12);
         if roll < 6 {
             self.db.commit(&mut cx.rng, cx.now, None);
@@ -31,13 +35,36 @@ impl Host {
                 self.db.open(cx.now);
             }
         }
-        if !self.is_open() {
-            // It was alone: its close is the last one.
-            if cx.rng.chance(60) {
-                self.db.close(cx.now);
-            } else {
-                self.db.abandon();
+        self.end_outside(cx);
+    }
+
+    /// The process that came from outside ends. If it was alone, its close is the last one.
+    fn end_outside(&mut self, cx: &mut Cx) {
+        if self.is_open() {
+            return;
+        }
+        if cx.rng.chance(60) {
+            self.db.close(cx.now);
+        } else {
+            self.db.abandon();
+        }
+    }
+
+    /// Commits that nobody has seen are copied to the file, and overwritten by others, if nothing keeps the
+    /// WAL from being begun anew: whoever counts copies as commits may miss none.
+    fn overwrite_from_outside(&mut self, cx: &mut Cx) {
+        let few = 1 + self.db.sector_rng.below(3);
+        let more = 1 + self.db.sector_rng.below(5);
+        for _ in 0..few {
+            self.db.commit(&mut cx.rng, cx.now, None);
+        }
+        self.db.checkpoint();
+        if self.db.may_begin_anew() && !self.is_pinned_but(usize::MAX) {
+            self.db.restart(&mut cx.rng);
+            for _ in 0..more {
+                self.db.commit(&mut cx.rng, cx.now, None);
             }
+            cx.log(format_args!("host {}: {few} commits are overwritten from outside", self.id));
         }
     }
 

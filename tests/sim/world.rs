@@ -163,6 +163,10 @@ impl World {
         host.keeps_pending = rng.chance(40);
         host.slots_taken = [0, 0, 5, 40][rng.below(4) as usize];
         host.pin_rng = Rng::new(rng.next());
+        host.db.sector_rng = Rng::new(seed ^ 0x2b99_2ddf_a232_49d6);
+        if host.db.sector_rng.chance(25) {
+            host.db.sector = [512, 1024, 4096][host.db.sector_rng.below(3) as usize];
+        }
         if rng.chance(25) {
             host.spool_cap = 300 + rng.below(900);
         }

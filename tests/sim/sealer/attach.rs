@@ -4,7 +4,7 @@ use walferry::engine::{Closed, Event, Need, Opened};
 use walferry::local::state::{Clean, State};
 use walferry::units::{Level, PageSize, Txid, WalPosition};
 use walferry::wal::evidence::{self, Account, Gap, Proven, Sight};
-use walferry::wal::{NO_WAL, WalHeader, WalIndex};
+use walferry::wal::{NO_WAL, WalHeader, WalIndex, count_commits};
 
 use super::open::Found as Opening;
 use super::{Cursor, Local};
@@ -262,6 +262,6 @@ fn begun_since_close(
     if index.max_frame > 0 && WalHeader::read(wal).is_none_or(|head| head.salts != index.salts) {
         return None;
     }
-    let commits = evidence::count_commits(wal, page_size, 1, index.max_frame).ok()?;
-    (commits == index.change).then(|| Proven::beginning(index.salts, 0, attach.guard))
+    let commits = count_commits(wal, page_size, 1, index.max_frame).ok()?;
+    (commits.least == index.change).then(|| Proven::beginning(index.salts, 0, attach.guard))
 }

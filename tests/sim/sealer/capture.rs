@@ -329,14 +329,18 @@ impl Host {
         if let Some(wrong) = self.believed(cx.bug, p, end, look, page_size) {
             return Ok(wrong);
         }
-        let (mut end, mut guard) = (*end, *guard);
+        let (mut end, mut guard, mut counted) = (*end, *guard, *index);
         match cx.bug {
+            Bug::CopiesCounted if index.salts != end.at.salts => {
+                counted.change -= self.copies(&end, index, page_size);
+            }
             Bug::DroppedGuardBelieved if end.guard.is_some() => guard = end.guard,
             Bug::RecoveryForgotten if end.at.frame > 0 => {
                 (end.guard, guard) = (Some(Guard(u64::MAX)), Some(Guard(u64::MAX)));
             }
             _ => {}
         }
+        let index = &counted;
         let account = match &wal {
             Some(wal) => evidence::account(&end, &Sight { index, wal, page_size, guard }),
             None => evidence::account(&end, &Sight { index, wal: NO_WAL, page_size, guard }),
@@ -345,6 +349,15 @@ impl Host {
             cx.log(format_args!("host {}.{p}: {end:?} {look:?}: {account:?}", self.id));
         }
         account.map_err(|error| Stop::Failed(format!("cannot read the WAL: {error}")))
+    }
+
+    /// How many frames behind a position, and of the generation that has begun since, may be copies.
+    fn copies(&self, end: &Proven, index: &WalIndex, page_size: PageSize) -> u32 {
+        let wal = self.db.open_wal().map(|wal| wal.borrow().clone()).unwrap_or_default();
+        let left = wal::tail(wal.as_slice(), page_size, end.at).commits;
+        let begun = wal::count_commits(wal.as_slice(), page_size, 1, index.max_frame);
+        let found = left + begun.unwrap_or_default();
+        (found.most - found.least).min(index.change)
     }
 
     /// The planted beliefs, each of which once lost commits.
@@ -361,9 +374,8 @@ impl Host {
         let begun = || {
             let wal = self.db.open_wal();
             let wal = wal.as_ref().map(|wal| wal.borrow().clone()).unwrap_or_default();
-            let count =
-                evidence::count_commits(wal.as_slice(), page_size, 1, index.max_frame).ok()?;
-            let (tail, change) = (Tail::default(), index.change.wrapping_sub(count));
+            let count = wal::count_commits(wal.as_slice(), page_size, 1, index.max_frame).ok()?;
+            let (tail, change) = (Tail::default(), index.change.wrapping_sub(count.least));
             Some(Account::Begun { tail, change })
         };
         match bug {

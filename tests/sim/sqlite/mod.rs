@@ -91,6 +91,13 @@ pub struct Database {
     pub synchronous: bool,
     /// SQLite is older than 3.50.2: now and then it writes frames without salts and checksum.
     pub leaves_unmarked: bool,
+    /// Size of a sector, where writers pad to the end of one (`psow=0` and `synchronous=FULL`); 0 if none
+    /// does.
+    pub sector: u64,
+    /// What those writers do is drawn here.
+    pub sector_rng: Rng,
+    /// Page of the last frame that ended a transaction.
+    ended_with: Pgno,
     /// The first frame of the WAL without salts and checksum.
     unmarked_from: Option<u32>,
     /// Recovery may have given a state that nobody committed as such: such frames were cut off, or a
@@ -128,6 +135,9 @@ impl Database {
             readers: BTreeMap::new(),
             synchronous: false,
             leaves_unmarked: false,
+            sector: 0,
+            sector_rng: Rng::new(id),
+            ended_with: 1,
             unmarked_from: None,
             patched: false,
             cut_off: 0,

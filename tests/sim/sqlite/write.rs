@@ -13,7 +13,11 @@ impl Database {
     /// One transaction.
     pub fn commit(&mut self, rng: &mut Rng, at: u64, by: Author) {
         self.open(at);
-        let (next, sums) = self.write_transaction(rng);
+        let (next, sums) = if self.sector > 0 && self.sector_rng.chance(15) {
+            self.write_as_it_was(rng)
+        } else {
+            self.write_transaction(rng)
+        };
         self.sums = sums;
         let begun = self.frames() == 0;
         self.set_index(next.len() as u32);
@@ -92,6 +96,9 @@ impl Database {
         }
         for (at, (pgno, page)) in (1..).zip(frames) {
             self.append(pgno, if at == last { count } else { 0 }, &page, unmarked);
+            if at == last {
+                self.pad(pgno, count, &page, unmarked);
+            }
         }
         let sums = match unmarked {
             false => self.sums,
@@ -101,6 +108,36 @@ impl Database {
         };
         self.patched |= unmarked;
         (next, sums)
+    }
+
+    /// A transaction that writes a page as it is, mostly the one that was written last: its frame looks
+    /// like a copy.
+    fn write_as_it_was(&mut self, rng: &mut Rng) -> (State, log::Sums) {
+        let now = self.now().clone();
+        let count = now.len() as u32;
+        let pgno = self.ended_with.min(count);
+        let page = now[pgno as usize - 1].clone();
+        self.begin_wal(rng);
+        self.append(pgno, count, &page, false);
+        self.pad(pgno, count, &page, false);
+        (now, self.sums)
+    }
+
+    /// Some writers repeat the last frame of a transaction up to the next sector boundary.
+    fn pad(&mut self, pgno: Pgno, count: u32, page: &[u8], unmarked: bool) {
+        self.ended_with = pgno;
+        if self.sector == 0 || !self.sector_rng.chance(60) {
+            return;
+        }
+        let boundary = self.wal_end().next_multiple_of(self.sector);
+        while self.wal_end() < boundary {
+            self.append(pgno, count, page, unmarked);
+        }
+    }
+
+    /// Offset behind the last frame that was written.
+    fn wal_end(&self) -> u64 {
+        wal::frame_offset(self.page_size, self.cut + 1)
     }
 
     /// One statement that sets the same field in two pages.
