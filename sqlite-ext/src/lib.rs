@@ -24,6 +24,7 @@ mod handle;
 mod inherited;
 mod inside;
 mod leftovers;
+mod log_file;
 mod log_sink;
 mod main_file;
 mod opening;

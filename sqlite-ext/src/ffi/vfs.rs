@@ -13,6 +13,7 @@ use super::{File, Vfs, guarded};
 use crate::api::{self, Api, RawFile, SQLITE_ERROR, SQLITE_OK};
 use crate::handle::Handle;
 use crate::inherited;
+use crate::log_sink;
 use crate::main_file::MainFile;
 use crate::opening::{self, Opening, UriLookup};
 use crate::registry::{self, Shimmed};
@@ -108,6 +109,7 @@ unsafe fn handle_for_unchecked(base: Vfs, name: *const c_char, flags: c_int) -> 
     unsafe {
         if flags & api::SQLITE_OPEN_MAIN_DB != 0 {
             let path = api::path_of(name)?;
+            log_sink::opens(&path);
             // Also of a database that is not replicated here: the parent may replicate it.
             inherited::set_aside(api, api::BaseVfs(NonNull::new(base)?), &path);
             let has_parameters = flags & api::SQLITE_OPEN_URI != 0;
