@@ -10,6 +10,7 @@ use walferry::config::Logging;
 use walferry::environment;
 use walferry::logging::{self, Format, Said};
 use walferry::shown;
+use walferry::withheld::{self, Line};
 
 use crate::api::{self, Written};
 use crate::log_file::LogFile;
@@ -46,16 +47,17 @@ impl Sink {
     }
 
     fn write(&self, record: &Record<'_>) {
-        let was_taken = match &self.to {
-            To::Host => false,
+        match &self.to {
+            To::Host => to_host(record),
             To::Stderr => {
                 self.say(record, |text| api::to_stderr(text.as_bytes()));
-                true
             }
-            To::File(file) => self.say(record, |text| file.write(text)),
-        };
-        if !was_taken {
-            to_host(record);
+            // It may not be writable any more, as for a user whom the program has become since.
+            To::File(file) => {
+                if !self.say(record, |text| file.write(text)) {
+                    to_host(record);
+                }
+            }
         }
     }
 
@@ -85,13 +87,18 @@ impl Sink {
 }
 
 fn to_host(record: &Record<'_>) {
+    let code = if record.level() <= Level::Warn { SQLITE_WARNING } else { SQLITE_NOTICE };
+    let text = format!("walferry: {}", record.args());
+    withheld::say(Line { code, text: shown::line(&text).into_owned() });
+}
+
+/// Called with none of our locks held.
+fn give(line: &Line) {
     if HOST_LOG.load(Ordering::Relaxed)
         && crate::alive::may_log()
         && let Some(api) = api::api()
     {
-        let code = if record.level() <= Level::Warn { SQLITE_WARNING } else { SQLITE_NOTICE };
-        let text = format!("walferry: {}", record.args());
-        api.log(code, &shown::line(&text));
+        api.log(line.code, &line.text);
     }
 }
 
@@ -133,6 +140,7 @@ pub fn install() {
     let is_seen = !matches!(to, To::Host);
     // The logger and the panic hook are those of this library's own copy of the standard library
     // and of `log`: the host's are not touched.
+    withheld::set_say(give);
     let _ = INSTALLED.set(Sink { to, format: said.format.unwrap_or_default() });
     if log::set_logger(&Logger).is_ok() {
         log::set_max_level(said.level.unwrap_or(LevelFilter::Info));
