@@ -87,6 +87,7 @@ def program(replica, tmp_path):
             EXTENSION=str(EXTENSION.with_suffix("")), WALFERRY_SYNC_INTERVAL="20ms",
             WALFERRY_LOG_FILE=str(tmp_path / "walferry.log"))
         settings.update(env or {})
+        settings = {name: value for name, value in settings.items() if value is not None}
         with open(tmp_path / "program.err", "w") as errors:
             started = subprocess.Popen(
                 [sys.executable, "-X", "faulthandler", str(path), *arguments], text=True,
@@ -465,4 +466,122 @@ sync(only_open)
 def test_child_inherits_no_lock_of_the_connection_that_checkpoints(program, replica, tmp_path):
     """SQLite's notes say that the process has the lock, so that a child's connection takes none of its own."""
     program(TENDED, env={"WALFERRY_URI": "all"})
+    assert_restores(replica, tmp_path / "app.db", tmp_path)
+
+
+# The host's log is a function in Python, which waits for the interpreter's lock. The thread that forks has that.
+LOGGED = """
+import apsw
+
+HOST = threading.get_ident()
+log, reached, forked = [], threading.Event(), threading.Event()
+
+def line(code, text):
+    log.append(text)
+    if os.getpid() == PID and stops(text) and not reached.is_set():
+        reached.set()
+        # Given up for this wait, and asked for again behind it.
+        forked.wait()
+
+PID = os.getpid()
+apsw.config(apsw.SQLITE_CONFIG_LOG, line)
+
+def of_ours():
+    return isinstance(threading.current_thread(), threading._DummyThread)
+
+def open_one(name, flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI):
+    return apsw.Connection(name, flags=flags)
+
+def load():
+    db = open_one(":memory:")
+    db.enable_load_extension(True)
+    db.load_extension(os.environ["EXTENSION"])
+
+def fork_there(body):
+    reached.wait()
+    pid = child(body)
+    forked.set()
+    join(pid)
+"""
+LINES = {
+    "a replica that is taken": """
+def stops(text):
+    return "have the same replica" in text
+load()
+first = open_one(DATABASE)
+first.execute("CREATE TABLE t (x)")
+other = threading.Thread(target=lambda: open_one(DATABASE + "2"))
+""",
+    "a file that was deleted": """
+def stops(text):
+    return "was deleted or replaced" in text
+load()
+first = open_one(DATABASE)
+first.execute("CREATE TABLE t (x)")
+for name in DATABASE, DATABASE + "-wal", DATABASE + "-shm":
+    os.unlink(name)
+other = threading.Thread(target=lambda: open_one(DATABASE).execute("CREATE TABLE t (x)"))
+""",
+}
+
+
+@pytest.mark.parametrize("what", LINES)
+def test_fork_while_the_hosts_log_waits_for_the_thread_that_forks(what, program):
+    program(LOGGED + LINES[what] + """
+other.start()
+fork_there(lambda: open_one(DATABASE + "3").execute("CREATE TABLE t (x)"))
+other.join()
+""", seconds=60, env={"WALFERRY_LOG_FILE": None})
+
+
+IN_SQLITE = """
+def stops(text):
+    return of_ours() and text.startswith("malformed")
+
+def make(name):
+    db = open_one(name)
+    db.execute("PRAGMA journal_mode=WAL")
+    return db
+
+# What reads the schema says that it is broken. A connection that may write to it does not.
+broken = make(DATABASE)
+broken.execute("CREATE TABLE t (x); CREATE TABLE u (x)")
+broken.execute("PRAGMA writable_schema=on")
+broken.execute("UPDATE sqlite_master SET sql='nonsense' WHERE name='u'")
+broken.close()
+load()
+db = open_one("file:%s?replica=%s&journal-mode=keep" % (DATABASE, URL))
+db.execute("PRAGMA writable_schema=on")
+db.execute("INSERT INTO t VALUES (1)")
+
+def refused(name):
+    try:
+        open_one(name).execute("SELECT count(*) FROM sqlite_master").fetchall()
+    except apsw.CantOpenError:
+        return True
+
+def in_child():
+    os.symlink(DATABASE, DATABASE + "-link"), os.link(DATABASE, DATABASE + "-same")
+    for name in "", "-link", "-same":
+        assert refused(DATABASE + name), name
+    assert refused("file:%s-new?replica=%s-new" % (DATABASE, URL))
+    plain = make(DATABASE + "-plain")
+    plain.execute("CREATE TABLE t (x)")
+    assert any("is not opened" in text for text in log), log
+    # Nor does a child of it wait.
+    join(child(lambda: refused(DATABASE) or os._exit(2)))
+
+fork_there(in_child)
+assert any("a fork did not wait" in text for text in log), log
+# The parent goes on.
+db.execute("UPDATE sqlite_master SET sql='CREATE TABLE u (x)' WHERE name='u'")
+db.execute("INSERT INTO t VALUES (2)")
+db.execute("SELECT walferry_sync(60000)").fetchall()
+"""
+
+
+def test_fork_while_sqlite_calls_the_hosts_log_in_a_thread_of_ours(program, replica, tmp_path):
+    """It does not wait for ever, and the child opens nothing of which it has inherited locks."""
+    program(LOGGED + "URL = %r\n" % replica.url + IN_SQLITE, seconds=120,
+            env={"WALFERRY_LOG_FILE": None, "WALFERRY_REPLICA": None})
     assert_restores(replica, tmp_path / "app.db", tmp_path)

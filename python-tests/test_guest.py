@@ -390,7 +390,7 @@ def shell(tmp_path, *statements, limits="true", fails=None, **env):
     done = subprocess.run(
         ["bash", "-c", '%s; exec sqlite3 "$@"' % limits, "shell", ":memory:", ".load %s" % EXTENSION,
          ".open %s" % (tmp_path / "app.db"), *statements], text=True, capture_output=True, timeout=60, env=env)
-    assert done.returncode == 0 or fails and fails in done.stderr, done
+    assert done.returncode == 0 or fails and re.search(fails, done.stderr), done
     return done.stdout
 
 
@@ -407,7 +407,9 @@ def test_no_thread_when_the_first_replica_opens(misfortune, tmp_path):
 @pytest.mark.parametrize("descriptors", range(5, 36, 2))
 def test_few_descriptors_when_the_first_replica_opens(descriptors, tmp_path):
     """Whatever comes of it is told: nothing waits for ever without an error."""
-    said = shell(tmp_path, "CREATE TABLE t (x)", "SELECT walferry_sync(3000)", fails=" open ",
+    said = shell(tmp_path, "CREATE TABLE t (x)", "SELECT walferry_sync(3000)",
+                 # Where SQLite cannot open the WAL, the database stays without one.
+                 fails=" open |not replicated: the database is in journal mode delete",
                  limits="ulimit -n %d" % descriptors, WALFERRY_SHUTDOWN_TIMEOUT="0s")
     assert not said or newest(tmp_path) == [(0, None)]
     assert not (tmp_path / "log").exists() or "internal error" not in (tmp_path / "log").read_text()

@@ -3,7 +3,7 @@
 //! Near the limit the application comes first: what is kept open for each database (the pin, the shipper's
 //! place) is not opened while so few descriptors are left.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -11,6 +11,9 @@ use rustix::process::{Resource, getrlimit};
 
 /// Descriptors that are left to the application: one of sixteen, and at most so many.
 const RESERVE: u64 = 64;
+
+/// The number of standard error, behind those of standard input and output.
+const STANDARD_LAST: RawFd = 2;
 
 /// The limit on open files, if so few are left of it that they are the application's.
 ///
@@ -35,6 +38,19 @@ pub fn lowest_free() -> Option<i32> {
 /// Any descriptor: this one can be had without a right to read, and in a changed root.
 fn probe() -> Result<OwnedFd, Errno> {
     rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Takes the numbers of standard input, output and error that are free, until the answer is dropped, so that
+/// what is opened meanwhile gets none of them. Nothing can be read or written through what takes them.
+pub fn take_standard() -> Result<Vec<OwnedFd>, Errno> {
+    let mut taken = Vec::new();
+    loop {
+        let lowest = probe()?;
+        if lowest.as_raw_fd() > STANDARD_LAST {
+            return Ok(taken);
+        }
+        taken.push(lowest);
+    }
 }
 
 fn is_scarce(limit: u64, lowest: u64) -> bool {

@@ -48,6 +48,7 @@ pub mod verify;
 pub mod wait;
 pub mod wal;
 mod watched;
+pub mod withheld;
 
 #[cfg(test)]
 #[global_allocator]

@@ -30,18 +30,6 @@ impl std::str::FromStr for Format {
     }
 }
 
-/// Writes a line to standard error, past the standard library's lock: a thread that the child of a fork does
-/// not have may hold that.
-pub fn to_stderr(line: &str) {
-    let mut rest = line.as_bytes();
-    while !rest.is_empty() {
-        match rustix::io::retry_on_intr(|| rustix::io::write(std::io::stderr(), rest)) {
-            Ok(written) if written > 0 => rest = rest.get(written..).unwrap_or_default(),
-            _ => return,
-        }
-    }
-}
-
 /// A line, with its end.
 pub fn line(format: Format, record: &Record<'_>) -> String {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);

@@ -9,7 +9,7 @@ use std::os::fd::RawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex as StdMutex, MutexGuard as StdMutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard as StdMutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
@@ -25,6 +25,7 @@ use crate::shipper::{self, Order, Outcome};
 use crate::status::Report;
 use crate::store::s3::Servers;
 use crate::watched::Watched;
+use crate::withheld::{Deadline, Guard, lock};
 
 /// Commits that can wait in the channel. More are not lost: the newest position is kept with the
 /// database, and the sealer reads on from where it was.
@@ -74,21 +75,22 @@ static REFUSED: StdMutex<Vec<Report>> = StdMutex::new(Vec::new());
 /// Most refusals that are remembered.
 const REFUSED_MAX: usize = 100;
 
-fn lock<T>(mutex: &'static StdMutex<T>) -> StdMutexGuard<'static, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// The locks of this library's own that are held while the process forks.
 pub struct Forking {
-    current: StdMutexGuard<'static, Option<Arc<Process>>>,
-    _refused: StdMutexGuard<'static, Vec<Report>>,
+    current: Guard<Option<Arc<Process>>>,
+    _refused: Guard<Vec<Report>>,
     locks: StdMutexGuard<'static, Vec<RawFd>>,
 }
 
 /// To be called before a fork, by the thread that forks. Drop the answer in the parent, and call
-/// [`Forking::in_child`] in the child.
-pub fn before_fork() -> Forking {
-    Forking { current: lock(&CURRENT), _refused: lock(&REFUSED), locks: crate::local::lock::held() }
+/// [`Forking::in_child`] in the child. `None` where they are not to be had in time.
+pub fn before_fork(deadline: Deadline) -> Option<Forking> {
+    Some(Forking {
+        current: deadline.lock(&CURRENT)?,
+        _refused: deadline.lock(&REFUSED)?,
+        // Held for a moment at a time.
+        locks: crate::local::lock::held(),
+    })
 }
 
 impl Forking {

@@ -8,8 +8,11 @@
 //! Where the mark is gone nothing is called until the application opens or loads something again. So it is,
 //! too, where the application has called `sqlite3_reset_auto_extension()` and nothing else.
 
+use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Mutex, TryLockError};
+
+use walferry::withheld::{self, Guard};
 
 use crate::api::{self, Api};
 use crate::ffi;
@@ -19,11 +22,10 @@ static OPEN: AtomicUsize = AtomicUsize::new(0);
 
 /// Locked while the mark is away for a moment, and while something is opened. SQLite calls the automatic
 /// extensions of a new connection in turn, and must not pass one over because the mark was moved.
-static TURN: Mutex<()> = Mutex::new(());
+pub static TURN: Mutex<()> = Mutex::new(());
 
-/// Locks the mark, as across a fork.
-pub fn turn() -> MutexGuard<'static, ()> {
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+fn turn() -> Guard<()> {
+    withheld::lock(&TURN)
 }
 
 /// Something of the application's was opened.
@@ -62,7 +64,7 @@ pub fn may_log() -> bool {
 }
 
 /// The mark can only be looked for by taking it away.
-fn is_marked(_turn: &MutexGuard<'_, ()>) -> bool {
+fn is_marked(_turn: &impl Deref<Target = ()>) -> bool {
     // What was opened before the turn may not have been called by all extensions yet.
     if OPEN.load(Ordering::Acquire) > 0 {
         return true;

@@ -1,11 +1,11 @@
 //! The configuration file of this process: read once, when the first database is opened.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use walferry::config::{self, Broken, Config, Given};
 use walferry::settings::{Lookup, Settings};
-use walferry::{environment, uri};
+use walferry::{environment, uri, withheld};
 
 use crate::log_sink;
 
@@ -20,7 +20,7 @@ pub enum Configured {
 }
 
 /// Of the standard library's kind, as it is held across a fork.
-static CONFIGURED: Mutex<Known> = Mutex::new(None);
+pub static CONFIGURED: Mutex<Known> = Mutex::new(None);
 
 /// The value of `WALFERRY_URI`. The extension reads the variable when it is loaded: what the
 /// application lets SQL change later is not believed.
@@ -34,14 +34,9 @@ pub fn remember_environment() {
 /// `None` before the first database was opened.
 pub type Known = Option<Arc<Configured>>;
 
-/// What is known of the file; held while the process forks.
-pub fn known() -> MutexGuard<'static, Known> {
-    CONFIGURED.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// The file, read if that was not done yet. What is wrong with it is logged, once.
 pub fn configured() -> Arc<Configured> {
-    let mut known = known();
+    let mut known = withheld::lock(&CONFIGURED);
     if let Some(configured) = &*known {
         return configured.clone();
     }

@@ -7,19 +7,27 @@
 //! child starts threads of its own. Connections that were open at the fork must not be used in the
 //! child, as SQLite says (<https://sqlite.org/howtocorrupt.html#_carrying_an_open_database_across_a_fork_>);
 //! there they are passed through, so that closing them does no harm.
+//!
+//! A fork does not wait for ever. Where something is not given up in time, the parent goes on as if it had not
+//! forked, and the child opens none of its databases ([`inside::is_cut_off`]): an error, where otherwise
+//! its SQLite would take locks for its own that it does not have.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, MutexGuard, RwLockWriteGuard, Weak};
+use std::sync::{Arc, RwLockWriteGuard, Weak};
+use std::time::Duration;
 
 use walferry::process::{self, Forking};
+use walferry::withheld::{self, Deadline, Guard};
 
 use crate::alive;
 use crate::api;
 use crate::configured::{self, Known};
 use crate::ffi;
 use crate::inherited;
-use crate::inside;
+use crate::inside::{self, Outside};
 use crate::reader;
 use crate::registry::{self, Adopted, Databases, Shimmed};
 
@@ -29,20 +37,28 @@ thread_local! {
 }
 
 /// Locks of the standard library's kind: unlike others they can be given up in the child without
-/// touching anything that another thread may have held at the fork.
+/// touching anything that another thread may have held at the fork. Each is `None` where it was not to be had
+/// in time.
 struct Held {
     pinned: Vec<Arc<Shimmed>>,
-    library: Forking,
-    databases: MutexGuard<'static, Databases>,
-    _adopted: RwLockWriteGuard<'static, Adopted>,
-    _configured: MutexGuard<'static, Known>,
-    _in_sqlite: RwLockWriteGuard<'static, ()>,
-    _inherited: MutexGuard<'static, Option<inherited::Known>>,
-    _mark: MutexGuard<'static, ()>,
-    _renewal: MutexGuard<'static, ()>,
-    _registering: MutexGuard<'static, ()>,
-    _walks: MutexGuard<'static, reader::Walks>,
+    /// Everything was, and no lock of SQLite's is left.
+    is_whole: bool,
+    library: Option<Forking>,
+    databases: Option<Guard<Databases>>,
+    _adopted: Option<withheld::Held<RwLockWriteGuard<'static, Adopted>>>,
+    _configured: Option<Guard<Known>>,
+    in_sqlite: Option<Outside>,
+    _inherited: Option<Guard<Option<inherited::Known>>>,
+    _mark: Option<Guard<()>>,
+    _renewal: Option<Guard<()>>,
+    _registering: Option<Guard<()>>,
+    _walks: Option<Guard<reader::Walks>>,
 }
+
+/// How long a fork waits for what other threads of the process have begun. SQLite may call the host's log in the
+/// middle of that, and if this is a function that waits for a lock of the thread that forks, it never ends. A
+/// checkpoint may take as long without any fault, and then the child is cut off from its parent's databases.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Says, once, that a connection of the parent is used to write: called for connections that are
 /// passed through.
@@ -58,31 +74,42 @@ pub fn warn_if_inherited() {
 
 /// Before the fork, in the thread that forks.
 pub fn prepare() {
-    let registering = ffi::registering();
-    let renewal = registry::renewal();
-    let inherited = inherited::known();
-    let in_sqlite = inside::outside();
-    let mark = alive::turn();
-    let adopted = registry::adopted_files();
-    let databases = registry::databases();
-    let all = databases.iter().flat_map(|databases| databases.values());
-    let mut pinned = Vec::new();
-    for shimmed in all.filter_map(Weak::upgrade) {
-        *shimmed.keeper.lock() = None;
-        if shimmed.pin.lock().take().is_some() {
-            pinned.push(shimmed);
-        }
+    if inside::is_cut_off() {
+        return;
     }
-    let walks = reader::end_walks();
-    let configured = configured::known();
-    let library = process::before_fork();
+    let deadline = Deadline::after(PATIENCE);
+    let registering = deadline.lock(&ffi::REGISTERING);
+    let renewal = deadline.lock(&registry::RENEWAL);
+    let inherited = deadline.lock(&inherited::KNOWN);
+    let in_sqlite = inside::outside_until(deadline);
+    let mark = deadline.lock(&alive::TURN);
+    let adopted = deadline.write(&registry::ADOPTED);
+    let databases = deadline.lock(&registry::DATABASES);
+    let (pinned, are_given_up) = match databases.as_deref() {
+        Some(Some(databases)) => give_up(databases, deadline),
+        found => (Vec::new(), found.is_some()),
+    };
+    let walks = reader::end_walks(deadline);
+    let configured = deadline.lock(&configured::CONFIGURED);
+    let library = process::before_fork(deadline);
+    let is_whole = are_given_up
+        && registering.is_some()
+        && renewal.is_some()
+        && inherited.is_some()
+        && in_sqlite.is_some()
+        && mark.is_some()
+        && adopted.is_some()
+        && walks.is_some()
+        && configured.is_some()
+        && library.is_some();
     let held = Held {
         pinned,
+        is_whole,
         library,
         databases,
         _adopted: adopted,
         _configured: configured,
-        _in_sqlite: in_sqlite,
+        in_sqlite,
         _inherited: inherited,
         _mark: mark,
         _renewal: renewal,
@@ -92,9 +119,32 @@ pub fn prepare() {
     HELD.with(|cell| *cell.borrow_mut() = Some(held));
 }
 
+/// Gives up what we have of each database: those whose pin was held, and whether all was given up in time.
+fn give_up(
+    databases: &HashMap<PathBuf, Weak<Shimmed>>,
+    deadline: Deadline,
+) -> (Vec<Arc<Shimmed>>, bool) {
+    let (mut pinned, mut is_whole) = (Vec::new(), true);
+    for shimmed in databases.values().filter_map(Weak::upgrade) {
+        let keeper = shimmed.keeper.lock_until(deadline).map(|mut keeper| *keeper = None);
+        let pin = shimmed.pin.lock_until(deadline).map(|mut pin| pin.take().is_some());
+        is_whole &= keeper.is_some() && pin.is_some();
+        if pin == Some(true) {
+            pinned.push(shimmed);
+        }
+    }
+    (pinned, is_whole)
+}
+
 /// After it, in the parent.
 pub fn in_parent() {
     let Some(held) = HELD.with(|cell| cell.borrow_mut().take()) else { return };
+    if !held.is_whole {
+        log::warn!(
+            "a fork did not wait for what other threads had begun, which had not ended in {PATIENCE:?}; \
+             the child opens no database that is replicated"
+        );
+    }
     for shimmed in &held.pinned {
         shimmed.repin();
     }
@@ -102,12 +152,25 @@ pub fn in_parent() {
 
 /// After it, in the child.
 pub fn in_child() {
+    withheld::forget();
     inside::next_generation();
     alive::in_child();
     let Some(held) = HELD.with(|cell| cell.borrow_mut().take()) else { return };
-    let Held { pinned, library, mut databases, .. } = held;
+    let Held { pinned, is_whole, library, mut databases, mut in_sqlite, .. } = held;
     // Not dropped: what they hold is the parent's.
     std::mem::forget(pinned);
-    *databases = None;
-    api::close_inherited(&library.in_child());
+    if is_whole {
+        if let Some(databases) = databases.as_deref_mut() {
+            *databases = None;
+        }
+    } else {
+        // What the parent has is not forgotten: it is what must not be opened here.
+        inside::cut_off();
+    }
+    if let Some(outside) = &mut in_sqlite {
+        outside.in_child();
+    }
+    if let Some(library) = library {
+        api::close_inherited(&library.in_child());
+    }
 }

@@ -10,7 +10,9 @@
 use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
+
+use walferry::withheld;
 
 use crate::api::{
     Api, BaseVfs, FileId, OwnFile, SQLITE_OPEN_READONLY, SQLITE_OPEN_READWRITE, file_of,
@@ -28,19 +30,18 @@ pub struct Known {
     settled: HashSet<FileId>,
 }
 
-/// Of the standard library's kind, as it is locked around a fork.
-static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
+/// Of the standard library's kind, as it is locked around a fork. Taken before [`inside::outside`].
+pub static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
 
-/// Locks what is known. Taken before [`inside::outside`].
-pub fn known() -> MutexGuard<'static, Option<Known>> {
-    KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
+fn known() -> withheld::Guard<Option<Known>> {
+    withheld::lock(&KNOWN)
 }
 
 /// Keeps SQLite from giving out a descriptor of this database that the parent shares. Called before the
 /// database is opened.
 pub fn set_aside(api: &'static Api, vfs: BaseVfs, path: &Path) {
     let generation = inside::generation();
-    if generation == 0 || !vfs.is_plain() {
+    if generation == 0 || inside::is_cut_off() || !vfs.is_plain() {
         return;
     }
     let Ok(file) = std::fs::metadata(path).map(|meta| id(&meta)) else { return };
@@ -61,6 +62,9 @@ pub fn set_aside(api: &'static Api, vfs: BaseVfs, path: &Path) {
 
 /// Sets the descriptor aside that SQLite has kept of a connection from before the fork, which was closed.
 pub fn closed(api: &'static Api, vfs: BaseVfs, path: &Path) {
+    if inside::is_cut_off() {
+        return;
+    }
     if let (Some(known), Ok(meta)) = (known().as_mut(), std::fs::metadata(path)) {
         known.settled.remove(&id(&meta));
     }

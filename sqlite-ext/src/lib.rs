@@ -24,6 +24,7 @@ mod handle;
 mod inherited;
 mod inside;
 mod leftovers;
+mod log_file;
 mod log_sink;
 mod main_file;
 mod opening;
@@ -72,6 +73,9 @@ fn drain_at_exit() {
 
 fn drain() {
     log_sink::leave_host_log();
+    if inside::is_cut_off() {
+        return;
+    }
     if let Some(process) = walferry::process::Process::current() {
         process.drain();
     }

@@ -1,25 +1,34 @@
 //! Where the library's log lines go: to the host's error log (`sqlite3_log`), to standard error or
 //! to a file.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
 use std::path::Path;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use walferry::config::Logging;
 use walferry::environment;
 use walferry::logging::{self, Format, Said};
 use walferry::shown;
+use walferry::withheld::{self, Line};
+
+use crate::api::{self, Written};
+use crate::log_file::LogFile;
 
 const SQLITE_NOTICE: i32 = 27;
 const SQLITE_WARNING: i32 = 28;
 
 static HOST_LOG: AtomicBool = AtomicBool::new(true);
 
-/// Where the configuration file has the log go, once it was read, if the environment says nothing.
+/// Where the environment has the log go.
+static INSTALLED: OnceLock<Sink> = OnceLock::new();
+/// Where the configuration file has it go, once it was read, if the environment says nothing.
 static CONFIGURED: OnceLock<Sink> = OnceLock::new();
+
+/// Lines that standard error, or the file, did not take. Told with the next that it takes.
+static LOST: AtomicU64 = AtomicU64::new(0);
+/// The last one ends in its middle.
+static IS_TORN: AtomicBool = AtomicBool::new(false);
 
 struct Sink {
     to: To,
@@ -29,61 +38,97 @@ struct Sink {
 enum To {
     Host,
     Stderr,
-    /// Written to by one call a line, without a lock: a fork may happen at any time.
-    File(File),
+    File(LogFile),
 }
 
 impl Sink {
+    fn current() -> Option<&'static Sink> {
+        CONFIGURED.get().or_else(|| INSTALLED.get())
+    }
+
     fn write(&self, record: &Record<'_>) {
         match &self.to {
-            To::File(file) => write(file, &logging::line(self.format, record)),
-            To::Stderr => logging::to_stderr(&logging::line(self.format, record)),
-            To::Host => {
-                if HOST_LOG.load(Ordering::Relaxed)
-                    && crate::alive::may_log()
-                    && let Some(api) = crate::api::api()
-                {
-                    let code =
-                        if record.level() <= Level::Warn { SQLITE_WARNING } else { SQLITE_NOTICE };
-                    let text = format!("walferry: {}", record.args());
-                    api.log(code, &shown::line(&text));
+            To::Host => to_host(record),
+            To::Stderr => {
+                self.say(record, |text| api::to_stderr(text.as_bytes()));
+            }
+            // It may not be writable any more, as for a user whom the program has become since.
+            To::File(file) => {
+                if !self.say(record, |text| file.write(text)) {
+                    to_host(record);
                 }
             }
         }
     }
+
+    /// Writes a line, and before it how many were lost. False where it is lost, too.
+    fn say(&self, record: &Record<'_>, write: impl FnOnce(&str) -> Written) -> bool {
+        let (lost, is_torn) =
+            (LOST.swap(0, Ordering::Relaxed), IS_TORN.swap(false, Ordering::Relaxed));
+        let mut text = String::from(if is_torn { "\n" } else { "" });
+        if lost > 0 {
+            text.push_str(&self.line_of_loss(lost));
+        }
+        text.push_str(&logging::line(self.format, record));
+        let written = write(&text);
+        if written != Written::Whole {
+            LOST.fetch_add(lost + 1, Ordering::Relaxed);
+            IS_TORN.fetch_or(is_torn || written == Written::Part, Ordering::Relaxed);
+        }
+        written == Written::Whole
+    }
+
+    fn line_of_loss(&self, lost: u64) -> String {
+        let lines = if lost == 1 { "line" } else { "lines" };
+        let verb = if lost == 1 { "was" } else { "were" };
+        let said = format_args!("{lost} {lines} of the log {verb} lost: nothing took them in time");
+        logging::line(self.format, &Record::builder().level(Level::Warn).args(said).build())
+    }
 }
 
-impl Log for Sink {
+fn to_host(record: &Record<'_>) {
+    let code = if record.level() <= Level::Warn { SQLITE_WARNING } else { SQLITE_NOTICE };
+    let text = format!("walferry: {}", record.args());
+    withheld::say(Line { code, text: shown::line(&text).into_owned() });
+}
+
+/// Called with none of our locks held.
+fn give(line: &Line) {
+    if HOST_LOG.load(Ordering::Relaxed)
+        && crate::alive::may_log()
+        && let Some(api) = api::api()
+    {
+        api.log(line.code, &line.text);
+    }
+}
+
+/// The logger. What it knows is in [`INSTALLED`] and [`CONFIGURED`].
+struct Logger;
+
+impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         metadata.target().starts_with("walferry")
     }
 
     fn log(&self, record: &Record<'_>) {
-        if self.enabled(record.metadata()) {
-            CONFIGURED.get().unwrap_or(self).write(record);
+        if self.enabled(record.metadata())
+            && let Some(sink) = Sink::current()
+        {
+            sink.write(record);
         }
     }
 
     fn flush(&self) {}
 }
 
-fn write(mut to: impl Write, line: &str) {
-    let _ = to.write_all(line.as_bytes());
-}
-
 fn said() -> Said {
     Said::read(&environment::text)
-}
-
-fn open(path: &Path) -> Result<File, String> {
-    let opened = OpenOptions::new().create(true).append(true).open(path);
-    opened.map_err(|why| format!("the log cannot be written to {}: {why}", path.display()))
 }
 
 /// Sets the sink up, as the environment says.
 pub fn install() {
     let mut said = said();
-    let to = match said.path.as_deref().map(|path| open(Path::new(path))) {
+    let to = match said.path.as_deref().map(|path| LogFile::new(Path::new(path))) {
         Some(Ok(file)) => To::File(file),
         Some(Err(why)) => {
             said.wrong.push(why);
@@ -95,8 +140,9 @@ pub fn install() {
     let is_seen = !matches!(to, To::Host);
     // The logger and the panic hook are those of this library's own copy of the standard library
     // and of `log`: the host's are not touched.
-    if log::set_boxed_logger(Box::new(Sink { to, format: said.format.unwrap_or_default() })).is_ok()
-    {
+    withheld::set_say(give);
+    let _ = INSTALLED.set(Sink { to, format: said.format.unwrap_or_default() });
+    if log::set_logger(&Logger).is_ok() {
         log::set_max_level(said.level.unwrap_or(LevelFilter::Info));
     }
     std::panic::set_hook(Box::new(|panic| {
@@ -119,7 +165,7 @@ pub fn install() {
 fn complain(what: &str, is_seen: bool) {
     log::warn!("{what}");
     if !is_seen {
-        write(std::io::stderr(), &format!("walferry: {}\n", shown::line(what)));
+        api::to_stderr(format!("walferry: {}\n", shown::line(what)).as_bytes());
     }
 }
 
@@ -135,7 +181,7 @@ pub fn configure(configured: &Logging) {
         return;
     }
     let to = match &configured.file {
-        Some(path) => match open(path) {
+        Some(path) => match LogFile::new(path) {
             Ok(file) => To::File(file),
             Err(why) => {
                 log::error!("{why}");
@@ -152,4 +198,17 @@ pub fn configure(configured: &Logging) {
 /// The host is going away: its log's callback must not be called any more.
 pub fn leave_host_log() {
     HOST_LOG.store(false, Ordering::Relaxed);
+}
+
+/// A database is about to be opened: the log is not written to it.
+pub fn opens(database: &Path) {
+    if let Some(Sink { to: To::File(file), .. }) = Sink::current()
+        && file.leave_to(database)
+    {
+        log::error!(
+            "the log is not written to {} any more: this is a file of the database {}",
+            file.path().display(),
+            database.display()
+        );
+    }
 }

@@ -1,22 +1,25 @@
 //! What becomes of a database that is being opened.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use walferry::config::canonical;
 use walferry::environment;
+use walferry::local::state::Fingerprint;
 use walferry::process::{self, Process};
 use walferry::replications::Replications;
 use walferry::settings::{self, Lookup};
 use walferry::uri::Screened;
+use walferry::withheld::Deadline;
 
 use crate::api::BaseVfs;
-use crate::configured::configured;
+use crate::configured::{CONFIGURED, configured};
 use crate::edge::Edge;
 use crate::ffi::Target;
-use crate::registry::{Replicated, Shimmed, databases};
+use crate::registry::{DATABASES, Replicated, Shimmed, databases};
 
 /// Looks settings up: URI parameters, then the environment.
 pub struct UriLookup<F>(F);
@@ -116,6 +119,36 @@ pub fn replicated(path: &Path, lookup: &dyn Lookup, vfs: BaseVfs) -> Opening {
         }
     }
 }
+
+/// What becomes of a database that is being opened in the child of a fork that did not wait for all that was
+/// under way: see [`inside::is_cut_off`]. What may be locked for ever is not locked.
+pub fn cut_off(path: &Path, lookup: &dyn Lookup) -> Opening {
+    let path = canonical(path);
+    let now = || Deadline::after(Duration::ZERO);
+    let is_parents = || {
+        let databases = now().lock(&DATABASES)?;
+        let id = |path: &Path| Fingerprint::of(path).map(|now| now.file).ok();
+        let file = id(&path);
+        let is_it = |known: &PathBuf| *known == path || file.is_some() && id(known) == file;
+        Some(databases.as_ref().is_some_and(|databases| databases.keys().any(is_it)))
+    };
+    let is_named = || {
+        let known = now().lock(&CONFIGURED)?;
+        // Not read by the parent, it is read here.
+        drop(known);
+        Some(names_replica(&path, lookup))
+    };
+    if is_parents().unwrap_or(true) || is_named().unwrap_or(true) {
+        log::error!("{} is not opened: {CUT_OFF}", path.display());
+        return Opening::Refused;
+    }
+    Opening::Plain
+}
+
+/// The reason for which the child of a fork may do nothing.
+pub const CUT_OFF: &str = "this process was forked while another thread of its parent was in the middle of a \
+    call of SQLite's, and that may have left locks to it that nobody holds; fork before databases are opened, \
+    or start a new program";
 
 /// Takes back what was done for a database that could not be opened: its replica is free for another.
 pub fn failed(target: Target) {

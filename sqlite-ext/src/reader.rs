@@ -4,12 +4,12 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
-use parking_lot::Mutex;
 use walferry::border::{Reader, Snapshot};
 use walferry::units::PageSize;
 use walferry::wal::WalIndex;
+use walferry::withheld::{self, Deadline, Guard, Mutex};
 
 use crate::api::{Api, BaseVfs, OwnConnection, RawFile};
 use crate::inside;
@@ -54,22 +54,25 @@ impl Drop for Open {
 
 /// Has a walk ended by a fork, or for a connection that asks for the database to itself.
 fn register_walk(walk: &Arc<Walk>) {
-    let mut walks = WALKS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut walks = withheld::lock(&WALKS);
     walks.retain(|known| known.strong_count() > 0);
     walks.push(Arc::downgrade(walk));
 }
 
-/// Ends all walks, as before a fork; no other one is begun until the answer is dropped.
-pub fn end_walks() -> std::sync::MutexGuard<'static, Walks> {
-    let mut walks = WALKS.lock().unwrap_or_else(PoisonError::into_inner);
-    walks.drain(..).filter_map(|walk| walk.upgrade()).for_each(|walk| walk.end());
-    walks
+/// Ends all walks, as before a fork; no other one is begun until the answer is dropped. `None` where that
+/// cannot be done in time.
+pub fn end_walks(deadline: Deadline) -> Option<Guard<Walks>> {
+    let mut walks = deadline.lock(&WALKS)?;
+    let goes_on =
+        |walk: Arc<Walk>| walk.open.lock_until(deadline).map(|mut open| *open = None).is_none();
+    walks.retain(|walk| walk.upgrade().is_some_and(goes_on));
+    walks.is_empty().then_some(walks)
 }
 
 /// Ends the walks of one database, as before a connection gets it to itself: each holds a lock on the
 /// file.
 pub fn end_walks_of(path: &Path) {
-    let walks = WALKS.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let walks = withheld::lock(&WALKS).clone();
     let of_it = walks.iter().filter_map(Weak::upgrade).filter(|walk| walk.path == path);
     of_it.for_each(|walk| walk.end());
 }

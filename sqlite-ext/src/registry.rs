@@ -15,6 +15,7 @@ use walferry::local::{Beside, files_beside};
 use walferry::replications::Replications;
 use walferry::wal::WalIndex;
 use walferry::wal::evidence::Guard;
+use walferry::withheld::{self, Held};
 
 use crate::api::{self, BaseVfs, OwnConnection};
 use crate::beneath::{self, PageOne};
@@ -56,9 +57,9 @@ pub struct Shimmed {
     /// none is under way.
     pub(crate) reads_until: AtomicU32,
     /// Locked after what the threads of walferry share of a database, never before.
-    pub(crate) pin: Mutex<Option<Pin>>,
+    pub(crate) pin: withheld::Mutex<Option<Pin>>,
     /// A connection of our own for checkpoints, once one was made.
-    pub(crate) keeper: Mutex<Option<OwnConnection>>,
+    pub(crate) keeper: withheld::Mutex<Option<OwnConnection>>,
     /// Whether this process ships, and so keeps others from beginning the WAL anew.
     pub(crate) holds: Holds,
     /// The beginning of a walk and a request for the database to itself take turns.
@@ -101,29 +102,29 @@ pub struct Replicated {
 pub type Databases = Option<HashMap<PathBuf, Weak<Shimmed>>>;
 
 /// Of the standard library's kind, as its locks can be held across a fork ([`fork`]).
-static DATABASES: std::sync::Mutex<Databases> = std::sync::Mutex::new(None);
-static ADOPTED: std::sync::RwLock<Adopted> = std::sync::RwLock::new(None);
+pub static DATABASES: std::sync::Mutex<Databases> = std::sync::Mutex::new(None);
+pub static ADOPTED: std::sync::RwLock<Adopted> = std::sync::RwLock::new(None);
 
 /// Held while a database gives another its place, from the end of the one to the beginning of the other.
-static RENEWAL: std::sync::Mutex<()> = std::sync::Mutex::new(());
+pub static RENEWAL: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
 /// By the address of the file.
 pub type Adopted = Option<HashMap<usize, Arc<Handle>>>;
 
 /// The files of connections that were open before the extension was loaded.
-pub fn adopted_files() -> std::sync::RwLockWriteGuard<'static, Adopted> {
-    ADOPTED.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+fn adopted_files() -> Held<std::sync::RwLockWriteGuard<'static, Adopted>> {
+    Held::new(|| ADOPTED.write().unwrap_or_else(std::sync::PoisonError::into_inner))
 }
 
 /// No database gives another its place meanwhile. Taken before any other lock.
-pub fn renewal() -> std::sync::MutexGuard<'static, ()> {
-    RENEWAL.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+pub fn renewal() -> withheld::Guard<()> {
+    withheld::lock(&RENEWAL)
 }
 
 /// The databases that were opened through the shim. What is shared of one is never locked while this
 /// is: it is looked into by those who have locked that.
-pub fn databases() -> std::sync::MutexGuard<'static, Databases> {
-    DATABASES.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+pub fn databases() -> withheld::Guard<Databases> {
+    withheld::lock(&DATABASES)
 }
 
 /// The database to which a file belongs that was just opened by its path: another one than we knew
@@ -205,8 +206,8 @@ impl Shimmed {
             checkpointed: AtomicU32::new(0),
             asks: AtomicBool::new(false),
             reads_until: AtomicU32::new(u32::MAX),
-            pin: Mutex::new(None),
-            keeper: Mutex::new(None),
+            pin: withheld::Mutex::new(None),
+            keeper: withheld::Mutex::new(None),
             holds: Holds::default(),
             walks: Mutex::new(()),
             turn: Mutex::new(()),
@@ -239,7 +240,7 @@ impl Shimmed {
 
     /// The file was deleted or replaced while it was open: SQLite goes on with a file that no path
     /// names, and nobody could ever restore to it.
-    pub(crate) fn orphan_in(&self, _: &std::sync::MutexGuard<'static, ()>) {
+    pub(crate) fn orphan_in(&self, _: &withheld::Guard<()>) {
         if self.orphaned.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -542,7 +543,8 @@ pub fn adopt(file: usize, handle: Arc<Handle>) {
 
 /// The handle of such a file.
 pub fn adopted(file: usize) -> Option<Arc<Handle>> {
-    ADOPTED.read().unwrap_or_else(std::sync::PoisonError::into_inner).as_ref()?.get(&file).cloned()
+    let adopted = Held::new(|| ADOPTED.read().unwrap_or_else(std::sync::PoisonError::into_inner));
+    adopted.as_ref()?.get(&file).cloned()
 }
 
 /// Forgets such a file.

@@ -6,6 +6,7 @@
 
 mod connection;
 mod file;
+mod output;
 mod process;
 mod shm;
 
@@ -28,6 +29,7 @@ pub use ffi::{
 
 pub use self::connection::{OwnConnection, is_own};
 pub use self::file::{OwnFile, RawFile};
+pub use self::output::{Written, open_to_append, to_file, to_stderr};
 pub use self::process::{
     FileId, at_exit, at_fork, close_inherited, file_of, is_set_uid, read_descriptor,
     without_signals,

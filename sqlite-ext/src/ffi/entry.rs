@@ -76,7 +76,10 @@ macro_rules! sql_function {
             let arguments = unsafe { api.integers(count, values) };
             let call = functions::Call { api, db: api.connection_of(context) };
             let panicked = Err("an internal error of walferry".into());
-            let answer = guarded(panicked, || $body(&call, &arguments));
+            let answer = guarded(panicked, || match inside::is_cut_off() {
+                true => Err(opening::CUT_OFF.into()),
+                false => $body(&call, &arguments),
+            });
             // An error may hold a name, or words of a server.
             api.result(context, answer.map_err(Failure::shown));
         }
@@ -205,6 +208,9 @@ pub unsafe extern "C" fn sqlite3_walferry_init(
         let api = unsafe { api::load(routines)? };
         crate::start(api);
         define_functions(api, db)?;
+        if inside::is_cut_off() {
+            return Ok(());
+        }
         take_part(api)?;
         // Behind the others: it is moved when it is looked for.
         alive::mark(api);

@@ -13,6 +13,8 @@ use super::{File, Vfs, guarded};
 use crate::api::{self, Api, RawFile, SQLITE_ERROR, SQLITE_OK};
 use crate::handle::Handle;
 use crate::inherited;
+use crate::inside;
+use crate::log_sink;
 use crate::main_file::MainFile;
 use crate::opening::{self, Opening, UriLookup};
 use crate::registry::{self, Shimmed};
@@ -108,6 +110,15 @@ unsafe fn handle_for_unchecked(base: Vfs, name: *const c_char, flags: c_int) -> 
     unsafe {
         if flags & api::SQLITE_OPEN_MAIN_DB != 0 {
             let path = api::path_of(name)?;
+            log_sink::opens(&path);
+            if inside::is_cut_off() {
+                let has_parameters = flags & api::SQLITE_OPEN_URI != 0;
+                let parameter = |key: &str| {
+                    if has_parameters { api.uri_parameter(name, key) } else { None }
+                };
+                let opening = opening::cut_off(&path, &UriLookup::new(parameter));
+                return matches!(opening, Opening::Refused).then_some(Target::Refused);
+            }
             // Also of a database that is not replicated here: the parent may replicate it.
             inherited::set_aside(api, api::BaseVfs(NonNull::new(base)?), &path);
             let has_parameters = flags & api::SQLITE_OPEN_URI != 0;
@@ -127,7 +138,7 @@ unsafe fn handle_for_unchecked(base: Vfs, name: *const c_char, flags: c_int) -> 
                 Opening::Refused => Some(Target::Refused),
             };
         }
-        if flags & api::SQLITE_OPEN_WAL != 0 {
+        if flags & api::SQLITE_OPEN_WAL != 0 && !inside::is_cut_off() {
             return registry::of_wal(&api::path_of(name)?).map(Target::Wal);
         }
     }
@@ -239,15 +250,12 @@ static OURS: AtomicPtr<sys::sqlite3_vfs> = AtomicPtr::new(ptr::null_mut());
 static OLDER: OnceLock<Vec<NonZeroUsize>> = OnceLock::new();
 
 /// Two threads that load at the same time must not wrap one around the other. Locked around a fork.
-pub fn registering() -> std::sync::MutexGuard<'static, ()> {
-    static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
+pub static REGISTERING: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
 /// Registers our VFS around the host's default one. Another load finds it registered: then it becomes
 /// the default again, which `sqlite3_shutdown()` has ended.
 pub fn register_vfs(api: &'static Api, default: bool) -> Result<(), String> {
-    let _turn = registering();
+    let _turn = walferry::withheld::lock(&REGISTERING);
     match NonNull::new(OURS.load(Ordering::Acquire)) {
         Some(ours) => register_again(api, ours, default),
         None => register_first(api, default),

@@ -1,0 +1,121 @@
+//! The file that the log is written to.
+//!
+//! It is opened for each line. A descriptor that was kept would be closed by a daemon, which closes all that it
+//! has, and the next file or connection of the application's gets its number: a database, a socket.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::api::{self, Written};
+use crate::inherited;
+
+/// A path, and which file it names. A fork may happen at any time: nothing of it is locked.
+pub struct LogFile {
+    path: PathBuf,
+    /// File system and number of the file that was last found to be none of SQLite's.
+    seen: (AtomicU64, AtomicU64),
+    /// It is a database's, and not written to.
+    is_refused: AtomicBool,
+}
+
+/// What files of SQLite's begin with: databases, WALs of either byte order and rollback journals.
+const MAGIC: [&[u8]; 4] = [
+    b"SQLite format 3\0",
+    &[0x37, 0x7f, 0x06, 0x82],
+    &[0x37, 0x7f, 0x06, 0x83],
+    &[0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7],
+];
+/// What a wal-index begins with, in the byte order of the machine.
+const WAL_INDEX: [u8; 4] = 3_007_000_u32.to_ne_bytes();
+/// What SQLite adds to a database's name for the files beside it.
+const BESIDE: [&str; 4] = ["", "-wal", "-shm", "-journal"];
+
+impl LogFile {
+    /// Takes the path as it is seen from the folder that the process is in now, and makes the file.
+    pub fn new(path: &Path) -> Result<LogFile, String> {
+        let new = || {
+            let path = std::path::absolute(path)?;
+            let seen = (AtomicU64::new(0), AtomicU64::new(0));
+            let file = LogFile { path, seen, is_refused: AtomicBool::new(false) };
+            match file.open() {
+                // A pipe that nobody reads now may be read later.
+                Err(why) if why.raw_os_error() != Some(libc::ENXIO) => Err(why),
+                _ => Ok(file),
+            }
+        };
+        let refused =
+            |why: io::Error| format!("the log cannot be written to {}: {why}", path.display());
+        new().map_err(refused)
+    }
+
+    /// Writes at its end, and waits for nobody.
+    pub fn write(&self, text: &str) -> Written {
+        match self.open() {
+            Ok(file) => api::to_file(&file, text.as_bytes()),
+            Err(_) => Written::Nothing,
+        }
+    }
+
+    /// Opens the file. Not one of SQLite's: to close it again would drop the locks that the process has on it.
+    fn open(&self) -> io::Result<File> {
+        self.look()?;
+        api::open_to_append(&self.path)
+    }
+
+    fn look(&self) -> io::Result<()> {
+        let taken = || io::Error::other("it is a file of SQLite's");
+        if self.is_refused.load(Ordering::Relaxed) {
+            return Err(taken());
+        }
+        let Ok(meta) = std::fs::metadata(&self.path) else { return Ok(()) };
+        let id = (meta.dev(), meta.ino());
+        let seen = (self.seen.0.load(Ordering::Relaxed), self.seen.1.load(Ordering::Relaxed));
+        if !meta.is_file() || seen == id {
+            return Ok(());
+        }
+        if is_of_sqlite(&self.path) {
+            return Err(taken());
+        }
+        self.seen.0.store(id.0, Ordering::Relaxed);
+        self.seen.1.store(id.1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Leaves the file alone if it is this database, which is about to be opened, or stands beside it. True
+    /// where that was found out now.
+    pub fn leave_to(&self, database: &Path) -> bool {
+        let Ok(id) = std::fs::metadata(&self.path).map(|meta| (meta.dev(), meta.ino())) else {
+            return false;
+        };
+        let is_it = |beside: &&str| {
+            let mut path = OsString::from(database);
+            path.push(beside);
+            std::fs::metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == id)
+        };
+        BESIDE.iter().any(is_it) && !self.is_refused.swap(true, Ordering::Relaxed)
+    }
+
+    /// The path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// True if the file begins like one of SQLite's. What the process has open is read through that, since to
+/// open and close it would drop its locks.
+fn is_of_sqlite(path: &Path) -> bool {
+    let mut head = [0; 16];
+    let Some(open) = inherited::descriptors_of(path) else { return false };
+    let read = if open.is_empty() {
+        File::open(path).and_then(|mut file| file.read(&mut head)).ok()
+    } else {
+        // SQLite reads what it opens: who has it for writing alone is not SQLite.
+        open.iter().find_map(|number| api::read_descriptor(*number, &mut head, 0))
+    };
+    let head = head.get(..read.unwrap_or(0)).unwrap_or_default();
+    head.starts_with(&WAL_INDEX) || MAGIC.iter().any(|magic| head.starts_with(magic))
+}

@@ -1,0 +1,261 @@
+//! Lines for the host's log, withheld from it while the thread holds a lock.
+//!
+//! The host's log may be a function that waits for a lock of the host's, as any function in Python does. A thread
+//! that forks may have that lock, and waits for locks of ours before it forks. So a line is given to the host
+//! behind the last lock that its thread has given back.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+use std::sync::{
+    Mutex as StdMutex, MutexGuard as StdMutexGuard, OnceLock, PoisonError, RwLock,
+    RwLockWriteGuard, TryLockError, TryLockResult,
+};
+use std::time::{Duration, Instant};
+
+/// A line for the host's log, and the code that it gets there.
+pub struct Line {
+    /// The code.
+    pub code: i32,
+    /// The text.
+    pub text: String,
+}
+
+/// Gives a line to the host.
+pub type Say = fn(&Line);
+
+static SAY: OnceLock<Say> = OnceLock::new();
+
+/// More lines of one thread are not kept.
+const LINES_MAX: usize = 1000;
+
+thread_local! {
+    /// How many reasons the thread has to withhold.
+    static REASONS: Cell<usize> = const { Cell::new(0) };
+    static LINES: RefCell<VecDeque<Line>> = const { RefCell::new(VecDeque::new()) };
+    /// The thread gives lines to the host just now: what comes meanwhile waits for its turn.
+    static IS_SAYING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Sets how lines are given to the host.
+pub fn set_say(say: Say) {
+    let _ = SAY.set(say);
+}
+
+/// Gives a line to the host, at once or behind the last lock.
+pub fn say(line: Line) {
+    let mut line = Some(line);
+    // Where the thread has taken its variables down already, it holds nothing any more.
+    let kept = LINES.try_with(|lines| {
+        let mut lines = lines.borrow_mut();
+        if lines.len() < LINES_MAX {
+            lines.extend(line.take());
+        }
+    });
+    match (kept, line, SAY.get()) {
+        (Err(_), Some(line), Some(say)) => say(&line),
+        _ => say_all(),
+    }
+}
+
+fn say_all() {
+    let may_say = || REASONS.get() == 0 && !IS_SAYING.get();
+    let Some(say) = SAY.get().filter(|_| may_say()) else { return };
+    IS_SAYING.set(true);
+    while let Ok(Some(line)) = LINES.try_with(|lines| lines.borrow_mut().pop_front()) {
+        say(&line);
+    }
+    IS_SAYING.set(false);
+}
+
+/// Forgets what the thread has withheld, as in the child of a fork: its parent says it.
+pub fn forget() {
+    let _ = LINES.try_with(|lines| lines.borrow_mut().clear());
+}
+
+/// A reason to withhold lines, until it is dropped, by the thread that has it.
+pub struct Withheld(PhantomData<*const ()>);
+
+impl Withheld {
+    /// Begins to withhold.
+    #[allow(clippy::new_without_default)] // it has an effect
+    pub fn new() -> Withheld {
+        REASONS.set(REASONS.get() + 1);
+        Withheld(PhantomData)
+    }
+}
+
+impl Drop for Withheld {
+    fn drop(&mut self) {
+        REASONS.set(REASONS.get().saturating_sub(1));
+        say_all();
+    }
+}
+
+/// A lock that is held, and a reason to withhold until it is given back.
+pub struct Held<G> {
+    // Dropped in this order.
+    guard: G,
+    _reason: Withheld,
+}
+
+impl<G> Held<G> {
+    /// Takes a lock.
+    pub fn new(take: impl FnOnce() -> G) -> Held<G> {
+        let reason = Withheld::new();
+        Held { guard: take(), _reason: reason }
+    }
+
+    /// Takes a lock if it can be had.
+    pub fn try_new(take: impl FnOnce() -> Option<G>) -> Option<Held<G>> {
+        let reason = Withheld::new();
+        take().map(|guard| Held { guard, _reason: reason })
+    }
+}
+
+impl<G: Deref> Deref for Held<G> {
+    type Target = G::Target;
+
+    fn deref(&self) -> &G::Target {
+        &self.guard
+    }
+}
+
+impl<G: DerefMut> DerefMut for Held<G> {
+    fn deref_mut(&mut self) -> &mut G::Target {
+        &mut self.guard
+    }
+}
+
+/// A lock of the standard library's kind that is held.
+pub type Guard<T> = Held<StdMutexGuard<'static, T>>;
+
+/// Takes a lock of the standard library's kind.
+pub fn lock<T>(mutex: &'static StdMutex<T>) -> Guard<T> {
+    Held::new(|| mutex.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// A lock that withholds while it is held.
+#[derive(Default)]
+pub struct Mutex<T>(parking_lot::Mutex<T>);
+
+/// See [`Mutex`].
+pub type MutexGuard<'a, T> = Held<parking_lot::MutexGuard<'a, T>>;
+
+impl<T> Mutex<T> {
+    /// A lock that nobody has.
+    pub const fn new(value: T) -> Mutex<T> {
+        Mutex(parking_lot::Mutex::new(value))
+    }
+
+    /// Takes it.
+    pub fn lock(&self) -> MutexGuard<'_, T> {
+        Held::new(|| self.0.lock())
+    }
+
+    /// Takes it, if it is given back in time.
+    pub fn lock_until(&self, deadline: Deadline) -> Option<MutexGuard<'_, T>> {
+        Held::try_new(|| self.0.try_lock_until(deadline.0))
+    }
+}
+
+/// The end of a wait for locks. One that is free can be had behind it, too.
+#[derive(Clone, Copy)]
+pub struct Deadline(Instant);
+
+impl Deadline {
+    /// So long from now.
+    pub fn after(wait: Duration) -> Deadline {
+        Deadline(Instant::now() + wait)
+    }
+
+    /// How long it is until then.
+    pub fn left(self) -> Duration {
+        self.0.saturating_duration_since(Instant::now())
+    }
+
+    /// Takes a lock of the standard library's kind.
+    pub fn lock<T>(self, mutex: &'static StdMutex<T>) -> Option<Guard<T>> {
+        Held::try_new(|| self.poll(|| mutex.try_lock()))
+    }
+
+    /// The same of a lock that others may share, for this thread alone.
+    pub fn write<T>(self, lock: &'static RwLock<T>) -> Option<Held<RwLockWriteGuard<'static, T>>> {
+        Held::try_new(|| self.poll(|| lock.try_write()))
+    }
+
+    /// Asks for a lock again and again: the standard library's know no wait that ends.
+    pub fn poll<G>(self, mut take: impl FnMut() -> TryLockResult<G>) -> Option<G> {
+        loop {
+            match take() {
+                Ok(guard) => return Some(guard),
+                Err(TryLockError::Poisoned(guard)) => return Some(guard.into_inner()),
+                Err(TryLockError::WouldBlock) if self.left().is_zero() => return None,
+                Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_micros(200)),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    thread_local! {
+        static SAID: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    }
+
+    fn note(line: &Line) {
+        SAID.with_borrow_mut(|said| said.push(line.text.clone()));
+        // What the host does of a line may make another one, which comes behind those that wait.
+        if line.text == "a" {
+            say(Line { code: 0, text: "of a".into() });
+        }
+    }
+
+    fn said() -> Vec<String> {
+        SAID.take()
+    }
+
+    #[test]
+    fn lines_wait_for_the_last_lock_of_their_thread_and_keep_their_order() {
+        set_say(note);
+        let line = |text: &str| say(Line { code: 0, text: text.into() });
+        static ONE: StdMutex<()> = StdMutex::new(());
+        let other = Mutex::new(());
+        line("at once");
+        assert_eq!(said(), ["at once"]);
+        let one = lock(&ONE);
+        line("a");
+        let second = other.lock();
+        drop(one);
+        line("b");
+        assert!(said().is_empty());
+        std::thread::spawn(move || {
+            say(Line { code: 0, text: "of another thread".into() });
+            assert_eq!(said(), ["of another thread"]);
+        })
+        .join()
+        .unwrap();
+        drop(second);
+        assert_eq!(said(), ["a", "b", "of a"]);
+        {
+            let _reason = Withheld::new();
+            line("forgotten");
+            forget();
+        }
+        assert!(said().is_empty());
+    }
+
+    #[test]
+    fn a_lock_that_is_not_given_back_is_not_waited_for_for_ever() {
+        static HELD: StdMutex<()> = StdMutex::new(());
+        let other = Mutex::new(());
+        let (one, two) = (lock(&HELD), other.lock());
+        let now = Deadline::after(Duration::ZERO);
+        assert!(now.lock(&HELD).is_none() && other.lock_until(now).is_none());
+        drop((one, two));
+        assert!(now.lock(&HELD).is_some() && other.lock_until(now).is_some());
+    }
+}
