@@ -176,7 +176,7 @@ impl Spool {
     /// Returns an error if a file cannot be made and written here. Leaves none.
     pub fn try_write(&self) -> Result<(), Error> {
         let temp = self.temp_path();
-        let written = folder::create(&temp).and_then(|mut file| file.write_all(&[0; TRIED]));
+        let written = folder::create(&temp).and_then(|mut file| file.write_all(&vec![0; TRIED]));
         self.discard();
         written.context("cannot write", &temp)
     }

@@ -90,13 +90,18 @@ impl Replica {
 
     /// Lets the WAL go if capture has failed for too long, or if the WAL has grown too much by that.
     pub(super) fn let_go_in_time(&mut self) {
-        let is_idle = matches!(self.job, LocalJob::None);
         let burden = self.burden().filter(Burden::is_too_much);
-        if burden.is_some() && is_idle {
+        if burden.is_some() && self.keeps_wal_in_vain() {
             log::debug!("{}: {burden:?}", self.database.label());
             self.let_wal_go();
         }
         self.copy_standing_wal();
+    }
+
+    /// True if the WAL is kept for capture alone, and that fails.
+    fn keeps_wal_in_vain(&self) -> bool {
+        let fails = self.failing.since.is_some() && matches!(self.job, LocalJob::None);
+        fails && self.attached && self.cursor != Cursor::Unknown
     }
 
     fn burden(&self) -> Option<Burden> {
@@ -134,8 +139,7 @@ impl Replica {
         if len >= USUAL_WAL && (self.end_comparison() || self.end_image()) {
             self.leave_room();
         }
-        let fails = self.failing.since.is_some() && self.cursor != Cursor::Unknown;
-        if fails && matches!(self.job, LocalJob::None) {
+        if self.keeps_wal_in_vain() {
             self.let_wal_go();
             self.leave_room();
         }
