@@ -109,7 +109,7 @@ impl LogFile {
 /// open and close it would drop its locks.
 fn is_of_sqlite(path: &Path) -> bool {
     let mut head = [0; 16];
-    let Some(open) = inherited::descriptors_of(path) else { return false };
+    let Some(open) = inherited::descriptors_of(path, None) else { return false };
     let read = if open.is_empty() {
         File::open(path).and_then(|mut file| file.read(&mut head)).ok()
     } else {

@@ -31,25 +31,25 @@ const PART_OF_FREE: u64 = 4;
 /// again.
 const STANDS_STILL_MS: u64 = 1000;
 
-/// The failing of capture, as far as it is remembered.
+/// Remembers that capture fails, and what was seen of the WAL meanwhile.
 #[derive(Default)]
 pub(super) struct Failing {
-    /// Since when it has failed without a success.
+    /// Time of the first failure since the last success.
     since: Option<u64>,
     /// The wal-index as it was seen while the WAL was let go, and since when.
     stands: Option<(WalIndex, u64)>,
-    /// When the WAL was last copied from here.
+    /// Time at which the WAL was last copied in vain.
     copied_at: Option<u64>,
 }
 
-/// What decides whether a WAL that cannot be captured is let go.
+/// Says how much a WAL that cannot be captured costs the application.
 #[derive(Clone, Copy, Debug)]
 struct Burden {
-    /// How long capture has failed, in milliseconds.
+    /// Milliseconds for which capture has failed.
     failed_for: u64,
     /// Bytes of the WAL that are not captured.
     uncaptured: u64,
-    /// What the spool may take.
+    /// Bytes that the spool may take.
     cap: u64,
     /// Bytes of the database, which a comparison reads.
     database: u64,
@@ -58,7 +58,8 @@ struct Burden {
 }
 
 impl Burden {
-    /// Decides. Beyond the size of the database a comparison costs less than the WAL that it saves.
+    /// Decides whether the WAL is let go. Beyond the size of the database a comparison costs less than the WAL
+    /// that it saves.
     fn is_too_much(&self) -> bool {
         let room = self.free.map_or(u64::MAX, |free| free / PART_OF_FREE);
         let most = self.cap.min(self.database.max(KEPT_AT_LEAST)).min(room);

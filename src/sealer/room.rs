@@ -167,7 +167,7 @@ impl Replica {
     }
 }
 
-/// What the spool may take, by its setting and the bytes of the database.
+/// Gives the bytes that the spool may take, by its setting and those of the database.
 pub(super) fn spool_cap(set: u64, database: u64) -> u64 {
     match set {
         0 => SPOOL_CAP_DEFAULT.max(2 * database),
