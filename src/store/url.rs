@@ -46,7 +46,9 @@ pub fn of_name(url: &str, name: &OsStr) -> String {
     let chunks = name.as_bytes().utf8_chunks();
     chunks.fold(String::new(), |mut text, chunk| {
         text.push_str(chunk.valid());
-        chunk.invalid().iter().for_each(|byte| text.push_str(&format!("%{byte:02X}")));
+        for byte in chunk.invalid() {
+            let _ = write!(text, "%{byte:02X}");
+        }
         text
     })
 }
