@@ -227,7 +227,7 @@ fn imaging(closed: Vec<Closed>) -> Engine {
         acked: Txid(5),
         closed,
         uncommitted_since_close: false,
-        since: 0,
+        since: 10,
         need: Need::Image,
     };
     engine.handle(10, Event::Opened(opened));
@@ -345,7 +345,7 @@ fn the_lag_shows_from_the_start_when_something_is_due() {
             acked: Txid(5),
             closed: Vec::new(),
             uncommitted_since_close: false,
-            since: 0,
+            since: 7,
             need,
         };
         engine.handle(7, Event::Opened(opened));
