@@ -65,7 +65,7 @@ impl Replica {
                 self.engine.handle(now, Event::Closed(None));
             }
             Err(stop @ (Stop::Failed(_) | Stop::NoRoom(_))) => {
-                self.capture_fails();
+                self.capture_fails(&stop);
                 let may_be_lost = matches!(stop, Stop::Failed(_));
                 let message = stop.to_string();
                 self.discard_unfinished();

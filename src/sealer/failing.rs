@@ -36,6 +36,8 @@ const STANDS_STILL_MS: u64 = 1000;
 pub(super) struct Failing {
     /// Time of the first failure since the last success.
     since: Option<u64>,
+    /// The last failure was one for want of room.
+    lacks_room: bool,
     /// The wal-index as it was seen while the WAL was let go, and since when.
     stands: Option<(WalIndex, u64)>,
     /// Time at which the WAL was last copied in vain.
@@ -58,8 +60,7 @@ struct Burden {
 }
 
 impl Burden {
-    /// Decides whether the WAL is let go. Beyond the size of the database a comparison costs less than the WAL
-    /// that it saves.
+    /// Decides whether the WAL is let go. Beyond the size of the database a comparison costs less than the WAL that it saves.
     fn is_too_much(&self) -> bool {
         let room = self.free.map_or(u64::MAX, |free| free / PART_OF_FREE);
         let most = self.cap.min(self.database.max(KEPT_AT_LEAST)).min(room);
@@ -68,8 +69,14 @@ impl Burden {
 }
 
 impl Replica {
-    /// Notes that capture has failed on the local disk.
-    pub(super) fn capture_fails(&mut self) {
+    /// Notes that capture was stopped by the local disk.
+    pub(super) fn capture_fails(&mut self, stop: &Stop) {
+        self.failing.lacks_room = matches!(stop, Stop::NoRoom(_));
+        self.comparison_fails();
+    }
+
+    /// Notes that a comparison was.
+    pub(super) fn comparison_fails(&mut self) {
         let now = self.process.now();
         self.failing.since.get_or_insert(now);
     }
@@ -112,12 +119,15 @@ impl Replica {
         let index = self.database.with(|shared| shared.published)?;
         let from = if end.at.salts == index.salts { end.at.frame } else { 0 };
         let database = u64::from(local.table.commit()) * u64::from(point.page_size.get());
+        // What we take of that disk is given back first, and a comparison would only need more of it.
+        let shared = self.failing.lacks_room && self.shares_disk();
+        let folder = self.database.path().parent().filter(|_| !shared);
         Some(Burden {
             failed_for: self.process.now().saturating_sub(since),
             uncaptured: wal_len(point.page_size, index.max_frame.saturating_sub(from)),
             cap: spool_cap(self.database.settings().spool_cap, database),
             database,
-            free: self.database.path().parent().and_then(local::spool::free_at),
+            free: folder.and_then(local::spool::free_at),
         })
     }
 

@@ -492,7 +492,7 @@ impl Replica {
                 log::error!("{}: {message}", self.database.label());
             }
             stop @ (Stop::Failed(_) | Stop::NoRoom(_)) => {
-                self.capture_fails();
+                self.capture_fails(&stop);
                 let may_be_lost = matches!(stop, Stop::Failed(_));
                 let message = stop.to_string();
                 self.discard_unfinished();

@@ -41,7 +41,7 @@ impl Replica {
 
     fn resync_failed(&mut self, message: String, scan: bool) {
         log::warn!("{}: {message}; trying again", self.database.label());
-        self.capture_fails();
+        self.comparison_fails();
         let now = self.process.now();
         if scan {
             self.engine.handle(now, Event::Diverged);

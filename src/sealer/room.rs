@@ -55,7 +55,9 @@ impl Replica {
     /// Gives room back to the application, whose write found none. True if there is more of it now.
     pub(super) fn make_room(&mut self) -> bool {
         let made = self.shares_disk() && self.gives_room();
-        self.free_wal();
+        if !made {
+            self.free_wal();
+        }
         made
     }
 
@@ -91,7 +93,7 @@ impl Replica {
         true
     }
 
-    fn shares_disk(&self) -> bool {
+    pub(super) fn shares_disk(&self) -> bool {
         self.local.as_ref().is_some_and(|local| shares_disk(local, self.database.path()))
     }
 
