@@ -160,6 +160,9 @@ impl<T> Mutex<T> {
     }
 }
 
+/// A lock that is not free is looked at again after so long.
+const NEXT_LOOK: Duration = Duration::from_micros(200);
+
 /// The end of a wait for locks. One that is free can be had behind it, too.
 #[derive(Clone, Copy)]
 pub struct Deadline(Instant);
@@ -192,7 +195,7 @@ impl Deadline {
                 Ok(guard) => return Some(guard),
                 Err(TryLockError::Poisoned(guard)) => return Some(guard.into_inner()),
                 Err(TryLockError::WouldBlock) if self.left().is_zero() => return None,
-                Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_micros(200)),
+                Err(TryLockError::WouldBlock) => std::thread::park_timeout(NEXT_LOOK),
             }
         }
     }
