@@ -225,11 +225,16 @@ fn database_of(root: &Path) -> Option<PathBuf> {
 pub(crate) fn make_private(at: impl AsFd, name: impl AsRef<Path>) -> io::Result<()> {
     let (at, name) = (at.as_fd(), name.as_ref());
     fs::mkdirat(at, name, Mode::RWXU)?;
-    // Root needs no permission. For others that call follows links, and reaches no file but their own.
-    let is = fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    // Root needs no permission.
+    if geteuid().is_root() {
+        return Ok(());
+    }
+    // Whoever shares the folder may have removed it again already: that is the caller's to find out.
+    let Ok(is) = fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW) else { return Ok(()) };
     let masked = is.st_mode & Mode::RWXU.as_raw_mode() != Mode::RWXU.as_raw_mode();
-    if masked && kind(&is) == FileType::Directory && !geteuid().is_root() {
-        fs::chmodat(at, name, Mode::RWXU, AtFlags::empty())?;
+    if masked && kind(&is) == FileType::Directory {
+        // It follows links, and reaches no file but this user's own.
+        let _ = fs::chmodat(at, name, Mode::RWXU, AtFlags::empty());
     }
     Ok(())
 }
