@@ -521,27 +521,34 @@ ended = threading.Event()
 def interrupt():
     while not ended.wait(0.05):
         db.interrupt()
-thread = threading.Thread(target=interrupt)
-thread.start()
+def write():
+    other = sqlite3.connect(sys.argv[2], isolation_level=None, timeout=60)
+    while not ended.is_set():
+        other.execute("INSERT INTO t VALUES (2)")
+    other.close()
+threads = [threading.Thread(target=what) for what in (interrupt, write)[:1 + (sys.argv[4] == "busy")]]
+for thread in threads:
+    thread.start()
 try:
     db.execute("SELECT %s(3600000)" % sys.argv[3]).fetchall()
 except sqlite3.OperationalError as error:
     print(error, getattr(error, "sqlite_errorname", "SQLITE_INTERRUPT"))
 ended.set()
-thread.join()
+for thread in threads:
+    thread.join()
 print(db.execute("SELECT count(*) > 0 FROM t").fetchall())
 """
 
 
 @pytest.mark.parametrize("function", ["walferry_sync", "walferry_wait"])
-@pytest.mark.parametrize("role", ["ships", "stands by"])
+@pytest.mark.parametrize("role", ["ships", "stands by", "busy"])
 def test_a_wait_can_be_interrupted(role, function, new_host, tmp_path):
-    """As each statement of SQLite's can."""
+    """As each statement of SQLite's can, also while there is news all the time."""
     env = {"WALFERRY_REPLICA": "s3://nowhere/app", "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
            "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_REGION": "us-east-1",
            "WALFERRY_SHUTDOWN_TIMEOUT": "0"}
     if role == "stands by":
         new_host(env=env).open(tmp_path / "app.db").sql("PRAGMA journal_mode=WAL", TABLE)
-    done = subprocess.run([sys.executable, "-c", INTERRUPTED, EXTENSION, tmp_path / "app.db", function],
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, EXTENSION, tmp_path / "app.db", function, role],
                           capture_output=True, text=True, timeout=120, env=dict(clean_environment(), **env))
     assert done.stdout.splitlines() == ["interrupted SQLITE_INTERRUPT", "[(1,)]"], done

@@ -86,6 +86,7 @@ impl Database {
             let hurried = if hurry { Control::Hurry } else { Control::Capture };
             self.send(hurried(self.id));
         }
+        let mut ask_at = Instant::now() + ASK_AGAIN;
         let mut shared = self.shared.lock();
         loop {
             if shared.shippers_page().is_some() {
@@ -100,19 +101,19 @@ impl Database {
             if shared.acked_seq >= target {
                 return Some(Ok(shared.report.acked));
             }
-            let left = patience.deadline.saturating_duration_since(Instant::now());
             let news;
-            (shared, news) = self.shared.wait_for(shared, left.min(ASK_AGAIN));
-            if news {
-                continue;
-            }
-            if left > ASK_AGAIN {
+            (shared, news) = self.shared.wait_until(shared, patience.deadline.min(ask_at));
+            let now = Instant::now();
+            // There may be news all the time.
+            if now >= ask_at {
                 drop(shared);
                 if (patience.interrupted)() {
                     return Some(Err(WaitError::Interrupted));
                 }
+                ask_at = now + ASK_AGAIN;
                 shared = self.shared.lock();
-            } else {
+            }
+            if !news && now >= patience.deadline {
                 log::debug!(
                     "{}: a wait for commit {target} ended at {}: captured {} at {:?}, published {:?}, gate {:?}",
                     self.path().display(),

@@ -58,7 +58,9 @@ struct Held {
 /// How long a fork waits for what other threads of the process have begun. SQLite may call the host's log in the
 /// middle of that, and if this is a function that waits for a lock of the thread that forks, it never ends. A
 /// checkpoint may take as long without any fault, and then the child is cut off from its parent's databases.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long it waits then for the locks that are held for moments only, whatever came before.
+const MOMENT: Duration = Duration::from_millis(200);
 
 /// Says, once, that a connection of the parent is used to write: called for connections that are
 /// passed through.
@@ -82,6 +84,7 @@ pub fn prepare() {
     let renewal = deadline.lock(&registry::RENEWAL);
     let inherited = deadline.lock(&inherited::KNOWN);
     let in_sqlite = inside::outside_until(deadline);
+    let deadline = Deadline::after(deadline.left().max(MOMENT));
     let mark = deadline.lock(&alive::TURN);
     let adopted = deadline.write(&registry::ADOPTED);
     let databases = deadline.lock(&registry::DATABASES);

@@ -39,7 +39,9 @@ impl Drop for Counted {
     fn drop(&mut self) {
         let mut threads = IN_SQLITE.lock().unwrap_or_else(PoisonError::into_inner);
         threads.inside = threads.inside.saturating_sub(1);
-        CHANGED.notify_all();
+        if threads.waiting > 0 {
+            CHANGED.notify_all();
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -42,14 +42,20 @@ impl LogFile {
             let seen = (AtomicU64::new(0), AtomicU64::new(0));
             let file = LogFile { path, seen, is_refused: AtomicBool::new(false) };
             match file.open() {
-                // A pipe that nobody reads now may be read later.
-                Err(why) if why.raw_os_error() != Some(libc::ENXIO) => Err(why),
+                Err(why) if !file.is_unread(&why) => Err(why),
                 _ => Ok(file),
             }
         };
         let refused =
             |why: io::Error| format!("the log cannot be written to {}: {why}", path.display());
         new().map_err(refused)
+    }
+
+    /// True for a pipe that nobody reads now: it may be read later. A socket gives the same error, and is
+    /// never opened.
+    fn is_unread(&self, why: &io::Error) -> bool {
+        why.raw_os_error() == Some(libc::ENXIO)
+            && std::fs::metadata(&self.path).is_ok_and(|meta| meta.file_type().is_fifo())
     }
 
     /// Writes at its end, and waits for nobody.

@@ -124,7 +124,8 @@ pub fn replicated(path: &Path, lookup: &dyn Lookup, vfs: BaseVfs) -> Opening {
 /// under way: see [`inside::is_cut_off`]. What may be locked for ever is not locked.
 pub fn cut_off(path: &Path, lookup: &dyn Lookup) -> Opening {
     let path = canonical(path);
-    let now = || Deadline::after(Duration::ZERO);
+    // Another thread of this process may have them for a moment.
+    let now = || Deadline::after(Duration::from_secs(1));
     let is_parents = || {
         let databases = now().lock(&DATABASES)?;
         let id = |path: &Path| Fingerprint::of(path).map(|now| now.file).ok();

@@ -224,6 +224,7 @@ impl Replica {
         self.point = point;
         self.piece = piece;
         self.answered = None;
+        self.fence_told = false;
         self.cursor = position.map_or(Cursor::Unknown, |at| Cursor::At(Proven::position(at)));
         self.clear_frames();
         self.tenure += 1;

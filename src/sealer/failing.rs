@@ -161,6 +161,8 @@ impl Replica {
     /// writers in other processes we do not hear.
     pub(super) fn copy_standing_wal(&mut self) {
         let is_let_go = self.failing.since.is_some() || self.local.is_none();
+        // A connection of ours takes descriptors, and those that are left are the application's.
+        let is_let_go = is_let_go && crate::descriptors::scarce().is_none();
         let is_open = self.database.with(|shared| shared.gate == Gate::Open);
         let index = self.database.border().filter(|_| is_let_go && is_open);
         let Some(index) = index.and_then(|border| border.wal_index()) else {

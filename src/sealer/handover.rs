@@ -4,6 +4,7 @@
 //! stopped, or the word is of an earlier boot. Only the lock tells. So what is left is this process's
 //! to ship until another one holds the lock; if none does in time, the place is taken back.
 
+use std::io;
 use std::sync::Arc;
 
 use super::attach::STANDBY_RETRY_MS;
@@ -95,7 +96,11 @@ impl Replica {
             Handover::Given => closed || self.is_outside_wal(),
             Handover::Kept if closed || self.is_outside_wal() && self.are_waiting() => {
                 let left = || self.engine.is_idle() && self.may_offer();
-                let done = || (self.has_shipped() || left()) && self.nothing_uncaptured();
+                // A word that nobody took the place for would only have it compared again.
+                let early = !self.drains && self.process.now() < self.keep_until;
+                let waits = || early && self.is_word_there();
+                let shipped = || self.has_shipped() && !waits();
+                let done = || (shipped() || left()) && self.nothing_uncaptured();
                 self.local.is_none() || done()
             }
             Handover::Offered(_) | Handover::Kept => false,
@@ -139,7 +144,9 @@ impl Replica {
         owes |= unheard;
         if owes {
             let need = if unheard { worse(left.need) } else { left.need };
-            return self.offer(now, page, Left { need, ..left });
+            let waits = page.as_ref().and_then(|page| page.peek_unreported());
+            let since = [left.since, waits].into_iter().flatten().min();
+            return self.offer(page, Left { need, since, ..left });
         }
         self.database.with(|shared| {
             shared.captured = None;
@@ -161,16 +168,36 @@ impl Replica {
         }
     }
 
-    fn offer(&mut self, now: u64, page: Option<Arc<SharedPage>>, left: Left) {
+    fn offer(&mut self, page: Option<Arc<SharedPage>>, left: Left) {
+        // After the state was synced, which may take its time: others can have the place only from now on.
+        let now = self.process.now();
         self.forget_local();
         // What the store answers to what was asked before is of no use.
         self.tenure += 1;
         self.engine = Engine::new(Self::options(&self.database), WriterId::default());
-        self.database.with(|shared| shared.captured = None);
-        // The end of the process waits no longer than it may.
-        let timeout = self.database.settings().shutdown_timeout.as_millis();
-        let wait = OFFER_MS.min(u64::try_from(timeout / 2).unwrap_or(OFFER_MS));
+        self.database.with(|shared| {
+            shared.captured = None;
+            shared.report.unacked_since = left.since;
+        });
+        let wait = if self.drains { self.offer_while_draining() } else { OFFER_MS };
         self.handover = Handover::Offered(Offer { until: now + wait, look_at: now, page, left });
+    }
+
+    /// The end of the process waits no longer than it may, and what is taken back is to be shipped in that time.
+    fn offer_while_draining(&self) -> u64 {
+        let timeout = self.database.settings().shutdown_timeout.as_millis();
+        OFFER_MS.min(u64::try_from(timeout / 2).unwrap_or(OFFER_MS))
+    }
+
+    /// Ships what is left, now that the process ends.
+    pub(super) fn drain(&mut self) {
+        self.drains = true;
+        let until = self.process.now() + self.offer_while_draining();
+        if let Handover::Offered(offer) = &mut self.handover {
+            offer.until = offer.until.min(until);
+            offer.look_at = offer.look_at.min(until);
+        }
+        self.hurry();
     }
 
     /// Looks whether another process has taken the place that was offered; takes it back when none has
@@ -188,7 +215,10 @@ impl Replica {
             return offer.put_off(now);
         }
         match self.take_place() {
-            Some(Ok(Opening::HeldBy(_))) => self.handover = Handover::Given,
+            Some(Ok(Opening::HeldBy(_))) => {
+                self.handover = Handover::Given;
+                self.database.with(|shared| shared.report.unacked_since = None);
+            }
             Some(Ok(Opening::Ours(found))) => self.take_back_place(*found, now),
             Some(Err(error)) => self.cannot_take_back(&error.to_string(), now),
             None => self.handover = Handover::Kept,
@@ -196,11 +226,15 @@ impl Replica {
     }
 
     fn cannot_take_back(&mut self, why: &str, now: u64) {
-        self.note_open_failure(why);
-        match &mut self.handover {
-            Handover::Offered(offer) if self.database.path().exists() => offer.put_off(now),
+        let found = self.database.path().symlink_metadata();
+        if found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
             // With the database its state is gone: there is nothing left to ship.
-            place => *place = Handover::Kept,
+            self.handover = Handover::Given;
+            return;
+        }
+        self.note_open_failure(why);
+        if let Handover::Offered(offer) = &mut self.handover {
+            offer.put_off(now);
         }
     }
 
@@ -216,15 +250,19 @@ impl Replica {
         );
         self.keep_until = now + KEEP_MS;
         self.cursor = if same { left.cursor } else { Cursor::Unknown };
+        let page = self.database.with(|shared| shared.page.clone());
+        let word = page.and_then(|page| page.peek_unreported());
+        let since = left.since.filter(|_| same && self.engine.has_unclosed());
         match left.need {
-            Need::Resync if same || self.is_word_there() => {
+            Need::Resync if same || word.is_some() => {
                 self.forget_word();
                 self.engine.handle(now, Event::Diverged);
             }
             Need::Image if same => self.need_image(),
             _ => {}
         }
-        if let Some(at) = left.since.filter(|_| same && self.engine.has_unclosed()) {
+        let of_word = word.or(left.since).filter(|_| left.need == Need::Resync);
+        if let Some(at) = [since, of_word].into_iter().flatten().min() {
             self.engine.handle(now, Event::Committed { at });
         }
         self.engine.handle(now, Event::Hurry);

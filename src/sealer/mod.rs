@@ -78,7 +78,7 @@ impl Sealer {
             Control::Drain => {
                 self.draining = true;
                 for replica in self.replicas.values_mut() {
-                    guard(replica, Replica::hurry);
+                    guard(replica, Replica::drain);
                 }
             }
             Control::MakeRoom(id, answer) => {

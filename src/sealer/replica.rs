@@ -88,6 +88,8 @@ pub(super) struct Replica {
     pub(super) handover: Handover,
     /// Until then the place is offered to nobody.
     pub(super) keep_until: u64,
+    /// The process ends, and waits for what is left.
+    pub(super) drains: bool,
     /// The database file is not the one that its path names.
     pub(super) astray: bool,
     /// When the database is compared with the page table, though all is well.
@@ -188,6 +190,7 @@ impl Replica {
             others: Others::default(),
             handover: Handover::default(),
             keep_until: 0,
+            drains: false,
             astray: false,
             audit,
             spool_sound_until: 0,
@@ -229,7 +232,10 @@ impl Replica {
         let unclear = self.unclear.and_then(|unclear| unclear.again_at);
         let audit = self.audit_due();
         let offer = self.handover.look_at();
-        [slice, watch, engine, unclear, audit, offer, self.retry_at].into_iter().flatten().min()
+        let kept = self.keep_until > self.process.now() && self.is_word_there();
+        let kept = kept.then_some(self.keep_until);
+        let all = [slice, watch, engine, unclear, audit, offer, kept, self.retry_at];
+        all.into_iter().flatten().min()
     }
 
     /// Whether it is looked around once a second: also where the database has left WAL mode, in which

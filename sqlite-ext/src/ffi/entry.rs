@@ -169,7 +169,7 @@ unsafe extern "C" fn on_open(
     _message: *mut *mut c_char,
     _routines: *const sys::sqlite3_api_routines,
 ) -> c_int {
-    if let Some(api) = api::api().filter(|_| !api::is_own()) {
+    if let Some(api) = api::api().filter(|_| !api::is_own() && !inside::is_cut_off()) {
         guarded((), || {
             // Where that fails, the connection remembers the error, and is not opened.
             let _ = define_functions(api, db);
