@@ -82,7 +82,7 @@ def test_each_replica_has_everything(setting):
     fill(host, 50)
     host.sync()
     setting.assert_all_restore()
-    disk = setting.status(host)[0]
+    disk, cloud = setting.status(host)
     assert disk["state"] == cloud["state"] == "streaming", (disk, cloud)
     assert disk["lag_ms"] == cloud["lag_ms"] == 0
     # The next process goes on with both, in whatever order they are named.
@@ -108,7 +108,7 @@ def test_one_that_fails_does_not_hinder_the_other(setting, proxy):
     with pytest.raises(HostError, match="(?i)s3://"):
         host.value("SELECT walferry_sync(2000)")
     until(lambda: setting.status(host)[0]["lag_ms"] == 0, "the folder has everything")
-    disk = setting.status(host)[0]
+    disk, cloud = setting.status(host)
     assert disk["last_error"] is None and cloud["last_error"], (disk, cloud)
     assert cloud["lag_ms"] > 0 and cloud["pending_bytes"] > 0, cloud
     assert host.value("SELECT walferry_lag()") >= cloud["lag_ms"] > 0
