@@ -12,7 +12,7 @@ use crate::finding::Finding;
 use crate::local;
 use crate::local::spool::Entry;
 use crate::units::{PageSize, Salts, Txid, WalPosition};
-use crate::wal::evidence::{self, Account, Gap, Guard, Proven, Sight};
+use crate::wal::evidence::{self, Account, Gap, Guard, Proven, Restart, Sight};
 use crate::wal::{FrameSet, NO_WAL, Tail, WalIndex, checksum_at, reaches};
 
 /// Open pieces are joined when so many have gathered, so that closing never opens too many files.
@@ -295,6 +295,12 @@ impl Replica {
         }
     }
 
+    /// True if this process is making a restart, or has noted one right behind the cursor.
+    fn is_told_of_restart(&self, cursor: &Proven) -> bool {
+        let is_next = |restart: &Restart| cursor.restarted(restart).is_some();
+        self.database.with(|shared| shared.restarts || shared.restart.as_ref().is_some_and(is_next))
+    }
+
     /// Where capture stands, with the frames that are taken and not written yet.
     fn taken_end(&self, cursor: Proven) -> Proven {
         self.frames_end.filter(|_| !self.frames.is_empty()).unwrap_or(cursor)
@@ -339,8 +345,9 @@ impl Replica {
                 1
             }
             Account::Overtaken => return Ok(false),
-            // The thread that makes the restart has seen both sides of it, and tells in a moment.
-            Account::NotProven(Gap::Restarted) if self.database.with(|shared| shared.restarts) => {
+            // The thread that makes the restart has seen both sides of it, and tells in a moment, or has told
+            // since it was looked for.
+            Account::NotProven(Gap::Restarted) if self.is_told_of_restart(&cursor) => {
                 return Ok(false);
             }
             Account::NotProven(gap) => {
