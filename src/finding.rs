@@ -113,7 +113,7 @@ findings! {
 }
 
 impl Finding {
-    /// Whether the next start comes to it by itself, if this process ends before it is answered.
+    /// Tells whether the next start comes to it by itself, if this process ends before it is answered.
     ///
     /// The answer is yes for all that WAL, spool, state and file tell. Until it is answered nothing is captured,
     /// and no close of the database counts as clean, so that what is proven of the WAL ends where it did not fit.

@@ -9,8 +9,8 @@ use walferry::withheld::{Deadline, Withheld};
 
 use crate::alive;
 
-/// Who is in the host's SQLite. The child of a fork that happened in the middle of SQLite would find its mutexes
-/// locked for ever. Of the standard library's kind, as it is locked across a fork.
+/// Threads of ours in the host's SQLite. The child of a fork that happened in the middle of SQLite would find its
+/// mutexes locked for ever. Of the standard library's kind, as it is locked across a fork.
 static IN_SQLITE: Mutex<Threads> = Mutex::new(Threads { inside: 0, waiting: 0 });
 static CHANGED: Condvar = Condvar::new();
 /// How many forks lie between this process and the one that loaded the extension.

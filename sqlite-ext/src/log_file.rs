@@ -1,6 +1,6 @@
 //! The file that the log is written to.
 //!
-//! It is opened for each line. A descriptor that was kept would be closed by a daemon, which closes all that it
+//! Each line opens the file anew. A descriptor that was kept would be closed by a daemon, which closes all that it
 //! has, and the next file or connection of the application's gets its number: a database, a socket.
 
 use std::ffi::OsString;
@@ -18,20 +18,20 @@ pub struct LogFile {
     path: PathBuf,
     /// File system and number of the file that was last found to be none of SQLite's.
     seen: (AtomicU64, AtomicU64),
-    /// It is a database's, and not written to.
+    /// The file is a database's, and not written to.
     is_refused: AtomicBool,
 }
 
-/// What files of SQLite's begin with: databases, WALs of either byte order and rollback journals.
+/// First bytes of files of SQLite's: databases, WALs of either byte order and rollback journals.
 const MAGIC: [&[u8]; 4] = [
     b"SQLite format 3\0",
     &[0x37, 0x7f, 0x06, 0x82],
     &[0x37, 0x7f, 0x06, 0x83],
     &[0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7],
 ];
-/// What a wal-index begins with, in the byte order of the machine.
+/// First bytes of a wal-index, in the byte order of the machine.
 const WAL_INDEX: [u8; 4] = 3_007_000_u32.to_ne_bytes();
-/// What SQLite adds to a database's name for the files beside it.
+/// Ends of names that SQLite adds to a database's for the files beside it.
 const BESIDE: [&str; 4] = ["", "-wal", "-shm", "-journal"];
 
 impl LogFile {

@@ -120,8 +120,8 @@ pub fn replicated(path: &Path, lookup: &dyn Lookup, vfs: BaseVfs) -> Opening {
     }
 }
 
-/// What becomes of a database that is being opened in the child of a fork that did not wait for all that was
-/// under way: see [`inside::is_cut_off`]. What may be locked for ever is not locked.
+/// Decides on a database that is being opened in the child of a fork that did not wait for all that was under
+/// way: see [`inside::is_cut_off`]. Waits for no lock that may be held for ever.
 pub fn cut_off(path: &Path, lookup: &dyn Lookup) -> Opening {
     let path = canonical(path);
     // Another thread of this process may have them for a moment.

@@ -22,7 +22,7 @@ pub enum Written {
 
 /// Standard error, as the process has it. Its own folder is empty once its first thread has ended.
 const STDERR: &str = "/proc/thread-self/fd/2";
-/// What opens for writing, and does not wait for a reader.
+/// Flags of an open that does not wait for a reader.
 const FLAGS: c_int = libc::O_NONBLOCK | libc::O_NOCTTY;
 
 /// Opens a file for one line at its end. Its number is none of those of standard input, output and error,
