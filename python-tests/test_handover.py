@@ -4,8 +4,10 @@ All processes here ship nothing by themselves for an hour, unless they are told 
 was sent because a process ended in order, or because nobody took its place.
 """
 
+import fcntl
 import os
 import signal
+import subprocess
 import time
 
 import pytest
@@ -92,6 +94,32 @@ def test_word_of_an_earlier_boot_is_no_standby(new_host, replica, database, tmp_
     host.sql("INSERT INTO t (x) VALUES ('last')")
     host.close()
     assert host.finish() == 0
+    assert content(replica, tmp_path) == ["system", "last"]
+
+
+def test_who_has_but_the_lock_does_not_ship_what_is_left(new_host, replica, database, tmp_path):
+    """It may be one that cannot read the state, or that looks at it and goes."""
+    host = opened(new_host("system", replica, env=IDLE), database)
+    host.sql("INSERT INTO t (x) VALUES ('last')")
+    state = tmp_path / "app.db-walferry"
+    with open(state / "shm-3", "r+b") as page, open(state / "lock", "r+b") as lock:
+        def have_lock():
+            page.seek(STANDBY)
+            page.write(int(time.clock_gettime(time.CLOCK_BOOTTIME) * 1000).to_bytes(8, "little"))
+            page.flush()
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                return False
+
+        closing = host.ask("close")
+        until(have_lock, "the place is left")
+        closing.result()
+        host.process.stdin.close()
+        with pytest.raises(subprocess.TimeoutExpired):
+            host.process.wait(2)
+    assert host.process.wait(60) == 0
     assert content(replica, tmp_path) == ["system", "last"]
 
 

@@ -981,6 +981,31 @@ def test_spool_on_a_small_disk_leaves_room_for_the_database(store, new_host, new
     all_well(host, database, replica, tmp_path)
 
 
+def starve(host):
+    """What our threads do takes long: they get what the host leaves them of one processor."""
+    one = {min(os.sched_getaffinity(0))}
+    for task in os.listdir("/proc/%d/task" % host.process.pid):
+        os.sched_setaffinity(int(task), one)
+        if Path("/proc/%d/task/%s/comm" % (host.process.pid, task)).read_text().startswith("walferry"):
+            os.sched_setscheduler(int(task), os.SCHED_IDLE, os.sched_param(0))
+
+
+def test_comparison_on_a_small_disk_leaves_room_for_the_wal(new_host, new_replica, small_disk, tmp_path):
+    """While the database is read its WAL must stay, and grows."""
+    replica = new_replica()
+    database = small_disk(8) / "app.db"
+    host = new_host("system", replica, env={
+        "WALFERRY_SYNC_INTERVAL": "20ms", "WALFERRY_SPOOL_CAP": "200KB"}).open(database)
+    host.sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
+    overwrite(host, 15)
+    host.sync()
+    starve(host)
+    for _ in range(80):
+        overwrite(host, 500)
+    assert host.status(database)["resyncs"] > 0
+    all_well(host, database, replica, tmp_path)
+
+
 def until_full(host):
     """Inserts rows until there is no room; how many."""
     for count in range(1000):

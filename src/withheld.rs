@@ -31,11 +31,18 @@ static SAY: OnceLock<Say> = OnceLock::new();
 const LINES_MAX: usize = 1000;
 
 thread_local! {
-    /// How many reasons the thread has to withhold.
-    static REASONS: Cell<usize> = const { Cell::new(0) };
+    /// Looked at several times for each commit, so without a destructor.
+    static THREAD: Thread = const { Thread { reasons: Cell::new(0), has_lines: Cell::new(false) } };
     static LINES: RefCell<VecDeque<Line>> = const { RefCell::new(VecDeque::new()) };
     /// The thread gives lines to the host just now: what comes meanwhile waits for its turn.
     static IS_SAYING: Cell<bool> = const { Cell::new(false) };
+}
+
+struct Thread {
+    /// How many reasons it has to withhold.
+    reasons: Cell<usize>,
+    /// False if it has withheld none.
+    has_lines: Cell<bool>,
 }
 
 /// Sets how lines are given to the host.
@@ -51,6 +58,7 @@ pub fn say(line: Line) {
         let mut lines = lines.borrow_mut();
         if lines.len() < LINES_MAX {
             lines.extend(line.take());
+            THREAD.with(|thread| thread.has_lines.set(true));
         }
     });
     match (kept, line, SAY.get()) {
@@ -59,14 +67,16 @@ pub fn say(line: Line) {
     }
 }
 
+#[cold]
 fn say_all() {
-    let may_say = || REASONS.get() == 0 && !IS_SAYING.get();
+    let may_say = || THREAD.with(|thread| thread.reasons.get()) == 0 && !IS_SAYING.get();
     let Some(say) = SAY.get().filter(|_| may_say()) else { return };
     IS_SAYING.set(true);
     while let Ok(Some(line)) = LINES.try_with(|lines| lines.borrow_mut().pop_front()) {
         say(&line);
     }
     IS_SAYING.set(false);
+    THREAD.with(|thread| thread.has_lines.set(false));
 }
 
 /// Forgets what the thread has withheld, as in the child of a fork: its parent says it.
@@ -80,16 +90,24 @@ pub struct Withheld(PhantomData<*const ()>);
 impl Withheld {
     /// Begins to withhold.
     #[allow(clippy::new_without_default)] // it has an effect
+    #[inline]
     pub fn new() -> Withheld {
-        REASONS.set(REASONS.get() + 1);
+        THREAD.with(|thread| thread.reasons.set(thread.reasons.get() + 1));
         Withheld(PhantomData)
     }
 }
 
 impl Drop for Withheld {
+    #[inline]
     fn drop(&mut self) {
-        REASONS.set(REASONS.get().saturating_sub(1));
-        say_all();
+        let says = THREAD.with(|thread| {
+            let left = thread.reasons.get().saturating_sub(1);
+            thread.reasons.set(left);
+            left == 0 && thread.has_lines.get()
+        });
+        if says {
+            say_all();
+        }
     }
 }
 

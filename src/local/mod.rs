@@ -26,6 +26,7 @@ pub mod lock;
 mod mapping;
 pub mod pages;
 pub mod replicas;
+pub mod reserve;
 pub mod shared;
 pub mod spool;
 pub mod state;

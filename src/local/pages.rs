@@ -80,6 +80,8 @@ pub struct PageTable {
     sums: Vec<u64>,
     /// The last used is the last.
     kept: Vec<Chunk>,
+    /// Something was written to the file since it was opened or made durable.
+    unsynced: bool,
 }
 
 /// Chunk and place in it of a page, which is not 0.
@@ -113,7 +115,8 @@ impl PageTable {
         }
         let path = path.to_path_buf();
         let (sums, kept) = (Vec::new(), Vec::new());
-        let mut table = PageTable { path, file: Some(file), commit, sum: 0, sums, kept };
+        let (file, unsynced) = (Some(file), false);
+        let mut table = PageTable { path, file, commit, sum: 0, sums, kept, unsynced };
         table.sum_up()?;
         Ok(table)
     }
@@ -150,6 +153,7 @@ impl PageTable {
     }
 
     fn shorten(&mut self, len: u64) -> Result<(), super::Error> {
+        self.unsynced = true;
         let shortened = self.file()?.set_len(len);
         shortened.context("cannot shorten", &self.path)
     }
@@ -205,6 +209,7 @@ impl PageTable {
             let changed = after.get(first..end).unwrap_or_default();
             let bytes: Vec<u8> = changed.iter().flat_map(|entry| entry.to_le_bytes()).collect();
             let offset = number.saturating_mul(CHUNK_LEN).saturating_add(first * ENTRY_LEN) as u64;
+            self.unsynced = true;
             // The file first: what could not be written is not in the sums either.
             let written = self.file()?.write_all_at(&bytes, offset);
             written.context("cannot write", &self.path)?;
@@ -280,8 +285,13 @@ impl PageTable {
 
     /// Makes what was written durable, for power loss.
     pub fn sync(&mut self) -> Result<(), super::Error> {
+        if !self.unsynced {
+            return Ok(());
+        }
         let synced = self.file()?.sync_data();
-        synced.context("cannot sync", &self.path)
+        synced.context("cannot sync", &self.path)?;
+        self.unsynced = false;
+        Ok(())
     }
 
     /// Applies a captured file to the table, as recovery does: every page of the file, then the

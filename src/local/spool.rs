@@ -14,6 +14,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::folder::{self, Folder};
+use super::reserve::Reserve;
 use super::{Context, Error};
 use crate::scratch::Place;
 use crate::units::{Salts, Txid, WalPosition, parse_hex_u32, parse_hex_u64};
@@ -166,6 +167,11 @@ impl Spool {
     /// Removes a file that was begun, and takes up room for nothing.
     pub fn discard(&self) {
         let _ = remove_path(&self.temp_path());
+    }
+
+    /// Keeps room for the application while its WAL must stay.
+    pub fn reserve(&self) -> Option<Reserve> {
+        Reserve::keep(&self.dir)
     }
 
     /// Returns the bytes that are free where the spool is; `None` for a file system that does not tell.

@@ -4,6 +4,7 @@ use std::fs::File;
 
 use super::age;
 use super::capture::Cursor;
+use super::failing::Failing;
 use super::handover::Handover;
 use super::open::{self, Found, Local, Opening, Resume};
 use super::replica::{ClosedFile, LocalJob, Replica};
@@ -225,6 +226,8 @@ impl Replica {
         self.piece = piece;
         self.answered = None;
         self.fence_told = false;
+        // What failed was done by another shipper, or by this one before others had its place.
+        self.failing = Failing::default();
         self.cursor = position.map_or(Cursor::Unknown, |at| Cursor::At(Proven::position(at)));
         self.clear_frames();
         self.tenure += 1;

@@ -70,7 +70,7 @@ impl Replica {
                 let message = stop.to_string();
                 self.discard_unfinished();
                 self.database.with(|shared| shared.set_gate(Gate::Shut));
-                log::error!("{}: {message}", self.database.label());
+                self.tell_why_it_fails(&message);
                 self.engine.handle(now, Event::LocalFailed(Failure::Local { message }));
                 if may_be_lost {
                     self.suspect_spool();

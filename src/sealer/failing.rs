@@ -30,6 +30,8 @@ const PART_OF_FREE: u64 = 4;
 /// A WAL that did not change for so long, in milliseconds, is copied, and one that could not be is copied
 /// again.
 const STANDS_STILL_MS: u64 = 1000;
+/// A reason is told again after so long, in milliseconds.
+const TOLD_AGAIN_MS: u64 = 10_000;
 
 /// Remembers that capture fails, and what was seen of the WAL meanwhile.
 #[derive(Default)]
@@ -42,6 +44,8 @@ pub(super) struct Failing {
     stands: Option<(WalIndex, u64)>,
     /// Time at which the WAL was last copied in vain.
     copied_at: Option<u64>,
+    /// The reason that was last told, and when.
+    told: Option<(String, u64)>,
 }
 
 /// Says how much a WAL that cannot be captured costs the application.
@@ -75,6 +79,20 @@ impl Replica {
         self.comparison_fails();
     }
 
+    /// Says why. The same is said again only after a while: each commit may come to it.
+    pub(super) fn tell_why_it_fails(&mut self, why: &str) {
+        let now = self.process.now();
+        let known = self
+            .failing
+            .told
+            .as_ref()
+            .is_some_and(|(told, at)| told == why && now.saturating_sub(*at) < TOLD_AGAIN_MS);
+        if !known {
+            log::error!("{}: {why}", self.database.label());
+            self.failing.told = Some((why.to_string(), now));
+        }
+    }
+
     /// Notes that a comparison was.
     pub(super) fn comparison_fails(&mut self) {
         let now = self.process.now();
@@ -83,7 +101,8 @@ impl Replica {
 
     /// Notes that all was captured.
     pub(super) fn capture_succeeds(&mut self) {
-        self.failing = Failing { copied_at: self.failing.copied_at, ..Failing::default() };
+        let Failing { copied_at, told, .. } = std::mem::take(&mut self.failing);
+        self.failing = Failing { copied_at, told, ..Failing::default() };
     }
 
     /// Returns an error if nothing can be written to the spool, where that was so before: a comparison would
@@ -144,10 +163,7 @@ impl Replica {
 
     /// Frees the WAL of what keeps it, for a write of the application's that found no room.
     pub(super) fn free_wal(&mut self) {
-        let index = self.database.border().and_then(|border| border.wal_index());
-        let len = index.map_or(0, |index| wal_len(index.page_size, index.max_frame));
-        // Else it is what SQLite keeps in any case.
-        if len >= USUAL_WAL && (self.end_comparison() || self.end_image()) {
+        if self.is_wal_large() && (self.end_comparison() || self.end_image()) {
             self.leave_room();
         }
         if self.keeps_wal_in_vain() {
@@ -155,6 +171,45 @@ impl Replica {
             self.leave_room();
         }
         self.copy_wal();
+    }
+
+    /// Cuts off the WAL where a comparison, which is due again, found no room beside it: SQLite keeps a file
+    /// that has grown while it had to stay.
+    pub(super) fn shorten_wal(&self) {
+        let Some(border) = self.database.border().filter(|_| self.is_wal_in_the_way()) else {
+            return;
+        };
+        border.hold_checkpoints(false);
+        let path = self.database.label();
+        match border.empty_wal() {
+            Ok(done) => log::debug!("{path}: its WAL was cut off: {done}"),
+            Err(error) => log::debug!("{path}: its WAL cannot be cut off: {error}"),
+        }
+    }
+
+    fn is_wal_in_the_way(&self) -> bool {
+        let wal = local::wal_path(self.database.path());
+        let len = wal.symlink_metadata().map_or(0, |found| found.len());
+        let free = self.local.as_ref().and_then(|local| local.spool.free());
+        let is_more = free.is_some_and(|free| len > USUAL_WAL && len > free);
+        is_more && matches!(self.job, LocalJob::None) && self.shares_disk()
+    }
+
+    /// True if the WAL is larger than what SQLite keeps in any case.
+    fn is_wal_large(&self) -> bool {
+        let index = self.database.border().and_then(|border| border.wal_index());
+        let len = index.map_or(0, |index| wal_len(index.page_size, index.max_frame));
+        len >= USUAL_WAL
+    }
+
+    /// Gives back what is kept for the application while an image reads the database; false if nothing is.
+    pub(super) fn gives_reserve(&mut self) -> bool {
+        let LocalJob::Image(image) = &mut self.job else { return false };
+        let gives = image.take_reserve().is_some();
+        if gives && self.is_wal_large() {
+            self.end_image();
+        }
+        gives
     }
 
     /// Copies a WAL that was let go and stands still: where no commit finds room nobody else does, and of

@@ -503,7 +503,7 @@ impl Replica {
                 let may_be_lost = matches!(stop, Stop::Failed(_));
                 let message = stop.to_string();
                 self.discard_unfinished();
-                log::error!("{}: {message}", self.database.label());
+                self.tell_why_it_fails(&message);
                 self.database.with(|shared| shared.set_gate(Gate::Shut));
                 let now = self.process.now();
                 self.engine.handle(now, Event::Committed { at: now });

@@ -2,7 +2,8 @@
 //!
 //! The shared page says that a process stands by. That may be wrong: it was killed since, or is
 //! stopped, or the word is of an earlier boot. Only the lock tells. So what is left is this process's
-//! to ship until another one holds the lock; if none does in time, the place is taken back.
+//! to ship until another one holds the lock and says that it ships; if none does in time, the place is
+//! taken back.
 
 use std::io;
 use std::sync::Arc;
@@ -23,15 +24,15 @@ const LOOK_MS: u64 = 20;
 /// A place that nobody took is offered to nobody for so long, unless everything is shipped before.
 const KEEP_MS: u64 = 30_000;
 
-/// Who has the shipper's place once this process has no use for it.
+/// The shipper's place once this process has no use for it.
 #[derive(Default)]
 pub(super) enum Handover {
     /// No place was given up with anything left to ship.
     #[default]
     Kept,
-    /// Nobody yet: what is left is in the local state.
+    /// It is free, and what is left is in the local state.
     Offered(Offer),
-    /// Another process holds the lock, and ships what was left.
+    /// Another process holds the lock, and says that it ships.
     Given,
 }
 
@@ -73,6 +74,11 @@ impl Offer {
     /// True if a process says that it ships. A reason to ask for the lock, and nothing more.
     fn is_said_to_be_taken(&self) -> bool {
         self.page.as_ref().and_then(|page| page.view()).is_some_and(|view| view.term != 0)
+    }
+
+    /// The same of a process that has the lock. Without a page nobody can say so.
+    fn is_taken(&self) -> bool {
+        self.page.is_none() || self.is_said_to_be_taken()
     }
 
     fn put_off(&mut self, now: u64) {
@@ -214,7 +220,10 @@ impl Replica {
         if crate::descriptors::scarce().is_some() {
             return offer.put_off(now);
         }
+        let is_taken = offer.is_taken();
         match self.take_place() {
+            // One that has just the lock may not get at the local state.
+            Some(Ok(Opening::HeldBy(_))) if !is_taken => self.put_off_offer(now),
             Some(Ok(Opening::HeldBy(_))) => {
                 self.handover = Handover::Given;
                 self.database.with(|shared| shared.report.unacked_since = None);
@@ -233,6 +242,10 @@ impl Replica {
             return;
         }
         self.note_open_failure(why);
+        self.put_off_offer(now);
+    }
+
+    fn put_off_offer(&mut self, now: u64) {
         if let Handover::Offered(offer) = &mut self.handover {
             offer.put_off(now);
         }

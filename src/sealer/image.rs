@@ -19,6 +19,7 @@ use crate::border::Border;
 use crate::buffer::Buffer;
 use crate::engine::{Event, Failure};
 use crate::local;
+use crate::local::reserve::Reserve;
 use crate::local::state::{Base, Clean, Fingerprint, Image, Position};
 use crate::log_end::Plan;
 use crate::ltx::{self, DatabaseChecksum, Encoder, Ending, FileName, HEADER_LEN, Header, Tag};
@@ -58,6 +59,8 @@ enum Stage {
 struct Sending {
     /// Until all pages are read.
     scan: Option<Scan>,
+    /// What a write of the application's gets that finds no room in that time.
+    reserve: Option<Reserve>,
     file: Writing,
     parts: mpsc::Sender<Part>,
     part_len: usize,
@@ -119,6 +122,14 @@ impl ImageJob {
                 (None, done) => done.as_ref().map(|done| done.walked()),
             },
             Stage::Completing(done) => Some(done.walked()),
+        }
+    }
+
+    /// Returns the room that is kept while the database is read, which is then given back.
+    pub(super) fn take_reserve(&mut self) -> Option<Reserve> {
+        match &mut self.stage {
+            Stage::Sending(sending) => sending.reserve.take(),
+            Stage::Opening | Stage::Completing(_) => None,
         }
     }
 
@@ -263,8 +274,10 @@ impl Replica {
         // A part is cut when the slice with its end was encoded.
         let mut part = Buffer::with_capacity(part_len.saturating_add(4 * SLICE));
         part.write_all(&[0; HEADER_LEN]).map_err(|error| error.to_string())?;
+        let reserve = self.reserve();
         Ok(Sending {
             scan: Some(scan),
+            reserve,
             file: Writing::Pages(Encoder::spilling(part, page_size, scratch)),
             parts,
             part_len,
@@ -381,6 +394,7 @@ impl Replica {
     fn finish_sending(&mut self, sending: &mut Sending, head: &Head) -> Result<(), String> {
         // What is left of the upload needs no read transaction.
         let Some(scan) = sending.scan.take() else { return Err("it was read already".into()) };
+        sending.reserve = None;
         Self::check_generation(&scan)?;
         let Some(local) = self.local.as_mut() else { return Err("the local state is gone".into()) };
         let snapshot = scan.snapshot();
@@ -691,6 +705,7 @@ mod tests {
         let encoder = Encoder::spilling(buffer, header(0).page_size, scratch(dir.path()));
         let mut sending = Sending {
             scan: None,
+            reserve: None,
             file: Writing::Pages(encoder),
             parts,
             part_len: PART_LEN,

@@ -32,6 +32,10 @@ pub(super) struct Local {
     pub copies: Copies,
     /// Files that the store has, and that no saved state has passed yet.
     pub passed: Vec<(Entry, Base)>,
+    /// The state that the file has; `None` where that is not known.
+    saved: Option<State>,
+    /// This process has written the file since it was durable.
+    unsynced: bool,
     /// The last state that had to be durable is not.
     owes_sync: bool,
 }
@@ -42,11 +46,17 @@ impl Local {
         self.lock.is_in_place(&self.dir)
     }
 
-    /// Writes the state file. What had to outlive a power loss and could not be written has to in
-    /// every later state, until one is on the disk.
+    /// Writes the state file, unless it has that state already. What had to outlive a power loss and
+    /// could not be written has to in every later state, until one is on the disk.
     pub(super) fn save(&mut self, durable: bool) -> Result<(), Error> {
         self.owes_sync |= durable;
-        self.state.save(&self.dir, self.owes_sync)?;
+        let is_there = self.saved.as_ref() == Some(&self.state);
+        if !is_there || (self.owes_sync && self.unsynced) {
+            self.saved = None;
+            self.state.save(&self.dir, self.owes_sync)?;
+            self.saved = Some(self.state.clone());
+            self.unsynced = !self.owes_sync;
+        }
         self.owes_sync = false;
         Ok(())
     }
@@ -136,8 +146,19 @@ pub(super) fn open(
     // An image on its way has its page table already.
     let base = state.base.or(state.image.map(|image| image.base));
     let table = PageTable::open(&dir, base.map_or(0, |base| base.commit))?;
-    let local =
-        Local { lock, dir, state, table, spool, copies, passed: Vec::new(), owes_sync: false };
+    let saved = misfit.is_none().then(|| state.clone());
+    let local = Local {
+        lock,
+        dir,
+        state,
+        table,
+        spool,
+        copies,
+        passed: Vec::new(),
+        saved,
+        unsynced: false,
+        owes_sync: false,
+    };
     let mut read = read(local)?;
     read.misfit = misfit.or(read.misfit);
     Ok(Opening::Ours(Box::new(read)))

@@ -9,6 +9,7 @@ use super::scan::Scan;
 use crate::database::Gate;
 use crate::engine::{Event, Failure};
 use crate::finding::{Answer, Finding};
+use crate::local::reserve::Reserve;
 use crate::ltx::{self, Checksum, DatabaseChecksum};
 use crate::units::Txid;
 
@@ -27,6 +28,8 @@ pub(super) struct ResyncJob {
     epoch: u64,
     /// How many findings had been noted by then.
     remembered: u64,
+    /// What a write of the application's gets that finds no room.
+    reserve: Option<Reserve>,
 }
 
 impl Replica {
@@ -48,6 +51,9 @@ impl Replica {
         }
         self.engine.handle(now, Event::LocalFailed(Failure::Local { message }));
         self.discard_unfinished();
+        if scan {
+            self.shorten_wal();
+        }
         self.suspect_spool();
     }
 
@@ -158,8 +164,20 @@ impl Replica {
         let attached = self.is_attached();
         let epoch = self.epoch();
         let remembered = self.remembered;
-        let job =
-            ResyncJob { txid, claim, scan, writer: None, total, seq, attached, epoch, remembered };
+        let reserve = self.reserve();
+        let writer = None;
+        let job = ResyncJob {
+            txid,
+            claim,
+            scan,
+            writer,
+            total,
+            seq,
+            attached,
+            epoch,
+            remembered,
+            reserve,
+        };
         self.job = LocalJob::Resync(Box::new(job));
         Ok(())
     }
@@ -174,6 +192,8 @@ impl Replica {
                 }
             }
             Err(stop) => {
+                // With it ends what keeps the WAL.
+                drop(job);
                 if let Err(message) = self.other_answer(stop) {
                     self.resync_failed(message, true);
                 }
@@ -207,6 +227,8 @@ impl Replica {
 
     fn finish_comparison(&mut self, mut job: ResyncJob) -> Result<(), String> {
         Self::check_generation(&job.scan)?;
+        // The file that is made may need what was kept, and the WAL may go on soon.
+        job.reserve = None;
         let snapshot = job.scan.snapshot();
         let position = job.scan.position();
         let mut entry = self.next_entry(None);

@@ -14,6 +14,7 @@ use crate::database::Gate;
 use crate::engine::Event;
 use crate::finding::Finding;
 use crate::local::copies::Copies;
+use crate::local::reserve::Reserve;
 use crate::local::spool::Entry;
 
 /// So long, in milliseconds, a file that is to be closed waits for room.
@@ -64,7 +65,7 @@ impl Replica {
     /// Gives up files of ours that take room which the database could have; false if there are none.
     fn gives_room(&mut self) -> bool {
         // Its file is open, and takes room until it ends.
-        let ended = self.end_comparison();
+        let ended = self.end_comparison() || self.gives_reserve();
         self.discard_unfinished();
         let made = ended || self.drops_copies() || self.drops_open();
         if made {
@@ -95,6 +96,12 @@ impl Replica {
 
     pub(super) fn shares_disk(&self) -> bool {
         self.local.as_ref().is_some_and(|local| shares_disk(local, self.database.path()))
+    }
+
+    /// Keeps room for the application while the database is read as a whole, if it could want that.
+    pub(super) fn reserve(&self) -> Option<Reserve> {
+        let local = self.local.as_ref().filter(|local| shares_disk(local, self.database.path()))?;
+        local.spool.reserve()
     }
 
     /// Removes a file that was begun.

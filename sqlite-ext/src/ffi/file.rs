@@ -219,14 +219,12 @@ unsafe extern "C" fn main_write<L: Locate>(
 /// Repeats a write that found no room for as long as the spool gives some back: without us there would have
 /// been that much more.
 fn with_room(of: Option<&Shimmed>, write: impl Fn() -> c_int) -> c_int {
-    let of = of.filter(|of| !of.is_inherited());
+    let Some(of) = of.filter(|of| !of.is_inherited()) else { return sys::SQLITE_FULL };
     for _ in 0..ROOM_ATTEMPTS {
-        let made = of.is_some_and(|of| guarded(false, || of.database.make_room()));
-        if !made {
-            break;
-        }
+        let made = guarded(false, || of.database.make_room());
+        // What took the room may have been given up just before it was asked for.
         let rc = write();
-        if rc != sys::SQLITE_FULL {
+        if rc != sys::SQLITE_FULL || !made {
             return rc;
         }
     }
