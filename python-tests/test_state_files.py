@@ -325,3 +325,22 @@ def test_spool_that_the_disk_does_not_give_back(of, misfortune, new_host, replic
     is_sent_whole(host, replica, database, tmp_path)
     assert host.status(database)["found"] == "spool-unreadable"
     assert Path("%s.unusable" % path).exists()
+
+
+def test_program_that_only_reads_writes_no_state(new_host, replica, tmp_path):
+    """It would wait for the disk when it ends."""
+    database = tmp_path / "app.db"
+    state = tmp_path / "app.db-walferry" / "state"
+    writer = new_host("system", replica).open(database)
+    writer.sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (x)")
+    writer.sync()
+    writer.close()
+    assert writer.finish() == 0
+    before = state.stat()
+    for _ in range(3):
+        reader = new_host("system", replica).open(database)
+        reader.value("SELECT count(*) FROM t")
+        reader.close()
+        assert reader.finish() == 0
+    assert (state.stat().st_ino, state.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert_restores(replica, database, tmp_path)
