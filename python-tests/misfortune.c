@@ -10,6 +10,7 @@
  *     behind  paths, one a line: nothing is written behind the first 4,096 bytes of such a file
  *     shut    paths, one a line: no such file is opened for reading alone (EMFILE)
  *     torn    paths, one a line: nothing is read of a file at or below one (EIO)
+ *     slow    paths with a slash behind, one a line: each write to such a file takes 200 ms
  * CLOCK_MONOTONIC is left alone, as it is when somebody sets a clock.
  */
 #define _GNU_SOURCE
@@ -136,11 +137,27 @@ static int is_behind(int fd, off64_t at) {
     return is_listed("behind", path, EIO);
 }
 
+static void is_slow(int fd) {
+    char link[32], path[PATH_MAX], text[2];
+    ssize_t len;
+    if (control("slow", text, sizeof text) < 0)
+        return;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    len = readlink(link, path, sizeof path - 1);
+    if (len < 0)
+        return;
+    strcpy(path + len, "/");
+    if (is_listed("slow", path, errno))
+        usleep(200000);
+}
+
 ssize_t pwrite(int fd, const void *bytes, size_t count, off_t at) {
+    is_slow(fd);
     return fd_is_full(fd) || is_behind(fd, at) ? -1 : REAL(ssize_t, "pwrite", int, const void *, size_t, off_t)(fd, bytes, count, at);
 }
 
 ssize_t pwrite64(int fd, const void *bytes, size_t count, off64_t at) {
+    is_slow(fd);
     return fd_is_full(fd) || is_behind(fd, at) ? -1 : REAL(ssize_t, "pwrite64", int, const void *, size_t, off64_t)(fd, bytes, count, at);
 }
 

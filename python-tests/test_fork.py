@@ -13,6 +13,7 @@ import urllib.request
 import pytest
 
 from harness import (CACHE, EXTENSION, ROOT, assert_restores, clean_environment, full_images)
+from test_outages import misfortune, misfortune_library  # noqa: F401 (fixtures)
 from test_processes import until
 
 # What all programs begin with. `commit` counts what it did into the table itself.
@@ -532,6 +533,40 @@ other.start()
 fork_there(lambda: open_one(DATABASE + "3").execute("CREATE TABLE t (x)"))
 other.join()
 """, seconds=60, env={"WALFERRY_LOG_FILE": None})
+
+
+CHECKPOINTS = """
+def misfortune(name, path):
+    with open(os.path.join(os.environ["MISFORTUNE"], name + ".new"), "w") as file:
+        file.write(path)
+    os.rename(file.name, os.path.join(os.environ["MISFORTUNE"], name))
+
+loader = load()
+db = connect()
+db.execute("PRAGMA wal_autocheckpoint=0")
+sync(db)
+# Nothing can be captured: the WAL is let go, and copied once it stands still.
+misfortune("full", DATABASE + "-walferry")
+misfortune("slow", DATABASE + "/")
+before = os.stat(DATABASE).st_mtime_ns
+write(db, 1, 1500)
+while os.stat(DATABASE).st_mtime_ns == before:
+    time.sleep(0.01)
+
+def in_child():
+    os.unlink(os.path.join(os.environ["MISFORTUNE"], "slow"))
+    assert connect().execute("SELECT count(*) FROM t").fetchone() == (1500,)
+
+join(child(in_child))
+os.unlink(os.path.join(os.environ["MISFORTUNE"], "full"))
+sync(db)
+"""
+
+
+def test_fork_ends_a_checkpoint_of_ours(program, replica, misfortune, tmp_path):
+    """It could take longer than a fork waits, and the child opens the database all the same."""
+    program(CHECKPOINTS, env=dict(misfortune.env, WALFERRY_SPOOL_CAP="64KB"))
+    assert_restores(replica, tmp_path / "app.db", tmp_path)
 
 
 IN_SQLITE = """

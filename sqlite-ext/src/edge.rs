@@ -91,7 +91,7 @@ impl Border for Edge {
     }
 
     fn checkpoint(&self) -> std::io::Result<bool> {
-        self.keep(|keeper, _| keeper.query(c"PRAGMA main.wal_checkpoint(PASSIVE)"))
+        self.keep(|keeper, _| keeper.checkpoint(c"PRAGMA main.wal_checkpoint(PASSIVE)"))
     }
 
     fn empty_wal(&self) -> std::io::Result<bool> {
@@ -100,7 +100,7 @@ impl Border for Edge {
             let database = &shimmed.database;
             // Whoever looks meanwhile is told how it ends.
             database.restart_begins();
-            let empty = || keeper.query(c"PRAGMA main.wal_checkpoint(TRUNCATE)");
+            let empty = || keeper.checkpoint(c"PRAGMA main.wal_checkpoint(TRUNCATE)");
             let busy = shimmed.ask_for_slots(empty);
             shimmed.hold_again();
             if busy.as_ref().is_ok_and(|busy| busy.as_deref() == Some("0")) {

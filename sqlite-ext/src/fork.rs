@@ -56,8 +56,8 @@ struct Held {
 }
 
 /// How long a fork waits for what other threads of the process have begun. SQLite may call the host's log in the
-/// middle of that, and if this is a function that waits for a lock of the thread that forks, it never ends. A
-/// checkpoint may take as long without any fault, and then the child is cut off from its parent's databases.
+/// middle of that, and if this is a function that waits for a lock of the thread that forks, it never ends.
+/// Then the child is cut off from its parent's databases.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long it waits then for the locks that are held for moments only, whatever came before.
 const MOMENT: Duration = Duration::from_millis(200);

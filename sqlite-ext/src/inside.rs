@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use walferry::withheld::{Deadline, Withheld};
 
-use crate::alive;
+use crate::{alive, api};
 
 /// Threads of ours in the host's SQLite. The child of a fork that happened in the middle of SQLite would find its
 /// mutexes locked for ever. Of the standard library's kind, as it is locked across a fork.
@@ -17,6 +17,9 @@ static CHANGED: Condvar = Condvar::new();
 static GENERATION: AtomicU32 = AtomicU32::new(0);
 /// See [`is_cut_off`].
 static IS_CUT_OFF: AtomicBool = AtomicBool::new(false);
+
+/// Who is inside is looked at again after so long.
+const NEXT_LOOK: Duration = Duration::from_millis(20);
 
 #[derive(Default)]
 struct Threads {
@@ -89,13 +92,18 @@ pub fn outside() -> Outside {
     }
 }
 
-/// The same, if they leave it in time.
+/// The same, if they leave it in time. A checkpoint of ours ends before its time.
 pub fn outside_until(deadline: Deadline) -> Option<Outside> {
     let reason = Withheld::new();
     let mut threads = deadline.poll(|| IN_SQLITE.try_lock())?;
     threads.waiting += 1;
-    let waited = CHANGED.wait_timeout_while(threads, deadline.left(), |threads| threads.inside > 0);
-    (threads, _) = waited.unwrap_or_else(PoisonError::into_inner);
+    while threads.inside > 0 && !deadline.left().is_zero() {
+        // Again and again: one that has not begun yet is not interrupted.
+        api::interrupt_checkpoints();
+        let wait = deadline.left().min(NEXT_LOOK);
+        let waited = CHANGED.wait_timeout_while(threads, wait, |threads| threads.inside > 0);
+        (threads, _) = waited.unwrap_or_else(PoisonError::into_inner);
+    }
     threads.waiting -= 1;
     // They enter again once this lock is given back.
     CHANGED.notify_all();

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::ffi::{CStr, CString, c_int};
 use std::path::Path;
 use std::ptr::{self, NonNull};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use libsqlite3_sys as ffi;
 
@@ -29,6 +30,27 @@ pub struct OwnConnection {
 // SAFETY: a SQLite with threads (the others are refused at load) lets a connection be used by any
 // thread, one at a time.
 unsafe impl Send for OwnConnection {}
+
+/// Checkpoints of connections of our own that are under way. Taken by a thread that keeps all others out of
+/// SQLite, so that nobody has it at a fork.
+static CHECKPOINTING: Mutex<Vec<Checkpointing>> = Mutex::new(Vec::new());
+
+struct Checkpointing {
+    db: usize,
+    api: &'static Api,
+}
+
+fn checkpointing() -> MutexGuard<'static, Vec<Checkpointing>> {
+    CHECKPOINTING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Ends the checkpoints of connections of our own, with what they have copied so far.
+pub fn interrupt_checkpoints() {
+    for Checkpointing { db, api } in checkpointing().iter() {
+        // SAFETY: a live connection: it is closed by nobody before its checkpoint is taken off the list.
+        unsafe { (api.interruptx)(*db as Connection) };
+    }
+}
 
 /// With a cache of its own: the application's shared one would make it meet our locks as its own.
 const FLAGS: c_int = SQLITE_OPEN_READWRITE | SQLITE_OPEN_PRIVATECACHE;
@@ -75,6 +97,15 @@ impl OwnConnection {
     /// Runs a statement; gives the first column of its first row.
     pub fn query(&self, sql: &CStr) -> Result<Option<String>, String> {
         self.api.query(self.db, sql)
+    }
+
+    /// Runs a checkpoint, which a fork ends before its time; gives whether it was busy.
+    pub fn checkpoint(&self, sql: &CStr) -> Result<Option<String>, String> {
+        let db = self.db as usize;
+        checkpointing().push(Checkpointing { db, api: self.api });
+        let busy = self.query(sql);
+        checkpointing().retain(|other| other.db != db);
+        busy
     }
 
     /// The main database's file.

@@ -27,7 +27,7 @@ pub use ffi::{
     SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK,
 };
 
-pub use self::connection::{OwnConnection, is_own};
+pub use self::connection::{OwnConnection, interrupt_checkpoints, is_own};
 pub use self::file::{OwnFile, RawFile};
 pub use self::output::{Written, open_to_append, to_file, to_stderr};
 pub use self::process::{
@@ -96,6 +96,7 @@ api! {
     db_config: unsafe extern "C" fn(Connection, c_int, ...) -> c_int,
     db_filename: unsafe extern "C" fn(Connection, Text) -> Text,
     db_readonly: unsafe extern "C" fn(Connection, Text) -> c_int,
+    interruptx: unsafe extern "C" fn(Connection),
     busy_timeout: unsafe extern "C" fn(Connection, c_int) -> c_int,
     malloc64: unsafe extern "C" fn(u64) -> *mut c_void,
     free: unsafe extern "C" fn(*mut c_void),
