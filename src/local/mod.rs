@@ -34,6 +34,7 @@ pub mod state;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The folder of local state that belongs to a database file.
 pub fn state_dir(database: &Path) -> PathBuf {
@@ -156,6 +157,16 @@ pub(crate) fn replace_file(path: &Path, bytes: &[u8], durable: bool) -> Result<(
         sync_folder(parent).context("cannot sync", parent)?;
     }
     Ok(())
+}
+
+/// Whatever was written so long ago is on the disk, unless the system is told otherwise.
+const WRITTEN_BACK: Duration = Duration::from_mins(1);
+
+/// True if a file was written so lately that it may not be on the disk yet, where the process that did so was
+/// killed.
+pub(crate) fn may_be_unsynced(meta: io::Result<std::fs::Metadata>) -> bool {
+    let age = meta.and_then(|meta| meta.modified()).ok().and_then(|then| then.elapsed().ok());
+    age.is_none_or(|age| age < WRITTEN_BACK)
 }
 
 /// Makes the names in a folder durable.

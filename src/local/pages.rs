@@ -80,7 +80,7 @@ pub struct PageTable {
     sums: Vec<u64>,
     /// The last used is the last.
     kept: Vec<Chunk>,
-    /// Something was written to the file since it was opened or made durable.
+    /// Something was written to the file since it was made durable.
     unsynced: bool,
 }
 
@@ -107,7 +107,8 @@ impl PageTable {
 
     fn open_file(path: &Path, commit: u32) -> Result<PageTable, super::Error> {
         let file = folder::open(path).context("cannot open", path)?;
-        let len = file.metadata().context("cannot look at", path)?.len();
+        let meta = file.metadata().context("cannot look at", path)?;
+        let (len, unsynced) = (meta.len(), super::may_be_unsynced(Ok(meta)));
         // What is beyond is not ours, or of a database that was larger.
         let most = u64::from(commit).saturating_mul(ENTRY_LEN as u64);
         if len > most {
@@ -115,7 +116,7 @@ impl PageTable {
         }
         let path = path.to_path_buf();
         let (sums, kept) = (Vec::new(), Vec::new());
-        let (file, unsynced) = (Some(file), false);
+        let file = Some(file);
         let mut table = PageTable { path, file, commit, sum: 0, sums, kept, unsynced };
         table.sum_up()?;
         Ok(table)

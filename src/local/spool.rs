@@ -169,9 +169,9 @@ impl Spool {
         let _ = remove_path(&self.temp_path());
     }
 
-    /// Keeps room for the application while its WAL must stay.
-    pub fn reserve(&self) -> Option<Reserve> {
-        Reserve::keep(&self.dir)
+    /// Keeps room for the application while the WAL of its database, of so many bytes, must stay.
+    pub fn reserve(&self, database: u64) -> Option<Reserve> {
+        Reserve::keep(&self.dir, database)
     }
 
     /// Returns the bytes that are free where the spool is; `None` for a file system that does not tell.

@@ -10,7 +10,7 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Error, replace_file};
+use super::{Context, Error, folder, replace_file};
 use crate::ltx::checksum::FileDigest;
 use crate::units::{Salts, Txid, WalPosition, WriterId};
 
@@ -175,6 +175,7 @@ struct Envelope {
     body: String,
 }
 
+const NAME: &str = "state";
 const VERSION: u32 = 1;
 /// No state is longer, in bytes: a URL and some numbers.
 const LEN_MAX: u64 = 64 << 10;
@@ -213,16 +214,28 @@ impl State {
     /// Reads the state of a folder. `Ok(None)` when there is none; a damaged one is an error of
     /// kind `InvalidData`.
     pub fn load(dir: &Path) -> Result<Option<State>, Error> {
-        let mut state: Option<State> = load_sealed(&dir.join("state"))?;
+        let mut state: Option<State> = load_sealed(&dir.join(NAME))?;
         if let Some(state) = &mut state {
             state.replica = crate::store::url::one_spelling(&state.replica);
         }
         Ok(state)
     }
 
+    /// Makes the file of a folder durable as it is.
+    pub fn sync(dir: &Path) -> Result<(), Error> {
+        let path = dir.join(NAME);
+        let synced = folder::read(&path).and_then(|file| file.sync_all());
+        synced.and_then(|()| super::sync_folder(dir)).context("cannot sync", &path)
+    }
+
+    /// True if the file may not be on the disk: the process that wrote it may have been killed.
+    pub fn may_be_unsynced(dir: &Path) -> bool {
+        super::may_be_unsynced(dir.join(NAME).symlink_metadata())
+    }
+
     /// Replaces the state of a folder, durably when asked.
     pub fn save(&self, dir: &Path, durable: bool) -> Result<(), Error> {
-        save_sealed(self, &dir.join("state"), durable)
+        save_sealed(self, &dir.join(NAME), durable)
     }
 }
 

@@ -181,6 +181,12 @@ impl Replica {
         };
         border.hold_checkpoints(false);
         let path = self.database.label();
+        // With nothing left to copy the write lock is held for a moment only.
+        let is_copied = border.checkpoint().is_ok()
+            && border.wal_index().is_some_and(|index| border.copied() == Some(index.max_frame));
+        if !is_copied || self.database.with(|shared| shared.restarts) {
+            return;
+        }
         match border.empty_wal() {
             Ok(done) => log::debug!("{path}: its WAL was cut off: {done}"),
             Err(error) => log::debug!("{path}: its WAL cannot be cut off: {error}"),
@@ -192,7 +198,10 @@ impl Replica {
         let len = wal.symlink_metadata().map_or(0, |found| found.len());
         let free = self.local.as_ref().and_then(|local| local.spool.free());
         let is_more = free.is_some_and(|free| len > USUAL_WAL && len > free);
-        is_more && matches!(self.job, LocalJob::None) && self.shares_disk()
+        // Nobody asks the other replicas of the database, nor the programs beside a sidecar.
+        let all = self.process.at(self.database.path()).map_or(0, |all| all.each().count());
+        let is_alone = all == 1 && !self.database.settings().tend;
+        is_more && is_alone && matches!(self.job, LocalJob::None) && self.shares_disk()
     }
 
     /// True if the WAL is larger than what SQLite keeps in any case.

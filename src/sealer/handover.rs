@@ -6,6 +6,7 @@
 //! taken back.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::attach::STANDBY_RETRY_MS;
@@ -76,9 +77,10 @@ impl Offer {
         self.page.as_ref().and_then(|page| page.view()).is_some_and(|view| view.term != 0)
     }
 
-    /// The same of a process that has the lock. Without a page nobody can say so.
-    fn is_taken(&self) -> bool {
-        self.page.is_none() || self.is_said_to_be_taken()
+    /// The same of a process that has the lock. Without the page nobody can say so.
+    fn is_taken(&self, dir: &Path) -> bool {
+        let page = self.page.as_ref().filter(|page| page.is_in_place(dir));
+        page.is_none() || self.is_said_to_be_taken()
     }
 
     fn put_off(&mut self, now: u64) {
@@ -220,7 +222,7 @@ impl Replica {
         if crate::descriptors::scarce().is_some() {
             return offer.put_off(now);
         }
-        let is_taken = offer.is_taken();
+        let is_taken = offer.is_taken(self.database.dir());
         match self.take_place() {
             // One that has just the lock may not get at the local state.
             Some(Ok(Opening::HeldBy(_))) if !is_taken => self.put_off_offer(now),

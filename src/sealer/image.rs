@@ -125,6 +125,14 @@ impl ImageJob {
         }
     }
 
+    /// The room that is kept while the database is read.
+    pub(super) fn reserve(&self) -> Option<&Reserve> {
+        match &self.stage {
+            Stage::Sending(sending) => sending.reserve.as_ref(),
+            Stage::Opening | Stage::Completing(_) => None,
+        }
+    }
+
     /// Returns the room that is kept while the database is read, which is then given back.
     pub(super) fn take_reserve(&mut self) -> Option<Reserve> {
         match &mut self.stage {

@@ -83,8 +83,17 @@ impl Sealer {
             }
             Control::MakeRoom(id, answer) => {
                 let mut made = false;
+                let mut device = None;
                 if let Some(replica) = self.replicas.get_mut(&id) {
-                    guard(replica, |replica| made = replica.make_room());
+                    guard(replica, |replica| {
+                        made = replica.make_room();
+                        device = replica.device();
+                    });
+                }
+                if let Some(device) = device.filter(|_| !made) {
+                    for replica in self.replicas.values_mut() {
+                        guard(replica, |replica| made |= replica.gives_reserve_of(device));
+                    }
                 }
                 let _ = answer.try_send(made);
             }

@@ -34,7 +34,7 @@ pub(super) struct Local {
     pub passed: Vec<(Entry, Base)>,
     /// The state that the file has; `None` where that is not known.
     saved: Option<State>,
-    /// This process has written the file since it was durable.
+    /// The file was written since it was durable.
     unsynced: bool,
     /// The last state that had to be durable is not.
     owes_sync: bool,
@@ -50,15 +50,23 @@ impl Local {
     /// could not be written has to in every later state, until one is on the disk.
     pub(super) fn save(&mut self, durable: bool) -> Result<(), Error> {
         self.owes_sync |= durable;
-        let is_there = self.saved.as_ref() == Some(&self.state);
-        if !is_there || (self.owes_sync && self.unsynced) {
+        if !self.is_there() {
             self.saved = None;
             self.state.save(&self.dir, self.owes_sync)?;
             self.saved = Some(self.state.clone());
             self.unsynced = !self.owes_sync;
+        } else if self.owes_sync && self.unsynced {
+            State::sync(&self.dir)?;
+            self.unsynced = false;
         }
         self.owes_sync = false;
         Ok(())
+    }
+
+    /// True if the file has this state: somebody may have removed or damaged it.
+    fn is_there(&self) -> bool {
+        let is_known = self.saved.as_ref() == Some(&self.state);
+        is_known && State::load(&self.dir).is_ok_and(|found| found.as_ref() == Some(&self.state))
     }
 }
 
@@ -147,6 +155,7 @@ pub(super) fn open(
     let base = state.base.or(state.image.map(|image| image.base));
     let table = PageTable::open(&dir, base.map_or(0, |base| base.commit))?;
     let saved = misfit.is_none().then(|| state.clone());
+    let unsynced = State::may_be_unsynced(&dir);
     let local = Local {
         lock,
         dir,
@@ -156,7 +165,7 @@ pub(super) fn open(
         copies,
         passed: Vec::new(),
         saved,
-        unsynced: false,
+        unsynced,
         owes_sync: false,
     };
     let mut read = read(local)?;

@@ -53,7 +53,14 @@ impl Replica {
         match opened {
             Ok(page) => {
                 self.others.mute = None;
-                self.database.with(|shared| shared.page = Some(page));
+                let now = self.process.now();
+                self.database.with(|shared| {
+                    if shared.role == Role::Ships && shared.term == 0 {
+                        // There was none when the place was taken.
+                        shared.term = page.begin_term(now);
+                    }
+                    shared.page = Some(page);
+                });
             }
             Err(error) => {
                 let (path, why) = (self.database.label(), Some(error.to_string()));

@@ -32,6 +32,13 @@ pub(super) struct ResyncJob {
     reserve: Option<Reserve>,
 }
 
+impl ResyncJob {
+    /// The room that is kept meanwhile.
+    pub(super) fn reserve(&self) -> Option<&Reserve> {
+        self.reserve.as_ref()
+    }
+}
+
 impl Replica {
     pub(super) fn begin_resync(&mut self, txid: Txid, scan: bool, claim: bool) {
         let result = if scan { self.begin_comparison(txid, claim) } else { self.claim(txid) };

@@ -98,10 +98,28 @@ impl Replica {
         self.local.as_ref().is_some_and(|local| shares_disk(local, self.database.path()))
     }
 
-    /// Keeps room for the application while the database is read as a whole, if it could want that.
+    /// Keeps room for the application while the database is read as a whole, if it could have that: the
+    /// programs beside a sidecar cannot ask.
     pub(super) fn reserve(&self) -> Option<Reserve> {
-        let local = self.local.as_ref().filter(|local| shares_disk(local, self.database.path()))?;
-        local.spool.reserve()
+        let asks = !self.database.settings().tend;
+        let local = self.local.as_ref().filter(|_| asks && self.shares_disk())?;
+        let database = self.database.path().symlink_metadata().map_or(0, |found| found.len());
+        local.spool.reserve(database)
+    }
+
+    /// Gives up what this database keeps of a disk for the sake of another one on it; false if that is nothing.
+    pub(super) fn gives_reserve_of(&mut self, device: u64) -> bool {
+        let keeps = match &self.job {
+            LocalJob::None => None,
+            LocalJob::Image(image) => image.reserve(),
+            LocalJob::Resync(resync) => resync.reserve(),
+        };
+        keeps.is_some_and(|reserve| reserve.device() == device) && self.gives_room()
+    }
+
+    /// The number of the file system that the database is on.
+    pub(super) fn device(&self) -> Option<u64> {
+        self.database.path().metadata().map(|found| found.dev()).ok()
     }
 
     /// Removes a file that was begun.

@@ -12,6 +12,8 @@
 //!   Recovery sets it to 0 (`walIndexRecover`).
 //! - A commit may leave several frames with a commit mark, each a copy of the one before it
 //!   ([`Commits`]): a copy counts for nothing, unless it is known by other means that nothing is missing.
+//! - A writer that dies between its frames and the wal-index leaves a transaction at the end of a generation
+//!   that was never committed, if the next writer restarts the WAL. `iChange` does not count it.
 //! - A new generation overwrites the file from its first frame on. What it has not reached is still
 //!   the old one.
 //!
@@ -208,6 +210,10 @@ fn next<R: ReadAt + ?Sized>(proven: &Proven, sight: &Sight<'_, R>) -> io::Result
     let begun = count_commits(wal, page_size, 1, index.max_frame)?;
     let (found, grown) = (left.commits + begun, index.change.wrapping_sub(change));
     let Some(before) = commits_before(left.commits, begun, grown) else { return unproven };
+    if !left.frames.is_empty() && grown != found.most {
+        // The tail may end with a transaction that is none, and a copy may stand for a commit.
+        return unproven;
+    }
     let held = guard.is_some() && proven.guard == guard;
     let overwritten = || overwritten(at, &left, sight);
     let all = match (grown == found.least, held) {

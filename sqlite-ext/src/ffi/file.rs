@@ -208,27 +208,33 @@ unsafe extern "C" fn main_write<L: Locate>(
         guarded((), || MainFile(&handle).before_write());
     }
     let rc = pass!(L, f, xWrite(from, n, at) else SQLITE_IOERR);
-    if rc != sys::SQLITE_FULL {
+    if !may_lack_room(rc) {
         return rc;
     }
     // SAFETY: as above.
     let of = unsafe { L::handle(f) }.map(|handle| handle.shimmed.clone());
-    with_room(of.as_deref(), || pass!(L, f, xWrite(from, n, at) else SQLITE_IOERR))
+    with_room(of.as_deref(), rc, || pass!(L, f, xWrite(from, n, at) else SQLITE_IOERR))
+}
+
+/// True for the answers of a write that may have found no room: SQLite says so of a full disk, and not of a
+/// quota that is used up.
+fn may_lack_room(rc: c_int) -> bool {
+    matches!(rc, sys::SQLITE_FULL | sys::SQLITE_IOERR_WRITE)
 }
 
 /// Repeats a write that found no room for as long as the spool gives some back: without us there would have
 /// been that much more.
-fn with_room(of: Option<&Shimmed>, write: impl Fn() -> c_int) -> c_int {
-    let Some(of) = of.filter(|of| !of.is_inherited()) else { return sys::SQLITE_FULL };
+fn with_room(of: Option<&Shimmed>, first: c_int, write: impl Fn() -> c_int) -> c_int {
+    let Some(of) = of.filter(|of| !of.is_inherited()) else { return first };
     for _ in 0..ROOM_ATTEMPTS {
         let made = guarded(false, || of.database.make_room());
         // What took the room may have been given up just before it was asked for.
         let rc = write();
-        if rc != sys::SQLITE_FULL || !made {
+        if !may_lack_room(rc) || !made {
             return rc;
         }
     }
-    sys::SQLITE_FULL
+    first
 }
 
 unsafe extern "C" fn main_truncate<L: Locate>(f: File, size: i64) -> c_int {
@@ -431,12 +437,12 @@ unsafe extern "C" fn wal_write(f: File, from: *const c_void, n: c_int, at: i64) 
         }
     }
     let rc = pass!(Embedded, f, xWrite(from, n, at) else SQLITE_IOERR);
-    if rc != sys::SQLITE_FULL {
+    if !may_lack_room(rc) {
         return rc;
     }
     // SAFETY: xOpen stored a pointer from Arc::into_raw, which xClose takes back last.
     let of = unsafe { (*f.cast::<WalShim>()).of.as_ref() };
-    with_room(of, || pass!(Embedded, f, xWrite(from, n, at) else SQLITE_IOERR))
+    with_room(of, rc, || pass!(Embedded, f, xWrite(from, n, at) else SQLITE_IOERR))
 }
 
 unsafe extern "C" fn wal_truncate(f: File, size: i64) -> c_int {
