@@ -23,6 +23,8 @@ pub enum Event {
     },
     /// Somebody waits: close and ship without regard to interval and backoff.
     Hurry,
+    /// Somebody waits, and has time.
+    Asked,
     /// Capture can not vouch for having seen every commit.
     Diverged,
     /// The page table cannot serve as a base: the database has another page size.
@@ -100,6 +102,9 @@ pub struct Opened {
     pub since: Millis,
     /// What must happen before the log can go on.
     pub need: Need,
+    /// False where the local state may be older than the log, as after a power loss: that the store lacks
+    /// nothing is only known once it was looked at.
+    pub sure: bool,
 }
 
 /// What must happen before the log can go on.

@@ -61,6 +61,12 @@ pub struct Engine {
     closing: Waiting,
     /// The database must be compared with the page table before anything else is closed.
     resync: bool,
+    /// The log is known to end where we left it: the store confirmed a file, or it was looked at.
+    sure: bool,
+    /// Somebody has waited since the database was opened.
+    asked: bool,
+    /// When the oldest commit was made that seems to be with the store, while that is not known.
+    unlooked: Option<Millis>,
     /// The replica was found not to hold what it had confirmed: the next image needs no predecessor.
     lost: bool,
     /// The last image was not sent. Its failure shows, and its wait grows, until one is sent.
@@ -153,6 +159,9 @@ impl Engine {
             unclosed: Waiting::default(),
             closing: Waiting::default(),
             resync: false,
+            sure: false,
+            asked: false,
+            unlooked: None,
             lost: false,
             image_failed: false,
             diverged_meanwhile: false,
@@ -173,7 +182,9 @@ impl Engine {
                 self.unclosed.add(at);
             }
             Event::TakenIn { at } => self.closing.add(at),
+            Event::Asked => self.asked = true,
             Event::Hurry => {
+                self.asked = true;
                 // Of what is on the disk nothing is known yet.
                 self.unclosed.hurry = self.mode == Mode::Opening || self.unclosed.since.is_some();
                 self.failure = None;
@@ -220,7 +231,7 @@ impl Engine {
                 self.store_backoff.fail(now, failure.is_lasting());
                 self.failure = Some(failure);
             }
-            Event::HeadFound(head) => self.on_head_found(head),
+            Event::HeadFound(head) => self.on_head_found(now, head),
             Event::ImageNeeded => {
                 self.drop_queue();
                 // The job under way will not take in what it was to.
@@ -276,6 +287,10 @@ impl Engine {
             Mode::Confirming { level, min, txid } => {
                 self.request = Request::Confirm;
                 Some(Action::Confirm { level, min, max: txid })
+            }
+            Mode::Streaming if self.looks_for_end() => {
+                self.request = Request::FindHead;
+                Some(Action::FindHead)
             }
             Mode::Streaming => {
                 let front = self.queue.front()?;
@@ -373,9 +388,15 @@ impl Engine {
         match self.mode {
             Mode::Locating { head } => head.is_none(),
             Mode::Confirming { .. } => true,
-            Mode::Streaming => !self.queue.is_empty(),
+            Mode::Streaming => !self.queue.is_empty() || self.looks_for_end(),
             _ => false,
         }
+    }
+
+    /// True if somebody waits, there is nothing to ship, and whether the store has all is not known.
+    fn looks_for_end(&self) -> bool {
+        let nothing = self.queue.is_empty() && self.job == Job::None && !self.wants_local();
+        self.mode == Mode::Streaming && self.asked && !self.sure && nothing
     }
 
     fn wants_local(&self) -> bool {
@@ -391,6 +412,7 @@ impl Engine {
 
     fn on_opened(&mut self, opened: Opened) {
         self.claimed = opened.claimed;
+        self.sure = opened.sure;
         self.acked = opened.acked;
         self.queue = opened.closed.into();
         // A file found in the spool may have been put before: its name may be taken, by us.
@@ -421,6 +443,10 @@ impl Engine {
         if was == Job::Resync {
             self.resync = std::mem::take(&mut self.diverged_meanwhile);
         }
+        if closed.is_none() && !self.sure {
+            self.unlooked = earlier(self.unlooked, since);
+            self.asked |= since.is_some();
+        }
         if let Some(txid) = closed {
             self.closed_at = Some(now);
             self.queue.push_back(Closed::new(txid, since.unwrap_or(now)));
@@ -449,6 +475,7 @@ impl Engine {
         }
         self.acked = txid;
         self.claimed = true;
+        self.is_sure_now();
         self.lost = false;
         self.image_failed = false;
         self.resync = false;
@@ -460,11 +487,14 @@ impl Engine {
         self.failure = None;
     }
 
-    fn on_head_found(&mut self, head: Option<Head>) {
+    fn on_head_found(&mut self, now: Millis, head: Option<Head>) {
         if self.image_failed && self.request == Request::FindHead {
             self.request = Request::None;
         }
         self.request_done(Request::FindHead);
+        if self.mode == Mode::Streaming {
+            return self.on_end_seen(now, head);
+        }
         if !matches!(self.mode, Mode::Locating { .. }) {
             return;
         }
@@ -482,6 +512,23 @@ impl Engine {
         };
     }
 
+    /// Somebody waits, and the log was looked at: it ends where we left it, or local state is older than it.
+    fn on_end_seen(&mut self, now: Millis, head: Option<Head>) {
+        let is_ours = |head: &Head| head.txid == self.acked && head.writer == self.writer;
+        if head.as_ref().is_some_and(is_ours) {
+            self.is_sure_now();
+        } else if self.queue.is_empty() && self.job == Job::None {
+            let since = earlier(self.unlooked.take(), self.unclosed.since);
+            self.unclosed.since = since.or(Some(now));
+            self.mode = Mode::Locating { head: None };
+        }
+    }
+
+    fn is_sure_now(&mut self) {
+        self.sure = true;
+        self.unlooked = None;
+    }
+
     fn on_confirmed(&mut self, arrived: bool) {
         self.request_done(Request::Confirm);
         // The log is ours also when the image is of no use here, and another one was asked for.
@@ -489,6 +536,7 @@ impl Engine {
         if let Mode::Confirming { txid, .. } = self.mode {
             self.mode = if arrived {
                 self.acked = txid;
+                self.is_sure_now();
                 self.image_failed = false;
                 Mode::Streaming
             } else {
@@ -507,6 +555,7 @@ impl Engine {
         if is_front || txid == self.acked.next() {
             self.acked = txid;
             self.claimed = true;
+            self.is_sure_now();
         }
         self.request = Request::None;
         self.store_backoff.reset();
@@ -559,7 +608,8 @@ impl Engine {
 
     /// Whether everything that was committed is at the store.
     pub fn is_drained(&self) -> bool {
-        self.unclosed.since.is_none() && self.has_shipped_all_closed()
+        let waits = self.unclosed.since.or(self.unlooked);
+        waits.is_none() && self.has_shipped_all_closed()
     }
 
     /// Whether what is not at the store yet, if anything, is in no closed file and no job's hands.
@@ -625,6 +675,11 @@ impl Engine {
         self.writer
     }
 
+    /// True if the log is known to end where we left it.
+    pub fn is_sure(&self) -> bool {
+        self.sure
+    }
+
     /// Goes on as a new lineage, which has nothing in the log yet.
     pub fn begin_lineage(&mut self, writer: WriterId) {
         self.writer = writer;
@@ -669,7 +724,7 @@ impl Engine {
             },
             sealed: self.queue.back().map_or(self.acked, |back| back.txid),
             acked: self.acked,
-            unacked_since: earlier(oldest, self.unclosed_since()),
+            unacked_since: earlier(earlier(oldest, self.unclosed_since()), self.unlooked),
             failure: self.failure.clone(),
         }
     }

@@ -15,6 +15,7 @@ fn engine(claimed: bool, acked: u64) -> Engine {
         uncommitted_since_close: false,
         since: 0,
         need: Need::Nothing,
+        sure: true,
     };
     engine.handle(0, Event::Opened(opened));
     engine
@@ -181,6 +182,7 @@ fn an_empty_replica_gets_a_snapshot_first() {
         uncommitted_since_close: true,
         since: 0,
         need: Need::Image,
+        sure: true,
     };
     engine.handle(0, Event::Opened(opened));
     assert_eq!(engine.poll(0), Some(Action::FindHead));
@@ -229,6 +231,7 @@ fn imaging(closed: Vec<Closed>) -> Engine {
         uncommitted_since_close: false,
         since: 10,
         need: Need::Image,
+        sure: true,
     };
     engine.handle(10, Event::Opened(opened));
     assert_eq!(engine.poll(10), Some(Action::FindHead));
@@ -347,6 +350,7 @@ fn the_lag_shows_from_the_start_when_something_is_due() {
             uncommitted_since_close: false,
             since: 7,
             need,
+            sure: true,
         };
         engine.handle(7, Event::Opened(opened));
         assert_eq!(engine.status().unacked_since, Some(7));
@@ -497,8 +501,15 @@ fn a_hurry_before_the_disk_was_read_is_for_what_is_found_there() {
         let mut engine = Engine::new(options, WriterId(1));
         engine.handle(0, Event::Hurry);
         let (acked, closed, need) = (Txid(5), Vec::new(), Need::Nothing);
-        let opened =
-            Opened { claimed: true, acked, closed, uncommitted_since_close, since: 0, need };
+        let opened = Opened {
+            claimed: true,
+            acked,
+            closed,
+            uncommitted_since_close,
+            since: 0,
+            need,
+            sure: true,
+        };
         engine.handle(0, Event::Opened(opened));
         if uncommitted_since_close {
             close(&mut engine, 0, 6);
@@ -521,6 +532,7 @@ fn what_an_earlier_process_left_is_as_old_as_it_was() {
             uncommitted_since_close: true,
             since: 300,
             need,
+            sure: true,
         };
         engine.handle(5000, Event::Opened(opened));
         assert_eq!(engine.status().unacked_since, Some(300), "{need:?}");
@@ -575,6 +587,7 @@ fn an_image_that_arrived_claims_the_log_even_if_another_is_needed() {
         uncommitted_since_close: false,
         since: 0,
         need: Need::Confirm { level, min: txid, txid },
+        sure: true,
     };
     engine.handle(0, Event::Opened(opened));
     assert_eq!(engine.poll(0), Some(Action::Confirm { level, min: txid, max: txid }));
@@ -586,4 +599,67 @@ fn an_image_that_arrived_claims_the_log_even_if_another_is_needed() {
     engine.handle(2, head(5, 2));
     let fenced = Phase::Fenced { by: WriterId(2), at: Txid(5) };
     assert_eq!((engine.status().phase, engine.poll(99_999)), (fenced, None));
+}
+
+/// Opened with a state that may be older than the log, and nothing to ship.
+fn unsure() -> Engine {
+    let options = Options { sync_interval: 1000, jitter_seed: 7 };
+    let mut engine = Engine::new(options, WriterId(1));
+    let opened = Opened {
+        claimed: true,
+        acked: Txid(4),
+        closed: vec![],
+        uncommitted_since_close: false,
+        since: 0,
+        need: Need::Nothing,
+        sure: false,
+    };
+    engine.handle(0, Event::Opened(opened));
+    engine
+}
+
+fn head(txid: u64, writer: WriterId) -> Option<Head> {
+    Some(Head { txid: Txid(txid), post_apply: None, timestamp: Timestamp(0), writer })
+}
+
+#[test]
+fn log_is_looked_at_once_somebody_waits_if_local_state_may_be_older() {
+    let mut engine = unsure();
+    assert_eq!((engine.poll(1), engine.wakeup(1)), (None, None), "nobody waits");
+    engine.handle(2, Event::Asked);
+    assert_eq!(engine.poll(2), Some(Action::FindHead));
+    assert!(!engine.is_sure());
+    let ours = engine.writer();
+    engine.handle(3, Event::HeadFound(head(4, ours)));
+    assert!(engine.is_sure() && engine.is_drained());
+    assert_eq!((engine.poll(4), engine.wakeup(4)), (None, None));
+}
+
+#[test]
+fn log_that_went_on_needs_an_image() {
+    for found in [head(8, WriterId(0)), None] {
+        let mut engine = unsure();
+        engine.handle(2, Event::Hurry);
+        assert_eq!(engine.poll(2), Some(Action::FindHead));
+        engine.handle(
+            3,
+            Event::HeadFound(found.map(|found| Head { writer: engine.writer(), ..found })),
+        );
+        assert!(!engine.is_sure() && !engine.is_drained());
+        assert_eq!(engine.poll(4), Some(Action::FindHead), "where the image goes");
+    }
+}
+
+#[test]
+fn commit_without_a_difference_shows_as_lag_until_the_log_was_looked_at() {
+    let mut engine = unsure();
+    engine.handle(10, Event::Committed { at: 9 });
+    engine.handle(10, Event::Diverged);
+    assert!(matches!(engine.poll(10), Some(Action::Resync { .. })));
+    engine.handle(11, Event::Closed(None));
+    assert_eq!(engine.status().unacked_since, Some(9));
+    assert_eq!(engine.poll(11), Some(Action::FindHead));
+    engine.handle(12, Event::HeadFound(head(4, engine.writer())));
+    assert_eq!(engine.status().unacked_since, None);
+    assert!(engine.is_drained());
 }

@@ -52,6 +52,10 @@ pub struct State {
     /// calls for ([`crate::finding::Finding::is_found_again`]).
     #[serde(default)]
     pub due: Option<String>,
+    /// Names the start of the machine since which `base` is the log's end: a power loss may bring an older
+    /// state back.
+    #[serde(default)]
+    pub boot: Option<u64>,
 }
 
 /// A point of the log.
@@ -197,18 +201,25 @@ impl State {
             audited: None,
             audit_next: None,
             due: None,
+            boot: None,
         }
     }
 
     /// The store has this file of ours.
-    pub fn confirm(&mut self, base: Base) {
+    pub fn confirm(&mut self, base: Base, boot: Option<u64>) {
         self.claimed = true;
+        self.boot = boot;
         self.first.get_or_insert(base.txid);
         self.image = None;
         self.base = Some(base);
         if self.checked == base.txid {
             self.checked_sum = Some(base.checksum);
         }
+    }
+
+    /// True if the log is known to end with `base`, now that the machine is in this time.
+    pub fn is_sure(&self, boot: Option<u64>) -> bool {
+        boot.is_some() && self.boot == boot
     }
 
     /// Reads the state of a folder. `Ok(None)` when there is none; a damaged one is an error of

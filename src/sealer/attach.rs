@@ -201,6 +201,7 @@ impl Replica {
             (None, None) => Need::Image,
         };
         let (claimed, base) = (local.state.claimed, local.state.base);
+        let sure = local.state.is_sure(crate::clock::boot());
         let acked = base.map_or(Txid::ZERO, |base| base.txid());
         let stored = base.map(|base| Timestamp(base.timestamp));
         let clocks = self.clocks();
@@ -243,6 +244,7 @@ impl Replica {
             uncommitted_since_close: !self.open.is_empty(),
             since: captured_since.unwrap_or_else(|| self.unknown_since()),
             need,
+            sure,
         };
         self.ships();
         self.hold(true);

@@ -148,7 +148,7 @@ impl Replica {
 
     /// Everything that was committed up to this count is with the store already.
     pub(super) fn nothing_to_close(&mut self, seq: u64) {
-        if self.closed.is_empty() && self.open.is_empty() {
+        if self.closed.is_empty() && self.open.is_empty() && self.engine.is_sure() {
             self.show();
             self.database.with(|shared| shared.acked_seq = shared.acked_seq.max(seq));
         }
@@ -315,6 +315,20 @@ impl Replica {
         };
         self.engine.handle(now, event);
         self.note_claim();
+        self.note_sure();
+    }
+
+    /// Remembers that the log was seen to end where the state says.
+    fn note_sure(&mut self) {
+        let (boot, is_sure) = (crate::clock::boot(), self.engine.is_sure());
+        let Some(local) = self.local.as_mut().filter(|local| is_sure && local.state.boot != boot)
+        else {
+            return;
+        };
+        local.state.boot = boot;
+        if let Err(error) = local.save(false) {
+            log::error!("{}: {error}", self.database.label());
+        }
     }
 
     /// Remembers that the log was found to be ours: else the next start would take it once more, from
@@ -433,7 +447,7 @@ impl Replica {
             };
             // That the log is ours must not be forgotten in a power loss: we would take it again.
             let durable = !local.state.claimed;
-            local.state.confirm(file.base);
+            local.state.confirm(file.base, crate::clock::boot());
             local.passed.push((file.entry, file.base));
             seq = seq.max(file.seq);
             self.answers(file.base.txid());

@@ -148,6 +148,19 @@ impl Replica {
         self.unclear = None;
     }
 
+    /// Takes in how the WAL came and went, and what it has.
+    pub(super) fn look_now(&mut self) {
+        self.wake();
+        self.follow();
+        self.capture_now();
+    }
+
+    /// The same, because somebody waits: at the gate, or for the store.
+    pub(super) fn asked(&mut self) {
+        self.look_now();
+        self.engine.handle(self.process.now(), Event::Asked);
+    }
+
     /// Captures what is published, into a piece, because somebody waits at the gate.
     pub(super) fn capture_now(&mut self) {
         if self.local.is_none() || !self.attached || self.dead.is_some() {

@@ -484,7 +484,7 @@ impl Replica {
         let Some(local) = self.local.as_mut() else { return };
         let base = done.image.base;
         local.state.checked = base.txid;
-        local.state.confirm(base);
+        local.state.confirm(base, crate::clock::boot());
         local.state.clean = done
             .fingerprint
             .filter(|_| !done.attached)
@@ -524,7 +524,7 @@ impl Replica {
         let Some(local) = self.local.as_mut() else { return };
         let Some(image) = local.state.image.take() else { return };
         if arrived {
-            local.state.confirm(image.base);
+            local.state.confirm(image.base, crate::clock::boot());
             self.piece = image.base.piece;
             let expected = image.base.checksum;
             if local.table.commit() != image.base.commit

@@ -102,13 +102,14 @@ impl Sealer {
             }
             // Until it is read, there is nothing to do for it.
             Control::Connected(id) if !self.replicas.contains_key(&id) => {}
-            Control::Connected(id) | Control::Attached(id) | Control::Capture(id) => {
+            Control::Connected(id) | Control::Attached(id) => {
                 if let Some(replica) = self.replica(id) {
-                    guard(replica, |replica| {
-                        replica.wake();
-                        replica.follow();
-                        replica.capture_now();
-                    });
+                    guard(replica, Replica::look_now);
+                }
+            }
+            Control::Capture(id) => {
+                if let Some(replica) = self.replica(id) {
+                    guard(replica, Replica::asked);
                 }
             }
             Control::Hurry(id) => {

@@ -6,6 +6,7 @@ use tokio::sync::oneshot;
 
 use super::replica::Replica;
 use crate::database::{Gate, Role};
+use crate::engine::Event;
 use crate::local::shared::{self, Call, SharedPage};
 use crate::process::Control;
 use crate::shipper::Order;
@@ -234,6 +235,9 @@ impl Replica {
             self.take_back();
         }
         self.hear();
+        if calls.has(Call::CAPTURE) {
+            self.engine.handle(self.process.now(), Event::Asked);
+        }
         if calls.has(Call::CAPTURE.and(Call::RELEASE)) {
             // It may be a checkpoint, for which the lock must be free.
             if let Some(border) = self.database.border() {

@@ -298,7 +298,7 @@ impl Replica {
         self.compared(job.remembered, attempt.made());
         let nothing = attempt.made().is_none();
         self.ended(attempt);
-        if nothing {
+        if nothing && self.engine.is_sure() {
             self.mark_acked(job.seq);
         }
         Ok(())

@@ -115,11 +115,13 @@ pub enum Bug {
     UnclearLagForgotten,
     /// Commits count as captured before the file with them is written, and still do when it cannot be.
     CapturedBeforeWritten,
+    /// After a power loss the state is believed to be the log's end, though the store has more.
+    LogEndNotLookedAt,
 }
 
 /// Mistakes that fewer than one history in 10,000 shows: they are looked for only by their names, first at
 /// the history that showed them last.
-pub const RARE: [(Bug, u64); 7] = [
+pub const RARE: [(Bug, u64); 8] = [
     (Bug::EqualIndexBelieved, 120_319),
     (Bug::ClaimNotNoted, 127_647),
     (Bug::StaleWalFile, 0),
@@ -127,6 +129,7 @@ pub const RARE: [(Bug, u64); 7] = [
     (Bug::WalkUnproven, 0),
     (Bug::CapturedBeforeWritten, 0),
     (Bug::BeginningTakenForEnd, 0),
+    (Bug::LogEndNotLookedAt, 57_995),
 ];
 
 /// The others, each with a history that shows it: the place to look first.

@@ -220,10 +220,6 @@ fn outsider(host: &mut Host, cx: &mut Cx, p: usize) -> Result<(), Stop> {
         }
         62..74 => {
             host.db.replace(&mut cx.rng, cx.now);
-            if host.forgot {
-                // It may be just what the local state still knows of.
-                host.undone.insert(host.db.head());
-            }
             cx.log(format_args!("host {id}: the file is replaced"));
         }
         74..79 => {

@@ -47,11 +47,8 @@ pub struct Host {
     pub writing: bool,
     /// The next end of the process is one of the whole host.
     pub power_fails: bool,
-    /// Commits with which the database went back to what the local state, which had forgotten newer
-    /// files, still knows of.
-    pub undone: BTreeSet<usize>,
-    /// A loss of power may have taken from the local state what the store has.
-    pub forgot: bool,
+    /// How often the power was lost.
+    pub boots: u64,
     /// Lives of processes so far.
     pub lives: u64,
     /// Guards so far: none comes back.
@@ -62,8 +59,6 @@ pub struct Host {
     /// SQLite up to 3.40.1: after a refused EXCLUSIVE lock nobody of the process gets SHARED until the
     /// connection that asked has unlocked.
     pub keeps_pending: bool,
-    /// Recoveries that took commits away, as far as they were noted.
-    pub cut_off: u64,
     /// Pieces that were made of what a generation had left.
     pub tails: u64,
 }
@@ -115,16 +110,19 @@ impl Host {
             exclusive: false,
             writing: false,
             power_fails: false,
-            undone: BTreeSet::new(),
-            forgot: false,
+            boots: 0,
             lives: 0,
             guards: 0,
             slots_taken: 0,
             pin_rng: Rng::new(id as u64),
             keeps_pending: false,
-            cut_off: 0,
             tails: 0,
         }
+    }
+
+    /// Names the time since the power was lost last, on this host.
+    pub fn boot(&self) -> Option<u64> {
+        Some(((self.id as u64) << 32) | self.boots)
     }
 
     /// Something happened that may cost an image.
@@ -186,16 +184,6 @@ impl Host {
         cx.store.abandon_chores(&mut cx.history_rng, (self.id, process.incarnation));
     }
 
-    /// A recovery may have left what the local state still knows of, when it forgot newer files.
-    pub fn note_cuts(&mut self) {
-        if self.cut_off != self.db.cut_off {
-            self.cut_off = self.db.cut_off;
-            if self.forgot {
-                self.undone.insert(self.db.last_cut);
-            }
-        }
-    }
-
     /// The power goes.
     pub fn lose_power(&mut self, cx: &mut Cx) {
         cx.log(format_args!("host {}: the power is lost", self.id));
@@ -205,15 +193,12 @@ impl Host {
             }
         }
         self.power_fails = false;
+        self.boots += 1;
         self.confirmed_before_loss.append(&mut self.confirmed);
         self.may_cost_image("the power was lost");
-        self.forgot = true;
         let before = self.db.head();
         self.db.lose_power(&mut cx.rng, cx.now);
         self.disk.lose_power(&mut cx.rng);
-        if self.db.head() > before {
-            self.undone.insert(self.db.head());
-        }
         cx.log(format_args!("host {}: commit {before}, now {}", self.id, self.db.head()));
     }
 }

@@ -119,3 +119,17 @@ fn a_file_that_was_not_heard_of_is_no_other_log() {
 fn several_files_that_were_not_heard_of_are_no_other_log() {
     [48_131, 55_169, 61_873, 83_590].into_iter().for_each(holds);
 }
+
+/// The power was lost, and database and local state went back to what the store had before its newest file.
+/// A wait in that state was over at once.
+#[test]
+fn who_waits_behind_a_power_loss_has_the_log_looked_at() {
+    [57_995, 152_840, 179_403, 191_646].into_iter().for_each(holds);
+}
+
+/// A writer died between its frames and the wal-index, and the WAL was restarted. A commit that looked like a
+/// copy made up for the transaction that was none.
+#[test]
+fn transaction_of_a_writer_that_died_is_not_counted() {
+    holds(17_051);
+}

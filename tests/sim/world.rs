@@ -281,9 +281,6 @@ impl World {
     }
 
     pub fn after_step(&mut self) -> Result<(), String> {
-        for host in &mut self.hosts {
-            host.note_cuts();
-        }
         self.checks.step(self.cx.now, &mut self.cx.store, &mut self.hosts)
     }
 

@@ -15,16 +15,13 @@ impl Checks {
     /// What was reported as confirmed is at the store, and is the reporter's own.
     pub fn confirmed(&mut self, host: &mut Host) -> Result<(), String> {
         let before_loss = std::mem::take(&mut host.confirmed_before_loss);
-        let all = before_loss.into_iter().map(|txid| (txid, true));
-        for (txid, forgotten) in all.chain(host.confirmed.drain(..).map(|txid| (txid, false))) {
+        for txid in before_loss.into_iter().chain(host.confirmed.drain(..)) {
             match self.states.get(&txid) {
                 None => return Err(format!("host {}: {txid} acked, but not stored", host.id)),
                 Some(stored) if stored.host != host.id => {
                     return Err(format!("host {}: {txid} acked, but another's", host.id));
                 }
                 Some(_) => {
-                    host.forgot &= forgotten
-                        || self.states.last_key_value().is_some_and(|(last, _)| *last > txid);
                     self.ever_acked.insert(host.id, txid);
                 }
             }
@@ -58,18 +55,11 @@ impl Checks {
 
     /// Whether the newest state of a host that is at the store is this commit or a later one. Of
     /// commits with the same content any will do.
-    ///
-    /// A loss of power may take the newest commits from the database and from the local state alike:
-    /// then the replica is ahead, and only the next commit shows it.
     pub fn is_stored(&self, host: &Host, commit: usize) -> bool {
-        let content = &host.db.history[commit].state;
-        let undone = host.undone.contains(&commit)
-            && self.states.values().any(|s| s.host == host.id && s.state == *content);
-        undone
-            || self.newest.get(&host.id).is_some_and(|newest| {
-                *newest >= commit
-                    || host.db.commit_of(&host.db.history[*newest].state, commit).is_some()
-            })
+        self.newest.get(&host.id).is_some_and(|newest| {
+            *newest >= commit
+                || host.db.commit_of(&host.db.history[*newest].state, commit).is_some()
+        })
     }
 
     fn status(&mut self, host: &Host, p: usize) -> Result<(), String> {

@@ -111,6 +111,7 @@ impl Host {
             uncommitted_since_close: !found.open.is_empty(),
             since: cx.now,
             need,
+            sure: found.state.is_sure(self.boot()),
         };
         cx.log(format_args!("host {}.{p}: {opened:?}", self.id));
         let replica = re!(self, p);

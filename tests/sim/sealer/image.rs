@@ -274,8 +274,9 @@ impl Host {
 
     fn image_sent(&mut self, cx: &mut Cx, p: usize, done: &Done) -> Result<(), Stop> {
         let base = done.image.base;
+        let boot = self.boot();
         let state = &mut state!(self, p);
-        state.confirm(base);
+        state.confirm(base, boot);
         state.clean = done
             .fingerprint
             .filter(|_| !done.attached)
@@ -322,8 +323,9 @@ impl Host {
     pub fn confirmed_image(&mut self, cx: &mut Cx, p: usize, arrived: bool) -> Result<(), Stop> {
         let Some(image) = state!(self, p).image.take() else { return Ok(()) };
         if arrived {
+            let boot = self.boot();
             let state = &mut state!(self, p);
-            state.confirm(image.base);
+            state.confirm(image.base, boot);
             self.confirmed.push(image.base.txid());
             re!(self, p).piece = image.base.piece;
             self.disk.set_commit(image.base.commit)?;

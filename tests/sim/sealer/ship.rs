@@ -174,7 +174,24 @@ impl Host {
             Answer::Upload { job, outcome } => return self.upload_event(cx, p, job, outcome),
         };
         re!(self, p).engine.handle(cx.now, event);
-        self.note_claim(cx, p)
+        self.note_claim(cx, p)?;
+        self.note_sure(p)
+    }
+
+    /// Remembers that the log was seen to end where the state says.
+    fn note_sure(&mut self, p: usize) -> Result<(), Stop> {
+        let boot = self.boot();
+        let replica = re!(self, p);
+        let is_sure = replica.engine.is_sure();
+        let Some(local) =
+            replica.local.as_mut().filter(|local| is_sure && local.state.boot != boot)
+        else {
+            return Ok(());
+        };
+        local.state.boot = boot;
+        let state = local.state.clone();
+        self.disk.save_if_possible(&state, false)?;
+        Ok(())
     }
 
     /// Remembers that the log was found to be ours.

@@ -90,6 +90,9 @@ impl Host {
                 re!(self, p).awake = true;
                 self.follow(cx, p)?;
                 self.capture_now(cx, p)?;
+                if matches!(control, Control::Capture) {
+                    re!(self, p).engine.handle(cx.now, Event::Asked);
+                }
             }
             Control::Hurry | Control::Drain => {
                 re!(self, p).awake = true;
@@ -272,7 +275,7 @@ impl Host {
                 let replica = re!(self, p);
                 if replica.frames.is_empty() && replica.cursor != Cursor::Unknown {
                     self.set_captured(p, seq);
-                    self.nothing_to_close(p, seq);
+                    self.nothing_to_close(p, seq, cx.bug);
                 } else if replica.engine.is_drained() {
                     // Nobody has told of them yet.
                     replica.engine.handle(cx.now, Event::Committed { at: cx.now });

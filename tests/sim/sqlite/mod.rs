@@ -105,8 +105,6 @@ pub struct Database {
     patched: bool,
     /// Recoveries that took commits away.
     pub cut_off: u64,
-    /// The number of what the last of them left.
-    pub last_cut: usize,
 }
 
 impl Database {
@@ -141,7 +139,6 @@ impl Database {
             unmarked_from: None,
             patched: false,
             cut_off: 0,
-            last_cut: 0,
         };
         let pages = state.unwrap_or_else(|| vec![db.new_page()]);
         db.main.clone_from(&pages);
@@ -273,7 +270,6 @@ impl Database {
             assert!(known || self.patched, "SQLite's own recovery gives a committed state");
             self.cut_off += 1;
             self.remember(now, at, None);
-            self.last_cut = self.head();
         }
     }
 
