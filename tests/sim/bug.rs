@@ -124,7 +124,7 @@ pub const RARE: [(Bug, u64); 7] = [
     (Bug::ClaimNotNoted, 127_647),
     (Bug::StaleWalFile, 0),
     (Bug::UnmarkedBelieved, 93_768),
-    (Bug::WalkUnproven, 0),
+    (Bug::WalkUnproven, 32_431),
     (Bug::CapturedBeforeWritten, 0),
     (Bug::BeginningTakenForEnd, 0),
 ];
