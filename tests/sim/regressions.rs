@@ -126,3 +126,10 @@ fn several_files_that_were_not_heard_of_are_no_other_log() {
 fn a_walk_ends_with_a_recovery() {
     holds(32_431);
 }
+
+/// A full disk could not note that an image had arrived, nor the file behind it: the next process asked for
+/// the image, and gave its own next file a number that was taken.
+#[test]
+fn an_image_that_a_full_disk_did_not_note_may_cost_another() {
+    holds(66_281);
+}
