@@ -165,6 +165,12 @@ impl Scan {
         self.position
     }
 
+    /// Whether the last frame of the state is in its place still, by its checksum.
+    pub(super) fn has_last(&self) -> bool {
+        let (Some(wal), Some(at)) = (&self.wal, self.position) else { return false };
+        wal::checksum_at(wal, self.page_size(), at.frame).is_ok_and(|now| now == at.checksum)
+    }
+
     /// Where capture goes on behind the state.
     pub(super) fn end(&self) -> Cursor {
         let Some(index) = self.snapshot.index else { return Cursor::Unknown };

@@ -22,7 +22,8 @@ pub struct WalIndex {
 
 impl WalIndex {
     /// True if this was read after `earlier`, of the same generation, without a recovery in between:
-    /// that sets `change` to zero, and may bring other frames to the same places.
+    /// that sets `change` to zero, and may bring other frames to the same places. Where enough commits
+    /// have followed a recovery, only the frame in the place of the last of `earlier` tells.
     pub fn follows(&self, earlier: &WalIndex) -> bool {
         let more = self.change.wrapping_sub(earlier.change) < 1 << 31;
         self.salts == earlier.salts && self.max_frame >= earlier.max_frame && more

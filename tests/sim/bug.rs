@@ -126,7 +126,7 @@ pub const RARE: [(Bug, u64); 8] = [
     (Bug::ClaimNotNoted, 127_647),
     (Bug::StaleWalFile, 0),
     (Bug::UnmarkedBelieved, 93_768),
-    (Bug::WalkUnproven, 0),
+    (Bug::WalkUnproven, 32_431),
     (Bug::CapturedBeforeWritten, 0),
     (Bug::BeginningTakenForEnd, 0),
     (Bug::LogEndNotLookedAt, 57_995),

@@ -170,6 +170,9 @@ impl Host {
         if process.replica.as_ref().is_some_and(|replica| replica.dropped) {
             self.may_cost_image("a process died while dropped pieces were not compared");
         }
+        if process.replica.as_ref().is_some_and(|replica| replica.local.is_some()) {
+            self.leave_state();
+        }
         if self.lock == Some(p) {
             self.lock = None;
         }
@@ -182,6 +185,14 @@ impl Host {
         }
         cx.store.abandon(&mut cx.rng, self.id, process.incarnation);
         cx.store.abandon_chores(&mut cx.history_rng, (self.id, process.incarnation));
+    }
+
+    /// The shipper leaves the state as the disk has it. If that knows of an image only that it was sent, who
+    /// comes next asks for it, and has no use for what was closed behind it.
+    pub fn leave_state(&mut self) {
+        if self.disk.is_unsure_of_image() {
+            self.may_cost_image("a full disk could not note that the image is there");
+        }
     }
 
     /// The power goes.

@@ -133,3 +133,17 @@ fn who_waits_behind_a_power_loss_has_the_log_looked_at() {
 fn transaction_of_a_writer_that_died_is_not_counted() {
     holds(17_051);
 }
+
+/// A writer died while a walk read the WAL, and recovery cut off frames without checksums that the walk had
+/// seen: others came in their place, but the last of them was still the one that the walk knew.
+#[test]
+fn a_walk_ends_with_a_recovery() {
+    holds(32_431);
+}
+
+/// A full disk could not note that an image had arrived, nor the file behind it: the next process asked for
+/// the image, and gave its own next file a number that was taken.
+#[test]
+fn an_image_that_a_full_disk_did_not_note_may_cost_another() {
+    holds(66_281);
+}

@@ -108,6 +108,11 @@ impl Disk {
         }
     }
 
+    /// Whether the state file says that an image was sent, and not what became of it.
+    pub fn is_unsure_of_image(&self) -> bool {
+        matches!(&self.state, Some(Stored::Whole(state)) if state.image.is_some())
+    }
+
     pub fn publish(&mut self, entry: &Entry, bytes: Vec<u8>) -> Result<(), Stop> {
         self.write_new()?;
         self.spool.insert(entry.file_name(), (entry.clone(), bytes));

@@ -5,7 +5,7 @@ use std::io;
 
 use walferry::engine::Event;
 use walferry::local::spool::Entry;
-use walferry::units::{PageSize, Salts, WalPosition};
+use walferry::units::{PageSize, WalPosition};
 use walferry::wal::evidence::{self, Account, Guard, Proven, Sight};
 use walferry::wal::{self, FrameHeader, NO_WAL, ReadAt, Tail, WalHeader, WalIndex};
 
@@ -61,12 +61,6 @@ impl ReadAt for Racing {
             _ => self.after.borrow().as_slice().read_exact_at(buffer, offset),
         }
     }
-}
-
-/// Whether any of these frames has no salts and no checksum, or cannot be read any more.
-pub fn has_unmarked<R: ReadAt + ?Sized>(wal: &R, size: PageSize, first: u32, last: u32) -> bool {
-    let mut headers = (first..=last).map(|frame| FrameHeader::read(wal, size, frame));
-    headers.any(|header| header.is_ok_and(|header| header.salts == Salts(0, 0)))
 }
 
 /// What frames are taken for.

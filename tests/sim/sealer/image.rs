@@ -339,11 +339,8 @@ impl Host {
             }
         }
         let state = state!(self, p).clone();
-        match self.disk.save_if_possible(&state, true)? {
-            true if arrived => self.claimed = Some(state.writer),
-            true => {}
-            // A process after this one asks again, and has no use for what was closed meanwhile.
-            false => self.may_cost_image("a full disk could not note that the image is there"),
+        if self.disk.save_if_possible(&state, true)? && arrived {
+            self.claimed = Some(state.writer);
         }
         Ok(())
     }

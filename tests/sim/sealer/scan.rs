@@ -7,7 +7,6 @@ use walferry::wal::evidence::{Guard, Proven};
 use walferry::wal::{self, FrameSet, WalHeader, WalIndex};
 
 use super::Cursor;
-use super::capture::has_unmarked;
 use crate::bug::Bug;
 use crate::disk::Stop;
 use crate::host::{Host, re, sh};
@@ -154,15 +153,17 @@ impl Host {
         let has_last = || {
             let (Some(wal), Some(at)) = (&scan.wal, scan.position) else { return false };
             let last = wal::checksum_at(wal.borrow().as_slice(), scan.page_size, at.frame);
-            let unmarked = has_unmarked(wal.borrow().as_slice(), scan.page_size, 1, at.frame);
-            let same = last.is_ok_and(|last| last == at.checksum);
-            bug == Bug::WalkUnproven || same && !unmarked
+            last.is_ok_and(|last| last == at.checksum)
         };
         match (scan.index.filter(|index| index.max_frame > 0), self.db.index()) {
             (None, _) => Ok(()),
-            // Recovery may have cut frames off that have no checksum, and others come in their place.
-            (Some(before), Some(now)) if before == now => Ok(()),
-            (Some(before), Some(now)) if before.salts == now.salts && has_last() => Ok(()),
+            (Some(before), Some(now)) if bug == Bug::WalkUnproven && before.salts == now.salts => {
+                Ok(())
+            }
+            // Recovery may have cut frames off that have no checksum. Until others are in all of their
+            // places, the index ends before them; from then on the count may be what it was, but not the
+            // last frame.
+            (Some(before), Some(now)) if now.follows(&before) && has_last() => Ok(()),
             _ => Err(Stop::Failed("the WAL was begun anew while the database was read".into())),
         }
     }

@@ -131,6 +131,7 @@ impl Host {
             let state = state!(self, p).clone();
             self.disk.save_if_possible(&state, true)?;
             self.save_history(cx, p)?;
+            self.leave_state();
             self.lock = None;
         }
         self.procs[p].replica = None;
