@@ -490,7 +490,7 @@ impl Replica {
             Task::FindHead { .. } => 11,
             Task::Put { look, .. } => {
                 let looks = u64::from(look.last.is_some()) + u64::from(look.earlier.is_some());
-                1 + looks + if look.first { 11 } else { 0 }
+                1 + looks + if look.first { 11 } else { u64::from(look.behind) }
             }
             Task::Inspect { .. } => 2,
             _ => 1,

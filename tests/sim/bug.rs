@@ -79,7 +79,8 @@ pub enum Bug {
     YoungRemoved,
     /// The cap drops what is just being closed, and the close says that there was nothing.
     CapWhileClosing,
-    /// The file of a lineage's beginning, which stays for ever, is taken for the log's end.
+    /// A file that stays although those behind it are gone, as that of a lineage's beginning, is taken
+    /// for the log's end.
     BeginningTakenForEnd,
     /// At an attach the database file is looked at before the wal-index is read.
     FingerprintFirst,
@@ -126,7 +127,7 @@ pub const RARE: [(Bug, u64); 7] = [
     (Bug::UnmarkedBelieved, 93_768),
     (Bug::WalkUnproven, 0),
     (Bug::CapturedBeforeWritten, 0),
-    (Bug::BeginningTakenForEnd, 0),
+    (Bug::BeginningTakenForEnd, 107_685),
 ];
 
 /// The others, each with a history that shows it: the place to look first.

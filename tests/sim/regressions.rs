@@ -107,6 +107,13 @@ fn nobody_writes_into_the_past_of_the_log() {
     [585, 625, 5496, 10_485, 75_496, 119_525].into_iter().for_each(holds);
 }
 
+/// The same, where the file before it had outlasted those behind it: another writer removes what is not
+/// needed, and keeps each file of which it cannot tell whether it begins a lineage.
+#[test]
+fn a_file_that_outlasts_those_behind_it_is_not_the_end_of_the_log() {
+    holds(107_685);
+}
+
 /// A look before the first put took the host's own file, whose answer was lost, for a log that had
 /// gone on without it, and an image was sent.
 #[test]

@@ -62,9 +62,9 @@ impl Host {
         let first = !engine.has_claimed();
         let look = !re!(self, p).looked;
         let own = Own { first: state!(self, p).first.map(Txid), last: txid.prev() };
-        let outlasts = cx.bug != Bug::BeginningTakenForEnd && own.may_outlast(txid.prev());
-        let first = first || (look && outlasts);
-        self.ship(cx, p, Request::Put { key, bytes, first, look })?;
+        let behind = look && cx.bug != Bug::BeginningTakenForEnd;
+        let first = first || (behind && own.may_outlast(txid.prev()));
+        self.ship(cx, p, Request::Put { key, bytes, first, look, behind })?;
         if cx.bug == Bug::ReleaseBeforeAck {
             state!(self, p).base = Some(base);
             let state = state!(self, p).clone();
