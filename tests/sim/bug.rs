@@ -108,6 +108,8 @@ pub enum Bug {
     EqualIndexBelieved,
     /// The log was found to be ours, and this is not remembered.
     ClaimNotNoted,
+    /// A log is taken over before the disk knows from whom.
+    ClaimNotAnnounced,
     /// Frames that end with one without a checksum are taken for those that the wal-index had named.
     UnmarkedBelieved,
     /// A walk is right if the WAL has the same salts at its end.
@@ -120,10 +122,11 @@ pub enum Bug {
 
 /// Mistakes that fewer than one history in 10,000 shows: they are looked for only by their names, first at
 /// the history that showed them last.
-pub const RARE: [(Bug, u64); 7] = [
+pub const RARE: [(Bug, u64); 8] = [
     (Bug::EqualIndexBelieved, 120_319),
     (Bug::ClaimNotNoted, 127_647),
     (Bug::StaleWalFile, 0),
+    (Bug::ClaimNotAnnounced, 143_439),
     (Bug::UnmarkedBelieved, 93_768),
     (Bug::WalkUnproven, 0),
     (Bug::CapturedBeforeWritten, 0),

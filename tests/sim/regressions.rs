@@ -22,6 +22,13 @@ fn a_fence_outlives_the_memory_of_it() {
     [315, 2226, 2436, 2550, 4707].into_iter().for_each(holds);
 }
 
+/// A host took the log over while its disk was full, which then kept no note of that. It was fenced, and
+/// its next start took the log once more.
+#[test]
+fn a_claim_is_on_the_disk_before_it_is_in_the_log() {
+    holds(143_439);
+}
+
 /// Others committed between the capture of a closing process and its exclusive lock.
 #[test]
 fn a_last_close_captures_what_came_before_its_lock() {
