@@ -54,6 +54,13 @@ fn the_cap_spares_what_is_being_closed() {
     [2, 67, 136, 200, 259].into_iter().for_each(holds);
 }
 
+/// A loss of power took a commit from the database and from the local state, and the next one, which a
+/// comparison took in, wrote a page as it was: nothing was left to be sent, and no lag to be shown.
+#[test]
+fn a_commit_that_changes_nothing_shows_no_lag_behind_a_lost_one() {
+    holds(97_392);
+}
+
 /// A process that stood by took over, and its lag began with that.
 #[test]
 fn the_lag_of_a_standby_begins_with_its_commits() {

@@ -58,18 +58,23 @@ impl Checks {
 
     /// Whether the newest state of a host that is at the store is this commit or a later one. Of
     /// commits with the same content any will do.
-    ///
-    /// A loss of power may take the newest commits from the database and from the local state alike:
-    /// then the replica is ahead, and only the next commit shows it.
     pub fn is_stored(&self, host: &Host, commit: usize) -> bool {
-        let content = &host.db.history[commit].state;
-        let undone = host.undone.contains(&commit)
-            && self.states.values().any(|s| s.host == host.id && s.state == *content);
-        undone
+        self.is_undone(host, commit)
             || self.newest.get(&host.id).is_some_and(|newest| {
                 *newest >= commit
                     || host.db.commit_of(&host.db.history[*newest].state, commit).is_some()
             })
+    }
+
+    /// A loss of power may take the newest commits from the database and from the local state alike:
+    /// then the replica is ahead, and only the next commit that changes a page shows it. One that writes
+    /// pages as they were leaves nothing that a comparison could find.
+    fn is_undone(&self, host: &Host, commit: usize) -> bool {
+        let content = &host.db.history[commit].state;
+        let is_same = |number: &usize| host.db.history[*number].state == *content;
+        let mut same = (0..=commit).rev().take_while(is_same);
+        same.any(|number| host.undone.contains(&number))
+            && self.states.values().any(|s| s.host == host.id && s.state == *content)
     }
 
     fn status(&mut self, host: &Host, p: usize) -> Result<(), String> {
@@ -105,9 +110,11 @@ impl Checks {
         let process = &host.procs[p];
         let oldest = self.oldest_unacked(host, process);
         let missing = &host.db.history[oldest..];
-        let own = missing.iter().find(|commit| {
-            commit.by == Some((p, process.incarnation)) && commit.at > process.left_at
+        let own = (oldest..).zip(missing).find(|(number, commit)| {
+            let is_own = commit.by == Some((p, process.incarnation));
+            is_own && commit.at > process.left_at && !self.is_undone(host, *number)
         });
+        let own = own.map(|(_, commit)| commit);
         match (process.shared.lag_since(), own) {
             (None, Some(commit)) => {
                 Err(format!("host {}.{p}: unacked since {}, no lag shows", host.id, commit.at))
