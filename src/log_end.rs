@@ -15,6 +15,9 @@ pub(crate) struct Look {
     pub earlier: Option<Confirmed>,
     /// The first file of a lineage, or one for which `last` shows nothing: the log must end before it.
     pub first: bool,
+    /// The file of `last` alone does not show that the log ends with it: what this process knows may be
+    /// older than what was removed of the log meanwhile.
+    pub behind: bool,
     /// Whose file it is: that itself may be there already, and was not heard of.
     pub writer: WriterId,
 }
@@ -68,7 +71,18 @@ pub(crate) async fn see(store: &dyn Store, look: Look, next: Txid) -> Result<See
             Other::End(_) => {}
         }
     }
-    if look.first { gone_on(store, next, look.writer).await } else { Ok(Seen::AsExpected) }
+    if look.first || look.behind && has_at_least(store, next).await? {
+        return gone_on(store, next, look.writer).await;
+    }
+    Ok(Seen::AsExpected)
+}
+
+/// Whether level 0 has a file of this transaction or of a later one. Its newest always stays; one further
+/// back may outlast those behind it: whoever removes another writer's files keeps what may begin a
+/// lineage, and that is any file whose predecessor is gone.
+async fn has_at_least(store: &dyn Store, txid: Txid) -> Result<bool, Error> {
+    let files = store.list(Level::L0).await?;
+    Ok(files.iter().any(|file| file.key.name.max >= txid))
 }
 
 /// The find in place of the file of a transaction.
@@ -304,7 +318,7 @@ pub(crate) mod tests {
             add(&store, *key, *writer, *leaves).await;
         }
         let (last, earlier) = (Some(confirmed(3)), Some(confirmed(1)));
-        let look = Look { last, earlier, first: false, writer: OURS };
+        let look = Look { last, earlier, writer: OURS, ..Look::default() };
         see(&store, look, Txid(4)).await.unwrap()
     }
 
@@ -343,6 +357,26 @@ pub(crate) mod tests {
             for log in logs {
                 let Seen::GoneOn(head) = look(&log).await else { panic!("{log:?}") };
                 assert_eq!(head.txid, Txid(3), "{log:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_look_does_not_believe_a_file_that_outlasted_those_behind_it() {
+        on_runtime(async {
+            for (end, goes_on) in
+                [(None, true), (Some((4, OURS)), true), (Some((9, THEIRS)), false)]
+            {
+                let store = MemoryStore::new();
+                add(&store, key(0, 3, 3), OURS, Some(3)).await;
+                if let Some((end, writer)) = end {
+                    add(&store, key(0, end, end), writer, Some(end)).await;
+                    add(&store, key(9, 1, end), writer, Some(end)).await;
+                }
+                let last = Some(confirmed(3));
+                let look = Look { last, behind: true, writer: OURS, ..Look::default() };
+                let seen = see(&store, look, Txid(4)).await.unwrap();
+                assert_eq!(matches!(seen, Seen::AsExpected), goes_on, "{end:?}");
             }
         });
     }

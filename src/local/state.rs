@@ -26,8 +26,8 @@ pub struct State {
     /// The first file of this lineage that the log has, as far as is known.
     #[serde(default)]
     pub first: Option<u64>,
-    /// The lineage whose files the disk forgot, and for which this one goes on: until it is in the
-    /// log it may take that from no other.
+    /// The lineage whose files the disk forgot, and for which this one goes on; or the one whose log this
+    /// one is about to take over. Until it is in the log it may take that from no other.
     #[serde(default)]
     pub former: Option<u64>,
     /// Last state that the store has, if any.

@@ -5,6 +5,7 @@ use super::looks::Moment;
 use super::open::Point;
 use super::replica::{ClosedFile, Purpose, Replica, maker};
 use super::unreadable;
+use crate::claim::Claim;
 use crate::database::Gate;
 use crate::engine::{Event, Failure, Head, Verdict};
 use crate::local::pages::PageTable;
@@ -245,6 +246,13 @@ impl Replica {
         let event = match outcome {
             Outcome::Head(head) => {
                 self.log_time = self.log_time.max(head.map_or(Timestamp(0), |head| head.timestamp));
+                match self.begin_claim(head) {
+                    Ok(true) => return,
+                    Ok(false) => {}
+                    Err(failure) => {
+                        return self.engine.handle(now, Event::RequestFailed(failure));
+                    }
+                }
                 self.tell_lost_log(head);
                 match self.tell_own_twin(head) {
                     Ok(()) => Event::HeadFound(head),
@@ -370,6 +378,27 @@ impl Replica {
         );
     }
 
+    /// Takes over a log that was found to be another's; `true` if that is under way. From whom is on the
+    /// disk before anything of ours is in the log: a process that dies before it has noted the claim, or
+    /// finds no room to note it, would else take the log once more, from whoever has taken it from us.
+    fn begin_claim(&mut self, head: Option<Head>) -> Result<bool, Failure> {
+        let writer = self.engine.writer();
+        let (Some(head), Some(local)) = (head, &mut self.local) else { return Ok(false) };
+        let claims = !self.engine.has_claimed() && head.writer != writer;
+        if !claims || local.state.former.is_some() {
+            return Ok(false);
+        }
+        local.state.former = Some(head.writer.0);
+        if let Err(error) = local.save(true) {
+            local.state.former = None;
+            return Err(Failure::Local { message: error.to_string() });
+        }
+        // This once from whoever has come behind that one since: no claim of ours was sent before.
+        let claim = Some(Claim { writer, from: None });
+        self.ship(Task::FindHead { acked: self.engine.status().acked, claim });
+        Ok(true)
+    }
+
     /// The log of another writer was taken over: from here on, whoever takes it from us fences us.
     /// What our own log was based on is of no use there, so a crash finds that an image is due.
     fn claimed(&mut self, at: Txid) {
@@ -390,7 +419,8 @@ impl Replica {
         }
     }
 
-    /// A lineage that goes on for another takes the log from no third: that one has taken it before.
+    /// A lineage that goes on for another, or may have taken its log, takes the log from no third: that
+    /// one has taken it before.
     fn tell_lost_log(&mut self, head: Option<Head>) {
         let former = self.local.as_ref().and_then(|local| local.state.former);
         let (Some(head), Some(former)) = (head, former) else { return };

@@ -33,6 +33,14 @@ impl Moment {
         let shown = self.wall.0.abs_diff(earlier.wall.0);
         passed.max(shown) >= INTERVAL_MS
     }
+
+    /// Whether the two clocks disagree about the time since then, as after a return to a picture of
+    /// the memory.
+    fn has_jumped_since(self, earlier: Moment) -> bool {
+        let passed = self.at.saturating_sub(earlier.at);
+        let shown = self.wall.0.abs_diff(earlier.wall.0);
+        passed.abs_diff(shown) >= INTERVAL_MS
+    }
 }
 
 /// What is known of the last look.
@@ -68,6 +76,8 @@ impl Looks {
         // A disk that was put back to the lineage's beginning finds its file, and perhaps no later one.
         let own = Own { first: state.first.map(Txid), last: base };
         let first = first || own.may_outlast(base);
+        // What this process has seen for itself was not lost with the power, nor set back.
+        let behind = self.seen.is_none_or(|seen| now.has_jumped_since(seen));
         let confirmed = |txid, sum: Option<u64>| {
             let post_apply = sum.map(DatabaseChecksum::from_stored);
             let of_lineage = state.first.is_some_and(|first| Txid(first) <= txid);
@@ -78,7 +88,7 @@ impl Looks {
         let earlier = confirmed(Txid(state.checked), state.checked_sum);
         let earlier = earlier.filter(|checked| checked.txid != base);
         self.asked = Some(first);
-        Look { last, earlier, first, writer }
+        Look { last, earlier, first, behind, writer }
     }
 
     /// The store confirmed a file; whether it was looked at what that follows.
@@ -163,6 +173,21 @@ mod tests {
         assert_eq!(ask(&mut looks, at(1001, 186_400_000)), ALL);
         assert_eq!(ask(&mut looks, at(1001, 13_600_000)), ALL);
         assert_eq!(ask(&mut looks, at(1001, 100_000_500)), NOTHING);
+    }
+
+    #[test]
+    fn what_may_have_been_forgotten_is_not_believed_by_its_own_file() {
+        let mut looks = Looks::default();
+        let is_behind = |looks: &mut Looks, now| {
+            let look = looks.before_put(now, Some(&state()), true, OURS);
+            look.behind
+        };
+        assert!(is_behind(&mut looks, at(0, 0)));
+        looks.all_seen(at(0, 0));
+        assert!(!is_behind(&mut looks, at(3_600_000, 3_600_000)));
+        assert!(is_behind(&mut looks, at(1000, 3_600_000)));
+        looks.doubt();
+        assert!(is_behind(&mut looks, at(1000, 1000)));
     }
 
     #[test]

@@ -468,9 +468,11 @@ impl Replica {
             Action::Resync { txid, scan, claim } => self.begin_resync(txid, scan, claim),
             Action::Image { level, txid, pre_apply } => self.begin_image(level, txid, pre_apply),
             Action::FindHead => {
+                // From nobody whom the state does not name: see `begin_claim`.
                 let former = self.local.as_ref().and_then(|local| local.state.former);
-                let claim = (!self.engine.has_claimed())
-                    .then(|| Claim { writer: self.engine.writer(), from: former.map(WriterId) });
+                let former = former.filter(|_| !self.engine.has_claimed());
+                let writer = self.engine.writer();
+                let claim = former.map(|former| Claim { writer, from: Some(WriterId(former)) });
                 self.ship(Task::FindHead { acked: self.engine.status().acked, claim });
             }
             Action::Put { txid } => self.put(txid),
@@ -490,7 +492,7 @@ impl Replica {
             Task::FindHead { .. } => 11,
             Task::Put { look, .. } => {
                 let looks = u64::from(look.last.is_some()) + u64::from(look.earlier.is_some());
-                1 + looks + if look.first { 11 } else { 0 }
+                1 + looks + if look.first { 11 } else { u64::from(look.behind) }
             }
             Task::Inspect { .. } => 2,
             _ => 1,

@@ -79,7 +79,8 @@ pub enum Bug {
     YoungRemoved,
     /// The cap drops what is just being closed, and the close says that there was nothing.
     CapWhileClosing,
-    /// The file of a lineage's beginning, which stays for ever, is taken for the log's end.
+    /// A file that stays although those behind it are gone, as that of a lineage's beginning, is taken
+    /// for the log's end.
     BeginningTakenForEnd,
     /// At an attach the database file is looked at before the wal-index is read.
     FingerprintFirst,
@@ -107,6 +108,8 @@ pub enum Bug {
     EqualIndexBelieved,
     /// The log was found to be ours, and this is not remembered.
     ClaimNotNoted,
+    /// A log is taken over before the disk knows from whom.
+    ClaimNotAnnounced,
     /// Frames that end with one without a checksum are taken for those that the wal-index had named.
     UnmarkedBelieved,
     /// A walk is right if the WAL has the same salts at its end.
@@ -121,14 +124,15 @@ pub enum Bug {
 
 /// Mistakes that fewer than one history in 10,000 shows: they are looked for only by their names, first at
 /// the history that showed them last.
-pub const RARE: [(Bug, u64); 8] = [
+pub const RARE: [(Bug, u64); 9] = [
     (Bug::EqualIndexBelieved, 120_319),
     (Bug::ClaimNotNoted, 127_647),
     (Bug::StaleWalFile, 0),
+    (Bug::ClaimNotAnnounced, 143_439),
     (Bug::UnmarkedBelieved, 93_768),
     (Bug::WalkUnproven, 32_431),
     (Bug::CapturedBeforeWritten, 0),
-    (Bug::BeginningTakenForEnd, 0),
+    (Bug::BeginningTakenForEnd, 107_685),
     (Bug::LogEndNotLookedAt, 57_995),
 ];
 

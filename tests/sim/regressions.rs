@@ -22,6 +22,13 @@ fn a_fence_outlives_the_memory_of_it() {
     [315, 2226, 2436, 2550, 4707].into_iter().for_each(holds);
 }
 
+/// A host took the log over while its disk was full, which then kept no note of that. It was fenced, and
+/// its next start took the log once more.
+#[test]
+fn a_claim_is_on_the_disk_before_it_is_in_the_log() {
+    holds(143_439);
+}
+
 /// Others committed between the capture of a closing process and its exclusive lock.
 #[test]
 fn a_last_close_captures_what_came_before_its_lock() {
@@ -45,6 +52,13 @@ fn commits_during_an_image_outlive_the_wal() {
 #[test]
 fn the_cap_spares_what_is_being_closed() {
     [2, 67, 136, 200, 259].into_iter().for_each(holds);
+}
+
+/// A loss of power took a commit from the database and from the local state, and the next one, which a
+/// comparison took in, wrote a page as it was: nothing was left to be sent, and no lag to be shown.
+#[test]
+fn a_commit_that_changes_nothing_shows_no_lag_behind_a_lost_one() {
+    holds(97_392);
 }
 
 /// A process that stood by took over, and its lag began with that.
@@ -105,6 +119,13 @@ fn a_new_lineage_leaves_the_files_of_its_former_one() {
 #[test]
 fn nobody_writes_into_the_past_of_the_log() {
     [585, 625, 5496, 10_485, 75_496, 119_525].into_iter().for_each(holds);
+}
+
+/// The same, where the file before it had outlasted those behind it: another writer removes what is not
+/// needed, and keeps each file of which it cannot tell whether it begins a lineage.
+#[test]
+fn a_file_that_outlasts_those_behind_it_is_not_the_end_of_the_log() {
+    holds(107_685);
 }
 
 /// A look before the first put took the host's own file, whose answer was lost, for a log that had

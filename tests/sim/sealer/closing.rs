@@ -12,6 +12,7 @@ use crate::bug::Bug;
 use crate::disk::Stop;
 use crate::host::{Host, re, sh, state};
 use crate::process::Gate;
+use crate::store::{Claim, Request};
 use crate::world::Cx;
 
 impl Host {
@@ -141,6 +142,25 @@ impl Host {
         self.report(cx, p)
     }
 
+    /// Takes over a log that was found to be another's; `true` if that is under way. From whom is on the
+    /// disk before anything of ours is in the log.
+    pub fn begin_claim(&mut self, cx: &mut Cx, p: usize, head: Option<Head>) -> Result<bool, Stop> {
+        let engine = &re!(self, p).engine;
+        let (writer, claimed) = (engine.writer(), engine.has_claimed());
+        let Some(head) = head.filter(|head| !claimed && head.writer != writer) else {
+            return Ok(false);
+        };
+        let announced = State { former: Some(head.writer.0), ..state!(self, p).clone() };
+        if state!(self, p).former.is_some() || cx.bug == Bug::ClaimNotAnnounced {
+            return Ok(false);
+        }
+        self.disk.save(&announced, true)?;
+        state!(self, p) = announced;
+        // This once from whoever has come behind that one since: no claim of ours was sent before.
+        self.ship(cx, p, Request::FindHead { claim: Some(Claim { writer, from: None }) })?;
+        Ok(true)
+    }
+
     /// The log of another writer was taken over: from here on, whoever takes it from us fences us.
     /// What our own log was based on is of no use there.
     pub fn claimed(&mut self, cx: &mut Cx, p: usize, at: Txid) -> Result<(), Stop> {
@@ -159,7 +179,7 @@ impl Host {
         Ok(())
     }
 
-    /// A lineage that goes on for another may not take the log from a third.
+    /// A lineage that goes on for another, or may have taken its log, may not take it from a third.
     pub fn tell_lost_log(&mut self, cx: &Cx, p: usize, head: Option<Head>) {
         let former = state!(self, p).former;
         let engine = &mut re!(self, p).engine;

@@ -35,7 +35,8 @@ impl Host {
                 let (writer, claims) = (engine.writer(), !engine.has_claimed());
                 let former = state!(self, p).former.map(WriterId);
                 let from = former.filter(|_| cx.bug != Bug::TwinTakesAny);
-                let claim = claims.then_some(Claim { writer, from });
+                let announced = former.is_some() || cx.bug == Bug::ClaimNotAnnounced;
+                let claim = (claims && announced).then_some(Claim { writer, from });
                 self.ship(cx, p, Request::FindHead { claim })
             }
             Action::Put { txid } => self.put(cx, p, txid),
@@ -62,9 +63,9 @@ impl Host {
         let first = !engine.has_claimed();
         let look = !re!(self, p).looked;
         let own = Own { first: state!(self, p).first.map(Txid), last: txid.prev() };
-        let outlasts = cx.bug != Bug::BeginningTakenForEnd && own.may_outlast(txid.prev());
-        let first = first || (look && outlasts);
-        self.ship(cx, p, Request::Put { key, bytes, first, look })?;
+        let behind = look && cx.bug != Bug::BeginningTakenForEnd;
+        let first = first || (behind && own.may_outlast(txid.prev()));
+        self.ship(cx, p, Request::Put { key, bytes, first, look, behind })?;
         if cx.bug == Bug::ReleaseBeforeAck {
             state!(self, p).base = Some(base);
             let state = state!(self, p).clone();
@@ -125,6 +126,16 @@ impl Host {
         };
         let event = match answer {
             Answer::Head(head) => {
+                match self.begin_claim(cx, p, head) {
+                    Ok(true) => return Ok(()),
+                    Ok(false) => {}
+                    Err(Stop::Failed(message)) => {
+                        let failed = Event::RequestFailed(Failure::Local { message });
+                        re!(self, p).engine.handle(cx.now, failed);
+                        return Ok(());
+                    }
+                    Err(stop) => return Err(stop),
+                }
                 self.tell_lost_log(cx, p, head);
                 if self.tell_own_twin(cx, p, head)? {
                     Event::HeadFound(head)

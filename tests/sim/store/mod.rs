@@ -32,12 +32,14 @@ pub enum Request {
         claim: Claim,
     },
     /// The first file of a lineage goes out only if the log ends before it. With `look` the file
-    /// before it must be there, if the log has gone on (`Look` in `src/shipper.rs`).
+    /// before it must be there, if the log has gone on, and with `behind` be the last of level 0 (`Look`
+    /// in `src/log_end.rs`).
     Put {
         key: Key,
         bytes: Vec<u8>,
         first: bool,
         look: bool,
+        behind: bool,
     },
     Inspect {
         txid: Txid,
@@ -143,14 +145,16 @@ impl Store {
                 let there = self::header(&self.files[&key]);
                 (there.writer == header.writer).then(|| Answer::Claimed(head_of(&there)))
             }
-            Request::Put { key, bytes, first, look } => {
+            Request::Put { key, bytes, first, look, behind } => {
                 let last = FileName::single(key.name.min.prev());
                 let last = self.files.contains_key(&Key { level: Level::L0, name: last });
+                let l0 = self.files.keys().filter(|key| key.level == Level::L0);
+                let later = *behind && l0.map(|key| key.name.max).max() >= Some(key.name.min);
                 let gone_on = |head: &Head| {
                     let (next, ours) = (key.name.min, header(bytes).writer);
                     let beyond = head.txid > next || head.txid == next && head.writer != ours;
                     let free = !self.files.contains_key(key);
-                    beyond && free && (*first || (*look && !last))
+                    beyond && free && (*first || later || (*look && !last))
                 };
                 let head = self.head(&Level::all().collect::<Vec<_>>());
                 if let Some(head) = head.filter(gone_on) {
