@@ -130,7 +130,7 @@ pub const RARE: [(Bug, u64); 8] = [
     (Bug::UnmarkedBelieved, 93_768),
     (Bug::WalkUnproven, 0),
     (Bug::CapturedBeforeWritten, 0),
-    (Bug::BeginningTakenForEnd, 107_685),
+    (Bug::BeginningTakenForEnd, 0),
 ];
 
 /// The others, each with a history that shows it: the place to look first.
