@@ -132,7 +132,7 @@ pub const RARE: [(Bug, u64); 9] = [
     (Bug::UnmarkedBelieved, 93_768),
     (Bug::WalkUnproven, 32_431),
     (Bug::CapturedBeforeWritten, 0),
-    (Bug::BeginningTakenForEnd, 107_685),
+    (Bug::BeginningTakenForEnd, 0),
     (Bug::LogEndNotLookedAt, 57_995),
 ];
 
