@@ -618,8 +618,8 @@ fn unsure() -> Engine {
     engine
 }
 
-fn end_of(txid: u64, writer: WriterId) -> Option<Head> {
-    Some(Head { txid: Txid(txid), post_apply: None, timestamp: Timestamp(0), writer })
+fn end_of(txid: u64, writer: WriterId) -> Head {
+    Head { txid: Txid(txid), post_apply: None, timestamp: Timestamp(0), writer }
 }
 
 #[test]
@@ -630,14 +630,14 @@ fn log_is_looked_at_once_somebody_waits_if_local_state_may_be_older() {
     assert_eq!(engine.poll(2), Some(Action::FindHead));
     assert!(!engine.is_sure());
     let ours = engine.writer();
-    engine.handle(3, Event::HeadFound(end_of(4, ours)));
+    engine.handle(3, Event::HeadFound(Some(end_of(4, ours))));
     assert!(engine.is_sure() && engine.is_drained());
     assert_eq!((engine.poll(4), engine.wakeup(4)), (None, None));
 }
 
 #[test]
 fn log_that_went_on_needs_an_image() {
-    for found in [end_of(8, WriterId(0)), None] {
+    for found in [Some(end_of(8, WriterId(0))), None] {
         let mut engine = unsure();
         engine.handle(2, Event::Hurry);
         assert_eq!(engine.poll(2), Some(Action::FindHead));
@@ -659,7 +659,7 @@ fn commit_without_a_difference_shows_as_lag_until_the_log_was_looked_at() {
     engine.handle(11, Event::Closed(None));
     assert_eq!(engine.status().unacked_since, Some(9));
     assert_eq!(engine.poll(11), Some(Action::FindHead));
-    engine.handle(12, Event::HeadFound(end_of(4, engine.writer())));
+    engine.handle(12, Event::HeadFound(Some(end_of(4, engine.writer()))));
     assert_eq!(engine.status().unacked_since, None);
     assert!(engine.is_drained());
 }
