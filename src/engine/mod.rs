@@ -61,7 +61,7 @@ pub struct Engine {
     closing: Waiting,
     /// The database must be compared with the page table before anything else is closed.
     resync: bool,
-    /// The log is known to end where we left it: the store confirmed a file, or it was looked at.
+    /// The log is known to end where we left it: a place for a file was free, or it was looked at.
     sure: bool,
     /// Somebody has waited since the database was opened.
     asked: bool,
@@ -249,7 +249,11 @@ impl Engine {
                 self.mode = Mode::Locating { head: None };
             }
             Event::Confirmed { arrived } => self.on_confirmed(arrived),
-            Event::PutDone { txid } => self.on_acked(txid),
+            Event::PutDone { txid } => {
+                // Its place was free.
+                self.is_sure_now();
+                self.on_acked(txid);
+            }
             Event::PutRefused { txid } => {
                 self.request = Request::None;
                 self.store_backoff.reset();
@@ -536,7 +540,6 @@ impl Engine {
         if let Mode::Confirming { txid, .. } = self.mode {
             self.mode = if arrived {
                 self.acked = txid;
-                self.is_sure_now();
                 self.image_failed = false;
                 Mode::Streaming
             } else {
@@ -555,7 +558,6 @@ impl Engine {
         if is_front || txid == self.acked.next() {
             self.acked = txid;
             self.claimed = true;
-            self.is_sure_now();
         }
         self.request = Request::None;
         self.store_backoff.reset();

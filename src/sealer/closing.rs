@@ -471,13 +471,15 @@ impl Replica {
     /// The store confirmed a file: the state passes it, then it is removed.
     pub(super) fn acked(&mut self, txid: Txid) {
         let mut seq = 0;
+        // A file that was there already tells nothing of those behind it.
+        let boot = crate::clock::boot().filter(|_| self.engine.is_sure());
         while self.closed.front().is_some_and(|file| file.entry.txid <= Some(txid)) {
             let (Some(file), Some(local)) = (self.closed.pop_front(), &mut self.local) else {
                 break;
             };
             // That the log is ours must not be forgotten in a power loss: we would take it again.
             let durable = !local.state.claimed;
-            local.state.confirm(file.base, crate::clock::boot());
+            local.state.confirm(file.base, boot.or(local.state.boot));
             local.passed.push((file.entry, file.base));
             seq = seq.max(file.seq);
             self.answers(file.base.txid());

@@ -526,7 +526,7 @@ impl Replica {
         let Some(local) = self.local.as_mut() else { return };
         let Some(image) = local.state.image.take() else { return };
         if arrived {
-            local.state.confirm(image.base, crate::clock::boot());
+            local.state.confirm(image.base, local.state.boot);
             self.piece = image.base.piece;
             let expected = image.base.checksum;
             if local.table.commit() != image.base.commit

@@ -112,7 +112,8 @@ impl Host {
 
     /// The store confirmed a file: the state passes it, then it is removed.
     pub fn acked(&mut self, cx: &mut Cx, p: usize, txid: Txid) -> Result<(), Stop> {
-        let (mut seq, boot) = (0, self.boot());
+        let is_sure = re!(self, p).engine.is_sure();
+        let (mut seq, boot) = (0, self.boot().filter(|_| is_sure));
         loop {
             let replica = re!(self, p);
             let Some(file) = replica.closed.pop_front_if(|file| file.entry.txid <= Some(txid))
@@ -123,7 +124,7 @@ impl Host {
             // Once a lineage is in the log it must never forget that.
             let unsaved = self.claimed != Some(state.writer);
             let first = unsaved && cx.bug != Bug::ClaimNotSynced;
-            state.confirm(file.base, boot);
+            state.confirm(file.base, boot.or(state.boot));
             let state = state.clone();
             self.confirmed.push(file.base.txid());
             self.add_l0_to_history(cx, p, file.base.txid(), file.base.timestamp);

@@ -323,9 +323,8 @@ impl Host {
     pub fn confirmed_image(&mut self, cx: &mut Cx, p: usize, arrived: bool) -> Result<(), Stop> {
         let Some(image) = state!(self, p).image.take() else { return Ok(()) };
         if arrived {
-            let boot = self.boot();
             let state = &mut state!(self, p);
-            state.confirm(image.base, boot);
+            state.confirm(image.base, state.boot);
             self.confirmed.push(image.base.txid());
             re!(self, p).piece = image.base.piece;
             self.disk.set_commit(image.base.commit)?;
