@@ -61,7 +61,7 @@ pub struct Engine {
     closing: Waiting,
     /// The database must be compared with the page table before anything else is closed.
     resync: bool,
-    /// The log is known to end where we left it: a place for a file was free, or it was looked at.
+    /// The log is known to end where we left it: the place for a file of this process's was free.
     sure: bool,
     /// Somebody has waited since the database was opened.
     asked: bool,
@@ -231,7 +231,7 @@ impl Engine {
                 self.store_backoff.fail(now, failure.is_lasting());
                 self.failure = Some(failure);
             }
-            Event::HeadFound(head) => self.on_head_found(now, head),
+            Event::HeadFound(head) => self.on_head_found(head),
             Event::ImageNeeded => {
                 self.drop_queue();
                 // The job under way will not take in what it was to.
@@ -292,10 +292,6 @@ impl Engine {
                 self.request = Request::Confirm;
                 Some(Action::Confirm { level, min, max: txid })
             }
-            Mode::Streaming if self.looks_for_end() => {
-                self.request = Request::FindHead;
-                Some(Action::FindHead)
-            }
             Mode::Streaming => {
                 let front = self.queue.front()?;
                 let txid = front.txid;
@@ -349,10 +345,10 @@ impl Engine {
             return None;
         }
         let txid = self.acked.next();
-        if self.resync || !self.claimed {
+        if self.resync || self.owes_file() {
             self.job = Job::Resync;
             self.closing = std::mem::take(&mut self.unclosed);
-            return Some(Action::Resync { txid, scan: self.resync, claim: !self.claimed });
+            return Some(Action::Resync { txid, scan: self.resync, claim: self.owes_file() });
         }
         self.unclosed.since?;
         if !self.unclosed.hurry && self.close_due() > now {
@@ -373,7 +369,7 @@ impl Engine {
             (self.request == Request::None && self.wants_store()).then(|| self.store_backoff.due());
         let local = (self.job == Job::None && self.wants_local()).then(|| {
             let interval = match self.mode {
-                Mode::Streaming if !self.resync && self.claimed && !self.unclosed.hurry => {
+                Mode::Streaming if !self.resync && !self.owes_file() && !self.unclosed.hurry => {
                     self.close_due()
                 }
                 _ => 0,
@@ -392,22 +388,22 @@ impl Engine {
         match self.mode {
             Mode::Locating { head } => head.is_none(),
             Mode::Confirming { .. } => true,
-            Mode::Streaming => !self.queue.is_empty() || self.looks_for_end(),
+            Mode::Streaming => !self.queue.is_empty(),
             _ => false,
         }
     }
 
-    /// True if somebody waits, there is nothing to ship, and whether the store has all is not known.
-    fn looks_for_end(&self) -> bool {
-        let nothing = self.queue.is_empty() && self.job == Job::None && !self.wants_local();
-        self.mode == Mode::Streaming && self.asked && !self.sure && nothing
+    /// True if the next file is due even with nothing in it: it begins our lineage; or somebody waits, and
+    /// whether the log ends where we left it is shown by a place for it that is free.
+    fn owes_file(&self) -> bool {
+        !self.claimed || self.asked && !self.sure
     }
 
     fn wants_local(&self) -> bool {
         match self.mode {
             Mode::Locating { head } => head.is_some(),
             Mode::Streaming => {
-                let work = self.resync || !self.claimed || self.unclosed.since.is_some();
+                let work = self.resync || self.owes_file() || self.unclosed.since.is_some();
                 self.queue.is_empty() && work
             }
             _ => false,
@@ -491,14 +487,11 @@ impl Engine {
         self.failure = None;
     }
 
-    fn on_head_found(&mut self, now: Millis, head: Option<Head>) {
+    fn on_head_found(&mut self, head: Option<Head>) {
         if self.image_failed && self.request == Request::FindHead {
             self.request = Request::None;
         }
         self.request_done(Request::FindHead);
-        if self.mode == Mode::Streaming {
-            return self.on_end_seen(now, head);
-        }
         if !matches!(self.mode, Mode::Locating { .. }) {
             return;
         }
@@ -514,18 +507,6 @@ impl Engine {
             }
             head => Mode::Locating { head: Some(head) },
         };
-    }
-
-    /// Somebody waits, and the log was looked at: it ends where we left it, or local state is older than it.
-    fn on_end_seen(&mut self, now: Millis, head: Option<Head>) {
-        let is_ours = |head: &Head| head.txid == self.acked && head.writer == self.writer;
-        if head.as_ref().is_some_and(is_ours) {
-            self.is_sure_now();
-        } else if self.queue.is_empty() && self.job == Job::None {
-            let since = earlier(self.unlooked.take(), self.unclosed.since);
-            self.unclosed.since = since.or(Some(now));
-            self.mode = Mode::Locating { head: None };
-        }
     }
 
     fn is_sure_now(&mut self) {

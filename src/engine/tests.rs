@@ -618,48 +618,49 @@ fn unsure() -> Engine {
     engine
 }
 
-fn end_of(txid: u64, writer: WriterId) -> Head {
-    Head { txid: Txid(txid), post_apply: None, timestamp: Timestamp(0), writer }
-}
-
 #[test]
-fn log_is_looked_at_once_somebody_waits_if_local_state_may_be_older() {
+fn file_is_put_once_somebody_waits_if_local_state_may_be_older_than_the_log() {
     let mut engine = unsure();
     assert_eq!((engine.poll(1), engine.wakeup(1)), (None, None), "nobody waits");
     engine.handle(2, Event::Asked);
-    assert_eq!(engine.poll(2), Some(Action::FindHead));
+    assert_eq!(engine.wakeup(2), Some(2));
+    let resync = Action::Resync { txid: Txid(5), scan: false, claim: true };
+    assert_eq!(engine.poll(2), Some(resync));
+    engine.handle(3, Event::Closed(Some(Txid(5))));
+    assert_eq!(engine.poll(3), Some(Action::Put { txid: Txid(5) }));
     assert!(!engine.is_sure());
-    let ours = engine.writer();
-    engine.handle(3, Event::HeadFound(Some(end_of(4, ours))));
+    engine.handle(4, Event::PutDone { txid: Txid(5) });
     assert!(engine.is_sure() && engine.is_drained());
-    assert_eq!((engine.poll(4), engine.wakeup(4)), (None, None));
+    assert_eq!((engine.poll(5), engine.wakeup(5)), (None, None));
 }
 
 #[test]
-fn log_that_went_on_needs_an_image() {
-    for found in [Some(end_of(8, WriterId(0))), None] {
-        let mut engine = unsure();
-        engine.handle(2, Event::Hurry);
-        assert_eq!(engine.poll(2), Some(Action::FindHead));
-        engine.handle(
-            3,
-            Event::HeadFound(found.map(|found| Head { writer: engine.writer(), ..found })),
-        );
-        assert!(!engine.is_sure() && !engine.is_drained());
-        assert_eq!(engine.poll(4), Some(Action::FindHead), "where the image goes");
-    }
+fn file_of_ours_that_is_there_already_does_not_show_the_logs_end() {
+    let mut engine = unsure();
+    engine.handle(2, Event::Hurry);
+    assert!(matches!(engine.poll(2), Some(Action::Resync { claim: true, .. })));
+    engine.handle(3, Event::Closed(Some(Txid(5))));
+    assert_eq!(engine.poll(3), Some(Action::Put { txid: Txid(5) }));
+    engine.handle(4, Event::PutRefused { txid: Txid(5) });
+    assert_eq!(engine.poll(4), Some(Action::Inspect { txid: Txid(5) }));
+    engine.handle(5, Event::Inspected { txid: Txid(5), verdict: Verdict::Ours });
+    assert!(!engine.is_sure());
+    assert!(matches!(engine.poll(6), Some(Action::Resync { txid: Txid(6), claim: true, .. })));
 }
 
 #[test]
-fn commit_without_a_difference_shows_as_lag_until_the_log_was_looked_at() {
+fn commit_without_a_difference_shows_as_lag_until_the_logs_end_is_known() {
     let mut engine = unsure();
     engine.handle(10, Event::Committed { at: 9 });
     engine.handle(10, Event::Diverged);
-    assert!(matches!(engine.poll(10), Some(Action::Resync { .. })));
+    let compared = engine.poll(10);
+    assert_eq!(compared, Some(Action::Resync { txid: Txid(5), scan: true, claim: false }));
     engine.handle(11, Event::Closed(None));
     assert_eq!(engine.status().unacked_since, Some(9));
-    assert_eq!(engine.poll(11), Some(Action::FindHead));
-    engine.handle(12, Event::HeadFound(Some(end_of(4, engine.writer()))));
+    assert!(matches!(engine.poll(11), Some(Action::Resync { scan: false, claim: true, .. })));
+    engine.handle(12, Event::Closed(Some(Txid(5))));
+    assert_eq!(engine.poll(12), Some(Action::Put { txid: Txid(5) }));
+    engine.handle(13, Event::PutDone { txid: Txid(5) });
     assert_eq!(engine.status().unacked_since, None);
     assert!(engine.is_drained());
 }

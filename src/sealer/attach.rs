@@ -226,6 +226,7 @@ impl Replica {
         self.point = point;
         self.piece = piece;
         self.answered = None;
+        self.claiming = false;
         self.fence_told = false;
         // What failed was done by another shipper, or by this one before others had its place.
         self.failing = Failing::default();

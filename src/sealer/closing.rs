@@ -307,6 +307,8 @@ impl Replica {
                 Event::Confirmed { arrived }
             }
             Outcome::Failed(failure) => {
+                // Whether a claim is there is not known from here on.
+                self.claiming = false;
                 log::warn!("{}: {}", self.database.label(), failure.message());
                 if failure.is_no_replica() {
                     self.looks.doubt();
@@ -385,16 +387,18 @@ impl Replica {
         let writer = self.engine.writer();
         let (Some(head), Some(local)) = (head, &mut self.local) else { return Ok(false) };
         let claims = !self.engine.has_claimed() && head.writer != writer;
-        if !claims || local.state.former.is_some() {
+        // A claim that was answered with another's file was not taken: no place for it is left, and the log
+        // can be taken from that one.
+        if !claims || (local.state.former.is_some() && !self.claiming) {
             return Ok(false);
         }
-        local.state.former = Some(head.writer.0);
+        let before = local.state.former.replace(head.writer.0);
         if let Err(error) = local.save(true) {
-            local.state.former = None;
+            local.state.former = before;
             return Err(Failure::Local { message: error.to_string() });
         }
-        // This once from whoever has come behind that one since: no claim of ours was sent before.
-        let claim = Some(Claim { writer, from: None });
+        self.claiming = true;
+        let claim = Some(Claim { writer, from: Some(head.writer) });
         self.ship(Task::FindHead { acked: self.engine.status().acked, claim });
         Ok(true)
     }
@@ -402,6 +406,7 @@ impl Replica {
     /// The log of another writer was taken over: from here on, whoever takes it from us fences us.
     /// What our own log was based on is of no use there, so a crash finds that an image is due.
     fn claimed(&mut self, at: Txid) {
+        self.claiming = false;
         log::warn!(
             "{}: {} was written by another writer; it is taken over as transaction {at}, and a full image follows",
             self.database.label(),

@@ -77,6 +77,8 @@ pub(super) struct Replica {
     pub(super) epoch: u64,
     /// Number of the last upload.
     pub(super) upload: u64,
+    /// The first claim of the log from its last writer is on its way, and was not answered.
+    pub(super) claiming: bool,
     /// TXID of the file with which the log was taken over.
     pub(super) claimed_at: Txid,
     /// Commit time of the log's last file, when it was last looked for.
@@ -183,6 +185,7 @@ impl Replica {
             counters: Counters::default(),
             epoch: 0,
             upload: 0,
+            claiming: false,
             claimed_at: Txid::ZERO,
             log_time: Timestamp(0),
             looks: Looks::default(),

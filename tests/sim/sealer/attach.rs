@@ -124,6 +124,7 @@ impl Host {
         replica.clear_frames();
         replica.local = Some(Local { state: found.state });
         replica.took_over_at = cx.now;
+        replica.claiming = false;
         self.hold(p, true);
         self.resume_history(cx, p);
         re!(self, p).engine.handle(cx.now, Event::Opened(opened));

@@ -152,13 +152,15 @@ impl Host {
             return Ok(false);
         };
         let announced = State { former: Some(head.writer.0), ..state!(self, p).clone() };
-        if state!(self, p).former.is_some() || cx.bug == Bug::ClaimNotAnnounced {
+        let may_be_there = state!(self, p).former.is_some() && !re!(self, p).claiming;
+        if may_be_there || cx.bug == Bug::ClaimNotAnnounced {
             return Ok(false);
         }
         self.disk.save(&announced, true)?;
         state!(self, p) = announced;
-        // This once from whoever has come behind that one since: no claim of ours was sent before.
-        self.ship(cx, p, Request::FindHead { claim: Some(Claim { writer, from: None }) })?;
+        re!(self, p).claiming = true;
+        let from = Some(head.writer);
+        self.ship(cx, p, Request::FindHead { claim: Some(Claim { writer, from }) })?;
         Ok(true)
     }
 
@@ -166,6 +168,7 @@ impl Host {
     /// What our own log was based on is of no use there.
     pub fn claimed(&mut self, cx: &mut Cx, p: usize, at: Txid) -> Result<(), Stop> {
         let replica = re!(self, p);
+        replica.claiming = false;
         replica.claimed_at = at;
         replica.engine.claim();
         let writer = replica.engine.writer();

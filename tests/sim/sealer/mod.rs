@@ -101,6 +101,8 @@ pub struct Replica {
     pub late: bool,
     /// The file that took the log over.
     pub claimed_at: Txid,
+    /// The first claim of the log from its last writer was not answered yet.
+    pub claiming: bool,
     /// The spool's cap was reached: the page table lacks pages until the next comparison.
     pub dropped: bool,
     pub took_over_at: u64,
@@ -136,6 +138,7 @@ impl Replica {
             upload: 0,
             late: false,
             claimed_at: Txid::ZERO,
+            claiming: false,
             dropped: false,
             took_over_at: now,
             looked: false,

@@ -180,7 +180,10 @@ impl Host {
                 self.confirmed_image(cx, p, arrived)?;
                 Event::Confirmed { arrived }
             }
-            Answer::Failed(failure) => Event::RequestFailed(failure),
+            Answer::Failed(failure) => {
+                re!(self, p).claiming = false;
+                Event::RequestFailed(failure)
+            }
             Answer::History(event) => return self.history_done(cx, p, event),
             Answer::Upload { job, outcome } => return self.upload_event(cx, p, job, outcome),
         };
