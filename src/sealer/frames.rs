@@ -13,7 +13,7 @@ use crate::local;
 use crate::local::spool::Entry;
 use crate::units::{PageSize, Salts, Txid, WalPosition};
 use crate::wal::evidence::{self, Account, Gap, Guard, Proven, Restart, Sight};
-use crate::wal::{FrameSet, NO_WAL, Tail, WalIndex, checksum_at, reaches};
+use crate::wal::{FrameHeader, FrameSet, NO_WAL, Tail, WalIndex, checksum_at, reaches};
 
 /// Open pieces are joined when so many have gathered, so that closing never opens too many files.
 const OPEN_PIECES_MAX: usize = 64;
@@ -43,6 +43,8 @@ struct Look {
     seq: u64,
     /// When the oldest of them was made that the engine was not told of.
     since: Option<u64>,
+    /// The wal-index cannot be read now: this is what was last published.
+    is_old: bool,
 }
 
 impl Replica {
@@ -209,6 +211,11 @@ impl Replica {
             if self.is_judged(&look) {
                 return Ok(look.seq);
             }
+            if look.is_old && !self.is_end_there(&look.index) {
+                // A writer died in the middle of the wal-index, and the recovery that comes next may cut off
+                // what was published.
+                break;
+            }
             if self.take_seen(cursor, &look)? {
                 self.unclear = None;
                 self.frames_seq = look.seq;
@@ -218,6 +225,14 @@ impl Replica {
             self.wal = None;
         }
         self.look_again_soon(told)
+    }
+
+    /// True if the WAL still has the last frame of this index in its place.
+    fn is_end_there(&self, index: &WalIndex) -> bool {
+        let wal = File::open(local::wal_path(self.database.path())).ok();
+        let last =
+            wal.and_then(|wal| FrameHeader::read(&wal, index.page_size, index.max_frame).ok());
+        index.max_frame == 0 || last.is_some_and(|last| last.is_end_of(index))
     }
 
     /// The wal-index cannot be read, as in the middle of a writer's change to it, and the file has
@@ -258,7 +273,8 @@ impl Replica {
             }
             let since = if known { shared.unreported_since.take() } else { None };
             shared.report.unacked_since = earlier(shared.report.unacked_since, since);
-            let look = |index| Look { index, guard, seq: shared.commit_seq, since };
+            let (seq, is_old) = (shared.commit_seq, seen.is_none());
+            let look = |index| Look { index, guard, seq, since, is_old };
             shared.published.map(look)
         })
     }

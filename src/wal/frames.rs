@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{FRAME_HEADER_LEN, Newest, WAL_HEADER_LEN};
+use super::{FRAME_HEADER_LEN, Newest, WAL_HEADER_LEN, WalIndex};
 use crate::scratch::Place;
 use crate::units::{PageSize, Pgno, Salts};
 
@@ -88,6 +88,12 @@ impl FrameHeader {
     /// True if the frame has salts and a checksum.
     fn is_marked(&self) -> bool {
         self.salts != Salts(0, 0) || self.checksum != (0, 0)
+    }
+
+    /// True if this is the last frame of the index, by the checksum in both. One without a checksum cannot be
+    /// told from another in its place.
+    pub fn is_end_of(&self, index: &WalIndex) -> bool {
+        self.is_marked() && self.salts == index.salts && self.checksum == index.frame_checksum
     }
 
     /// The checksum in it, or this where it has none.

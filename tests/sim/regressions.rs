@@ -162,6 +162,13 @@ fn a_walk_ends_with_a_recovery() {
     holds(32_431);
 }
 
+/// A writer died in the middle of the wal-index, and another after it: behind the captured position were frames
+/// of the second, in places of frames without checksums that the recovery in between had cut off.
+#[test]
+fn frames_without_checksums_are_not_taken_while_the_wal_index_is_torn() {
+    [229_362, 242_615].into_iter().for_each(holds);
+}
+
 /// A full disk could not note that an image had arrived, nor the file behind it: the next process asked for
 /// the image, and gave its own next file a number that was taken.
 #[test]

@@ -42,6 +42,7 @@ struct Look {
     guard: Option<Guard>,
     seq: usize,
     since: Option<u64>,
+    is_old: bool,
 }
 
 /// A WAL's file that others write to after so many reads.
@@ -140,6 +141,9 @@ impl Host {
             if self.is_judged(cx.bug, p, &look) {
                 return Ok(look.seq);
             }
+            if look.is_old && !self.is_end_there(&look.index) {
+                break;
+            }
             if self.take_seen(cx, p, cursor, &look)? {
                 re!(self, p).unclear = None;
                 return Ok(look.seq);
@@ -148,6 +152,14 @@ impl Host {
             re!(self, p).wal = None;
         }
         self.look_again_soon(cx, p, told)
+    }
+
+    /// True if the WAL still has the last frame of this index in its place.
+    fn is_end_there(&self, index: &WalIndex) -> bool {
+        let last = self.db.open_wal().and_then(|wal| {
+            FrameHeader::read(wal.borrow().as_slice(), index.page_size, index.max_frame).ok()
+        });
+        index.max_frame == 0 || last.is_some_and(|last| last.is_end_of(index))
     }
 
     fn look_again_soon(&mut self, cx: &mut Cx, p: usize, told: Option<u64>) -> Result<usize, Stop> {
@@ -191,7 +203,8 @@ impl Host {
         let shared = &mut sh!(self, p);
         let since = if known { shared.unreported_since.take() } else { None };
         shared.unacked_since = earlier(shared.unacked_since, since);
-        index.map(|index| Look { index, guard, seq, since })
+        let is_old = seen.is_none();
+        index.map(|index| Look { index, guard, seq, since, is_old })
     }
 
     fn tell_engine(&mut self, cx: &Cx, p: usize, since: Option<u64>, purpose: Purpose) {
