@@ -727,7 +727,9 @@ def test_copies_of_commit_frames_beside_the_sidecar_need_no_comparison(psow, new
     synced(database, replica)
     assert sidecar.end() == 0
     assert_same_rows(replica, database, tmp_path)
-    assert sidecar.said().count("comparing it") == 0
+    compared = sidecar.said().count("comparing it")
+    # Among copies it is not known whether what is left of a generation ends with a transaction that is none.
+    assert compared < len(begun) if psow == 0 else compared == 0, sidecar.said()
 
 
 # ---- no descriptor is left -------------------------------------------------------------------

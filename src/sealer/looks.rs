@@ -76,8 +76,10 @@ impl Looks {
         // A disk that was put back to the lineage's beginning finds its file, and perhaps no later one.
         let own = Own { first: state.first.map(Txid), last: base };
         let first = first || own.may_outlast(base);
-        // What this process has seen for itself was not lost with the power, nor set back.
-        let behind = self.seen.is_none_or(|seen| now.has_jumped_since(seen));
+        // What this process has seen for itself was not lost with the power, nor set back; nor was what others
+        // have noted since the machine was started.
+        let known = state.is_sure(crate::clock::boot());
+        let behind = self.seen.map_or(!known, |seen| now.has_jumped_since(seen));
         let confirmed = |txid, sum: Option<u64>| {
             let post_apply = sum.map(DatabaseChecksum::from_stored);
             let of_lineage = state.first.is_some_and(|first| Txid(first) <= txid);

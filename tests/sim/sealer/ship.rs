@@ -63,7 +63,9 @@ impl Host {
         let first = !engine.has_claimed();
         let look = !re!(self, p).looked;
         let own = Own { first: state!(self, p).first.map(Txid), last: txid.prev() };
-        let behind = look && cx.bug != Bug::BeginningTakenForEnd;
+        let boot = self.boot();
+        let known = state!(self, p).is_sure(boot);
+        let behind = look && !known && cx.bug != Bug::BeginningTakenForEnd;
         let first = first || (behind && own.may_outlast(txid.prev()));
         self.ship(cx, p, Request::Put { key, bytes, first, look, behind })?;
         if cx.bug == Bug::ReleaseBeforeAck {
