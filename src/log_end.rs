@@ -77,7 +77,7 @@ pub(crate) async fn see(store: &dyn Store, look: Look, next: Txid) -> Result<See
     Ok(Seen::AsExpected)
 }
 
-/// Whether level 0 has a file of this transaction or of a later one. Its newest always stays; one further
+/// Tells if level 0 has a file of this transaction or of a later one. Its newest always stays; one further
 /// back may outlast those behind it: whoever removes another writer's files keeps what may begin a
 /// lineage, and that is any file whose predecessor is gone.
 async fn has_at_least(store: &dyn Store, txid: Txid) -> Result<bool, Error> {

@@ -18,7 +18,7 @@ static GENERATION: AtomicU32 = AtomicU32::new(0);
 /// See [`is_cut_off`].
 static IS_CUT_OFF: AtomicBool = AtomicBool::new(false);
 
-/// Who is inside is looked at again after so long.
+/// A thread that waits looks again after so long whether others are inside.
 const NEXT_LOOK: Duration = Duration::from_millis(20);
 
 #[derive(Default)]

@@ -23,7 +23,7 @@ pub enum Event {
     },
     /// Somebody waits: close and ship without regard to interval and backoff.
     Hurry,
-    /// Somebody waits, and has time.
+    /// A caller waits for the store at the natural pace.
     Asked,
     /// Capture can not vouch for having seen every commit.
     Diverged,

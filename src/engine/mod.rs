@@ -63,7 +63,7 @@ pub struct Engine {
     resync: bool,
     /// The log is known to end where we left it: the place for a file of this process's was free.
     sure: bool,
-    /// Somebody has waited since the database was opened.
+    /// A caller has waited since the database was opened.
     asked: bool,
     /// When the oldest commit was made that seems to be with the store, while that is not known.
     unlooked: Option<Millis>,

@@ -31,7 +31,7 @@ pub(super) enum Handover {
     /// No place was given up with anything left to ship.
     #[default]
     Kept,
-    /// It is free, and what is left is in the local state.
+    /// The place is free, and the rest is in the local state.
     Offered(Offer),
     /// Another process holds the lock, and says that it ships.
     Given,

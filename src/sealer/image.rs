@@ -59,7 +59,7 @@ enum Stage {
 struct Sending {
     /// Until all pages are read.
     scan: Option<Scan>,
-    /// What a write of the application's gets that finds no room in that time.
+    /// Room for a write of the application's that finds none in that time.
     reserve: Option<Reserve>,
     file: Writing,
     parts: mpsc::Sender<Part>,

@@ -34,7 +34,7 @@ impl Moment {
         passed.max(shown) >= INTERVAL_MS
     }
 
-    /// Whether the two clocks disagree about the time since then, as after a return to a picture of
+    /// True if the two clocks disagree about the time since then, as after a return to a picture of
     /// the memory.
     fn has_jumped_since(self, earlier: Moment) -> bool {
         let passed = self.at.saturating_sub(earlier.at);

@@ -28,7 +28,7 @@ pub(super) struct ResyncJob {
     epoch: u64,
     /// How many findings had been noted by then.
     remembered: u64,
-    /// What a write of the application's gets that finds no room.
+    /// Room for a write of the application's that finds none.
     reserve: Option<Reserve>,
 }
 
