@@ -269,6 +269,26 @@ def test_sigkill_of_anybody_at_random_moments(request, new_host, new_sidecar, ne
     assert len(full_images(replica)) == 1
 
 
+def test_what_is_left_at_the_end_is_told(new_sidecar, replica, tmp_path):
+    """A store that does not answer keeps nobody up, and is not passed over in silence either."""
+    database = tmp_path / "app.db"
+    db = begin(database)
+    sidecar = new_sidecar(database, replica)
+    wait_for(replica.keys, sidecar.said)
+    os.rename(replica.folder, tmp_path / "away")
+    replica.folder.write_text("no folder")
+    insert(db, 1)
+    sidecar.wait_until_said("cannot be used")
+    sidecar.end()
+    assert "the process ends, and what is left is shipped by the next one" in sidecar.said(), sidecar.said()
+    os.unlink(replica.folder)
+    os.rename(tmp_path / "away", replica.folder)
+    sidecar = new_sidecar(database, replica)
+    assert sidecar.end() == 0
+    assert "the process ends" not in sidecar.said(), sidecar.said()
+    assert_restores(replica, database, tmp_path)
+
+
 # ---- databases that come and go --------------------------------------------------------------
 
 
@@ -315,18 +335,21 @@ def test_a_replaced_database_is_opened_again(new_sidecar, replica, tmp_path):
     assert_restores(replica, database, tmp_path)
 
 
+@pytest.mark.parametrize("rows", [90, 900], ids=["smaller", "larger"])
 @pytest.mark.parametrize("how", ["mv", "cp"])
-def test_another_database_takes_the_place_of_one_whose_program_is_stopped(how, new_sidecar, replica, tmp_path):
-    """Without the sidecar there would be no WAL by then: that of the old one must not be laid over the new one."""
+def test_another_database_takes_the_place_of_one_whose_program_is_stopped(how, rows, new_sidecar, replica, tmp_path):
+    """Without the sidecar there would be no WAL by then: neither pages nor the size of the old one must be
+    laid over the new one."""
     database = tmp_path / "app.db"
     db = begin(database, "CREATE TABLE u (x)")
     sidecar = new_sidecar(database, replica)
     insert(db, 60, 3000)
     db.close()
-    wait_for(lambda: os.path.getsize(str(database) + "-wal") == 0, sidecar.said)
+    sidecar.wait_until_said("its WAL is emptied")
+    assert os.path.getsize(str(database) + "-wal") == 0
     other = begin(tmp_path / "new.db", "CREATE TABLE u (x)")
-    insert(other, 90, 2000)
-    before = dump(other)
+    insert(other, rows, 2000)
+    before, pages = dump(other), other.execute("PRAGMA page_count").fetchone()
     other.close()
     subprocess.run([how, tmp_path / "new.db", database], check=True)
     if how == "cp":
@@ -334,6 +357,7 @@ def test_another_database_takes_the_place_of_one_whose_program_is_stopped(how, n
         sidecar.wait_until_said("while no program had it open")
     db = plain(database)
     assert dump(db) == before
+    assert db.execute("PRAGMA page_count").fetchone() == pages
     assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     if how == "mv":
         sidecar.wait_until_said("was replaced")

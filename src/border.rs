@@ -53,6 +53,10 @@ pub trait Border: Send + Sync {
     /// write lock is held for a moment. `false` when somebody is in the way.
     fn empty_wal(&self) -> io::Result<bool>;
 
+    /// Has the wal-index of an empty WAL say nothing of the size of the database. The write lock is held for
+    /// a moment. Nothing happens while somebody is in the way.
+    fn forget_size(&self);
+
     /// How many frames of the WAL are in the database file too, whoever copied them; `None` while nothing
     /// of ours has the wal-index mapped.
     fn copied(&self) -> Option<u32>;

@@ -693,6 +693,10 @@ mod tests {
             panic!("on purpose")
         }
 
+        fn forget_size(&self) {
+            panic!("on purpose")
+        }
+
         fn copied(&self) -> Option<u32> {
             panic!("on purpose")
         }

@@ -21,7 +21,8 @@
 //!
 //! The write lock is not taken where a program has the database open: a writer without a busy timeout never
 //! fails because of us. Once no program has, the WAL is emptied: whoever then puts another database into the
-//! place of this one would have it overlaid with what is left of a WAL that is not its own.
+//! place of this one would have it overlaid with what is left of a WAL that is not its own. The wal-index is
+//! made to forget the size of the database, too: the other one would be read as if it had that.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -134,7 +135,7 @@ fn spawn_guarded(
 enum Job {
     /// Its WAL is captured and checkpointed, and may then be begun anew.
     Relieve,
-    /// Its WAL is emptied, as no program has it open.
+    /// Its WAL is emptied and the size of the database forgotten, as no program has it open.
     Empty,
 }
 
@@ -312,9 +313,9 @@ impl Watched {
 
     /// Whether no program has the database open, as far as was seen lately.
     fn may_be_emptied(&mut self, now: Instant, locks: &mut LocksSeen) -> bool {
-        let holds_frames = self.seen.is_some_and(|index| index.max_frame > 0);
+        let holds = self.seen.is_some_and(|index| index.max_frame > 0 || index.page_count > 0);
         let idle = now.duration_since(self.changed) >= EMPTY_AFTER;
-        if !holds_frames || !idle || now.duration_since(self.asked) < EMPTY_AGAIN {
+        if !holds || !idle || now.duration_since(self.asked) < EMPTY_AGAIN {
             return false;
         }
         self.asked = now;
@@ -466,9 +467,15 @@ impl Tended {
         self.busy.store(false, Ordering::Release);
     }
 
-    /// Leaves nothing in the WAL, if all of it is captured and no program has the database open.
+    /// Leaves nothing in the WAL and its index, if all of it is captured and no program has the database open.
     fn empty(&self, state: &mut State) {
         let Some(border) = self.border() else { return };
+        if self.look().is_some_and(|index| index.max_frame == 0) {
+            if neighbours::is_alone(self.database.path()) {
+                border.forget_size();
+            }
+            return;
+        }
         if self.care() != Care::Capture {
             return;
         }
@@ -491,6 +498,7 @@ impl Tended {
         let path = self.database.path().display();
         match border.empty_wal() {
             Ok(true) => {
+                border.forget_size();
                 log::debug!("{path}: no program has it open: its WAL is emptied");
                 self.look();
                 self.capture();

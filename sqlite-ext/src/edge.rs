@@ -116,6 +116,16 @@ impl Border for Edge {
         })
     }
 
+    fn forget_size(&self) {
+        let Some(shimmed) = find(&self.path) else { return };
+        let Some(_inside) = inside::in_sqlite() else { return };
+        if let Some(pin) = shimmed.pin.lock().as_ref()
+            && shimmed.may_take_slots()
+        {
+            pin.forget_size();
+        }
+    }
+
     fn copied(&self) -> Option<u32> {
         let shimmed = find(&self.path)?;
         shimmed.pin.lock().as_ref().map(Pin::copied)

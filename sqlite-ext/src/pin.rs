@@ -20,6 +20,8 @@ use crate::api::{
 
 /// `READMARK_NOT_USED` in `wal.c`.
 const NOT_USED: u32 = 0xffff_ffff;
+/// Lock of who writes (`WAL_WRITE_LOCK`).
+const WRITE_LOCK: i32 = 0;
 /// Lock of who checkpoints (`WAL_CKPT_LOCK`).
 const CKPT_LOCK: i32 = 1;
 /// Lock of read slot 0 (`WAL_READ_LOCK(0)`).
@@ -353,6 +355,32 @@ impl Pin {
     fn unlock_checkpoints(&mut self) {
         if std::mem::take(&mut self.checkpoints) {
             self.raw().shm_lock(CKPT_LOCK, 1, SQLITE_SHM_UNLOCK | SQLITE_SHM_EXCLUSIVE);
+        }
+    }
+
+    /// Removes the size of the database from the wal-index of an empty WAL, as recovery leaves it. Connections
+    /// that are opened later take it from the database file, which may be another one by then. Not while
+    /// somebody writes, or reads: a read transaction that sees the wal-index change cannot go on to write.
+    pub fn forget_size(&self) {
+        let raw = self.raw();
+        let lock = |lock, how| raw.shm_lock(lock, 1, how | SQLITE_SHM_EXCLUSIVE) == SQLITE_OK;
+        // A reader of an empty WAL takes the first slot.
+        let taken: Vec<i32> = [WRITE_LOCK, READ_LOCK_0]
+            .into_iter()
+            .take_while(|which| lock(*which, SQLITE_SHM_LOCK))
+            .collect();
+        if taken.len() == 2 {
+            raw.shm_barrier();
+            let copies = self.shm.header();
+            let (first, second) = copies.split_at(WalIndex::LEN);
+            let first = first.try_into().ok().filter(|_| first == second);
+            if let Some(without) = first.and_then(WalIndex::without_size) {
+                self.shm.set_header(&without);
+                raw.shm_barrier();
+            }
+        }
+        for which in taken.into_iter().rev() {
+            lock(which, SQLITE_SHM_UNLOCK);
         }
     }
 

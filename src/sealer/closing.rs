@@ -87,7 +87,9 @@ impl Replica {
         let last = self.closed.back().map(|file| file.base.commit);
         let stored = self.local.as_ref().and_then(|local| local.state.base);
         let last = last.or(stored.map(|base| base.commit));
-        let now = self.database.with(|shared| shared.published).map(|index| index.page_count);
+        // An empty WAL does not say it.
+        let published = self.database.with(|shared| shared.published);
+        let now = published.filter(|index| index.max_frame > 0).map(|index| index.page_count);
         self.database.settings().history.shrink_images && now < last && now.is_some()
     }
 

@@ -42,6 +42,7 @@ pub(crate) fn run(process: &Arc<Process>, inbox: &Inbox) {
         let next = sealer.work();
         if sealer.draining && sealer.is_drained() {
             sealer.draining = false;
+            sealer.replicas.values().for_each(Replica::tell_what_is_left);
             process.set_drained();
         }
         if next != Some(0) {

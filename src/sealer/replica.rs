@@ -266,6 +266,19 @@ impl Replica {
         self.dead.is_some() || ended() || self.engine.is_stuck() || shipped()
     }
 
+    /// Says that the process ends while something may be left to ship, as nothing can be done about that now.
+    pub(super) fn tell_what_is_left(&self) {
+        let shipped = self.engine.is_drained() && self.nothing_uncaptured();
+        let ours = self.dead.is_none() && self.local.is_some() && !self.is_fenced();
+        if let Some(failure) = self.engine.status().failure.filter(|_| ours && !shipped) {
+            log::warn!(
+                "{}: the process ends, and what is left is shipped by the next one: {}",
+                self.database.label(),
+                failure.message()
+            );
+        }
+    }
+
     pub(super) fn nothing_uncaptured(&self) -> bool {
         self.database.with(|shared| shared.unreported_since.is_none() && shared.diverged.is_none())
     }

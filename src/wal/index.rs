@@ -42,6 +42,9 @@ impl WalIndex {
     /// Bytes of one copy of the header; the second copy follows the first.
     pub const LEN: usize = 48;
 
+    /// Where a copy has the size of the database in pages.
+    const SIZE_AT: usize = 20;
+
     /// Where a copy has the checksum of all that is before it.
     const CHECKSUM_AT: usize = 40;
 
@@ -69,11 +72,24 @@ impl WalIndex {
         Some(WalIndex {
             change: word(8)?,
             max_frame,
-            page_count: word(20)?,
+            page_count: word(Self::SIZE_AT)?,
             page_size,
             frame_checksum: (word(24)?, word(28)?),
             salts: Salts(u32::from_be(word(32)?), u32::from_be(word(36)?)),
         })
+    }
+
+    /// A copy of the header without the size of the database, which SQLite then takes from the database file
+    /// (`pagerPagecount` in `pager.c`), as after the recovery of an empty WAL. `None` for a header that is
+    /// not whole, or of a WAL that has frames.
+    pub fn without_size(copy: &[u8; Self::LEN]) -> Option<[u8; Self::LEN]> {
+        WalIndex::parse(copy).filter(|index| index.max_frame == 0)?;
+        let mut copy = *copy;
+        copy.get_mut(Self::SIZE_AT..Self::SIZE_AT + 4)?.fill(0);
+        let (a, b) = WalIndex::checksum(&copy);
+        let checksum = [a.to_ne_bytes(), b.to_ne_bytes()].concat();
+        copy.get_mut(Self::CHECKSUM_AT..)?.copy_from_slice(&checksum);
+        Some(copy)
     }
 
     /// The checksum of a copy (`walChecksumBytes` in `wal.c`), over pairs of native words.

@@ -121,6 +121,26 @@ const HEADER: [u8; WalIndex::LEN] = [
 
 #[cfg(target_endian = "little")]
 #[test]
+fn the_size_is_taken_out_of_the_index_of_an_empty_wal_alone() {
+    assert_eq!(WalIndex::without_size(&HEADER), None, "the WAL has frames");
+    let mut empty = HEADER;
+    empty[16] = 0;
+    assert_eq!(
+        WalIndex::without_size(&empty),
+        None,
+        "the header does not stand up to its checksum"
+    );
+    seal(&mut empty);
+    let without = WalIndex::without_size(&empty).unwrap();
+    let before = WalIndex::parse(&empty).unwrap();
+    assert_eq!(before.page_count, 2);
+    assert_eq!(WalIndex::parse(&without), Some(WalIndex { page_count: 0, ..before }));
+    assert_eq!(without[..20], empty[..20]);
+    assert_eq!(without[24..40], empty[24..40]);
+}
+
+#[cfg(target_endian = "little")]
+#[test]
 fn a_wal_index_that_is_torn_in_both_copies_is_refused() {
     let index = WalIndex::parse(&HEADER).unwrap();
     assert_eq!((index.change, index.max_frame, index.page_count), (2, 3, 2));

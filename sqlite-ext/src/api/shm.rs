@@ -47,6 +47,21 @@ impl Shm {
         copy
     }
 
+    /// Writes both copies of the header, in the order of `walIndexWriteHdr` in `wal.c`. The caller holds the
+    /// write lock.
+    pub fn set_header(self, copy: &[u8; 48]) {
+        const WORDS_OF_COPY: usize = 6;
+        let (words, _) = copy.as_chunks::<8>();
+        for first in [WORDS_OF_COPY, 0] {
+            for (at, bytes) in words.iter().enumerate() {
+                let word = u64::from_ne_bytes(*bytes);
+                // SAFETY: within a region's 32768 bytes, and aligned; the lock keeps all others from writing.
+                unsafe { self.0.as_ptr().cast::<u64>().add(first + at).write_volatile(word) };
+            }
+            fence(Ordering::SeqCst);
+        }
+    }
+
     /// A word of the region, of its 8192; 0 beyond them.
     pub fn word(self, at: usize) -> u32 {
         if at >= SHM_REGION as usize / size_of::<u32>() {
