@@ -239,14 +239,18 @@ impl Replica {
     }
 }
 
-/// While the slice was read, the WAL must not have been begun anew.
+/// Returns an error if the WAL was begun anew or recovered while the slice was read.
 fn check_generation(scan: &Scan) -> Result<(), Cannot> {
     if !scan.is_intact() {
         return Err(Cannot::MadeRoom);
     }
-    let salts = |index: crate::wal::WalIndex| index.salts;
-    let same = scan.index_now().map(salts) == scan.snapshot().index.map(salts);
-    if same { Ok(()) } else { Err(Cannot::Yet("the WAL was begun anew while it was read".into())) }
+    let read = scan.snapshot().index.zip(scan.index_now());
+    let same = read.is_some_and(|(then, now)| now.follows(&then));
+    if same {
+        Ok(())
+    } else {
+        Err(Cannot::Yet("the WAL was begun anew or recovered while it was read".into()))
+    }
 }
 
 /// What differs, in words.
