@@ -27,13 +27,17 @@ pub type Say = fn(&Line);
 
 static SAY: OnceLock<Say> = OnceLock::new();
 
-/// More lines of one thread are not kept.
+/// More lines of one thread are not kept, but counted.
 const LINES_MAX: usize = 1000;
+/// `SQLITE_WARNING`, the code of the line that tells how many were not kept.
+const WARNING: i32 = 28;
 
 thread_local! {
     /// Looked at several times for each commit, so without a destructor.
     static THREAD: Thread = const { Thread { reasons: Cell::new(0), has_lines: Cell::new(false) } };
     static LINES: RefCell<VecDeque<Line>> = const { RefCell::new(VecDeque::new()) };
+    /// How many lines were not kept since the last one that was said.
+    static LOST: Cell<u64> = const { Cell::new(0) };
     /// The thread gives lines to the host just now: what comes meanwhile waits for its turn.
     static IS_SAYING: Cell<bool> = const { Cell::new(false) };
 }
@@ -56,10 +60,11 @@ pub fn say(line: Line) {
     // Where the thread has taken its variables down already, it holds nothing any more.
     let kept = LINES.try_with(|lines| {
         let mut lines = lines.borrow_mut();
-        if lines.len() < LINES_MAX {
-            lines.extend(line.take());
-            THREAD.with(|thread| thread.has_lines.set(true));
+        match line.take() {
+            line if lines.len() < LINES_MAX => lines.extend(line),
+            _ => LOST.set(LOST.get() + 1),
         }
+        THREAD.with(|thread| thread.has_lines.set(true));
     });
     match (kept, line, SAY.get()) {
         (Err(_), Some(line), Some(say)) => say(&line),
@@ -75,6 +80,13 @@ fn say_all() {
     while let Ok(Some(line)) = LINES.try_with(|lines| lines.borrow_mut().pop_front()) {
         say(&line);
     }
+    match LOST.take() {
+        0 => {}
+        lost => {
+            let text = format!("walferry: {lost} more lines were lost: too many waited for a lock");
+            say(&Line { code: WARNING, text });
+        }
+    }
     IS_SAYING.set(false);
     THREAD.with(|thread| thread.has_lines.set(false));
 }
@@ -82,6 +94,7 @@ fn say_all() {
 /// Forgets what the thread has withheld, as in the child of a fork: its parent says it.
 pub fn forget() {
     let _ = LINES.try_with(|lines| lines.borrow_mut().clear());
+    LOST.set(0);
 }
 
 /// A reason to withhold lines, until it is dropped, by the thread that has it.
@@ -267,6 +280,24 @@ mod tests {
             forget();
         }
         assert!(said().is_empty());
+    }
+
+    #[test]
+    fn lines_that_are_not_kept_are_counted() {
+        set_say(note);
+        let line = |text: &str| say(Line { code: 0, text: text.into() });
+        {
+            let _reason = Withheld::new();
+            (0..LINES_MAX + 7).for_each(|_| line("b"));
+        }
+        let lines = said();
+        assert_eq!(lines.len(), LINES_MAX + 1);
+        assert_eq!(
+            lines[LINES_MAX],
+            "walferry: 7 more lines were lost: too many waited for a lock"
+        );
+        line("b");
+        assert_eq!(said(), ["b"], "they are told once");
     }
 
     #[test]
