@@ -327,6 +327,20 @@ def test_spool_that_the_disk_does_not_give_back(of, misfortune, new_host, replic
     assert Path("%s.unusable" % path).exists()
 
 
+def test_lag_goes_on_when_the_folder_is_deleted_while_the_store_is_away(cut_off, replica, tmp_path):
+    host, database, back = cut_off
+    host.sql("INSERT INTO t (x) VALUES ('waits')")
+    until(lambda: host.status(database)["lag_ms"] >= 1000, "the commit waits")
+    before = host.status(database)["lag_ms"]
+    shutil.rmtree("%s-walferry" % database)
+    until(lambda: host.status(database)["found"] == "state-deleted", "the folder is missed")
+    assert host.status(database)["lag_ms"] >= before
+    back()
+    host.sync()
+    assert host.status(database)["lag_ms"] == 0
+    assert_restores(replica, database, tmp_path)
+
+
 def test_program_that_only_reads_writes_no_state(new_host, replica, tmp_path):
     """It would wait for the disk when it ends."""
     database = tmp_path / "app.db"

@@ -15,7 +15,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -303,6 +303,38 @@ pub(crate) fn create_unnamed(path: &Path) -> io::Result<File> {
     let file = folder.create(name)?;
     folder.remove(name)?;
     Ok(file)
+}
+
+/// A file of local state that has no name yet.
+pub(crate) struct Nameless<'a> {
+    folder: Folder,
+    file: File,
+    name: &'a OsStr,
+}
+
+impl Nameless<'_> {
+    /// Makes one. None where the file system has no such files, or it cannot be made.
+    pub fn create(path: &Path) -> Option<Nameless<'_>> {
+        let (folder, name) = parent(path).ok()?;
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let file = fs::openat(&folder.fd, ".", flags, Mode::RUSR | Mode::WUSR).ok()?;
+        folder.like_of(name).give(&file).ok()?;
+        Some(Nameless { folder, file: file.into(), name })
+    }
+
+    /// The file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Gives it its name, in place of a file that has it. An error where the process cannot see its own
+    /// descriptors in `/proc`.
+    pub fn give_name(&self) -> io::Result<()> {
+        self.folder.remove(self.name)?;
+        let from = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let follow = AtFlags::SYMLINK_FOLLOW;
+        Ok(fs::linkat(fs::CWD, from, &self.folder.fd, self.name, follow)?)
+    }
 }
 
 /// Makes a file of local state that must not be there.

@@ -5,8 +5,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::replace::replace_file;
 use super::state::{State, read_bounded};
-use super::{Context, Error, replace_file};
+use super::{Context, Error};
 use crate::history::Saved;
 
 /// No file is longer, in bytes: some tens of files, or some thousands where nothing is joined.
@@ -28,8 +29,13 @@ pub(crate) fn load(dir: &Path, state: &State) -> Option<Saved> {
     fits.then_some(remembered.known)
 }
 
-/// Leaves it. What is too long to be read again is not written.
-pub(crate) fn save(dir: &Path, state: &State, known: Saved) -> Result<(), Error> {
+/// Leaves it, if this holds still. What is too long to be read again is not written.
+pub(crate) fn save(
+    dir: &Path,
+    state: &State,
+    known: Saved,
+    holds: impl Fn() -> bool,
+) -> Result<(), Error> {
     let path = dir.join("history");
     let remembered = Remembered { writer: state.writer, replica: state.replica.clone(), known };
     let text = serde_json::to_vec(&remembered).map_err(std::io::Error::other);
@@ -37,7 +43,7 @@ pub(crate) fn save(dir: &Path, state: &State, known: Saved) -> Result<(), Error>
     if text.len() as u64 > LEN_MAX {
         return super::spool::remove_path(&path);
     }
-    replace_file(&path, &text, false)
+    replace_file(&path, &text, false, holds).map(drop)
 }
 
 #[cfg(test)]

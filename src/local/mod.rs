@@ -25,6 +25,7 @@ pub(crate) mod history;
 pub mod lock;
 mod mapping;
 pub mod pages;
+mod replace;
 pub mod replicas;
 pub mod reserve;
 pub mod shared;
@@ -140,23 +141,6 @@ impl<T> Context<T> for io::Result<T> {
     fn context(self, what: &str, path: &Path) -> Result<T, Error> {
         self.map_err(|source| Error { message: format!("{what} {}", path.display()), source })
     }
-}
-
-/// Replaces a small file: temporary file, optional fsync, rename.
-pub(crate) fn replace_file(path: &Path, bytes: &[u8], durable: bool) -> Result<(), Error> {
-    use std::io::Write;
-    let temp = path.with_extension("tmp");
-    let parent = path.parent().unwrap_or(path);
-    let mut file = folder::create(&temp).context("cannot create", &temp)?;
-    file.write_all(bytes).context("cannot write", &temp)?;
-    if durable {
-        file.sync_all().context("cannot sync", &temp)?;
-    }
-    std::fs::rename(&temp, path).context("cannot replace", path)?;
-    if durable {
-        sync_folder(parent).context("cannot sync", parent)?;
-    }
-    Ok(())
 }
 
 /// Whatever was written so long ago is on the disk, unless the system is told otherwise.

@@ -10,7 +10,8 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Error, folder, replace_file};
+use super::replace::replace_file;
+use super::{Context, Error, folder};
 use crate::ltx::checksum::FileDigest;
 use crate::units::{Salts, Txid, WalPosition, WriterId};
 
@@ -248,6 +249,21 @@ impl State {
     pub fn save(&self, dir: &Path, durable: bool) -> Result<(), Error> {
         save_sealed(self, &dir.join(NAME), durable)
     }
+
+    /// The same, if this holds until the file is written. False if it does not.
+    pub fn save_if(
+        &self,
+        dir: &Path,
+        durable: bool,
+        holds: impl Fn() -> bool,
+    ) -> Result<bool, Error> {
+        save_sealed_if(self, &dir.join(NAME), durable, holds)
+    }
+
+    /// True if a folder has one.
+    pub fn is_in(dir: &Path) -> bool {
+        dir.join(NAME).exists()
+    }
 }
 
 /// Reads what [`save_sealed`] wrote. `Ok(None)` when there is no such file; a damaged one is an error
@@ -276,12 +292,21 @@ fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, String> {
 
 /// Replaces a small file by this as JSON with a checksum, durably when asked.
 pub(crate) fn save_sealed(body: &impl Serialize, path: &Path, durable: bool) -> Result<(), Error> {
+    save_sealed_if(body, path, durable, || true).map(drop)
+}
+
+fn save_sealed_if(
+    body: &impl Serialize,
+    path: &Path,
+    durable: bool,
+    holds: impl Fn() -> bool,
+) -> Result<bool, Error> {
     let encoded = serde_json::to_string(body).and_then(|body| {
         let checksum = checksum_of(&body);
         serde_json::to_vec(&Envelope { version: VERSION, checksum, body })
     });
     let bytes = encoded.map_err(std::io::Error::other).context("cannot encode", path)?;
-    replace_file(path, &bytes, durable)
+    replace_file(path, &bytes, durable, holds)
 }
 
 /// Reads a file, of a long one just enough to show that it is too long.

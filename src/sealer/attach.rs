@@ -122,9 +122,14 @@ impl Replica {
     /// The folder of local state was deleted or moved away while we had it: what was in it is lost,
     /// and nobody may take two places at once. All begins anew, as for a database without one.
     pub(super) fn state_is_gone(&mut self) {
+        let waits_since = self.engine.status().unacked_since;
         self.forget_local();
         self.forget_page();
         self.open_again();
+        if let Some(at) = waits_since.filter(|_| self.local.is_some()) {
+            // The image is to bring it.
+            self.engine.handle(self.process.now(), Event::Committed { at });
+        }
         self.note(Finding::StateDeleted);
     }
 
@@ -181,7 +186,9 @@ impl Replica {
     }
 
     pub(super) fn take_over(&mut self, found: Found) {
-        let Found { local, closed, open, point, position, piece, misfit } = found;
+        let Found { mut local, closed, open, point, position, piece, misfit } = found;
+        let database = self.database.clone();
+        local.is_closed = Box::new(move || database.with(|shared| shared.connections == 0));
         let due = local.due();
         for found in misfit.into_iter().chain(due) {
             self.note(found);

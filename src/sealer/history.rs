@@ -129,7 +129,7 @@ impl Replica {
     /// What is known of the replica outlives this process; that it does not is no harm.
     pub(super) fn save_history(&self) {
         let (Some(local), Some(saved)) = (&self.local, self.history.saved()) else { return };
-        if let Err(error) = history::save(&local.dir, &local.state, saved) {
+        if let Err(error) = history::save(&local.dir, &local.state, saved, || local.may_write()) {
             log::warn!("{error}");
         }
     }

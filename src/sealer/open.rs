@@ -38,6 +38,9 @@ pub(super) struct Local {
     unsynced: bool,
     /// The last state that had to be durable is not.
     owes_sync: bool,
+    /// True if no connection of this process has the database open: whoever does not need it any more may be
+    /// removing its folder just now.
+    pub is_closed: Box<dyn Fn() -> bool + Send>,
 }
 
 impl Local {
@@ -51,8 +54,14 @@ impl Local {
     pub(super) fn save(&mut self, durable: bool) -> Result<(), Error> {
         self.owes_sync |= durable;
         if !self.is_there() {
-            self.saved = None;
-            self.state.save(&self.dir, self.owes_sync)?;
+            let before = self.saved.take();
+            let is_written = self
+                .state
+                .save_if(&self.dir, self.owes_sync, || self.may_write_after(before.is_some()))?;
+            if !is_written {
+                self.saved = before;
+                return Ok(());
+            }
             self.saved = Some(self.state.clone());
             self.unsynced = !self.owes_sync;
         } else if self.owes_sync && self.unsynced {
@@ -61,6 +70,15 @@ impl Local {
         }
         self.owes_sync = false;
         Ok(())
+    }
+
+    /// True unless the folder is being removed, as far as is known: it gets no new files then.
+    pub(super) fn may_write(&self) -> bool {
+        self.may_write_after(self.saved.is_some())
+    }
+
+    fn may_write_after(&self, saved: bool) -> bool {
+        !(self.is_closed)() || self.is_in_place() && (!saved || State::is_in(&self.dir))
     }
 
     /// True if the file has this state: somebody may have removed or damaged it.
@@ -167,6 +185,7 @@ pub(super) fn open(
         saved,
         unsynced,
         owes_sync: false,
+        is_closed: Box::new(|| false),
     };
     let mut read = read(local)?;
     read.misfit = misfit.or(read.misfit);
@@ -401,5 +420,34 @@ mod tests {
         std::fs::write(&database, "").unwrap();
         let ours = open(&database, &dir, "file:///replica", 0).unwrap();
         assert!(matches!(ours, Opening::Ours(_)) && dir.exists());
+    }
+
+    #[test]
+    fn a_folder_that_is_removed_after_the_last_close_gets_no_new_state() {
+        for (removed, had_state, closed, is_written) in [
+            ("state", true, true, false),
+            ("state", true, false, true),
+            ("lock", false, true, false),
+            ("pages", false, true, true),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let (database, dir) =
+                (folder.path().join("app.db"), folder.path().join("app.db-walferry"));
+            std::fs::write(&database, "").unwrap();
+            let Opening::Ours(found) = open(&database, &dir, "file:///replica", 0).unwrap() else {
+                panic!("another process has it")
+            };
+            let mut local = found.local;
+            if had_state {
+                local.save(true).unwrap();
+            }
+            std::fs::remove_file(dir.join(removed)).unwrap();
+            local.is_closed = Box::new(move || closed);
+            local.state.claimed = true;
+            local.save(true).unwrap();
+            assert_eq!(State::is_in(&dir), is_written, "{removed}, closed: {closed}");
+            assert_eq!(local.may_write(), is_written, "{removed}, closed: {closed}");
+            assert!(!dir.join("state.tmp").exists());
+        }
     }
 }
