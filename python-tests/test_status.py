@@ -93,3 +93,18 @@ def test_a_wal_that_is_begun_anew_is_no_lag(new_host, replica, tmp_path):
     until(lambda: host.status(path)["lag_ms"], "a lag")
     host.sync()
     assert_restores(replica, path, tmp_path)
+
+
+def test_refusal_ends_when_the_database_is_opened_as_it_should_be(new_host, replica, tmp_path):
+    host, database = new_host("system"), tmp_path / "app.db"
+    host.open(":memory:", "other")
+    host.open(database, replica="s3://")
+    host.sql("CREATE TABLE t (x)")
+    assert host.status(database)["state"] == "error"
+    host.close()
+    host.open(database, replica=replica.url)
+    host.sync()
+    # The only entry of this database.
+    assert host.status(database)["state"] == "streaming"
+    host.close()
+    assert [one["state"] for one in host.status(conn="other")] in ([], ["streaming"])

@@ -24,6 +24,7 @@ use crate::settings::Settings;
 use crate::shipper::{self, Order, Outcome};
 use crate::status::Report;
 use crate::store::s3::Servers;
+use crate::store::url::redacted;
 use crate::watched::Watched;
 use crate::withheld::{Deadline, Guard, lock};
 
@@ -72,8 +73,8 @@ pub fn set_spawn_guard(guard: SpawnGuard) {
 
 /// Databases that were to be replicated, and are not, and why.
 static REFUSED: StdMutex<Vec<Report>> = StdMutex::new(Vec::new());
-/// Most refusals that are remembered.
-const REFUSED_MAX: usize = 100;
+/// Most refusals that are remembered: the latest.
+const REFUSED_MAX: usize = 1000;
 
 /// The locks of this library's own that are held while the process forks.
 pub struct Forking {
@@ -116,9 +117,16 @@ pub fn refuse(path: &Path, replica: &str, why: &str) {
         log::error!("{} is not replicated: {why}", path.display());
     }
     refused.retain(|known| !is_it(known));
-    if refused.len() < REFUSED_MAX {
-        refused.push(report);
+    if refused.len() >= REFUSED_MAX {
+        refused.remove(0);
     }
+    refused.push(report);
+}
+
+/// Forgets that a database was refused, which is opened anew.
+fn forget_refusals(path: &Path) {
+    let path = path.display().to_string();
+    lock(&REFUSED).retain(|known| known.database != path);
 }
 
 /// Says which replica of these settings an open database is not replicated to. One that was refused is told
@@ -128,15 +136,16 @@ fn unheeded(known: &Replications, settings: &[Settings]) -> Option<String> {
     let refused = refused();
     let is_known = |replica: &str| {
         known.each().any(|database| database.settings().replica == replica)
-            || refused.iter().any(|report| report.database == path && report.replica == replica)
+            || refused
+                .iter()
+                .any(|report| report.database == path && report.replica == redacted(replica))
     };
-    let shown = crate::store::url::redacted;
     let other = settings.iter().find(|settings| !is_known(&settings.replica))?;
     Some(format!(
         "this process replicates the database to {} already, and not to {}, which this connection names; \
          close all connections to the database before it gets another replica",
-        shown(&known.first().settings().replica),
-        shown(&other.replica)
+        redacted(&known.first().settings().replica),
+        redacted(&other.replica)
     ))
 }
 
@@ -309,7 +318,7 @@ impl Process {
                         "{} and {} have the same replica {}: give each its own{how}",
                         path.display(),
                         other.display(),
-                        crate::store::url::redacted(&settings.replica)
+                        redacted(&settings.replica)
                     )
                 })
             };
@@ -339,6 +348,7 @@ impl Process {
             let why = refused.into_iter().next().map(|(_, why)| why);
             return Err(why.unwrap_or_else(|| "it has no replica".to_string()));
         }
+        forget_refusals(path);
         for (replica, why) in &refused {
             refuse(path, replica, why);
         }
@@ -759,5 +769,17 @@ mod tests {
         taken_in(&process);
         assert_eq!(broken.first().report().state, "error");
         assert_eq!(process.ended(), None);
+    }
+
+    #[test]
+    fn the_latest_refusals_are_remembered() {
+        let path = |number: usize| PathBuf::from(format!("/{number}.db"));
+        (0..=REFUSED_MAX).for_each(|number| refuse(&path(number), "s3://", "no bucket"));
+        let refused = refused();
+        assert_eq!(refused.len(), REFUSED_MAX);
+        assert_eq!(
+            refused.last().map(|one| one.database.clone()),
+            Some(path(REFUSED_MAX).display().to_string())
+        );
     }
 }

@@ -16,7 +16,6 @@ pub(super) fn of(status: Vec<Value>) -> HashMap<String, Refusal> {
     let mut states: HashMap<String, HashMap<String, (bool, String)>> = HashMap::new();
     for one in status {
         let text = |name: &str| one[name].as_str().unwrap_or_default().to_string();
-        // A refusal stays in the status beside a later success with the same replica.
         let replicas = states.entry(text("database")).or_default();
         let replica = replicas.entry(text("replica")).or_insert((true, String::new()));
         replica.0 &= one["state"] == "error";
