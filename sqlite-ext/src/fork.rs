@@ -148,8 +148,9 @@ pub fn in_parent() {
              the child opens no database that is replicated"
         );
     }
+    let deadline = Deadline::after(MOMENT);
     for shimmed in &held.pinned {
-        shimmed.repin();
+        shimmed.repin_until(deadline);
     }
 }
 

@@ -401,7 +401,7 @@ pub const ENCRYPTED: &str = "it is encrypted, or no database: it does not begin 
                              what a codec encrypts cannot be replicated";
 
 /// What the header says of the journal mode (sqlite.org/fileformat2.html, section 1.3.3).
-fn has_wal_mode(file: RawFile) -> bool {
+pub(crate) fn has_wal_mode(file: RawFile) -> bool {
     const VERSIONS: u64 = 18;
     const WAL: u8 = 2;
     let mut versions = [0; 2];

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use walferry::database::WalEnd;
 use walferry::finding::Finding;
 use walferry::local::state::Fingerprint;
+use walferry::settings::JournalMode;
 use walferry::wal::WalIndex;
 use walferry::wal::evidence::Restart;
 
@@ -15,7 +16,7 @@ use crate::api::{
     SQLITE_OK, SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, Shm,
 };
 use crate::functions;
-use crate::handle::{Handle, WalWrites, fresh};
+use crate::handle::{Handle, WalWrites, fresh, has_wal_mode};
 use crate::leftovers;
 use crate::pin::read_index;
 
@@ -270,6 +271,11 @@ impl MainFile<'_> {
             return;
         }
         let done = handle.shimmed.is_attached() || functions::into_wal_mode(&handle.shimmed);
+        let mode = handle.database().first().settings().journal_mode;
+        if mode == JournalMode::Keep && !handle.shimmed.is_attached() && !has_wal_mode(handle.real)
+        {
+            handle.shimmed.tell_outside_wal();
+        }
         // In vain, as where another connection reads: again after the next write.
         let next = if done { fresh::NO } else { fresh::NOT_YET };
         handle.fresh.store(next, Ordering::Release);
@@ -308,12 +314,8 @@ impl MainFile<'_> {
         }
         // One that is new is put into WAL mode after this.
         let stays = handle.fresh.load(Ordering::Acquire) == fresh::NO;
-        if stays && !handle.shimmed.told.swap(true, Ordering::AcqRel) {
-            log::warn!(
-                "{}: it is written to in another journal mode than WAL, and nothing of that is \
-                 replicated until it is in WAL mode",
-                handle.database().path().display()
-            );
+        if stays {
+            handle.shimmed.tell_outside_wal();
         }
     }
 

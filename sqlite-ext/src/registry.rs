@@ -15,7 +15,7 @@ use walferry::local::{Beside, files_beside};
 use walferry::replications::Replications;
 use walferry::wal::WalIndex;
 use walferry::wal::evidence::Guard;
-use walferry::withheld::{self, Held};
+use walferry::withheld::{self, Deadline, Held};
 
 use crate::api::{self, BaseVfs, OwnConnection};
 use crate::beneath::{self, PageOne};
@@ -348,7 +348,17 @@ impl Shimmed {
     /// Takes the pin if it is not held; whether it is held now. Not while a connection of this process
     /// has, or asks for, the database to itself.
     pub(crate) fn repin(&self) -> bool {
-        let mut pin = self.pin.lock();
+        self.repin_with(self.pin.lock())
+    }
+
+    /// The same, unless another thread keeps the lock on the pin for longer: then whoever asks next takes it.
+    pub(crate) fn repin_until(&self, deadline: Deadline) {
+        if let Some(pin) = self.pin.lock_until(deadline) {
+            self.repin_with(pin);
+        }
+    }
+
+    fn repin_with(&self, mut pin: withheld::MutexGuard<'_, Option<Pin>>) -> bool {
         if pin.is_some() {
             return true;
         }
@@ -471,6 +481,17 @@ impl Shimmed {
     pub(crate) fn end_way(&self) {
         let _pin = self.pin.lock();
         self.exclusive.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Warns, once, that the database is written to outside WAL mode.
+    pub(crate) fn tell_outside_wal(&self) {
+        if !self.told.swap(true, Ordering::AcqRel) {
+            log::warn!(
+                "{}: it is written to in another journal mode than WAL, and nothing of that is \
+                 replicated until it is in WAL mode",
+                self.database.path().display()
+            );
+        }
     }
 
     /// A connection found another journal mode than WAL, unless it could only not look.
