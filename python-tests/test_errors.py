@@ -70,6 +70,24 @@ def test_variable_with_a_line_break(name, what, new_host, s3, tmp_path):
     assert "internal error" not in (tmp_path / "walferry.log").read_text()
 
 
+PROFILES = {
+    "of a process": "credential_process = printf '{{\"Version\":1,\"AccessKeyId\":\"{key}\\\\n\",\"SecretAccessKey\":\"{secret}\"}}'\n",
+    "for another role": "role_arn = arn:aws:iam::123456789012:role/backup\ncredential_source = Environment\n",
+}
+
+
+@pytest.mark.parametrize("kind", ["of a process", "for another role"])
+def test_profile_with_a_line_break(kind, s3, tmp_path):
+    """For another role the SDK signs a request with the key that it found, before there are credentials."""
+    env = dict(s3_environment(s3))
+    (tmp_path / "config").write_text("[profile other]\nregion = us-east-1\n" + PROFILES[kind].format(
+        key=env["AWS_ACCESS_KEY_ID"], secret=env["AWS_SECRET_ACCESS_KEY"]))
+    env.update(AWS_CONFIG_FILE=str(tmp_path / "config"), AWS_ACCESS_KEY_ID=env["AWS_ACCESS_KEY_ID"] + "\n")
+    said = fails(USAGE, "restore", "-o", tmp_path / "out.db", "s3://%s/app?profile=other" % s3["S3_BUCKET"], env=env,
+                 names=["line break"])
+    assert env["AWS_SECRET_ACCESS_KEY"] not in said
+
+
 @pytest.mark.parametrize("script", ["s3.py", "s3_second.py"])
 def test_wrong_secret(script, servers, tmp_path):
     server = servers(script)

@@ -147,7 +147,9 @@ fn client(settings: &Access, shared: &SdkConfig) -> Client {
         .force_path_style(path_style)
         .retry_classifier(LeftAlone);
     if let (Some(credentials), Some(region)) = (shared.credentials_provider(), shared.region()) {
-        config = config.credentials_provider(Checked { credentials, region: region.clone() });
+        let profile = settings.profile.is_some();
+        let checked = Checked { credentials, region: region.clone(), profile };
+        config = config.credentials_provider(checked);
     }
     Client::from_conf(config.build())
 }
@@ -158,6 +160,8 @@ fn client(settings: &Access, shared: &SdkConfig) -> Client {
 struct Checked {
     credentials: SharedCredentialsProvider,
     region: Region,
+    /// True if a profile is named.
+    profile: bool,
 }
 
 impl ProvideCredentials for Checked {
@@ -166,6 +170,12 @@ impl ProvideCredentials for Checked {
         Self: 'a,
     {
         future::ProvideCredentials::new(async {
+            // A profile for another role may ask for it with these.
+            for name in ["AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN"].iter().filter(|_| self.profile) {
+                if environment::text(name).is_some_and(|text| !can_be_sent(&text)) {
+                    return Err(unsendable(name));
+                }
+            }
             let found = self.credentials.provide_credentials().await?;
             let parts = [
                 ("region", self.region.as_ref()),
@@ -174,9 +184,7 @@ impl ProvideCredentials for Checked {
             ];
             match parts.iter().find(|(_, part)| !can_be_sent(part)) {
                 None => Ok(found),
-                Some((what, _)) => Err(CredentialsError::invalid_configuration(format!(
-                    "the {what} has a character that no request can carry, such as a space or a line break"
-                ))),
+                Some((what, _)) => Err(unsendable(&format!("the {what}"))),
             }
         })
     }
@@ -184,6 +192,12 @@ impl ProvideCredentials for Checked {
     fn fallback_on_interrupt(&self) -> Option<aws_sdk_s3::config::Credentials> {
         self.credentials.fallback_on_interrupt()
     }
+}
+
+fn unsendable(what: &str) -> CredentialsError {
+    CredentialsError::invalid_configuration(format!(
+        "{what} has a character that no request can carry, such as a space or a line break"
+    ))
 }
 
 /// True if it can stand in a header as it is.
