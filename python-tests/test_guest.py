@@ -40,6 +40,9 @@ def new(name, key=None):
     db = sqlcipher3.connect(name, isolation_level=None)
     if key:
         db.execute("PRAGMA key='%s'" % key)
+        if sys.argv[2:] == ["plain-header"]:
+            db.execute("PRAGMA cipher_plaintext_header_size=32")
+            db.execute('''PRAGMA cipher_salt="x'%s'"''' % ("5a" * 16))
     return db
 
 memory = sqlcipher3.connect(":memory:")
@@ -291,9 +294,10 @@ def test_shared_cache_is_not_shared_with_walferry(tmp_path):
     assert python(tmp_path, SHARED_CACHE).stdout == "end\n"
 
 
-def test_sqlcipher(tmp_path):
+@pytest.mark.parametrize("header", [[], ["plain-header"]], ids=["", "plain-header"])
+def test_sqlcipher(header, tmp_path):
     """Each connection to an encrypted database is told why. A plain database beside it is replicated."""
-    new, again, plain = python(tmp_path, SQLCIPHER).stdout.splitlines()
+    new, again, plain = python(tmp_path, SQLCIPHER, *header).stdout.splitlines()
     assert "it is encrypted" in new and new == again
     assert plain == "0000000000000001"
     assert [entry.name for entry in (tmp_path / "replica").iterdir()] == ["plain.db"]

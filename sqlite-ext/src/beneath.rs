@@ -18,6 +18,10 @@ const LOOKS: usize = 3;
 
 /// How every database begins (<https://sqlite.org/fileformat.html#the_database_header>).
 const MAGIC: &[u8] = b"SQLite format 3\0";
+/// Bytes of that header which are zero in every database.
+const RESERVED: std::ops::Range<usize> = 72..92;
+/// Bytes of that header.
+pub const HEADER: usize = 100;
 
 /// How a VFS gives page 1 of a file.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -49,9 +53,11 @@ pub fn look(api: &'static Api, vfs: BaseVfs, path: &Path) -> Option<PageOne> {
     Some(if differs { PageOne::Changed } else { PageOne::Same })
 }
 
-/// True if a file with this beginning is encrypted, or no database.
+/// True if a file with this beginning is encrypted, or no database. A codec may leave the first bytes as they
+/// are (`cipher_plaintext_header_size` of SQLCipher).
 pub fn is_encrypted(beginning: &[u8]) -> bool {
-    !beginning.starts_with(MAGIC)
+    let reserved = beginning.get(RESERVED).unwrap_or_default();
+    !beginning.starts_with(MAGIC) || reserved.iter().any(|byte| *byte != 0)
 }
 
 /// The beginning of a file, read through a descriptor that the process has of it. No descriptor is

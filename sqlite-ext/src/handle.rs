@@ -391,7 +391,7 @@ fn unfit(file: RawFile) -> Option<&'static str> {
     if !file.has_shm() {
         return Some("its VFS has no shared memory, which WAL mode needs");
     }
-    let mut head = [0; 16];
+    let mut head = [0; beneath::HEADER];
     let encrypted = file.read(&mut head, 0).is_ok() && beneath::is_encrypted(&head);
     encrypted.then_some(ENCRYPTED)
 }
