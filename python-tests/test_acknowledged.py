@@ -157,7 +157,7 @@ join(child(body))
 
 # ---- loaded once more ------------------------------------------------------------------------
 
-AGAIN = """
+LIVES = """
 import ctypes, os, sys
 sqlite = ctypes.CDLL("libsqlite3.so.0")
 sqlite.sqlite3_errmsg.restype = ctypes.c_char_p
@@ -207,6 +207,10 @@ def life(row):
     second = load()
     assert sqlite.sqlite3_close(db) == sqlite.sqlite3_close(loader) == sqlite.sqlite3_close(second) == 0
 
+"""
+
+
+AGAIN = """
 for row in ("one", "two", "three"):
     assert sqlite.sqlite3_initialize() == 0
     life(row)
@@ -217,11 +221,33 @@ for row in ("one", "two", "three"):
 def test_loaded_again_after_shutdown(replica, tmp_path):
     """sqlite3_shutdown() makes `unix` the default VFS again; the next load takes it back."""
     done = subprocess.run(
-        ["/usr/bin/python3", "-c", AGAIN], text=True, capture_output=True, timeout=120,
+        ["/usr/bin/python3", "-c", LIVES + AGAIN], text=True, capture_output=True, timeout=120,
         env=dict(clean_environment(), EXTENSION=str(EXTENSION.with_suffix("")),
                  DATABASE=str(tmp_path / "app.db"), WALFERRY_REPLICA=replica.url))
     assert done.returncode == 0, done.stderr
     assert content(replica, tmp_path) == ["one", "two", "three"]
+
+
+OTHER_DEFAULT = """
+sqlite.sqlite3_vfs_find.restype = ctypes.c_void_p
+sqlite.sqlite3_vfs_register.argtypes = [ctypes.c_void_p, ctypes.c_int]
+assert sqlite.sqlite3_initialize() == 0
+assert sqlite.sqlite3_vfs_register(sqlite.sqlite3_vfs_find(b"unix-excl"), 1) == 0
+life("one")
+assert sqlite.sqlite3_shutdown() == 0
+assert sqlite.sqlite3_initialize() == 0
+for _ in range(2):
+    assert sqlite.sqlite3_close(load()) == 0
+"""
+
+
+def test_default_vfs_after_shutdown_is_another_one_than_before(replica, tmp_path):
+    log = tmp_path / "log"
+    subprocess.run(
+        ["/usr/bin/python3", "-c", LIVES + OTHER_DEFAULT], check=True, timeout=120,
+        env=dict(clean_environment(), EXTENSION=str(EXTENSION.with_suffix("")), WALFERRY_LOG_FILE=str(log),
+                 DATABASE=str(tmp_path / "app.db"), WALFERRY_REPLICA=replica.url))
+    assert log.read_text().count("not the default VFS again") == 1, log.read_text()
 
 
 # ---- several databases of one connection -----------------------------------------------------

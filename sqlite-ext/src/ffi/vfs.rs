@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::num::NonZeroUsize;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use libsqlite3_sys as sys;
@@ -274,11 +274,28 @@ fn register_again(
     // SAFETY: our own VFS; the one underneath was set when it was registered, and never changed.
     let base = unsafe { base_of(ours.as_ptr()) };
     // A VFS that has become the default since, and stands above ours, is not put aside.
-    let wanted = default && api.find_vfs(None).is_none_or(|now| now.as_ptr() == base);
+    let now = api.find_vfs(None);
+    let wanted = default && now.is_none_or(|now| now.as_ptr() == base);
+    let is_older = |now: NonNull<_>| OLDER.get().is_some_and(|older| older.contains(&now.addr()));
+    if default && !wanted && now.is_some_and(is_older) {
+        tell_not_default();
+    }
     if registered.is_some() && !wanted {
         return Ok(());
     }
     registered_with(api.register_vfs(ours, wanted))
+}
+
+/// The default is another one than was the default at the first load: locks and files of a database would be
+/// others than the application asked for.
+fn tell_not_default() {
+    static TOLD: AtomicBool = AtomicBool::new(false);
+    if !TOLD.swap(true, Ordering::Relaxed) {
+        log::warn!(
+            "walferry is not the default VFS again, since the default is another one than it was when \
+             walferry was loaded first: nothing is replicated but what is opened with vfs=walferry"
+        );
+    }
 }
 
 /// True if a VFS was registered after ours: it may stand above, for the default VFS or for one that a
