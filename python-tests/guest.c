@@ -415,8 +415,8 @@ static void before_read(int n) {
     pthread_mutex_unlock(&walk_lock);
 }
 
-/* A file is where the store's folder should be, for as long as SQLite is not shut down; or the shutdown comes
- * while walferry reads the database. */
+/* A file is where the store's folder should be, for as long as SQLite is not shut down; or as long as the
+ * database is open, and the shutdown comes while walferry reads it. */
 static int shut_down(const char *extension, const char *path, const char *store, const char *log, int reads) {
     sqlite3 *db;
     char image[4000];
@@ -430,8 +430,11 @@ static int shut_down(const char *extension, const char *path, const char *store,
     if (sqlite3_open(path, &db) != SQLITE_OK) fail("open", sqlite3_errmsg(db));
     if (reads) one(db, "SELECT count(*) FROM t");
     else work(db);
-    if (reads) walks_on(READS, READS);
     sqlite3_close(db);
+    if (reads) {
+        if (unlink(store)) fail("unlink", store);
+        walks_on(READS, READS);
+    }
     if (sqlite3_shutdown() != SQLITE_OK) fail("shutdown", "refused");
     if (reads) walks_on(READS, DOWN);
     else if (unlink(store)) fail("unlink", store);

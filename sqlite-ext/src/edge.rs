@@ -1,7 +1,6 @@
 //! The sealer's way to a database.
 
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
 
 use walferry::border::{Border, Reader, Way};
 use walferry::units::Salts;
@@ -43,16 +42,20 @@ impl Edge {
         let mut keeper = shimmed.keeper.lock();
         // What follows from a file that was replaced is not for this place, which is inside of SQLite.
         // Behind the last close there would be nobody to close the connection.
-        let open = shimmed.handles.load(Ordering::Acquire) > 0;
-        let here = open && shimmed.is_where_it_was() && shimmed.has_its_wal();
-        if shimmed.is_asked_for() || !here {
+        let here = || shimmed.is_open() && shimmed.is_where_it_was() && shimmed.has_its_wal();
+        if shimmed.is_asked_for() || !here() {
             return Ok(false);
         }
         let keeper = match &mut *keeper {
             Some(keeper) => keeper,
             none => {
                 let opened = OwnConnection::open(api, self.vfs.0, &self.path);
-                none.insert(opened.map_err(std::io::Error::other)?)
+                let opened = opened.map_err(std::io::Error::other)?;
+                // Opened is not yet looked at: for another file SQLite would truncate the wal-index.
+                if !here() {
+                    return Ok(false);
+                }
+                none.insert(opened)
             }
         };
         let busy = checkpoint(keeper, &shimmed).map_err(std::io::Error::other)?;

@@ -355,6 +355,9 @@ pub fn into_wal_mode(shimmed: &Shimmed) -> bool {
         return true;
     }
     let switched = OwnConnection::open(api, shimmed.vfs.0, path).and_then(|connection| {
+        if !shimmed.is_where_it_was() {
+            return Err("the file was deleted or replaced".into());
+        }
         let mode = connection.query(c"PRAGMA main.journal_mode=WAL")?;
         if mode.as_deref() == Some("wal") {
             // The application may read nothing more: what it has written is taken in now, with a

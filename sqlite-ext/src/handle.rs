@@ -18,6 +18,7 @@ use crate::beneath;
 use crate::ffi::Target;
 use crate::inside;
 use crate::pin::{new_guard, read_index};
+use crate::reader;
 use crate::registry::{self, Replicated, Shimmed};
 
 /// One connection's file on a replicated database.
@@ -170,7 +171,9 @@ impl Handle {
             return None;
         }
         let fresh = if has_wal_mode(real) { fresh::NO } else { fresh::NOT_YET };
-        shimmed.handles.fetch_add(1, Ordering::AcqRel);
+        let is_first = shimmed.handles.fetch_add(1, Ordering::AcqRel) == 0;
+        let file = *shimmed.file.lock();
+        reader::opens(shimmed.database.path(), file, is_first);
         shimmed.database.connect();
         let handle = Arc::new_cyclic(|this| Handle {
             this: this.clone(),

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::api::{Api, BaseVfs, OwnConnection};
-use crate::{ffi, inside, registry};
+use crate::{ffi, inside, reader, registry};
 
 /// A removal is repeated where another connection of ours was just closing.
 const ATTEMPTS: u32 = 3;
@@ -21,20 +21,32 @@ static BEGUN: AtomicU32 = AtomicU32::new(0);
 /// Has SQLite remove an empty WAL that no connection of this process has open. Any other process that has it
 /// open keeps it, as from every close.
 pub fn remove(api: &'static Api, vfs: BaseVfs, path: &Path) {
-    if !is_left(path) || is_open(path) || ffi::stands_above(api) {
+    remove_if(api, vfs, path, is_left);
+}
+
+/// Does what SQLite could not do when the application closed the last connection, as a walk had the database
+/// open: copies all of the WAL into it, and removes the WAL.
+pub fn close_for_application(api: &'static Api, vfs: BaseVfs, path: &Path) {
+    remove_if(api, vfs, path, |path| is_left(path) || walferry::local::wal_path(path).exists());
+}
+
+fn remove_if(api: &'static Api, vfs: BaseVfs, path: &Path, is_there: impl Fn(&Path) -> bool) {
+    if !is_there(path) || is_open(path) || ffi::stands_above(api) {
         return;
     }
     let Some(_inside) = inside::in_sqlite() else { return };
     UNDER_WAY.fetch_add(1, Ordering::AcqRel);
     BEGUN.fetch_add(1, Ordering::AcqRel);
     for _ in 0..ATTEMPTS {
-        if is_left(path)
-            && !is_open(path)
-            && let Ok(connection) = OwnConnection::open(api, vfs.0, path)
-            && connection.query(c"SELECT count(*) FROM sqlite_master").is_ok()
-        {
-            connection.close_as_any_other();
-        }
+        reader::in_turn(path, || {
+            if is_there(path)
+                && !is_open(path)
+                && let Ok(connection) = OwnConnection::open(api, vfs.0, path)
+                && connection.query(c"SELECT count(*) FROM sqlite_master").is_ok()
+            {
+                connection.close_as_any_other();
+            }
+        });
     }
     UNDER_WAY.fetch_sub(1, Ordering::AcqRel);
 }
@@ -49,7 +61,7 @@ fn is_left(path: &Path) -> bool {
 }
 
 fn is_open(path: &Path) -> bool {
-    registry::find(path).is_some_and(|shimmed| shimmed.handles.load(Ordering::Acquire) > 0)
+    registry::find(path).is_some_and(|shimmed| shimmed.is_open())
 }
 
 /// Returns a mark for [`is_in_the_way`].

@@ -99,11 +99,18 @@ impl Pin {
     /// Pins the WAL of a database that some connection of this process has open in WAL mode, and
     /// is reading: so its wal-index exists.
     ///
-    /// `hold` takes a read slot at once; else that is left to [`Pin::hold_slot`].
-    pub fn take(api: &'static Api, vfs: BaseVfs, path: &Path, hold: bool) -> Option<Pin> {
+    /// `hold` takes a read slot at once; else that is left to [`Pin::hold_slot`]. `in_place` tells whether the
+    /// path has the file of that connection still: SQLite would truncate the wal-index for another one.
+    pub fn take(
+        api: &'static Api,
+        vfs: BaseVfs,
+        path: &Path,
+        hold: bool,
+        in_place: impl Fn() -> bool,
+    ) -> Option<Pin> {
         let file = OwnFile::open(api, vfs.0, path)?;
         let raw = file.raw();
-        if !raw.has_shm() || raw.lock(SQLITE_LOCK_SHARED) != SQLITE_OK {
+        if !in_place() || !raw.has_shm() || raw.lock(SQLITE_LOCK_SHARED) != SQLITE_OK {
             return None;
         }
         let Some(shm) = raw.shm_header(true) else {

@@ -301,6 +301,11 @@ impl Shimmed {
         self.database.attached(Attach { guard, index: seen, fingerprint }, &index);
     }
 
+    /// True if a connection of this process has the file open.
+    pub(crate) fn is_open(&self) -> bool {
+        self.handles.load(Ordering::Acquire) > 0
+    }
+
     /// True if the path has the file still that was opened, as far as is known.
     pub(crate) fn is_where_it_was(&self) -> bool {
         let opened = *self.file.lock();
@@ -370,7 +375,9 @@ impl Shimmed {
             return false;
         }
         if self.had_pin.load(Ordering::Acquire) || descriptors::scarce().is_none() {
-            *pin = Pin::take(api, self.vfs, path, self.may_take_slots() && self.holds.any());
+            let in_place = || self.is_where_it_was();
+            let hold = self.may_take_slots() && self.holds.any();
+            *pin = Pin::take(api, self.vfs, path, hold, in_place);
         }
         self.had_pin.fetch_or(pin.is_some(), Ordering::AcqRel);
         *self.refused_at.lock() = pin.is_none().then(Instant::now);
@@ -456,8 +463,8 @@ impl Shimmed {
         }
     }
 
-    /// Gives the pin up for a connection that asks for the database to itself. Walks are ended, unless
-    /// it only asks because it closes, which then leaves the WAL in place.
+    /// Gives the pin up for a connection that asks for the database to itself. Walks are ended; one that only
+    /// asks because it closes ends them for the most part ([`reader::closes`]).
     pub(crate) fn make_way(&self, closes: bool) {
         let _turn = self.walks.lock();
         {
@@ -467,7 +474,9 @@ impl Shimmed {
         }
         // There is none again before the end of that.
         *self.keeper.lock() = None;
-        if !closes {
+        if closes {
+            reader::closes(self.database.path());
+        } else {
             reader::end_walks_of(self.database.path());
         }
     }

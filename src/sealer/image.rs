@@ -230,7 +230,11 @@ impl Replica {
     }
 
     fn image_failed(&mut self, failure: Failure) {
-        log::warn!("{}: the full image was not sent: {}", self.database.label(), failure.message());
+        // One that the last close has ended is begun anew, as a matter of course.
+        let closed = self.database.with(|shared| shared.connections == 0);
+        let level = if closed { log::Level::Info } else { log::Level::Warn };
+        let (label, why) = (self.database.label(), failure.message());
+        log::log!(level, "{label}: the full image was not sent: {why}");
         self.engine.handle(self.process.now(), Event::ImageFailed(failure));
     }
 
