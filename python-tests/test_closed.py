@@ -100,11 +100,39 @@ def test_the_file_is_whole(new_host, replica, slow, tmp_path):
     slow.reads()
     host.sql("INSERT INTO t VALUES ('last')")
     host.close()
-    assert beside(database).get("-wal", 0) == 0
+    assert beside(database) == {}
     assert in_the_file(database) == [("last",)]
+    # Nor does it make any of them for the next one.
+    slow.reads()
+    assert beside(database) == {}
     host.finish()
     assert beside(database) == {}
     assert in_the_file(database) == [("last",)]
+
+
+@pytest.mark.parametrize("stays", [False, True], ids=["closed", "open"])
+def test_another_program_opens_it_meanwhile(stays, new_host, replica, slow, tmp_path):
+    """What was read of a file that nobody had open is not believed any more."""
+    database = large(tmp_path / "app.db")
+    host = new_host("system", replica).open(database)
+    host.sql("INSERT INTO t VALUES ('first')")
+    slow.reads()
+    host.close()
+    slow.reads()
+    with contextlib.closing(sqlite3.connect(database)) as other:
+        with other:
+            other.execute("INSERT INTO t VALUES ('others')")
+            other.execute("UPDATE big SET x = randomblob(1000000) WHERE rowid > 60")
+        other.execute("PRAGMA wal_checkpoint")
+        if not stays:
+            other.close()
+        slow.goes_on()
+        host.open(database)
+        host.sync()
+    host.close()
+    host.finish()
+    assert_restores(replica, database, tmp_path)
+    assert in_the_file(database) == [("first",), ("others",)]
 
 
 @pytest.mark.parametrize("how, walks", [

@@ -5,11 +5,11 @@ use std::sync::atomic::Ordering;
 
 use walferry::border::{Reader, Snapshot};
 use walferry::local::state::Fingerprint;
-use walferry::units::PageSize;
 use walferry::wal::WalIndex;
 
 use crate::api::{self, OwnFile};
 use crate::handle::Handle;
+use crate::header::{self, Header};
 use crate::inside;
 
 /// Reads a database that one connection of this process has to itself. No other connection can be
@@ -38,11 +38,11 @@ impl AloneReader {
             ));
         }
         let file = open_alone(&handle)?;
-        let mut header = [0; 100];
-        read_alone(&handle, &file, 0, &mut header)?;
+        let mut head = [0; header::LEN];
+        read_alone(&handle, &file, 0, &mut head)?;
+        let header = Header(&head);
         let not_wal = || std::io::Error::other("it is not in WAL mode");
-        // Offset 19: file format read version, 2 for WAL (https://sqlite.org/fileformat2.html).
-        if index.is_none() && header.get(19) != Some(&2) {
+        if index.is_none() && !header.has_wal_mode() {
             return Err(not_wal());
         }
         let wal = walferry::local::wal_path(handle.database().path());
@@ -51,15 +51,14 @@ impl AloneReader {
                 "it has a WAL of which nothing is seen before the next commit",
             ));
         }
-        let field = |at: usize| header.get(at..at + 4).and_then(|b| b.try_into().ok());
-        let in_file = field(28).map_or(0, u32::from_be_bytes);
-        let size = header.get(16..18).and_then(|b| b.try_into().ok()).map(u16::from_be_bytes);
         let page_size = match index {
             Some(index) => Some(index.page_size),
-            None => size.and_then(PageSize::from_u16),
+            None => header.page_size(),
         };
-        let page_count = index.map_or(in_file, |index| index.page_count);
         let page_size = page_size.ok_or_else(not_wal)?;
+        let page_count = index.map_or_else(|| header.page_count(), |index| Some(index.page_count));
+        let no_count = || std::io::Error::other("its header does not tell its size");
+        let page_count = page_count.ok_or_else(no_count)?;
         let snapshot = Snapshot { page_size, page_count, index: seen };
         Ok(AloneReader { handle, file, snapshot, disturbances })
     }

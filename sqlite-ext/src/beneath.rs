@@ -20,9 +20,6 @@ const LOOKS: usize = 3;
 const MAGIC: &[u8] = b"SQLite format 3\0";
 /// Bytes of that header which are zero in every database.
 const RESERVED: std::ops::Range<usize> = 72..92;
-/// Bytes of that header.
-pub const HEADER: usize = 100;
-
 /// How a VFS gives page 1 of a file.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum PageOne {

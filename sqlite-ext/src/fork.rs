@@ -28,8 +28,8 @@ use crate::configured::{self, Known};
 use crate::ffi;
 use crate::inherited;
 use crate::inside::{self, Outside};
-use crate::reader;
 use crate::registry::{self, Adopted, Databases, Shimmed};
+use crate::walk;
 
 thread_local! {
     /// What the forking thread holds until the fork is done.
@@ -52,7 +52,7 @@ struct Held {
     _mark: Option<Guard<()>>,
     _renewal: Option<Guard<()>>,
     _registering: Option<Guard<()>>,
-    _walks: Option<Guard<reader::Walks>>,
+    _walks: Option<Guard<walk::Walks>>,
 }
 
 /// How long a fork waits for what other threads of the process have begun. SQLite may call the host's log in the
@@ -92,7 +92,7 @@ pub fn prepare() {
         Some(Some(databases)) => give_up(databases, deadline),
         found => (Vec::new(), found.is_some()),
     };
-    let walks = reader::end_walks(deadline);
+    let walks = walk::end_all(deadline);
     let configured = deadline.lock(&configured::CONFIGURED);
     let library = process::before_fork(deadline);
     let is_whole = are_given_up

@@ -16,10 +16,11 @@ use crate::alive;
 use crate::api::{self, RawFile, Shm};
 use crate::beneath;
 use crate::ffi::Target;
+use crate::header::{self, Header};
 use crate::inside;
 use crate::pin::{new_guard, read_index};
-use crate::reader;
 use crate::registry::{self, Replicated, Shimmed};
+use crate::walk;
 
 /// One connection's file on a replicated database.
 pub struct Handle {
@@ -173,7 +174,7 @@ impl Handle {
         let fresh = if has_wal_mode(real) { fresh::NO } else { fresh::NOT_YET };
         let is_first = shimmed.handles.fetch_add(1, Ordering::AcqRel) == 0;
         let file = *shimmed.file.lock();
-        reader::opens(shimmed.database.path(), file, is_first);
+        walk::opens(shimmed.database.path(), file, is_first);
         shimmed.database.connect();
         let handle = Arc::new_cyclic(|this| Handle {
             this: this.clone(),
@@ -394,7 +395,7 @@ fn unfit(file: RawFile) -> Option<&'static str> {
     if !file.has_shm() {
         return Some("its VFS has no shared memory, which WAL mode needs");
     }
-    let mut head = [0; beneath::HEADER];
+    let mut head = [0; header::LEN];
     let encrypted = file.read(&mut head, 0).is_ok() && beneath::is_encrypted(&head);
     encrypted.then_some(ENCRYPTED)
 }
@@ -403,10 +404,8 @@ fn unfit(file: RawFile) -> Option<&'static str> {
 pub const ENCRYPTED: &str = "it is encrypted, or no database: it does not begin as SQLite's files do, and \
                              what a codec encrypts cannot be replicated";
 
-/// What the header says of the journal mode (sqlite.org/fileformat2.html, section 1.3.3).
+/// True if the file's header says that it is in WAL mode.
 pub(crate) fn has_wal_mode(file: RawFile) -> bool {
-    const VERSIONS: u64 = 18;
-    const WAL: u8 = 2;
-    let mut versions = [0; 2];
-    file.read(&mut versions, VERSIONS).is_ok() && versions == [WAL, WAL]
+    let mut head = [0; header::LEN];
+    file.read(&mut head, 0).is_ok() && Header(&head).has_wal_mode()
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::api::{Api, BaseVfs, OwnConnection};
-use crate::{ffi, inside, reader, registry};
+use crate::{ffi, inside, registry, walk};
 
 /// A removal is repeated where another connection of ours was just closing.
 const ATTEMPTS: u32 = 3;
@@ -38,7 +38,7 @@ fn remove_if(api: &'static Api, vfs: BaseVfs, path: &Path, is_there: impl Fn(&Pa
     UNDER_WAY.fetch_add(1, Ordering::AcqRel);
     BEGUN.fetch_add(1, Ordering::AcqRel);
     for _ in 0..ATTEMPTS {
-        reader::in_turn(path, || {
+        walk::in_turn(path, || {
             if is_there(path)
                 && !is_open(path)
                 && let Ok(connection) = OwnConnection::open(api, vfs.0, path)

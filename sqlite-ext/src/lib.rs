@@ -8,7 +8,7 @@
 //! database that is being opened. `main_file.rs` and `wal_file.rs` decide, on what `handle.rs` knows
 //! of a connection and `registry.rs` of a database. `edge.rs` is the sealer's way to a database:
 //! `pin.rs` keeps other processes from overwriting the WAL, `reader.rs` and `alone.rs` read the
-//! database as a whole. `fork.rs` makes a fork harmless, for what is `inside.rs` the host's SQLite, which
+//! database as a whole, in walks that `walk.rs` ends where they are in the way. `fork.rs` makes a fork harmless, for what is `inside.rs` the host's SQLite, which
 //! nothing of ours calls once it is not `alive.rs` any more.
 
 mod alive;
@@ -21,6 +21,7 @@ mod ffi;
 mod fork;
 mod functions;
 mod handle;
+mod header;
 mod inherited;
 mod inside;
 mod leftovers;
@@ -33,6 +34,7 @@ mod pinned_reader;
 mod reader;
 mod registry;
 mod wal_file;
+mod walk;
 
 use std::sync::Once;
 

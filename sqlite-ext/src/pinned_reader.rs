@@ -12,14 +12,13 @@ use walferry::border::{Reader, Snapshot};
 use walferry::units::PageSize;
 use walferry::wal::WalIndex;
 
+use crate::header::{self, Header};
 use crate::inside;
 use crate::pin::{Pin, Read};
 use crate::registry::Shimmed;
 
 /// Bytes that are read at once while the pin is locked: a writer may be waiting for it.
 const AT_ONCE: usize = 16 << 10;
-/// Bytes of page 1 that the header takes.
-const HEADER: usize = 100;
 
 /// Reads the state that a read transaction of the pin's sees.
 pub struct PinnedReader {
@@ -59,18 +58,12 @@ fn snapshot(pin: &Pin, index: WalIndex) -> Option<Snapshot> {
     Some(Snapshot { page_size, page_count, index: Some(index) }).filter(|_| page_count > 0)
 }
 
-/// Page size and size in pages of a database of which the WAL has nothing, if its header tells
-/// (bytes 16, 24, 28 and 92 of <https://sqlite.org/fileformat.html>).
+/// Page size and size in pages of a database of which the WAL has nothing, if its header tells.
 fn of_file(pin: &Pin) -> Option<(PageSize, u32)> {
-    let mut header = [0; HEADER];
-    pin.read(&mut header, 0).ok()?;
-    let word = |at: usize| {
-        let bytes = header.get(at..at + 4)?;
-        Some(u32::from_be_bytes(bytes.try_into().ok()?))
-    };
-    let page_size = PageSize::from_u16(u16::from_be_bytes([header[16], header[17]]))?;
-    let (changed, count, valid_for) = (word(24)?, word(28)?, word(92)?);
-    (changed == valid_for).then_some((page_size, count))
+    let mut head = [0; header::LEN];
+    pin.read(&mut head, 0).ok()?;
+    let header = Header(&head);
+    header.page_size().zip(header.page_count())
 }
 
 fn ended() -> io::Error {

@@ -1,165 +1,25 @@
-//! Reading a database as a whole: a read transaction on a connection of our own, through the host's
-//! SQLite and the VFS underneath.
+//! Reading a database as a whole, through the host's SQLite and the VFS underneath: in a read transaction on a
+//! connection of our own; or, where nobody has the database open, without one. A connection would make a WAL and
+//! a wal-index beside a database whose program has closed it, and may be about to copy or remove it.
 
-use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
 
 use walferry::border::{Reader, Snapshot};
+use walferry::local;
 use walferry::local::state::Fingerprint;
 use walferry::units::PageSize;
 use walferry::wal::WalIndex;
-use walferry::withheld::{self, Deadline, Guard, Mutex};
 
-use crate::api::{Api, BaseVfs, OwnConnection, RawFile};
+use crate::api::{Api, BaseVfs, OwnConnection, OwnFile, SQLITE_LOCK_SHARED, SQLITE_OK};
+use crate::header::{self, Header};
 use crate::inside;
 use crate::leftovers;
 use crate::pin::read_index;
 use crate::registry::{self, Shimmed};
-
-/// The walks under way. Of the standard library's kind, as it is locked around a fork.
-static WALKS: std::sync::Mutex<Walks> =
-    std::sync::Mutex::new(Walks { under_way: Vec::new(), closes: BTreeMap::new() });
-
-/// So many walks after each other are ended by the close of the last connection. Then one goes on: a program
-/// that opens and closes all the time would never have its database read.
-const ENDED_BY_CLOSES: u32 = 2;
-
-/// Walks, as long as they go on.
-pub struct Walks {
-    under_way: Vec<Weak<Walk>>,
-    /// How many walks of a database were ended by closes since one came to its end.
-    closes: BTreeMap<PathBuf, u32>,
-}
-
-/// A read transaction on a connection of our own, until it is ended, as before a fork.
-pub struct Walk {
-    path: PathBuf,
-    /// Locked while it begins: only then it is known which file it has.
-    open: Mutex<Option<Open>>,
-}
-
-struct Open {
-    connection: OwnConnection,
-    file: RawFile,
-    /// Device and inode of the database.
-    id: (u64, u64),
-    /// The files as the application left them, if none of its connections has been opened since.
-    left: Option<Left>,
-    /// The application has closed the database meanwhile, and SQLite could not do what it does then.
-    outlasts_close: bool,
-}
-
-/// How a database and its WAL look.
-#[derive(PartialEq, Eq)]
-struct Left {
-    main: Option<Fingerprint>,
-    wal: Option<Fingerprint>,
-}
-
-impl Left {
-    fn at(path: &Path) -> Left {
-        let look = |path: &Path| Fingerprint::of(path).ok();
-        Left { main: look(path), wal: look(&walferry::local::wal_path(path)) }
-    }
-}
-
-impl Walk {
-    /// Ends the transaction and closes the connection.
-    pub fn end(&self) {
-        *self.open.lock() = None;
-    }
-
-    /// Leaves the connection as it is: it is one of an SQLite that was shut down.
-    fn abandon(&self) {
-        std::mem::forget(self.open.lock().take());
-    }
-
-    /// A walk that has not begun.
-    fn register(path: &Path) -> Arc<Walk> {
-        let walk = Arc::new(Walk { path: path.to_path_buf(), open: Mutex::new(None) });
-        let mut walks = withheld::lock(&WALKS);
-        walks.under_way.retain(|known| known.strong_count() > 0);
-        walks.under_way.push(Arc::downgrade(&walk));
-        walk
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        let _ = self.connection.query(c"ROLLBACK");
-    }
-}
-
-/// Ends all walks, as before a fork; no other one is begun until the answer is dropped. `None` where that
-/// cannot be done in time.
-pub fn end_walks(deadline: Deadline) -> Option<Guard<Walks>> {
-    let mut walks = deadline.lock(&WALKS)?;
-    let goes_on =
-        |walk: Arc<Walk>| walk.open.lock_until(deadline).map(|mut open| *open = None).is_none();
-    walks.under_way.retain(|walk| walk.upgrade().is_some_and(goes_on));
-    walks.under_way.is_empty().then_some(walks)
-}
-
-fn walks_of(path: &Path) -> Vec<Arc<Walk>> {
-    let walks = withheld::lock(&WALKS);
-    let under_way = walks.under_way.iter().filter_map(Weak::upgrade);
-    under_way.filter(|walk| walk.path == path).collect()
-}
-
-/// Ends the walks of one database, as before a connection gets it to itself: each holds a lock on the
-/// file.
-pub fn end_walks_of(path: &Path) {
-    for walk in walks_of(path) {
-        walk.end();
-    }
-}
-
-/// The last connection of the application is being closed. Without a walk SQLite now copies all of the WAL
-/// into the database and removes it, and whoever copies or replaces the file next relies on that.
-pub fn closes(path: &Path) {
-    let ended = withheld::lock(&WALKS).closes.get(path).copied().unwrap_or(0);
-    for walk in walks_of(path) {
-        let mut open = walk.open.lock();
-        match open.as_mut() {
-            None => {}
-            Some(_) if ended < ENDED_BY_CLOSES => {
-                *open = None;
-                // Locked before that of a walk, as at a fork.
-                drop(open);
-                withheld::lock(&WALKS).closes.insert(path.to_path_buf(), ended + 1);
-            }
-            Some(goes_on) => {
-                goes_on.outlasts_close = true;
-                goes_on.left = Some(Left::at(path));
-            }
-        }
-    }
-}
-
-/// A connection of the application has opened this file, and knows nothing of its WAL yet. A walk over another
-/// file of that name, or over one whose content somebody has replaced while nobody had it open, has the wal-index
-/// mapped too: SQLite would truncate it beneath the walk, or take it for that of the new content.
-pub fn opens(path: &Path, id: Option<(u64, u64)>, is_first: bool) {
-    for walk in walks_of(path) {
-        let mut open = walk.open.lock();
-        let Some(goes_on) = open.as_mut() else { continue };
-        let left = goes_on.left.take().filter(|_| is_first);
-        if id != Some(goes_on.id) || left.is_some_and(|left| left != Left::at(path)) {
-            *open = None;
-        }
-    }
-}
-
-/// Runs what opens a database that the application has closed: a connection of the application to another file
-/// of that name looks at no WAL meanwhile ([`opens`]).
-pub fn in_turn<T>(path: &Path, work: impl FnOnce() -> T) -> T {
-    let walk = Walk::register(path);
-    let _begins = walk.open.lock();
-    work()
-}
+use crate::walk::{self, Left, Open, Source, Walk};
 
 /// Reads the state that a walk sees.
 pub struct SnapshotReader {
@@ -173,59 +33,137 @@ pub struct SnapshotReader {
     vfs: BaseVfs,
 }
 
-impl SnapshotReader {
-    /// Begins the transaction. What the snapshot says is read afterwards, so that it is never
-    /// older than what the transaction keeps in place.
-    pub fn begin(api: &'static Api, vfs: BaseVfs, path: &Path) -> io::Result<SnapshotReader> {
-        SnapshotReader::try_begin(api, vfs, path).map_err(io::Error::other)
-    }
+/// A walk that has begun.
+struct Begun {
+    open: Open,
+    snapshot: Snapshot,
+    shimmed: Option<Arc<Shimmed>>,
+    made_wal: bool,
+}
 
-    fn try_begin(api: &'static Api, vfs: BaseVfs, path: &Path) -> Result<SnapshotReader, String> {
-        let _inside = inside::in_sqlite().ok_or_else(|| inside::shut_down().to_string())?;
-        let made_wal = !walferry::local::wal_path(path).exists();
+impl SnapshotReader {
+    /// Begins the walk. What the snapshot says is read afterwards, so that it is never older than what the
+    /// transaction keeps in place.
+    pub fn begin(api: &'static Api, vfs: BaseVfs, path: &Path) -> io::Result<SnapshotReader> {
+        let _inside = inside::in_sqlite().ok_or_else(inside::shut_down)?;
         let walk = Walk::register(path);
-        let mut begins = walk.open.lock();
-        let before = Fingerprint::of(path).map(|now| now.file).ok();
-        let connection = OwnConnection::open(api, vfs.0, path)?;
-        // Looked for behind the opening: whoever has opened another file since waits for this one's end.
-        let shimmed = registry::find(path);
-        let is_open = shimmed.as_ref().is_some_and(|known| known.is_open());
-        let left = (!is_open).then(|| Left::at(path));
-        let id = Fingerprint::of(path).map(|now| now.file).ok().filter(|now| before == Some(*now));
-        let others = shimmed.as_ref().filter(|_| is_open).and_then(|known| *known.file.lock());
-        let id = id.filter(|id| others.is_none_or(|other| other == *id));
-        let id = id.ok_or("the file was deleted or replaced while it was opened")?;
-        connection.query(c"BEGIN")?;
-        connection.query(c"SELECT count(*) FROM sqlite_master")?;
-        let mode = connection.query(c"PRAGMA journal_mode")?;
-        if mode.as_deref() != Some("wal") {
-            let mode = mode.unwrap_or_default();
-            return Err(format!(
-                "it is in journal mode {mode}, not WAL; set it with PRAGMA journal_mode=WAL"
-            ));
-        }
-        let number = |sql| -> Result<u32, String> {
-            let text = connection.query(sql)?.unwrap_or_default();
-            text.parse().map_err(|_| format!("SQLite answered '{text}'"))
+        let mut open = walk.open();
+        let closed = walk::may_be_ended(path).then(|| begin_closed(api, vfs, path)).flatten();
+        let begun = match closed {
+            Some(begun) => begun,
+            None => begin_transaction(api, vfs, path).map_err(io::Error::other)?,
         };
-        let page_size = number(c"PRAGMA page_size")?;
-        let page_size =
-            PageSize::new(page_size).ok_or_else(|| format!("a page size of {page_size}"))?;
-        let mut page_count = number(c"PRAGMA page_count")?;
-        let file = connection.file().ok_or("its file is not there")?;
-        // Without it the frames of the WAL would be missing in what is read.
-        let index = file.shm_header(false).and_then(read_index);
-        let index = index.ok_or("its wal-index cannot be read just now")?;
-        if index.max_frame > 0 {
-            page_count = index.page_count;
-        }
-        if page_count == 0 {
-            return Err("it is empty: there is nothing to replicate yet".into());
-        }
-        let snapshot = Snapshot { page_size, page_count, index: Some(index) };
-        *begins = Some(Open { connection, file, id, left, outlasts_close: false });
-        drop(begins);
+        let Begun { open: is_open, snapshot, shimmed, made_wal } = begun;
+        *open = Some(is_open);
+        drop(open);
         Ok(SnapshotReader { walk, snapshot, shimmed, made_wal, api, vfs })
+    }
+}
+
+/// Device and inode of the file that the path names now.
+fn id_of(path: &Path) -> Option<(u64, u64)> {
+    Fingerprint::of(path).map(|now| now.file).ok()
+}
+
+/// Opens what nobody has open; `None` where somebody may have, or it is not in WAL mode.
+fn begin_closed(api: &'static Api, vfs: BaseVfs, path: &Path) -> Option<Begun> {
+    let is_open = || registry::find(path).is_some_and(|shimmed| shimmed.is_open());
+    if is_open() || !is_closed(path) {
+        return None;
+    }
+    let id = id_of(path)?;
+    let file = OwnFile::open(api, vfs.0, path)?;
+    if file.raw().lock(SQLITE_LOCK_SHARED) != SQLITE_OK {
+        return None;
+    }
+    let source = Source::Closed(file);
+    // Behind the lock, and behind the look for connections: see `walk::opens`.
+    if is_open() || !is_closed(path) || id_of(path) != Some(id) {
+        return None;
+    }
+    let mut head = [0; header::LEN];
+    source.file().read(&mut head, 0).ok()?;
+    let header = Header(&head);
+    let (page_size, page_count) = (header.page_size()?, header.page_count()?);
+    if !header.has_wal_mode() || page_count == 0 {
+        return None;
+    }
+    Some(Begun {
+        open: Open { source, id, left: None, outlasts_close: false },
+        snapshot: Snapshot { page_size, page_count, index: None },
+        shimmed: None,
+        made_wal: false,
+    })
+}
+
+/// True if no WAL, wal-index or journal is beside the database: then its file has all that was committed, and
+/// nobody has it open who has read it.
+fn is_closed(path: &Path) -> bool {
+    let beside = [local::wal_path(path), local::shm_path(path), local::journal_path(path)];
+    beside.iter().all(|path| {
+        std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    })
+}
+
+fn begin_transaction(api: &'static Api, vfs: BaseVfs, path: &Path) -> Result<Begun, String> {
+    let made_wal = !local::wal_path(path).exists();
+    let before = id_of(path);
+    let connection = OwnConnection::open(api, vfs.0, path)?;
+    // Looked for behind the opening: whoever has opened another file since waits for this one's end.
+    let shimmed = registry::find(path);
+    let is_open = shimmed.as_ref().is_some_and(|known| known.is_open());
+    let left = (!is_open).then(|| Left::at(path));
+    let id = id_of(path).filter(|now| before == Some(*now));
+    let others = shimmed.as_ref().filter(|_| is_open).and_then(|known| *known.file.lock());
+    let id = id.filter(|id| others.is_none_or(|other| other == *id));
+    let id = id.ok_or("the file was deleted or replaced while it was opened")?;
+    connection.query(c"BEGIN")?;
+    connection.query(c"SELECT count(*) FROM sqlite_master")?;
+    let mode = connection.query(c"PRAGMA journal_mode")?;
+    if mode.as_deref() != Some("wal") {
+        let mode = mode.unwrap_or_default();
+        return Err(format!(
+            "it is in journal mode {mode}, not WAL; set it with PRAGMA journal_mode=WAL"
+        ));
+    }
+    let number = |sql| -> Result<u32, String> {
+        let text = connection.query(sql)?.unwrap_or_default();
+        text.parse().map_err(|_| format!("SQLite answered '{text}'"))
+    };
+    let page_size = number(c"PRAGMA page_size")?;
+    let page_size =
+        PageSize::new(page_size).ok_or_else(|| format!("a page size of {page_size}"))?;
+    let mut page_count = number(c"PRAGMA page_count")?;
+    let file = connection.file().ok_or("its file is not there")?;
+    // Without it the frames of the WAL would be missing in what is read.
+    let index = file.shm_header(false).and_then(read_index);
+    let index = index.ok_or("its wal-index cannot be read just now")?;
+    if index.max_frame > 0 {
+        page_count = index.page_count;
+    }
+    if page_count == 0 {
+        return Err("it is empty: there is nothing to replicate yet".into());
+    }
+    let source = Source::Transaction(connection, file);
+    Ok(Begun {
+        open: Open { source, id, left, outlasts_close: false },
+        snapshot: Snapshot { page_size, page_count, index: Some(index) },
+        shimmed,
+        made_wal,
+    })
+}
+
+fn ended() -> io::Error {
+    io::Error::other(
+        "the process forked while it was read, or a connection asked for it to itself, closed or opened it",
+    )
+}
+
+/// True if what is read has still the state that it had: nobody has opened a closed database meanwhile.
+fn is_untouched(path: &Path, open: &Open) -> bool {
+    match &open.source {
+        Source::Transaction(..) => true,
+        Source::Closed(_) => is_closed(path) && id_of(path) == Some(open.id),
     }
 }
 
@@ -236,16 +174,27 @@ impl Reader for SnapshotReader {
 
     fn index_now(&self) -> Option<WalIndex> {
         let _inside = inside::in_sqlite()?;
-        self.walk.open.lock().as_ref()?.file.shm_header(false).and_then(read_index)
+        match &self.walk.open().as_ref()?.source {
+            Source::Transaction(_, file) => file.shm_header(false).and_then(read_index),
+            Source::Closed(_) => None,
+        }
     }
 
     fn read_main(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let _inside = inside::in_sqlite().ok_or_else(inside::shut_down)?;
-        match self.walk.open.lock().as_ref() {
-            Some(open) => open.file.read(buffer, offset),
-            None => Err(io::Error::other(
-                "the process forked while it was read, or a connection asked for it to itself or closed it",
-            )),
+        let open = self.walk.open();
+        let open = open.as_ref().ok_or_else(ended)?;
+        if !is_untouched(self.walk.path(), open) {
+            return Err(io::Error::other("another process opened it while it was read"));
+        }
+        open.source.file().read(buffer, offset)
+    }
+
+    fn is_intact(&self) -> bool {
+        let open = self.walk.open();
+        match open.as_ref() {
+            Some(open) => is_untouched(self.walk.path(), open),
+            None => self.snapshot.index.is_some(),
         }
     }
 }
@@ -253,22 +202,13 @@ impl Reader for SnapshotReader {
 impl Drop for SnapshotReader {
     fn drop(&mut self) {
         let Some(_inside) = inside::in_sqlite() else { return self.walk.abandon() };
-        let path = &self.walk.path;
-        let mut open = self.walk.open.lock();
-        let (goes_on, outlasts_close) =
-            (open.is_some(), open.as_ref().is_some_and(|open| open.outlasts_close));
-        // Closed before that lock is given back: see `opens`.
-        *open = None;
-        drop(open);
-        if goes_on {
-            withheld::lock(&WALKS).closes.remove(path);
-        }
+        let ended = self.walk.end();
         // It may have been the last connection that had the WAL open.
         let left = |shimmed: &Arc<Shimmed>| shimmed.left.load(Ordering::Acquire);
-        if outlasts_close {
-            leftovers::close_for_application(self.api, self.vfs, path);
+        if ended.outlasts_close {
+            leftovers::close_for_application(self.api, self.vfs, self.walk.path());
         } else if self.made_wal || self.shimmed.as_ref().is_some_and(left) {
-            leftovers::remove(self.api, self.vfs, path);
+            leftovers::remove(self.api, self.vfs, self.walk.path());
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::beneath::{self, PageOne};
 use crate::handle::{self, Gap, Handle};
 use crate::inside;
 use crate::pin::Pin;
-use crate::reader;
+use crate::walk;
 
 /// A replicated database in this process.
 pub struct Shimmed {
@@ -464,7 +464,7 @@ impl Shimmed {
     }
 
     /// Gives the pin up for a connection that asks for the database to itself. Walks are ended; one that only
-    /// asks because it closes ends them for the most part ([`reader::closes`]).
+    /// asks because it closes ends them for the most part ([`walk::closes`]).
     pub(crate) fn make_way(&self, closes: bool) {
         let _turn = self.walks.lock();
         {
@@ -475,9 +475,9 @@ impl Shimmed {
         // There is none again before the end of that.
         *self.keeper.lock() = None;
         if closes {
-            reader::closes(self.database.path());
+            walk::closes(self.database.path());
         } else {
-            reader::end_walks_of(self.database.path());
+            walk::end_of(self.database.path());
         }
     }
 

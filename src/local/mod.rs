@@ -70,6 +70,11 @@ pub fn shm_path(database: &Path) -> PathBuf {
     beside(database, "-shm")
 }
 
+/// Path of a database's rollback journal.
+pub fn journal_path(database: &Path) -> PathBuf {
+    beside(database, "-journal")
+}
+
 /// A database's WAL and wal-index: device and inode of each that is there.
 pub type Beside = [Option<(u64, u64)>; 2];
 

@@ -1,0 +1,233 @@
+//! The walks under way: what of ours has a database open to read it as a whole, in one state.
+//!
+//! Each is in somebody's way now and then: of a fork, of a connection that asks for the database to itself, of
+//! the last close, and of the first connection after it. Then it is ended, and begins anew later.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+
+use walferry::local::state::Fingerprint;
+use walferry::withheld::{self, Deadline, Guard, Mutex, MutexGuard};
+
+use crate::api::{OwnConnection, OwnFile, RawFile, SQLITE_LOCK_NONE};
+
+/// The walks under way. Of the standard library's kind, as it is locked around a fork; and before that of a
+/// walk, never after it.
+static WALKS: std::sync::Mutex<Walks> =
+    std::sync::Mutex::new(Walks { under_way: Vec::new(), ended: BTreeMap::new() });
+
+/// So many walks after each other are ended when the application closes its last connection or opens its first.
+/// Then one goes on: a program that opens and closes all the time would never have its database read.
+const ENDED_MAX: u32 = 2;
+
+/// Walks, as long as they go on.
+pub struct Walks {
+    under_way: Vec<Weak<Walk>>,
+    /// How many walks of a database were ended in that way since one came to its end.
+    ended: BTreeMap<PathBuf, u32>,
+}
+
+impl Walks {
+    fn ended(&self, path: &Path) -> u32 {
+        self.ended.get(path).copied().unwrap_or(0)
+    }
+}
+
+/// A database that is read in one state, until that is ended.
+pub struct Walk {
+    path: PathBuf,
+    /// Locked while it begins: only then it is known which file it has.
+    open: Mutex<Option<Open>>,
+}
+
+/// What is open of a database.
+pub struct Open {
+    /// What is read through.
+    pub source: Source,
+    /// Device and inode of the database.
+    pub id: (u64, u64),
+    /// The files as the application left them, if none of its connections has been opened since.
+    pub left: Option<Left>,
+    /// The application has closed the database meanwhile, and SQLite could not do what it does then.
+    pub outlasts_close: bool,
+}
+
+/// What a database is read through.
+pub enum Source {
+    /// A read transaction of a connection.
+    Transaction(OwnConnection, RawFile),
+    /// A database that nobody has open: a SHARED lock on its file. Whoever opens it meanwhile makes a WAL, which
+    /// nobody removes as long as that lock is held.
+    Closed(OwnFile),
+}
+
+impl Source {
+    /// The database's file.
+    pub fn file(&self) -> RawFile {
+        match self {
+            Source::Transaction(_, file) => *file,
+            Source::Closed(file) => file.raw(),
+        }
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        match self {
+            Source::Transaction(connection, _) => {
+                let _ = connection.query(c"ROLLBACK");
+            }
+            Source::Closed(file) => {
+                file.raw().unlock(SQLITE_LOCK_NONE);
+            }
+        }
+    }
+}
+
+/// How a database and its WAL look.
+#[derive(PartialEq, Eq)]
+pub struct Left {
+    main: Option<Fingerprint>,
+    wal: Option<Fingerprint>,
+}
+
+impl Left {
+    /// As they are now.
+    pub fn at(path: &Path) -> Left {
+        let look = |path: &Path| Fingerprint::of(path).ok();
+        Left { main: look(path), wal: look(&walferry::local::wal_path(path)) }
+    }
+}
+
+/// How a walk came to its end.
+pub struct Ended {
+    /// Nothing had ended it before.
+    pub by_itself: bool,
+    /// See [`Open::outlasts_close`].
+    pub outlasts_close: bool,
+}
+
+impl Walk {
+    /// A walk that has not begun.
+    pub fn register(path: &Path) -> Arc<Walk> {
+        let walk = Arc::new(Walk { path: path.to_path_buf(), open: Mutex::new(None) });
+        let mut walks = withheld::lock(&WALKS);
+        walks.under_way.retain(|known| known.strong_count() > 0);
+        walks.under_way.push(Arc::downgrade(&walk));
+        walk
+    }
+
+    /// The path of the database.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What is open of it, unless it was ended.
+    pub fn open(&self) -> MutexGuard<'_, Option<Open>> {
+        self.open.lock()
+    }
+
+    /// Ends it.
+    pub fn end(&self) -> Ended {
+        let mut open = self.open.lock();
+        let ended = Ended {
+            by_itself: open.is_some(),
+            outlasts_close: open.as_ref().is_some_and(|open| open.outlasts_close),
+        };
+        // Closed before the lock is given back: see `opens`.
+        *open = None;
+        drop(open);
+        if ended.by_itself {
+            withheld::lock(&WALKS).ended.remove(&self.path);
+        }
+        ended
+    }
+
+    /// Leaves what is open as it is: it is of an SQLite that was shut down.
+    pub fn abandon(&self) {
+        std::mem::forget(self.open.lock().take());
+    }
+}
+
+/// Ends all walks, as before a fork; no other one is begun until the answer is dropped. `None` where that
+/// cannot be done in time.
+pub fn end_all(deadline: Deadline) -> Option<Guard<Walks>> {
+    let mut walks = deadline.lock(&WALKS)?;
+    let goes_on =
+        |walk: Arc<Walk>| walk.open.lock_until(deadline).map(|mut open| *open = None).is_none();
+    walks.under_way.retain(|walk| walk.upgrade().is_some_and(goes_on));
+    walks.under_way.is_empty().then_some(walks)
+}
+
+fn walks_of(path: &Path) -> Vec<Arc<Walk>> {
+    let walks = withheld::lock(&WALKS);
+    let under_way = walks.under_way.iter().filter_map(Weak::upgrade);
+    under_way.filter(|walk| walk.path == path).collect()
+}
+
+fn count_ended(path: &Path) {
+    *withheld::lock(&WALKS).ended.entry(path.to_path_buf()).or_default() += 1;
+}
+
+/// True if a walk of this database may be one that the next connection of the application ends.
+pub fn may_be_ended(path: &Path) -> bool {
+    withheld::lock(&WALKS).ended(path) < ENDED_MAX
+}
+
+/// Ends the walks of one database, as before a connection gets it to itself: each holds a lock on the
+/// file.
+pub fn end_of(path: &Path) {
+    for walk in walks_of(path) {
+        *walk.open.lock() = None;
+    }
+}
+
+/// The last connection of the application is being closed. Without a walk SQLite now copies all of the WAL
+/// into the database and removes it, and whoever copies or replaces the file next relies on that.
+pub fn closes(path: &Path) {
+    let may_be_ended = may_be_ended(path);
+    for walk in walks_of(path) {
+        let mut open = walk.open.lock();
+        match open.as_mut() {
+            None => {}
+            Some(_) if may_be_ended => {
+                *open = None;
+                drop(open);
+                count_ended(path);
+            }
+            Some(goes_on) => {
+                goes_on.outlasts_close = true;
+                goes_on.left = Some(Left::at(path));
+            }
+        }
+    }
+}
+
+/// A connection of the application has opened this file, and knows nothing of its WAL yet.
+///
+/// A walk over another file of that name, or over one whose content somebody has replaced while nobody had it
+/// open, has the wal-index mapped too: SQLite would truncate it beneath the walk, or take it for that of the new
+/// content. One without a transaction cannot keep what it reads from being overwritten.
+pub fn opens(path: &Path, id: Option<(u64, u64)>, is_first: bool) {
+    for walk in walks_of(path) {
+        let mut open = walk.open.lock();
+        let Some(goes_on) = open.as_mut() else { continue };
+        let left = goes_on.left.take().filter(|_| is_first);
+        if matches!(goes_on.source, Source::Closed(_)) {
+            *open = None;
+            drop(open);
+            count_ended(path);
+        } else if id != Some(goes_on.id) || left.is_some_and(|left| left != Left::at(path)) {
+            *open = None;
+        }
+    }
+}
+
+/// Runs what opens a database that the application has closed: a connection of the application to another file
+/// of that name looks at no WAL meanwhile ([`opens`]).
+pub fn in_turn<T>(path: &Path, work: impl FnOnce() -> T) -> T {
+    let walk = Walk::register(path);
+    let _begins = walk.open.lock();
+    work()
+}
