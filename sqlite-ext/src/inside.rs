@@ -1,6 +1,8 @@
 //! Being inside the host's SQLite, in this process and not in the child of another.
 
+use std::cell::Cell;
 use std::io;
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -29,6 +31,11 @@ struct Threads {
     waiting: usize,
 }
 
+thread_local! {
+    /// How often this thread has entered without having left.
+    static ENTERED: Cell<u32> = const { Cell::new(0) };
+}
+
 /// A thread of ours is inside, until this is dropped.
 pub struct Inside {
     // What the thread logs is given to the host behind it.
@@ -36,10 +43,12 @@ pub struct Inside {
     _reason: Withheld,
 }
 
-struct Counted;
+/// Of one thread, which it is not sent away from.
+struct Counted(PhantomData<*const ()>);
 
 impl Drop for Counted {
     fn drop(&mut self) {
+        ENTERED.set(ENTERED.get().saturating_sub(1));
         let mut threads = IN_SQLITE.lock().unwrap_or_else(PoisonError::into_inner);
         threads.inside = threads.inside.saturating_sub(1);
         if threads.waiting > 0 {
@@ -50,12 +59,19 @@ impl Drop for Counted {
 
 /// Enters the host's SQLite, as a thread of ours. `None` where the application has shut it down.
 pub fn in_sqlite() -> Option<Inside> {
+    let inside = enter();
+    alive::may_call().then_some(inside)
+}
+
+/// A thread that is inside already does not wait for those who wait for it.
+fn enter() -> Inside {
     let reason = Withheld::new();
     let threads = IN_SQLITE.lock().unwrap_or_else(PoisonError::into_inner);
-    let threads = CHANGED.wait_while(threads, |threads| threads.waiting > 0);
+    let is_inside = ENTERED.get() > 0;
+    let threads = CHANGED.wait_while(threads, |threads| threads.waiting > 0 && !is_inside);
     threads.unwrap_or_else(PoisonError::into_inner).inside += 1;
-    let inside = Inside { _counted: Counted, _reason: reason };
-    alive::may_call().then_some(inside)
+    ENTERED.set(ENTERED.get() + 1);
+    Inside { _counted: Counted(PhantomData), _reason: reason }
 }
 
 /// The error of work that needs the host's SQLite.
@@ -125,4 +141,23 @@ pub fn is_cut_off() -> bool {
 /// Notes that it is one.
 pub fn cut_off() {
     IS_CUT_OFF.store(true, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_inside_enters_again_while_a_fork_waits_for_it() {
+        let outer = enter();
+        let forks =
+            std::thread::spawn(|| outside_until(Deadline::after(Duration::from_mins(1))).is_some());
+        while IN_SQLITE.lock().unwrap().waiting == 0 {
+            std::thread::yield_now();
+        }
+        drop(enter());
+        drop(outer);
+        assert!(forks.join().unwrap());
+    }
 }

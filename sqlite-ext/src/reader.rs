@@ -201,8 +201,10 @@ impl Reader for SnapshotReader {
 
 impl Drop for SnapshotReader {
     fn drop(&mut self) {
-        let Some(_inside) = inside::in_sqlite() else { return self.walk.abandon() };
-        let ended = self.walk.end();
+        let ended = match inside::in_sqlite() {
+            Some(_inside) => self.walk.end(),
+            None => return self.walk.abandon(),
+        };
         // It may have been the last connection that had the WAL open.
         let left = |shimmed: &Arc<Shimmed>| shimmed.left.load(Ordering::Acquire);
         if ended.outlasts_close {
