@@ -165,8 +165,13 @@ pub fn account<R: ReadAt + ?Sized>(proven: &Proven, sight: &Sight<'_, R>) -> io:
     } else {
         next(proven, sight)
     };
+    // What was read behind the WAL's header may be of a generation that has begun since.
+    let has_begun = || sight.index.max_frame > 0 && !is_of(sight.wal, sight.index.salts);
     match account {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(Account::Overtaken),
+        Ok(Account::NotProven(Gap::OtherFrames | Gap::Restarted)) if has_begun() => {
+            Ok(Account::Overtaken)
+        }
         other => other,
     }
 }

@@ -415,6 +415,45 @@ fn index_and_file_of_two_moments_are_looked_at_again() {
     assert_eq!(wal.account(&proven), Account::Overtaken, "the file is empty");
 }
 
+/// A WAL that has other bytes behind so many reads.
+struct Changing<'a> {
+    before: &'a [u8],
+    after: &'a [u8],
+    reads: std::cell::Cell<u32>,
+}
+
+impl ReadAt for Changing<'_> {
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let left = self.reads.get();
+        self.reads.set(left.saturating_sub(1));
+        if left > 0 { self.before } else { self.after }.read_exact_at(buffer, offset)
+    }
+}
+
+#[test]
+fn generation_that_begins_between_two_reads_is_looked_at_again() {
+    let position = wal_of(20);
+    let mut behind = position.clone();
+    behind.restart();
+    (0..2).for_each(|_| behind.commit(2));
+    for (wal, expected) in [(&position, "Continues"), (&behind, "Begun")] {
+        let mut later = wal.clone();
+        later.restart();
+        (0..30).for_each(|_| later.commit(2));
+        let seen: Vec<String> = (0..60)
+            .map(|reads| {
+                let reads = std::cell::Cell::new(reads);
+                let changing = Changing { before: &wal.bytes, after: &later.bytes, reads };
+                let (index, page_size) = (&wal.index, page_size());
+                let sight = Sight { index, wal: &changing, page_size, guard: None };
+                format!("{:?}", account(&position.proven(), &sight).unwrap())
+            })
+            .collect();
+        let known = |one: &String| one == "Overtaken" || one.starts_with(expected);
+        assert!(seen.iter().all(known) && seen[59].starts_with(expected), "{seen:?}");
+    }
+}
+
 #[test]
 fn restart_under_the_write_lock_moves_only_what_stands_at_its_place() {
     let mut wal = wal_of(5);
