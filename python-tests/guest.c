@@ -5,6 +5,7 @@
  *   guest codec EXT DB            a VFS above walferry's that changes every byte
  *   guest sums EXT DB             a VFS above walferry's, for connections that name it, with a sum in each page
  *   guest below EXT DB            walferry above a VFS that changes every byte
+ *   guest loads EXT DB            walferry is loaded by a connection through such a VFS, which is not the default
  *   guest named EXT DB [alone]    the same by the name of SQLite's own; with the database to itself
  *   guest dotfile EXT DB          SQLite's own VFS without shared memory as the default; the journal mode
  *   guest read DB                 the rows of such a database, through that VFS and without walferry
@@ -266,6 +267,24 @@ static int over(const char *name, int changes, const char *extension, const char
     return 0;
 }
 
+/* Walferry is loaded on the connection itself, which names a VFS that is not the default. */
+static int on_its_own(const char *extension, const char *path) {
+    sqlite3 *db;
+    char *why = NULL;
+    what_changes = BYTES;
+    around_default("below", 0, 0);
+    whole();
+    if (sqlite3_open_v2(path, &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, "below") != SQLITE_OK)
+        fail("open", sqlite3_errmsg(db));
+    work(db);
+    sqlite3_db_config(db, SQLITE_DBCONFIG_ENABLE_LOAD_EXTENSION, 1, NULL);
+    if (sqlite3_load_extension(db, extension, NULL, &why) != SQLITE_OK) fail("load", why);
+    run(db, "UPDATE t SET x = 'end' WHERE id = 2");
+    puts(one(db, "SELECT walferry_status()"));
+    sqlite3_close(db);
+    return 0;
+}
+
 static int dotfile(const char *extension, const char *path) {
     sqlite3 *db;
     char mode[20];
@@ -518,6 +537,7 @@ int main(int count, char **args) {
     if (!strcmp(what, "sums") && count > 3) return over("sums", SUMS, args[2], args[3]);
     if (!strcmp(what, "dotfile") && count > 3) return dotfile(args[2], args[3]);
     if (!strcmp(what, "below") && count > 3) return beside("below", args[2], args[3], 0);
+    if (!strcmp(what, "loads") && count > 3) return on_its_own(args[2], args[3]);
     if (!strcmp(what, "named") && count > 3) return beside("unix", args[2], args[3], count > 4);
     if (!strcmp(what, "memory") && count > 3) return memory(args[2], args[3]);
     if (!strcmp(what, "shutdown") && count > 5) return shut_down(args[2], args[3], args[4], args[5], count > 6);

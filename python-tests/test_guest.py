@@ -172,7 +172,8 @@ def test_php(how, closes, tmp_path):
     """PHP unloads its modules, and SQLite with them, before the process exits."""
     database, script = tmp_path / "app.db", WORK[how]
     if closes:
-        script += " $db = null; gc_collect_cycles();"
+        # The one that loaded walferry too: the host has no connection left.
+        script += " $db = null; $memory->close(); $memory = null; gc_collect_cycles();"
     done = subprocess.run(
         ["php", "-d", "sqlite3.extension_dir=%s" % EXTENSION.parent, "-r", PHP % (script % {"db": database})],
         text=True, capture_output=True, timeout=60,
@@ -219,6 +220,14 @@ def test_vfs_below_changes_what_is_written(run, tmp_path):
     assert not (tmp_path / "replica").exists() and not (tmp_path / "app.db-walferry").exists()
     assert run("guest", "read", tmp_path / "app.db", shipping=False) == "200"
     assert (tmp_path / "log").read_text().count("the VFS below") == 1
+
+
+def test_vfs_of_the_connection_that_loads_changes_what_is_written(run, tmp_path):
+    """The default VFS, which walferry stands on, does not."""
+    status = run("guest", "loads", EXTENSION, tmp_path / "app.db")
+    assert '"state":"error"' in status and "the VFS below" in status
+    assert not (tmp_path / "replica").exists() and not (tmp_path / "app.db-walferry").exists()
+    assert run("guest", "read", tmp_path / "app.db", shipping=False) == "200"
 
 
 @pytest.mark.parametrize("how", [[], ["alone"]], ids=["normal", "exclusive"])

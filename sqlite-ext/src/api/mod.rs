@@ -21,8 +21,8 @@ use walferry::shown;
 pub use ffi::{
     SQLITE_BUSY, SQLITE_ERROR, SQLITE_FCNTL_CKPT_DONE, SQLITE_FCNTL_CKPT_START,
     SQLITE_FCNTL_COMMIT_PHASETWO, SQLITE_FCNTL_FILE_POINTER, SQLITE_FCNTL_HAS_MOVED,
-    SQLITE_FCNTL_VFSNAME, SQLITE_IOERR, SQLITE_LOCK_EXCLUSIVE, SQLITE_LOCK_NONE,
-    SQLITE_LOCK_SHARED, SQLITE_OK, SQLITE_OPEN_MAIN_DB, SQLITE_OPEN_PRIVATECACHE,
+    SQLITE_FCNTL_VFS_POINTER, SQLITE_FCNTL_VFSNAME, SQLITE_IOERR, SQLITE_LOCK_EXCLUSIVE,
+    SQLITE_LOCK_NONE, SQLITE_LOCK_SHARED, SQLITE_OK, SQLITE_OPEN_MAIN_DB, SQLITE_OPEN_PRIVATECACHE,
     SQLITE_OPEN_READONLY, SQLITE_OPEN_READWRITE, SQLITE_OPEN_URI, SQLITE_OPEN_WAL, SQLITE_ROW,
     SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK,
 };
@@ -381,6 +381,15 @@ impl Api {
             )
         };
         NonNull::new(file).filter(|_| rc == SQLITE_OK)
+    }
+
+    /// The VFS through which a connection opened a database.
+    pub fn vfs_of(&self, db: Connection, schema: &CStr) -> Option<BaseVfs> {
+        let mut vfs: *mut ffi::sqlite3_vfs = ptr::null_mut();
+        let out = (&raw mut vfs).cast();
+        // SAFETY: a live connection; this control stores a pointer to a VFS.
+        let rc = unsafe { (self.file_control)(db, schema.as_ptr(), SQLITE_FCNTL_VFS_POINTER, out) };
+        NonNull::new(vfs).filter(|_| rc == SQLITE_OK).map(BaseVfs)
     }
 
     /// Asks the file of a connection's database for a pointer, by a file control of ours. VFSes that

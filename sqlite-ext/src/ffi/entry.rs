@@ -30,11 +30,12 @@ fn adopt(api: &'static Api, db: api::Connection, schema: &CStr) {
         if methods.is_null() || is_ours(methods) {
             return;
         }
-        let Some(base) = api.find_base_vfs() else { return };
+        // Not the one underneath ours: this connection may have named another, which changes what is written.
+        let Some(vfs) = api.vfs_of(db, schema).or_else(|| api.find_base_vfs()) else { return };
         let lookup = UriLookup::new(|key| api.uri_parameter(name, key));
         opening::look_at_parameters(&path, &api.uri_keys(name));
         // It is open already: what cannot work is in the log and in the status.
-        let Opening::Replicated(replicated) = opening::replicated(&path, &lookup, base) else {
+        let Opening::Replicated(replicated) = opening::replicated(&path, &lookup, vfs) else {
             return;
         };
         let real = RawFile { file, methods };
