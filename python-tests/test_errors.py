@@ -53,11 +53,13 @@ def test_no_replica(tmp_path, s3):
     assert not (tmp_path / "out.db").exists()
 
 
-@pytest.mark.parametrize("name, what", [("AWS_ACCESS_KEY_ID", "access key id"), ("AWS_REGION", "region")])
+@pytest.mark.parametrize("name, what", [
+    ("AWS_ACCESS_KEY_ID", "access key id"), ("AWS_SESSION_TOKEN", "session token"), ("AWS_REGION", "region")])
 def test_variable_with_a_line_break(name, what, new_host, s3, tmp_path):
     """As a file has at its end. The SDK panics where a header cannot be made of it."""
     env = dict(s3_environment(s3))
-    env[name] += "\n"
+    # At the end of a token the SDK takes it away.
+    env[name] = env[name] + "\n" if name in env else "to\nken"
     fails(USAGE, "restore", "-o", tmp_path / "out.db", "s3://%s/app" % s3["S3_BUCKET"], env=env,
           names=[what, "line break"])
     replica = S3Replica(s3, "line-break/%s" % tmp_path.name)
@@ -68,6 +70,13 @@ def test_variable_with_a_line_break(name, what, new_host, s3, tmp_path):
     host.sql("INSERT INTO t VALUES (1)")
     assert host.value("SELECT walferry_lag()") > 0
     assert "internal error" not in (tmp_path / "walferry.log").read_text()
+
+
+@pytest.mark.parametrize("option", ["?endpoint=http://localhost%0A", "?region=eu-west-1%0A", ""])
+def test_setting_with_a_line_break(option, s3, tmp_path):
+    env = dict(s3_environment(s3), AWS_ENDPOINT_URL=s3["S3_ENDPOINT"] + "\n" * (not option))
+    fails(USAGE, "restore", "-o", tmp_path / "out.db", "s3://%s/app%s" % (s3["S3_BUCKET"], option), env=env,
+          names=["line break", option[1:].partition("=")[0] or "AWS_ENDPOINT_URL"])
 
 
 PROFILES = {
@@ -86,6 +95,22 @@ def test_profile_with_a_line_break(kind, s3, tmp_path):
     said = fails(USAGE, "restore", "-o", tmp_path / "out.db", "s3://%s/app?profile=other" % s3["S3_BUCKET"], env=env,
                  names=["line break"])
     assert env["AWS_SECRET_ACCESS_KEY"] not in said
+
+
+def test_key_of_a_process_for_another_role_with_a_line_break(s3, tmp_path):
+    """The SDK signs its request for the role with that key, and panics."""
+    env = dict(s3_environment(s3))
+    (tmp_path / "config").write_text("[profile first]\nregion = us-east-1\n" + PROFILES["of a process"].format(
+        key=env["AWS_ACCESS_KEY_ID"], secret=env["AWS_SECRET_ACCESS_KEY"]) + """
+[profile other]
+region = us-east-1
+role_arn = arn:aws:iam::123456789012:role/backup
+source_profile = first
+""")
+    env["AWS_CONFIG_FILE"] = str(tmp_path / "config")
+    done = walferry("restore", "-o", tmp_path / "out.db", "s3://%s/app?profile=other" % s3["S3_BUCKET"], env=env,
+                    code=UNREACHABLE)
+    assert "line break" in done.stderr and env["AWS_SECRET_ACCESS_KEY"] not in done.stderr
 
 
 @pytest.mark.parametrize("script", ["s3.py", "s3_second.py"])

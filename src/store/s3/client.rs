@@ -176,7 +176,10 @@ impl ProvideCredentials for Checked {
                     return Err(unsendable(name));
                 }
             }
-            let found = self.credentials.provide_credentials().await?;
+            // In a task of its own: where a profile's key is for another role, the SDK signs with it at once.
+            let provider = self.credentials.clone();
+            let asked = tokio::spawn(async move { provider.provide_credentials().await });
+            let found = asked.await.map_err(|_| CredentialsError::unhandled(PANICKED))??;
             let parts = [
                 ("region", self.region.as_ref()),
                 ("access key id", found.access_key_id()),
@@ -193,6 +196,9 @@ impl ProvideCredentials for Checked {
         self.credentials.fallback_on_interrupt()
     }
 }
+
+const PANICKED: &str = "the AWS SDK ended with a panic where it asks for credentials, as it does with a key that has \
+    a space or a line break";
 
 fn unsendable(what: &str) -> CredentialsError {
     CredentialsError::invalid_configuration(format!(

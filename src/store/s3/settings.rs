@@ -186,6 +186,9 @@ impl Settings {
 
     fn set(&mut self, name: &str, value: String) -> Result<(), String> {
         let given = !value.is_empty();
+        if value.chars().any(char::is_control) {
+            return Err(format!("{name} has {NO_CONTROL}"));
+        }
         match kebab_case(name).as_str() {
             "access-key-id" | "secret-access-key" | "session-token" | "sse-customer-key" => {
                 return Err(no_secrets(name));
@@ -240,6 +243,8 @@ impl Settings {
     }
 }
 
+const NO_CONTROL: &str = "a line break or another control character, which no request can carry";
+
 fn not_in_url(what: &str) -> String {
     format!(
         "{what} cannot be given in a URL, which SQL may have written; set {ALLOW_PLAIN_HTTP}: true in \
@@ -272,6 +277,9 @@ pub(crate) fn kebab_case(name: &str) -> String {
 }
 
 fn check_endpoint(value: &str) -> Result<String, String> {
+    if value.chars().any(char::is_control) {
+        return Err(format!("it has {NO_CONTROL}"));
+    }
     let url = if value.contains("://") { value.to_string() } else { format!("https://{value}") };
     let host = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
     match host {
@@ -369,6 +377,9 @@ mod tests {
             ("s3://b/p?endpoint=http://u:hidden@h", "AWS_SECRET_ACCESS_KEY"),
             ("s3://b/p?endpoint=ftp://h", "https://"),
             ("s3://b/p?endpoint=http://", "no host"),
+            ("s3://b/p?endpoint=http://h%0A", "line break"),
+            ("s3://b/p?region=eu-west-1%0D%0A", "line break"),
+            ("s3://b/p?sse-kms-key-id=k%00", "control character"),
             ("s3://b/p?skip-verify=true", "SSL_CERT_FILE"),
             ("s3://b/p?regoin=x", "nearest is region"),
             ("s3://b/p?path-style=true", "nearest is force-path-style"),
