@@ -74,7 +74,7 @@ impl Copies {
             return super::spool::remove_path(from);
         }
         let to = path(&self.dir, key);
-        if std::fs::rename(from, &to).is_err() {
+        if folder::rename(from, &to).is_err() {
             // A copy that is not made is no loss.
             return super::spool::remove_path(from);
         }

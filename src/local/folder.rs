@@ -297,6 +297,23 @@ pub(crate) fn create(path: &Path) -> io::Result<File> {
     folder.create(name)
 }
 
+/// Gives a file of local state another name, in place of one that has it.
+pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    let ((old, from), (new, to)) = (parent(from)?, parent(to)?);
+    Ok(fs::renameat(&old.fd, from, &new.fd, to)?)
+}
+
+/// Removes a file of local state.
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    let (folder, name) = parent(path)?;
+    Ok(fs::unlinkat(&folder.fd, name, AtFlags::empty())?)
+}
+
+/// Makes the names in a folder durable, as far as the file system can.
+pub(crate) fn sync(path: &Path) -> rustix::io::Result<()> {
+    fs::fsync(fs::open(path, folder_flags(), Mode::empty())?)
+}
+
 /// Makes a file of local state that has no name any more.
 pub(crate) fn create_unnamed(path: &Path) -> io::Result<File> {
     let (folder, name) = parent(path)?;

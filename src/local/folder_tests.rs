@@ -95,3 +95,23 @@ fn all_in_folder_follows_mode_of_database() {
     Folder::make(&state).unwrap();
     assert_eq!(modes(), [0o700, 0o700, 0o600, 0o600]);
 }
+
+#[test]
+fn names_change_in_no_folder_that_is_reached_by_a_link() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("x.db-walferry");
+    std::fs::create_dir_all(state.join("own")).unwrap();
+    std::fs::create_dir(dir.path().join("others")).unwrap();
+    std::fs::write(dir.path().join("others/file"), "theirs").unwrap();
+    symlink(dir.path().join("others"), state.join("spool")).unwrap();
+    let (theirs, own) = (state.join("spool/file"), state.join("own/file"));
+    assert!(is_odd(&remove(&theirs).unwrap_err()));
+    assert!(is_odd(&rename(&theirs, &own).unwrap_err()));
+    std::fs::write(&own, "ours").unwrap();
+    assert!(is_odd(&rename(&own, &theirs).unwrap_err()));
+    assert_eq!(std::fs::read_to_string(dir.path().join("others/file")).unwrap(), "theirs");
+    rename(&own, &state.join("named")).unwrap();
+    remove(&state.join("named")).unwrap();
+    let gone = remove(&state.join("named")).unwrap_err();
+    assert_eq!(gone.kind(), io::ErrorKind::NotFound);
+}

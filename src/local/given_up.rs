@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::folder::Folder;
+use super::folder::{self, Folder};
 use super::{Context as _, Error, spool};
 
 /// What goes.
@@ -30,14 +30,14 @@ pub(crate) fn give_up(dir: &Path, unshipped: &[spool::Entry]) -> Result<Option<P
         Folder::make(kept)?;
         for entry in unshipped {
             let (from, to) = (spool.join(entry.file_name()), kept.join(entry.file_name()));
-            fs::rename(&from, &to).context("cannot move aside", &from)?;
+            folder::rename(&from, &to).context("cannot move aside", &from)?;
         }
         sync(kept)?;
         sync(dir)?;
     }
     // Without a state, what is in the spool means nothing and the page table proves nothing.
     for file in FILES {
-        remove(fs::remove_file, &dir.join(file))?;
+        remove(|path| folder::remove(&path), &dir.join(file))?;
     }
     for folder in FOLDERS {
         remove(fs::remove_dir_all, &dir.join(folder))?;

@@ -160,7 +160,7 @@ pub(crate) fn may_be_unsynced(meta: io::Result<std::fs::Metadata>) -> bool {
 
 /// Makes the names in a folder durable.
 pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
-    bear(std::fs::File::open(path).and_then(|folder| folder.sync_all()))
+    bear(folder::sync(path).map_err(io::Error::from))
 }
 
 /// Judges the syncing of a folder. A file system that has no such call (SMB, some in user space) makes

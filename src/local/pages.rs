@@ -371,7 +371,7 @@ impl PageTable {
 fn set_aside(path: &Path, why: &super::Error) -> Result<(), super::Error> {
     let aside = path.with_extension("unusable");
     log::error!("{why}; it is kept as {}", aside.display());
-    std::fs::rename(path, &aside).context("cannot set aside", path)
+    folder::rename(path, &aside).context("cannot set aside", path)
 }
 
 /// Fills the buffer from byte `offset` on; with zeros where the file ends before.

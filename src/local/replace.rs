@@ -35,11 +35,11 @@ pub(crate) fn replace_file(
     if !is_named {
         write(&folder::create(&temp).context("cannot create", &temp)?)?;
         if !holds() {
-            std::fs::remove_file(&temp).context("cannot remove", &temp)?;
+            folder::remove(&temp).context("cannot remove", &temp)?;
             return Ok(false);
         }
     }
-    std::fs::rename(&temp, path).context("cannot replace", path)?;
+    folder::rename(&temp, path).context("cannot replace", path)?;
     if durable {
         let parent = path.parent().unwrap_or(path);
         sync_folder(parent).context("cannot sync", parent)?;

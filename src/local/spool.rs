@@ -190,14 +190,14 @@ impl Spool {
     /// Makes a written file an entry. A process crash cannot lose it; a power loss can, and then
     /// the WAL still has it or the database is compared with the page table.
     pub fn publish(&self, temp: &Path, entry: &Entry) -> Result<(), Error> {
-        std::fs::rename(temp, self.path(entry)).context("cannot rename to", &self.path(entry))
+        folder::rename(temp, &self.path(entry)).context("cannot rename to", &self.path(entry))
     }
 
     /// Takes a file that cannot be used out of the log, and keeps it for a person to look at.
     pub fn set_aside(&self, entry: &Entry) -> Result<PathBuf, Error> {
         let path = self.path(entry);
         let aside = path.with_extension("ltx.unusable");
-        std::fs::rename(&path, &aside).context("cannot set aside", &path)?;
+        folder::rename(&path, &aside).context("cannot set aside", &path)?;
         Ok(aside)
     }
 
@@ -241,7 +241,7 @@ fn sort_out(mut entries: Vec<Entry>, done: u64) -> (Vec<Entry>, Vec<Entry>) {
 }
 
 pub(super) fn remove_path(path: &Path) -> Result<(), Error> {
-    match std::fs::remove_file(path) {
+    match folder::remove(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).context("cannot remove", path)
         }
