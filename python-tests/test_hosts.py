@@ -98,6 +98,55 @@ def test_recipe_replicates(section, tmp_path):
     assert restored_rows(tmp_path) == [("hello",)]
 
 
+# Programs that load walferry on the connection to their own new database.
+ON_ITS_OWN = {
+    "Python: sqlite3": ("python3", """
+import sqlite3
+db = sqlite3.connect("app.db")
+db.enable_load_extension(True)
+db.load_extension("./walferry")
+db.execute("CREATE TABLE notes (body TEXT)")
+db.execute("INSERT INTO notes VALUES ('hello')")
+db.commit()
+"""),
+    "Ruby: sqlite3": ("ruby", """
+require "sqlite3"
+db = SQLite3::Database.new("app.db")
+db.enable_load_extension(true)
+db.load_extension("./walferry.so")
+db.execute("CREATE TABLE notes (body TEXT)")
+db.execute("INSERT INTO notes VALUES ('hello')")
+"""),
+    "Perl": ("perl", """
+use DBI;
+my $db = DBI->connect("dbi:SQLite:dbname=app.db", "", "", { RaiseError => 1 });
+$db->sqlite_enable_load_extension(1);
+$db->sqlite_load_extension("./walferry.so");
+$db->do("CREATE TABLE notes (body TEXT)");
+$db->do("INSERT INTO notes VALUES ('hello')");
+"""),
+    "Node: better-sqlite3": ("node", """
+const db = new (require("better-sqlite3"))("app.db");
+db.loadExtension("./walferry.so");
+db.exec("CREATE TABLE notes (body TEXT)");
+db.exec("INSERT INTO notes VALUES ('hello')");
+"""),
+}
+
+
+@pytest.mark.parametrize("section", ON_ITS_OWN)
+def test_extension_is_loaded_on_the_databases_own_connection(section, tmp_path):
+    """It is new, and in another mode than WAL: the first transaction that writes is followed by the change."""
+    program, text = ON_ITS_OWN[section]
+    shutil.copy(EXTENSION, tmp_path)
+    (tmp_path / "app").write_text(text)
+    done = subprocess.run([program, "app"], cwd=tmp_path, env=environment(section, tmp_path), text=True,
+                          capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert is_wal(tmp_path / "app.db")
+    assert restored_rows(tmp_path) == [("hello",)]
+
+
 # How a recipe runs a statement on its database.
 EXECUTE = {
     "C": 'sqlite3_exec(db, "%s", NULL, NULL, NULL);',
