@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from harness import S3Replica, assert_restores, restore, rows
+from harness import S3Replica, assert_restores, full_images, restore, rows
 from sidecar import wait_for
 
 
@@ -108,6 +108,10 @@ def test_the_file_is_whole(new_host, replica, slow, tmp_path):
     host.finish()
     assert beside(database) == {}
     assert in_the_file(database) == [("last",)]
+    said = (tmp_path / "walferry.log").read_text()
+    assert "the full image begins anew" in said and " ERROR: " not in said, said
+    warnings = [line for line in said.splitlines() if " WARN: " in line]
+    assert len(warnings) == 1 and "not everything was shipped in 500ms" in warnings[0], warnings
 
 
 @pytest.mark.parametrize("stays", [False, True], ids=["closed", "open"])
@@ -127,12 +131,30 @@ def test_another_program_opens_it_meanwhile(stays, new_host, replica, slow, tmp_
         if not stays:
             other.close()
         slow.goes_on()
+        if not stays:
+            # The other program's close found it in its way.
+            wait_for(lambda: beside(database) == {}, lambda: str(beside(database)))
+            assert in_the_file(database) == [("first",), ("others",)]
         host.open(database)
         host.sync()
     host.close()
     host.finish()
     assert_restores(replica, database, tmp_path)
     assert in_the_file(database) == [("first",), ("others",)]
+
+
+def test_its_content_is_replaced_and_nobody_opens_it(new_host, replica, slow, tmp_path):
+    """The file is the same one, and has the same size."""
+    database, other = large(tmp_path / "app.db"), large(tmp_path / "new.db")
+    host = new_host("system", replica).open(database)
+    host.sql("SELECT 1 FROM t")
+    slow.reads()
+    host.close()
+    slow.reads()
+    shutil.copyfile(other, database)
+    slow.goes_on()
+    wait_for(lambda: full_images(replica), lambda: (tmp_path / "walferry.log").read_text())
+    assert_restores(replica, other, tmp_path)
 
 
 @pytest.mark.parametrize("how, walks", [

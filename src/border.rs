@@ -106,7 +106,8 @@ pub trait Reader {
     /// What the transaction sees, or a little later: read after it had begun.
     fn snapshot(&self) -> Snapshot;
 
-    /// Fills `buffer` from byte `offset` of the database file.
+    /// Fills `buffer` from byte `offset` of the database file. The error is `ResourceBusy` where the reader was
+    /// ended because it was in somebody's way.
     fn read_main(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
 
     /// The wal-index as it is now, seen through this reader.

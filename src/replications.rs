@@ -171,10 +171,17 @@ impl Replications {
         let mut captured = true;
         for database in self.each().filter(|database| !database.wait_captured(index)) {
             captured = false;
-            if !database.is_standing_by() {
+            if database.is_standing_by() {
+                continue;
+            }
+            let (label, state) = (database.label(), database.report().state);
+            if state == "imaging" {
+                log::info!(
+                    "{label}: the WAL may go while the full image is read, which then begins anew"
+                );
+            } else {
                 log::warn!(
-                    "{}: the WAL may go before all of it is captured; what is missing is found by comparison",
-                    database.label()
+                    "{label}: the WAL may go before all of it is captured; what is missing is found by comparison"
                 );
             }
         }

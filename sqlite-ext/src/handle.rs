@@ -172,9 +172,9 @@ impl Handle {
             return None;
         }
         let fresh = if has_wal_mode(real) { fresh::NO } else { fresh::NOT_YET };
-        let is_first = shimmed.handles.fetch_add(1, Ordering::AcqRel) == 0;
+        shimmed.handles.fetch_add(1, Ordering::AcqRel);
         let file = *shimmed.file.lock();
-        walk::opens(shimmed.database.path(), file, is_first);
+        walk::opens(shimmed.database.path(), file);
         shimmed.database.connect();
         let handle = Arc::new_cyclic(|this| Handle {
             this: this.clone(),

@@ -8,6 +8,8 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use walferry::local::state::Fingerprint;
+
 use crate::api::{Api, BaseVfs, OwnConnection};
 use crate::{ffi, inside, registry, walk};
 
@@ -24,10 +26,25 @@ pub fn remove(api: &'static Api, vfs: BaseVfs, path: &Path) {
     remove_if(api, vfs, path, is_left);
 }
 
-/// Does what SQLite could not do when the application closed the last connection, as a walk had the database
-/// open: copies all of the WAL into it, and removes the WAL.
-pub fn close_for_application(api: &'static Api, vfs: BaseVfs, path: &Path) {
-    remove_if(api, vfs, path, |path| is_left(path) || walferry::local::wal_path(path).exists());
+/// Does what SQLite could not do when the last connection was closed, as a walk had the database open: copies all
+/// of the WAL into it, and removes the WAL. Not where another file than `id` has its name by now.
+pub fn close_for_others(api: &'static Api, vfs: BaseVfs, path: &Path, id: (u64, u64)) {
+    let is_it = |path: &Path| Fingerprint::of(path).is_ok_and(|now| now.file == id);
+    let is_there = |path: &Path| walferry::local::shm_path(path).exists() && is_it(path);
+    if let Some(_inside) = inside::in_sqlite() {
+        // Most of the work, which a fork may end, before it is anybody's way.
+        walk::in_turn(path, || {
+            if is_there(path)
+                && !is_open(path)
+                && !ffi::stands_above(api)
+                && let Ok(connection) = OwnConnection::open(api, vfs.0, path)
+                && is_it(path)
+            {
+                let _ = connection.checkpoint(c"PRAGMA main.wal_checkpoint(PASSIVE)");
+            }
+        });
+    }
+    remove_if(api, vfs, path, is_there);
 }
 
 fn remove_if(api: &'static Api, vfs: BaseVfs, path: &Path, is_there: impl Fn(&Path) -> bool) {

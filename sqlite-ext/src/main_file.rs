@@ -19,6 +19,7 @@ use crate::functions;
 use crate::handle::{Handle, WalWrites, fresh, has_wal_mode};
 use crate::leftovers;
 use crate::pin::read_index;
+use crate::walk;
 
 /// Locks of the wal-index (`wal.c`): write, checkpoint, and the first read slot but one.
 const WRITE_LOCK: i32 = 0;
@@ -393,6 +394,8 @@ impl MainFile<'_> {
                 handle.wait_captured();
             }
             shimmed.detach(None);
+            // One that has read nothing asks for no lock: `lock` has not seen it.
+            walk::closes(shimmed.database.path());
         }
         self.note_unlocked();
         handle.leave();

@@ -27,7 +27,7 @@ const CKPT_LOCK: i32 = 1;
 /// Lock of read slot 0 (`WAL_READ_LOCK(0)`).
 const READ_LOCK_0: i32 = 3;
 /// Word of the wal-index that counts the frames which are in the database file (`nBackfill`, byte 96).
-const BACKFILLED: usize = 24;
+pub const BACKFILLED: usize = 24;
 
 /// Words before the page numbers in the first region of the wal-index: both copies of the header
 /// and the checkpoint's part (`WALINDEX_HDR_SIZE` in `wal.c`, 136 bytes).

@@ -2,6 +2,7 @@
 //! connection of our own; or, where nobody has the database open, without one. A connection would make a WAL and
 //! a wal-index beside a database whose program has closed it, and may be about to copy or remove it.
 
+use std::cell::Cell;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -29,6 +30,10 @@ pub struct SnapshotReader {
     shimmed: Option<Arc<Shimmed>>,
     /// There was no WAL before.
     made_wal: bool,
+    /// How the file was that nobody had open.
+    closed: Option<Fingerprint>,
+    /// All of it was read, in one state.
+    is_whole: Cell<bool>,
     api: &'static Api,
     vfs: BaseVfs,
 }
@@ -39,6 +44,7 @@ struct Begun {
     snapshot: Snapshot,
     shimmed: Option<Arc<Shimmed>>,
     made_wal: bool,
+    closed: Option<Fingerprint>,
 }
 
 impl SnapshotReader {
@@ -46,17 +52,19 @@ impl SnapshotReader {
     /// transaction keeps in place.
     pub fn begin(api: &'static Api, vfs: BaseVfs, path: &Path) -> io::Result<SnapshotReader> {
         let _inside = inside::in_sqlite().ok_or_else(inside::shut_down)?;
+        let may_be_ended = walk::may_be_ended(path);
         let walk = Walk::register(path);
         let mut open = walk.open();
-        let closed = walk::may_be_ended(path).then(|| begin_closed(api, vfs, path)).flatten();
+        let closed = if may_be_ended { begin_closed(api, vfs, path)? } else { None };
         let begun = match closed {
             Some(begun) => begun,
             None => begin_transaction(api, vfs, path).map_err(io::Error::other)?,
         };
-        let Begun { open: is_open, snapshot, shimmed, made_wal } = begun;
+        let Begun { open: is_open, snapshot, shimmed, made_wal, closed } = begun;
         *open = Some(is_open);
         drop(open);
-        Ok(SnapshotReader { walk, snapshot, shimmed, made_wal, api, vfs })
+        let is_whole = Cell::new(false);
+        Ok(SnapshotReader { walk, snapshot, shimmed, made_wal, closed, is_whole, api, vfs })
     }
 }
 
@@ -66,43 +74,39 @@ fn id_of(path: &Path) -> Option<(u64, u64)> {
 }
 
 /// Opens what nobody has open; `None` where somebody may have, or it is not in WAL mode.
-fn begin_closed(api: &'static Api, vfs: BaseVfs, path: &Path) -> Option<Begun> {
+fn begin_closed(api: &'static Api, vfs: BaseVfs, path: &Path) -> io::Result<Option<Begun>> {
     let is_open = || registry::find(path).is_some_and(|shimmed| shimmed.is_open());
-    if is_open() || !is_closed(path) {
-        return None;
+    if is_open() || !walk::is_closed(path) {
+        return Ok(None);
     }
-    let id = id_of(path)?;
-    let file = OwnFile::open(api, vfs.0, path)?;
+    let Some(id) = id_of(path) else { return Ok(None) };
+    let Some(file) = OwnFile::open(api, vfs.0, path) else { return Ok(None) };
     if file.raw().lock(SQLITE_LOCK_SHARED) != SQLITE_OK {
-        return None;
+        return Err(gave_way("a connection is just closing it, or has it to itself"));
     }
     let source = Source::Closed(file);
     // Behind the lock, and behind the look for connections: see `walk::opens`.
-    if is_open() || !is_closed(path) || id_of(path) != Some(id) {
-        return None;
+    let now = Fingerprint::of(path)?;
+    if is_open() || !walk::is_closed(path) || now.file != id {
+        return Ok(None);
+    }
+    if now.may_change_unseen() {
+        return Err(gave_way("it was written a moment ago"));
     }
     let mut head = [0; header::LEN];
-    source.file().read(&mut head, 0).ok()?;
-    let header = Header(&head);
-    let (page_size, page_count) = (header.page_size()?, header.page_count()?);
-    if !header.has_wal_mode() || page_count == 0 {
-        return None;
+    if source.file().read(&mut head, 0).is_err() {
+        return Ok(None);
     }
-    Some(Begun {
+    let header = Header(&head);
+    let size = header.page_size().zip(header.page_count());
+    let size = size.filter(|(_, count)| header.has_wal_mode() && *count > 0);
+    Ok(size.map(|(page_size, page_count)| Begun {
         open: Open { source, id, left: None, outlasts_close: false },
         snapshot: Snapshot { page_size, page_count, index: None },
         shimmed: None,
         made_wal: false,
-    })
-}
-
-/// True if no WAL, wal-index or journal is beside the database: then its file has all that was committed, and
-/// nobody has it open who has read it.
-fn is_closed(path: &Path) -> bool {
-    let beside = [local::wal_path(path), local::shm_path(path), local::journal_path(path)];
-    beside.iter().all(|path| {
-        std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
-    })
+        closed: Some(now),
+    }))
 }
 
 fn begin_transaction(api: &'static Api, vfs: BaseVfs, path: &Path) -> Result<Begun, String> {
@@ -112,11 +116,10 @@ fn begin_transaction(api: &'static Api, vfs: BaseVfs, path: &Path) -> Result<Beg
     // Looked for behind the opening: whoever has opened another file since waits for this one's end.
     let shimmed = registry::find(path);
     let is_open = shimmed.as_ref().is_some_and(|known| known.is_open());
-    let left = (!is_open).then(|| Left::at(path));
-    let id = id_of(path).filter(|now| before == Some(*now));
     let others = shimmed.as_ref().filter(|_| is_open).and_then(|known| *known.file.lock());
-    let id = id.filter(|id| others.is_none_or(|other| other == *id));
-    let id = id.ok_or("the file was deleted or replaced while it was opened")?;
+    let is_it = |id: &(u64, u64)| before == Some(*id) && others.is_none_or(|other| other == *id);
+    let id = || id_of(path).filter(is_it).ok_or("the file was deleted or replaced meanwhile");
+    id()?;
     connection.query(c"BEGIN")?;
     connection.query(c"SELECT count(*) FROM sqlite_master")?;
     let mode = connection.query(c"PRAGMA journal_mode")?;
@@ -144,26 +147,34 @@ fn begin_transaction(api: &'static Api, vfs: BaseVfs, path: &Path) -> Result<Beg
     if page_count == 0 {
         return Err("it is empty: there is nothing to replicate yet".into());
     }
+    // Again: another process may have put another file there, whose wal-index this is then.
+    let id = id()?;
+    let left = (!is_open).then(|| Left::at(path, file));
     let source = Source::Transaction(connection, file);
     Ok(Begun {
         open: Open { source, id, left, outlasts_close: false },
         snapshot: Snapshot { page_size, page_count, index: Some(index) },
         shimmed,
         made_wal,
+        closed: None,
     })
 }
 
 fn ended() -> io::Error {
-    io::Error::other(
-        "the process forked while it was read, or a connection asked for it to itself, closed or opened it",
-    )
+    gave_way("the process forked, or a connection asked for it to itself, closed or opened it")
 }
 
-/// True if what is read has still the state that it had: nobody has opened a closed database meanwhile.
-fn is_untouched(path: &Path, open: &Open) -> bool {
-    match &open.source {
-        Source::Transaction(..) => true,
-        Source::Closed(_) => is_closed(path) && id_of(path) == Some(open.id),
+fn gave_way(why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::ResourceBusy, why)
+}
+
+impl SnapshotReader {
+    /// True if what is read has still the state that it had: nobody has opened a closed database meanwhile, or
+    /// written to its file.
+    fn is_untouched(&self) -> bool {
+        let path = self.walk.path();
+        let is_as_before = |before| Fingerprint::of(path).is_ok_and(|now| now == before);
+        self.closed.is_none_or(|before| walk::is_closed(path) && is_as_before(before))
     }
 }
 
@@ -184,31 +195,30 @@ impl Reader for SnapshotReader {
         let _inside = inside::in_sqlite().ok_or_else(inside::shut_down)?;
         let open = self.walk.open();
         let open = open.as_ref().ok_or_else(ended)?;
-        if !is_untouched(self.walk.path(), open) {
-            return Err(io::Error::other("another process opened it while it was read"));
+        if !self.is_untouched() {
+            walk::count_ended(self.walk.path());
+            return Err(gave_way("another process opened it"));
         }
         open.source.file().read(buffer, offset)
     }
 
     fn is_intact(&self) -> bool {
-        let open = self.walk.open();
-        match open.as_ref() {
-            Some(open) => is_untouched(self.walk.path(), open),
-            None => self.snapshot.index.is_some(),
-        }
+        let goes_on = self.walk.open().is_some();
+        self.is_whole.set(goes_on && self.is_untouched());
+        self.is_whole.get() || self.closed.is_none()
     }
 }
 
 impl Drop for SnapshotReader {
     fn drop(&mut self) {
         let ended = match inside::in_sqlite() {
-            Some(_inside) => self.walk.end(),
+            Some(_inside) => self.walk.end(self.is_whole.get()),
             None => return self.walk.abandon(),
         };
         // It may have been the last connection that had the WAL open.
         let left = |shimmed: &Arc<Shimmed>| shimmed.left.load(Ordering::Acquire);
-        if ended.outlasts_close {
-            leftovers::close_for_application(self.api, self.vfs, self.walk.path());
+        if let Some(id) = ended {
+            leftovers::close_for_others(self.api, self.vfs, self.walk.path(), id);
         } else if self.made_wal || self.shimmed.as_ref().is_some_and(left) {
             leftovers::remove(self.api, self.vfs, self.walk.path());
         }

@@ -4,13 +4,18 @@
 //! the last close, and of the first connection after it. Then it is ended, and begins anew later.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
+use walferry::local;
 use walferry::local::state::Fingerprint;
+use walferry::wal::WalIndex;
 use walferry::withheld::{self, Deadline, Guard, Mutex, MutexGuard};
 
+use crate::alive;
 use crate::api::{OwnConnection, OwnFile, RawFile, SQLITE_LOCK_NONE};
+use crate::pin::{BACKFILLED, read_index};
 
 /// The walks under way. Of the standard library's kind, as it is locked around a fork; and before that of a
 /// walk, never after it.
@@ -47,7 +52,8 @@ pub struct Open {
     pub source: Source,
     /// Device and inode of the database.
     pub id: (u64, u64),
-    /// The files as the application left them, if none of its connections has been opened since.
+    /// The files as they were when the application had none of them open, if no connection of its has been
+    /// opened since.
     pub left: Option<Left>,
     /// The application has closed the database meanwhile, and SQLite could not do what it does then.
     pub outlasts_close: bool,
@@ -85,27 +91,49 @@ impl Drop for Source {
     }
 }
 
-/// How a database and its WAL look.
-#[derive(PartialEq, Eq)]
+/// How a database and its WAL look, and what the wal-index says of them.
 pub struct Left {
-    main: Option<Fingerprint>,
-    wal: Option<Fingerprint>,
+    files: [Option<Fingerprint>; 2],
+    index: (Option<WalIndex>, u32),
 }
 
 impl Left {
     /// As they are now.
-    pub fn at(path: &Path) -> Left {
+    pub fn at(path: &Path, file: RawFile) -> Left {
         let look = |path: &Path| Fingerprint::of(path).ok();
-        Left { main: look(path), wal: look(&walferry::local::wal_path(path)) }
+        let shm = file.shm_header(false);
+        let index = (shm.and_then(read_index), shm.map_or(0, |shm| shm.word(BACKFILLED)));
+        Left { files: [look(path), look(&local::wal_path(path))], index }
+    }
+
+    /// True if somebody has replaced the content of a file since: one of them is another one, and no commit or
+    /// checkpoint has made it so, of which the wal-index would tell.
+    fn is_replaced(&self, path: &Path, file: RawFile) -> bool {
+        let now = Left::at(path, file);
+        now.files != self.files && now.index == self.index
     }
 }
 
-/// How a walk came to its end.
-pub struct Ended {
-    /// Nothing had ended it before.
-    pub by_itself: bool,
-    /// See [`Open::outlasts_close`].
-    pub outlasts_close: bool,
+impl Open {
+    /// True if it keeps SQLite from what it does when the last connection is closed.
+    fn is_in_the_way(&self, path: &Path) -> bool {
+        match &self.source {
+            Source::Closed(_) => !is_closed(path),
+            Source::Transaction(_, file) => {
+                let replaced = |left: &Left| left.is_replaced(path, *file);
+                self.outlasts_close && !self.left.as_ref().is_some_and(replaced)
+            }
+        }
+    }
+}
+
+/// True if no WAL, wal-index or journal is beside the database: then its file has all that was committed, and
+/// nobody has it open who has read it.
+pub fn is_closed(path: &Path) -> bool {
+    let beside = [local::wal_path(path), local::shm_path(path), local::journal_path(path)];
+    beside.iter().all(|path| {
+        std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    })
 }
 
 impl Walk {
@@ -128,20 +156,18 @@ impl Walk {
         self.open.lock()
     }
 
-    /// Ends it.
-    pub fn end(&self) -> Ended {
+    /// Ends it, which has come to its end if `is_whole`. Returns which file a last connection is still to be closed
+    /// of, as the walk was in the way of that.
+    pub fn end(&self, is_whole: bool) -> Option<(u64, u64)> {
         let mut open = self.open.lock();
-        let ended = Ended {
-            by_itself: open.is_some(),
-            outlasts_close: open.as_ref().is_some_and(|open| open.outlasts_close),
-        };
+        let left = open.as_ref().filter(|open| open.is_in_the_way(&self.path)).map(|open| open.id);
         // Closed before the lock is given back: see `opens`.
         *open = None;
         drop(open);
-        if ended.by_itself {
+        if is_whole {
             withheld::lock(&WALKS).ended.remove(&self.path);
         }
-        ended
+        left
     }
 
     /// Leaves what is open as it is: it is of an SQLite that was shut down.
@@ -166,7 +192,8 @@ fn walks_of(path: &Path) -> Vec<Arc<Walk>> {
     under_way.filter(|walk| walk.path == path).collect()
 }
 
-fn count_ended(path: &Path) {
+/// Counts a walk that was ended because somebody opened or closed the database.
+pub fn count_ended(path: &Path) {
     *withheld::lock(&WALKS).ended.entry(path.to_path_buf()).or_default() += 1;
 }
 
@@ -198,7 +225,7 @@ pub fn closes(path: &Path) {
             }
             Some(goes_on) => {
                 goes_on.outlasts_close = true;
-                goes_on.left = Some(Left::at(path));
+                goes_on.left = Some(Left::at(path, goes_on.source.file()));
             }
         }
     }
@@ -209,16 +236,20 @@ pub fn closes(path: &Path) {
 /// A walk over another file of that name, or over one whose content somebody has replaced while nobody had it
 /// open, has the wal-index mapped too: SQLite would truncate it beneath the walk, or take it for that of the new
 /// content. One without a transaction cannot keep what it reads from being overwritten.
-pub fn opens(path: &Path, id: Option<(u64, u64)>, is_first: bool) {
+pub fn opens(path: &Path, id: Option<(u64, u64)>) {
     for walk in walks_of(path) {
+        if !alive::may_call() {
+            walk.abandon();
+            continue;
+        }
         let mut open = walk.open.lock();
         let Some(goes_on) = open.as_mut() else { continue };
-        let left = goes_on.left.take().filter(|_| is_first);
+        let (left, file) = (goes_on.left.take(), goes_on.source.file());
         if matches!(goes_on.source, Source::Closed(_)) {
             *open = None;
             drop(open);
             count_ended(path);
-        } else if id != Some(goes_on.id) || left.is_some_and(|left| left != Left::at(path)) {
+        } else if id != Some(goes_on.id) || left.is_some_and(|left| left.is_replaced(path, file)) {
             *open = None;
         }
     }

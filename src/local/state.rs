@@ -145,6 +145,14 @@ pub fn is_replaced(file: (u64, u64), path: &Path) -> bool {
     }
 }
 
+/// True if a file that changed then may get the same time once more. One that lies further ahead is of before the
+/// clock was set back.
+fn is_same_tick(changed: (i64, i64), now: (i64, i64)) -> bool {
+    const TICK_NS: i128 = 20_000_000;
+    let ns = |(seconds, ns): (i64, i64)| i128::from(seconds) * 1_000_000_000 + i128::from(ns);
+    (0..TICK_NS).contains(&(ns(changed) - ns(now)))
+}
+
 impl Fingerprint {
     /// Looks at a file by its path. It is not opened: closing a descriptor of a database would
     /// drop this process's locks on it.
@@ -156,6 +164,13 @@ impl Fingerprint {
             modified: (meta.mtime(), meta.mtime_nsec()),
             changed: Some((meta.ctime(), meta.ctime_nsec())),
         })
+    }
+
+    /// True if a write that comes now may leave it as it is: it was taken in the same tick of the clock that the
+    /// file has from its last change.
+    pub fn may_change_unseen(&self) -> bool {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+        self.changed.is_none_or(|changed| is_same_tick(changed, (now.tv_sec, now.tv_nsec)))
     }
 
     /// Whether it is the same file with the same contents, perhaps under another name.
@@ -339,6 +354,15 @@ fn checksum_of(body: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn time_in_the_future_is_of_no_tick_of_now() {
+        let now = (100, 999_000_000);
+        assert!(is_same_tick(now, now) && is_same_tick((101, 5_000_000), now));
+        for other in [(100, 995_000_000), (101, 500_000_000), (99, 999_000_000), (1 << 40, 0)] {
+            assert!(!is_same_tick(other, now), "{other:?}");
+        }
+    }
 
     #[test]
     fn a_path_that_cannot_be_looked_at_has_no_other_file() {

@@ -192,7 +192,7 @@ impl Replica {
                         image.stage = Stage::Sending(Box::new(sending));
                         self.job = LocalJob::Image(image);
                     }
-                    Err(message) => self.image_failed(Failure::Local { message }),
+                    Err(stopped) => self.image_stopped(stopped),
                 }
             }
             (UploadOutcome::Ready, stage) => {
@@ -230,12 +230,16 @@ impl Replica {
     }
 
     fn image_failed(&mut self, failure: Failure) {
-        // One that the last close has ended is begun anew, as a matter of course.
-        let closed = self.database.with(|shared| shared.connections == 0);
-        let level = if closed { log::Level::Info } else { log::Level::Warn };
-        let (label, why) = (self.database.label(), failure.message());
-        log::log!(level, "{label}: the full image was not sent: {why}");
+        log::warn!("{}: the full image was not sent: {}", self.database.label(), failure.message());
         self.engine.handle(self.process.now(), Event::ImageFailed(failure));
+    }
+
+    fn image_stopped(&mut self, Stopped { why: message, gave_way }: Stopped) {
+        if !gave_way {
+            return self.image_failed(Failure::Local { message });
+        }
+        log::info!("{}: the full image begins anew: {message}", self.database.label());
+        self.engine.handle(self.process.now(), Event::ImageFailed(Failure::Local { message }));
     }
 
     /// Ends an image that reads the database, which keeps the WAL; false if none does. It begins anew later.
@@ -263,7 +267,7 @@ impl Replica {
         &mut self,
         parts: mpsc::Sender<Part>,
         part_len: usize,
-    ) -> Result<Sending, String> {
+    ) -> Result<Sending, Stopped> {
         // From here on the WAL must not be begun anew.
         self.database.with(|shared| {
             shared.set_gate(crate::database::Gate::Shut);
@@ -308,7 +312,7 @@ impl Replica {
     }
 
     /// Opens a walk over all pages, in a read transaction.
-    pub(super) fn open_scan(&mut self) -> Result<Scan, String> {
+    pub(super) fn open_scan(&mut self) -> Result<Scan, Stopped> {
         let place = self.local.as_ref().map(|local| local.spool.scratch());
         self.scan(|border, wal| {
             let guard = border.guard();
@@ -318,22 +322,22 @@ impl Replica {
 
     /// Opens a walk over one slice of the pages, in a read transaction.
     pub(super) fn open_slice(&mut self, first: Pgno, makes_room: bool) -> Result<Scan, String> {
-        self.scan(|border, wal| {
+        let scan = self.scan(|border, wal| {
             let pages = |index: &WalIndex, add: &mut dyn FnMut(u32, Pgno)| {
                 border.each_frame_page(index, 1, index.max_frame, add)
             };
             Scan::begin_at(first, border.open_short_reader(makes_room)?, wal, pages)
-        })
+        });
+        scan.map_err(|stopped| stopped.why)
     }
 
     fn scan(
         &self,
         open: impl FnOnce(&dyn Border, &Path) -> std::io::Result<Scan>,
-    ) -> Result<Scan, String> {
+    ) -> Result<Scan, Stopped> {
         let border = self.database.border().cloned().ok_or("the database is not open")?;
         let path = self.database.path();
-        open(&*border, &local::wal_path(path))
-            .map_err(|error| format!("cannot read {}: {error}", path.display()))
+        Ok(open(&*border, &local::wal_path(path))?)
     }
 
     pub(super) fn step_image(&mut self, mut image: Box<ImageJob>) {
@@ -359,13 +363,13 @@ impl Replica {
                 }
                 self.job = LocalJob::Image(image);
             }
-            Err(message) => self.image_failed(Failure::Local { message }),
+            Err(stopped) => self.image_stopped(stopped),
         }
         self.set_gate();
     }
 
     /// One slice; `true` when everything is handed over.
-    fn step_sending(&mut self, sending: &mut Sending, head: &Head) -> Result<bool, String> {
+    fn step_sending(&mut self, sending: &mut Sending, head: &Head) -> Result<bool, Stopped> {
         if let Some(part) = sending.waiting.take()
             && !sending.send(part)?
         {
@@ -387,13 +391,11 @@ impl Replica {
             return Err("it was read already".into());
         };
         let mut sums = Vec::new();
-        let more = scan
-            .step(|pgno, page| -> Result<(), SliceError> {
-                encoder.page(pgno, page).map_err(|error| SliceError(error.to_string()))?;
-                sums.push((pgno, ltx::checksum::page(pgno, page)));
-                Ok(())
-            })
-            .map_err(|error| error.0)?;
+        let more = scan.step(|pgno, page| -> Result<(), Stopped> {
+            encoder.page(pgno, page).map_err(|error| error.to_string())?;
+            sums.push((pgno, ltx::checksum::page(pgno, page)));
+            Ok(())
+        })?;
         table.set_all(&sums).map_err(|error| error.to_string())?;
         sending.cut_part()?;
         if !more {
@@ -403,10 +405,14 @@ impl Replica {
     }
 
     /// All pages are read: makes the header, and remembers what is about to appear at the store.
-    fn finish_sending(&mut self, sending: &mut Sending, head: &Head) -> Result<(), String> {
+    fn finish_sending(&mut self, sending: &mut Sending, head: &Head) -> Result<(), Stopped> {
         // What is left of the upload needs no read transaction.
         let Some(scan) = sending.scan.take() else { return Err("it was read already".into()) };
         sending.reserve = None;
+        if !scan.is_intact() {
+            let why = "it was opened, or a checkpoint ran, while it was read";
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, why).into());
+        }
         Self::check_generation(&scan)?;
         let Some(local) = self.local.as_mut() else { return Err("the local state is gone".into()) };
         let snapshot = scan.snapshot();
@@ -562,11 +568,29 @@ struct Head {
     timestamp: Timestamp,
 }
 
-struct SliceError(String);
+/// The end of a read before its time.
+pub(super) struct Stopped {
+    pub why: String,
+    /// The read was in somebody's way, as it may be at any time.
+    gave_way: bool,
+}
 
-impl From<std::io::Error> for SliceError {
-    fn from(error: std::io::Error) -> SliceError {
-        SliceError(format!("cannot read the database: {error}"))
+impl From<io::Error> for Stopped {
+    fn from(error: io::Error) -> Stopped {
+        let gave_way = error.kind() == io::ErrorKind::ResourceBusy;
+        Stopped { why: format!("cannot read the database: {error}"), gave_way }
+    }
+}
+
+impl From<String> for Stopped {
+    fn from(why: String) -> Stopped {
+        Stopped { why, gave_way: false }
+    }
+}
+
+impl From<&str> for Stopped {
+    fn from(why: &str) -> Stopped {
+        Stopped::from(why.to_string())
     }
 }
 

@@ -80,7 +80,7 @@ impl Replica {
             }
         }
         if self.open.is_empty() {
-            let mut scan = self.open_scan()?;
+            let mut scan = self.open_scan().map_err(|stopped| stopped.why)?;
             let page = scan.page(1).map_err(|error| error.to_string())?;
             let sum = ltx::checksum::page(1, &page);
             match self.write_page_one(&page, sum) {
@@ -157,7 +157,7 @@ impl Replica {
         let seq = self.database.with(|shared| shared.commit_seq);
         self.cursor = Cursor::Unknown;
         self.clear_frames();
-        let scan = self.open_scan()?;
+        let scan = self.open_scan().map_err(|stopped| stopped.why)?;
         self.refresh_published();
         let Some(point) = self.point else { return Err("there is no base to compare with".into()) };
         if scan.page_size() != point.page_size {
