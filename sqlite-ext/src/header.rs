@@ -2,10 +2,10 @@
 
 use walferry::units::PageSize;
 
-/// Bytes of it.
+/// Length of the header in bytes.
 pub const LEN: usize = 100;
 
-/// What the header says of the file.
+/// A database file's header, to read its fields from.
 pub struct Header<'a>(pub &'a [u8; LEN]);
 
 impl Header<'_> {

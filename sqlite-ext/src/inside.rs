@@ -43,7 +43,7 @@ pub struct Inside {
     _reason: Withheld,
 }
 
-/// Of one thread, which it is not sent away from.
+/// A thread's entry, counted until it is dropped; by the same thread, so it is not `Send`.
 struct Counted(PhantomData<*const ()>);
 
 impl Drop for Counted {

@@ -7,9 +7,9 @@
 //! `ffi/` holds the callbacks, `api/` the host's functions. `opening.rs` says what becomes of a
 //! database that is being opened. `main_file.rs` and `wal_file.rs` decide, on what `handle.rs` knows
 //! of a connection and `registry.rs` of a database. `edge.rs` is the sealer's way to a database:
-//! `pin.rs` keeps other processes from overwriting the WAL, `reader.rs` and `alone.rs` read the
-//! database as a whole, in walks that `walk.rs` ends where they are in the way. `fork.rs` makes a fork harmless, for what is `inside.rs` the host's SQLite, which
-//! nothing of ours calls once it is not `alive.rs` any more.
+//! `pin.rs` keeps other processes from overwriting the WAL, `reader.rs` and `alone.rs` read the database as
+//! a whole, in walks that `walk.rs` ends where they are in the way. `fork.rs` makes a fork harmless, for
+//! what is `inside.rs` the host's SQLite, which nothing of ours calls once it is not `alive.rs` any more.
 
 mod alive;
 mod alone;

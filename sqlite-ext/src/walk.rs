@@ -46,9 +46,9 @@ pub struct Walk {
     open: Mutex<Option<Open>>,
 }
 
-/// What is open of a database.
+/// A walk under way: its source, its file, and how it may end.
 pub struct Open {
-    /// What is read through.
+    /// The connection or file object that the pages are read with.
     pub source: Source,
     /// Device and inode of the database.
     pub id: (u64, u64),
@@ -59,7 +59,7 @@ pub struct Open {
     pub outlasts_close: bool,
 }
 
-/// What a database is read through.
+/// The connection or file object of a walk.
 pub enum Source {
     /// A read transaction of a connection.
     Transaction(OwnConnection, RawFile),
@@ -151,7 +151,7 @@ impl Walk {
         &self.path
     }
 
-    /// What is open of it, unless it was ended.
+    /// Locks the walk's state; `None` once the walk was ended.
     pub fn open(&self) -> MutexGuard<'_, Option<Open>> {
         self.open.lock()
     }
