@@ -157,6 +157,22 @@ def test_its_content_is_replaced_and_nobody_opens_it(new_host, replica, slow, tm
     assert_restores(replica, other, tmp_path)
 
 
+def test_content_replaced_during_a_read_that_outlasts_the_close_is_read_again(
+        new_host, replica, slow, tmp_path):
+    database, other = large(tmp_path / "app.db"), large(tmp_path / "new.db")
+    host = new_host("system", replica).open(database)
+    open_and_close(host, database, slow)
+    host.close()
+    assert "-wal" in beside(database)
+    # An operator who puts a backup in place: the files beside the database go, and the file is overwritten.
+    for name in "-wal", "-shm":
+        os.unlink(str(database) + name)
+    shutil.copyfile(other, database)
+    slow.goes_on()
+    wait_for(lambda: full_images(replica), lambda: (tmp_path / "walferry.log").read_text())
+    assert_restores(replica, other, tmp_path)
+
+
 @pytest.mark.parametrize("how, walks", [
     ("mv", "begun-anew"), ("cp", "begun-anew"), ("cp-with-wal", "begun-anew"), ("made-anew", "begun-anew"),
     ("made-anew", "kept")])

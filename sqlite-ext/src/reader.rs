@@ -30,8 +30,6 @@ pub struct SnapshotReader {
     shimmed: Option<Arc<Shimmed>>,
     /// There was no WAL before.
     made_wal: bool,
-    /// How the file was that nobody had open.
-    closed: Option<Fingerprint>,
     /// All of it was read, in one state.
     is_whole: Cell<bool>,
     api: &'static Api,
@@ -44,7 +42,6 @@ struct Begun {
     snapshot: Snapshot,
     shimmed: Option<Arc<Shimmed>>,
     made_wal: bool,
-    closed: Option<Fingerprint>,
 }
 
 impl SnapshotReader {
@@ -60,11 +57,11 @@ impl SnapshotReader {
             Some(begun) => begun,
             None => begin_transaction(api, vfs, path).map_err(io::Error::other)?,
         };
-        let Begun { open: is_open, snapshot, shimmed, made_wal, closed } = begun;
+        let Begun { open: is_open, snapshot, shimmed, made_wal } = begun;
         *open = Some(is_open);
         drop(open);
         let is_whole = Cell::new(false);
-        Ok(SnapshotReader { walk, snapshot, shimmed, made_wal, closed, is_whole, api, vfs })
+        Ok(SnapshotReader { walk, snapshot, shimmed, made_wal, is_whole, api, vfs })
     }
 }
 
@@ -84,9 +81,9 @@ fn begin_closed(api: &'static Api, vfs: BaseVfs, path: &Path) -> io::Result<Opti
     if file.raw().lock(SQLITE_LOCK_SHARED) != SQLITE_OK {
         return Err(gave_way("a connection is just closing it, or has it to itself"));
     }
-    let source = Source::Closed(file);
     // Behind the lock, and behind the look for connections: see `walk::opens`.
     let now = Fingerprint::of(path)?;
+    let source = Source::Closed(file, now);
     if is_open() || !walk::is_closed(path) || now.file != id {
         return Ok(None);
     }
@@ -105,7 +102,6 @@ fn begin_closed(api: &'static Api, vfs: BaseVfs, path: &Path) -> io::Result<Opti
         snapshot: Snapshot { page_size, page_count, index: None },
         shimmed: None,
         made_wal: false,
-        closed: Some(now),
     }))
 }
 
@@ -156,7 +152,6 @@ fn begin_transaction(api: &'static Api, vfs: BaseVfs, path: &Path) -> Result<Beg
         snapshot: Snapshot { page_size, page_count, index: Some(index) },
         shimmed,
         made_wal,
-        closed: None,
     })
 }
 
@@ -168,16 +163,6 @@ fn gave_way(why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::ResourceBusy, why)
 }
 
-impl SnapshotReader {
-    /// True if what is read has still the state that it had: nobody has opened a closed database meanwhile, or
-    /// written to its file.
-    fn is_untouched(&self) -> bool {
-        let path = self.walk.path();
-        let is_as_before = |before| Fingerprint::of(path).is_ok_and(|now| now == before);
-        self.closed.is_none_or(|before| walk::is_closed(path) && is_as_before(before))
-    }
-}
-
 impl Reader for SnapshotReader {
     fn snapshot(&self) -> Snapshot {
         self.snapshot
@@ -187,25 +172,28 @@ impl Reader for SnapshotReader {
         let _inside = inside::in_sqlite()?;
         match &self.walk.open().as_ref()?.source {
             Source::Transaction(_, file) => file.shm_header(false).and_then(read_index),
-            Source::Closed(_) => None,
+            Source::Closed(..) => None,
         }
     }
 
     fn read_main(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let _inside = inside::in_sqlite().ok_or_else(inside::shut_down)?;
         let open = self.walk.open();
-        let open = open.as_ref().ok_or_else(ended)?;
-        if !self.is_untouched() {
-            walk::count_ended(self.walk.path());
-            return Err(gave_way("another process opened it"));
+        let walk = open.as_ref().ok_or_else(ended)?;
+        if walk.is_still_closed(self.walk.path()) {
+            return walk.source.file().read(buffer, offset);
         }
-        open.source.file().read(buffer, offset)
+        // The list of walks is never locked behind a walk.
+        drop(open);
+        walk::count_ended(self.walk.path());
+        Err(gave_way("another process opened it, or replaced its content"))
     }
 
     fn is_intact(&self) -> bool {
-        let goes_on = self.walk.open().is_some();
-        self.is_whole.set(goes_on && self.is_untouched());
-        self.is_whole.get() || self.closed.is_none()
+        let Some(_inside) = inside::in_sqlite() else { return false };
+        let open = self.walk.open();
+        self.is_whole.set(open.as_ref().is_some_and(|walk| walk.is_intact(self.walk.path())));
+        self.is_whole.get()
     }
 }
 

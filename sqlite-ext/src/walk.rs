@@ -63,9 +63,9 @@ pub struct Open {
 pub enum Source {
     /// A read transaction of a connection.
     Transaction(OwnConnection, RawFile),
-    /// A database that nobody has open: a SHARED lock on its file. Whoever opens it meanwhile makes a WAL, which
-    /// nobody removes as long as that lock is held.
-    Closed(OwnFile),
+    /// A database that no process has open: a SHARED lock on its file, and how the file was. A process that opens
+    /// the database meanwhile makes a WAL, which no process removes as long as that lock is held.
+    Closed(OwnFile, Fingerprint),
 }
 
 impl Source {
@@ -73,7 +73,7 @@ impl Source {
     pub fn file(&self) -> RawFile {
         match self {
             Source::Transaction(_, file) => *file,
-            Source::Closed(file) => file.raw(),
+            Source::Closed(file, _) => file.raw(),
         }
     }
 }
@@ -84,7 +84,7 @@ impl Drop for Source {
             Source::Transaction(connection, _) => {
                 let _ = connection.query(c"ROLLBACK");
             }
-            Source::Closed(file) => {
+            Source::Closed(file, _) => {
                 file.raw().unlock(SQLITE_LOCK_NONE);
             }
         }
@@ -112,18 +112,44 @@ impl Left {
         let now = Left::at(path, file);
         now.files != self.files && now.index == self.index
     }
+
+    /// True if the database file has changed since, and no checkpoint has done that. The WAL is not looked at: a
+    /// commit of another process writes it before the wal-index tells of that commit.
+    fn is_overwritten(&self, path: &Path, file: RawFile) -> bool {
+        let now = Left::at(path, file);
+        now.files[0] != self.files[0] && now.index == self.index
+    }
 }
 
 impl Open {
     /// True if it keeps SQLite from what it does when the last connection is closed.
     fn is_in_the_way(&self, path: &Path) -> bool {
         match &self.source {
-            Source::Closed(_) => !is_closed(path),
-            Source::Transaction(_, file) => {
-                let replaced = |left: &Left| left.is_replaced(path, *file);
-                self.outlasts_close && !self.left.as_ref().is_some_and(replaced)
-            }
+            Source::Closed(..) => !is_closed(path),
+            Source::Transaction(..) => self.outlasts_close && !self.is_replaced(path),
         }
+    }
+
+    /// True if the content of a file was replaced since the application had the database open.
+    fn is_replaced(&self, path: &Path) -> bool {
+        self.left.as_ref().is_some_and(|left| left.is_replaced(path, self.source.file()))
+    }
+
+    /// True unless the walk began with a closed database, and a process has opened or written it since.
+    pub fn is_still_closed(&self, path: &Path) -> bool {
+        match &self.source {
+            Source::Closed(_, before) => {
+                is_closed(path) && Fingerprint::of(path).is_ok_and(|now| now == *before)
+            }
+            Source::Transaction(..) => true,
+        }
+    }
+
+    /// True if all that the walk has read belongs to the state that it began with. The lock of a transaction does
+    /// not keep a program from copying another file over the database.
+    pub fn is_intact(&self, path: &Path) -> bool {
+        let overwritten = |left: &Left| left.is_overwritten(path, self.source.file());
+        self.is_still_closed(path) && !self.left.as_ref().is_some_and(overwritten)
     }
 }
 
@@ -245,7 +271,7 @@ pub fn opens(path: &Path, id: Option<(u64, u64)>) {
         let mut open = walk.open.lock();
         let Some(goes_on) = open.as_mut() else { continue };
         let (left, file) = (goes_on.left.take(), goes_on.source.file());
-        if matches!(goes_on.source, Source::Closed(_)) {
+        if matches!(goes_on.source, Source::Closed(..)) {
             *open = None;
             drop(open);
             count_ended(path);
