@@ -64,8 +64,9 @@ findings! {
     /// A file in the spool was lost while it waited there.
     SpoolUnreadable "spool-unreadable" Image
         "a file in its spool was damaged, removed or cannot be read any more";
-    /// More waits than may.
-    SpoolFull "spool-full" Compare "its spool reached its cap and was dropped";
+    /// More waits than the spool may take, or than the disk has room for.
+    SpoolFull "spool-full" Compare
+        "its spool reached its cap or the disk was full, and the spool was dropped";
     /// Written by somebody while no process of ours had it.
     ChangedWhileClosed "changed-while-closed" Compare "the file changed while it was closed";
     /// Written past SQLite while the sidecar alone had it open, as by `cp`.

@@ -215,13 +215,15 @@ fn may_set(name: &str, text: &str, own: &Settings) -> Result<(), Why> {
         "deletes" => (history.deletes || parse_switch(text) != Ok(true), Why::Shorter),
         "strict" => (!own.strict || means_strict(text), Why::Laxer),
         "shutdown-timeout" => {
-            (parse_duration(text).is_ok_and(|time| time <= own.shutdown_timeout), Why::More)
+            (parse_duration(text).map_or(true, |time| time <= own.shutdown_timeout), Why::More)
         }
-        "copies-cap" => (parse_size(text).is_ok_and(|size| size <= history.copies_cap), Why::More),
+        "copies-cap" => {
+            (parse_size(text).map_or(true, |size| size <= history.copies_cap), Why::More)
+        }
         // A smaller one loses the states of an outage.
         "spool-cap" => {
             let own = own.given.get(name).map(|given| given.text.trim());
-            (own == Some(text.trim()), Why::Other)
+            (own == Some(text.trim()) || parse_size(text).is_err(), Why::Other)
         }
         TEND => (false, Why::Program),
         _ => (true, Why::Other),
@@ -369,10 +371,13 @@ dbs:
             ("strict", "0", false),
             ("shutdown-timeout", "9s", true),
             ("shutdown-timeout", "10s", false),
+            ("shutdown-timeout", "nonsense", true),
             ("copies-cap", "1MB", true),
             ("copies-cap", "1GB", false),
+            ("copies-cap", "nonsense", true),
             ("spool-cap", "1GB", true),
             ("spool-cap", "1MB", false),
+            ("spool-cap", "nonsense", true),
             ("tend", "on", false),
             ("sync-interval", "0", true),
             ("levels", "off", true),
