@@ -1,0 +1,176 @@
+"""The documentation against the product: its lists are complete, its links lead somewhere, and the examples of the
+README run as they stand."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from harness import EXTENSION, PROGRAM, ROOT, clean_environment, rows
+
+README = ROOT / "README.md"
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+WORDS_MAX = 900
+# Commands with nothing to say about options, and what is in the place of a page for them.
+WITHOUT_PAGE = {"help", "version"}
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def page(name):
+    return (ROOT / "docs" / name).read_text()
+
+
+def without_code(text):
+    """The text without blocks of code, fenced or indented by four spaces."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+    return re.sub(r"^    .*$", "", text, flags=re.M)
+
+
+def anchors(path):
+    """The anchors of a page's headings, as repositories show them."""
+    headings = re.findall(r"^#+ (.*)$", without_code(path.read_text()), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def first_cells(text, heading):
+    """The names in code of the first column of the first table after the heading."""
+    part = text.split(heading + "\n", 1)[1]
+    table = re.search(r"(?:^\|.*\n)+", part, re.M)[0].splitlines()[2:]
+    return [re.findall(r"`([^`]+)`", line.split("|")[1]) for line in table]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=[str(path.relative_to(ROOT)) for path in PAGES])
+def test_links_lead_somewhere(path):
+    for target in LINK.findall(without_code(path.read_text())):
+        if target.startswith(("http:", "https:")):
+            continue
+        file, _, anchor = target.partition("#")
+        found = (path.parent / file).resolve() if file else path
+        assert found.exists(), "%s leads to %s" % (path.name, target)
+        if anchor:
+            assert anchor in anchors(found), "%s leads to %s" % (path.name, target)
+
+
+def test_readme_leads_to_each_page():
+    linked = {(ROOT / target.partition("#")[0]).resolve() for target in LINK.findall(README.read_text())}
+    assert set(PAGES) - linked == {README}
+
+
+def test_readme_is_short():
+    assert len(README.read_text().split()) <= WORDS_MAX
+
+
+def test_readme_examples_run_as_they_stand(tmp_path):
+    """In an empty directory with the two built files. Each example writes a row to its own database and replica."""
+    work = tmp_path / "work"
+    work.mkdir()
+    for built in EXTENSION, PROGRAM:
+        shutil.copy(built, work)
+    shell, python = (re.search(r"^```%s\n(.*?)^```$" % language, README.read_text(), re.M | re.S)[1]
+                     for language in ("sh", "python"))
+    done = subprocess.run(["bash", "-e", "-c", shell], cwd=work, env=clean_environment(), text=True,
+                          capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "tea"
+    assert rows(work / "restored.db", "SELECT * FROM orders") == [("tea",)]
+    done = subprocess.run(["/usr/bin/python3", "-c", python], cwd=work, env=clean_environment(), text=True,
+                          capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"\('[0-9a-f]{16}',\)\n", done.stdout), done.stdout
+    subprocess.run([PROGRAM, "restore", "-q", "-o", work / "second.db", "file://%s/replica/python.db" % work],
+                   env=clean_environment(), check=True, timeout=120)
+    assert rows(work / "second.db", "SELECT * FROM orders") == [("tea",)]
+
+
+def help_of(*arguments):
+    return subprocess.run([PROGRAM, *arguments, "--help"], env=clean_environment(), text=True, check=True,
+                          capture_output=True, timeout=60).stdout
+
+
+def commands():
+    listed = help_of().split("Commands:\n")[1].split("\n\n")[0]
+    return set(re.findall(r"^  (\w+)", listed, re.M))
+
+
+def test_commands_are_listed():
+    listed = {name for cells in first_cells(page("commands.md"), "# Commands") for name in cells}
+    # "wal" is another name of "ltx", which the help does not list.
+    assert listed - {"wal"} == commands() - WITHOUT_PAGE
+    assert help_of("wal") == help_of("ltx")
+
+
+def test_options_in_the_documentation_exist():
+    names = commands() - {"help"}
+    known = {option for name in names for option in re.findall(r"(--[a-z][a-z0-9-]+)", help_of(name))}
+    for path in PAGES:
+        for line in path.read_text().splitlines():
+            used = re.search(r"\bwalferry (?:%s)\b(.*)" % "|".join(names), line)
+            # Behind two dashes or a quote are the words of another program.
+            words = re.split(r"--exec '[^']*'| # |` ", used[1])[0] if used else ""
+            for option in re.findall(r"(?<![\w-])(--[a-z][a-z0-9-]+)", words):
+                assert option in known, "%s: %s" % (path.name, line)
+
+
+def test_exit_codes_are_listed():
+    codes = re.findall(r"^  (\d)  ", help_of().split("Exit status:\n")[1], re.M)
+    assert codes == re.findall(r"^\| (\d) \|", page("commands.md"), re.M)
+
+
+def test_functions_are_listed(new_host, tmp_path):
+    host = new_host("system").open(tmp_path / "app.db")
+    names = host.sql("SELECT DISTINCT name FROM pragma_function_list WHERE name LIKE 'walferry%'")
+    listed = {re.match(r"\w+", cells[0])[0] for cells in first_cells(page("sql.md"), "## Functions")}
+    assert listed == {name for [name] in names}
+
+
+def names_of_settings():
+    text = (ROOT / "src" / "settings.rs").read_text()
+    return re.findall(r'"([a-z0-9-]+)"', re.search(r"pub const NAMES[^=]*= \[(.*?)\];", text, re.S)[1])
+
+
+def test_settings_are_listed():
+    text = page("settings.md")
+    listed = re.findall(r"^\| `([a-z0-9-]+)` \| `(WALFERRY_\w+)`", text, re.M)
+    assert sorted(name for name, _ in listed) == sorted(["replica", *names_of_settings()])
+    for name, variable in listed:
+        assert variable == "WALFERRY_" + name.upper().replace("-", "_")
+
+
+def test_variables_are_documented():
+    sources = [path for folder in ("src", "sqlite-ext/src") for path in (ROOT / folder).rglob("*.rs")]
+    used = {name for path in sources for name in re.findall(r'"(WALFERRY_[A-Z0-9_]+)"', path.read_text())}
+    pages = "\n".join(path.read_text() for path in PAGES)
+    assert {name for name in used if name not in pages} == set()
+
+
+def keys_of(column):
+    """The keys of the status that the function (1) or the command (2) has, by the page."""
+    table = re.search(r"(?:^\|.*\n)+", page("operations.md").split("## Status\n", 1)[1], re.M)[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
+    return {name for row in cells if row[column] == "yes" for name in re.findall(r"`(\w+)`", row[0])}
+
+
+def test_keys_of_the_status_are_listed(new_host, new_replica, tmp_path):
+    database = tmp_path / "app.db"
+    host = new_host("system", new_replica()).open(database)
+    host.sql("CREATE TABLE t (x)")
+    host.sync()
+    assert keys_of(1) - {"schema"} == set(host.status(database))
+    done = subprocess.run([PROGRAM, "status", "--json", database], env=clean_environment(), text=True, check=True,
+                          capture_output=True, timeout=60)
+    assert keys_of(2) == set(json.loads(done.stdout)[0])
+
+
+def test_states_are_listed():
+    text = (ROOT / "src" / "status.rs").read_text()
+    states = re.findall(r'"([a-z-]+)"', re.search(r"pub const STATES[^=]*= \[(.*?)\];", text, re.S)[1])
+    listed = [name for cells in first_cells(page("operations.md"), "### States") for name in cells]
+    assert set(listed) == {*states, "not-replicated", "following", "none"}
+
+
+def test_licences_are_those_of_the_package():
+    assert 'license = "MIT OR Apache-2.0"' in (ROOT / "Cargo.toml").read_text()
+    assert all(os.path.getsize(ROOT / name) for name in ("LICENSE-MIT", "LICENSE-APACHE"))
