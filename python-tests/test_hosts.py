@@ -49,7 +49,7 @@ CLOSING = [name for name, found in RECIPES.items() if any(map(OPTIONAL.search, f
 
 def environment(section, folder):
     """Finds the packages that are installed for the tests and not for the system."""
-    tools = {"Python: sqlite3": "/usr/bin", "Python: apsw": CACHE / "venv" / "bin",
+    tools = {"Python: sqlite3": "/usr/bin", "Python: SQLAlchemy": "/usr/bin", "Python: apsw": CACHE / "venv" / "bin",
              "Node: node:sqlite": CACHE / "node22" / "bin"}
     path = [str(tools[section])] if section in tools else []
     return dict(clean_environment(), PATH=os.pathsep.join([*path, os.environ["PATH"]]),
@@ -109,6 +109,20 @@ db.execute("CREATE TABLE notes (body TEXT)")
 db.execute("INSERT INTO notes VALUES ('hello')")
 db.commit()
 """),
+    "Python: SQLAlchemy": ("python3", """
+from sqlalchemy import create_engine, event, text
+
+engine = create_engine("sqlite:///app.db")
+
+@event.listens_for(engine, "connect")
+def load(connection, _record):
+    connection.enable_load_extension(True)
+    connection.load_extension("./walferry")
+
+with engine.begin() as db:
+    db.execute(text("CREATE TABLE notes (body TEXT)"))
+    db.execute(text("INSERT INTO notes VALUES ('hello')"))
+"""),
     "Ruby: sqlite3": ("ruby", """
 require "sqlite3"
 db = SQLite3::Database.new("app.db")
@@ -147,11 +161,39 @@ def test_extension_is_loaded_on_the_databases_own_connection(section, tmp_path):
     assert restored_rows(tmp_path) == [("hello",)]
 
 
+POOL = """
+from sqlalchemy.pool import QueuePool
+from threading import Barrier, Thread
+
+engine.dispose()
+engine = create_engine("sqlite:///app.db", poolclass=QueuePool, pool_size=4, connect_args={"timeout": 60})
+all_have_one = Barrier(4)
+
+def write(n):
+    with engine.connect() as db:
+        all_have_one.wait()
+        for i in range(25):
+            with db.begin():
+                db.execute(text("INSERT INTO notes VALUES (:body)"), {"body": "%d-%d" % (n, i)})
+
+threads = [Thread(target=write, args=(n,)) for n in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+
+
+def test_all_connections_of_a_pool_replicate(tmp_path):
+    run("Python: SQLAlchemy", tmp_path, POOL)
+    found = restored_rows(tmp_path)
+    assert sorted(found) == sorted([("hello",), *(("%d-%d" % (n, i),) for n in range(4) for i in range(25))])
+
+
 # How a recipe runs a statement on its database.
 EXECUTE = {
     "C": 'sqlite3_exec(db, "%s", NULL, NULL, NULL);',
     "Python: sqlite3": 'db.execute("%s").fetchall(); db.commit()',
     "Python: apsw": 'list(db.execute("%s"))',
+    "Python: SQLAlchemy": "with engine.begin() as db: db.execute(text(\"%s\"))",
     "PHP: SQLite3": '$db->exec("%s");',
     "PHP: PDO": '$db->query("%s")->fetchAll();',
     "Ruby: sqlite3": 'db.execute("%s")',

