@@ -121,7 +121,7 @@ fn the_map_names_what_there_is() {
 fn every_finding_is_explained() {
     use walferry::finding::{Answer, Finding};
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let map = fs::read_to_string(root.join("docs/architecture.md")).expect("the map");
+    let map = fs::read_to_string(root.join("docs/internals/findings.md")).expect("the findings");
     for finding in Finding::ALL {
         let answer = match finding.answer() {
             Answer::Compare => "comparison",
