@@ -151,7 +151,7 @@ pub(super) async fn compare(
     let mut doubts = Doubts::default();
     let mut enough = Txid(u64::MAX);
     loop {
-        // Before the database: what is committed until then is packed as this TXID or the next.
+        // The standing is read before the database: commits up to then are in this TXID or the next.
         let standing = Standing::look(database, &identity)?;
         let now = read(database).await?;
         let differ = now.differing(&newest);
@@ -227,11 +227,11 @@ impl Doubts {
         let first = self.last.is_none();
         for pgno in differ {
             let sum = now.sum(*pgno);
-            // What was committed by then is packed at the latest with the file after the next.
+            // Commits up to this standing are at the latest in the file after the next.
             let ripe = standing.sealed.max(newest).next().next();
             let known = before.remove(pgno).filter(|doubt| doubt.sum == sum);
             fresh |= known.is_none();
-            // A page that was equal at an earlier look, or had another checksum, has changed since.
+            // The page was equal at an earlier comparison, or had another checksum, so it has changed since.
             self.pages.insert(*pgno, known.unwrap_or(Doubt { sum, ripe, changed: !first }));
         }
         let same =
@@ -369,15 +369,15 @@ mod tests {
             doubts.look(differ, &pages(sums), &standing(newest + 1, false), Txid(newest))
         };
         assert!(!look(&[1, 2], &[7, 8], 5));
-        // Page 1 is written again and again; page 2 stays, but the replica may not have it yet.
+        // The program writes page 1 again and again. Page 2 stays, but the replica may not have it yet.
         assert!(!look(&[1, 2], &[17, 8], 6));
         assert!(!look(&[1, 2], &[27, 8], 7));
         assert!(look(&[1, 2], &[37, 8], 8));
-        // Without page 2 it would go on like this.
+        // Without page 2 the comparison would go on in this way.
         assert!(!look(&[1], &[47, 8], 9));
         assert!(!look(&[1], &[57, 8], 12));
         assert!(!look(&[1], &[67, 8], 15));
-        // One that was equal in between begins anew.
+        // A page that was equal in between counts as new.
         assert!(!look(&[2], &[67, 9], 20));
         assert!(!look(&[], &[67, 9], 21));
         assert!(!look(&[2], &[67, 9], 40));
@@ -409,7 +409,7 @@ mod tests {
         let mut doubts = Doubts::default();
         let mut found = [0; 3].map(|_| look(&mut doubts, &[2], 5, true));
         assert_eq!(found, [false, false, true]);
-        // Something waits: a file that is sealed and not there, or a lag.
+        // An upload is pending: a sealed file that the store does not have, or a lag.
         for (sealed, idle) in [(6, true), (5, false)] {
             let mut doubts = Doubts::default();
             found = [0; 3].map(|_| look(&mut doubts, &[2], sealed, idle));

@@ -74,7 +74,7 @@ impl Checks<'_> {
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Error> {
-    // A database that is named and was replicated from here needs no file.
+    // A database that is named and was replicated from here needs no configuration file.
     let config = match args.file.load()? {
         None if args.deep && !args.databases.is_empty() => None,
         None => Some(required(&args.file)?),
@@ -149,7 +149,7 @@ fn deep_replicas(
         return named.iter().map(|one| Ok((one.replica.clone(), one.access.clone()))).collect();
     }
     let mut dirs = local::replicas::existing(database);
-    // The folder may be there for the folders of other replicas alone.
+    // The main folder may exist only as the parent of other replicas' folders.
     let main = state_dir(database);
     if dirs.len() > 1 && local::given_up::is_given_up(&main) {
         dirs.retain(|dir| *dir != main);
@@ -342,7 +342,7 @@ async fn check_replica(settings: &Settings, checks: &mut Checks<'_>) {
         checks.note("delete", deleted);
     }
     for folder in absent {
-        // What is not empty stays.
+        // A folder that is not empty stays.
         let _ = std::fs::remove_dir(folder);
     }
 }

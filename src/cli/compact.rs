@@ -38,12 +38,12 @@ pub(super) async fn join(named: &Named, levels: &[u8], how: &tidy::Args) -> Resu
     let mut lines = Vec::new();
     let levels = || levels.iter().filter_map(|level| Level::new(*level));
     for level in levels() {
-        // A snapshot that somebody asks for has all that there is, whatever the levels below go on with.
+        // A snapshot that a person asks for takes all files, whichever levels below are being made.
         let ladder = match level {
             Level::SNAPSHOT => Ladder::default(),
             _ => Ladder::of(&files, levels()),
         };
-        // What comes meanwhile is for the next time: a program may write all the while.
+        // Files that arrive meanwhile wait for the next run, since a program may write without a pause.
         let before = plan::restore::head(&files).map_or(Txid::ZERO, Txid::next);
         let (mut last, mut more) = (None, true);
         while more {
@@ -53,7 +53,7 @@ pub(super) async fn join(named: &Named, levels: &[u8], how: &tidy::Args) -> Resu
             }
             more = rest;
             if how.dry_run {
-                // What comes after is planned as if this were there.
+                // A dry run plans the next steps as if this file existed.
                 let len = step.inputs.iter().map(|file| file.len).fold(0, u64::saturating_add);
                 let now = crate::clock::wall();
                 files.push(FileInfo { key: step.key, len, modified: now, stored: now });

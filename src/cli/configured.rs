@@ -87,10 +87,10 @@ impl File {
         given: Option<&str>,
         known: Option<&str>,
     ) -> Result<Option<(String, Access)>, Error> {
-        // What is neither a URL nor a path is what the file calls it.
+        // A text that is neither a URL nor a path is the name of a replica in the file.
         let name = given.filter(|given| !store::url::is_url(given) && !given.contains('/'));
         let config = match self.load() {
-            // Where it is known which replica is meant, a file that nobody named does not matter.
+            // If the replica is known, errors of a file that the user did not name do not matter.
             Err(_) if self.config.is_none() && name.is_none() && given.or(known).is_some() => None,
             loaded => loaded?,
         };
@@ -113,7 +113,7 @@ impl File {
         {
             return Err(Error::Usage(no_replica(database, name, &all)));
         }
-        // A URL that was given has its own options.
+        // A URL of the command line keeps its own options.
         let found = all.into_iter().find(is_it).map(|settings| {
             let given = given.filter(|given| store::url::is_url(given));
             (given.map_or(settings.replica, str::to_string), settings.access)
@@ -141,14 +141,14 @@ impl Args {
             return Ok(vec![Named::by_url(target, File::access(target, config.as_ref()))]);
         }
         let config = match self.file.load() {
-            // A folder is a replica, whatever a file says that nobody named.
+            // A folder is a replica. Errors of a file that the user did not name do not matter.
             Err(_) if self.file.config.is_none() && Path::new(target).is_dir() => None,
             loaded => loaded?,
         };
         let database = canonical(Path::new(target));
         let is_listed = config.as_ref().is_some_and(|config| config.entry(&database).is_some());
-        // What is no folder is no replica: a database that no file lists must not pass for one that is
-        // missing, and for which there is nothing to restore.
+        // Only an existing folder is a replica. Otherwise a database that no file lists would pass for a
+        // missing replica with nothing to restore.
         if !is_listed && self.file.config.is_none() && Path::new(target).is_dir() {
             return Ok(vec![self.folder(target)?]);
         }

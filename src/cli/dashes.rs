@@ -163,13 +163,13 @@ mod tests {
             ("restore -h", "restore -h"),
             ("restore -help", "restore --help"),
             ("-help", "--help"),
-            // Glued values, and what stands behind two dashes.
+            // Glued values, and arguments behind `--`.
             ("restore -oapp.db -o/tmp/x u", "restore -oapp.db -o/tmp/x u"),
             ("restore -o x -- -force", "restore -o x -- -force"),
-            // Near misses become long flags, for the parser to name the right one.
+            // Misspelt flags become long flags, so that the parser names the right flag.
             ("restore -timestmp 1 -outptu x u", "restore --timestmp 1 --outptu x u"),
             ("restore -forcee u", "restore --forcee u"),
-            // Not of this command.
+            // The command does not have this flag.
             ("reset -level 1 a.db", "reset --level 1 a.db"),
         ] {
             assert_eq!(rewritten(line), expected, "{line}");

@@ -63,7 +63,7 @@ impl Error {
             Error::InUse { .. } | Error::Declined(_) => Exit::Declined,
             Error::Defects { .. } => Exit::Damaged,
             Error::Sync(error) => error.exit(),
-            // As of a shell.
+            // Exit code of a shell.
             Error::Exec { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 Exit::Program(127)
             }
@@ -106,7 +106,7 @@ impl Error {
     /// The message, then its causes, then what to do.
     fn in_words(&self) -> String {
         let mut text = match self {
-            // Each mistake of a file has a line.
+            // Each mistake of a file has a line of its own.
             Error::Config(_) | Error::Usage(_) => format!("walferry: {self}\n"),
             _ => shown::lines([format!("walferry: {self}")]),
         };
@@ -180,7 +180,7 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            // Shown as the error itself, so what counts is the cause underneath.
+            // The error itself is shown in place of its wrapper, so the source is the cause below it.
             Error::Restore(error) | Error::Replica { source: error, .. } => error.source(),
             Error::Follow(error) => error.source(),
             Error::Store(error) => error.source(),

@@ -156,7 +156,7 @@ pub(super) fn of_store(kind: store::ErrorKind) -> Exit {
     };
     match kind {
         NoReplica => Exit::Nothing,
-        // A file that a listing had shown.
+        // A listing had shown the file.
         NotFound => Exit::Damaged,
         Unauthenticated | Denied | Throttled | Unavailable => Exit::Unreachable,
         Invalid => Exit::Usage,

@@ -19,13 +19,13 @@ pub(super) fn find(given: Option<&Path>) -> Result<PathBuf, Vec<PathBuf>> {
         Some(given) => vec![given.to_path_buf()],
         None => beside_the_program(),
     };
-    // With its full path: a bare name would be looked for among the system's libraries.
+    // The path is absolute: the loader would look for a bare name among the system's libraries.
     let found = places.iter().find(|place| place.is_file());
     found.and_then(|place| place.canonicalize().ok()).ok_or(places)
 }
 
 fn beside_the_program() -> Vec<PathBuf> {
-    // Links resolved: the program may be called by a link in another folder.
+    // Links are resolved: the program may be started by a link in another folder.
     let program = std::env::current_exe().and_then(|program| program.canonicalize());
     let Some(folder) = program.ok().and_then(|p| p.parent().map(Path::to_path_buf)) else {
         return Vec::new();
@@ -101,8 +101,8 @@ pub(super) fn set_log(file: Option<&Path>, level: &str, format: Format) {
 /// Loads it; from then on the VFS `walferry` is there for the whole process.
 fn load(path: &Path) -> Result<(), rusqlite::Error> {
     let loader = Connection::open_in_memory()?;
-    // SAFETY: the file was named by the user, or lies where our own package puts it; it is code that
-    // this program trusts as itself. Loading is allowed on this connection only, which runs no SQL.
+    // SAFETY: the file was named by the user, or is where our own package puts it. This program trusts its code
+    // as its own. Loading is allowed on this connection only, which runs no SQL.
     unsafe {
         loader.load_extension_enable()?;
         loader.load_extension(path, Some("sqlite3_walferry_init"))

@@ -47,7 +47,7 @@ pub(super) async fn run(args: &Wanted<'_>, store: Arc<dyn Store>) -> Result<(), 
             && failure.is_none()
             && let Err(error) = tell(args, &event)
         {
-            // Whoever read the output has gone, or the disk is full: nobody hears of it any more.
+            // The reader of the output has gone, or the disk is full: no further event can be reported.
             failure = Some(error);
             told.set();
         }

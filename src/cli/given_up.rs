@@ -32,7 +32,7 @@ pub(super) struct Held {
 /// beside it.
 pub(super) fn hold(database: &Path) -> Result<Vec<Held>, Error> {
     super::not_a_url(database)?;
-    // SQLite follows links too, and the state lies beside the file itself.
+    // SQLite follows links, too, and the state folder is beside the file itself.
     let database = match fs::canonicalize(database) {
         Ok(path) => path,
         Err(_) => std::path::absolute(database).unwrap_or(database.to_path_buf()),
@@ -49,14 +49,14 @@ fn hold_at(database: &Path, dir: PathBuf) -> Result<Held, Error> {
     let lock = match Lock::try_take(&dir)? {
         Attempt::Taken(lock) => lock,
         Attempt::HeldBy(pid) => {
-            // What a record of its own lies beside follows a replica, and ships nothing.
+            // A process whose folder has a follower's record follows a replica, and ships nothing.
             let follows = matches!(follow::position(&dir), Ok(Some(_)));
             return Err(Error::InUse { database, pid, follows });
         }
     };
     let state = match State::load(&dir) {
         Ok(state) => state,
-        // What a damaged state says is of no use, and giving it up is what was asked for.
+        // A damaged state has no use, and the user asked to give it up.
         Err(error) if error.source.kind() == std::io::ErrorKind::InvalidData => None,
         Err(error) => return Err(error.into()),
     };
@@ -91,7 +91,7 @@ fn holds_all(database: &Path, state: &State, last: &Entry) -> bool {
     }
     let page_size = state.base.and_then(|base| PageSize::new(base.page_size));
     let (Some(position), Some(page_size)) = (last.position, page_size) else { return false };
-    // A file of the WAL that has no database beside it proves nothing.
+    // A WAL without a database proves nothing.
     database.exists() && reaches(&wal, page_size, position)
 }
 

@@ -72,7 +72,7 @@ impl Log for Sink {
             return;
         }
         let line = logging::line(self.format, record);
-        // A log that cannot be written is nobody's business.
+        // A log that cannot be written is no reason to fail.
         let _ = match self.file.as_ref() {
             Some(mut file) => file.write_all(line.as_bytes()),
             None => std::io::stderr().write_all(line.as_bytes()),

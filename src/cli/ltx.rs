@@ -47,7 +47,7 @@ fn parse_levels(text: &str) -> Result<Levels, String> {
 pub(super) async fn run(args: Args) -> Result<(), Error> {
     let named = args.named.one(&args.url)?;
     let store = named.open()?;
-    // What can be restored depends on all levels, whichever are shown.
+    // The restorable states depend on all levels, whichever levels are shown.
     let files = list_in_turn(store.as_ref()).await?;
     let old = restore::generations::list(store.as_ref()).await?;
     if files.is_empty() && old.is_empty() {
@@ -65,7 +65,7 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
         Err(plan::Error::Empty) | Ok(_) => None,
         Err(error) => Some(error.to_string()),
     };
-    // A replica whose files are damaged is listed all the same.
+    // A damaged file does not keep a replica from being listed.
     let (times, unreadable) = match range(store.as_ref(), &files).await {
         Ok(times) => (times, None),
         Err(error) => (None, Some(error.to_string())),
@@ -91,7 +91,7 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
     if !files.is_empty() {
         text += &files_in_words(shown, &points, times);
     }
-    // What a level holds has nothing to do with generations.
+    // Generations belong to no level.
     if matches!(args.level, Levels::All) {
         text += &generations::text(&old);
     }

@@ -152,13 +152,13 @@ fn explain(error: &clap::Error, args: &[OsString]) -> ExitCode {
             }
         }
     }
-    // Arguments are quoted as they are, and the colours of the help are controls as well.
+    // The message quotes arguments as they are. The colours of the help are control characters, too.
     let is_harmful = |arg: &OsString| matches!(shown::line(&arg.to_string_lossy()), Cow::Owned(_));
     if args.iter().any(is_harmful) {
         text = clap::builder::StyledStr::from(shown::text(&plain).into_owned());
     }
     let text = if terminal { text.ansi().to_string() } else { text.to_string() };
-    // A closed stream is nobody's business.
+    // A closed stream is no reason to fail.
     let _ = if error.use_stderr() {
         io::stderr().write_all(text.as_bytes())
     } else {

@@ -105,7 +105,7 @@ impl Shown {
                     Kind::Json => line_in_json(step, done, total, taken),
                     _ => line(step, done, total, taken),
                 };
-                // A closed stderr is nobody's business.
+                // A closed stderr is no reason to fail.
                 let _ = io::stderr().write_all(text.as_bytes());
             }
             _ => {}
@@ -194,7 +194,7 @@ pub(super) fn bytes(bytes: u64) -> String {
     if bytes < 1024 {
         return format!("{bytes} B");
     }
-    // In tenths of the unit.
+    // `tenths` counts tenths of the current unit.
     let mut tenths = u128::from(bytes) * 10;
     let mut units = UNITS.iter().copied().peekable();
     while let Some(unit) = units.next() {
@@ -230,7 +230,7 @@ mod tests {
         let taken = Duration::from_secs(10);
         let text = line(Step::Fetch, 50 << 20, 200 << 20, taken);
         assert_eq!(text, "reading: 25 %, 50.0 MiB of 200.0 MiB, 5.0 MiB/s, 30 s left\n");
-        // Nothing was read yet, or there is nothing to read.
+        // No byte was read yet, or there are no bytes to read.
         assert_eq!(line(Step::Fetch, 0, 9, taken), "reading: 0 %, 0 B of 9 B, 0 B/s\n");
         assert!(line(Step::Prove, 0, 0, Duration::ZERO).contains("100 %"));
         let json: serde_json::Value =

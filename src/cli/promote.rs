@@ -173,8 +173,8 @@ impl Outcome {
     /// First the log, which can refuse; then the local state. If this ends in between, the log is
     /// nobody's until the command is run again: it then finds a stranger's file once more.
     async fn promote(&mut self, store: &Arc<dyn Store>) -> Result<(), Error> {
-        // Behind a file that cannot be read, or without any, nothing can be made: the image of the
-        // next start has to do.
+        // Without a readable last file, no file can be made that takes over the log. The image of the next
+        // start takes over the log instead.
         let last = self.head.as_ref().and_then(|head| head.header);
         if let Some(last) = last {
             let claimed =

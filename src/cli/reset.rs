@@ -29,10 +29,10 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
     if args.file.config.is_some() {
-        // What is kept says itself which replica it is of; but a file that is named must be right.
+        // The local state names its replica itself. But a file that the user names must be correct.
         args.file.load()?;
     }
-    // All places are taken before anything is given up.
+    // The locks of all state folders are taken before any state is given up.
     let held = given_up::hold(&args.database)?;
     if held.iter().all(Held::is_given_up) {
         let path = args.database.display();

@@ -72,7 +72,8 @@ enum Found {
 
 async fn look(store: &dyn Store, writer: WriterId, own: Own) -> Result<Found, Error> {
     let txid = own.last;
-    // While the file of a transaction is there, so are those of all that follow, but at the beginning.
+    // While the store has the file of a transaction, it has the files of all later transactions, too. The first
+    // files of a writer are an exception.
     let last = if own.may_outlast(txid) { None } else { head_at(store, txid).await? };
     let head = match last {
         Some(_) => head_at(store, txid.next()).await?.map(|head| (head.txid, head.writer)),
@@ -85,7 +86,7 @@ async fn look(store: &dyn Store, writer: WriterId, own: Own) -> Result<Found, Er
         }
     };
     Ok(match head {
-        // A running process may have sent more meanwhile.
+        // A running process of the same writer may have uploaded more meanwhile.
         Some((at, by)) if at > txid && by != writer => Found::Foreign(by, at),
         _ => Found::AsLeft,
     })

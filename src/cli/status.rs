@@ -46,7 +46,7 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
         let dirs = replicas::existing(&path);
         if dirs.is_empty() {
             if !path.exists() {
-                // The others are reported all the same.
+                // The other databases are reported all the same.
                 missing.get_or_insert(Error::NoDatabase(path));
                 continue;
             }

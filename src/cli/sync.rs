@@ -70,7 +70,7 @@ pub(super) fn parse_timeout(text: &str) -> Result<Duration, String> {
 pub(super) fn run(args: &Args) -> Result<(), Error> {
     let database = existing(&args.database)?;
     let replicas = replicas_of(&database, args)?;
-    // What is wrong with a URL is better said before anything is touched.
+    // A wrong URL is reported before any file is touched.
     for (url, access) in &replicas {
         let identity = store::url::identity(&*store::open_with(url, access)?);
         refuse_another_replica(&database, &identity)?;
@@ -79,7 +79,7 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
         extension::set_config(file, args.file.no_expand_env);
     }
     extension::load_named(args.extension.as_deref())?;
-    // Several are all those that file or environment name: the extension finds them there as well.
+    // Several replicas are the replicas that file or environment name. The extension reads them there, too.
     let one = match replicas.as_slice() {
         [(url, _)] => Some(url.as_str()),
         _ => None,
@@ -98,7 +98,7 @@ fn watched<T>(args: &Args, database: &Path, work: impl FnOnce() -> T) -> T {
     let (done, ended) = crossbeam_channel::bounded::<()>(0);
     let result = std::thread::scope(|scope| {
         scope.spawn(|| {
-            // The status is that of the process, whoever asks.
+            // The status is the same for every connection of the process.
             let Ok(asks) = Connection::open_in_memory() else { return };
             while let Err(crossbeam_channel::RecvTimeoutError::Timeout) =
                 ended.recv_timeout(LOOK_EVERY)
@@ -133,7 +133,7 @@ fn replicas_of(database: &Path, args: &Args) -> Result<Vec<(String, Access)>, Er
         .map_err(|error| Failure::because(Exit::Failure, error.to_string()))?;
     let known = state.map(|state| state.replica);
     if args.replica.is_none() {
-        // The state keeps no options of a URL, such as an endpoint; the environment may know them.
+        // The state keeps no options of a URL, such as an endpoint. The environment may have them.
         let config = args.file.load();
         let config = if args.file.config.is_some() { config? } else { config.ok().flatten() };
         let named = configured::File::settings(database, config.as_ref())?;
@@ -161,7 +161,7 @@ fn open(database: &Path, replica: Option<&str>, timeout: Duration) -> Result<Con
         encoded(database.as_os_str().as_bytes()),
         replica.unwrap_or_default()
     );
-    // Without CREATE: nothing comes into being that was not there.
+    // Without CREATE, SQLite creates no database that was missing.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_URI;
     Connection::open_with_flags(uri, flags)
         .and_then(|db| db.busy_timeout(timeout).map(|()| db))
@@ -186,7 +186,8 @@ pub(super) fn sync(db: &Connection, database: &Path, timeout: Duration) -> Resul
     let ms = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX);
     let got = db.query_row("SELECT walferry_sync(?1)", [ms], |row| row.get(0));
     got.map_err(|error| {
-        // The function's own words say all; "in time" is what it says of a store without answer.
+        // The function's message is complete. `NOT_IN_TIME` begins its message about a store that does not
+        // answer.
         let said = error.to_string();
         let late = said.starts_with(crate::database::NOT_IN_TIME);
         let exit = if late { Exit::Unreachable } else { Exit::Failure };

@@ -1,5 +1,6 @@
-//! What walferry does with a file: databases, their replicas, and for each the values that hold,
-//! those of the replica before those of the database before those of the whole file.
+//! Turns a raw file into a [`Config`]: databases, their replicas, and the values for each.
+//!
+//! A replica's value goes before the database's, and the database's before that of the whole file.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -14,7 +15,7 @@ use crate::canonical::canonical;
 use crate::store::s3::Credentials;
 use crate::store::{self, Access, Secret};
 
-/// Makes sense of a file.
+/// Builds the configuration and collects the mistakes.
 pub(super) struct Believing<'a> {
     pub(super) file: Arc<Path>,
     pub(super) surroundings: &'a Surroundings,
@@ -25,7 +26,7 @@ pub(super) struct Believing<'a> {
 impl Believing<'_> {
     pub(super) fn config(&mut self, raw: &Raw) -> Config {
         let mut global = self.layer(&[&raw.global], Some("s3"));
-        // What holds at the top holds for folders, too.
+        // Options at the top of the file apply to folders, too.
         let of_folders = self.folder_access(&[&raw.global]);
         global.access.options.extend(of_folders.options);
         let mut databases: Vec<Database> = Vec::new();
@@ -65,8 +66,8 @@ impl Believing<'_> {
         Origin::File { file, line, key }
     }
 
-    /// The values of sections, the nearest first. `kind` is the type of replica whose access is
-    /// wanted.
+    /// Collects the values of sections, the nearest section first. `kind` is the type of the replica whose
+    /// access is wanted.
     fn layer(&mut self, sections: &[&Section], kind: Option<&str>) -> Layer {
         let mut values: BTreeMap<&'static str, Given> = BTreeMap::new();
         for section in sections {
@@ -81,7 +82,7 @@ impl Believing<'_> {
                          them",
                         first.line
                     );
-                    // A section is looked at for each replica below it.
+                    // `layer` reads a section again for each replica below it.
                     let mistake = written.mistake(what);
                     if !self.mistakes.contains(&mistake) {
                         self.wrong(mistake);
@@ -101,7 +102,7 @@ impl Believing<'_> {
         Layer { values, access: access.0, credentials: access.1 }
     }
 
-    /// What is said of a folder.
+    /// Returns the options of a folder.
     fn folder_access(&mut self, sections: &[&Section]) -> Access {
         let mut access = Access::default();
         let Some(written) = sections.iter().find_map(|section| section.get(store::FILE_MODE))
@@ -122,7 +123,7 @@ impl Believing<'_> {
         access
     }
 
-    /// Credentials and options, and where the credentials stand.
+    /// Returns credentials and options, and the origin of the credentials.
     fn access(&mut self, sections: &[&Section]) -> (Access, Option<Origin>) {
         let get = |name: &str| sections.iter().find_map(|section| section.get(name));
         let mut access = Access::default();
@@ -166,7 +167,7 @@ impl Believing<'_> {
 
     fn half(&mut self, one: &Written, other: &str) {
         let mistake = one.mistake(format!("{other} is missing: credentials are a pair"));
-        // One that is there, and cannot be used, is among the mistakes already.
+        // If the other key is present but unusable, it is among the mistakes already.
         let is_there = |known: &Mistake| known.key.rsplit('.').next() == Some(other);
         if !self.mistakes.contains(&mistake) && !self.mistakes.iter().any(is_there) {
             self.wrong(mistake);
@@ -184,7 +185,7 @@ impl Believing<'_> {
                 None
             }
             (None, None) => {
-                // Misspelt, it is among the mistakes already.
+                // If the key is misspelt, it is among the mistakes already.
                 if !self.mistakes.iter().any(|one| one.key.starts_with(&section.key)) {
                     self.wrong(section.mistake("the database is missing: write path: or dir:"));
                 }
@@ -239,8 +240,7 @@ impl Believing<'_> {
         })
     }
 
-    /// What replicas are called: by their names, else by their types, with a number where two
-    /// would have the same.
+    /// Gives each replica a name: its own name, else its type. A number tells equal types apart.
     fn name(&mut self, replicas: &mut [Replica]) {
         let mut taken: Vec<String> = Vec::new();
         for replica in replicas {
@@ -306,7 +306,7 @@ impl Believing<'_> {
         let identity = match store::check_url(&url, &layer.access) {
             Ok(identity) => identity,
             Err(error) => {
-                // Wrong options of S3 are told where they stand.
+                // A wrong option of S3 is a mistake of its own key already.
                 if !self.mistakes.iter().any(|one| one.key.starts_with(&raw.key)) {
                     self.wrong(at.mistake(error.message));
                 }
@@ -317,7 +317,7 @@ impl Believing<'_> {
         Some(Replica { name, url, identity, layer, origin: self.origin(at) })
     }
 
-    /// The type of a replica, if it is one that there is.
+    /// Returns the type of a replica, if walferry has that type.
     fn kind(&mut self, raw: &Section, global: &Section) -> Option<&'static str> {
         let by_url = raw.get("url").map(|url| url.text.split(':').next().unwrap_or_default());
         let given = raw.get("type").map(|kind| kind.text.as_str());
@@ -351,7 +351,7 @@ impl Believing<'_> {
         None
     }
 
-    /// A `url:`, which excludes what it has in itself.
+    /// Returns the text of `url:`. Other keys must not repeat parts of the URL, or contradict its options.
     fn given_url(&mut self, url: &Written, raw: &Section) -> Option<String> {
         let mut fits = true;
         for name in ["path", "bucket"] {
@@ -374,7 +374,8 @@ impl Believing<'_> {
         fits.then(|| url.text.clone())
     }
 
-    /// A path, without the prefixes that people write, from the working directory.
+    /// Returns an absolute path without a prefix such as `sqlite://`. A relative path starts at the working
+    /// directory.
     fn path(&mut self, written: &Written) -> Option<PathBuf> {
         let text = written.text.as_str();
         let text = ["sqlite3://", "sqlite://"]
@@ -400,7 +401,7 @@ impl Believing<'_> {
         Some(tidy(&self.surroundings.directory.join(path)))
     }
 
-    /// Two entries for one database, or two replicas in one place, would fight.
+    /// Finds databases with two entries, and places with two replicas: both would conflict.
     fn twice(&mut self, databases: &[Database]) {
         for (i, database) in databases.iter().enumerate() {
             let before = databases.get(..i).unwrap_or_default();
@@ -426,7 +427,8 @@ impl Believing<'_> {
     }
 }
 
-/// Takes a host of a URL apart as Litestream does. What is said elsewhere goes before it.
+/// Splits the host of a URL into bucket, region and endpoint, as Litestream does. Options of other keys go
+/// first.
 fn apart(url: String, access: &mut Access) -> String {
     let Some(rest) = url.strip_prefix("s3://") else { return url };
     let (host, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
@@ -440,15 +442,15 @@ fn apart(url: String, access: &mut Access) -> String {
     format!("s3://{}{path}", found.bucket)
 }
 
-/// A URL for options to be tried with.
+/// A URL to check options with.
 const SOME_URL: &str = "s3://bucket/path";
 
-/// The table's row of a value's name, wherever it stands.
+/// Returns the table's row of a name, at any place of the file.
 fn row_of(name: &str) -> Option<&'static Row> {
     KEYS.iter().find(|row| row.name == name)
 }
 
-/// Without `.` and double slashes. `..` stays: what it means depends on links.
+/// Removes `.` and double slashes. `..` stays, since its meaning depends on links.
 fn tidy(path: &Path) -> PathBuf {
     path.components().filter(|part| !matches!(part, Component::CurDir)).collect()
 }

@@ -1,19 +1,18 @@
-//! `$VAR` and `${VAR}` in a value.
+//! Replaces `$VAR` and `${VAR}` in a value.
 //!
-//! Litestream replaces them in the text of the whole file, before it is read as YAML. Here they are
-//! replaced in each value afterwards: what a variable holds can then be anything, and changes nothing
-//! but this value.
+//! Litestream replaces variables in the text of the whole file, before it parses the YAML. walferry replaces
+//! them in each value afterwards. So a variable may hold any text, and changes only this value.
 
-/// Why a value cannot be expanded.
+/// Reason why a value cannot be expanded.
 #[derive(PartialEq, Eq, Debug)]
 pub(super) enum Failure {
     /// This variable is not set.
     Unset(String),
-    /// `${` without its end, or without a name.
+    /// `${` has no end, or no name.
     Malformed,
 }
 
-/// Replaces variables; `$$` stands for `$`, and a `$` before anything but a name for itself.
+/// Replaces variables. `$$` stands for `$`. A `$` that no name follows stands for itself.
 pub(super) fn expand(
     text: &str,
     variable: &dyn Fn(&str) -> Option<String>,

@@ -1,4 +1,4 @@
-//! Where the file is, and how it gets from the disk into memory.
+//! Finds the configuration file and reads it from disk.
 
 use std::path::{Path, PathBuf};
 
@@ -6,22 +6,22 @@ use super::{Broken, Config, Surroundings, Variables};
 use crate::environment;
 use crate::store::url;
 
-/// Where it is looked for when no variable names it.
+/// Paths of the file if no variable names it.
 const PLACES: [&str; 2] = ["/etc/walferry.yml", "/etc/litestream.yml"];
-/// Variables that name it, the first one first.
+/// Variables that name the file; the first that is set counts.
 const VARIABLES: [&str; 2] = ["WALFERRY_CONFIG", "LITESTREAM_CONFIG"];
-/// Set, variables in the file are not replaced.
+/// If this variable is set and not 0, variables in the file are not replaced.
 const NO_EXPAND: &str = "WALFERRY_NO_EXPAND_ENV";
 /// Longest file in bytes.
 const LEN_MAX: u64 = 1 << 20;
 
-/// The file that the environment names, else one of those in `/etc` if it is there.
+/// Returns the file that the environment names, else the first file of `PLACES` that exists.
 pub fn file_of_environment() -> Option<PathBuf> {
     let given = |name: &&str| environment::variable(name).filter(|value| !value.is_empty());
     if let Some(named) = VARIABLES.iter().find_map(given) {
         return Some(named.into());
     }
-    // What cannot be looked at may be there: reading it will tell.
+    // A path that cannot be examined may have a file. The attempt to read it gives the error.
     let is_there = |place: &&&str| {
         let found = Path::new(place).symlink_metadata();
         !matches!(found, Err(error) if error.kind() == std::io::ErrorKind::NotFound)

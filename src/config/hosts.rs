@@ -1,6 +1,6 @@
-//! Hosts of an `s3://` URL that Litestream takes apart: `bucket.region.provider.com`.
+//! Splits hosts of an `s3://` URL as Litestream does: `bucket.region.provider.com`.
 
-/// What such a host says.
+/// Parts of such a host.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Host {
     pub(super) bucket: String,
@@ -8,7 +8,7 @@ pub(super) struct Host {
     pub(super) endpoint: Option<String>,
 }
 
-/// Providers whose hosts are `bucket.` and one of these, `*` being the region.
+/// Hosts of providers, which follow the bucket and a dot. `*` is the region.
 const PROVIDERS: [&str; 7] = [
     "s3.*.backblazeb2.com",
     "s3.filebase.com",
@@ -19,7 +19,7 @@ const PROVIDERS: [&str; 7] = [
     "s3.amazonaws.com",
 ];
 
-/// Takes a host apart; `None` if it is just the name of a bucket.
+/// Splits a host. Returns `None` if the host is only the name of a bucket.
 pub(super) fn parse(host: &str) -> Option<Host> {
     let (name, _) = host.split_once(':').unwrap_or((host, ""));
     if let Some(bucket) = name.strip_suffix(".localhost") {
@@ -40,7 +40,7 @@ fn of_provider(host: &str, provider: &str) -> Option<Host> {
         return None;
     }
     let region = wanted.iter().position(|wanted| *wanted == "*").and_then(|at| server.get(at));
-    // Of AWS itself the region is enough.
+    // AWS needs only the region.
     let endpoint =
         (!provider.ends_with("amazonaws.com")).then(|| format!("https://{}", server.join(".")));
     Some(Host { bucket: bucket.join("."), region: region.map(ToString::to_string), endpoint })

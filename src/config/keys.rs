@@ -1,19 +1,19 @@
-//! Every key that a file may have: where it stands, what it is, and what walferry does with it.
+//! The table of all keys of a file: the place, the kind, and the meaning of each key.
 //!
-//! The parser, the documentation and the tests are driven by this table.
+//! The parser, the documentation and the tests use this table.
 
-/// Where a key stands.
+/// Part of the file that has a key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Place {
-    /// At the top of the file: for all databases.
+    /// The top of the file: the key applies to all databases.
     Global,
-    /// In an entry of `dbs`.
+    /// An entry of `dbs`.
     Database,
-    /// In `replica`, or in an entry of `replicas`.
+    /// `replica`, or an entry of `replicas`.
     Replica,
 }
 
-/// What may be written as its value.
+/// Kind of a key's value.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
     /// A length of time.
@@ -34,47 +34,48 @@ pub enum Kind {
     Path,
     /// Permission bits in octal.
     Mode,
-    /// One of these words.
+    /// A word of this list.
     Word(&'static [&'static str]),
-    /// Lengths of time that rise: `30s,5m,1h`, a list of these, or a list of `interval: 30s`.
+    /// Rising lengths of time: `30s,5m,1h`, a list of these, or a list of `interval: 30s`.
     Levels,
-    /// An option of the S3 store, which checks it.
+    /// An option of the S3 store, which the store checks.
     Option,
-    /// A list, or a group of keys of its own.
+    /// A list, or a group of keys.
     Structure,
 }
 
-/// What walferry does with a key.
+/// Effect of a key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Meaning {
-    /// What it says.
+    /// The key has its usual effect.
     Supported,
-    /// Nothing: it has no meaning here. Why not.
+    /// The key has no effect, for this reason.
     Note(&'static str),
-    /// The file is refused. Why, and what to use instead.
+    /// The file is refused. The text gives the reason and an alternative.
     Refused(&'static str),
-    /// Only this value can be had; with another one the file is refused. Why, and what to use.
+    /// Only the first value is allowed; any other is refused. The second text gives the reason and an
+    /// alternative.
     Only(&'static str, &'static str),
 }
 
-/// A key.
+/// A row of the table.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
-    /// Its name, with a dot for each group that it is in.
+    /// Name of the key, with the names of its groups and dots in front.
     pub name: &'static str,
-    /// Where it may stand.
+    /// Places of the file that may have the key.
     pub places: &'static [Place],
-    /// The types of replicas that have it; none for all.
+    /// Types of replicas that have the key; empty for all types.
     pub types: &'static [&'static str],
-    /// What may be written.
+    /// Kind of the value.
     pub kind: Kind,
-    /// What is done with it.
+    /// Effect of the key.
     pub meaning: Meaning,
-    /// The setting that it sets, by the name that it has as a URI parameter.
+    /// The setting that the key sets, by the setting's name as a URI parameter.
     pub sets: Option<&'static str>,
-    /// What holds where nothing is written.
+    /// Value that applies without the key, as the documentation shows it.
     pub default: &'static str,
-    /// What it is.
+    /// Description of the key for the documentation.
     pub text: &'static str,
 }
 
@@ -123,22 +124,22 @@ impl Row {
     }
 }
 
-/// An option of the S3 store.
+/// Returns the row of an option of the S3 store.
 const fn option(name: &'static str) -> Row {
     row(name, GR, Kind::Option).of(S3)
 }
 
-/// A key of a type of store that this version does not have.
+/// Returns the row of a key that belongs to a type of store that walferry does not have.
 const fn other(name: &'static str, kind: Kind, types: &'static [&'static str]) -> Row {
     row(name, GR, kind).of(types).refused(NO_STORE)
 }
 
-/// Types of replicas that there are.
+/// Types of replicas that walferry has.
 pub(super) const TYPES: [&str; 2] = ["s3", "file"];
-/// Types that Litestream has besides.
+/// Further types that Litestream has.
 pub(super) const OTHER_TYPES: [&str; 8] =
     ["gs", "gcs", "abs", "sftp", "nats", "webdav", "webdavs", "oss"];
-/// What is said of these.
+/// Message about these types.
 pub(super) const NO_STORE: &str = "this version has stores of the types s3 and file only; use a \
      bucket with an S3 interface (Google Cloud Storage, Oracle, Alibaba OSS, MinIO and many others \
      have one: type s3 with its endpoint), or a folder (type file), which may be mounted";
@@ -161,7 +162,7 @@ const HEARTBEAT: &str = "walferry sends no heartbeats; use walferry_lag() in SQL
 
 /// All keys.
 pub const KEYS: &[Row] = &[
-    // What is replicated.
+    // Databases.
     row("dbs", G, Structure).says("none", "the databases, a list"),
     row("path", D, Path).says("", "a database; relative to the working directory of the process"),
     row("dir", D, Path).says("", "a folder of databases, instead of `path`"),
@@ -189,7 +190,7 @@ pub const KEYS: &[Row] = &[
          name what file or environment name for that database; `off`, none \
          ([more](#uris-and-sql-that-is-not-trusted))",
     ),
-    // A replica.
+    // Replicas.
     row("type", R, Word(&["s3", "file", "gs", "gcs", "abs", "sftp", "nats", "webdav", "webdavs", "oss"]))
         .says("by the URL, else `s3` with a bucket, else `file`", "`s3` or `file`"),
     row("url", R, Text).says("", "`s3://bucket/path` or `file:///path`, instead of `bucket` and `path`"),
@@ -231,7 +232,7 @@ pub const KEYS: &[Row] = &[
         "permission bits of the files in a folder, which hold what the database holds, whatever the umask is; \
          folders that are made for them can be searched by those who may read the files. At least 600",
     ),
-    // The pace, and the history.
+    // Pace and history.
     row("sync-interval", GDR, Time).sets("sync-interval").says("1s", "shortest time between two files; 0 sends each commit"),
     row("shutdown-timeout", GD, Time).sets("shutdown-timeout").says("5s", "how long the end of the process waits for the store"),
     row("shutdown-sync-timeout", G, Time).sets("shutdown-timeout").says("5s", "the same"),
@@ -256,7 +257,7 @@ pub const KEYS: &[Row] = &[
     row("logging.stderr", G, Switch).says("false", "the extension logs to standard error instead of to SQLite's log"),
     row("logging.file", G, Path).says("", "the extension logs to this file instead"),
     row("logging.source", G, Switch).note("lines of the log name the database, not a place in the code"),
-    // Of Litestream's process, its polling and its checkpoints.
+    // Litestream's process, polling and checkpoints.
     row("exec", G, Text).says("", "the program that `walferry replicate` runs"),
     row("addr", G, Text).note(BY_STATUS),
     row("mcp-addr", G, Text).refused("there is no server for MCP; use the program's commands with --json"),
@@ -292,7 +293,7 @@ pub const KEYS: &[Row] = &[
     row("auto-recover", GR, Switch).note("walferry always compares and goes on by itself, and no file of the replica is ever changed for it"),
     row("age.identities", GR, Structure).refused(ENCRYPTION),
     row("age.recipients", GR, Structure).refused(ENCRYPTION),
-    // Of the stores that there are not.
+    // Types of stores that walferry does not have.
     other("account-name", Text, &["abs"]),
     other("account-key", Secret, &["abs"]),
     other("sas-token", Secret, &["abs"]),
@@ -320,17 +321,17 @@ pub const KEYS: &[Row] = &[
     other("webdav-password", Secret, &["webdav", "webdavs"]),
 ];
 
-/// The key of this name at this place.
+/// Returns the row of the key with this name at this place.
 pub(super) fn find(place: Place, name: &str) -> Option<&'static Row> {
     KEYS.iter().find(|row| row.name == name && row.places.contains(&place))
 }
 
-/// Whether there is such a type of replica, here or in Litestream.
+/// True if walferry or Litestream has this type of replica.
 pub(super) fn is_type(word: &str) -> bool {
     TYPES.contains(&word) || OTHER_TYPES.contains(&word)
 }
 
-/// Whether keys stand in a group of this name.
+/// True if this name is a group of keys.
 pub(super) fn is_group(place: Place, name: &str) -> bool {
     KEYS.iter().any(|row| {
         row.places.contains(&place)
@@ -338,14 +339,14 @@ pub(super) fn is_group(place: Place, name: &str) -> bool {
     })
 }
 
-/// The names that may stand in a group (`prefix` with its dot, or empty), without the prefix.
+/// Returns the names of a group's keys without the prefix. `prefix` is the group's name and a dot, or empty.
 pub(super) fn names(place: Place, prefix: &str) -> impl Iterator<Item = &'static str> {
     let at = KEYS.iter().filter(move |row| row.places.contains(&place));
     at.filter_map(move |row| row.name.strip_prefix(prefix))
         .map(|rest| rest.split('.').next().unwrap_or_default())
 }
 
-/// Where else a key of this name stands, in words.
+/// Describes the places at which a key of this name is allowed.
 pub(super) fn elsewhere(name: &str) -> Option<&'static str> {
     let row = KEYS.iter().find(|row| row.name.split('.').next() == Some(name))?;
     Some(match row.places {

@@ -1,18 +1,18 @@
-//! What is wrong with a file: where, which key, why, and what to write instead.
+//! The mistakes of a file: line, key, reason, and a correction.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::Given;
 
-/// One mistake, or one thing worth knowing. It never holds a value that may be secret.
+/// A mistake, or a note. It never holds a value that may be secret.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Mistake {
-    /// From 1; 0 if it is about the file as a whole.
+    /// Line number from 1; 0 for the file as a whole.
     pub line: usize,
-    /// Path of the key, such as `dbs[0].replica.retention`; empty if it is about none.
+    /// Path of the key, such as `dbs[0].replica.retention`; empty if the mistake has no key.
     pub key: String,
-    /// What is wrong, and what to do.
+    /// The mistake, and its correction.
     pub what: String,
 }
 
@@ -34,16 +34,16 @@ impl fmt::Display for Mistake {
     }
 }
 
-/// A file that cannot be used, with all that is wrong with it.
+/// A file that cannot be used, with all its mistakes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Broken {
     /// The file.
     pub file: PathBuf,
-    /// At least one, in the order of their lines.
+    /// At least one mistake, in the order of lines.
     pub mistakes: Vec<Mistake>,
-    /// The file says `strict: true`, as far as that can be read.
+    /// True if the file says `strict: true`, as far as the file can be read.
     pub strict: bool,
-    /// The file's value of `uri-parameters`, as far as that can be read.
+    /// The file's value of `uri-parameters`, as far as the file can be read.
     pub uri: Option<Box<Given>>,
 }
 
@@ -55,7 +55,7 @@ impl Broken {
 }
 
 impl fmt::Display for Broken {
-    /// One line a mistake: `file:line: key: what`.
+    /// Writes one line for each mistake: `file:line: key: what`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, mistake) in self.mistakes.iter().enumerate() {
             let end = if i == 0 { "" } else { "\n" };

@@ -1,9 +1,9 @@
-//! The configuration file: YAML with the keys of Litestream, of its versions 0.3 and 0.5, and some of
-//! walferry's own.
+//! The configuration file: YAML with the keys of Litestream's versions 0.3 and 0.5, and some keys of walferry.
 //!
-//! It is read in two steps: `raw` is what is written, each value with its line, checked against the
-//! table of `keys`; `believed` is what walferry does with it. Text and variables are passed in; of the
-//! disk only the links in paths are read. All mistakes of a file are found at once, and a file with a mistake is not used at all.
+//! `Config::parse` works in two steps. `raw` reads each value with its line and checks it against the table of
+//! `keys`. `believed` turns the values into databases and replicas. The caller passes the text and the
+//! variables; from disk `parse` reads only the links in paths. It finds all mistakes of a file at once, and
+//! rejects a file with a mistake as a whole.
 
 mod believed;
 mod expand;
@@ -31,52 +31,52 @@ use self::raw::Reading;
 pub use crate::canonical::canonical;
 use crate::store::Access;
 
-/// A file, as it is believed.
+/// The contents of a file.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
-    /// The file.
+    /// Path of the file.
     pub file: Arc<Path>,
-    /// Which parameters of a database's URI count ([`crate::uri`]), if the file says so.
+    /// The parameters of a database's URI that count ([`crate::uri`]), if the file names them.
     pub uri: Option<Given>,
-    /// What holds for every database, also for those that the file does not list.
+    /// Values for every database, also for databases that the file does not list.
     pub global: Layer,
     /// The databases, in the file's order.
     pub databases: Vec<Database>,
-    /// Where the extension logs to.
+    /// Settings of the extension's log.
     pub logging: Logging,
     /// The program that a sidecar runs.
     pub exec: Option<String>,
-    /// Keys that have no effect here, and why.
+    /// Keys without effect, with the reasons.
     pub notes: Vec<Mistake>,
 }
 
 /// Values by the names of settings.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Layer {
-    /// What is given, in the form that settings have.
+    /// The values, in the form that settings have.
     pub values: BTreeMap<&'static str, Given>,
-    /// How a store in S3 is reached.
+    /// Credentials and options of the store.
     pub access: Access,
-    /// Where the credentials in it stand.
+    /// Origin of the credentials in `access`.
     pub credentials: Option<Origin>,
 }
 
 /// An entry of `dbs`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Database {
-    /// A database, or with a pattern a folder of databases; absolute.
+    /// Path of a database, or with `pattern` of a folder of databases; absolute.
     pub place: PathBuf,
-    /// Which names in the folder are databases.
+    /// Pattern of the names in the folder that are databases.
     pub pattern: Option<String>,
-    /// Also in folders below it.
+    /// True if the databases in folders below count, too.
     pub recursive: bool,
-    /// Also those that are made later.
+    /// True if databases that are made later count, too.
     pub watch: bool,
-    /// Whether a sidecar restores it first, if it is missing.
+    /// True if a sidecar restores the database first, if it is missing.
     pub restore: bool,
-    /// What holds for it, and for a replica that is not in the file.
+    /// Values for the database, and for a replica of it that is not in the file.
     pub layer: Layer,
-    /// Where it is replicated to, in the file's order.
+    /// Replicas of the database, in the file's order.
     pub replicas: Vec<Replica>,
     /// Line of the entry.
     pub line: usize,
@@ -85,46 +85,46 @@ pub struct Database {
 /// A replica of a database.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Replica {
-    /// What it is called.
+    /// Name of the replica.
     pub name: Option<String>,
     /// Its URL.
     pub url: String,
-    /// What tells it from other replicas.
+    /// URL that distinguishes the replica from others.
     pub identity: String,
-    /// What holds for it.
+    /// Values for the replica.
     pub layer: Layer,
-    /// Where it stands.
+    /// Origin of the replica in the file.
     pub origin: Origin,
 }
 
-/// What the file says of the log.
+/// The file's settings of the log.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Logging {
     /// `off`, `error`, `warn`, `info`, `debug` or `trace`.
     pub level: Option<String>,
-    /// One JSON object a line.
+    /// True if the log has one JSON object a line.
     pub json: bool,
-    /// To standard error.
+    /// True if the log goes to standard error.
     pub stderr: bool,
-    /// To a file.
+    /// File that the log goes to.
     pub file: Option<PathBuf>,
 }
 
-/// Looks an environment variable up.
+/// Returns the value of an environment variable.
 pub type Variables<'a> = dyn Fn(&str) -> Option<String> + 'a;
 
-/// What paths of a file are relative to.
+/// The directories that paths of a file are relative to.
 #[derive(Clone, Debug)]
 pub struct Surroundings {
     /// The working directory.
     pub directory: PathBuf,
-    /// What `~` stands for.
+    /// The directory that `~` stands for.
     pub home: Option<PathBuf>,
 }
 
 impl Config {
-    /// Reads a file's text. `variable` looks an environment variable up; without it `$` means
-    /// nothing.
+    /// Reads a file's text. `variable` returns environment variables. Without `variable`, `$` has no special
+    /// meaning.
     pub fn parse(
         file: &Path,
         text: &str,
@@ -160,8 +160,9 @@ impl Config {
         if believing.mistakes.is_empty() { Ok(config) } else { Err(broken(believing.mistakes)) }
     }
 
-    /// What the file says of the database at this canonical path: an entry for the database itself,
-    /// else the first for a folder that it is in. `None` if there is none.
+    /// Returns the entry for the database at this canonical path, or `None` if the file has none.
+    ///
+    /// An entry for the database itself goes before the first entry for a folder that contains the database.
     pub fn entry(&self, database: &Path) -> Option<Database> {
         let named =
             |entry: &&Database| entry.pattern.is_none() && canonical(&entry.place) == database;
@@ -171,8 +172,8 @@ impl Config {
         self.databases.iter().find_map(|entry| entry.in_folder(database))
     }
 
-    /// The databases that there are on the disk, each with its canonical path, in the file's order;
-    /// one that is named is there in any case.
+    /// Returns the canonical paths of the databases on disk, in the file's order. A database with an entry of
+    /// its own need not exist.
     pub fn files(&self) -> Vec<PathBuf> {
         let mut files: Vec<PathBuf> = Vec::new();
         for entry in &self.databases {
@@ -186,19 +187,19 @@ impl Config {
     }
 }
 
-/// Whether a file that cannot be read otherwise asks for failure instead of silence.
+/// True if a file that cannot be parsed says `strict: true`.
 fn says_strict(text: &str) -> bool {
     values(text, "strict:").any(|(_, value)| matches!(value.as_str(), "true" | "yes" | "on" | "y"))
 }
 
-/// Returns the value of `uri-parameters` in a file that cannot be read otherwise.
+/// Returns the value of `uri-parameters` in a file that cannot be parsed.
 fn says_of_uris(file: &Path, text: &str) -> Option<Box<Given>> {
     let (line, text) = values(text, "uri-parameters:").next()?;
     let origin = Origin::File { file: file.into(), line, key: crate::uri::KEY.to_string() };
     Some(Box::new(Given { text, origin }))
 }
 
-/// The values that a key has at the top of a file that may be no YAML, each with its line.
+/// Returns the values of a key at the top of a file that may not be YAML, each with its line.
 fn values<'a>(text: &'a str, key: &'static str) -> impl Iterator<Item = (usize, String)> + 'a {
     text.lines().enumerate().filter_map(move |(number, line)| {
         let line = line.split('#').next().unwrap_or_default();

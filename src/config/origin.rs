@@ -1,19 +1,19 @@
-//! Where a value comes from.
+//! The origin of a value.
 
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-/// A value and where it comes from.
+/// A value and its origin.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Given {
-    /// As it was written.
+    /// Text of the value. A value of the file has its variables replaced, and the form that settings have.
     pub text: String,
-    /// Where.
+    /// Origin of the value.
     pub origin: Origin,
 }
 
-/// Where a value comes from.
+/// Origin of a value.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Origin {
     /// A parameter in the database's URI.
@@ -22,14 +22,14 @@ pub enum Origin {
     Variable(String),
     /// The configuration file.
     File {
-        /// Its path.
+        /// Path of the file.
         file: Arc<Path>,
-        /// From 1.
+        /// Line number from 1.
         line: usize,
         /// Path of the key.
         key: String,
     },
-    /// Nothing was given.
+    /// No value was given.
     Default,
 }
 

@@ -1,4 +1,4 @@
-//! Which databases an entry of the file means.
+//! Finds the databases of an entry of the file.
 
 use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt as _;
@@ -8,14 +8,15 @@ use super::{Database, pattern};
 use crate::canonical::canonical;
 use crate::store::url;
 
-/// Folders below one another that are looked into.
+/// Most levels of folders that a walk enters.
 const DEPTH_MAX: usize = 64;
-/// What every database begins with (<https://sqlite.org/fileformat2.html#magic_header_string>).
+/// First bytes of every database (<https://sqlite.org/fileformat2.html#magic_header_string>).
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
 impl Database {
-    /// The entry as it is for one database of its folder: each has a place of its own in the replica,
-    /// by its path in the folder. `None` if it is not in it.
+    /// Returns the entry for one database of its folder, or `None` if the database is not in the folder.
+    ///
+    /// Each database has a place of its own in the replica, by its path in the folder.
     pub(super) fn in_folder(&self, database: &Path) -> Option<Database> {
         let wanted = self.pattern.as_deref()?;
         let folder = canonical(&self.place);
@@ -38,7 +39,7 @@ impl Database {
         Some(entry)
     }
 
-    /// The databases of the entry that there are on the disk; one that is named, in any case.
+    /// Returns the databases of the entry that are on disk. An entry for one database always returns its path.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
         self.found().0
     }
@@ -68,12 +69,12 @@ impl Database {
     ) {
         let entries = match std::fs::read_dir(folder) {
             Ok(entries) => entries,
-            // A folder that was deleted since its parent was listed.
+            // The folder was deleted after its parent was listed.
             Err(error) if depth > 0 && error.kind() == io::ErrorKind::NotFound => return,
             Err(error) => return unread.push((folder.to_path_buf(), error)),
         };
         for entry in entries {
-            // Of a link the type is its own: it is not followed.
+            // For a link, `file_type` gives the type of the link itself, so the walk does not follow links.
             let (kind, path) = match entry.and_then(|entry| Ok((entry.file_type()?, entry.path())))
             {
                 Ok(found) => found,
@@ -83,7 +84,7 @@ impl Database {
                     continue;
                 }
             };
-            // The folders beside a database are the owner's alone, and hold no database of their own.
+            // The folders beside a database belong to the owner alone, and contain no other databases.
             let name = path.as_os_str().as_bytes();
             let ours = name.ends_with(b"-walferry") || name.ends_with(b"-restoring");
             if kind.is_dir() && self.recursive && depth < DEPTH_MAX && !ours {

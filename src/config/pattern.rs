@@ -1,11 +1,13 @@
-//! Names of files by patterns, with the meaning that Go's `filepath.Match` gives them.
+//! Matches names of files with patterns, as Go's `filepath.Match` does.
 
-/// Whether a name fits a pattern: `*` any letters, `?` one, `[a-z]` and `[^a-z]` one of them or none
-/// of them, and `\` before a letter that means itself. `None` if the pattern is malformed.
+/// Returns true if a name matches a pattern, or `None` if the pattern is malformed.
+///
+/// `*` stands for any letters and `?` for one letter. `[a-z]` and `[^a-z]` stand for one letter that is in the
+/// range, or not in it. `\` makes the next letter stand for itself.
 pub(crate) fn matches(pattern: &str, name: &str) -> Option<bool> {
     let pattern: Vec<char> = pattern.chars().collect();
     let name: Vec<char> = name.chars().collect();
-    // Where to go on if what follows the last star does not fit: one letter later.
+    // `retry` is the place to go on if the part behind the last star does not match: one letter later.
     let (mut at, mut position, mut retry) = (0, 0, None);
     let fits = loop {
         match pattern.get(at) {
@@ -32,11 +34,11 @@ pub(crate) fn matches(pattern: &str, name: &str) -> Option<bool> {
             _ => break false,
         }
     };
-    // What was not come to may be malformed as well.
+    // The part of the pattern that was not reached may be malformed, too.
     is_well_formed(&pattern).then_some(fits)
 }
 
-/// Whether every part of it means something.
+/// True if no part of the pattern is malformed.
 fn is_well_formed(pattern: &[char]) -> bool {
     let mut at = 0;
     while let Some(&c) = pattern.get(at) {
@@ -52,7 +54,8 @@ fn is_well_formed(pattern: &[char]) -> bool {
     true
 }
 
-/// The part of the pattern that stands for one letter: where it ends, and whether it fits.
+/// Matches the part of the pattern at `at` with one letter. Returns the end of the part, and true if the letter
+/// matches.
 fn one(pattern: &[char], at: usize, letter: Option<char>) -> Option<(usize, bool)> {
     let fits = |known: char| letter == Some(known);
     match *pattern.get(at)? {

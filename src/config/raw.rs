@@ -1,5 +1,6 @@
-//! The file as it is written: each value with its line and the path of its key, checked for its kind
-//! and against the table of keys, and nothing more.
+//! Reads a file as it is written: each value with its line and the path of its key.
+//!
+//! The values are checked only for their kind and against the table of keys.
 
 use std::collections::BTreeMap;
 
@@ -11,30 +12,30 @@ use super::values::{parse_duration, parse_levels, parse_mode, parse_size};
 use super::yaml::{Entry, Node, Value};
 use crate::nearest::near;
 
-/// A value as it is written.
+/// A value of the file.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Written {
-    /// With variables replaced, in the one form that walferry's settings have.
+    /// The value, with variables replaced, in the form that walferry's settings have.
     pub(super) text: String,
-    /// From 1.
+    /// Line number from 1.
     pub(super) line: usize,
-    /// Path of its key, such as `dbs[0].replica.retention`.
+    /// Path of the key, such as `dbs[0].replica.retention`.
     pub(super) key: String,
 }
 
 impl Written {
-    /// A mistake about it.
+    /// Returns a mistake about the value.
     pub(super) fn mistake(&self, what: impl Into<String>) -> Mistake {
         Mistake::at(self.line, &self.key, what)
     }
 }
 
-/// Values of one place, by the names in the table.
+/// Values of one place, by their names in the table.
 #[derive(Default)]
 pub(super) struct Section {
-    /// Line of its beginning.
+    /// First line of the section.
     pub(super) line: usize,
-    /// Path of its keys, such as `dbs[0]`.
+    /// Path of the section, such as `dbs[0]`; empty at the top of the file.
     pub(super) key: String,
     pub(super) values: BTreeMap<&'static str, Written>,
 }
@@ -44,7 +45,7 @@ impl Section {
         self.values.get(name)
     }
 
-    /// A mistake about the section as a whole.
+    /// Returns a mistake about the section as a whole.
     pub(super) fn mistake(&self, what: impl Into<String>) -> Mistake {
         Mistake::at(self.line, &self.key, what)
     }
@@ -62,16 +63,16 @@ pub(super) struct Raw {
     pub(super) databases: Vec<RawDatabase>,
 }
 
-/// What is read besides.
+/// Variables, mistakes and notes of a read.
 pub(super) struct Reading<'a> {
-    /// `None`: variables are not replaced.
+    /// Returns a variable's value. With `None`, variables are not replaced.
     pub(super) variable: Option<&'a Variables<'a>>,
     pub(super) mistakes: Vec<Mistake>,
     pub(super) notes: Vec<Mistake>,
 }
 
 impl Reading<'_> {
-    /// Reads a file's tree. What is wrong is among the mistakes, all of it.
+    /// Reads a file's tree, and collects all mistakes.
     pub(super) fn file(&mut self, root: &Node) -> Raw {
         let mut raw = Raw { global: Section::default(), databases: Vec::new() };
         let Value::Mapping(entries) = &root.value else {
@@ -132,7 +133,7 @@ impl Reading<'_> {
         replicas
     }
 
-    /// The items of a list, with the paths of their keys.
+    /// Returns the items of a list, with the paths of their keys.
     fn list<'a>(&mut self, entry: &'a Entry, key: &str) -> Vec<(&'a Node, String)> {
         match &entry.value.value {
             Value::Sequence(items) => {
@@ -199,7 +200,7 @@ impl Reading<'_> {
         }
     }
 
-    /// The value of a known key, if it is one.
+    /// Returns the value of a known key, if it is valid.
     fn value(&mut self, row: &'static Row, entry: &Entry, key: &str) -> Option<Written> {
         let at = entry.line;
         match row.meaning {
@@ -243,7 +244,7 @@ impl Reading<'_> {
                 Some(written)
             }
             Err(()) => {
-                // What is quoted is what the file says, not what a variable holds.
+                // The message quotes the text of the file, never the value of a variable.
                 let shown = match (&entry.value.value, row.kind) {
                     (_, Kind::Secret) => String::new(),
                     (Value::Scalar { text, .. }, _) => format!("'{}' is not ", shortened(text)),
@@ -256,7 +257,7 @@ impl Reading<'_> {
         }
     }
 
-    /// A list of lengths of time, or of `interval: 30s`, as one text.
+    /// Joins a list of lengths of time, or of `interval: 30s`, to one text.
     fn levels(&mut self, items: &[Node], key: &str) -> Option<String> {
         let mut levels = Vec::new();
         for (number, item) in items.iter().enumerate() {
@@ -312,7 +313,7 @@ impl Reading<'_> {
             }
             Ok(expanded) => Some(expanded),
             Err(Failure::Unset(name)) => {
-                // What stands behind a $ may be a part of the secret itself.
+                // The text behind a $ may be a part of the secret itself.
                 let is_whole = text == format!("${name}") || text == format!("${{{name}}}");
                 let is_secret = kind == Kind::Secret || text.contains('@');
                 let named = if is_secret && !is_whole {
@@ -341,7 +342,7 @@ impl Reading<'_> {
     }
 }
 
-/// A value in the one form that it has from here on.
+/// Returns a value in the form that settings have.
 fn checked(kind: Kind, text: &str) -> Result<String, ()> {
     let trimmed = text.trim();
     let same = |right: bool| if right { Ok(trimmed.to_string()) } else { Err(()) };
@@ -365,12 +366,12 @@ fn checked(kind: Kind, text: &str) -> Result<String, ()> {
         },
         Kind::Word(all) => {
             let word = trimmed.to_ascii_lowercase();
-            // YAML's readers know `off` as false too.
+            // Some YAML readers read `off` as false.
             let word = if word == "false" && all.contains(&"off") { "off".into() } else { word };
             if all.contains(&word.as_str()) { Ok(word) } else { Err(()) }
         }
         Kind::Levels => same(parse_levels(trimmed).is_ok()),
-        // A secret is taken as it is, with all that stands around it.
+        // A secret keeps the spaces around it.
         Kind::Secret => Ok(text.to_string()),
         Kind::Text | Kind::Path | Kind::Option | Kind::Structure => {
             if text.contains('\0') {
@@ -382,7 +383,7 @@ fn checked(kind: Kind, text: &str) -> Result<String, ()> {
     }
 }
 
-/// A switch's word in the form that [`checked`] gives it.
+/// Returns a switch's word in the form that [`checked`] returns.
 fn normal(word: &str) -> &str {
     match word {
         "false" => "off",
@@ -391,7 +392,7 @@ fn normal(word: &str) -> &str {
     }
 }
 
-/// What a kind of value is, in words that follow "not" and "must be".
+/// Describes a kind of value, in words that follow "not" and "must be".
 fn words(kind: Kind) -> String {
     match kind {
         Kind::Time => "a length of time: write it like 500ms, 1s, 5m, 1h30m or 30d".into(),
@@ -411,7 +412,7 @@ fn words(kind: Kind) -> String {
     }
 }
 
-/// Long values are not for messages.
+/// Shortens a value for a message.
 fn shortened(text: &str) -> String {
     let short: String = text.chars().take(40).collect();
     if short.len() < text.len() { format!("{short}...") } else { short }
@@ -419,7 +420,7 @@ fn shortened(text: &str) -> String {
 
 fn unknown(place: Place, prefix: &str, name: &str) -> String {
     let spelt = name.to_ascii_lowercase().replace('_', "-");
-    // The same word with a hyphen first: the nearest in letters may be another.
+    // The same word with hyphens comes first, since another word may be nearer by its letters.
     let same = keys::names(place, prefix).find(|known| *known == spelt);
     if let Some(known) = same.or_else(|| near(&kebab(name), keys::names(place, prefix))) {
         return format!("this key is not known; the nearest is {known}");
@@ -443,7 +444,7 @@ fn unknown(place: Place, prefix: &str, name: &str) -> String {
     format!("this key is not known; there are {}", known.join(", "))
 }
 
-/// `forcePathStyle` becomes `force-path-style`.
+/// Turns `forcePathStyle` into `force-path-style`.
 fn kebab(name: &str) -> String {
     crate::store::s3::kebab_case(name)
 }

@@ -1,15 +1,15 @@
-//! What a value can look like: lengths of time, sizes, levels, switches.
+//! Parses values: lengths of time, sizes, levels, modes and switches.
 
 use std::time::Duration;
 
-/// Level 1, 2 and 3, as Litestream has them.
+/// Default of levels 1, 2 and 3, as Litestream has them.
 pub(crate) const LEVELS: &str = "30s,5m,1h";
 
-/// Level 1 to 8 can have files of joined ones.
+/// Levels 1 to 8 can have compacted files.
 const LEVELS_MAX: usize = 8;
 
-/// Parses a length of time: numbers with `ns`, `us`, `ms`, `s`, `m`, `h` or `d`, as in `500ms`,
-/// `1h30m` and `30d`; a bare 0 is allowed.
+/// Parses a length of time: numbers with `ns`, `us`, `ms`, `s`, `m`, `h` or `d`, as in `500ms`, `1h30m` and
+/// `30d`. A 0 needs no unit.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("'{text}' is not a length of time: write it like 500ms, 1s, 5m or 24h");
     let mut rest = text.trim();
@@ -42,7 +42,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Parses a size in bytes: a number, or one with `KB`, `MB`, `GB`, `TB` (powers of 1024).
+/// Parses a size in bytes: a number, or a number with `KB`, `MB`, `GB`, `TB` (powers of 1024).
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let wrong = || format!("'{text}' is not a size: write it like 500MB or 10GB");
     let text = text.trim().to_ascii_uppercase();
@@ -60,8 +60,8 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(wrong)
 }
 
-/// `30s,5m,1h`, each longer than the one before it, or `off` in the place of a level that is not made;
-/// or `off` for all.
+/// Parses levels such as `30s,5m,1h`. Each is longer than the one before. `off` in place of a time omits the
+/// level, and `off` alone omits all levels.
 pub(crate) fn parse_levels(text: &str) -> Result<Vec<Duration>, String> {
     let level = |text: &str| match parse_time_or_off(text)? {
         Some(Duration::ZERO) => Err("0 is no length of time here: write off".to_string()),
@@ -87,7 +87,7 @@ pub(crate) fn parse_time_or_off(text: &str) -> Result<Option<Duration>, String> 
     }
 }
 
-/// Reads permission bits in octal, such as `640`.
+/// Parses permission bits in octal, such as `640`.
 pub(crate) fn parse_mode(text: &str) -> Result<u32, String> {
     let digits = text.trim();
     let digits = digits.strip_prefix("0o").unwrap_or(digits);

@@ -1,7 +1,7 @@
-//! YAML with positions: a tree in which each value knows its line.
+//! Parses YAML into a tree in which each value has its line.
 //!
-//! The parser is a crate's; here its events become a tree, with anchors and merge keys (`<<`) as Go's
-//! YAML reads them, and with bounds on what a file can make of itself.
+//! A crate parses the text into events. `Builder` makes the tree, with anchors and merge keys (`<<`) as Go's
+//! YAML reads them. Limits bound the size of the tree.
 
 use std::collections::HashMap;
 
@@ -9,22 +9,22 @@ use saphyr_parser::{Event, Parser, ScalarStyle};
 
 use super::mistake::Mistake;
 
-/// Most values of a file, those of aliases counted where they are used.
+/// Most values of a file. The values of an alias count wherever the alias is used.
 const NODES_MAX: usize = 100_000;
 /// Deepest nesting.
 const DEPTH_MAX: usize = 32;
 
-/// A value and where it stands.
+/// A value and its line.
 #[derive(Clone, Debug)]
 pub(super) struct Node {
-    /// From 1.
+    /// Line number from 1.
     pub(super) line: usize,
     pub(super) value: Value,
 }
 
 #[derive(Clone, Debug)]
 pub(super) enum Value {
-    /// A text; `plain` if it was written without quotes, so that it may mean null.
+    /// A text. `plain` is true if the text has no quotes, so that it may mean null.
     Scalar {
         text: String,
         plain: bool,
@@ -33,18 +33,18 @@ pub(super) enum Value {
     Mapping(Vec<Entry>),
 }
 
-/// A key with its line, and its value.
+/// A key, its line and its value.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub(super) key: String,
     pub(super) line: usize,
     pub(super) value: Node,
-    /// It came by a merge key: what is written beside it goes before it.
+    /// True if a merge key brought the entry. A key beside the merge key goes before it.
     merged: bool,
 }
 
 impl Node {
-    /// Whether nothing is written where a value could be.
+    /// True if the value is missing or null.
     pub(super) fn is_null(&self) -> bool {
         match &self.value {
             Value::Scalar { text, plain: true } => {
@@ -54,7 +54,7 @@ impl Node {
         }
     }
 
-    /// What it is, for messages.
+    /// Describes the value for messages.
     pub(super) fn kind(&self) -> &'static str {
         match self.value {
             Value::Scalar { .. } => "a value",
@@ -72,16 +72,16 @@ impl Node {
     }
 }
 
-/// What is being read.
+/// A list or group that the builder is reading.
 enum Open {
     Sequence(usize, Vec<Node>, usize),
-    /// With the key whose value comes next.
+    /// The third field is the key whose value comes next.
     Mapping(usize, Vec<Entry>, Option<(String, usize)>, usize),
 }
 
-/// Reads a file's text; `None` if there is nothing in it but comments.
+/// Parses a file's text. Returns `None` if the text has only comments.
 pub(super) fn parse(text: &str) -> Result<Option<Node>, Mistake> {
-    // Of an own kind, so that a file from Windows is no riddle.
+    // Files from Windows may begin with a byte order mark, which would cause an odd message.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut builder = Builder::default();
     for event in Parser::new_from_str(text) {
@@ -94,7 +94,7 @@ pub(super) fn parse(text: &str) -> Result<Option<Node>, Mistake> {
     Ok(builder.root)
 }
 
-/// The parser's words, or better ones where a tab is the reason.
+/// Returns the parser's message, or a clearer message if a tab is the reason.
 fn syntax(text: &str, line: usize, info: &str) -> String {
     let indented_by_tab =
         |line: &str| line.chars().take_while(|c| c.is_whitespace()).any(|c| c == '\t');
@@ -181,7 +181,7 @@ impl Builder {
         Ok(())
     }
 
-    /// A value is complete: it goes where it belongs.
+    /// Puts a complete value into the list or group that contains it.
     fn put(&mut self, node: Node, anchor: usize, line: usize) -> Result<(), Mistake> {
         if anchor > 0 {
             self.anchors.insert(anchor, node.clone());
@@ -216,7 +216,7 @@ impl Builder {
     }
 }
 
-/// `<<: *anchor`, or a list of such.
+/// Merges the groups of `<<: *anchor`, or of a list of anchors.
 fn merge(entries: &mut Vec<Entry>, from: Node, line: usize) -> Result<(), Mistake> {
     match from.value {
         Value::Mapping(theirs) => {

@@ -1,14 +1,14 @@
-//! The copy: a database in WAL mode that others read, and to which only the follower writes.
+//! The copy: a database in WAL mode that other programs read, and to which only the follower writes.
 //!
-//! Pages are written through SQLite's own table `sqlite_dbpage`
-//! (<https://sqlite.org/dbpage.html>), a step in one transaction. So a reader, whatever program it
-//! is, sees the state before or the one after, is never kept waiting, and keeps nobody waiting: a long
-//! read transaction makes the WAL grow, and that is all. What a kill leaves is what SQLite recovers.
+//! The follower writes pages through SQLite's own table `sqlite_dbpage` (<https://sqlite.org/dbpage.html>), a
+//! step in one transaction. So a reader, whatever program it is, sees the state before or after the step. No
+//! reader waits for the follower, and the follower waits for no reader. A long read transaction only makes the
+//! WAL grow. SQLite recovers the copy after a kill.
 //!
-//! Each step has a connection of its own. SQLite's b-tree keeps what it has found in a page, and does
-//! not notice that the page was written past it; a new connection has found nothing yet. The one
-//! before it stays open for a step: its `PRAGMA data_version` tells whether anybody else has committed
-//! since (<https://sqlite.org/pragma.html#pragma_data_version>).
+//! Each step has a connection of its own. SQLite's b-tree keeps data that it has found in a page, and does not
+//! notice that `sqlite_dbpage` has written the page. A new connection has no such data yet. The connection
+//! before it stays open for a step: its `PRAGMA data_version` tells if any other connection has committed since
+//! (<https://sqlite.org/pragma.html#pragma_data_version>).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -31,13 +31,13 @@ use crate::ltx::{DatabaseChecksum, checksum};
 use crate::restore::{self, rename_new};
 use crate::units::{PageSize, Pgno, Timestamp, Txid};
 
-/// How long to wait for a lock of SQLite's. Readers hold none that the follower needs, but for the
-/// moment in which they recover or checkpoint the WAL.
+/// Longest wait for a lock of SQLite. Readers hold a lock that the follower needs only while they recover or
+/// checkpoint the WAL.
 const BUSY: Duration = Duration::from_secs(5);
-/// Pages between two looks whether the program is to end.
+/// Pages between two checks of [`Stop`].
 const LOOK_EVERY: u32 = 256;
 
-/// The copy, with the place of whoever would follow or replicate it.
+/// The copy, with the lock of its follower or shipper.
 pub(super) struct Copy {
     path: PathBuf,
     dir: PathBuf,
@@ -47,22 +47,22 @@ pub(super) struct Copy {
     _lock: Lock,
 }
 
-/// The connection of the last step, and the data version in that step: it changes if somebody else
-/// commits.
+/// The connection of the last step, and the data version in that step. The version changes if another
+/// connection commits.
 struct Watch {
     db: Connection,
     version: i64,
 }
 
-/// What is at the copy's path.
+/// State of the copy's path.
 pub(super) enum Found {
-    /// Nothing; here is the place for it.
+    /// No database is there, and a copy may be made.
     Nothing(Room),
-    /// A copy that can be gone on with.
+    /// A copy from which the follower can go on.
     Copy(Box<Copy>),
 }
 
-/// The place of a copy that is not there yet.
+/// The place of a copy that does not exist yet.
 pub(super) struct Room {
     path: PathBuf,
     dir: PathBuf,
@@ -78,24 +78,24 @@ pub(super) struct To {
     pub(super) timestamp: Timestamp,
     pub(super) page_size: PageSize,
     pub(super) commit: u32,
-    /// The database that the pages were made for, if they say so.
+    /// Checksum of the database that the pages were made for, if the file names it.
     pub(super) from: Option<DatabaseChecksum>,
-    /// What must come out, if they say so.
+    /// Checksum of the result, if the file names it.
     pub(super) checksum: Option<DatabaseChecksum>,
 }
 
-/// What came of a step.
+/// Result of a step.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// It is done; this many pages were written.
+    /// The step is done; it wrote this many pages.
     Done(u64),
-    /// The pages do not belong on this copy. Nothing was changed.
+    /// The pages do not fit this copy. The copy is unchanged.
     Unfit(String),
 }
 
-/// Takes the place, and looks at what is there.
+/// Takes the lock, and looks for a copy at the path.
 pub(super) fn look(path: &Path, replica: &str, stop: &Arc<Stop>) -> Result<Found, Error> {
-    // SQLite follows links too, and the folder lies beside the file itself.
+    // SQLite follows links, too, and the state folder is beside the file itself.
     let path = match path.canonicalize() {
         Ok(path) => path,
         Err(_) => std::path::absolute(path).map_err(Error::local("cannot find", path))?,
@@ -103,7 +103,7 @@ pub(super) fn look(path: &Path, replica: &str, stop: &Arc<Stop>) -> Result<Found
     let there = path.symlink_metadata().is_ok();
     if !there {
         match restore::check_output(&restore::Options::new(&path)) {
-            // The folder may be that of a follower that has begun, or is at work.
+            // The folder may belong to a follower that has begun, or is running.
             Err(restore::Error::Exists { path: found }) if found == local::state_dir(&path) => {}
             checked => checked?,
         }
@@ -123,7 +123,7 @@ pub(super) fn look(path: &Path, replica: &str, stop: &Arc<Stop>) -> Result<Found
 }
 
 impl Room {
-    /// Nothing may be lost with the database that once was here.
+    /// Checks that no unshipped data of an earlier database is left, and removes that database's state.
     fn empty(self) -> Result<Found, Error> {
         let state = State::load(&self.dir).ok().flatten();
         let unshipped = |dir: &PathBuf| {
@@ -139,7 +139,7 @@ impl Room {
         Ok(Found::Nothing(self))
     }
 
-    /// Goes on with a copy that is there, if it is one, and nobody has written to it.
+    /// Goes on with the copy, if the database is a copy and only the follower has written to it.
     fn resume(self) -> Result<Copy, Error> {
         if let Some(record) = Record::load(&self.dir)? {
             if record.replica != self.replica {
@@ -150,7 +150,7 @@ impl Room {
             copy.prove()?;
             return Ok(copy);
         }
-        // A restore has left it, and nobody has replicated it since.
+        // A restore has left the database, and no process has replicated it since.
         let Some(state) = State::load(&self.dir)? else { return Err(Error::Unknown(self.path)) };
         if state.claimed {
             return Err(Error::Original(self.path));
@@ -179,12 +179,12 @@ impl Room {
         Ok(copy)
     }
 
-    /// Where a database is restored before it becomes the copy.
+    /// Returns the path at which a database is restored before it becomes the copy.
     pub(super) fn scratch(&self) -> PathBuf {
         self.dir.join("new")
     }
 
-    /// Makes the database at [`Room::scratch`], which is proven, the copy.
+    /// Makes the proven database at [`Room::scratch`] the copy.
     pub(super) fn fill(self, restored: &restore::Report) -> Result<Copy, Error> {
         let new = self.scratch();
         let at = adapt_file(&new, restored)?;
@@ -208,27 +208,27 @@ impl Room {
 }
 
 impl Copy {
-    /// The state of the original that it has.
+    /// Returns the state of the original that the copy has.
     pub(super) fn at(&self) -> Txid {
         self.record.at.txid()
     }
 
-    /// When that was committed.
+    /// Returns the commit time of that state.
     pub(super) fn timestamp(&self) -> Timestamp {
         self.record.at.timestamp()
     }
 
-    /// A file beside it that may be overwritten.
+    /// Returns the path of a file beside the copy that may be overwritten.
     pub(super) fn scratch(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
-    /// Its page size.
+    /// Returns the page size of the copy.
     pub(super) fn page_size(&self) -> Option<PageSize> {
         self.record.at.page_size()
     }
 
-    /// Writes these pages, and with them brings it to that state, all or nothing.
+    /// Writes these pages, which bring the copy to the state `to`, in one transaction.
     pub(super) fn step(&mut self, to: To, pages: &mut dyn Pages) -> Result<Outcome, Error> {
         let at = self.record.at;
         if self.page_size() != Some(to.page_size) {
@@ -240,7 +240,7 @@ impl Copy {
         let failed = |doing| Error::sqlite(&self.path, doing);
         let db = open(&self.path)?;
         db.execute_batch("BEGIN IMMEDIATE").map_err(failed("taking the write lock of"))?;
-        // From here on nobody else can commit.
+        // From here on no other connection can commit.
         let ours = self.watch.as_ref().is_some_and(|watch| {
             data_version(&watch.db).is_ok_and(|version| version == watch.version)
         });
@@ -258,7 +258,8 @@ impl Copy {
             Ok(done) => done,
             Err(why) => return Ok(Outcome::Unfit(why)),
         };
-        // Before the commit: if this process ends between the two, the copy itself tells which it is.
+        // The record is saved before the commit. If this process ends between the two, the copy itself shows
+        // its state.
         let mut record = Record { next: Some(next), ..self.record.clone() };
         record.save(&self.dir)?;
         db.execute_batch("COMMIT").map_err(failed("committing to"))?;
@@ -268,15 +269,16 @@ impl Copy {
         Ok(Outcome::Done(written))
     }
 
-    /// Puts on record that the last step is done: nobody asks where the copy is any more.
+    /// Records that the last step is done, when the follower ends.
     pub(super) fn rest(&mut self) -> Result<(), Error> {
         self.watch = None;
         self.record.next = None;
         Ok(self.record.save(&self.dir)?)
     }
 
-    /// Puts another file in its place, since its pages have another size. No program may have it open:
-    /// whoever had would go on with a file that has lost its name, and with a WAL of the same name.
+    /// Replaces the copy by another file, since its page size has changed. No program may have the copy open.
+    ///
+    /// Such a program would go on with a file that has lost its name, and with a WAL of the same name.
     pub(super) fn replace(&mut self, restored: &restore::Report) -> Result<(), Error> {
         let new = self.scratch("new");
         let next = adapt_file(&new, restored)?;
@@ -289,7 +291,8 @@ impl Copy {
             _ => Error::sqlite(&self.path, "taking the lock of")(source),
         };
         db.busy_timeout(Duration::ZERO).map_err(busy)?;
-        // This takes the file's exclusive lock, brings the WAL into it and removes the WAL.
+        // This statement takes the file's exclusive lock, checkpoints the WAL into the file and removes the
+        // WAL.
         let mode: String =
             db.query_row("PRAGMA journal_mode=DELETE", [], |row| row.get(0)).map_err(busy)?;
         if mode != "delete" {
@@ -309,7 +312,7 @@ impl Copy {
         self.attach()
     }
 
-    /// Opens it, and makes sure that it is in one of the places that are on record. Reads every page.
+    /// Opens the copy and checks that it is in one of the places on record. Reads every page.
     fn prove(&mut self) -> Result<(), Error> {
         self.attach_proven()?;
         self.adapt()
@@ -329,7 +332,7 @@ impl Copy {
         Ok(())
     }
 
-    /// Opens it after it was put in its place.
+    /// Opens the copy after the file got its name.
     fn attach(&mut self) -> Result<(), Error> {
         let watch = attach(&self.path)?;
         watch.db.execute_batch("COMMIT").map_err(Error::sqlite(&self.path, "reading from"))?;
@@ -337,7 +340,7 @@ impl Copy {
         Ok(())
     }
 
-    /// Makes page 1 that of a copy, if it is the original's still.
+    /// Adapts page 1 to a copy, if it is still the original's.
     fn adapt(&mut self) -> Result<(), Error> {
         let failed = |doing| Error::sqlite(&self.path, doing);
         let Some(watch) = &self.watch else { return Ok(()) };
@@ -384,7 +387,7 @@ impl Copy {
     }
 }
 
-/// What every page of the copy adds up to, but for the first.
+/// Checksum of the copy's pages except the first, the first page itself, and the size.
 struct Sum {
     pages: u32,
     page_size: u32,
@@ -412,7 +415,7 @@ struct Change<'a> {
 }
 
 impl Change<'_> {
-    /// Writes the pages, and proves what comes out. `Ok(Err)`: they do not fit.
+    /// Writes the pages and proves the result. Returns `Ok(Err)` if the pages do not fit.
     fn write(&self, pages: &mut dyn Pages) -> Result<Result<(Place, u64), String>, Error> {
         let (at, to) = (self.at, self.to);
         let failed = |doing| Error::sqlite(&self.copy.path, doing);
@@ -425,7 +428,7 @@ impl Change<'_> {
         let mut seen = 0u32;
         while let Some((pgno, page)) = pages.next()? {
             if pgno > expected {
-                // Of what is new, every page must be there.
+                // Every page by which the database grows must be in the file.
                 let next = expected + 1 + u32::from(expected + 1 == lock_page);
                 if pgno != next {
                     return Ok(Err(format!("page {next} is missing")));
@@ -474,7 +477,8 @@ impl Change<'_> {
         Ok(Ok((Place::new((to.txid, to.timestamp), size, sum, original), written)))
     }
 
-    /// A page as the original has it at the moment; `None` if it has none, and of the lock page.
+    /// Returns a page as the original has it before the step. `None` if the original does not have the page,
+    /// and for the lock page.
     fn original_page(
         &self,
         read: &mut Statement<'_>,
@@ -506,14 +510,13 @@ fn page(read: &mut Statement<'_>, pgno: Pgno) -> rusqlite::Result<Option<Vec<u8>
     rows.next()?.map(|row| row.get(0)).transpose()
 }
 
-/// Opens the copy as it must be: in WAL mode, every commit durable.
+/// Opens the copy in WAL mode, with durable commits.
 fn open(path: &Path) -> Result<Connection, Error> {
     let failed = |doing| Error::sqlite(path, doing);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Connection::open_with_flags(path, flags).map_err(failed("opening"))?;
     db.busy_timeout(BUSY).map_err(failed("opening"))?;
-    // The first: whatever is in the schema, even what this SQLite does not understand, is no reason not
-    // to copy it.
+    // With writable_schema, SQLite opens the copy even if it does not understand the schema.
     db.execute_batch(
         "PRAGMA writable_schema=ON; PRAGMA trusted_schema=OFF; PRAGMA synchronous=FULL;",
     )
@@ -530,7 +533,7 @@ fn open(path: &Path) -> Result<Connection, Error> {
     Ok(db)
 }
 
-/// A connection in a read transaction, with its data version.
+/// Returns a connection in a read transaction, with its data version.
 fn attach(path: &Path) -> Result<Watch, Error> {
     let failed = |doing| Error::sqlite(path, doing);
     let db = open(path)?;
@@ -544,7 +547,7 @@ fn data_version(db: &Connection) -> rusqlite::Result<i64> {
     db.query_row("PRAGMA data_version", [], |row| row.get(0))
 }
 
-/// Makes page 1 of a restored database that of a copy, durably, before SQLite sees it. Gives the place.
+/// Adapts page 1 of a restored database to a copy, durably, before SQLite opens the file. Returns the place.
 fn adapt_file(path: &Path, restored: &restore::Report) -> Result<Place, Error> {
     use std::os::unix::fs::FileExt;
     let failed = || Error::local("cannot write", path);

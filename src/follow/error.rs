@@ -1,4 +1,4 @@
-//! What can stop a follower, and what a person can do about it.
+//! Errors of a follower, with advice for the user.
 
 use std::fmt;
 use std::io;
@@ -11,75 +11,75 @@ use crate::restore;
 use crate::store::{self, Key};
 use crate::units::Txid;
 
-/// Why the copy was not brought forward. It is a valid database all the same, in the state in which the
-/// last step left it.
+/// Reason why the copy was not brought forward. The copy is still a valid database, in the state of the last
+/// step.
 #[derive(Debug)]
 pub enum Error {
     /// The store did not answer, or refused.
     Store(store::Error),
     /// The replica's files do not lead to its newest state.
     Plan(plan::Error),
-    /// Restoring the whole failed.
+    /// The restore of the whole database failed.
     Restore(restore::Error),
-    /// A file is damaged, or is not what its name says.
+    /// A file is damaged, or does not match its name.
     File {
-        /// Which file.
+        /// The damaged file.
         key: Key,
-        /// What is wrong with it.
+        /// The damage.
         source: ltx::Error,
     },
     /// The replica has only states of Litestream 0.3, which has no transactions to follow.
     Generations,
     /// The replica ends before the state that the copy has.
     Back {
-        /// Where the copy is.
+        /// The copy's state.
         at: Txid,
-        /// Where the replica ends; `None` if it holds nothing.
+        /// The replica's newest state; `None` if the replica has no files.
         head: Option<Txid>,
     },
-    /// Somebody else has written to the copy.
+    /// Another program has written to the copy.
     Changed(PathBuf),
-    /// There is a database, and nothing beside it says that it is a copy of this replica.
+    /// A database is at the path, and no file beside it says that it is a copy of this replica.
     Unknown(PathBuf),
-    /// It is a copy of another replica.
+    /// The database is a copy of another replica.
     OtherReplica {
         /// The copy.
         path: PathBuf,
-        /// The replica to which it belongs.
+        /// The replica of the copy.
         replica: String,
     },
-    /// It is no copy: it is replicated from here.
+    /// The database is no copy: it is replicated from here.
     Original(PathBuf),
-    /// Another process has its place.
+    /// Another process follows or replicates the database.
     Busy {
         /// The copy.
         path: PathBuf,
-        /// The process.
+        /// The process, if known.
         pid: Option<u32>,
     },
-    /// It must be replaced as a whole, and programs have it open.
+    /// The copy must be replaced as a whole, and programs have it open.
     Readers(PathBuf),
-    /// SQLite could not do a step.
+    /// An operation of SQLite failed.
     Sqlite {
         /// The copy.
         path: PathBuf,
-        /// What was tried.
+        /// The operation that failed.
         doing: &'static str,
-        /// What SQLite said.
+        /// The error of SQLite.
         source: rusqlite::Error,
     },
     /// A file beside the copy could not be read or written.
     Local(local::Error),
-    /// This build of the program has a SQLite that cannot do it.
+    /// The SQLite of this build lacks `sqlite_dbpage`.
     Build,
-    /// It was asked to end in the middle of a step, which did not happen.
+    /// The follower was stopped in the middle of a step, which is rolled back.
     Stopped,
-    /// A part of the program stopped without saying why.
+    /// A part of the program stopped without an error of its own.
     Internal(&'static str),
 }
 
 impl Error {
-    /// What to do about it, in one sentence.
+    /// Returns advice for the user, in one or two sentences.
     pub fn advice(&self) -> Option<&'static str> {
         match self {
             Error::Restore(error) => error.advice(),
@@ -107,15 +107,16 @@ impl Error {
         }
     }
 
-    /// Whether it may pass by itself, so that it is tried again.
+    /// True if the error may pass without a restart, so that the follower tries again.
     pub(super) fn passes(&self) -> bool {
         match self {
             Error::Store(error) | Error::Restore(restore::Error::Store(error)) => {
-                // What has worked before can be mended from outside, as credentials are.
+                // The store has worked before. A person can mend errors such as rejected credentials from
+                // outside.
                 error.kind != store::ErrorKind::Invalid
             }
-            // Files come and go while they are looked at, a writer may mend its replica with an image, a
-            // disk can be made free.
+            // Files come and go while the follower looks at them. A writer may mend its replica with an image,
+            // and a user can free disk space.
             Error::Plan(_)
             | Error::Restore(
                 restore::Error::Plan(_)
@@ -213,7 +214,7 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            // Shown as the error itself, so what counts is the cause underneath.
+            // The error itself is shown in place of its wrapper, so the source is the cause below it.
             Error::Store(error) => error.source(),
             Error::Restore(error) => error.source(),
             Error::File { source, .. } => Some(source),

@@ -1,4 +1,4 @@
-//! One file of the replica, whole and proven before a page of it is used.
+//! Fetches a file of the replica and proves the whole file before a page of it is used.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
@@ -12,16 +12,16 @@ use crate::restore::truncated;
 use crate::store::{ErrorKind, Key, Store};
 use crate::units::Pgno;
 
-/// Bytes asked for at once. What is longer waits on the disk.
+/// Bytes of one request. A longer file is kept on disk until it is proven.
 const PIECE: u64 = 8 << 20;
 
 /// Pages in ascending order.
 pub(super) trait Pages {
-    /// The next page; `None` behind the last.
+    /// Returns the next page, or `None` behind the last.
     fn next(&mut self) -> Result<Option<(Pgno, &[u8])>, Error>;
 }
 
-/// A file of the replica that stands up to its checksum.
+/// A file of the replica whose checksum is right.
 #[derive(Debug)]
 pub(super) struct Proven {
     pub(super) key: Key,
@@ -35,7 +35,7 @@ enum Content {
     Disk(PathBuf, File),
 }
 
-/// Reads a file; a long one into `scratch`. `Ok(None)` if there is none.
+/// Reads and proves a file. A long file is stored in `scratch`. Returns `Ok(None)` if the file does not exist.
 pub(super) async fn fetch(
     store: &dyn Store,
     key: Key,
@@ -52,7 +52,8 @@ pub(super) async fn fetch(
         file.write_all(&first).map_err(failed())?;
         let mut len = first.len() as u64;
         loop {
-            // From the last byte that is there on, so that the file's end is no error.
+            // The range begins at the last byte that is known to exist, so that the end of the file is no
+            // error.
             let Some(bytes) = piece(store, key, len - 1).await? else { return Ok(None) };
             let Some((_, news)) = bytes.split_first() else {
                 return Err(truncated(key, "bytes").into());
@@ -107,7 +108,7 @@ impl Content {
 }
 
 impl Proven {
-    /// Its pages, from the first on.
+    /// Returns the pages of the file, from the first on.
     pub(super) fn pages(&self) -> Result<FilePages<'_>, Error> {
         let refuse = |source| Error::File { key: self.key, source };
         let decoder = Decoder::new(self.content.reader()?).map_err(refuse)?;
@@ -130,7 +131,7 @@ impl Pages for FilePages<'_> {
     }
 }
 
-/// The pages of a database that was restored as a whole, but for the lock page.
+/// The pages of a database that was restored as a whole, without the lock page.
 pub(super) struct DatabasePages {
     path: PathBuf,
     file: BufReader<File>,

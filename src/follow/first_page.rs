@@ -1,34 +1,36 @@
-//! The few bytes of page 1 that are not the same in a copy that SQLite writes to.
+//! The few bytes of page 1 that differ in a copy, because SQLite writes to the copy.
 //!
-//! | offset | bytes | what | in the copy |
+//! | offset | bytes | field | in the copy |
 //! |---|---|---|---|
 //! | 18 | 2 | file format versions | 2, 2: WAL mode |
 //! | 24 | 4 | change counter | counted by the copy's own SQLite |
 //! | 64 | 4 | incremental vacuum | 1 if the database has pointer maps, else the original |
-//! | 92 | 8 | for which change counter the size is valid, SQLite's version | as the counter |
+//! | 92 | 8 | change counter for which the size is valid, SQLite's version | as the counter |
 //!
-//! (<https://sqlite.org/fileformat2.html#the_database_header>; `pager_write_changecounter` in
-//! `pager.c` writes the counter whenever page 1 goes to the WAL.) With the third, a commit to the copy
-//! never vacuums: SQLite would move pages at the end of the transaction if the original is in
-//! auto-vacuum mode and a step ends with free pages, and what came out would be another database.
+//! (<https://sqlite.org/fileformat2.html#the_database_header>; `pager_write_changecounter` in `pager.c` writes
+//! the counter whenever page 1 goes to the WAL.)
 //!
-//! What the original has in these places is kept beside the copy, so that checksums are those of the
+//! The value of the incremental vacuum field keeps a commit to the copy from vacuuming. Otherwise SQLite would
+//! move pages at the end of a transaction if the original is in auto-vacuum mode and a step ends with free
+//! pages. The result would be another database.
+//!
+//! The follower keeps the original's values of these fields beside the copy, so that checksums are those of the
 //! original.
 
 use serde::{Deserialize, Serialize};
 
-/// Their places: offset and length.
+/// The fields: offset and length.
 const PLACES: [(usize, usize); 4] = [(18, 2), (24, 4), (64, 4), (92, 8)];
-/// The largest root page; 0 in a database without pointer maps.
+/// Offset of the largest root page, which is 0 in a database without pointer maps.
 const LARGEST_ROOT: usize = 52;
 const INCREMENTAL: usize = 64;
 
-/// What the original has in these places.
+/// The original's values of these fields.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Original([u8; 18]);
 
 impl Original {
-    /// Takes them from the original's page 1.
+    /// Reads the fields from the original's page 1.
     pub(super) fn of(page: &[u8]) -> Original {
         let mut found = Original::default();
         let mut rest = &mut found.0[..];
@@ -42,7 +44,7 @@ impl Original {
         found
     }
 
-    /// Makes the copy's page 1 the original's.
+    /// Turns the copy's page 1 into the original's.
     pub(super) fn restore(&self, page: &mut [u8]) {
         let mut rest = &self.0[..];
         for (at, len) in PLACES {
@@ -55,7 +57,7 @@ impl Original {
     }
 }
 
-/// Makes the original's page 1 that of the copy. The counter is left to SQLite.
+/// Turns the original's page 1 into the copy's. SQLite sets the counter itself.
 pub(super) fn adapt(page: &mut [u8]) {
     if let Some(versions) = page.get_mut(18..20) {
         versions.fill(2);
@@ -66,7 +68,7 @@ pub(super) fn adapt(page: &mut [u8]) {
     }
 }
 
-/// Whether page 1 of a database file is as the copy's must be.
+/// True if page 1 of a database file is adapted to a copy.
 pub(super) fn is_adapted(page: &[u8]) -> bool {
     let mut adapted = page.to_vec();
     adapt(&mut adapted);

@@ -1,15 +1,13 @@
-//! Following: a local copy of a database, only to be read, that is kept at the newest state of a
-//! replica.
+//! Follows a replica: keeps a local, read-only copy of a database at the newest state of the replica.
 //!
-//! What to ask the store for is decided in [`next`], on values. What comes is proven before a page of
-//! it is used ([`fetch`]), and is written as one transaction ([`copy`]), inside of which the checksum
-//! of the whole database is computed and compared with the one that the file names. How far the copy
-//! is, is on record beside it ([`record`]) and shows in the copy itself, so that a follower that was
-//! killed goes on.
+//! [`next`] decides on plain values which request the store gets. [`fetch`] proves a file before a page of the
+//! file is used. [`copy`] writes a file as one transaction. Inside the transaction `copy` computes the checksum
+//! of the whole database and compares it with the checksum that the file names. [`record`] notes the copy's
+//! state beside the copy, and the copy itself shows its state, too. So a follower goes on after a kill.
 //!
-//! Where nothing leads on from the copy's state, everything is restored beside it and proven, and
-//! what differs is written, again as one transaction. Only where the page size has changed, another file
-//! takes the copy's place.
+//! If no files lead on from the copy's state, the follower restores the whole database beside the copy and
+//! proves it. Then the follower writes the pages that differ, again as one transaction. Only if the page size
+//! has changed does another file take the copy's place.
 
 mod copy;
 mod error;
@@ -37,20 +35,21 @@ use fetch::{DatabasePages, Proven};
 use next::{Next, Schedule, Way, way};
 use record::Record;
 
-/// What to follow, and how.
+/// Replica's copy, and settings of a follower.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The copy. Nothing may be there, or a copy of the same replica to which nobody has written.
+    /// Path of the copy. The path must be free, or have a copy of the same replica that only the follower has
+    /// written to.
     pub output: PathBuf,
-    /// Time between two requests while nothing is new.
+    /// Time between two requests while the replica has no new files.
     pub interval: Duration,
-    /// Number of requests at a time while everything is restored.
+    /// Number of requests at a time while the whole database is restored.
     pub parallelism: usize,
-    /// What SQLite checks before a copy that was restored as a whole appears.
+    /// SQLite's check before a copy that was restored as a whole gets its name.
     pub integrity: Integrity,
-    /// Permission bits of a new copy; else 0600.
+    /// Permission bits of a new copy; if `None`, 0600.
     pub mode: Option<u32>,
-    /// Is told how far it is while everything is restored.
+    /// Receives the progress while the whole database is restored.
     pub watch: Option<restore::Watch>,
 }
 
@@ -62,7 +61,7 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// The follower ends as soon as the copy is whole: a step that has not been committed is given up.
+    /// Tells the follower to end as soon as the copy is whole. A step that is not committed is rolled back.
     pub fn set(&self) {
         self.set.store(true, Ordering::Release);
         self.told.notify_waiters();
@@ -75,14 +74,14 @@ impl Stop {
     async fn wait(&self) {
         let told = self.told.notified();
         tokio::pin!(told);
-        // Before the look, so that nothing falls between the two.
+        // The waiter registers before the check, so that a call of `set` between the two wakes it.
         told.as_mut().enable();
         if !self.is_set() {
             told.await;
         }
     }
 
-    /// `None` if it is to end first; what was under way is dropped.
+    /// Runs `work` to its end. Returns `None` if the follower is stopped first; `work` is dropped then.
     async fn or<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;
@@ -92,41 +91,40 @@ impl Stop {
     }
 }
 
-/// What happens.
+/// Event of a follower.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// There was no copy; it was restored.
+    /// There was no copy, and the follower restored it.
     Restored(&'a Report),
-    /// The copy is sound, and in this state.
+    /// The copy is intact, and in this state.
     Resumed {
         /// The state.
         txid: Txid,
-        /// When it was committed.
+        /// Commit time of the state.
         timestamp: Timestamp,
     },
     /// The copy is in this state now.
     Step {
         /// The state.
         txid: Txid,
-        /// When it was committed.
+        /// Commit time of the state.
         timestamp: Timestamp,
         /// Number of pages that were written.
         pages: u64,
-        /// Why everything was restored for it, if it was.
+        /// Reason why the whole database was restored for the step, if it was.
         whole: Option<String>,
     },
-    /// It failed, and is tried again.
+    /// The follower failed, and tries again.
     Trouble {
-        /// Why.
+        /// The error.
         error: &'a Error,
     },
 }
 
-/// Keeps the copy current until `stop`. Gives the last state; `None` if it ended before there was a
-/// copy.
+/// Keeps the copy current until `stop`. Returns the last state, or `None` if there was no copy yet.
 ///
-/// What fails at first ends it; what fails later is told, and tried again after a while, unless it
-/// cannot pass by itself.
+/// An error ends the follower at the start. Later the follower reports an error and tries again after a while,
+/// unless the error cannot pass without a restart.
 pub async fn follow(
     store: Arc<dyn Store>,
     options: Options,
@@ -153,15 +151,15 @@ struct Follower<T> {
     stop: Arc<Stop>,
     tell: T,
     begun: Instant,
-    /// Whether the replica was ever there.
+    /// True if the replica was ever reached.
     reached: bool,
 }
 
-/// The copy, but while a thread has it.
+/// The copy; `None` while a thread has it.
 type Held = Option<Copy>;
 
 impl<T: FnMut(Event<'_>)> Follower<T> {
-    /// Finds the copy or makes it. `Ok(None)`: it was asked to end.
+    /// Finds the copy or makes it. Returns `Ok(None)` if the follower was stopped.
     async fn begin(&mut self) -> Result<Option<Held>, Error> {
         let replica = store::url::identity(self.store.as_ref());
         let (path, stop) = (self.options.output.clone(), self.stop.clone());
@@ -198,9 +196,9 @@ impl<T: FnMut(Event<'_>)> Follower<T> {
         Ok(Some(copy))
     }
 
-    /// Restores the newest state, proven. `None`: it was asked to end.
+    /// Restores the newest state, proven. Returns `None` if the follower was stopped.
     async fn restore_to(&self, path: PathBuf) -> Option<Result<Report, Error>> {
-        // Left by one that ended in the moment before it became the copy.
+        // A follower that ended just before the database became the copy has left these files.
         for name in ["new", "new-wal", "new-shm", "new-journal"] {
             let left = path.with_file_name(name);
             if let Err(error) = std::fs::remove_file(&left)
@@ -233,7 +231,7 @@ impl<T: FnMut(Event<'_>)> Follower<T> {
             }
             match self.go(next, held, &mut schedule).await {
                 Ok(()) => self.reached = true,
-                // That somebody reads the copy says nothing about the replica.
+                // A program that has the copy open proves nothing about the replica.
                 Err(error)
                     if error.passes() && (self.reached || matches!(error, Error::Readers(_))) =>
                 {
@@ -280,7 +278,7 @@ impl<T: FnMut(Event<'_>)> Follower<T> {
                 for file in plan.files {
                     match self.fetch(held, file.key).await? {
                         Some(file) => self.take(held, file, schedule).await?,
-                        // It was joined and removed meanwhile.
+                        // The file was compacted and removed meanwhile.
                         None => {
                             schedule.look_again();
                             break;
@@ -302,7 +300,7 @@ impl<T: FnMut(Event<'_>)> Follower<T> {
         fetched.ok_or(Error::Stopped)?
     }
 
-    /// Applies a file, or if it does not fit, takes the replica's newest state as a whole.
+    /// Applies a file. If the file does not fit, restores the replica's newest state as a whole.
     async fn take(
         &mut self,
         held: &mut Held,
@@ -311,7 +309,7 @@ impl<T: FnMut(Event<'_>)> Follower<T> {
     ) -> Result<(), Error> {
         let key = file.key;
         if held.as_ref().is_some_and(|copy| key.name.max <= copy.at()) {
-            // The copy was taken there as a whole, in between.
+            // A restore of the whole has brought the copy there in between.
             return Ok(());
         }
         let outcome = with(held, move |copy| {
@@ -369,7 +367,7 @@ impl<T: FnMut(Event<'_>)> Follower<T> {
             std::fs::remove_file(&path).map_err(Error::local("cannot remove", &path))?;
             match outcome {
                 Outcome::Done(pages) => Ok(pages),
-                // A step whose end was not known has turned out to be done.
+                // The outcome of an earlier step was not known, and that step was done.
                 Outcome::Unfit(_) if copy.at() > at => Ok(0),
                 Outcome::Unfit(_) => Err(Error::Internal("a proven database did not fit")),
             }
@@ -391,19 +389,21 @@ impl<T: FnMut(Event<'_>)> Follower<T> {
     }
 }
 
-/// How far a copy is, as is written beside it.
+/// State of a copy, as the record beside it gives it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Position {
-    /// The replica, without secrets.
+    /// URL of the replica, without secrets.
     pub replica: String,
-    /// Its state.
+    /// State of the copy.
     pub txid: Txid,
-    /// When that was committed.
+    /// Commit time of the state.
     pub timestamp: Timestamp,
 }
 
-/// Looks into a folder of local state; nothing is locked or proven. While the copy is followed, and after
-/// a kill, it may be one step further. `Ok(None)`: no copy has it.
+/// Reads the record in a folder of local state. Returns `Ok(None)` if no copy has the folder.
+///
+/// The function takes no lock and proves nothing. While a follower runs, and after a kill, the copy may be one
+/// step further.
 pub fn position(dir: &Path) -> Result<Option<Position>, crate::local::Error> {
     let record = Record::load(dir)?;
     Ok(record.map(|record| Position {
@@ -413,7 +413,7 @@ pub fn position(dir: &Path) -> Result<Option<Position>, crate::local::Error> {
     }))
 }
 
-/// Lends the copy to a thread that may wait.
+/// Lends the copy to a thread that may block.
 async fn with<T: Send + 'static>(
     held: &mut Held,
     work: impl FnOnce(&mut Copy) -> Result<T, Error> + Send + 'static,

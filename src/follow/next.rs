@@ -1,9 +1,9 @@
-//! What is asked of the store next, as values: no store, no clock, no disk.
+//! Decides the next request to the store, on plain values: no store, no clock, no disk.
 //!
-//! A follower asks for the file of the next TXID by its name, which is one request and an answer of
-//! a few bytes while there is none. That name may never come although the log goes on: the files of
-//! level 0 are removed some time after they were joined, and a follower that was away for longer
-//! finds nothing there. So after a time without answers, and after failures, it lists the replica.
+//! A follower asks for the file of the next TXID by its name. This is one request, with an answer of a few
+//! bytes while the file does not exist. The file may never come although the log goes on: level-0 files are
+//! removed some time after their compaction. A follower that was away for longer does not find them. So the
+//! follower lists the replica after a time without new files, and after failures.
 
 use crate::engine::Millis;
 use crate::engine::backoff::Backoff;
@@ -13,41 +13,43 @@ use crate::restore::{Instead, forward};
 use crate::store::{FileInfo, Key};
 use crate::units::{Level, Txid};
 
-/// So long, in milliseconds, may the next file be missing before the replica is listed. Far less than
-/// files of level 0 are kept (`l0-retention` is 5 minutes at the least), and ten requests.
+/// Time in milliseconds for which the next file may be missing before the replica is listed.
+///
+/// It is less than the time for which level-0 files are kept: walferry warns of an `l0-retention` under 5
+/// minutes. A listing takes ten requests.
 const LIST_EVERY: Millis = 240_000;
 
-/// What to do next.
+/// The next action of a follower.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Next {
-    /// Ask for this file.
+    /// Request this file.
     Get(Key),
     /// List all levels.
     List,
-    /// Nothing for this long, in milliseconds.
+    /// Wait for this time, in milliseconds.
     Wait(Millis),
 }
 
-/// When to ask for what.
+/// Times of the next requests.
 #[derive(Clone, Debug)]
 pub struct Schedule {
     at: Txid,
     interval: Millis,
-    /// When the next file is asked for.
+    /// Time at which the next file is requested.
     due: Millis,
-    /// When it was last sure that no file leads on from here; `None`: the replica must be listed.
+    /// Last time at which no file was known to lead on from here. `None` if the replica must be listed.
     sure: Option<Millis>,
     backoff: Backoff,
 }
 
 impl Schedule {
-    /// For a copy in state `at`, which nobody has compared with the replica yet. `interval` is the time
-    /// between two requests while nothing is new, in milliseconds.
+    /// Returns a schedule for a copy in state `at` that was not compared with the replica yet. `interval` is
+    /// the time between two requests while the replica has no new files, in milliseconds.
     pub fn new(at: Txid, interval: Millis, seed: u64) -> Schedule {
         Schedule { at, interval, due: 0, sure: None, backoff: Backoff::new(seed) }
     }
 
-    /// What to do at `now`.
+    /// Returns the action at the time `now`.
     pub fn next(&self, now: Millis) -> Next {
         let due = self.due.max(self.backoff.due());
         if now < due {
@@ -59,31 +61,31 @@ impl Schedule {
         }
     }
 
-    /// The copy is in this state now: there may be more at once.
+    /// Notes that the copy is in this state now. The next file is requested at once.
     pub fn moved(&mut self, at: Txid, now: Millis) {
         (self.at, self.due, self.sure) = (at, now, Some(now));
         self.backoff.reset();
     }
 
-    /// The next file is not there.
+    /// Notes that the next file does not exist.
     pub fn missing(&mut self, now: Millis) {
         self.due = now.saturating_add(self.interval);
         self.backoff.reset();
     }
 
-    /// A listing shows nothing that leads on from here.
+    /// Notes that a listing shows no files that lead on from here.
     pub fn nothing_new(&mut self, now: Millis) {
         self.missing(now);
         self.sure = Some(now);
     }
 
-    /// The next file is of no use, or one of a listing was gone: only a new listing tells.
+    /// Requests a listing, because the next file does not fit, or a listed file was gone.
     pub fn look_again(&mut self) {
         self.sure = None;
     }
 
-    /// The store failed. `lasting`: until somebody mends something. `hold`: what it asked for, in
-    /// milliseconds.
+    /// Notes that the store failed. `lasting` is true if a person has to mend something. `hold` is the delay
+    /// that the store asked for, in milliseconds.
     pub fn failed(&mut self, now: Millis, lasting: bool, hold: Option<Millis>) {
         self.backoff.fail(now, lasting);
         if let Some(hold) = hold {
@@ -92,24 +94,24 @@ impl Schedule {
     }
 }
 
-/// The file with which the log goes on from a state, if nothing was joined.
+/// Returns the file that follows a state in a log without compaction.
 pub fn following(at: Txid) -> Key {
     Key { level: Level::L0, name: FileName::single(at.next()) }
 }
 
-/// How a copy gets to what a listing shows.
+/// Way from a copy's state to the newest state of a listing.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Way {
-    /// It is there.
+    /// The copy has the newest state.
     There,
-    /// By these files, one after the other.
+    /// Apply these files, one after the other.
     Steps(Plan),
-    /// Everything is restored, and what differs is written.
+    /// Restore the whole database, and write the pages that differ.
     Whole(Instead),
-    /// The newest state of the replica is this one, which the copy has passed: it was emptied, or
-    /// begun anew.
+    /// The copy is newer than the replica's newest state, which is this. The replica was emptied, or has a new
+    /// log.
     Back(Txid),
-    /// It holds nothing at all.
+    /// The replica has no files.
     Empty,
 }
 
@@ -128,8 +130,8 @@ pub fn way(files: &[FileInfo], at: Txid) -> Result<Way, plan::Error> {
             Ok(steps) => Way::Steps(steps),
             Err(instead) => Way::Whole(instead),
         }),
-        // What leads on from here may be there although its beginning is not any more, or although
-        // there is a hole far behind.
+        // Files may lead on from here although the beginning of the log is gone, or although there is a gap far
+        // before.
         Err(error) => match plan::restore::forward(files, at, head) {
             Some(steps) => Ok(Way::Steps(steps)),
             None => Err(error),
@@ -208,18 +210,18 @@ mod tests {
         assert_eq!(way(&joined, Txid(21)), Ok(Way::There));
         assert_eq!(way(&joined, Txid(22)), Ok(Way::Back(Txid(21))));
         assert_eq!(way(&[], Txid(22)), Ok(Way::Empty));
-        // A snapshot, and what follows it: nothing leads on from 5.
+        // A snapshot and the file that follows it: no files lead on from 5.
         let young = [file(9, 1, 9, 5000), file(0, 10, 10, 500)];
         assert_eq!(way(&young, Txid(5)), Ok(Way::Whole(Instead::NoWay(Txid(5)))));
-        // A hole before the copy is none of its business.
+        // A gap before the copy does not matter.
         let hole = [first, file(0, 5, 5, 500), file(0, 6, 6, 500)];
         assert!(matches!(way(&hole, Txid(5)), Ok(Way::Steps(_))));
         assert!(matches!(way(&hole, Txid(3)), Err(plan::Error::Gap { .. })));
     }
 
     proptest! {
-        /// Whatever a listing shows: steps lead from where the copy is to the newest state, and each
-        /// takes the state that the one before it leads to.
+        /// For any listing, steps lead from the copy's state to the newest state. Each step takes the state
+        /// that the step before it leads to.
         #[test]
         fn steps_lead_without_a_hole(
             files in prop::collection::vec((0u8..10, 1u64..30, 0u64..8, 200u64..9999), 0..40),

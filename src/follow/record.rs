@@ -1,8 +1,8 @@
-//! How far a copy is, beside it: the file `follow` in its state folder.
+//! The record of a copy's state: the file `follow` in its state folder.
 //!
-//! It names two places, since it cannot be replaced in the same moment as the database: where the copy
-//! was, and where the step that was under way leads. Which of them it is shows the copy itself, by its
-//! checksum.
+//! The record names two places, since it cannot be replaced in the same moment as the database. `at` is the
+//! state before the last step, and `next` is the state that the step leads to. The checksum of the copy shows
+//! which of the two is right.
 
 use std::path::{Path, PathBuf};
 
@@ -14,13 +14,13 @@ use crate::local::state::{load_sealed, save_sealed};
 use crate::ltx::DatabaseChecksum;
 use crate::units::{PageSize, Timestamp, Txid};
 
-/// The file, whole.
+/// Contents of the file.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(super) struct Record {
-    /// The replica, without secrets.
+    /// URL of the replica, without secrets.
     pub(super) replica: String,
     pub(super) at: Place,
-    /// Where the last step was to lead.
+    /// State that the last step was to lead to.
     pub(super) next: Option<Place>,
 }
 
@@ -59,7 +59,7 @@ impl Place {
         DatabaseChecksum::from_stored(self.checksum)
     }
 
-    /// `None` if the file was made by hand.
+    /// Returns `None` if a person has edited the file.
     pub(super) fn page_size(&self) -> Option<PageSize> {
         PageSize::new(self.page_size)
     }
@@ -70,12 +70,13 @@ pub(super) fn path(dir: &Path) -> PathBuf {
 }
 
 impl Record {
-    /// `Ok(None)` when there is none; a damaged one is an error of kind `InvalidData`.
+    /// Loads the record. Returns `Ok(None)` if there is none. A damaged record is an error of kind
+    /// `InvalidData`.
     pub(super) fn load(dir: &Path) -> Result<Option<Record>, local::Error> {
         load_sealed(&path(dir))
     }
 
-    /// Replaces it, durably.
+    /// Replaces the record, durably.
     pub(super) fn save(&self, dir: &Path) -> Result<(), local::Error> {
         save_sealed(self, &path(dir), true)
     }

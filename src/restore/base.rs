@@ -1,8 +1,9 @@
-//! An older copy of the database, which is brought forward: only the files after its state are read.
+//! Brings an older copy of the database forward: only the files after its state are read.
 //!
-//! Which state that is, says what an earlier restore has left beside it ([`crate::local::state`]). It is
-//! not believed: the copy is copied, every page of that is read, and the checksums must add up to the
-//! database checksum of that state. So whoever has written to it since is noticed.
+//! [`crate::local::state`], which an earlier restore has left beside the copy, names the copy's state. The
+//! restore does not believe that record. It copies the database and reads every page of the new file. The
+//! checksums of the pages must add up to the database checksum of the recorded state. So a restore notices
+//! every write to the copy.
 
 use std::fs::File;
 use std::num::NonZero;
@@ -23,27 +24,27 @@ use crate::local::state::{Base, State};
 use crate::ltx::{DatabaseChecksum, checksum};
 use crate::units::{PageSize, Txid};
 
-/// Bytes that are copied before it is told.
+/// Bytes that are copied between two reports of progress.
 const COPY_LEN: u64 = 64 << 20;
 /// Bytes that a thread reads at a time.
 const READ_LEN: u64 = 1 << 20;
 /// SQLite's lock bytes: PENDING, RESERVED and the shared ones (os_unix.c, `PENDING_BYTE`).
 const LOCK_BYTES: (u64, u64) = (0x4000_0000, 512);
 
-/// Why everything was fetched although an older copy was there.
+/// Reason why everything was fetched although an older copy was there.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Instead {
-    /// Somebody has written to the copy since it was restored.
+    /// The copy was written to after its restore.
     Changed,
-    /// The copy is newer than what was asked for.
+    /// The copy is newer than the state that was asked for.
     Newer(Txid),
-    /// The files that lead on from the copy's state are not kept any more.
+    /// The replica no longer has the files that lead on from the copy's state.
     NoWay(Txid),
-    /// They are no less than the whole.
+    /// The files since the copy's state are no smaller than the files of the whole plan.
     NotLess,
-    /// The newest file carries no database checksum, by which the result could be proven.
+    /// The newest file carries no database checksum, so nothing could prove the result.
     Untagged,
-    /// The copy is not a state of what the replica holds now.
+    /// The copy is not a state of the log that the replica holds now.
     Disproved(String),
 }
 
@@ -70,7 +71,8 @@ impl fmt::Display for Instead {
     }
 }
 
-/// The copy at the output's path, with the place of whoever would ship it: nobody can begin to.
+/// The copy at the output's path, with the shipper's lock. While we hold the lock, no process can begin to ship
+/// the copy.
 pub(super) struct Older {
     pub(super) base: Base,
     pub(super) page_size: PageSize,
@@ -79,7 +81,7 @@ pub(super) struct Older {
 }
 
 impl Older {
-    /// Looks whether there is one that may be replaced.
+    /// Checks that the copy may be replaced, and takes the shipper's lock.
     pub(super) fn look(path: &Path, replica: &str) -> Result<Older, Error> {
         let refuse = |why| Error::Copy { path: path.into(), why };
         let dir = local::state_dir(path);
@@ -118,9 +120,10 @@ impl Older {
         DatabaseChecksum::from_stored(self.base.checksum)
     }
 
-    /// Reads every page, enters its checksum in the table, and says whether they add up to the state
-    /// that is on record. A database that walferry replicated from here is refused if they do not: then
-    /// nobody knows whether the replica has what is in it.
+    /// Reads every page, enters its checksum in the table, and compares the sum with the recorded state.
+    ///
+    /// If walferry replicated the database from here and the sum differs, the result is `Refusal::Unshipped`.
+    /// Nothing then proves that the replica has the contents of the database.
     pub(super) fn prove(
         &self,
         (file, path): (&File, &Path),
@@ -196,7 +199,7 @@ impl Older {
     }
 }
 
-/// Copies the database, by reference where the file system can.
+/// Copies the database, by reference where the file system supports it.
 pub(super) fn copy(from: &Path, to: &File, watch: Option<&Watch>) -> Result<(), Error> {
     let source = File::open(from).map_err(failed("opening", from))?;
     let len = source.metadata().map_err(failed("looking at", from))?.len();
@@ -211,8 +214,10 @@ pub(super) fn copy(from: &Path, to: &File, watch: Option<&Watch>) -> Result<(), 
     }
 }
 
-/// Whether some other process has a lock of SQLite's on the file: it would go on with a file that has
-/// lost its name. (A connection in WAL mode always has one, another only while it reads or writes.)
+/// Returns an error if another process holds one of SQLite's locks on the file.
+///
+/// Such a process would go on with a file that has lost its name. A connection in WAL mode always holds a lock.
+/// A connection in another mode holds one only while it reads or writes.
 pub(super) fn refuse_if_open(path: &Path) -> Result<(), Error> {
     let file = File::open(path).map_err(failed("opening", path))?;
     let mut wanted = Flock::from(FlockType::WriteLock);
@@ -224,7 +229,7 @@ pub(super) fn refuse_if_open(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// The database checksum of a page table.
+/// Returns the database checksum that the entries of a page table add up to.
 pub(super) fn sum_of_table(
     file: &File,
     path: &Path,

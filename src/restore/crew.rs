@@ -1,4 +1,5 @@
-//! The threads of a restore: one cuts files into stretches, the others bring their pages to the output.
+//! The threads of a restore: one thread cuts files into stretches, the others write the stretches' pages to the
+//! output.
 
 use std::num::NonZero;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -18,19 +19,19 @@ use crate::ltx::{DatabaseChecksum, Header};
 use crate::plan::Plan;
 use crate::store::Key;
 
-/// What the threads have done together.
+/// Result of all threads together.
 pub(super) struct Done {
-    /// The file that leads to the state.
+    /// The newest file of the plan: it leads to the restored state.
     pub(super) last: (Key, Header),
-    /// Of all pages that were written or found.
+    /// Checksum of all pages that the threads wrote or found in the output.
     pub(super) checksum: DatabaseChecksum,
     pub(super) files: usize,
     pub(super) untagged: usize,
-    /// Bytes of page frames that were found in the output.
+    /// Bytes of page frames whose pages were found in the output.
     pub(super) reused: u64,
 }
 
-/// What the threads have to do with.
+/// Access to the store, the runtime and the options for the threads.
 pub(super) struct Crew<'a> {
     pub(super) source: &'a Source,
     pub(super) runtime: &'a Handle,
@@ -38,15 +39,17 @@ pub(super) struct Crew<'a> {
 }
 
 impl Crew<'_> {
-    /// Threads that expand and write: more than there are processors would only wait for each
-    /// other, the writes at the file's lock.
+    /// Returns the number of threads that expand and write.
+    ///
+    /// More threads than processors would only wait for each other, and their writes for the file's lock.
     fn threads(&self) -> usize {
         let requests = self.options.parallelism.max(1);
         std::thread::available_parallelism().map_or(1, NonZero::get).min(requests)
     }
 
-    /// Writes every page of the files, or finds it. Those that no file has are those of an older copy of
-    /// `base` pages.
+    /// Writes every page of the files, or finds it in the output.
+    ///
+    /// Pages that no file has are the pages of an older copy of `base` pages.
     pub(super) fn pages(
         &self,
         making: &Making<'_>,
@@ -73,7 +76,7 @@ impl Crew<'_> {
             reused: &reused,
             meter: &meter,
         };
-        // Stretches in the channel are being fetched already.
+        // The stretches in the channel are already being fetched.
         let (workers, stretches) =
             crossbeam_channel::bounded::<Stretch>(self.options.parallelism.max(1));
         let cutter = Cutter {
@@ -125,17 +128,17 @@ impl Crew<'_> {
             if let Err(error) = send() {
                 fail(error);
             }
-            // The workers end when they have taken what is left.
+            // The workers end when they have taken the stretches that are left in the channel.
             drop(cutter);
         });
         if let Some(error) = failure.into_inner() {
             return Err(error);
         }
-        // Each file was compared with its checksum, or the loop above did not do its work.
+        // Any other number means an error of the loop above.
         if proven.load(Ordering::Relaxed) != files {
             return Err(Error::Internal("not every file's checksum was compared"));
         }
-        // Only now are the headers and indexes proven from which the chain was read.
+        // The chain was read from headers and indexes that are proven only now.
         let untagged = chain.untagged;
         chain.finish()?;
         claims.finish(newest.0, base)?;

@@ -1,4 +1,4 @@
-//! A file's page frames, cut into stretches that are fetched and worked on by themselves.
+//! Cuts the page frames of a file into stretches, which are fetched and expanded independently.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -19,27 +19,27 @@ use crate::ltx::index::Reader;
 use crate::store::Key;
 use crate::units::Pgno;
 
-/// A stretch is cut when it holds this many pages, however well they compress.
+/// A stretch is cut when it holds this many pages, however well the pages compress.
 const STRETCH_PAGES: usize = 16 << 10;
 
 /// Consecutive page frames of one file.
 pub(super) struct Stretch {
     pub(super) proof: Arc<FileProof>,
     pub(super) file: record::Source,
-    /// Its place among the stretches of the file's digest.
+    /// Number of its digest among the digests of the file; the header has number 0.
     pub(super) number: usize,
-    /// Where its frames are in the file.
+    /// First byte of its frames in the file, and the byte behind them.
     pub(super) range: (u64, u64),
     pub(super) frames: Frames,
     pub(super) pages: Vec<Piece>,
 }
 
 pub(super) enum Frames {
-    /// Said to be in the output; fetched if it is not.
+    /// The record says that the pages are in the output. The frames are fetched if the pages are not there.
     There(Written, Source),
     /// Cut from a file that was read whole.
     Here(Bytes),
-    /// On their way since the stretch was cut, so that there are more requests than threads.
+    /// Requested when the stretch was cut, so that there are more requests than threads.
     Coming(JoinHandle<Result<Bytes, Error>>),
 }
 
@@ -69,13 +69,13 @@ impl Frames {
 /// One frame of a stretch.
 pub(super) struct Piece {
     pub(super) pgno: Pgno,
-    /// Its length in bytes.
+    /// Length of the frame in bytes.
     pub(super) len: u32,
-    /// Whether no newer file has the page.
+    /// True if no newer file has the page.
     pub(super) newest: bool,
 }
 
-/// What the cutting of files into stretches needs to know.
+/// Cuts files into stretches for the workers.
 pub(super) struct Cutter<'a> {
     pub(super) source: &'a Source,
     pub(super) runtime: &'a Handle,
@@ -86,7 +86,7 @@ pub(super) struct Cutter<'a> {
 }
 
 impl Cutter<'_> {
-    /// Cuts a file into stretches and sends them to the workers. `Ok(false)`: nobody takes them.
+    /// Cuts a file into stretches and sends them to the workers. Returns `Ok(false)` if no worker takes them.
     pub(super) fn cut(&self, opened: &Opened, claims: &mut Claims) -> Result<bool, Error> {
         let key = opened.key;
         let proof = Arc::new(FileProof::new(key));

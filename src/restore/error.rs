@@ -1,4 +1,4 @@
-//! What can stop a restore, and what a person can do about it.
+//! Errors of a restore, with advice for the user.
 
 use std::fmt;
 use std::io;
@@ -11,134 +11,137 @@ use crate::plan;
 use crate::store::{self, Key};
 use crate::units::{Pgno, Timestamp};
 
-/// Why nothing was restored. Whatever the reason, no output file exists.
+/// Reason why a restore failed. The output's path then holds no new database.
+///
+/// A database that was to be replaced stays in place. The exception is a failed sync of the directory after the
+/// rename: the new database then keeps the name.
 #[derive(Debug)]
 pub enum Error {
     /// The store did not answer, or refused.
     Store(store::Error),
     /// The replica's files do not lead to the target.
     Plan(plan::Error),
-    /// Nothing had been shipped yet at the moment that was asked for.
+    /// The moment that was asked for is older than the oldest state of the replica.
     TooEarly {
-        /// The moment.
+        /// The moment that was asked for.
         at: Timestamp,
-        /// What there is.
+        /// Commit times that the replica covers.
         range: Range,
     },
-    /// What Litestream 0.3 left does not lead to the target.
+    /// The objects of Litestream 0.3 do not lead to the target.
     Generations(plan::generations::Error),
-    /// An object that Litestream 0.3 left is damaged, or one before it is missing.
+    /// An object of Litestream 0.3 is damaged, or an object before it is missing.
     Object {
-        /// Its path below the replica.
+        /// Path of the object below the replica.
         path: String,
-        /// What is wrong with it.
+        /// The damage.
         what: String,
     },
-    /// A file is damaged, or is not what its name says.
+    /// A file is damaged, or does not match its name.
     File {
-        /// Which file.
+        /// The damaged file.
         key: Key,
-        /// What is wrong with it.
+        /// The damage.
         source: ltx::Error,
     },
-    /// Two files follow each other by their names, but not by their database checksums.
+    /// The names of two files follow each other, but their database checksums do not.
     Chain {
-        /// The file before.
+        /// The older file.
         older: Key,
-        /// The file that was made from another state than the older one leads to.
+        /// The newer file, which was made from another state than the state that the older file leads to.
         newer: Key,
     },
     /// The page size changes between two files without a full image.
     PageSize {
-        /// The file before.
+        /// The older file.
         older: Key,
-        /// The file after.
+        /// The newer file.
         newer: Key,
     },
-    /// No file of the plan holds some pages of the database.
+    /// Some pages of the database are in no file of the plan.
     Missing {
-        /// The first such page.
+        /// The first missing page.
         first: Pgno,
-        /// How many there are.
+        /// Number of missing pages.
         count: u64,
-        /// The last file of the plan, which says how many pages the database has.
+        /// The last file of the plan, which names the number of pages of the database.
         key: Key,
     },
     /// The result is not the database that the last file was made from.
     Database {
         /// The last file.
         key: Key,
-        /// The checksum that the file names.
+        /// The checksum that the last file names.
         expected: DatabaseChecksum,
-        /// The checksum of what came out.
+        /// The checksum of the result.
         found: DatabaseChecksum,
     },
-    /// The store failed when much was restored already. That is kept, and the next restore to the
-    /// same output goes on with it.
+    /// The store failed when the restore had already written much. The next restore to the same output goes on
+    /// with the part that is kept.
     BrokenOff {
-        /// What the store said.
+        /// The error of the store.
         source: store::Error,
-        /// The folder in which it is kept.
+        /// The folder with the part that is kept.
         dir: PathBuf,
     },
-    /// Another restore to the same output is at work.
+    /// Another restore to the same output is running.
     Busy {
         /// The output.
         path: PathBuf,
-        /// Its process.
+        /// The process of that restore, if known.
         pid: Option<u32>,
     },
-    /// What is at the output's path may not be replaced.
+    /// The database at the output's path may not be replaced.
     Copy {
         /// The output.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         why: Refusal,
     },
-    /// Something is where the output would go, or belongs to a database there.
+    /// A file is at the output's path, or a file beside it belongs to a database there.
     Exists {
-        /// What is in the way.
+        /// The file in the way.
         path: PathBuf,
     },
-    /// The output path cannot be one.
+    /// The path cannot be an output path.
     Path {
         /// The path.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         why: &'static str,
     },
     /// Writing the output failed.
     Output {
-        /// The file that was written.
+        /// The file.
         path: PathBuf,
-        /// What was tried.
+        /// The operation that failed.
         doing: &'static str,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// SQLite's check of the restored database found faults.
     Integrity {
-        /// What SQLite said, line by line.
+        /// The lines of SQLite's answer.
         findings: Vec<String>,
     },
-    /// A part of the program stopped without saying why.
+    /// A part of the program stopped without an error of its own.
     Internal(&'static str),
 }
 
-/// Why a database is not replaced by a newer state.
+/// Reason why a database is not replaced by a newer state.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Refusal {
-    /// No earlier restore has left its state beside it.
+    /// No earlier restore has left its state beside the database.
     Unknown,
-    /// It was restored from, or replicated to, another replica.
+    /// The database was restored from, or replicated to, another replica.
     OtherReplica(String),
-    /// It holds, or its spool does, what the replica may not have.
+    /// The database or its spool holds data that the replica may not have.
     Unshipped,
-    /// A process ships it.
+    /// A process ships the database; its process id, if known.
     Shipped(Option<u32>),
-    /// Nothing proves that the replica has what is in it.
+    /// Nothing proves that the replica has the contents of the database.
     NotShipped,
-    /// A program has it open; which, if the system tells.
+    /// A program has the database open; its process id, if the system tells it.
     Open(Option<u32>),
 }
 
@@ -175,7 +178,7 @@ impl Error {
         Error::File { key, source: ltx::Error::Truncated(section) }
     }
 
-    /// What to do about it, in one sentence.
+    /// Returns advice for the user, in one or two sentences.
     pub fn advice(&self) -> Option<&'static str> {
         match self {
             Error::Store(error) => match error.kind {
@@ -296,7 +299,7 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            // Shown as the error itself, so what counts is the cause underneath.
+            // The error itself is shown in place of its wrapper, so the source is the cause below it.
             Error::Store(error) | Error::BrokenOff { source: error, .. } => error.source(),
             Error::File { source, .. } => Some(source),
             Error::Output { source, .. } => Some(source),
@@ -323,7 +326,7 @@ impl From<plan::Error> for Error {
     }
 }
 
-/// For `map_err` of what is done with a file here.
+/// Returns a function for `map_err` that adds the operation and the path to an I/O error.
 pub(super) fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_path_buf();
     move |source| Error::Output { path, doing, source }

@@ -1,5 +1,6 @@
-//! Reading a file's outer parts: its header, its page index, its trailer. Files are opened a few
-//! ahead of their turn, so that many small ones do not cost a round trip each.
+//! Reads the outer parts of a file: its header, its page index, its trailer.
+//!
+//! [`Opener`] opens files a few ahead of their turn, so that many small files do not cost a round trip each.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,31 +16,33 @@ use crate::ltx::index::{self, Entry, Mark, Reader, TAIL_LEN};
 use crate::ltx::{self, Checksum, HEADER_LEN, Header, MIN_FILE_LEN, PAGE_HEADER_LEN, page};
 use crate::store::{FileInfo, Key, Store};
 
-/// A stretch of page frames is cut when it is this long in bytes.
+/// Length in bytes at which a stretch of page frames is cut.
 pub(super) const STRETCH_LEN: u64 = 4 << 20;
 
 /// Files up to this length in bytes are read in one request.
 const WHOLE_LEN: u64 = 1 << 20;
 
-/// Files up to this length in bytes are read in one request even if their pages are in the output
-/// already: their outer parts would take two.
+/// Files up to this length in bytes are read in one request even if the output already has pages of them. The
+/// outer parts alone would take two requests.
 const WHOLE_AGAIN_LEN: u64 = 64 << 10;
 
-/// How many requests a file of this length takes, if its pages do not compress to almost nothing.
+/// Returns the number of requests that a file of this length takes.
+///
+/// The number is too small for pages that compress to almost nothing.
 pub fn requests(file: &FileInfo) -> u64 {
     if file.len <= WHOLE_LEN { 1 } else { 2 + file.len.div_ceil(STRETCH_LEN) }
 }
 
-/// Most bytes read from a file's end in the hope that the index is in them.
+/// Most bytes that are read from a file's end in the hope that they contain the whole index.
 const TAIL_MAX: u64 = 2 << 20;
 
-/// Bytes of a long index that are read at once.
+/// Bytes of a long index that are read at a time.
 const INDEX_PIECE: u64 = 1 << 20;
 
-/// An index entry takes at most this many bytes: a page number of 32 bits, an offset and a length.
+/// Most bytes of an index entry: a page number of 32 bits, an offset and a length.
 const ENTRY_MAX: u64 = 20;
 
-/// A store whose traffic is counted.
+/// A store, with counters of the bytes and requests.
 #[derive(Clone)]
 pub(super) struct Source {
     pub(super) store: Arc<dyn Store>,
@@ -52,18 +55,17 @@ impl Source {
         Source { store, fetched: Arc::default(), requests: Arc::default() }
     }
 
-    /// Bytes read so far.
+    /// Returns the number of bytes read so far.
     pub(super) fn fetched(&self) -> u64 {
         self.fetched.load(Ordering::Relaxed)
     }
 
-    /// Requests for files so far.
+    /// Returns the number of requests for files so far.
     pub(super) fn requests(&self) -> u64 {
         self.requests.load(Ordering::Relaxed)
     }
 
-    /// Exactly the bytes of this range: fewer, or more, mean that the file is not what the
-    /// listing said.
+    /// Reads exactly the bytes of this range. Fewer or more bytes mean that the file differs from the listing.
     pub(super) async fn get(&self, key: Key, start: u64, end: u64) -> Result<Bytes, Error> {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let bytes = self.store.get(key, Some(start..end)).await?;
@@ -77,7 +79,7 @@ impl Source {
         }
     }
 
-    /// As [`Source::get`] to the end of a file of this length, which must be its end.
+    /// Reads from `start` to the end of the file, which must have the length of the listing.
     async fn get_end(&self, file: FileInfo, start: u64) -> Result<Bytes, Error> {
         let range = start..file.len.saturating_add(1);
         self.requests.fetch_add(1, Ordering::Relaxed);
@@ -85,9 +87,9 @@ impl Source {
         self.check_end(file, start, bytes)
     }
 
-    /// Each of these as a whole.
+    /// Reads each of these files as a whole.
     async fn get_whole(&self, files: &[FileInfo]) -> Vec<Result<Bytes, Error>> {
-        // One byte more than there should be shows whether there is more.
+        // The range asks for one byte more than the listing's length, which shows whether the file is longer.
         let wanted = files.iter().map(|file| (file.key, 0..file.len.saturating_add(1))).collect();
         self.requests.fetch_add(files.len() as u64, Ordering::Relaxed);
         let each = self.store.get_each(wanted).await;
@@ -106,29 +108,29 @@ impl Source {
     }
 }
 
-/// A file's outer parts, checked against each other and against its name.
+/// The outer parts of a file, checked against each other and against its name.
 pub(super) struct Opened {
     pub(super) key: Key,
-    /// Its length in bytes.
+    /// Length of the file in bytes.
     pub(super) len: u64,
     pub(super) header: Header,
     pub(super) header_bytes: [u8; HEADER_LEN],
-    /// From the six zero bytes behind the pages to the file's end.
+    /// The bytes from the six zero bytes behind the pages to the end of the file.
     pub(super) tail: Bytes,
-    /// Where the page frames end and the tail begins.
+    /// Offset at which the page frames end and the tail begins.
     pub(super) frames_end: u64,
-    /// The whole file, if it is small.
+    /// The whole file, if the file is small.
     pub(super) whole: Option<Bytes>,
 }
 
 impl Opened {
-    /// The index's varints.
+    /// Returns the varints of the index.
     pub(super) fn index(&self) -> &[u8] {
         let end = self.tail.len().saturating_sub(TAIL_LEN);
         self.tail.get(PAGE_HEADER_LEN..end).unwrap_or_default()
     }
 
-    /// What the file checksum covers of the tail, and the checksum itself.
+    /// Returns the part of the tail that the file checksum covers, and the checksum.
     pub(super) fn trailer(&self) -> Result<(&[u8], Checksum), Error> {
         match self.tail.split_last_chunk::<8>() {
             Some((covered, stored)) => Ok((covered, Checksum(u64::from_be_bytes(*stored)))),
@@ -137,7 +139,7 @@ impl Opened {
     }
 }
 
-/// A file's header alone, as its name says it must be.
+/// Reads a file's header, which must name the same TXIDs as the file's name.
 pub(super) async fn header(source: &Source, key: Key) -> Result<Header, Error> {
     let bytes = source.get(key, 0, HEADER_LEN as u64).await?;
     let head = bytes.first_chunk::<HEADER_LEN>().ok_or(Error::truncated(key, "header"))?;
@@ -155,7 +157,7 @@ fn decode_header(bytes: &[u8; HEADER_LEN], key: Key) -> Result<Header, Error> {
     Ok(header)
 }
 
-/// Opens files one after the other, the small ones among them with one call of the store.
+/// Opens files one after the other. Small files are read with one call of the store.
 async fn open_batch(
     source: Source,
     batch: Vec<(FileInfo, bool)>,
@@ -181,7 +183,7 @@ fn check_len(file: &FileInfo) -> Result<(), Error> {
     }
 }
 
-/// `whole`: all of it, where that was read already.
+/// Opens a file. `whole` is its contents, if they were read already.
 async fn open(
     source: &Source,
     file: FileInfo,
@@ -203,7 +205,8 @@ async fn open(
     };
     let header = decode_header(header_bytes, key)?;
     let (index_start, index_len) = index::locate(file.len, &end).map_err(refuse)?;
-    // The index is the one part that is held whole: as long as the pages need, and no longer.
+    // The index is the one part that is held whole in memory. It may be as long as the pages need, and no
+    // longer.
     let most = (u64::from(header.commit) + 1).saturating_mul(ENTRY_MAX).min(index_start);
     if index_len > most {
         return Err(Error::corrupt(key, format!("a page index of {index_len} bytes")));
@@ -223,10 +226,10 @@ async fn open(
     Ok(Opened { key, len: file.len, header, header_bytes: *header_bytes, tail, frames_end, whole })
 }
 
-/// Reads the part of a file's index that is before `end_start`, with the end of the pages in front.
+/// Reads the part of a file's index that is before `end_start`, and the end mark of the pages in front of it.
 ///
-/// It comes piece by piece, and each piece is looked at before the next is asked for: an index that
-/// is long only by its own word, such as one in a hole of a file, takes no memory.
+/// The index comes in pieces, and each piece is checked before the next is requested. So a false length takes
+/// no memory, even if the index lies in a hole of a sparse file.
 async fn index_front(
     source: &Source,
     key: Key,
@@ -249,7 +252,7 @@ async fn index_front(
     Ok(bytes)
 }
 
-/// Whether an entry of the index may stand for a page frame of this file.
+/// Checks that an entry of the index can stand for a page frame of this file.
 pub(super) fn check_entry(
     entry: &Entry,
     header: &Header,
@@ -271,7 +274,7 @@ pub(super) fn check_entry(
     Ok(())
 }
 
-/// Opens files in order, a few ahead of the one that is asked for.
+/// Opens files in order, a few ahead of the file that is asked for.
 pub(super) struct Opener<'a> {
     source: &'a Source,
     runtime: &'a Handle,
@@ -312,8 +315,10 @@ impl<'a> Opener<'a> {
         self.opened.pop_front()
     }
 
-    /// As many of the next files as the store gives best at a time, and as memory allows; each with
-    /// whether pages of it are in the output already, so that perhaps only its outer parts are needed.
+    /// Takes the files of the next batch: as many as the store reads best at a time, and as memory allows.
+    ///
+    /// The flag of a file is true if the output already has pages of it. Perhaps only its outer parts are
+    /// needed then.
     fn next_batch(&mut self) -> Option<Vec<(FileInfo, bool)>> {
         let (mut batch, mut bytes) = (Vec::new(), 0u64);
         while let Some(file) = self.waiting.front() {

@@ -1,15 +1,19 @@
-//! What stands where a restore with `force` puts its database: whether it may go, and how it goes.
+//! Replaces the database at the output's path, for a restore with `force`: checks that it may go, and removes
+//! it.
 //!
-//! It goes in the last moment, when the new one is proven. What SQLite keeps beside a database is the
-//! danger: a WAL or a hot journal would be played into whatever file has the database's name. So SQLite
-//! is asked to finish the old database first, which takes the lock of the file and removes both, and
-//! the lock is held until the new one has the name. Where the old one cannot be opened as a database,
-//! which may be why it is replaced, they are removed before the new one gets its name: of a file that is
-//! no database a kill in between takes nothing.
+//! The old database is replaced at the last moment, when the new one is proven. The files that SQLite keeps
+//! beside a database are the danger. SQLite would play a WAL or a hot journal into any file that has the
+//! database's name. So [`Former::finish`] has SQLite finish the old database first. SQLite takes the lock of
+//! the file and removes the WAL and the journal. `finish` returns the connection, which holds the lock until
+//! the new database has the name.
 //!
-//! A program that has the file open would go on with a file that has lost its name, and remove or
-//! write journals under names that are the new one's. Nothing makes that right, so it is refused,
-//! however often it is asked for.
+//! SQLite may be unable to open the old file as a database; the file may be replaced for this reason. Then
+//! `finish` removes the WAL and the journal before the new database gets its name. A kill in between loses
+//! nothing, because the old file is no database.
+//!
+//! A program that has the old file open would go on with a file that has lost its name. The program would
+//! remove or write journals under names that belong to the new database. No precaution helps against this, so
+//! the restore refuses, with `--force` once or twice.
 
 use std::fs::{self, File};
 use std::io;
@@ -28,22 +32,22 @@ use crate::local::{self, replicas};
 use crate::units::WalPosition;
 use crate::wal;
 
-/// What SQLite keeps beside a database.
+/// Suffixes of the files that SQLite keeps beside a database.
 const JOURNALS: [&str; 3] = ["-journal", "-wal", "-shm"];
 
-/// The database that is to go, with the place of whoever would ship it.
+/// The database that is to be replaced, with the locks of its shippers.
 #[derive(Debug)]
 pub(super) struct Former {
     path: PathBuf,
-    /// What walferry keeps beside it, for each of its replicas.
+    /// The state folders beside the database, one for each of its replicas.
     kept: Vec<Kept>,
 }
 
-/// A folder of local state, with the shipper's place.
+/// A folder of local state, with the shipper's lock.
 #[derive(Debug)]
 struct Kept {
     dir: PathBuf,
-    /// What was not shipped.
+    /// Files of the spool that were not shipped.
     waiting: Vec<Entry>,
     _lock: Lock,
 }
@@ -80,7 +84,9 @@ impl Kept {
 }
 
 impl Former {
-    /// Looks whether it may be replaced. `unshipped`: also if it holds what its replica may not have.
+    /// Checks that the database may be replaced, and takes its shippers' locks.
+    ///
+    /// With `unshipped`, a database may also be replaced if it holds data that its replica may not have.
     pub(super) fn look(path: &Path, unshipped: bool) -> Result<Former, Error> {
         refuse_if_open(path)?;
         let mut kept = Vec::new();
@@ -90,10 +96,13 @@ impl Former {
         Ok(Former { path: path.into(), kept })
     }
 
-    /// Makes it a file that nothing beside it belongs to. With the answer goes the lock that keeps
-    /// others from opening it; to be held until the name is another file's.
+    /// Removes the files that SQLite keeps beside the database.
+    ///
+    /// The returned connection holds a lock that keeps other processes from opening the database. Hold it until
+    /// the name is the new file's.
     pub(super) fn finish(&self) -> Result<Option<Connection>, Error> {
-        // Before SQLite has it open: closing any descriptor of the file drops this process's locks.
+        // This check comes before SQLite has the file open: closing any descriptor of the file drops this
+        // process's locks.
         refuse_if_open(&self.path)?;
         let len = fs::metadata(&self.path).map_or(0, |meta| meta.len());
         let held = if len == 0 { None } else { self.lock()? };
@@ -109,12 +118,12 @@ impl Former {
         Ok(held)
     }
 
-    /// `Ok(None)`: it is no database, so there is nothing to finish.
+    /// Finishes the database and locks it. Returns `Ok(None)` if the file is no database.
     fn lock(&self) -> Result<Option<Connection>, Error> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE;
         let locked = Connection::open_with_flags(&self.path, flags).and_then(|db| {
             db.busy_timeout(Duration::ZERO)?;
-            // Plays back a hot journal, brings the WAL into the file, and removes both.
+            // Plays back a hot journal, checkpoints the WAL into the file, and removes both.
             let mode = "PRAGMA journal_mode=DELETE";
             let mode: String = db.query_row(mode, [], |row| row.get(0))?;
             db.execute_batch("BEGIN EXCLUSIVE")?;
@@ -133,7 +142,7 @@ impl Former {
         }
     }
 
-    /// Gives up what was kept beside it. Files that were not shipped are moved aside, to `kept-<n>`.
+    /// Gives up the local state beside the database. Files that were not shipped are moved to `kept-<n>`.
     pub(super) fn forget(&self) -> Result<(), local::Error> {
         self.kept
             .iter()
@@ -141,8 +150,10 @@ impl Former {
     }
 }
 
-/// Whether nothing was committed there that the replica does not have: the file is as it was left when
-/// all was shipped, or what is committed in its WAL ends just where the replica does.
+/// True if the replica has every commit of the database.
+///
+/// If there is no WAL, the file must be as it was when everything was shipped. If there is one, its last commit
+/// must be at the replica's position.
 fn has_all(path: &Path, state: &State) -> bool {
     let Some(base) = state.base else { return false };
     let wal = local::wal_path(path);
@@ -159,8 +170,9 @@ fn has_all(path: &Path, state: &State) -> bool {
     })
 }
 
-/// Whether a process has the file open: by SQLite's locks, and where the system tells, by its open
-/// files. A connection that is not in WAL mode has no lock while it does nothing.
+/// Returns an error if a process has the file open, by SQLite's locks and by `/proc`.
+///
+/// A connection that is not in WAL mode holds no lock while it is idle.
 fn refuse_if_open(path: &Path) -> Result<(), Error> {
     let Ok(meta) = fs::metadata(path) else { return Ok(()) };
     if let Some(pid) = opener((meta.dev(), meta.ino())) {
@@ -169,7 +181,7 @@ fn refuse_if_open(path: &Path) -> Result<(), Error> {
     base::refuse_if_open(path)
 }
 
-/// Some other process that has the file open, as far as `/proc` tells.
+/// Returns another process that has the file open, as far as `/proc` tells.
 fn opener(file: (u64, u64)) -> Option<u32> {
     let ours = std::process::id();
     for process in fs::read_dir("/proc").ok()?.flatten() {
@@ -207,13 +219,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, copy) = (dir.path().join("app.db"), dir.path().join("copy.db"));
         let db = database(&path, true);
-        // As a crash leaves it: what was committed is in the WAL only.
+        // A crash leaves such files: the commits are in the WAL only.
         fs::copy(&path, &copy).unwrap();
         fs::copy(local::beside(&path, "-wal"), local::beside(&copy, "-wal")).unwrap();
         let former = Former::look(&copy, false).unwrap();
         let held = former.finish().unwrap().unwrap();
         assert_eq!(beside(&copy), [""; 0].map(PathBuf::from));
-        // Until the lock is dropped nobody else gets in.
+        // No other connection gets in until the lock is dropped.
         let other = Connection::open(&copy).unwrap();
         other.busy_timeout(Duration::ZERO).unwrap();
         let count =

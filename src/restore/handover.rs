@@ -1,5 +1,5 @@
-//! Leaving local state beside a restored database, so that replication goes on from it without a
-//! full image: the page table, and where the log stands.
+//! Leaves local state beside a restored database: the page table and the position in the log. Replication then
+//! goes on without a full image.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use crate::local::state::{Base, Clean, Fingerprint, State};
 use crate::store::Store;
 use crate::units::WriterId;
 
-/// Restores, and leaves the state of a new lineage beside the database. That lineage claims its
-/// place in the log when the database is first opened for replication.
+/// Restores, and leaves the state of a new writer beside the database. The writer takes over the log when the
+/// database is first opened for replication.
 ///
-/// A state that cannot be written does not spoil the restore: the second value says why, and the
+/// The restore succeeds even if the state cannot be written. The second value then gives the reason, and the
 /// first replication begins with a full image.
 pub async fn restore_with_state(
     store: Arc<dyn Store>,
@@ -24,7 +24,7 @@ pub async fn restore_with_state(
     restore_and(store, options, true).await
 }
 
-/// The state folder before it has its name, in the restore's folder.
+/// The state folder before it has its name. It is in the restore's folder.
 pub(super) struct Staging {
     dir: PathBuf,
 }
@@ -35,13 +35,14 @@ impl Staging {
         Ok(Staging { dir })
     }
 
-    /// Where the page table goes.
+    /// Path of the page table.
     pub(super) fn pages(&self) -> PathBuf {
         self.dir.join("pages")
     }
 
-    /// Adds the state to the page table that is there. The database has its name by now, which changes
-    /// the file's times in one place; `before` is how it looked.
+    /// Adds the state to the page table. `before` is the database's fingerprint before the rename.
+    ///
+    /// The database has its final name by now. The rename changes one of the file's times.
     pub(super) fn fill(
         &self,
         before: Fingerprint,
@@ -50,7 +51,7 @@ impl Staging {
         report: &Report,
     ) -> Result<(), String> {
         let now = Fingerprint::of(database).map_err(|error| error.to_string())?;
-        // Who has opened and changed it since then is found by a comparison.
+        // If a process has opened and changed the file since then, a comparison finds the change.
         let fingerprint = if before.is_renamed(&now) { now } else { before };
         let base = Base {
             txid: report.txid.0,
@@ -67,15 +68,17 @@ impl Staging {
             ..State::new(WriterId(local::state::random_id()), replica)
         };
         state.save(&self.dir, true).map_err(|error| error.to_string())?;
-        // The user whose database is replaced goes on with it.
+        // The owner of the replaced database owns the folder, too.
         Folder::open(&self.dir)
             .and_then(|folder| folder.hand_over(Like::of(database)?))
             .map_err(|error| error.to_string())
     }
 
-    /// Gives the folder its name. Where a copy is replaced, its files take the place of those that are
-    /// there, whose lock we hold. Between the two the old state stands beside the new database, and
-    /// whoever reads it finds that they do not fit.
+    /// Gives the folder its name. If a copy is replaced, the new files take the place of the files in the old
+    /// folder, whose lock we hold.
+    ///
+    /// Between the two renames the old state stands beside the new database. A process that reads the state
+    /// finds that it does not fit.
     pub(super) fn publish(self, dir: &Path, place: Place) -> Result<(), String> {
         let moved = match place {
             Place::Copy => self.move_into(dir),

@@ -1,4 +1,4 @@
-//! SQLite's own opinion of the restored database, asked before it gets its name.
+//! SQLite's own check of the restored database, before the database gets its name.
 
 use std::fmt::Write as _;
 use std::io;
@@ -10,10 +10,10 @@ use rusqlite::{Connection, OpenFlags};
 use super::Integrity;
 use super::error::{Error, failed};
 
-/// SQLite stops after this many findings; they are to be read by a person.
+/// SQLite stops after this many findings: a person reads them.
 const FINDINGS_MAX: usize = 20;
 
-/// Runs the check on a database file that nobody else uses. Leaves nothing beside it.
+/// Runs the check on a database file that no other process uses. Leaves no files beside it.
 pub(super) fn check(path: &Path, integrity: Integrity) -> Result<(), Error> {
     let pragma = match integrity {
         Integrity::None => return Ok(()),
@@ -42,7 +42,7 @@ fn run(path: &Path, pragma: &str) -> rusqlite::Result<Vec<String>> {
     rows.collect()
 }
 
-/// An immutable file takes no lock, and even in WAL mode gets no -wal and no -shm.
+/// Returns a URI with `immutable=1`: SQLite takes no lock and makes no -wal and no -shm, even in WAL mode.
 fn uri(path: &Path) -> String {
     let mut uri = String::from("file:");
     for &byte in path.as_os_str().as_bytes() {

@@ -1,4 +1,4 @@
-//! One restore, from the plan on: everything is fetched, or only what an older copy or a restore that
+//! One restore, from the plan on. It fetches everything, or only the files that an older copy or a restore that
 //! was broken off does not have.
 
 use std::fs::File;
@@ -52,7 +52,7 @@ impl Job<'_> {
         }
     }
 
-    /// Fetches everything, or what an earlier restore has not.
+    /// Fetches everything, except the stretches that an earlier restore has written.
     fn whole(
         &self,
         work: &mut Workplace,
@@ -94,8 +94,8 @@ impl Job<'_> {
         };
         let Header { commit, page_size, .. } = last.header;
 
-        // A page frame has a least length, so that the length of the files bounds the number of
-        // pages, but for the lock page, before anything is made of that size.
+        // A page frame has a minimum length, so the length of the files bounds the number of pages. The lock
+        // page has no frame. This check comes before anything of that size is allocated.
         let least = page::min_page_frame_len(page_size);
         let frames = self.plan.files.iter().map(|file| file.len / least);
         if frames.fold(1u64, u64::saturating_add) < u64::from(commit) {
@@ -125,8 +125,8 @@ impl Job<'_> {
         self.finish(making, self.plan, &done)
     }
 
-    /// Copies the older copy and writes what is newer over it. `Ok(Err)`: this is no way, and
-    /// everything must be fetched.
+    /// Copies the older copy and writes the newer pages over it. Returns `Ok(Err)` if everything must be
+    /// fetched.
     fn bring_forward(
         &self,
         work: &Workplace,
@@ -136,7 +136,8 @@ impl Job<'_> {
         let plan = match forward(self.files, self.plan, older.txid()) {
             Ok(plan) => plan,
             Err(instead) => {
-                // Also where it is replaced as a whole, nothing may be lost that was replicated from here.
+                // The copy is replaced as a whole. Data that was replicated from here must not get lost by
+                // that, either.
                 let file = File::open(output).map_err(failed("opening", output))?;
                 let proof = older.prove((&file, output), None, watch, output)?;
                 return Ok(Err(proof.err().unwrap_or(instead)));
@@ -175,8 +176,8 @@ impl Job<'_> {
                 report.from = Some(older.txid());
                 Ok(Ok((report, not_left)))
             }
-            // The replica may have been begun anew, or its newest files be damaged where older ones are
-            // not: that comes out when everything is fetched.
+            // The replica may hold a new log by now, or its newest files may be damaged and older ones
+            // intact. A restore that fetches everything finds out.
             Err(
                 error @ (Error::File { .. }
                 | Error::Chain { .. }
@@ -188,7 +189,7 @@ impl Job<'_> {
         }
     }
 
-    /// The copy is in the state that is wanted, if both it and the replica say so.
+    /// Leaves the copy in place if its own pages and the replica prove that it is in the target state.
     fn same(&self, older: &Older) -> Result<Result<Outcome, Instead>, Error> {
         let (output, watch) = (&self.options.output, self.options.watch.as_ref());
         let file = File::open(output).map_err(failed("opening", output))?;
@@ -233,13 +234,13 @@ impl Job<'_> {
         let staged = staging.as_ref().and_then(|staging| staging.as_ref().ok());
         let given = self.options.page_table.clone();
         let table = given.or_else(|| staged.map(Staging::pages));
-        // An older copy is summed up by its table.
+        // The checksum of an older copy that was brought forward comes from its page table.
         let table = table.or_else(|| (name == "copy").then(|| work.entry("pages")));
         let table = table.as_deref().map(Temporary::create).transpose()?;
         Ok(Making { work, place, name, path: work.entry(name), database, table, staging })
     }
 
-    /// Proves what came out and gives it its name.
+    /// Proves the result and gives it its name.
     fn finish(&self, making: Making<'_>, plan: &Plan, done: &Done) -> Result<Outcome, Error> {
         let Done { last: (last_key, last), .. } = *done;
         let target = making.target(last.page_size);
@@ -267,7 +268,7 @@ impl Job<'_> {
         Ok((report, not_left))
     }
 
-    /// What is known of a state from its last file's header; no file was read yet.
+    /// Returns a report from the header of a state's last file. No file was read yet.
     fn report(&self, last: &Header, checksum: DatabaseChecksum) -> Report {
         Report {
             txid: self.plan.txid,

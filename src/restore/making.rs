@@ -1,4 +1,4 @@
-//! The database that is being made, from its temporary name to its own.
+//! The database in the restore's folder, until it gets its final name.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -14,11 +14,11 @@ use crate::local;
 use crate::local::state::Fingerprint;
 use crate::units::PageSize;
 
-/// The database that is being made, and what goes with it.
+/// The database that the restore is making, its page table and its state.
 pub(super) struct Making<'a> {
     pub(super) work: &'a Workplace,
     pub(super) place: Place,
-    /// Its entry in the folder.
+    /// Name of the database's entry in the restore's folder.
     pub(super) name: &'static str,
     pub(super) path: PathBuf,
     pub(super) database: &'a File,
@@ -36,7 +36,7 @@ impl Making<'_> {
         }
     }
 
-    /// Gives everything its name. Says why no state is left, if it was to be.
+    /// Gives all files their names. Returns the reason if a state was to be left and is not.
     pub(super) fn publish(
         self,
         output: &Path,
@@ -48,7 +48,7 @@ impl Making<'_> {
         }
         let before = Fingerprint::of(&self.path).map_err(failed("looking at", &self.path))?;
         if self.place == Place::Copy {
-            // Since the first look somebody may have opened it.
+            // A program may have opened the copy since the first check.
             base::refuse_if_open(output)?;
         }
         self.work.publish(self.name, self.database, self.place)?;
@@ -65,7 +65,7 @@ impl Making<'_> {
     }
 }
 
-/// Makes the lock page a page of zeros, whatever was written there before.
+/// Fills the lock page with zeros, whatever was written there before.
 pub(super) fn clear_lock_page(target: &Target<'_>, commit: u32) -> Result<(), Error> {
     let lock_page = target.page_size.lock_page();
     if lock_page > commit {
@@ -76,8 +76,8 @@ pub(super) fn clear_lock_page(target: &Target<'_>, commit: u32) -> Result<(), Er
     target.database.write_all_at(&zeros, at).map_err(failed("writing", target.path))
 }
 
-/// Gives the files their length, now that every page is known to be there: what was not written
-/// reads as zeros, and is only the lock page.
+/// Gives the files their lengths. Every page is known to be there by now, so only the lock page was not
+/// written; it reads as zeros.
 pub(super) fn set_lengths(target: &Target<'_>, commit: u32) -> Result<(), Error> {
     let len = u64::from(commit) * u64::from(target.page_size.get());
     target.database.set_len(len).map_err(failed("setting the length of", target.path))?;

@@ -1,26 +1,32 @@
-//! Restoring a database from a replica.
+//! Restores a database from a replica.
 //!
-//! The plan's files are taken from the newest to the oldest. A file's page index says which pages
-//! it has; the first file to claim a page has its newest image. The frames are fetched in
-//! stretches, expanded and written by several threads at once. Everything is proven before the
-//! output gets its name: the checksum of every file, the chain of database checksums from file to
-//! file where the files carry them, that no page is missing, and the checksum of the result.
+//! A restore reads the plan's files from the newest to the oldest. A file's page index names the pages of the
+//! file. The first file that claims a page has the newest image of the page. Tasks of the runtime fetch the
+//! frames in stretches. Several threads expand and write the stretches at once.
 //!
-//! What comes from the store is not trusted: lengths are checked against the listing before
-//! anything is allocated, and nothing is written but what is in the folder `-restoring` beside the
-//! output ([`output`]). That folder is locked, so that two restores to one place do not meet.
+//! The restore proves everything before the output gets its name. It checks the checksum of every file and the
+//! chain of database checksums from file to file, where the files carry them. It also checks that no page is
+//! missing, and the checksum of the result.
 //!
-//! A large restore that is broken off goes on where it stood, since it notes what it has written
-//! ([`record`]). An older copy can be brought forward by the files since then ([`base`]): its copy is
-//! proven first, then the newer pages are written over it, and the checksum of all pages must be the one
-//! that the newest file names. Where anything of that does not hold, everything is fetched.
+//! The restore does not trust the store. It compares lengths with the listing before it allocates memory. It
+//! writes only in the folder `-restoring` beside the output ([`output`]), except a page table that the options
+//! ask for. A lock on that folder keeps two restores to one output apart.
 //!
-//! Memory, whatever the size of the database: one bit a page that there is; 100 bytes for each stretch
-//! on record; for each request at a time a stretch
-//! with its page list (4 MiB and 0.2 MiB), and again for each thread with a write buffer; for each
-//! file that is opened ahead (as many as there may be requests) its page index, about ten bytes a
-//! page of that file, or the whole file where it is under 1 MiB; small files of a folder are opened
-//! several at a time, up to 1 MiB.
+//! A large restore notes in a record ([`record`]) the stretches that it has written. After an interruption the
+//! next restore goes on from there.
+//!
+//! The files since an older copy can bring the copy forward ([`base`]). The restore first proves the copy, then
+//! writes the newer pages over it. The checksum of all pages must be the checksum that the newest file names.
+//! If any of these checks fails, the restore fetches everything.
+//!
+//! Memory, whatever the size of the database:
+//! - one bit for each page
+//! - 100 bytes for each stretch on record
+//! - for each request at a time, a stretch with its page list (4 MiB and 0.2 MiB)
+//! - for each thread, again a stretch with its page list, and a write buffer
+//! - for each file that is opened ahead (as many as requests at a time), its page index: about ten bytes for
+//!   each page of the file, or the whole file if the file is under 1 MiB
+//! - small files of a folder are opened several at a time, up to 1 MiB
 
 mod base;
 mod crew;
@@ -71,21 +77,22 @@ use fetch::Source;
 use job::Job;
 use output::Place;
 
-/// Restores that read less than this many bytes are begun anew after a failure, and leave nothing.
+/// Restores that read less than this many bytes leave nothing after a failure. The next restore starts from the
+/// beginning.
 const RESUME_FROM: u64 = 16 << 20;
 
-/// Most damaged files that are passed over.
+/// Most damaged files that one restore skips.
 const PASSED_OVER_MAX: usize = 100;
 
-/// A request takes about as long as so many bytes of a stream: for the choice between few large files
-/// and many small ones.
+/// Bytes of a stream that take about as long as a request. The choice between few large files and many small
+/// files uses this weight.
 const REQUEST_WEIGHT: u64 = 64 << 10;
 
-/// How much of the result SQLite is asked to check.
+/// SQLite's check of the result.
 #[cfg(feature = "cli")]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
 pub enum Integrity {
-    /// Nothing.
+    /// No check.
     #[default]
     None,
     /// `PRAGMA quick_check`.
@@ -94,61 +101,60 @@ pub enum Integrity {
     Full,
 }
 
-/// Whether a restore replaces a database that is no older copy of the same replica. Never one that a
-/// program has open, or that another process ships.
+/// Permission to replace a database that is not an older copy of the same replica. A restore never replaces a
+/// database that a program has open, or that another process ships.
 #[cfg(feature = "cli")]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Force {
-    /// Nothing is replaced.
+    /// Replaces no database.
     #[default]
     Never,
-    /// Whatever is there, unless it was replicated from there and may hold what its replica does not.
+    /// Replaces any database, except one that was replicated from here and may hold data that its replica does
+    /// not have.
     Shipped,
-    /// That too. What was packed and not shipped is moved aside, to `-walferry/kept-<n>`.
+    /// Replaces such a database, too. Captured files that were not shipped are moved to `-walferry/kept-<n>`.
     Unshipped,
 }
 
-/// What to restore, and where to.
+/// Target, output and settings of a restore.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The new database. Nothing may be there, nor anything of a database there, unless `delta` says
-    /// so.
+    /// Path of the new database. Without `delta`, neither a file nor a database's companion file may be there.
     pub output: PathBuf,
-    /// Which state.
+    /// The state to restore.
     pub point: Point,
-    /// Number of requests at a time; also the most threads, of which there are no more than
-    /// processors.
+    /// Number of stretches that are requested ahead, and of batches of files that are opened ahead. Also the
+    /// most threads; there are no more threads than processors.
     pub parallelism: usize,
-    /// Where to write the page table: 8 bytes a page, little-endian, the checksum of page `i + 1`
-    /// at entry `i`, 0 for the lock page. Nothing may be there. It is durable before the database
+    /// Path of the page table, if one is to be written. Entry `i` has 8 bytes, little-endian: the checksum of
+    /// page `i + 1`, or 0 for the lock page. The path must be free. The table is durable before the database
     /// gets its name.
     pub page_table: Option<PathBuf>,
-    /// What is at the output may be an older copy that [`restore_with_state`] has made. It is replaced,
-    /// and if nobody has written to it, only what came after is read. This process must not have it
-    /// open: it would lose its locks.
+    /// True if the file at the output may be an older copy that [`restore_with_state`] has made. The restore
+    /// replaces the copy. If nothing has changed the copy, the restore reads only the files after the copy's
+    /// state. This process must not have the copy open: it would lose its locks.
     pub delta: bool,
-    /// From how many bytes of the replica on a restore is worth keeping if the store fails; what is
-    /// kept is in the folder `-restoring` beside the output, as after a kill, and the next restore goes
-    /// on with it.
+    /// Bytes of the replica from which on a restore is worth keeping if the store fails. The folder
+    /// `-restoring` beside the output keeps the restore, as after a kill, and the next restore goes on with it.
     pub resume_from: u64,
-    /// Whether to go on with what is kept; else it is removed.
+    /// True if the restore goes on with the part that an earlier one kept. Otherwise that part is removed.
     pub resume: bool,
-    /// Whether what is at the output is replaced, once the new database is proven.
+    /// Permission to replace the file at the output, once the new database is proven.
     #[cfg(feature = "cli")]
     pub force: Force,
-    /// Mode of the database; else that of the file that it replaces.
+    /// Mode of the database; if `None`, the mode of the replaced file.
     pub mode: Option<u32>,
-    /// Mode of the database where there is none that it replaces.
+    /// Mode of the database if it replaces no file and `mode` is `None`.
     pub new_mode: u32,
-    /// Is told how far it is.
+    /// Receives the progress.
     pub watch: Option<Watch>,
-    /// What SQLite checks before the database gets its name.
+    /// SQLite's check before the database gets its name.
     #[cfg(feature = "cli")]
     pub integrity: Integrity,
 }
 
 impl Options {
-    /// The newest state, with the usual settings.
+    /// Options to restore the newest state, with the usual settings.
     pub fn new(output: impl Into<PathBuf>) -> Options {
         Options {
             output: output.into(),
@@ -169,12 +175,12 @@ impl Options {
     }
 }
 
-/// What was restored.
+/// Result of a restore.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Report {
-    /// The state.
+    /// The restored state.
     pub txid: Txid,
-    /// The last file's timestamp: commit time, or when a snapshot was taken.
+    /// Timestamp of the last file: the commit time, or the time of a snapshot.
     pub timestamp: Timestamp,
     /// Size of the database in pages.
     pub commit: u32,
@@ -182,32 +188,32 @@ pub struct Report {
     pub page_size: PageSize,
     /// Checksum of the database.
     pub checksum: DatabaseChecksum,
-    /// Whether the last file names this checksum, so that the result is proven as a whole.
+    /// True if the last file names this checksum, which then proves the whole result.
     pub proven: bool,
     /// Number of files that were read.
     pub files: usize,
-    /// Of these, files that carry no database checksums: made by Litestream, or by its
-    /// compaction. Through them only the numbers of the transactions hold the chain together.
+    /// Number of these files that carry no database checksums, because Litestream or its compaction made them.
+    /// Only their TXIDs hold the chain together.
     pub untagged: usize,
     /// The last file's header.
     pub last: Header,
-    /// Bytes read from the store.
+    /// Bytes read from the store, without the headers that a point in time needs.
     pub fetched: u64,
-    /// Requests for them, listings not counted.
+    /// Number of requests for these bytes.
     pub requests: u64,
-    /// Bytes of the files that were not read again, since a restore that was broken off had done so.
+    /// Bytes of the files that were not read again, because an interrupted restore had written their pages.
     pub reused: u64,
-    /// Damaged files that were passed over, since others have what is in them.
+    /// Damaged files that were skipped. Their pages are also in other files.
     pub passed_over: Vec<Key>,
-    /// The state of the older copy that was brought forward, if it was.
+    /// State of the older copy that was brought forward, if one was.
     pub from: Option<Txid>,
-    /// Why it was not, if there is one.
+    /// Reason why an older copy was not brought forward, if there is one.
     pub instead: Option<Instead>,
-    /// How long it took.
+    /// Duration of the restore.
     pub elapsed: Duration,
 }
 
-/// Lists all levels, ascending, and plans.
+/// Lists all levels, ascending, and plans the restore.
 pub async fn plan(store: &Arc<dyn Store>, point: Point) -> Result<(Vec<FileInfo>, Plan), Error> {
     let files = list_at_once(store).await?;
     if let Ok(target) = moment::target(store.as_ref(), &files, point).await
@@ -215,8 +221,8 @@ pub async fn plan(store: &Arc<dyn Store>, point: Point) -> Result<(Vec<FileInfo>
     {
         return Ok((files, plan));
     }
-    // A file may have moved to a higher level between two listings. Read in this order, levels
-    // can show a file twice but never hide one: it is created above before it is removed below.
+    // A file may have moved to a higher level between two listings. The higher level gets the file before the
+    // lower level loses it. So listings in ascending order can show a file twice, but cannot miss one.
     let files = list_in_turn(store.as_ref()).await?;
     let target = moment::target(store.as_ref(), &files, point).await?;
     let plan = plan::restore::restore(&files, target)?;
@@ -237,7 +243,7 @@ async fn list_at_once(store: &Arc<dyn Store>) -> Result<Vec<FileInfo>, Error> {
     Ok(files)
 }
 
-/// The files of all levels, ascending.
+/// Lists the files of all levels, ascending, one level after the other.
 pub async fn list_in_turn(store: &dyn Store) -> Result<Vec<FileInfo>, store::Error> {
     let mut files = Vec::new();
     for level in Level::all() {
@@ -246,14 +252,16 @@ pub async fn list_in_turn(store: &dyn Store) -> Result<Vec<FileInfo>, store::Err
     Ok(files)
 }
 
-/// Restores a database: all of it, proven, or nothing.
+/// Restores a whole, proven database, or nothing.
 ///
-/// Needs a Tokio runtime; the work itself is done on threads of its own.
+/// Needs a Tokio runtime. The work itself is done on threads of its own.
 pub async fn restore(store: Arc<dyn Store>, options: Options) -> Result<Report, Error> {
     Ok(restore_and(store, options, false).await?.0)
 }
 
-/// `leave`: with the state for a replication that goes on; the second value says why it is not left.
+/// Restores, and with `leave` also writes the local state, so that replication can go on without an image.
+///
+/// The second value is the reason why the state was not written, if there is one.
 async fn restore_and(
     store: Arc<dyn Store>,
     options: Options,
@@ -291,9 +299,11 @@ async fn restore_and(
     Ok((report, not_left))
 }
 
-/// A way to the same state without a file that is damaged, and that file: what was joined is there
-/// twice for a while. What comes out is proven as ever. Whole files that contradict each other are
-/// another matter: nobody knows which of them is right.
+/// Returns a plan for the same state without the damaged file of `error`, and the key of that file.
+///
+/// A compaction keeps its source files for a while, so their pages are there twice. The new plan's result is
+/// proven like any other. If intact files contradict each other, there is no other plan: nothing tells which of
+/// the files is right.
 fn another_way(files: &[FileInfo], plan: &Plan, error: &Error) -> Option<(Key, Plan)> {
     let Error::File { key, .. } = error else { return None };
     let others: Vec<FileInfo> = files.iter().filter(|file| file.key != *key).copied().collect();
@@ -301,14 +311,14 @@ fn another_way(files: &[FileInfo], plan: &Plan, error: &Error) -> Option<(Key, P
     Some((*key, way))
 }
 
-/// Checks that a database may be put there: that nothing is in the way, or only what the options let
-/// be replaced, and that the directory exists. A restore does so by itself, at its beginning and again
-/// at its end.
+/// Checks that the output's directory exists and that the options allow a database at the output.
+///
+/// A restore makes this check by itself, at its beginning and again at its end.
 pub fn check_output(options: &Options) -> Result<(), Error> {
     output::check(&options.output, place_of(options)).map(drop)
 }
 
-/// A file that ends before it should.
+/// Returns the error for a file that ends too early.
 #[cfg(feature = "cli")]
 pub(crate) fn truncated(key: store::Key, section: &'static str) -> Error {
     Error::truncated(key, section)
@@ -323,8 +333,8 @@ fn place_of(options: &Options) -> Place {
     if there { Place::Copy } else { Place::Free }
 }
 
-/// The files that lead on from an older copy in state `from`, and whether they are the better way to
-/// the plan's state than the plan.
+/// Returns the plan that leads from an older copy in state `from` to the plan's state. Returns the reason if
+/// that plan is not possible, or not smaller.
 pub fn forward(files: &[FileInfo], plan: &Plan, from: Txid) -> Result<Plan, Instead> {
     if from > plan.txid {
         return Err(Instead::Newer(from));
@@ -339,7 +349,7 @@ pub fn forward(files: &[FileInfo], plan: &Plan, from: Txid) -> Result<Plan, Inst
     }
 }
 
-/// The header of the last file of a plan.
+/// Reads the header of the last file of a plan.
 pub async fn last_header(store: &Arc<dyn Store>, plan: &Plan) -> Result<Header, Error> {
     let Some(last) = plan.files.last() else {
         return Err(Error::Plan(plan::Error::Empty));

@@ -1,4 +1,4 @@
-//! From a moment to a transaction: the last shipped state at or before it.
+//! Finds the transaction of a moment: the last shipped state at or before the moment.
 
 use super::error::Error;
 use super::point::{Point, Range};
@@ -7,8 +7,8 @@ use crate::plan;
 use crate::store::{FileInfo, Key, Store};
 use crate::units::{Timestamp, Txid};
 
-/// Turns a point into what can be planned. For a time that reads some headers: one for each time
-/// that the number of files can be halved.
+/// Turns a point into a target of a plan. A point in time reads some headers, one for each time that the number
+/// of files can be halved.
 pub(super) async fn target(
     store: &dyn Store,
     files: &[FileInfo],
@@ -20,7 +20,7 @@ pub(super) async fn target(
         Point::Time(at) => at,
     };
     match last(store, files, Some(at)).await? {
-        // States behind a hole count too: the plan then says that there is one.
+        // States behind a gap count, too. The plan then reports the gap.
         Some((txid, _)) => Ok(plan::Target::Txid(txid)),
         None => match range(store, files).await? {
             Some(range) => Err(Error::TooEarly { at, range }),
@@ -29,7 +29,8 @@ pub(super) async fn target(
     }
 }
 
-/// The newest state at or before a moment, or of all, and its commit time; also one behind a hole.
+/// Returns the newest state at or before a moment, or of all files, and its commit time. The state may be
+/// behind a gap.
 pub(super) async fn last(
     store: &dyn Store,
     files: &[FileInfo],
@@ -37,7 +38,7 @@ pub(super) async fn last(
 ) -> Result<Option<(Txid, Timestamp)>, Error> {
     let ends = ends(files);
     let mut found = None;
-    // The commit times of a log rise with its transactions.
+    // The binary search relies on this order: the commit times of a log rise with its transactions.
     let (mut low, mut high) = (0, ends.len());
     while low < high {
         let middle = if at.is_none() { high - 1 } else { low + (high - low) / 2 };
@@ -53,8 +54,8 @@ pub(super) async fn last(
     Ok(found)
 }
 
-/// The commit times of the oldest and the newest state that can be restored from these files; `None`
-/// when there is none. Reads two headers.
+/// Returns the commit times of the oldest and the newest state that can be restored from these files. `None` if
+/// there is none. Reads two headers.
 pub async fn range(store: &dyn Store, files: &[FileInfo]) -> Result<Option<Range>, Error> {
     let points = plan::restore::restorable(files);
     let ends = ends(files);
@@ -67,9 +68,11 @@ pub async fn range(store: &dyn Store, files: &[FileInfo]) -> Result<Option<Range
     Ok(Some(Range { first: time_of(store, first).await?, last: time_of(store, last).await? }))
 }
 
-/// A file for each state that can be restored or that lies behind a hole, ascending: the one of the
-/// lowest level, since the time of a snapshot may be when it was taken. Other files end at states that
-/// once were: before the oldest that is kept, or within a joined file.
+/// Returns a file for each state that can be restored or is behind a gap, ascending.
+///
+/// The file is the one of the lowest level, since the time of a snapshot may be the time at which it was made.
+/// Other files end at states that no longer exist: they are older than the oldest kept state, or within a
+/// compacted file.
 fn ends(files: &[FileInfo]) -> Vec<Key> {
     let whole: Vec<FileInfo> =
         files.iter().filter(|file| file.len >= MIN_FILE_LEN).copied().collect();
@@ -103,7 +106,7 @@ mod tests {
     use crate::store::memory::MemoryStore;
     use crate::units::{Level, PageSize, Salts, WriterId};
 
-    /// Puts a file that ends at `max`, whose last commit is that many seconds after the epoch.
+    /// Puts a file that ends at `max`. Its last commit is `seconds` after the epoch.
     async fn put(store: &MemoryStore, level: u8, min: u64, max: u64, seconds: i64) {
         let key = Key {
             level: Level::new(level).unwrap(),
@@ -167,13 +170,13 @@ mod tests {
 
     #[test]
     fn what_was_joined_or_is_not_kept_any_more_is_no_state() {
-        // The first file of a lineage stays within a joined one.
+        // The first file of a writer's lineage remains beside the compacted file that contains it.
         let joined = [(9, 1, 1, 100), (1, 2, 6, 160), (0, 4, 4, 140), (1, 7, 9, 190)];
         for (seconds, txid) in [(139, 1), (145, 1), (160, 6), (189, 6), (190, 9)] {
             let found = found(&filled(&joined), seconds).unwrap();
             assert_eq!(found, plan::Target::Txid(Txid(txid)), "{seconds}");
         }
-        // And so it does before the oldest state that is kept.
+        // Such a file also remains before the oldest state that is kept.
         let store = filled(&[(0, 4, 4, 140), (9, 1, 9, 190), (0, 10, 10, 200)]);
         let error = found(&store, 145).unwrap_err();
         let Error::TooEarly { range, .. } = error else { panic!("{error}") };

@@ -1,19 +1,19 @@
-//! The output, and the folder beside it in which it is made.
+//! The output, and the folder beside it in which the restore makes the output.
 //!
 //! A restore to `app.db` works in `app.db-restoring`:
 //!
-//! | entry | what it is |
+//! | entry | contents |
 //! |---|---|
-//! | `lock` | held by the one restore that is at work |
+//! | `lock` | lock of the one restore that is running |
 //! | `database` | the database, which is renamed to its place when it is proven |
-//! | `record` | what of it is written ([`super::record`]) |
+//! | `record` | record of the stretches that are written to `database` ([`super::record`]) |
 //! | `copy` | instead of `database`: the older copy that is brought forward |
-//! | `pages` | scratch: its page table, where none is kept |
+//! | `pages` | scratch: the page table of `copy`, if no page table is to be kept |
 //! | `wal` | scratch: a WAL of Litestream 0.3 that is put together |
-//! | `state` | what will be `app.db-walferry` |
+//! | `state` | the future `app.db-walferry` |
 //!
-//! It is removed at the end. Where a restore is broken off it stays, and the next one to the same
-//! output takes it over, under the lock.
+//! The restore removes the folder at its end. An interrupted restore leaves the folder. The next restore to the
+//! same output takes the folder over, under the lock.
 
 use std::fs::{self, File};
 use std::io;
@@ -28,40 +28,40 @@ use crate::local;
 use crate::local::folder::{self, Folder, Like, make_private};
 use crate::local::lock::{Attempt, Lock};
 
-/// What SQLite and walferry keep beside a database. A leftover of another database would be taken
-/// for a part of the restored one.
+/// Suffixes of the files and the folder that SQLite and walferry keep beside a database. A leftover of another
+/// database would be taken for a part of the restored database.
 const COMPANIONS: [&str; 4] = ["-wal", "-shm", "-journal", "-walferry"];
 
-/// Entries with which no other restore goes on.
+/// Entries that the next restore cannot use.
 const SCRATCH: [&str; 3] = ["copy", "pages", "wal"];
 
-/// How often another restore may remove the folder while we are about to take it.
+/// Number of times that another restore may remove the folder while we are about to take it.
 const ATTEMPTS: usize = 100;
 
-/// Whether something may be at the output's path.
+/// Files that are allowed at the output's path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Place {
-    /// Nothing.
+    /// No file.
     Free,
-    /// An older copy, which is replaced.
+    /// An older copy, which the restore replaces.
     Copy,
-    /// Anything that may be replaced ([`super::former`]); `unshipped`: also what no replica has.
+    /// Any database that may be replaced ([`super::former`]).
     #[cfg(feature = "cli")]
     Any {
-        /// See there.
+        /// True if a database with data that no replica has may be replaced, too.
         unshipped: bool,
     },
 }
 
-/// The folder of a restore, with its lock. Dropped without [`Workplace::leave`], it is removed.
+/// The folder of a restore, with its lock. Drop removes the folder, except after [`Workplace::leave`].
 pub(super) struct Workplace {
     path: PathBuf,
     parent: PathBuf,
     dir: PathBuf,
     lock: Option<Lock>,
-    /// Mode that the database is to have, if it is set.
+    /// Mode of the database, if the options set one.
     mode: Option<u32>,
-    /// Mode of a new one, if that is not set.
+    /// Mode of a new database, if the options set none.
     new_mode: u32,
     #[cfg(feature = "cli")]
     former: Option<Former>,
@@ -69,7 +69,7 @@ pub(super) struct Workplace {
 }
 
 impl Workplace {
-    /// Checks that the path is free, and takes the folder, whoever left it.
+    /// Checks that the path is free, and takes the folder, even if an earlier restore has left it.
     pub(super) fn take(path: &Path, place: Place) -> Result<Workplace, Error> {
         let dir = local::beside(path, "-restoring");
         for _ in 0..ATTEMPTS {
@@ -87,7 +87,7 @@ impl Workplace {
             let lock = match Lock::try_take(&dir) {
                 Ok(Attempt::Taken(lock)) => lock,
                 Ok(Attempt::HeldBy(pid)) => return Err(Error::Busy { path: path.into(), pid }),
-                // Whoever had it is done, and has just removed it.
+                // The restore that had the folder is done, and has just removed it.
                 Err(error) if error.source.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(failed("locking", &dir.join("lock"))(error.source)),
             };
@@ -107,7 +107,7 @@ impl Workplace {
                 former: None,
                 stays: false,
             };
-            // Whoever had it may have finished between the first look and the lock.
+            // The restore that had the folder may have finished between the first check and the lock.
             check(path, place)?;
             #[cfg(feature = "cli")]
             if let Place::Any { unshipped } = place {
@@ -119,15 +119,15 @@ impl Workplace {
         Err(Error::Busy { path: path.into(), pid: None })
     }
 
-    /// Sets the mode that the database gets with its name. Else it is that of the file which it replaces, or
-    /// what a new one gets.
+    /// Sets the mode that the database gets with its name. If the options set no mode, the database gets the
+    /// mode of the file that it replaces. If it replaces none, it gets `new_mode`.
     pub(super) fn with_mode(mut self, options: &Options) -> Workplace {
         self.mode = options.mode;
         self.new_mode = options.new_mode;
         self
     }
 
-    /// Mode and owner that the database is to have.
+    /// Returns the mode and the owner that the database is to have.
     fn like(&self) -> io::Result<Like> {
         let there = match fs::symlink_metadata(&self.path) {
             Ok(meta) if meta.is_file() => Like::of(&self.path)?,
@@ -136,24 +136,24 @@ impl Workplace {
         Ok(Like { mode: self.mode.unwrap_or(there.mode), ..there })
     }
 
-    /// Removes everything with which no other attempt goes on.
+    /// Removes every entry that the next attempt cannot use.
     pub(super) fn clear(&self) -> Result<(), Error> {
         self.remove_state();
         SCRATCH.iter().try_for_each(|name| self.remove(name))
     }
 
-    /// Path of an entry.
+    /// Returns the path of an entry.
     pub(super) fn entry(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
-    /// Opens an entry that may be there, for this process's user alone.
+    /// Opens an entry, or creates it with access for this process's user alone.
     pub(super) fn open(&self, name: &str) -> Result<File, Error> {
         let path = self.entry(name);
         folder::open(&path).map_err(failed("opening", &path))
     }
 
-    /// Removes an entry, if it is there.
+    /// Removes an entry, if it exists.
     pub(super) fn remove(&self, name: &str) -> Result<(), Error> {
         let path = self.entry(name);
         match fs::remove_file(&path) {
@@ -164,7 +164,7 @@ impl Workplace {
         }
     }
 
-    /// Makes the folder `state` anew.
+    /// Makes an empty folder `state`.
     pub(super) fn make_state(&self) -> io::Result<PathBuf> {
         Folder::open(&self.dir)?.make_sub("state")?;
         Ok(self.entry("state"))
@@ -179,13 +179,15 @@ impl Workplace {
         }
     }
 
-    /// Lets the folder stay when this is dropped, for the next restore.
+    /// Makes Drop leave the folder for the next restore.
     pub(super) fn leave(&mut self) {
         self.stays = true;
     }
 
-    /// Makes an entry durable and gives it the output's name. Unless a copy is replaced, nothing else
-    /// may have taken that name since.
+    /// Makes an entry durable and gives it the output's name.
+    ///
+    /// Without permission to replace a file, it returns an error if the name has been taken since the first
+    /// check.
     pub(super) fn publish(&self, name: &str, file: &File, place: Place) -> Result<(), Error> {
         let from = self.entry(name);
         let like = self.like().map_err(failed("looking at", &self.path))?;
@@ -201,7 +203,7 @@ impl Workplace {
         }
         file.sync_all().map_err(failed("making durable", &from))?;
         check(&self.path, place)?;
-        // Held until the name is the new file's.
+        // The lock is held until the name belongs to the new file.
         #[cfg(feature = "cli")]
         let _former = self.former.as_ref().map(Former::finish).transpose()?;
         let renamed = match place {
@@ -214,7 +216,7 @@ impl Workplace {
         })?;
         let synced = local::sync_folder(&self.parent);
         synced.map_err(|error| {
-            // A name that may be gone after a power loss is no restored database.
+            // After a power loss the name may be gone, so the database is not restored.
             if place == Place::Free {
                 remove(&self.path);
             }
@@ -224,7 +226,7 @@ impl Workplace {
         if let Some(former) = &self.former
             && let Err(error) = former.forget()
         {
-            // It does not fit the new file, and whoever reads it finds that out.
+            // The old state does not fit the new file. A process that reads the state finds that out.
             log::warn!("{error}");
         }
         Ok(())
@@ -241,8 +243,8 @@ impl Drop for Workplace {
             }
         }
         if !self.stays {
-            // The lock's file last, and its name before the lock itself: who opens it now finds that it
-            // is not in its place any more.
+            // The lock's file goes last. Its name goes before the lock itself: a process that opens the lock
+            // now finds that the file is no longer in its place.
             let lock = self.entry("lock");
             let gone = fs::remove_file(&lock).and_then(|()| fs::remove_dir(&self.dir));
             if let Err(error) = gone
@@ -255,8 +257,10 @@ impl Drop for Workplace {
     }
 }
 
-/// Checks that nothing is at the path or beside it that belongs to a database there; gives its
-/// directory. Beside a copy that is replaced its state may be, and an empty WAL.
+/// Checks that neither the path nor a companion file belongs to a database that may not be replaced. Returns
+/// the directory.
+///
+/// An older copy that is replaced may have its state beside it, a -shm, and an empty WAL or journal.
 pub(super) fn check(path: &Path, place: Place) -> Result<PathBuf, Error> {
     let refuse = |why| Error::Path { path: path.into(), why };
     if path.file_name().is_none() || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
@@ -286,13 +290,13 @@ pub(super) fn check(path: &Path, place: Place) -> Result<PathBuf, Error> {
             },
             Ok(meta) if place == Place::Copy => match *suffix {
                 "" if !meta.is_file() => return Err(refuse("what is there is not a file")),
-                // What is in them is not in the database yet.
+                // Their contents are not in the database yet.
                 "-wal" | "-journal" if !meta.is_file() || meta.len() > 0 => {
                     return Err(Error::Exists { path });
                 }
                 _ => {}
             },
-            // What is left of a lost database, with nothing in it that was not shipped.
+            // A lost database has left this folder. Every captured transaction in it was shipped.
             Ok(meta) if *suffix == "-walferry" && meta.is_dir() && local::is_spent(&path) => {}
             Ok(_) => return Err(Error::Exists { path }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -302,7 +306,7 @@ pub(super) fn check(path: &Path, place: Place) -> Result<PathBuf, Error> {
     Ok(parent)
 }
 
-/// What `--force` does not replace.
+/// Returns the error for a file that `--force` does not replace.
 #[cfg(feature = "cli")]
 fn not_replaced(path: PathBuf, meta: &fs::Metadata) -> Error {
     let why = if meta.is_symlink() {
@@ -315,7 +319,7 @@ fn not_replaced(path: PathBuf, meta: &fs::Metadata) -> Error {
     Error::Path { path, why }
 }
 
-/// A new file that is removed again unless it is kept.
+/// A new file. Drop removes the file, except after [`Temporary::keep`].
 pub(super) struct Temporary {
     pub(super) file: File,
     path: PathBuf,
@@ -323,7 +327,7 @@ pub(super) struct Temporary {
 }
 
 impl Temporary {
-    /// Creates a file that must not exist.
+    /// Creates a file. Returns an error if the file exists.
     pub(super) fn create(path: &Path) -> Result<Temporary, Error> {
         match folder::create_new(path) {
             Ok(file) => Ok(Temporary { file, path: path.into(), keep: false }),
@@ -342,7 +346,7 @@ impl Temporary {
         self.file.sync_all().map_err(failed("making durable", &self.path))
     }
 
-    /// Lets the file stay.
+    /// Makes Drop leave the file.
     pub(super) fn keep(mut self) {
         self.keep = true;
     }
@@ -362,7 +366,7 @@ fn remove(path: &Path) {
     }
 }
 
-/// Renames without ever replacing what is there.
+/// Renames a file. Never replaces another.
 pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     {
@@ -370,7 +374,7 @@ pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
         use rustix::io::Errno;
         match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
             Ok(()) => return Ok(()),
-            // A file system or kernel without the flag.
+            // The file system or the kernel lacks the flag.
             Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {}
             Err(errno) => return Err(errno.into()),
         }
@@ -394,7 +398,7 @@ mod tests {
         let error = place.publish("database", &file, Place::Free).unwrap_err();
         assert!(matches!(error, Error::Exists { .. }));
         drop(place);
-        // Nor in the moment after the last look.
+        // Nor does a rename replace a file that appears after the last check.
         let temporary = Temporary::create(&dir.path().join("temporary")).unwrap();
         let error = rename_new(temporary.path(), &path).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
@@ -411,7 +415,7 @@ mod tests {
         let error = Workplace::take(&path, Place::Free).err().unwrap();
         let Error::Busy { pid, .. } = error else { panic!("{error}") };
         assert_eq!(pid, Some(std::process::id()));
-        // What it leaves is the next one's.
+        // The next restore gets the files that the first has left.
         fs::write(first.entry("database"), "half").unwrap();
         fs::write(first.entry("copy"), "").unwrap();
         first.leave();
@@ -433,7 +437,7 @@ mod tests {
                     for _ in 0..200 {
                         match Workplace::take(&path, Place::Free) {
                             Ok(place) => {
-                                // Whoever has it is alone with it.
+                                // The restore that has the folder is alone with it.
                                 let mine = place.entry("database");
                                 let new =
                                     fs::OpenOptions::new().write(true).create_new(true).open(&mine);

@@ -1,5 +1,7 @@
-//! From page frames to pages in the output: workers take stretches of a file's frames, expand, check
-//! and write them, or find them in the output, where an earlier restore has written them.
+//! Brings page frames as pages to the output.
+//!
+//! Workers take stretches of a file's frames. A worker expands, checks and writes the pages of a stretch, or
+//! finds them in the output, where an earlier restore has written them.
 
 use std::fs::File;
 use std::io;
@@ -20,7 +22,7 @@ use crate::ltx::page::{self, BLOCK_SIZE_LEN, FLAG_BLOCK};
 use crate::ltx::{Checksum, DatabaseChecksum, PAGE_HEADER_LEN};
 use crate::units::{PageSize, Pgno};
 
-/// Pages that lie side by side are written together, up to this many bytes.
+/// Most bytes of neighbouring pages that are written together.
 const RUN_LEN: usize = 256 << 10;
 
 /// The two encodings of a page frame ([`crate::ltx::page`]).
@@ -36,7 +38,7 @@ impl Kind {
         if flags == Some(&FLAG_BLOCK.to_be_bytes()) { Kind::Block } else { Kind::Frame }
     }
 
-    /// Length of what the file's checksum covers before the page.
+    /// Returns the length of the part before the page that the file's checksum covers.
     fn prefix_len(self) -> u64 {
         match self {
             Kind::Block => (PAGE_HEADER_LEN + BLOCK_SIZE_LEN) as u64,
@@ -44,7 +46,7 @@ impl Kind {
         }
     }
 
-    /// Digests what a frame of this length begins with.
+    /// Digests the prefix of a frame of this length.
     fn digest_prefix(self, pgno: Pgno, frame_len: u32, digest: &mut FileDigest) {
         match self {
             Kind::Block => {
@@ -56,7 +58,7 @@ impl Kind {
     }
 }
 
-/// Whether the frames of a stretch are all of one kind: Litestream and we write files of one.
+/// Finds out if the frames of a stretch are all of one kind. Litestream and walferry write files of one kind.
 #[derive(Default)]
 struct Kinds {
     first: Option<Kind>,
@@ -75,7 +77,7 @@ impl Kinds {
     }
 }
 
-/// Where the pages go.
+/// Files that the pages go to.
 #[derive(Clone, Copy)]
 pub(super) struct Target<'a> {
     pub(super) page_size: PageSize,
@@ -84,19 +86,19 @@ pub(super) struct Target<'a> {
     pub(super) page_table: Option<(&'a File, &'a Path)>,
 }
 
-/// What the workers have in common.
+/// Data that all workers use.
 #[derive(Clone, Copy)]
 pub(super) struct Shared<'a> {
     pub(super) runtime: &'a Handle,
     pub(super) proven: &'a AtomicUsize,
     pub(super) target: Target<'a>,
     pub(super) record: Option<&'a Record>,
-    /// Bytes of page frames that were found in the output.
+    /// Bytes of page frames whose pages were found in the output.
     pub(super) reused: &'a AtomicU64,
     pub(super) meter: &'a Meter,
 }
 
-/// One of the threads that do the work, with its buffers.
+/// A thread's state, with its buffers.
 pub(super) struct Worker<'a> {
     shared: Shared<'a>,
     run: Run<'a>,
@@ -131,13 +133,13 @@ impl<'a> Worker<'a> {
         proof.add(number, digest, self.shared.proven)
     }
 
-    /// Brings the stretch's newest pages to the output.
+    /// Writes the stretch's newest pages to the output.
     fn expand(&mut self, stretch: Stretch) -> Result<Digested, Error> {
         let Stretch { file, number, range, frames, pages, .. } = stretch;
         let key = file.key;
         let bytes = frames.wait(key, range, self.shared.runtime)?;
         let mut digest = FileDigest::new();
-        // For the record: without the pages that go to the output. Most stretches have no others.
+        // Digest for the record, without the pages that go to the output. Most stretches have no other pages.
         let superseded = pages.iter().any(|piece| !piece.newest);
         let mut others = self.shared.record.filter(|_| superseded).map(|_| FileDigest::new());
         let mut kinds = Kinds::default();
@@ -173,8 +175,8 @@ impl<'a> Worker<'a> {
         Ok(digest)
     }
 
-    /// Looks for the stretch's newest pages in the output. `None` if what is there is not what was
-    /// written.
+    /// Looks for the stretch's newest pages in the output. Returns `None` if the output differs from the
+    /// record.
     fn find(&mut self, pages: &[Piece], written: Written) -> Result<Option<Digested>, Error> {
         let kind = if written.blocks { Kind::Block } else { Kind::Frame };
         let page_len = self.shared.target.page_size.bytes();
@@ -182,7 +184,7 @@ impl<'a> Worker<'a> {
         let mut sum = DatabaseChecksum::EMPTY;
         let mut rest = pages;
         while let Some(Piece { pgno: first, newest, .. }) = rest.first() {
-            // As many as lie side by side in the output, or none of which is there.
+            // A run of pages that are side by side in the output; all of them are newest, or none.
             let most = (RUN_LEN / page_len).max(1);
             let together = rest.iter().zip(0u64..).take(most);
             let count = together
@@ -223,13 +225,13 @@ impl<'a> Worker<'a> {
         Ok(Some(whole))
     }
 
-    /// The checksum of the pages that this worker has written.
+    /// Returns the checksum of the pages that this worker wrote or found.
     pub(super) fn finish(self) -> DatabaseChecksum {
         self.run.checksum
     }
 }
 
-/// Neighbouring pages on their way to the output.
+/// Neighbouring pages that are to be written to the output.
 struct Run<'a> {
     target: Target<'a>,
     pages: Vec<u8>,
@@ -252,7 +254,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Room for this page.
+    /// Returns the buffer for this page.
     fn slot(&mut self, pgno: Pgno) -> Result<&mut [u8], Error> {
         let page_len = self.target.page_size.bytes();
         let continues = u64::from(pgno) == u64::from(self.first) + self.count as u64;
@@ -263,7 +265,7 @@ impl<'a> Run<'a> {
         Ok(&mut self.pages[self.count * page_len..][..page_len])
     }
 
-    /// Takes the page that now stands in the slot.
+    /// Adds the page that the buffer now holds.
     fn filled(&mut self, pgno: Pgno) {
         let page_len = self.target.page_size.bytes();
         let sum = checksum::page(pgno, &self.pages[self.count * page_len..][..page_len]);
@@ -272,14 +274,14 @@ impl<'a> Run<'a> {
         self.count += 1;
     }
 
-    /// Takes a page's checksum for the page table.
+    /// Adds a page's checksum for the page table.
     fn enter(&mut self, sum: Checksum) {
         if self.target.page_table.is_some() {
             self.table.extend_from_slice(&sum.0.to_le_bytes());
         }
     }
 
-    /// Reads pages back from the output. `false` if it is shorter.
+    /// Reads pages back from the output. Returns `false` if the output is shorter.
     fn read(&mut self, first: Pgno, count: usize) -> Result<bool, Error> {
         let Target { page_size, database, path, .. } = self.target;
         let pages = &mut self.pages[..count * page_size.bytes()];

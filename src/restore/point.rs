@@ -1,23 +1,23 @@
-//! Which state of a database is meant.
+//! The state of a database that a restore leads to.
 
 use crate::units::{Timestamp, Txid};
 
-/// What to restore.
+/// Target of a restore.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Point {
-    /// The newest state that the replica knows of.
+    /// The newest state of the replica.
     Latest,
     /// The state after exactly this transaction.
     Txid(Txid),
-    /// The last state that was shipped with a commit time at or before this.
+    /// The last shipped state with a commit time at or before this time.
     Time(Timestamp),
 }
 
 /// The commit times that a replica covers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Range {
-    /// Of the oldest state.
+    /// Commit time of the oldest state.
     pub first: Timestamp,
-    /// Of the newest.
+    /// Commit time of the newest state.
     pub last: Timestamp,
 }

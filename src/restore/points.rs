@@ -1,4 +1,4 @@
-//! What is known of the states of a replica without reading more than headers.
+//! Describes the states of a replica from the files' headers alone.
 
 use std::sync::Arc;
 
@@ -10,12 +10,12 @@ use crate::plan::points::Point;
 use crate::store::Store;
 use crate::units::{PageSize, Timestamp, Txid};
 
-/// What a file's header says of the state that it leads to.
+/// Data of a file's header about the state that the file leads to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Known {
-    /// The state.
+    /// TXID of the state.
     pub txid: Txid,
-    /// Its commit time; of a snapshot, when it was taken.
+    /// Commit time of the state; for a snapshot, the time at which it was made.
     pub timestamp: Timestamp,
     /// Size of the database in pages.
     pub commit: u32,
@@ -24,14 +24,14 @@ pub struct Known {
 }
 
 impl Known {
-    /// Size of the database in bytes.
+    /// Returns the size of the database in bytes.
     pub fn bytes(&self) -> u64 {
         u64::from(self.commit) * u64::from(self.page_size.get())
     }
 }
 
-/// Reads the headers of these states' files, so many at a time. The answers are in the same order; one
-/// of a file that cannot be used says why.
+/// Reads the headers of these states' files, `parallelism` at a time. The results are in the same order. A file
+/// that cannot be used gives an error.
 pub async fn known(
     store: &Arc<dyn Store>,
     points: &[Point],

@@ -1,30 +1,30 @@
-//! How far a restore is, for whoever wants to show it.
+//! Progress of a restore.
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What is being done.
+/// Step that is in progress.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Step {
-    /// Sending a database as a whole.
+    /// Upload of a full image.
     Send,
-    /// Copying the older copy that is brought forward.
+    /// Copy of the older database that is brought forward.
     Copy,
-    /// Reading that copy, to prove it.
+    /// Check of that copy.
     Prove,
-    /// Reading the replica's files, from the store, or from the output where an earlier restore was
-    /// broken off.
+    /// Read of the replica's files from the store, or of the output that an interrupted restore has left.
     Fetch,
 }
 
-/// Is told how far a restore is: the step, bytes done, and bytes in all. Called from several threads,
-/// often; it must not wait.
+/// Receives the progress of a restore: the step, the bytes done, and the total bytes.
+///
+/// Several threads call the function, often. It must not wait.
 #[derive(Clone)]
 pub struct Watch(Arc<dyn Fn(Step, u64, u64) + Send + Sync>);
 
 impl Watch {
-    /// Hands each word to this function.
+    /// Calls this function for each report of progress.
     pub fn new(told: impl Fn(Step, u64, u64) + Send + Sync + 'static) -> Watch {
         Watch(Arc::new(told))
     }
@@ -36,7 +36,7 @@ impl fmt::Debug for Watch {
     }
 }
 
-/// Counts one step.
+/// Counts the bytes of one step.
 pub(super) struct Meter {
     watch: Option<Watch>,
     step: Step,
@@ -51,7 +51,7 @@ impl Meter {
         meter
     }
 
-    /// So many bytes more.
+    /// Adds bytes, and reports the sum.
     pub(super) fn add(&self, bytes: u64) {
         let done = self.done.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
         if let Some(Watch(told)) = &self.watch {
@@ -59,7 +59,7 @@ impl Meter {
         }
     }
 
-    /// What is left needs not be done.
+    /// Counts all remaining bytes as done, since they need not be read.
     pub(super) fn finish(&self) {
         self.add(self.total.saturating_sub(self.done.load(Ordering::Relaxed)));
     }

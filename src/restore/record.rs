@@ -1,16 +1,18 @@
-//! What is written of a restore, so that one that is broken off goes on where it stood.
+//! Records which stretches a restore has written, so that an interrupted restore can go on.
 //!
-//! The record names stretches of page frames, each by its file (level, TXIDs, length, checksum) and
-//! its number, with a digest of what was fetched. It is never believed. A restore that goes on reads
-//! header, index and trailer of every file anew; a stretch is passed over only if its file still has
-//! the same checksum and the pages that now stand in the output give the same digest. That digest then
-//! counts for the file's checksum like that of a fetched stretch, and the pages for the database's. So
-//! a page that was lost with the power, changed by somebody, or is now superseded by a newer file costs
-//! a request and nothing else, and nothing has to be made durable on the way.
+//! The record names each stretch of page frames by its file (level, TXIDs, length, checksum) and its number,
+//! with a digest of the fetched bytes. A restore never believes the record. A restore that goes on reads
+//! header, index and trailer of every file again. It skips a stretch only if two conditions hold: the file
+//! still has the same checksum, and the pages that are now in the output give the same digest. That digest then
+//! counts for the file's checksum like the digest of a fetched stretch. The pages count for the database's
+//! checksum.
 //!
-//! The digest covers all pages of the stretch, of which the output has only the newest. The rest comes
-//! in by a second digest, of the stretch with zeros for what is in the output: laid over that of
-//! the output's pages, with zeros for the rest, it is the digest of the whole.
+//! A page may be lost in a power loss, changed by another program, or superseded by a newer file. Such a page
+//! only costs a request. So nothing has to be made durable during the restore.
+//!
+//! The digest covers all pages of the stretch, but the output has only the newest. A second digest covers the
+//! other pages: the stretch with zeros in place of the pages in the output. The digest of the output's pages
+//! has zeros for the other pages. Both digests combined give the digest of the whole stretch.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -27,43 +29,43 @@ use crate::ltx::{Checksum, FileName};
 use crate::store::Key;
 use crate::units::{Level, PageSize, Txid};
 
-/// How the record begins; the page size follows. Another number where stretches are cut otherwise.
+/// First bytes of the record; the page size follows. The number changes if stretches are cut in another way.
 const MAGIC: &[u8; 8] = b"WFrest01";
 const HEAD_LEN: usize = 16;
 const ENTRY_LEN: usize = 72;
 
-/// A file, as it was when its stretches were fetched.
+/// A file as it was when its stretches were fetched.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(super) struct Source {
     pub(super) key: Key,
-    /// Its length in bytes.
+    /// Length of the file in bytes.
     pub(super) len: u64,
-    /// The checksum in its trailer.
+    /// Checksum in the file's trailer.
     pub(super) checksum: Checksum,
 }
 
 /// A stretch whose newest pages are in the output.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Written {
-    /// Whether its pages are LZ4 blocks with a length, or LZ4 frames.
+    /// True if its pages are LZ4 blocks with a length, false if they are LZ4 frames.
     pub(super) blocks: bool,
-    /// CRC of what the file's checksum covers of it.
+    /// CRC of the bytes of the stretch that the file's checksum covers.
     pub(super) digest: u64,
-    /// The same with zeros for what is in the output; `None` if that is all of it.
+    /// The same CRC with zeros for the pages in the output; `None` if all pages are there.
     pub(super) others: Option<u64>,
 }
 
-/// The record of the restore that is at work.
+/// Record of the restore that is running.
 pub(super) struct Record {
     path: PathBuf,
     file: File,
     known: HashMap<(Source, u32), Written>,
-    /// Bytes of the replica's files for which the output stands.
+    /// Bytes of the replica's files whose pages are in the output.
     kept: AtomicU64,
     broken: AtomicBool,
 }
 
-/// What an earlier restore has left.
+/// Record of an earlier restore.
 pub(super) struct Left {
     page_size: u32,
     known: HashMap<(Source, u32), Written>,
@@ -72,7 +74,7 @@ pub(super) struct Left {
 }
 
 impl Left {
-    /// Reads what is there; what cannot be read is as if it were not there.
+    /// Reads the record. Ignores damaged entries, and a record that does not begin with the magic number.
     pub(super) fn read(place: &Workplace) -> Result<Left, Error> {
         let path = place.entry("record");
         let nothing = Left::nothing();
@@ -104,23 +106,23 @@ impl Left {
         Ok(left)
     }
 
-    /// That nothing is left.
+    /// Returns an empty record.
     pub(super) fn nothing() -> Left {
         Left { page_size: 0, known: HashMap::new(), keys: HashSet::new(), len: 0 }
     }
 
-    /// Whether there is anything to go on with.
+    /// True if the record has a stretch.
     pub(super) fn is_something(&self) -> bool {
         !self.known.is_empty()
     }
 
-    /// Whether there are stretches of this file, so that it may not be needed whole.
+    /// True if the record has stretches of this file, so that perhaps only its outer parts are needed.
     pub(super) fn has(&self, key: Key, len: u64) -> bool {
         self.keys.contains(&(key, len))
     }
 }
 
-/// Fills the buffer; `false` if the file ends before.
+/// Fills the buffer. Returns `false` if the file ends before.
 fn read_whole(reader: &mut impl io::Read, buffer: &mut [u8]) -> io::Result<bool> {
     match reader.read_exact(buffer) {
         Ok(()) => Ok(true),
@@ -130,8 +132,8 @@ fn read_whole(reader: &mut impl io::Read, buffer: &mut [u8]) -> io::Result<bool>
 }
 
 impl Record {
-    /// Goes on with what is left, or begins anew where it is of another page size: then the output is
-    /// to be emptied too.
+    /// Goes on with the record of an earlier restore. If that record is of another page size, starts a new
+    /// record and empties the output.
     pub(super) fn open(
         place: &Workplace,
         left: &Left,
@@ -141,7 +143,7 @@ impl Record {
         let (path, file) = (place.entry("record"), place.open("record")?);
         let mut known = left.known.clone();
         if left.page_size == page_size.get() {
-            // A last entry may be cut short: what follows would stand askew.
+            // The last entry may be cut short: the entries behind it would be misaligned.
             file.set_len(left.len).map_err(failed("shortening", &path))?;
         } else {
             known.clear();
@@ -150,25 +152,25 @@ impl Record {
             let database_path = place.entry("database");
             database.set_len(0).map_err(failed("emptying", &database_path))?;
         }
-        // Each entry goes behind everything that is there, whichever thread writes it.
+        // With APPEND each entry goes to the end of the file, whichever thread writes it.
         let append = rustix::fs::fcntl_setfl(&file, rustix::fs::OFlags::APPEND);
         append.map_err(|errno| failed("writing", &path)(errno.into()))?;
         let (kept, broken) = (AtomicU64::new(0), AtomicBool::new(false));
         Ok(Record { path, file, known, kept, broken })
     }
 
-    /// What is said to be written of this stretch.
+    /// Returns the entry of this stretch.
     pub(super) fn find(&self, source: &Source, number: usize) -> Option<Written> {
         self.known.get(&(*source, u32::try_from(number).ok()?)).copied()
     }
 
-    /// Notes that the newest pages of this stretch, of so many bytes, are in the output.
+    /// Notes that the newest pages of this stretch are in the output. The stretch has `bytes` bytes.
     pub(super) fn note(&self, source: &Source, number: usize, written: Written, bytes: u64) {
         let Ok(number) = u32::try_from(number) else { return };
         if self.broken.load(Ordering::Relaxed) {
             return;
         }
-        // A record that cannot be written costs the time that it would have saved, and nothing else.
+        // A failed write only costs the time that the record would have saved.
         match (&self.file).write_all(&encode(source, number, written)) {
             Ok(()) => self.keep(bytes),
             Err(error) => {
@@ -178,12 +180,12 @@ impl Record {
         }
     }
 
-    /// Counts bytes for which the output stands.
+    /// Counts bytes whose pages are in the output.
     pub(super) fn keep(&self, bytes: u64) {
         self.kept.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Bytes of the replica's files that need not be read again.
+    /// Returns the bytes of the replica's files that need not be read again.
     pub(super) fn kept(&self) -> u64 {
         self.kept.load(Ordering::Relaxed)
     }
@@ -290,7 +292,7 @@ mod tests {
         database.set_len(5).unwrap();
         assert_eq!(open(size).find(&source(5), 2), Some(written(2)));
         assert_eq!(database.metadata().unwrap().len(), 5);
-        // Pages of another size stand elsewhere.
+        // Pages of another size are at other offsets.
         assert_eq!(open(other).find(&source(5), 1), None);
         assert_eq!(database.metadata().unwrap().len(), 0);
         assert_eq!(open(size).find(&source(5), 1), None);

@@ -1,5 +1,4 @@
-//! What is proven while a restore runs: each file's checksum, the chain from file to file, and
-//! that every page is there.
+//! Checks while a restore runs: each file's checksum, the chain from file to file, and that no page is missing.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,7 +14,7 @@ use crate::ltx::{Checksum, Header};
 use crate::store::Key;
 use crate::units::{PageSize, Pgno};
 
-/// Joins the digests of a file's stretches, which come in any order, to the file's checksum.
+/// Combines the digests of a file's stretches, which come in any order, into the file's checksum.
 pub(super) struct FileProof {
     key: Key,
     state: Mutex<Joining>,
@@ -24,21 +23,21 @@ pub(super) struct FileProof {
 struct Joining {
     joined: Digested,
     next: usize,
-    /// Stretches that came before their turn: never more than there are stretches in flight.
+    /// Digests of stretches that came before their turn: never more than there are stretches in flight.
     early: BTreeMap<usize, Digested>,
     last: Option<(usize, Checksum)>,
 }
 
 impl FileProof {
-    /// A proof for this file. Stretch 0 is its header.
+    /// Returns a proof for this file. Stretch 0 is the file's header.
     pub(super) fn new(key: Key) -> FileProof {
         let joined = Digested::default();
         let state = Joining { joined, next: 0, early: BTreeMap::new(), last: None };
         FileProof { key, state: Mutex::new(state) }
     }
 
-    /// Adds stretch `number`. When it was the last one that was missing, the checksum is compared
-    /// and the file counted in `proven`.
+    /// Adds the digest of stretch `number`. Once all digests are there, compares the checksum and counts the
+    /// file in `proven`.
     pub(super) fn add(
         &self,
         number: usize,
@@ -70,14 +69,14 @@ impl FileProof {
         }
     }
 
-    /// Says which stretch is the last and what the checksum must be. Call it before that stretch
-    /// is added.
+    /// Sets the number of the last stretch and the expected checksum. Call `expect` before that stretch is
+    /// added.
     pub(super) fn expect(&self, last: usize, stored: Checksum) {
         self.state.lock().last = Some((last, stored));
     }
 }
 
-/// Walks the plan from its newest file to its oldest and checks that each leads to the next.
+/// Walks the plan from its newest file to its oldest, and checks that each older file leads to the newer file.
 #[derive(Default)]
 pub(super) struct Chain {
     newer: Option<(Key, Header)>,
@@ -86,12 +85,12 @@ pub(super) struct Chain {
     pub(super) untagged: usize,
 }
 
-/// What an older file is to the files after it.
+/// Role of a file for the newer files.
 #[derive(PartialEq, Eq, Debug)]
 pub(super) enum Step {
-    /// Its pages count.
+    /// The pages of the file count.
     Needed,
-    /// The file after it holds everything: this one and all before are not needed.
+    /// The newer file holds everything: neither this file nor the older files are needed.
     Superseded,
 }
 
@@ -104,7 +103,7 @@ impl Chain {
             if newer.page_size != header.page_size {
                 return Err(Error::PageSize { older: key, newer: *newer_key });
             }
-            // Files that overlap have no state in common to compare.
+            // Files that overlap have no common state to compare.
             if let (Some(tag), Some(newer_tag)) = (header.tag, newer.tag)
                 && header.max_txid.next() == newer.min_txid
                 && tag.post_apply != newer_tag.pre_apply
@@ -119,8 +118,8 @@ impl Chain {
         Ok(Step::Needed)
     }
 
-    /// The newest broken link, if there is one. A damaged file shows as one too, and is found
-    /// damaged only when all of it was read: so ask when the files' checksums are compared.
+    /// Returns the newest broken link, if there is one. Call `finish` after the files' checksums are compared:
+    /// a damaged file can look like a broken link, and its damage shows only when all of it was read.
     pub(super) fn finish(self) -> Result<(), Error> {
         self.broken.map_or(Ok(()), Err)
     }
@@ -129,15 +128,14 @@ impl Chain {
 /// Words of 64 bits in a chunk of the bitmap.
 const CHUNK_WORDS: usize = 1024;
 
-/// Which pages are decided: one bit a page. Files claim their pages from the newest to the oldest.
+/// The pages that are claimed, one bit for each page. Files claim their pages from the newest to the oldest.
 pub(super) struct Claims {
-    /// Made when the first of its pages is claimed: a number of pages that is only said to be
-    /// there takes no memory.
+    /// A chunk is allocated when its first page is claimed. A false number of pages takes no memory.
     chunks: Vec<Option<Box<[u64; CHUNK_WORDS]>>>,
     commit: u32,
     lock_page: Pgno,
-    /// The smallest database since: what lay behind its end was cut off, and only newer files can
-    /// have brought it back.
+    /// Pages of the smallest database among the files walked so far. Pages behind its end were cut off, and
+    /// only newer files can have brought them back.
     limit: u32,
     claimed: u64,
 }
@@ -149,12 +147,12 @@ impl Claims {
         Claims { chunks, commit, lock_page, limit: commit, claimed: 0 }
     }
 
-    /// Moves on to an older file, with this many pages.
+    /// Moves on to an older file, whose database has this many pages.
     pub(super) fn next_file(&mut self, commit: u32) {
         self.limit = self.limit.min(commit);
     }
 
-    /// Whether the image of this page in the present file is the newest there is.
+    /// Claims a page for the current file. Returns true if the file has the newest image of the page.
     pub(super) fn claim(&mut self, pgno: Pgno) -> bool {
         let Some(index) = pgno.checked_sub(1).filter(|_| pgno <= self.limit) else {
             return false;
@@ -170,8 +168,9 @@ impl Claims {
         true
     }
 
-    /// Checks that every page was claimed but the lock page. `key` is the newest file. What is not
-    /// claimed may come from a database of `base` pages, unless it was cut off since.
+    /// Checks that every page except the lock page was claimed. `key` is the newest file.
+    ///
+    /// A page that was not claimed may come from a database of `base` pages, unless it was cut off since.
     pub(super) fn finish(&self, key: Key, base: u32) -> Result<(), Error> {
         let pages = u64::from(self.commit) - u64::from(self.lock_page <= self.commit);
         if self.claimed == pages {
@@ -191,19 +190,19 @@ impl Claims {
     }
 }
 
-/// Chunk, word in it and bit of a page's index from 0.
+/// Returns the chunk, the word in the chunk and the bit of a page's index from 0.
 fn place(index: u32) -> (usize, usize, u64) {
     let word = (index / 64) as usize;
     (word / CHUNK_WORDS, word % CHUNK_WORDS, 1 << (index % 64))
 }
 
-/// How an SQLite database file begins; the page size follows.
+/// First bytes of an SQLite database file; the page size follows.
 const SQLITE_MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
-/// Checks that what came out begins as a database of this page size does.
+/// Checks that the result begins like a database of this page size.
 ///
-/// A file that carries our tag is believed to hold what it was made from: databases that their
-/// SQLite encrypts begin with other bytes. Litestream replicates none of these.
+/// A file with our tag may lead to another beginning: databases that their SQLite encrypts begin with other
+/// bytes. Litestream replicates none of these.
 pub(super) fn first_page(
     database: &File,
     path: &Path,
@@ -235,7 +234,7 @@ mod tests {
     use crate::ltx::FileName;
     use crate::units::{Level, Txid};
 
-    /// A page of an older copy counts only if no database since was too small for it.
+    /// A page of an older copy counts only if no later database was too small for it.
     #[test]
     fn what_was_cut_off_does_not_come_back_from_a_copy() {
         let size = PageSize::new(512).unwrap();

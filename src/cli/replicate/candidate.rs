@@ -54,6 +54,6 @@ pub(super) fn look(path: &Path) -> Candidate {
         _ => return Candidate::NotOne("it is no SQLite database".into()),
     }
     let file = (meta.dev(), meta.ino());
-    // File format write and read version.
+    // The write and read versions of the file format.
     if head[18] == 2 && head[19] == 2 { Candidate::Wal(file) } else { Candidate::OtherMode(file) }
 }

@@ -22,11 +22,11 @@ impl Program {
         };
         let mut command = Command::new(name);
         command.args(arguments);
-        // What the service manager wants to hear of this process is not the program's business.
+        // The service manager expects messages from this process, not from the program.
         for variable in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
             command.env_remove(variable);
         }
-        // The thread comes first: a program that nobody waits for would go on without its sidecar.
+        // The thread starts first: without a waiting thread the program would go on without its sidecar.
         let events = events.clone();
         let (started, starts) = mpsc::channel::<Child>();
         let waits = std::thread::Builder::new().name("wait".into()).spawn(move || {
@@ -41,7 +41,7 @@ impl Program {
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let pid = pid.ok_or_else(|| Error::System(std::io::ErrorKind::InvalidData.into()))?;
         log::info!("started {name}, process {}", child.id());
-        // The thread waits for nothing else.
+        // The thread is waiting for this message.
         let _ = started.send(child);
         orphans::take_in(pid);
         Ok(Program { pid })
@@ -50,7 +50,7 @@ impl Program {
     /// Passes a signal on.
     pub(super) fn signal(&self, number: i32) {
         if let Some(signal) = Signal::from_named_raw(number) {
-            // It may just have ended.
+            // The program may just have ended.
             let _ = kill_process(self.pid, signal);
         }
     }

@@ -147,7 +147,7 @@ impl Fleet {
                     }
                 }
                 Place::Folder { path, .. } => {
-                    // This folder is read once, and its errors stay.
+                    // Without `watch` the folder is read once, and its errors stay.
                     let known = self.unread.iter().filter(|(folder, _)| folder.starts_with(path));
                     unread.extend(known.map(|(folder, why)| (folder.clone(), why.clone())));
                 }
@@ -204,14 +204,15 @@ impl Fleet {
                 failed.again = Instant::now();
             }
             while !self.look() && Instant::now() < until {}
-            // That one is in another mode was said, and is no failure.
+            // A database in another journal mode was reported, and is no failure.
             let is_failed = |member: &Member| {
                 member.failed.is_some() && member.said.as_deref() != Some(OTHER_MODE)
             };
             let soon = |member: &Member| member.failed.as_ref().is_some_and(|failed| failed.soon);
             let comes_soon = |member: &Member| is_failed(member) && soon(member);
             if !self.members.values().any(comes_soon) || Instant::now() >= until {
-                // Where there was no time for all, the first of those that are left.
+                // If the time was too short for all, the first database that was not looked at stands for the
+                // rest.
                 let unseen = self.next.iter().cloned();
                 let refusals = self.refusals();
                 let failed = self.members.iter().filter(|(path, member)| {
@@ -329,7 +330,7 @@ mod tests {
         assert!((1..20).contains(&tried), "{tried}");
         while !fleet.look() {}
         assert!(fleet.members.values().all(|member| member.failed.is_some()));
-        // It was waited for few of them.
+        // The fleet waited for only a few of them.
         assert!(fleet.patience.is_zero());
         assert!(!fleet.is_ready(), "they may be opened soon");
 

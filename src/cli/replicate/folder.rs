@@ -44,7 +44,7 @@ pub(super) fn find(
         let kind = entry.and_then(|entry| Ok((entry.file_type()?, entry)));
         let (kind, entry) = match kind {
             Ok(found) => found,
-            // A file that was deleted since the folder was listed.
+            // The file was deleted after the folder was listed.
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             Err(error) => {
                 unread.insert(folder.to_path_buf(), Unread::of(&error));
@@ -57,10 +57,10 @@ pub(super) fn find(
         let beside = ["-wal", "-shm", "-journal"].iter().any(|end| name.ends_with(end));
         if kind.is_dir() && recursive && !ours {
             find(&path, pattern, recursive, files, unread);
-            // A folder that was deleted since its parent was listed.
+            // The folder was deleted after its parent was listed.
             unread.retain(|folder, why| *folder != path || !why.missing || path.exists());
         } else if kind.is_file() && !beside && fits(pattern, &name) {
-            // A link leads to a database that has a place of its own.
+            // A link is skipped, since its target is a database with a place of its own.
             files.push(path);
         }
     }

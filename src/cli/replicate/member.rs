@@ -179,7 +179,7 @@ impl Member {
     /// Opens it with the extension. Only in WAL mode it is replicated: a connection to another one
     /// would be kept for nothing.
     fn open(&self, path: &Path, busy: Duration) -> Result<Connection, NotOpen> {
-        // Without CREATE: nothing comes into being that was not there.
+        // Without CREATE, SQLite creates no database that was missing.
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_URI;
         let db = Connection::open_with_flags(&self.uri, flags)?;
         db.busy_timeout(busy)?;
@@ -188,7 +188,7 @@ impl Member {
             log::debug!("{}: journal mode {mode}", path.display());
             return Err(NotOpen::OtherMode);
         }
-        // A read opens the WAL, and keeps it open.
+        // A read opens the WAL, and the connection keeps the WAL open.
         db.query_row("SELECT count(*) FROM sqlite_master", [], |_| Ok(()))?;
         db.busy_timeout(BUSY)?;
         Ok(db)
@@ -197,7 +197,8 @@ impl Member {
     /// It could not be opened: says why, and when it is tried again.
     pub(super) fn note_failure(&mut self, path: &Path, file: Option<FileId>, why: &NotOpen) {
         if matches!(why, NotOpen::OtherMode) {
-            // It changed while it was away. No lock of ours is on it, so that its header may be read.
+            // The mode changed while the database was closed. This process holds no lock on the file, so the
+            // next look may read its header.
             self.known = None;
         }
         let soon = match why {
@@ -227,8 +228,8 @@ impl Member {
 
     pub(super) fn close(&mut self, path: &Path) {
         let Some(open) = self.open.take() else { return };
-        // The wal-index of this process is of a WAL that others have gone on with since: a checkpoint by it
-        // would write other pages over the database.
+        // If the files beside the database have changed, this process has the wal-index of an old WAL. A
+        // checkpoint with that wal-index would write wrong pages into the database.
         let closed = if open.beside == local::files_beside(path) {
             open.db.close()
         } else {
@@ -278,12 +279,12 @@ mod tests {
         }
         assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 8000].map(Duration::from_millis));
 
-        // Before its time nothing is tried.
+        // No attempt is made before its time.
         member.failed.as_mut().unwrap().again += Duration::from_hours(1);
         drop(holder);
         member.look(path, &mut Duration::default());
         assert!(member.open.is_none());
-        // Another file is.
+        // Another file at the path is tried at once.
         member.failed.as_mut().unwrap().file = None;
         member.look(path, &mut Duration::default());
         assert!(member.open.is_some());

@@ -102,7 +102,7 @@ fn pattern(text: &str) -> Result<String, String> {
 fn setting(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some(("replica", _)) => Err("the replica is an argument of its own".to_string()),
-        // The extension takes that from the argument, or what is meant if it is not given.
+        // The extension takes the journal mode from that argument, or from the default.
         Some(("journal-mode", _)) => Err("--journal-mode says that".to_string()),
         Some((name, value)) if !name.is_empty() => {
             settings::check(name, value)?;
@@ -131,9 +131,9 @@ impl Args {
     }
 
     fn named(&self, database: &Path, url: &str) -> Result<Wanted, Error> {
-        // As when the two are swapped.
+        // A URL here means that the two arguments are swapped.
         super::not_a_url(database)?;
-        // What is wrong with the URL is better said before anything is touched.
+        // A wrong URL is reported before any file is touched.
         store::open(url)?;
         let path = database.to_path_buf();
         let place = match &self.pattern {
@@ -190,14 +190,14 @@ enum Event {
 
 /// Runs until it is told to end; what is not shipped then is shipped when the process exits.
 pub(super) fn run(args: &Args) -> Result<Exit, Error> {
-    // Where a database is named, a file that nobody named does not matter.
+    // If a database is named, a file that the user did not name is not read.
     let of_no_matter = args.database.is_some() && args.file.config.is_none();
     let config = if of_no_matter { None } else { args.file.load()? };
     let in_file = config.as_ref().and_then(|config| config.exec.as_deref());
     let exec = args.exec.as_deref().or(in_file.filter(|_| !args.once && args.database.is_none()));
     let words = exec.map(words).transpose()?;
     let wanted = args.wanted(config.as_ref())?;
-    // Before there is a second thread: this sets the environment of the extension.
+    // This call sets the environment of the extension, so it comes before the second thread.
     args.log.install(config.as_ref().map(|config| &config.logging), args.json)?;
     if let Some(config) = &config {
         extension::set_config(&config.file, args.file.no_expand_env);
@@ -235,7 +235,7 @@ fn words(command: &str) -> Result<Vec<String>, Error> {
 /// Restores a database that is not there, if its replica is.
 fn restore(wanted: &Wanted, file: &configured::File) -> Result<(), Error> {
     let Place::Database(path) = &wanted.place else { return Ok(()) };
-    // A plain path would be taken for that of a database.
+    // The restore would take a plain path for the path of a database.
     let from = match wanted.replica(None) {
         Some(url) if store::url::is_url(&url) => PathBuf::from(url),
         Some(folder) => store::url::of_path(&config::canonical(Path::new(&folder))).into(),
@@ -257,12 +257,13 @@ impl Service {
         let begun = Instant::now();
         let (mut ready, mut program) = (false, None);
         let mut beat = Instant::now();
-        // Half of what it waits for, as sd_watchdog_enabled(3) says.
+        // Half of the watchdog's time, as sd_watchdog_enabled(3) advises.
         let beats = self.manager.watchdog.map(|time| time / 2);
         let (exit, closing) = loop {
             let whole = self.fleet.look();
             let well = !ready && self.fleet.is_ready();
-            // To open very many takes longer, and nothing of it hangs.
+            // `READY_FOR` alone is not enough: a first look at very many databases takes longer, without any of
+            // them hanging.
             let waited = self.fleet.all_seen && begun.elapsed() >= READY_FOR;
             if !ready && (well || waited) {
                 ready = true;
@@ -319,7 +320,7 @@ impl Service {
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
         };
-        // From here on signals do not come as events.
+        // From here on the listener keeps signals to itself, and sends no events.
         let _ = self.closing.set(closing);
         self.manager.tell("STOPPING=1");
         let left = self.fleet.look_at_last();

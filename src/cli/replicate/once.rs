@@ -77,7 +77,8 @@ fn replicas_of(
 /// Waits for what is done for the history. It is as well done by the next.
 fn keep(fleet: &Fleet, deadline: Instant) {
     loop {
-        // The first is heard before what follows from the last file is begun, the second after.
+        // The first answer may come before the work that follows from the last file has begun. The second comes
+        // after.
         let left = || deadline.saturating_duration_since(Instant::now());
         if !fleet.answers(left()) || !fleet.answers(left()) {
             return;
@@ -88,7 +89,7 @@ fn keep(fleet: &Fleet, deadline: Instant) {
             let path = Path::new(busy["database"].as_str().unwrap_or_default()).display();
             return log::warn!("{path}: joining its files goes on the next time");
         }
-        // The extension has no way to call back.
+        // The extension has no way to notify this process.
         std::thread::park_timeout(PAUSE);
     }
 }

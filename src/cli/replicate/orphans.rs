@@ -23,7 +23,7 @@ pub(super) fn take_in(program: Pid) {
                 std::thread::park_timeout(left);
             }
             for orphan in ended {
-                // It may be gone by now.
+                // The process may be gone by now.
                 let _ = waitpid(Some(orphan), WaitOptions::NOHANG);
             }
         }
@@ -49,6 +49,6 @@ fn ended_children(program: Pid) -> Vec<Pid> {
     let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let others = numbers.filter_map(Pid::from_raw).filter(|pid| *pid != program);
     let look = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
-    // An error says that this is no child.
+    // An error means that the process is not a child.
     others.filter(|pid| matches!(waitid(WaitId::Pid(*pid), look), Ok(Some(_)))).collect()
 }

@@ -52,7 +52,7 @@ fn owner_writes_new(path: &Path, database: &Metadata) -> bool {
         return true;
     }
     let Some(folder) = path.parent() else { return false };
-    // A list of default rights decides alone.
+    // A default ACL decides the rights of new files alone.
     if getxattr(folder, "system.posix_acl_default", &mut [0_u8; 0]).is_ok() {
         return true;
     }

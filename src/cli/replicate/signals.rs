@@ -76,10 +76,11 @@ pub(super) fn listen(
         numbers.extend([SIGQUIT, SIGUSR1, SIGUSR2]);
     }
     let ignored = ignored();
-    // As after nohup: they stay ignored, and the program inherits that.
+    // Ignored signals, as after nohup, stay ignored, and the program inherits that.
     numbers.retain(|number| ignored & bit(*number) == 0);
     if with_program && ignored & bit(SIGCHLD) != 0 {
-        // With SIGCHLD ignored the kernel keeps no exit code. The program begins with its default.
+        // While SIGCHLD is ignored the kernel keeps no exit code. The program starts with the default for
+        // SIGCHLD.
         signal_hook::flag::register(SIGCHLD, Arc::default()).map_err(Error::System)?;
     }
     let mut signals = SignalsInfo::<WithRawSiginfo>::new(numbers).map_err(Error::System)?;
@@ -90,9 +91,9 @@ pub(super) fn listen(
             if closing.get().is_none() && events.send(Event::Signal(signal)).is_ok() {
                 continue;
             }
-            // If nobody has said why it closes, it is because of an error.
+            // Without a reason in `closing`, an error is the reason.
             if closing.get().is_none_or(|closing| closing.is_cut_short(Instant::now())) {
-                // What is left is shipped the next time.
+                // The next start ships the rest.
                 let _ = signal_hook::low_level::emulate_default_handler(signal.number);
             }
         }
@@ -111,7 +112,7 @@ mod tests {
         assert!(!closing.is_cut_short(ended));
         assert!(!closing.is_cut_short(ended + Duration::from_millis(999)));
         assert!(closing.is_cut_short(ended + Duration::from_secs(1)));
-        // Heard before the end was noted.
+        // The signal came before the end of the program was noted.
         assert!(!closing.is_cut_short(ended.checked_sub(SAME).unwrap_or(ended)));
         assert!(Closing::Told.is_cut_short(ended));
     }
@@ -124,7 +125,7 @@ mod tests {
             (SIGQUIT, SI_KERNEL, true),
             (SIGINT, by_kill, false),
             (SIGQUIT, by_kill, false),
-            // The terminal is gone: the kernel tells the first process of the session.
+            // The terminal is gone: the kernel signals the first process of the session.
             (SIGHUP, SI_KERNEL, false),
             (SIGTERM, by_kill, false),
         ] {

@@ -71,7 +71,7 @@ mod tests {
         let at = |url, within| Wanted::at(url, Some(Path::new(within)));
         assert_eq!(at("s3://b/p/?endpoint=x", "a/b.db"), "s3://b/p/a/b.db?endpoint=x");
         assert_eq!(at("/srv/what?", "a/b.db"), "/srv/what?/a/b.db");
-        // A character that means something in a URL is one of the name.
+        // A character with a meaning in URLs is part of the name.
         assert_eq!(at("s3://b/p", "x%41?.db"), "s3://b/p/x%2541%3F.db");
         assert_eq!(at("/srv", "x%41?.db"), "/srv/x%41?.db");
         let wanted = Wanted {

@@ -1,14 +1,16 @@
-//! Restoring what Litestream 0.3 wrote: a snapshot of the file, and the WALs behind it.
+//! Restores the format of Litestream 0.3: a snapshot of the database file, and the WALs that follow it.
 //!
-//! Nothing there says what the database's bytes must be. What is proven is what the parts say of
-//! themselves: the LZ4 frames' checksums, that the segments of a WAL join and end with a commit,
-//! SQLite's own salts and checksums of all their frames, and that a WAL has every page by which the
-//! database grew. That the last segment of a WAL is missing where another WAL follows, or that the
-//! newest ones are, shows nowhere: ask SQLite for an integrity check.
+//! The format does not say which bytes the database must have. The restore proves the parts by their own data:
+//! - the checksums of the LZ4 frames
+//! - the segments of a WAL join, and the last segment ends with a commit
+//! - SQLite's salts and checksums of all frames of the WALs
+//! - a WAL has every page by which the database grew
 //!
-//! Memory, whatever the size of the database: for each request at a time 4 MiB, the decoder's
-//! blocks of 4 MiB, and a few bytes for each page in a WAL. A WAL is put together in a file of the
-//! restore's folder.
+//! Nothing shows that the last segment of a WAL is missing where another WAL follows. Nothing shows that the
+//! newest segments are missing, either. An integrity check by SQLite may find such damage.
+//!
+//! Memory, whatever the size of the database: 4 MiB for each request at a time, the decoder's blocks of 4 MiB,
+//! and a few bytes for each page in a WAL. A WAL is put together in a file of the restore's folder.
 
 mod replay;
 mod source;
@@ -29,17 +31,17 @@ use crate::store::{self, Object, Store};
 use crate::units::{PageSize, Timestamp};
 use source::Source;
 
-/// How a database file begins (<https://sqlite.org/fileformat2.html#magic_header_string>).
+/// First bytes of a database file (<https://sqlite.org/fileformat2.html#magic_header_string>).
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
-/// What was restored.
+/// Result of a restore from Litestream 0.3's format.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Report {
     /// The generation, 16 hex digits.
     pub generation: String,
     /// Index of the snapshot's WAL.
     pub index: u32,
-    /// When the newest part was made.
+    /// Time at which the newest part was made.
     pub timestamp: Timestamp,
     /// Size of the database in pages.
     pub commit: u32,
@@ -49,21 +51,22 @@ pub struct Report {
     pub objects: usize,
     /// Bytes read from the store.
     pub fetched: u64,
-    /// How long it took.
+    /// Duration of the restore.
     pub elapsed: Duration,
 }
 
-/// Lists what Litestream 0.3 left in a replica, the oldest generation first.
+/// Lists the generations of Litestream 0.3 in a replica, the oldest first.
 pub async fn list(store: &dyn Store) -> Result<Vec<Generation>, store::Error> {
     Ok(generations::list(&store.objects(FOLDER).await?))
 }
 
-/// Plans, where what Litestream 0.3 left holds the newest state that there is at or before the
-/// point. `None` where the files of the levels do, which alone have transaction numbers, or where
-/// there is nothing of Litestream 0.3.
+/// Plans a restore if the generations of Litestream 0.3 hold the newest state at or before the point.
 ///
-/// Of the levels the commit times in the files' headers count, of the generations the times in the
-/// listing: there are no others. With the same time the levels win.
+/// Returns `None` if the files of the levels hold that state, or if there are no generations. The point of a
+/// transaction number always gives `None`: only the files of the levels have transaction numbers.
+///
+/// The times of the levels are the commit times in the files' headers. The times of the generations are those
+/// of the listing, since they have no others. If both times are equal, the levels win.
 pub async fn plan(store: &dyn Store, point: Point) -> Result<Option<Plan>, Error> {
     let at = match point {
         Point::Txid(_) => return Ok(None),
@@ -95,7 +98,7 @@ pub async fn plan(store: &dyn Store, point: Point) -> Result<Option<Plan>, Error
     }
 }
 
-/// Restores: all of it, or nothing. Needs a Tokio runtime.
+/// Restores the whole database, or nothing. Needs a Tokio runtime.
 pub async fn restore(
     store: Arc<dyn Store>,
     plan: Plan,
@@ -112,7 +115,7 @@ pub async fn restore(
 
 fn execute(mut source: Source<'_>, plan: &Plan, options: &Options) -> Result<Report, Error> {
     let begun = Instant::now();
-    // There is no copy of the same history that could be brought forward.
+    // No older copy has a history that this plan could bring forward.
     let place = match place_of(options) {
         Place::Copy => Place::Free,
         place => place,
@@ -120,7 +123,7 @@ fn execute(mut source: Source<'_>, plan: &Plan, options: &Options) -> Result<Rep
     output::check(&options.output, place)?;
     plan.check()?;
     let work = Workplace::take(&options.output, place)?.with_mode(options);
-    // What another restore has left is of no use here.
+    // The record of another restore does not apply to this format.
     work.remove("record")?;
     let (file, at) = (&work.open("database")?, &work.entry("database"));
     file.set_len(0).map_err(failed("emptying", at))?;
@@ -147,7 +150,7 @@ fn execute(mut source: Source<'_>, plan: &Plan, options: &Options) -> Result<Rep
     })
 }
 
-/// Puts a WAL together from its segments; gives its length.
+/// Puts a WAL together from its segments and returns its length.
 fn join(
     source: &mut Source<'_>,
     plan: &Plan,
@@ -170,7 +173,8 @@ fn join(
     Ok(len)
 }
 
-/// The page size and the size in pages, if the file is a database. `object` is what led to it.
+/// Returns the page size and the number of pages. Returns an error that names `object` if the file is no
+/// database.
 fn look_at(database: &File, path: &Path, object: &Object) -> Result<(PageSize, u32), Error> {
     let refuse = || Err(Error::object(object, "what it leads to is not a SQLite database"));
     let len = database.metadata().map_err(failed("looking at", path))?.len();

@@ -1,4 +1,4 @@
-//! What SQLite does with a WAL that it finds, with nothing left out of account.
+//! Writes the committed pages of a WAL into a database, as SQLite's recovery does, but refuses a damaged WAL.
 
 use std::fs::File;
 use std::path::Path;
@@ -11,11 +11,11 @@ use crate::plan::generations::Segment;
 use crate::units::Pgno;
 use crate::wal::{self, Recovered};
 
-/// Writes what a WAL of `len` bytes has committed into the database at `path`.
+/// Writes the committed pages of a WAL of `len` bytes into the database at `path`.
 ///
-/// Litestream 0.3 copies a WAL only up to its last commit, and compares salts and checksums when it
-/// does (`copyToShadowWAL` in its `db.go`). So a WAL that is not right up to its last byte is
-/// damaged, and is refused, where SQLite would pass over the rest of it.
+/// Litestream 0.3 copies a WAL only up to its last commit, and compares salts and checksums when it does
+/// (`copyToShadowWAL` in its `db.go`). So a WAL with a faulty byte is damaged, and `replay` refuses the whole
+/// WAL. SQLite would ignore everything behind the fault.
 pub(super) fn replay(
     wal: &File,
     len: u64,
@@ -23,7 +23,7 @@ pub(super) fn replay(
     database: &File,
     path: &Path,
 ) -> Result<(), Error> {
-    // Which segment a byte of the WAL came from.
+    // Names the segment that byte `at` of the WAL came from.
     let refuse = |at: u64, what: String| {
         let holder = segments.iter().rfind(|segment| segment.offset <= at).or(segments.first());
         match holder {
@@ -66,7 +66,7 @@ pub(super) fn replay(
     write(wal, &found, pages, database, path)
 }
 
-/// The first page by which the database grew that the WAL does not have.
+/// Returns the first page by which the database grew and which the WAL does not have.
 fn missing(found: &Recovered, pages: u32) -> Option<Pgno> {
     let lock_page = found.page_size.lock_page();
     let mut next = pages.min(found.smallest).saturating_add(1);
@@ -97,7 +97,7 @@ fn write(
         let set = database.set_len(u64::from(pages) * page_len);
         set.map_err(failed("setting the length of", path))
     };
-    // What was behind the end once is not there any more.
+    // Pages behind the smallest end were cut off, and their old contents must not come back.
     if found.smallest < pages {
         set_len(found.smallest)?;
     }
@@ -132,7 +132,7 @@ mod tests {
             (5, 5, &[1, 5], Some(4)),
             (5, 5, &[1, 4], Some(5)),
             (5, 5, &[], Some(4)),
-            // It shrank first.
+            // The database shrank before it grew.
             (3, 1, &[2, 3], None),
             (3, 1, &[3], Some(2)),
             (3, 2, &[1, 3], None),

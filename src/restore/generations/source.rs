@@ -1,4 +1,4 @@
-//! The objects of a plan, fetched a few requests ahead and expanded into files.
+//! Fetches the objects of a plan, a few requests ahead, and expands them into files.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -17,17 +17,17 @@ use super::super::error::{Error, failed};
 use crate::ltx::lz4::{self, End, Tail};
 use crate::store::{self, Object, Store};
 
-/// How much is asked for at a time, in bytes.
+/// Bytes of one request.
 const CHUNK: u64 = 4 << 20;
 
 const CUT_SHORT: &str = "it is cut short";
 
-/// The bit of a frame's fifth byte that says that a checksum of the content follows the end mark.
+/// Bit of a frame's fifth byte: a checksum of the content follows the end mark.
 const CONTENT_CHECKSUM: u8 = 0x04;
 
-/// The objects of a plan, each to be expanded once, in the plan's order.
+/// The objects of a plan. Each is expanded once, in the plan's order.
 pub(super) struct Source<'a> {
-    /// One decoder for all, since it makes buffers of the size of the largest block.
+    /// One decoder for all objects, since a decoder allocates buffers of the size of the largest block.
     frame: FrameDecoder<Tail<Reader<'a>>>,
 }
 
@@ -57,16 +57,16 @@ impl<'a> Source<'a> {
         Source { frame: FrameDecoder::new(Tail::new(reader)) }
     }
 
-    /// Number of bytes that were read from the store.
+    /// Returns the number of bytes that were read from the store.
     pub(super) fn fetched(&self) -> u64 {
         self.frame.get_ref().get_ref().fetched
     }
 
-    /// Expands the next object into a file, from byte `from` on; gives the number of bytes that it
-    /// expands to. After an error there is no next one.
+    /// Expands the next object into a file, from byte `from` on. Returns the number of expanded bytes. After an
+    /// error there is no next object.
     ///
-    /// An object is one LZ4 frame with a checksum of its content, as Litestream writes it, and
-    /// nothing else: whatever else there is was not written by it.
+    /// Litestream writes an object as one LZ4 frame with a checksum of its content, and nothing else. `expand`
+    /// refuses objects of any other form.
     pub(super) fn expand(
         &mut self,
         object: &Object,
@@ -84,7 +84,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Expands the frame at the beginning of an object; `write` gets each part and where it belongs.
+    /// Expands the frame at the beginning of an object. `write` gets each part and its offset.
     fn expand_frame(
         &mut self,
         object: &Object,
@@ -113,8 +113,8 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Whether the decoder, which gives no more bytes, has come to the end of the frame, since it had
-    /// read `before` bytes.
+    /// Checks that the decoder, which gives no more bytes, has come to the end of the frame. The decoder had
+    /// read `before` bytes before its last step.
     fn end(&self, object: &Object, before: u64) -> Result<(), Error> {
         match self.frame.get_ref().end(before) {
             End::Checksum => Ok(()),
@@ -123,7 +123,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// What an error of reading means.
+    /// Turns an I/O error of the decoder into the error of the store or the object.
     fn failed(&mut self, object: &Object, error: &io::Error) -> Error {
         match self.reader().failure.take() {
             Some(failure) => failure.into(),
@@ -139,7 +139,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// One object after the other, fetched a few requests ahead.
+/// Reads the objects one after the other and fetches a few requests ahead.
 struct Reader<'a> {
     store: Arc<dyn Store>,
     runtime: Handle,
@@ -147,15 +147,15 @@ struct Reader<'a> {
     ahead: usize,
     fetching: VecDeque<JoinHandle<Result<Bytes, store::Error>>>,
     fetched: u64,
-    /// Bytes of this object that are not in `chunk`, nor were.
+    /// Bytes of the current object that `chunk` has not received yet.
     left: u64,
     chunk: Bytes,
-    /// Why the store did not give what was asked for, if it did not.
+    /// Error of the store, if a request failed.
     failure: Option<store::Error>,
 }
 
 impl Reader<'_> {
-    /// Goes on to the next object; gives its first bytes, which stay to be read.
+    /// Goes on to the next object and returns its first bytes, which remain to be read.
     fn begin(&mut self, object: &Object) -> io::Result<[u8; 5]> {
         self.left = object.len;
         self.chunk = Bytes::new();
@@ -167,7 +167,7 @@ impl Reader<'_> {
         self.left == 0 && self.chunk.is_empty()
     }
 
-    /// Makes sure that there are bytes in the chunk, but at the object's end.
+    /// Fills the chunk if it is empty, except at the end of the object.
     fn fill(&mut self) -> io::Result<()> {
         if !self.chunk.is_empty() || self.left == 0 {
             return Ok(());
@@ -189,7 +189,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The next bytes; `None` behind the last object.
+    /// Returns the next chunk, or `None` behind the last object.
     fn next(&mut self) -> Option<Result<Bytes, store::Error>> {
         while self.fetching.len() < self.ahead
             && let Some((object, range)) = self.waiting.next()
@@ -205,7 +205,7 @@ impl Reader<'_> {
     }
 }
 
-/// All of these bytes.
+/// Fetches exactly the bytes of this range.
 async fn fetch(
     store: Arc<dyn Store>,
     path: String,
