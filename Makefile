@@ -7,7 +7,7 @@ SECONDS ?= 60
 export SEED ROUND HOSTS
 
 .DEFAULT_GOAL := help
-.PHONY: help build man test demo sim fuzz crash duel soak torture sqlite-tests bench clean
+.PHONY: help build man notices test demo sim fuzz crash duel soak torture sqlite-tests bench clean
 
 help:  ## this list
 	@echo "walferry: SQLite replicated to object storage from inside the process that writes it"
@@ -19,6 +19,9 @@ build:  ## dist/walferry.so, the extension, and dist/walferry, the program
 
 man: build  ## dist/man and dist/completions: manual pages, and what shells complete
 	@tests/scripts/man.sh
+
+notices:  ## dist/THIRD-PARTY-NOTICES: the licences of all crates that are compiled in
+	@tests/scripts/notices.sh
 
 test:  ## format, lints, unit tests, and the extension in real hosts against real servers
 	@tests/scripts/test.sh

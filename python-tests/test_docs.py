@@ -175,6 +175,14 @@ def test_states_are_listed():
     assert set(listed) == {*states, "not-replicated", "following", "none"}
 
 
+def test_notices_have_each_crate():
+    """A crate under a licence that nobody has looked at is an error."""
+    notices = subprocess.run(["/usr/bin/python3", "tests/scripts/notices.py", "Cargo.toml", "sqlite-ext/Cargo.toml"],
+                             cwd=ROOT, text=True, check=True, capture_output=True, timeout=120).stdout
+    for crate in "aws-sdk-s3", "crossbeam-channel", "libsqlite3-sys", "lz4_flex", "parking_lot":
+        assert re.search(r"^%s \d+\.\d+" % crate, notices, re.M), crate
+
+
 def test_licences_are_those_of_the_package():
     assert 'license = "MIT OR Apache-2.0"' in (ROOT / "Cargo.toml").read_text()
     assert all(os.path.getsize(ROOT / name) for name in ("LICENSE-MIT", "LICENSE-APACHE"))
