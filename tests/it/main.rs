@@ -14,6 +14,7 @@ mod hostile;
 mod listing;
 mod memory;
 mod month;
+mod ratchets;
 mod restore;
 mod resume;
 mod store;

@@ -19,7 +19,7 @@ const CORE: [(&str, &[&str]); 4] = [
 const CORE_WITHOUT: [&str; 6] =
     ["std::thread", "SystemTime", "Instant::now", "tokio", "std::net", "File::open"];
 
-fn files(root: &str) -> Vec<(PathBuf, String)> {
+pub(super) fn files(root: &str) -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
     let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(root)];
     while let Some(folder) = folders.pop() {
@@ -37,12 +37,12 @@ fn files(root: &str) -> Vec<(PathBuf, String)> {
     found
 }
 
-fn is_test(path: &Path) -> bool {
+pub(super) fn is_test(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name == "tests.rs")
 }
 
 /// The part of a file that is not its tests.
-fn code(text: &str) -> &str {
+pub(super) fn code(text: &str) -> &str {
     text.split("#[cfg(test)]\nmod tests {").next().unwrap_or(text)
 }
 
