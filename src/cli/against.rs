@@ -206,7 +206,7 @@ struct Doubts {
     pages: BTreeMap<Pgno, Doubt>,
     /// How often in a row the process that ships had nothing left to ship.
     quiet: u32,
-    /// Checksums of the pages as they were then.
+    /// TXID of the replica at the last look, and the pages that differed then.
     last: Option<(Txid, Vec<Pgno>)>,
 }
 

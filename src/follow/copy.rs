@@ -125,7 +125,8 @@ pub(super) fn look(path: &Path, replica: &str, stop: &Arc<Stop>) -> Result<Found
 impl Room {
     /// Checks that no unshipped data of an earlier database is left, and removes that database's state.
     fn empty(self) -> Result<Found, Error> {
-        let state = State::load(&self.dir).ok().flatten();
+        // A damaged state is no state of the new copy's either.
+        let has_state = !matches!(State::load(&self.dir), Ok(None));
         let unshipped = |dir: &PathBuf| {
             let spool = local::spool::Spool::existing(dir);
             spool.is_some_and(|spool| !spool.is_empty().unwrap_or(false)) || local::has_kept(dir)
@@ -133,7 +134,7 @@ impl Room {
         if local::replicas::existing(&self.path).iter().any(unshipped) {
             return Err(Error::Original(self.path));
         }
-        if state.is_some() {
+        if has_state {
             self.forget_state()?;
         }
         Ok(Found::Nothing(self))

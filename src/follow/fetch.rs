@@ -35,7 +35,9 @@ enum Content {
     Disk(PathBuf, File),
 }
 
-/// Reads and proves a file. A long file is stored in `scratch`. Returns `Ok(None)` if the file does not exist.
+/// Reads and proves a file. Returns `Ok(None)` if the file does not exist.
+///
+/// A long file is kept in a file of local state, which has the name `scratch` only while it is created.
 pub(super) async fn fetch(
     store: &dyn Store,
     key: Key,
@@ -46,9 +48,8 @@ pub(super) async fn fetch(
         Content::Memory(first)
     } else {
         let failed = || Error::local("cannot write", scratch);
-        let mut options = File::options();
-        options.read(true).write(true).create(true).truncate(true);
-        let mut file = options.open(scratch).map_err(Error::local("cannot create", scratch))?;
+        let created = crate::local::folder::create_unnamed(scratch);
+        let mut file = created.map_err(Error::local("cannot create", scratch))?;
         file.write_all(&first).map_err(failed())?;
         let mut len = first.len() as u64;
         loop {
@@ -168,5 +169,32 @@ impl Pages for DatabasePages {
                 return Ok(Some((pgno, &self.page)));
             }
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::log_end::tests::{key, on_runtime};
+    use crate::store::Body;
+    use crate::store::memory::MemoryStore;
+    use crate::units::Timestamp;
+
+    #[test]
+    fn link_in_place_of_the_scratch_file_is_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (scratch, other) = (folder.path().join("incoming"), folder.path().join("other"));
+        std::fs::write(&other, "of another program").unwrap();
+        std::os::unix::fs::symlink(&other, &scratch).unwrap();
+        on_runtime(async {
+            let (store, key) = (MemoryStore::new(), key(0, 1, 1));
+            let bytes = vec![1; PIECE as usize + 1];
+            store.put_new(key, Body::Bytes(bytes.into()), Timestamp(1)).await.unwrap();
+            fetch(&store, key, &scratch).await.unwrap_err();
+        });
+        let kept = std::fs::read(&other).unwrap();
+        assert!(kept == b"of another program", "the link was followed: {} bytes", kept.len());
+        assert!(scratch.symlink_metadata().is_err(), "the scratch file is left");
     }
 }
