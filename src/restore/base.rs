@@ -13,9 +13,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::{fmt, io};
 
 use parking_lot::Mutex;
-use rustix::process::{Flock, FlockType, fcntl_getlk};
 
 use super::error::{Error, Refusal, failed};
+use super::opened;
 use super::progress::{Meter, Step, Watch};
 use crate::local;
 use crate::local::lock::{Attempt, Lock};
@@ -28,9 +28,6 @@ use crate::units::{PageSize, Txid};
 const COPY_LEN: u64 = 64 << 20;
 /// Bytes that a thread reads at a time.
 const READ_LEN: u64 = 1 << 20;
-/// SQLite's lock bytes: PENDING, RESERVED and the shared ones (os_unix.c, `PENDING_BYTE`).
-const LOCK_BYTES: (u64, u64) = (0x4000_0000, 512);
-
 /// Reason why everything was fetched although an older copy was there.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Instead {
@@ -108,7 +105,7 @@ impl Older {
         let (false, Some((base, page_size))) = (waiting, state.base.and_then(page_size)) else {
             return Err(refuse(Refusal::Unshipped));
         };
-        refuse_if_open(path)?;
+        opened::refuse(path)?;
         Ok(Older { base, page_size, claimed: state.claimed, _place: place })
     }
 
@@ -211,21 +208,6 @@ pub(super) fn copy(from: &Path, to: &File, watch: Option<&Watch>) -> Result<(), 
             return Ok(());
         }
         meter.add(n);
-    }
-}
-
-/// Returns an error if another process holds one of SQLite's locks on the file.
-///
-/// Such a process would go on with a file that has lost its name. A connection in WAL mode always holds a lock.
-/// A connection in another mode holds one only while it reads or writes.
-pub(super) fn refuse_if_open(path: &Path) -> Result<(), Error> {
-    let file = File::open(path).map_err(failed("opening", path))?;
-    let mut wanted = Flock::from(FlockType::WriteLock);
-    (wanted.start, wanted.length) = LOCK_BYTES;
-    match fcntl_getlk(&file, &wanted) {
-        Ok(Some(_)) => Err(Error::Copy { path: path.into(), why: Refusal::Open(None) }),
-        Ok(None) => Ok(()),
-        Err(errno) => Err(failed("asking for locks on", path)(errno.into())),
     }
 }
 

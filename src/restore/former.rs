@@ -17,14 +17,13 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::base;
 use super::error::{Error, Refusal, failed};
+use super::opened;
 use crate::local::lock::{Attempt, Lock};
 use crate::local::spool::{Entry, Spool};
 use crate::local::state::{Fingerprint, State};
@@ -88,7 +87,7 @@ impl Former {
     ///
     /// With `unshipped`, a database may also be replaced if it holds data that its replica may not have.
     pub(super) fn look(path: &Path, unshipped: bool) -> Result<Former, Error> {
-        refuse_if_open(path)?;
+        opened::refuse(path)?;
         let mut kept = Vec::new();
         for dir in replicas::existing(path) {
             kept.push(Kept::look(path, dir, unshipped)?);
@@ -103,7 +102,7 @@ impl Former {
     pub(super) fn finish(&self) -> Result<Option<Connection>, Error> {
         // This check comes before SQLite has the file open: closing any descriptor of the file drops this
         // process's locks.
-        refuse_if_open(&self.path)?;
+        opened::refuse(&self.path)?;
         let len = fs::metadata(&self.path).map_or(0, |meta| meta.len());
         let held = if len == 0 { None } else { self.lock()? };
         for suffix in JOURNALS {
@@ -168,33 +167,6 @@ fn has_all(path: &Path, state: &State) -> bool {
     wal::recover(&wal).is_some_and(|found| {
         found.last == position.frame && wal::reaches(&wal, found.page_size, position)
     })
-}
-
-/// Returns an error if a process has the file open, by SQLite's locks and by `/proc`.
-///
-/// A connection that is not in WAL mode holds no lock while it is idle.
-fn refuse_if_open(path: &Path) -> Result<(), Error> {
-    let Ok(meta) = fs::metadata(path) else { return Ok(()) };
-    if let Some(pid) = opener((meta.dev(), meta.ino())) {
-        return Err(Error::Copy { path: path.into(), why: Refusal::Open(Some(pid)) });
-    }
-    base::refuse_if_open(path)
-}
-
-/// Returns another process that has the file open, as far as `/proc` tells.
-fn opener(file: (u64, u64)) -> Option<u32> {
-    let ours = std::process::id();
-    for process in fs::read_dir("/proc").ok()?.flatten() {
-        let pid = process.file_name().to_str().and_then(|name| name.parse().ok());
-        let Some(pid) = pid.filter(|pid| *pid != ours) else { continue };
-        let Ok(open) = fs::read_dir(process.path().join("fd")) else { continue };
-        for descriptor in open.flatten() {
-            if fs::metadata(descriptor.path()).is_ok_and(|meta| (meta.dev(), meta.ino()) == file) {
-                return Some(pid);
-            }
-        }
-    }
-    None
 }
 
 #[cfg(test)]

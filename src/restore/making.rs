@@ -4,9 +4,9 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::base;
 use super::error::failed;
 use super::handover::Staging;
+use super::opened;
 use super::output::{Place, Temporary, Workplace};
 use super::pages::Target;
 use super::{Error, Report};
@@ -49,7 +49,7 @@ impl Making<'_> {
         let before = Fingerprint::of(&self.path).map_err(failed("looking at", &self.path))?;
         if self.place == Place::Copy {
             // A program may have opened the copy since the first check.
-            base::refuse_if_open(output)?;
+            opened::refuse(output)?;
         }
         self.work.publish(self.name, self.database, self.place)?;
         let scratch = self.work.entry("pages");

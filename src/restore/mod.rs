@@ -43,6 +43,7 @@ mod integrity;
 mod job;
 mod making;
 mod moment;
+mod opened;
 mod output;
 mod pages;
 mod point;
