@@ -1,7 +1,7 @@
-//! Making one file of several, from store to store.
+//! Compacts several files of a store into one.
 //!
-//! Memory: 32 MiB for what is read of all inputs together, a page for each, and two parts of the
-//! upload. Compressed pages are copied as they are.
+//! Memory: 32 MiB for reading all inputs together, a page for each input, and two parts of the upload.
+//! Compressed pages are copied as they are.
 
 use std::cell::Cell;
 use std::io::{self, Read, Write};
@@ -23,46 +23,49 @@ use crate::store::reader::StoreReader;
 use crate::store::{self, Body, ErrorKind, FileInfo, Key, Store, Upload};
 use crate::units::Timestamp;
 
-/// What is read ahead of all inputs together, in bytes; and at the least and at the most of each.
+/// Bytes to read ahead, for all inputs together.
 const READ_AHEAD: u64 = 32 << 20;
+/// Least and greatest number of bytes to read ahead for one input.
 const CHUNK: (u64, u64) = (64 << 10, 4 << 20);
-/// A file up to this length goes up at once, in bytes.
+/// Files up to this length in bytes are uploaded in one request.
 const AT_ONCE: usize = 1 << 20;
 
-/// What became of a step.
+/// Result of a compaction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Joined {
-    /// The file.
+    /// The compacted file.
     pub key: Key,
-    /// Its length in bytes.
+    /// Length in bytes; 0 if the file existed and the store refused the upload early.
     pub len: u64,
-    /// Pages in it.
+    /// Number of pages; 0 in the same case.
     pub pages: u64,
-    /// Bytes fetched from the store for it.
+    /// Bytes fetched from the store.
     pub fetched: u64,
-    /// Requests made for it, about.
+    /// Approximate number of requests made.
     pub requests: u64,
-    /// Commit time of the state that it leads to.
+    /// Commit time of the state that the file leads to.
     pub timestamp: Timestamp,
-    /// Whether a file of this name was there first: then somebody else has joined these.
+    /// True if a file of this name existed already: another process has made the same compaction.
     pub existed: bool,
-    /// Whether it is a whole database that its last file's checksum has proven.
+    /// True if the file is a whole database, proven by the checksum in its last input.
     pub proven: bool,
 }
 
-/// What is done with the joined file.
+/// Use of the compacted file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Purpose {
-    /// It is created at the store.
+    /// Create the file at the store.
     Publish,
-    /// Nothing: it was only to be seen that it can be made.
+    /// Discard the file: the compaction only proves its inputs.
     Prove,
 }
 
-/// Joins the files of a step to one. Needs a Tokio runtime; the work is done on a thread of its own.
+/// Compacts the inputs of a step into one file. Needs a Tokio runtime; the work runs on a thread of its
+/// own.
 ///
-/// What lies in the folder `copies` by its key's name ([`crate::local::copies`]) is read from there;
-/// the store is asked where one of these is not what it should be.
+/// Reads inputs from the folder `copies` if it has them under the name of their key
+/// ([`crate::local::copies`]). If the compaction fails with these copies, a second attempt reads all
+/// inputs from the store.
 pub async fn join(
     store: Arc<dyn Store>,
     step: Step,
@@ -71,7 +74,7 @@ pub async fn join(
 ) -> Result<Joined, Error> {
     let runtime = Handle::current();
     let job = move || {
-        // The second attempt needs nothing of the local disk.
+        // The second attempt does not use the local disk.
         let run = |copies: Option<&Path>| {
             let place = copies.map(spool::scratch);
             Job { store: &*store, runtime: &runtime, step: &step, purpose, copies, place }.run()
@@ -96,11 +99,11 @@ struct Job<'a> {
     step: &'a Step,
     purpose: Purpose,
     copies: Option<&'a Path>,
-    /// Where what does not fit in memory goes.
+    /// Place for data that does not fit in memory.
     place: Option<Place>,
 }
 
-/// Where an input is read from.
+/// Source of an input's bytes.
 enum Source<'a> {
     Copy(io::Cursor<Vec<u8>>),
     Store(StoreReader<'a>),
@@ -133,7 +136,7 @@ impl Job<'_> {
         };
         let mut sources: Vec<Source<'_>> = self.step.inputs.iter().map(open).collect();
         let result = self.merge(&mut sources);
-        // What the store did not give says more than what the decoder made of that.
+        // An error of the store is more precise than the decoder's error that follows from it.
         let failed = sources.iter_mut().find_map(|source| match source {
             Source::Copy(_) => None,
             Source::Store(reader) => reader.failure(),
@@ -146,7 +149,7 @@ impl Job<'_> {
         Ok(Joined { fetched: fetched.get(), requests: joined.requests + requests.get(), ..joined })
     }
 
-    /// All of a file whose copy is at hand; few are, and these are short.
+    /// Returns a file's whole local copy, if there is one of the same length. Copies are few and short.
     fn copy(&self, file: &FileInfo) -> Option<Vec<u8>> {
         let bytes = copies::read(self.copies?, file.key)?;
         (bytes.len() as u64 == file.len).then_some(bytes)
@@ -171,7 +174,7 @@ impl Job<'_> {
             existed: true,
             proven: false,
         };
-        // A whole database is proven before anybody can see it.
+        // A whole database is proven before the file becomes visible at the store.
         let (encoded, proven) = match inputs.join(&mut out, self.place.clone()) {
             Ok(joined) => joined,
             Err(error) => {
@@ -188,18 +191,19 @@ impl Job<'_> {
     }
 }
 
-/// Files that are about to be joined: their headers are read, and fit.
+/// Inputs of a compaction with their headers read and checked against each other.
 pub struct Inputs<R> {
     key: Key,
-    /// The header of the whole, but for its checksum.
+    /// Header of the compacted file.
     header: Header,
-    /// What is read, and of which files.
+    /// Inputs to read, in order.
     decoders: Vec<Decoder<R>>,
+    /// Keys of the same inputs.
     keys: Vec<Key>,
 }
 
 impl<R: Read> Inputs<R> {
-    /// Reads the headers of a step's files, given in its order.
+    /// Reads and checks the headers of a step's inputs. `sources` must have the order of the inputs.
     pub fn open(step: &Step, sources: impl IntoIterator<Item = R>) -> Result<Inputs<R>, Error> {
         let (mut headers, mut decoders) = (Vec::new(), Vec::new());
         for (file, source) in step.inputs.iter().zip(sources) {
@@ -213,15 +217,17 @@ impl<R: Read> Inputs<R> {
             decoders.push(decoder);
         }
         let (header, superseded) = joined_header(step.key, &headers)?;
-        // What a full image supersedes is not read; it may even be of another page size.
+        // Files before a full image are not read; they may even have another page size.
         decoders.drain(..superseded);
         let keys = headers.iter().skip(superseded).map(|(key, _)| *key).collect();
         Ok(Inputs { key: step.key, header, decoders, keys })
     }
 
-    /// Writes the joined file, and tells whether it is a whole database that was proven. If it is one
-    /// that is not what its last file says, that is an error, and `out` has all of it.
-    /// What does not fit in memory goes to `place`; without one it stays, at some four bytes a page.
+    /// Writes the compacted file. Returns true if the file is a whole database that was proven.
+    ///
+    /// If the whole database does not have the checksum that its last input names, this is an error; `out`
+    /// has the complete file then. Spills the index to `place`; without a place, the index stays in
+    /// memory, at some four bytes a page.
     pub fn join(
         self,
         out: &mut impl Write,
@@ -252,13 +258,13 @@ impl<R: Read> Inputs<R> {
     }
 }
 
-/// The header of the whole, if the files lead from one to the next, and how many of the first of them
-/// a full image supersedes.
+/// Returns the header of the compacted file, and the number of first files that a full image supersedes.
+/// Fails if the files do not lead from one to the next.
 fn joined_header(key: Key, headers: &[(Key, Header)]) -> Result<(Header, usize), Error> {
     let (Some((_, first)), Some((_, last))) = (headers.first(), headers.last()) else {
         return Err(Error::Internal("nothing to join"));
     };
-    // What is older than a full image does not count.
+    // Files before the last full image do not count.
     let full = headers.iter().rposition(|(_, h)| h.tag.is_some_and(|tag| tag.full_image));
     let counts = headers.get(full.unwrap_or(0)..).unwrap_or_default();
     for pair in counts.windows(2) {
@@ -295,18 +301,18 @@ fn joined_header(key: Key, headers: &[(Key, Header)]) -> Result<(Header, usize),
     Ok((header, full.unwrap_or(0)))
 }
 
-/// What is written goes up part by part, and at once if it is short.
+/// Writer that uploads a file part by part, or in one request if the file is short.
 struct Out<'a> {
     store: &'a dyn Store,
     runtime: &'a Handle,
     key: Key,
     timestamp: Timestamp,
-    /// About what it will have in bytes.
+    /// Approximate length of the file in bytes.
     len: u64,
     buffer: Buffer,
     upload: Option<(Box<dyn Upload>, u32)>,
     failure: Option<store::Error>,
-    /// Nothing is sent.
+    /// True if all bytes are discarded.
     nowhere: bool,
 }
 
@@ -346,7 +352,7 @@ impl<'a> Out<'a> {
         Ok(())
     }
 
-    /// Takes back what was sent. Gives why the store took no more, if that is how it ended.
+    /// Aborts the upload. Returns the store's error, if the store refused a part.
     fn give_up(&mut self) -> Option<store::Error> {
         if let Some((upload, _)) = self.upload.take() {
             self.runtime.block_on(upload.abort());
@@ -354,8 +360,8 @@ impl<'a> Out<'a> {
         self.failure.take()
     }
 
-    /// Makes the file appear. Gives whether one of its name was there, and how many requests were
-    /// made.
+    /// Makes the file visible. Returns true if a file of its name existed already, and the number of
+    /// requests made.
     fn publish(mut self) -> Result<(bool, u64), store::Error> {
         if self.nowhere {
             return Ok((false, 0));

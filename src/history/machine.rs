@@ -1,18 +1,20 @@
-//! When history is kept up: the state machine beside the engine.
+//! The state machine that decides when to compact, delete and prove files. It runs beside the engine.
 //!
-//! As the engine it has no I/O, clock or thread of its own: [`History::handle`] takes what happened,
-//! [`History::poll`] gives what to do. It knows the replica's files as far as they decide about the
-//! next joins ([`crate::plan::compact::needed`]), from what this process shipped and, where that
-//! leaves a hole, from a listing.
+//! Like the engine, [`History`] has no I/O, clock or thread of its own: [`History::handle`] takes events,
+//! and [`History::poll`] returns work. `History` knows the files of the replica that decide about the
+//! next compactions ([`crate::plan::compact::needed`]). It knows them from the files that this process
+//! uploaded, and from a listing where these leave a gap.
 //!
-//! Time is that of the log, unless that stands still: a chore is due when a transaction is confirmed
-//! whose commit time lies in another window than the one before it, and joins what came before that
-//! transaction. So a database that nobody writes to makes no request, and a clock is never asked.
-//! What failed is tried again with a later transaction; what could not be planned or contradicts itself,
-//! once in each window.
+//! Time is the time of the log. A chore becomes due when the store confirms a transaction whose commit
+//! time lies in a later window than the transaction before. The chore then compacts the files before that
+//! transaction. So a database without commits causes no requests. If the time of the log stands still, a
+//! chore becomes due with the first transaction after the length of a window.
 //!
-//! A file that turned out to be damaged is passed over from then on where others have what is in it, and
-//! stands in for nothing when it is decided what can go.
+//! Failed work is tried again with a later transaction. Work that cannot be planned, or whose files
+//! contradict each other, is tried again once in each window.
+//!
+//! Once a file is known to be damaged, plans do without the file if other files cover its transactions.
+//! Retention then does not count the file as covering others.
 
 use serde::{Deserialize, Serialize};
 
@@ -24,99 +26,99 @@ use crate::plan::retain::{Keep, Own};
 use crate::store::{ErrorKind, FileInfo, Key};
 use crate::units::{Level, Timestamp, Txid};
 
-/// Most files that are remembered: with more that nobody joins the replica is listed again.
+/// Largest number of files to remember. With more files, `History` lists the replica again.
 const FILES_MAX: usize = 20_000;
 
-/// What the user can set.
+/// Settings of the user.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Options {
-    /// Windows of level 1 and those above, at most 8, in milliseconds; 0 leaves a level out.
+    /// Windows of level 1 and up, at most 8 of them, in milliseconds; 0 leaves a level out.
     pub levels: Vec<Millis>,
     /// Window of snapshots; 0 for none.
     pub snapshot: Millis,
-    /// What is kept; `None` deletes nothing.
+    /// Retention times; `None` deletes nothing.
     pub keep: Option<Keep>,
-    /// Window in which what is not kept is looked for once.
+    /// Window for one deletion of expired files.
     pub check: Millis,
-    /// Window in which the replica is proven once; 0 for never.
+    /// Window for one proof of the replica; 0 for none.
     pub validation: Millis,
     /// Seed of the backoff's jitter.
     pub jitter_seed: u64,
 }
 
-/// One thing to do. Its end is reported as an event.
+/// One piece of work. The caller reports its end as an event.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Work {
-    /// List the replica: `Surveyed`.
+    /// List the replica; ends with `Surveyed`.
     Survey,
-    /// Join files to one: `Joined`.
+    /// Compact files into one; ends with `Joined`.
     Join(Step),
-    /// Delete what is not kept: `Retained`.
+    /// Delete expired files; ends with `Retained`.
     Retain {
-        /// What is kept,
+        /// Retention times.
         keep: Keep,
-        /// as of this time.
+        /// Time from which the retention times count back.
         at: Timestamp,
-        /// Whose files are the caller's.
+        /// The caller's own files of level 0.
         own: Own,
-        /// Files that are damaged: what they have is not taken for kept.
+        /// Damaged files, which cover no other file.
         damaged: Vec<Key>,
     },
-    /// Read what leads to a state, and prove it, as a snapshot would that is not written: `Proved`.
+    /// Read the files that lead to a state and prove them, like a snapshot that is not written; ends with
+    /// `Proved`.
     Prove(Step),
 }
 
-/// One thing that happened.
+/// One event.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
-    /// The store confirmed a file of ours; its time is that of its last commit.
+    /// The store confirmed a file of ours. The file's time is the time of its last commit.
     Acked(FileInfo),
     /// The replica holds these files.
     Surveyed(Vec<FileInfo>),
-    /// The joined file is at the store.
+    /// The compacted file is at the store.
     Joined {
-        /// It.
+        /// The compacted file.
         file: FileInfo,
-        /// Somebody else has made a file of this name.
+        /// True if another process has made a file of this name.
         existed: bool,
-        /// It is a whole database, and was proven by its checksum.
+        /// True if the file is a whole database, proven by its checksum.
         proven: bool,
     },
-    /// What is not kept was deleted, and these are left.
+    /// Expired files were deleted.
     Retained {
-        /// All files of the replica.
+        /// All remaining files of the replica.
         left: Vec<FileInfo>,
-        /// How many are gone.
+        /// Number of deleted files.
         removed: u64,
     },
-    /// The state was read as a whole, and proven; or `None`, where no file tells its checksum.
+    /// The state was read and proven; `None` if no file names its checksum.
     Proved(Option<Txid>),
-    /// What was to be done failed.
+    /// The work failed.
     Failed(Failure),
-    /// A file of the replica that was to be read is damaged.
+    /// A file that the work had to read is damaged.
     Damaged {
-        /// It.
+        /// The damaged file.
         key: Key,
-        /// What is wrong with it.
+        /// Description of the damage.
         message: String,
     },
-    /// Files of the replica do not fit each other.
+    /// Files of the replica contradict each other.
     Contradicted(String),
-    /// The replica is not what it was, or somebody else's: nothing is known of it.
+    /// The replica has changed unexpectedly, or belongs to another writer: nothing is known about it.
     Forget,
 }
 
-/// How history stands.
+/// Status of the history.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Status {
-    /// Files joined.
+    /// Number of compacted files made.
     pub joined: u64,
-    /// Files removed.
+    /// Number of deleted files.
     pub removed: u64,
-    /// The newest state that was put together from the store's files and proven, and the time of the
-    /// log then.
+    /// The newest state that was read from the store's files and proven, and the time of the log then.
     pub proven: Option<(Txid, Timestamp)>,
-    /// What fails.
+    /// All current failures.
     pub failure: Option<String>,
 }
 
@@ -124,19 +126,19 @@ pub struct Status {
 #[derive(Debug)]
 pub struct History {
     options: Options,
-    /// `None`: the replica must be listed before anything is planned.
+    /// Files that decide about the next work; `None` if the replica must be listed before any plan.
     files: Option<Vec<FileInfo>>,
-    /// Files that are not among those, since they are damaged.
+    /// Damaged files, which are not in `files`.
     damaged: Vec<Damaged>,
-    /// Why the newest state could not be restored when the replica was listed last.
+    /// Reason why the newest state could not be restored, as of the last listing.
     broken: Option<String>,
     chores: Vec<Chore>,
     doing: Option<Doing>,
-    /// What was confirmed since then, if that is a listing.
+    /// Files confirmed since the start of the work in `doing`, if that work may list the replica.
     since: Vec<FileInfo>,
     /// Time of the newest confirmed transaction.
     at: Timestamp,
-    /// How many were confirmed.
+    /// Number of confirmed files.
     acks: u64,
     joined: u64,
     removed: u64,
@@ -150,20 +152,23 @@ enum Kind {
     Prove,
 }
 
-/// Something that is done once in each window in which there is data.
+/// Work that is done once in each window that has transactions.
 #[derive(Debug)]
 struct Chore {
     kind: Kind,
+    /// Length of a window in milliseconds.
     every: Millis,
-    /// The window of the newest transaction.
+    /// Number of the newest transaction's window.
     window: Option<i64>,
-    /// When that window was entered, by a clock that nobody sets.
+    /// Time at which the chore became due last, by a monotonic clock; at first the time of the first
+    /// transaction.
     entered: Option<Millis>,
-    /// It is to be done, for what came before this transaction.
+    /// If set, the chore is due, for the files before this transaction.
     due: Option<Txid>,
-    /// The replica was listed for that.
+    /// True if the replica was listed for this due chore.
     looked: bool,
     backoff: Backoff,
+    /// Last failure, and the value of `History::acks` then.
     failure: Option<(String, u64)>,
 }
 
@@ -173,7 +178,8 @@ struct Damaged {
     level: u8,
     min: u64,
     max: u64,
-    /// Length and times in the first listing since: with others it is another file.
+    /// Length and times of the file in the first listing after the damage was found. A file with another
+    /// length or other times is a new file.
     listed: Option<(u64, i64, i64)>,
 }
 
@@ -188,7 +194,7 @@ impl Damaged {
         Some(Key { level: Level::new(self.level)?, name })
     }
 
-    /// Whether a listing has it still.
+    /// True if the listing still has the damaged file. Records its length and times at the first call.
     fn is_in(&mut self, files: &[FileInfo]) -> bool {
         let key = self.key();
         let Some(file) = files.iter().find(|file| Some(file.key) == key) else { return false };
@@ -197,31 +203,32 @@ impl Damaged {
     }
 }
 
-/// What is under way, and for which chore.
+/// The work that is under way.
 #[derive(Debug)]
 struct Doing {
+    /// Index of the chore that the work is for.
     chore: usize,
-    /// The file to be made.
+    /// The file that a compaction makes; `None` for other work.
     target: Option<Key>,
 }
 
-/// What outlives the process: without it the next one would have to list the replica.
+/// State that outlives the process. Without this state, the next process would have to list the replica.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
 pub struct Saved {
     /// Level, first and last transaction, length, and time of each file.
     files: Vec<(u8, u64, u64, u64, i64)>,
-    /// Of each chore: length of the windows, number of the last one, transaction for which it is due.
+    /// For each chore: length of its windows, number of the last window, transaction that made it due.
     chores: Vec<(u64, Option<i64>, Option<u64>)>,
     proven: Option<(u64, i64)>,
     #[serde(default)]
     damaged: Vec<Damaged>,
-    /// Why the newest state could not be restored.
+    /// Reason why the newest state could not be restored.
     #[serde(default)]
     broken: Option<String>,
 }
 
 impl History {
-    /// Of a replica of which nothing is known yet.
+    /// Starts without any knowledge of the replica.
     pub fn new(options: Options) -> History {
         let mut chores = Vec::new();
         let levels = Level::all().skip(1).take(8).zip(&options.levels);
@@ -261,7 +268,8 @@ impl History {
         }
     }
 
-    /// Goes on from what an earlier process knew. What it did not hear of shows as a hole behind it.
+    /// Continues from the state of an earlier process. Files that this process did not know of show later
+    /// as a gap behind its newest file.
     pub fn resume(&mut self, saved: &Saved) {
         let file = |&(level, min, max, len, time): &(u8, u64, u64, u64, i64)| {
             let name = FileName { min: Txid(min), max: Txid(max) };
@@ -280,7 +288,7 @@ impl History {
         }
     }
 
-    /// What the next process should know; `None` when nothing is known.
+    /// Returns the state for the next process; `None` if the replica's files are unknown.
     pub fn saved(&self) -> Option<Saved> {
         let file = |file: &FileInfo| {
             let FileName { min, max } = file.key.name;
@@ -296,13 +304,13 @@ impl History {
         })
     }
 
-    /// Takes in what happened at `now`, in milliseconds of a clock that does not go back.
+    /// Handles an event at the time `now`, in milliseconds of a monotonic clock.
     pub fn handle(&mut self, now: Millis, event: Event) {
         match event {
             Event::Acked(file) => self.on_acked(now, file),
             Event::Surveyed(files) => {
                 self.take_over(files);
-                // That it could be listed says nothing of what failed.
+                // A successful listing does not clear the chore's failure.
                 self.doing = None;
             }
             Event::Joined { file, existed, proven } => self.on_joined(file, existed, proven),
@@ -337,7 +345,7 @@ impl History {
         let first = file.key == Key { level: Level::SNAPSHOT, name: FileName::single(Txid(1)) };
         let known = self.head();
         match &mut self.files {
-            // The replica is empty but for this.
+            // This image is the only file of the replica.
             _ if first => {
                 self.files = Some(vec![file]);
                 self.damaged.clear();
@@ -346,7 +354,7 @@ impl History {
             _ => self.files = None,
         }
         if file.key.level == Level::SNAPSHOT {
-            // Whatever is missing or contradicts itself before it.
+            // Missing or contradictory files before a full image do not matter any more.
             self.broken = None;
             for chore in self.chores.iter_mut().filter(|chore| chore.due.is_none()) {
                 chore.failure = None;
@@ -358,9 +366,10 @@ impl History {
         for chore in &mut self.chores {
             let every = i64::try_from(chore.every).unwrap_or(i64::MAX);
             let window = file.modified.0.div_euclid(every);
-            // The windows of an unknown past may hold anything.
+            // Without a known window, earlier windows may hold files that still wait for this chore.
             let passed = chore.window.map_or(!first, |before| before < window);
-            // After a clock that was set far ahead the log's time stands still for as long.
+            // If the wall clock was set far ahead and back, the time of the log stands still until the
+            // clock has caught up. So the chore also becomes due after the length of a window.
             let entered = *chore.entered.get_or_insert(now);
             if passed || now.saturating_sub(entered) >= chore.every {
                 chore.looked = false;
@@ -374,7 +383,7 @@ impl History {
     fn on_joined(&mut self, file: FileInfo, existed: bool, proven: bool) {
         match &mut self.files {
             Some(files) if !existed => files.push(file),
-            // Its length is not known.
+            // The length of the existing file is not known.
             files => *files = None,
         }
         self.joined += u64::from(!existed);
@@ -382,7 +391,7 @@ impl History {
             self.proven = self.proven.max(Some((file.key.name.max, self.at)));
         }
         if file.key.level == Level::SNAPSHOT {
-            // What it makes superfluous need not wait.
+            // Files that this snapshot replaces can be deleted at once.
             let due = self.due_of(Kind::Level(Level::SNAPSHOT));
             for chore in self.chores.iter_mut().filter(|chore| chore.kind == Kind::Retain) {
                 chore.due = chore.due.max(due);
@@ -402,7 +411,7 @@ impl History {
         chore.backoff.fail(now, !kind.is_transient());
         chore.failure = Some((failure.message().to_string(), self.acks));
         if !kind.is_transient() {
-            // Perhaps what was planned with is not there any more.
+            // The files of the plan may not exist any more, so list the replica again.
             chore.looked = false;
             self.files = None;
         }
@@ -418,7 +427,8 @@ impl History {
             files.retain(|file| file.key != key);
         }
         if let Some(chore) = self.chores.get_mut(doing.chore) {
-            // The next plan does without; what it needs instead may not be among what is known.
+            // The next plan does without the file. That plan may need files that `files` does not hold, so
+            // a listing must be allowed again.
             chore.looked = false;
             chore.backoff.fail(now, false);
         }
@@ -428,7 +438,7 @@ impl History {
         self.damaged.iter().any(|damaged| damaged.key() == Some(key))
     }
 
-    /// Leaves a chore until its next window, and says why.
+    /// Drops a chore until its next window, and records the reason.
     fn give_up(&mut self, chore: usize, why: String) {
         if let Some(chore) = self.chores.get_mut(chore) {
             chore.due = None;
@@ -437,7 +447,7 @@ impl History {
         }
     }
 
-    /// A step is done, and its chore perhaps is not.
+    /// Ends a piece of work without a failure. Its chore may have more work.
     fn done(&mut self) {
         let Some(doing) = self.doing.take() else { return };
         if let Some(chore) = self.chores.get_mut(doing.chore) {
@@ -446,7 +456,7 @@ impl History {
         }
     }
 
-    /// A chore is done.
+    /// Ends a piece of work and its chore.
     fn finish(&mut self) {
         if let Some(doing) = &self.doing
             && let Some(chore) = self.chores.get_mut(doing.chore)
@@ -457,13 +467,13 @@ impl History {
     }
 
     fn take_over(&mut self, mut files: Vec<FileInfo>) {
-        // What was confirmed while the listing was made may not be in it.
+        // The listing may lack files that were confirmed while it was made.
         for file in std::mem::take(&mut self.since) {
             if head(&files).next() == file.key.name.min || file.key.name.min == Txid(1) {
                 files.push(file);
             }
         }
-        // One that was mended is another file.
+        // A repaired file has another time or length, and counts as a new file.
         self.damaged.retain_mut(|damaged| damaged.is_in(&files));
         files.retain(|file| !self.is_damaged(file.key));
         self.broken = compact::whole(&files).err().map(|error| error.to_string());
@@ -478,7 +488,7 @@ impl History {
         }
     }
 
-    /// The levels that are made.
+    /// Returns the levels in use.
     fn ladder(&self) -> Ladder {
         Ladder::new(self.chores.iter().filter_map(|chore| match chore.kind {
             Kind::Level(level) => Some(level),
@@ -490,7 +500,7 @@ impl History {
         self.chores.iter().find(|chore| chore.kind == kind).and_then(|chore| chore.due)
     }
 
-    /// The next thing to do, if any; one thing at a time.
+    /// Returns the next piece of work, if any. There is none while a piece of work is under way.
     pub fn poll(&mut self, now: Millis, own: Own) -> Option<Work> {
         if self.doing.is_some() {
             return None;
@@ -518,11 +528,12 @@ impl History {
                         chore.failure = None;
                     }
                 }
-                // What is missing may be there by now.
+                // Missing files may have arrived since the last listing.
                 Err(_) if self.chores.get(at).is_some_and(|chore| !chore.looked) => {
                     return self.survey(at);
                 }
-                // The whole listing says more of it than what is kept of that.
+                // `broken` comes from the whole listing and is more precise than `error`, which comes from
+                // the few files kept of the listing.
                 Err(error) => {
                     let why = self.broken.clone().unwrap_or_else(|| error.to_string());
                     self.give_up(at, why);
@@ -574,7 +585,8 @@ impl History {
         })
     }
 
-    /// The step, without its newest files if a damaged file has the name.
+    /// Returns the step. While a damaged file has its name, drops the step's newest input; `None` if no
+    /// input is left.
     fn under_a_free_name(&self, mut step: Step) -> Option<Step> {
         while self.is_damaged(step.key) {
             step = step.shorter()?;
@@ -582,7 +594,8 @@ impl History {
         Some(step)
     }
 
-    /// Whether the snapshot before this one is so old that, with this one, it could go.
+    /// True if the step's first input is older than the retention time. For a snapshot step this is the
+    /// previous snapshot, which the new snapshot would help to expire.
     fn is_outlived(&self, step: &Step) -> bool {
         let all = self.options.keep.and_then(|keep| keep.all);
         let all = all.map(|all| i64::try_from(all).unwrap_or(i64::MAX));
@@ -590,24 +603,24 @@ impl History {
         all.zip(base).is_some_and(|(all, base)| base.modified.0.saturating_add(all) < self.at.0)
     }
 
-    /// The store asks for no request before `at`.
+    /// Holds all chores back until `at`, as the store has asked for.
     pub fn hold_until(&mut self, at: Millis) {
         for chore in &mut self.chores {
             chore.backoff.hold_until(at);
         }
     }
 
-    /// The file that is being made.
+    /// Returns the file that a compaction is making.
     pub fn making(&self) -> Option<Key> {
         self.doing.as_ref().and_then(|doing| doing.target)
     }
 
-    /// Whether something is under way.
+    /// True if a piece of work is under way.
     pub fn is_busy(&self) -> bool {
         self.doing.is_some()
     }
 
-    /// A summary for people.
+    /// Returns a summary for users.
     pub fn status(&self) -> Status {
         let of_chores = self.chores.iter().filter_map(|chore| chore.failure.as_ref());
         let of_chores = of_chores.map(|(message, _)| message.clone());
@@ -625,7 +638,7 @@ impl History {
         }
     }
 
-    /// What is known to be damaged, for people.
+    /// Returns a text for users about the damaged files, if there are any.
     fn damage(&self) -> Option<String> {
         let first = self.damaged.first()?.key()?;
         let all = match self.damaged.len() {
@@ -635,7 +648,7 @@ impl History {
         Some(format!("{all}: walferry verify shows what can be restored without"))
     }
 
-    /// The newest transaction that any known file holds.
+    /// Returns the newest transaction that any known file holds, damaged files included.
     fn head(&self) -> Txid {
         let damaged = self.damaged.iter().map(|damaged| Txid(damaged.max)).max();
         head(self.files.as_deref().unwrap_or_default()).max(damaged.unwrap_or(Txid::ZERO))

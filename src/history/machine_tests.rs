@@ -34,7 +34,7 @@ fn the_next_transaction_closes_a_window() {
     let mut history = history();
     assert_eq!(acked(&mut history, 1000, 2, 1000), None);
     assert_eq!(acked(&mut history, 29_000, 3, 29_000), None);
-    // However long nothing comes, nothing is asked for.
+    // Without a new transaction there is no work, no matter how much time passes.
     assert_eq!(history.poll(9_000_000, Own::NONE), None);
     assert_eq!(joins(acked(&mut history, 31_000, 4, 31_000)), (1, 2, 3));
     assert_eq!(history.poll(31_000, Own::NONE), None, "one thing at a time");
@@ -65,7 +65,7 @@ fn what_failed_waits_for_the_next_transaction() {
     history.handle(32_000, Event::Failed(failure));
     assert_eq!(history.status().failure.as_deref(), Some("no answer"));
     assert_eq!(history.poll(9_000_000, Own::NONE), None);
-    // Below the window, and yet: it is due still.
+    // This transaction does not close a window, but the chore is still due.
     assert_eq!(joins(acked(&mut history, 9_000_000, 4, 31_500)), (1, 2, 3));
 }
 
@@ -79,7 +79,7 @@ fn files_that_are_missing_are_told_until_an_image_comes() {
     }
     let Some(Work::Prove(step)) = acked(&mut history, 0, 4, 11_000) else { panic!() };
     assert_eq!(step.key.name.max, Txid(4));
-    // One of them is not there.
+    // One of the files is missing.
     let gone = Failure::Store { kind: ErrorKind::NotFound, message: "no such file".into() };
     history.handle(0, Event::Failed(gone));
     assert_eq!(acked(&mut history, 1000, 5, 11_001), Some(Work::Survey));
@@ -92,7 +92,7 @@ fn files_that_are_missing_are_told_until_an_image_comes() {
         assert!(history.poll(2000, Own::NONE).is_none() && says(&history));
         history.handle(2000, Event::Acked(file(0, txid, 11_002)));
     }
-    // The next process says so too, and looks again with the next window.
+    // The next process reports the same failure. The chore lists the replica again in the next window.
     let mut next = History::new(Options { validation, ..Options::default() });
     next.resume(&history.saved().unwrap());
     assert!(says(&next));
@@ -122,10 +122,10 @@ fn a_damaged_file_is_passed_over_and_stands_in_for_nothing() {
     let Some(Work::Prove(step)) = history.poll(0, Own::NONE) else { panic!() };
     assert!(step.inputs.contains(&level_1));
     history.handle(0, Event::Damaged { key: level_1.key, message: "it is damaged".into() });
-    // What it was made from is not known any more: the replica shows it.
+    // The inputs of the damaged file are not known any more, so the replica must be listed.
     let Some(Work::Survey) = history.poll(10_000, Own::NONE) else { panic!() };
     let mut listing: Vec<FileInfo> = (2..=4).map(|txid| file(0, txid, 1000)).collect();
-    // As a store lists it: with the times of uploads.
+    // The store lists the file with the time of its upload.
     let uploaded = FileInfo { modified: Timestamp(77), stored: Timestamp(78), ..level_1 };
     listing.extend([file(9, 1, 0), uploaded, file(1, 3, 31_000)]);
     history.handle(0, Event::Surveyed(listing.clone()));
@@ -140,14 +140,14 @@ fn a_damaged_file_is_passed_over_and_stands_in_for_nothing() {
     let Some(Work::Retain { damaged, .. }) = history.poll(10_000, Own::NONE) else { panic!() };
     assert_eq!(damaged, [level_1.key]);
     history.handle(0, Event::Retained { left: listing.clone(), removed: 0 });
-    // Nor is it forgotten by listings, or with the process.
+    // Listings and a new process do not forget the damaged file.
     let mut next = History::new(Options { levels: vec![30_000], ..Options::default() });
     next.resume(&history.saved().unwrap());
     for history in [&mut next, &mut history] {
         history.take_over(listing.clone());
         assert!(history.is_damaged(level_1.key));
     }
-    // One that was mended is another file.
+    // A repaired file counts as a new file.
     let at = listing.iter().position(|file| *file == uploaded).unwrap();
     listing[at].modified = Timestamp(9);
     history.take_over(listing);
@@ -181,7 +181,7 @@ fn a_hole_in_what_is_known_is_looked_at() {
     assert_eq!(acked(&mut next, 0, 6, 31_000), Some(Work::Survey));
     let mut files: Vec<FileInfo> = (2..=5).map(|txid| file(0, txid, 1)).collect();
     files.push(file(9, 1, 0));
-    // What was confirmed while the replica was listed is not lost.
+    // Files that were confirmed while the replica was listed are not lost.
     next.handle(0, Event::Acked(file(0, 6, 31_000)));
     next.handle(0, Event::Acked(file(0, 7, 31_001)));
     next.handle(0, Event::Surveyed(files));

@@ -1,10 +1,10 @@
-//! Keeping a replica's history in order: joining files, and removing what is not needed any more.
-//! When that is due is decided in [`machine`], what is done in [`crate::plan::compact`] and
-//! [`crate::plan::retain`].
+//! Maintains a replica's history: compacts files, and deletes expired files.
 //!
-//! Any process may do this at any time, beside the writer and beside others that do the same: a
-//! joined file is created only if its name is free, holds what its name says, and leads to the same
-//! database as the files that it was made from.
+//! [`machine`] decides when. [`crate::plan::compact`] and [`crate::plan::retain`] choose the files.
+//!
+//! Any process may do this at any time, beside the writer and beside other processes that do the same. A
+//! compacted file is created only if its name is free. The file holds the transactions of its name, and
+//! leads to the same database as its inputs.
 
 mod join;
 pub mod machine;
@@ -28,11 +28,14 @@ use crate::restore;
 use crate::store::{Error, ErrorKind, FileInfo, Key, Store, read_header};
 use crate::units::WriterId;
 
-/// How many deletes, or looks before them, are under way at a time.
+/// Largest number of concurrent deletes, or of concurrent reads of headers before them.
 const AT_A_TIME: usize = 8;
 
-/// What can be removed by this policy: what it does not keep, but for the first file of each lineage.
-/// Of files of level 0 that are not `own` the headers are read. `damaged` files stand in for nothing.
+/// Returns the files that can be deleted by this policy: the expired files, except the first file of each
+/// lineage.
+///
+/// Reads the headers of expired files of level 0 that are not `own`. `damaged` files cover no other file.
+/// Fails if the newest state could not be restored afterwards.
 pub async fn removable(
     store: &Arc<dyn Store>,
     files: &[FileInfo],
@@ -57,7 +60,7 @@ pub async fn removable(
     let of_unsure = unsure.iter().map(|file| file.key);
     let writers = writers(store, of_unsure.chain(before.iter().map(|(_, end)| *end))).await?;
     let writer = |key: &Key| writers.get(key).copied();
-    // What is gone already is no question.
+    // Files that are gone already need no decision.
     let written = unsure.iter().filter_map(|file| Some((*file, writer(&file.key)?)));
     let written: Vec<_> = written.collect();
     let before = before.iter().filter_map(|(key, end)| Some((*key, writer(end)??)));
@@ -67,8 +70,8 @@ pub async fn removable(
     Ok(expired.iter().filter(goes).copied().collect())
 }
 
-/// Who wrote each of these files, as their headers say; `None` where a header cannot be read. What is
-/// not there any more is not in it.
+/// Returns the writer of each file by its header; `None` if the header is not valid. Leaves out files
+/// that do not exist any more.
 async fn writers(
     store: &Arc<dyn Store>,
     files: impl IntoIterator<Item = Key>,
@@ -96,8 +99,8 @@ fn broken_off(error: tokio::task::JoinError) -> Error {
     Error::caused(ErrorKind::Other, "a request broke off", error)
 }
 
-/// Reads all that is to be kept in the place of what this policy removes; gives what of it is damaged.
-/// `told` hears of each file before it is read. Needs a Tokio runtime.
+/// Reads all files that cover the files expired by this policy, and returns the damaged ones. Calls `told`
+/// with each file before reading the file. Needs a Tokio runtime.
 pub async fn damaged(
     store: &Arc<dyn Store>,
     files: &[FileInfo],
@@ -121,17 +124,17 @@ pub async fn damaged(
                 Err(error) => return Err(error),
             }
         }
-        // In the place of a damaged one others may stand.
+        // Other files may cover the same transactions as a damaged file; the next round reads those.
         if damaged.len() == known {
             return Ok(damaged);
         }
     }
 }
 
-/// Removes what [`removable`] says, oldest first, and looks afterwards whether it is gone. Gives what
-/// was removed.
+/// Deletes the files that [`removable`] returns, and returns them. Starts the deletes oldest first.
+/// Afterwards lists the levels again, and fails if a deleted file is still listed.
 ///
-/// `files` is a listing made before: what came since is not touched. Needs a Tokio runtime.
+/// `files` is an earlier listing; later files stay. Needs a Tokio runtime.
 pub async fn remove(
     store: &Arc<dyn Store>,
     files: &[FileInfo],

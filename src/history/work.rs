@@ -1,4 +1,4 @@
-//! What the state machine asks for, done at a store.
+//! Does the state machine's work at a store.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -15,32 +15,33 @@ use crate::restore::{Error, list_in_turn};
 use crate::store::{FileInfo, Key, Store};
 use crate::units::{Level, Timestamp};
 
-/// Files that a store lists in one answer.
+/// Number of files that a store lists in one response.
 const PAGE_LEN: u64 = 1000;
 
-/// How a piece of work ended.
+/// Result of a piece of work.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Done {
-    /// What the machine is told.
+    /// Event for the state machine.
     pub event: Event,
-    /// Requests made for it, about.
+    /// Approximate number of requests made.
     pub requests: u64,
-    /// How long the store asked to be left alone.
+    /// Time for which the store asked for no requests.
     pub retry_after: Option<Duration>,
 }
 
 impl Done {
-    /// Work that failed for this reason, before it made any request that is known of.
+    /// Returns the result of work that failed before any known request.
     pub(crate) fn failed(failure: Failure) -> Done {
         Done { event: Event::Failed(failure), requests: 0, retry_after: None }
     }
 }
 
-/// Does one piece of work. Needs a Tokio runtime. `copies` is a folder with some of the store's files.
+/// Does one piece of work. `copies` is a folder with copies of some of the store's files. Needs a Tokio
+/// runtime.
 pub async fn perform(store: Arc<dyn Store>, work: Work, copies: Option<PathBuf>) -> Done {
     let result = match work {
         Work::Survey => survey(&*store).await,
-        // A snapshot proves what the store has: from the copies it would prove nothing.
+        // A snapshot proves the store's files, so the local copies must not be used.
         Work::Join(step) if step.key.level == Level::SNAPSHOT => {
             joined(store, step, Purpose::Publish, None).await
         }
@@ -60,7 +61,7 @@ pub async fn perform(store: Arc<dyn Store>, work: Work, copies: Option<PathBuf>)
                 Error::File { key, source } => {
                     Event::Damaged { key: *key, message: format!("{error}: {source}") }
                 }
-                // Of the replica it says nothing.
+                // This error says nothing about the replica.
                 Error::Internal(_) => Event::Failed(Failure::Local { message: error.to_string() }),
                 other => Event::Contradicted(other.to_string()),
             };
@@ -110,7 +111,7 @@ async fn joined(
     Ok((event, requests))
 }
 
-/// How many requests a listing of all levels takes.
+/// Returns the number of requests that a listing of all levels takes.
 fn count_listings(files: &[FileInfo]) -> u64 {
     let count = |level| files.iter().filter(|file| file.key.level == level).count() as u64;
     Level::all().map(|level| count(level).div_ceil(PAGE_LEN).max(1)).sum()

@@ -1,4 +1,4 @@
-//! CRC-64/GO-ISO in its three uses: a page, a database, a file.
+//! Checksums of a page, a database and a file, all from CRC-64/GO-ISO.
 //!
 //! Every stored checksum has its top bit set, so that zero can mean 'none'.
 
@@ -27,11 +27,12 @@ impl fmt::Debug for Checksum {
     }
 }
 
-/// Checksum of one page, for our page table and tag: the CRC over its number (4 bytes, big-endian)
-/// and its bytes, then mixed.
+/// Returns the checksum of one page, for our page table and tag. The checksum is the CRC over the page's
+/// number (4 bytes, big-endian) and bytes, mixed by `mix`.
 ///
-/// Without the mixing the exclusive or below would be blind: a CRC is linear, so the same change at
-/// the same place of two pages would cancel out, as when one statement updates many rows alike.
+/// The mixing is needed because a CRC is linear and [`DatabaseChecksum`] is an exclusive or. Without
+/// mixing, the same change at the same place of two pages would cancel out, as when one statement
+/// updates many rows alike.
 pub fn page(pgno: Pgno, data: &[u8]) -> Checksum {
     let mut digest = new_digest();
     digest.update(&pgno.to_be_bytes());
@@ -39,29 +40,31 @@ pub fn page(pgno: Pgno, data: &[u8]) -> Checksum {
     Checksum(FLAG | mix(digest.finalize()))
 }
 
-/// The finalizer of splitmix64: one-to-one, and far from linear over exclusive or.
+/// Mixes the bits of `value` by the finalizer of splitmix64: one-to-one, and far from linear over
+/// exclusive or.
 fn mix(mut value: u64) -> u64 {
     value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     value ^ (value >> 31)
 }
 
-/// Checksum of a whole database: the exclusive or of the checksums of all pages but the lock
-/// page, so that one changed page updates it in constant time. An empty database has only the
-/// top bit set. The order of the pages does not matter.
+/// Checksum of a whole database: the exclusive or of the checksums of all pages but the lock page.
+///
+/// One changed page updates the checksum in constant time, and the order of the pages does not
+/// matter. The checksum of an empty database has only the top bit set.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DatabaseChecksum(u64);
 
 impl DatabaseChecksum {
-    /// The empty database.
+    /// Checksum of the empty database.
     pub const EMPTY: DatabaseChecksum = DatabaseChecksum(FLAG);
 
-    /// Takes a stored value back; the top bit is set in any case.
+    /// Converts a stored value back. Sets the top bit in any case.
     pub fn from_stored(value: u64) -> DatabaseChecksum {
         DatabaseChecksum(FLAG | value)
     }
 
-    /// Adds a page that was not there, or takes one away that was: the two are the same step.
+    /// Adds a page that is not yet included, or removes an included page: both are the same operation.
     pub fn toggle(&mut self, page: Checksum) {
         self.0 = FLAG | (self.0 ^ page.0);
     }
@@ -71,7 +74,7 @@ impl DatabaseChecksum {
         self.toggle(Checksum(other.0));
     }
 
-    /// The value as it is stored.
+    /// Returns the value as it is stored.
     pub fn get(self) -> u64 {
         self.0
     }
@@ -89,13 +92,13 @@ impl fmt::Debug for DatabaseChecksum {
     }
 }
 
-/// Running CRC of a file's contents, or of a stretch of them. Stretches computed apart are
-/// joined with [`Digested::then`].
+/// Running CRC of a file's contents, or of a stretch of them. [`Digested::then`] joins stretches that
+/// were computed apart.
 #[derive(Clone)]
 pub struct FileDigest(Digest);
 
 impl FileDigest {
-    /// A digest of nothing.
+    /// Starts a digest of no bytes.
     pub fn new() -> FileDigest {
         FileDigest(new_digest())
     }
@@ -105,12 +108,12 @@ impl FileDigest {
         self.0.update(bytes);
     }
 
-    /// The stored form of what was digested so far.
+    /// Returns the stored form of the checksum of the bytes so far.
     pub fn checksum(&self) -> Checksum {
         Checksum(FLAG | self.0.finalize())
     }
 
-    /// Adds this many zero bytes.
+    /// Adds `len` zero bytes.
     pub fn update_zeros(&mut self, len: u64) {
         let mut left = len;
         while left > 0 {
@@ -120,7 +123,7 @@ impl FileDigest {
         }
     }
 
-    /// What was digested so far.
+    /// Returns the digest of the bytes so far.
     pub fn digested(&self) -> Digested {
         Digested { crc: self.0.finalize(), len: self.0.get_amount() }
     }
@@ -132,38 +135,39 @@ impl Default for FileDigest {
     }
 }
 
-/// The digest of a stretch of a file's contents as two numbers, so that it can be kept and joined.
+/// Digest of a stretch of a file's contents as two numbers, which can be stored and joined.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Digested {
-    /// The plain CRC, with no bit set that it does not have.
+    /// The plain CRC, without the top bit that stored checksums set.
     pub crc: u64,
-    /// How many bytes it covers.
+    /// Number of bytes covered.
     pub len: u64,
 }
 
 impl Digested {
-    /// The digest of this many zero bytes.
+    /// Returns the digest of `len` zero bytes.
     pub fn zeros(len: u64) -> Digested {
         let mut digest = FileDigest::new();
         digest.update_zeros(len);
         digest.digested()
     }
 
-    /// The digest of both stretches, one behind the other.
+    /// Returns the digest of this stretch followed by `next`.
     #[must_use]
     pub fn then(self, next: Digested) -> Digested {
         let crc = combined(self.crc, next.crc, next.len);
         Digested { crc, len: self.len.saturating_add(next.len) }
     }
 
-    /// The digest of two stretches of one length laid over each other, each of which has zero bytes
-    /// where the other has its own: a CRC is linear, but for what the length adds.
+    /// Returns the digest of two stretches of equal length laid over each other. Each stretch must have
+    /// zero bytes where the other stretch has its data. A CRC is linear, except for the part that depends
+    /// on the length.
     #[must_use]
     pub fn over(self, other: Digested) -> Digested {
         Digested { crc: self.crc ^ other.crc ^ Digested::zeros(self.len).crc, len: self.len }
     }
 
-    /// The stored form.
+    /// Returns the stored form.
     pub fn checksum(self) -> Checksum {
         Checksum(FLAG | self.crc)
     }

@@ -1,30 +1,30 @@
-//! Two CRCs made one. crc-fast can do that too, but takes some 20 microseconds for it, since it squares
-//! matrices; a restore of ten thousand small files spent half its time there.
+//! Combines two CRCs into one. crc-fast has a function for this, too, but squares matrices, which takes
+//! some 20 microseconds. A restore of ten thousand small files spent half its time there.
 //!
-//! A CRC is a remainder of polynomials over GF(2). Bytes that come later shift what was before: they
-//! multiply its remainder by x once for each bit. That power is put together from the powers
-//! x^(2^k), which never change.
+//! A CRC is a remainder of polynomials over GF(2). Later bytes shift the earlier ones: they multiply the
+//! earlier remainder by x once for each bit. [`power_of_bytes`] computes this power of x from the
+//! constant powers x^(2^k).
 
-/// x^4 + x^3 + x + 1, what x^64 leaves in CRC-64/GO-ISO; bit 63 stands for x^0.
+/// x^4 + x^3 + x + 1, the remainder of x^64 in CRC-64/GO-ISO; bit 63 stands for x^0.
 const POLYNOMIAL: u64 = 0xd8 << 56;
 const ONE: u64 = 1 << 63;
 
 /// x^(2^k) at place k.
 const POWERS: [u64; 64] = powers();
 
-/// The CRC of some bytes and `after_len` bytes behind them.
+/// Returns the CRC of two stretches, from the CRC of each; the second has `after_len` bytes.
 pub(super) fn combined(before: u64, after: u64, after_len: u64) -> u64 {
     multiplied(before, power_of_bytes(after_len)) ^ after
 }
 
-/// x^(8 * len).
+/// Returns x^(8 * len).
 fn power_of_bytes(len: u64) -> u64 {
     let powers = POWERS.iter().skip(3).enumerate();
     let wanted = powers.filter(|(bit, _)| len >> bit & 1 == 1);
     wanted.fold(ONE, |power, (_, factor)| multiplied(power, *factor))
 }
 
-#[allow(clippy::indexing_slicing)] // it is evaluated by the compiler
+#[allow(clippy::indexing_slicing)] // the compiler evaluates this function
 const fn powers() -> [u64; 64] {
     let mut all = [ONE >> 1; 64];
     let mut at = 1;
@@ -35,7 +35,7 @@ const fn powers() -> [u64; 64] {
     all
 }
 
-/// The product of two remainders, as a remainder.
+/// Returns the product of two remainders, as a remainder.
 const fn multiplied(one: u64, mut other: u64) -> u64 {
     let (mut product, mut left) = (0, one);
     while left != 0 {

@@ -1,4 +1,4 @@
-//! Reading an LTX file as a stream, page by page, with bounded memory.
+//! Reads an LTX file as a stream, page by page, with bounded memory.
 
 use std::io::Read;
 
@@ -9,10 +9,10 @@ use super::index::{Expected, PIECE};
 use super::{HEADER_LEN, INDEX_SIZE_LEN, PAGE_HEADER_LEN, page};
 use crate::units::Pgno;
 
-/// Reads header, pages, index and trailer in that order and checks each against the others.
+/// Reads header, pages, index and trailer in this order and checks each against the others.
 ///
-/// Pages are handed out before the file checksum is known: what is built from them counts only
-/// once [`Decoder::finish`] has answered `Ok`.
+/// The decoder returns pages before it knows the file checksum. The pages are valid only once
+/// [`Decoder::finish`] has returned `Ok`.
 pub struct Decoder<R> {
     input: Counting<R>,
     header: Header,
@@ -58,12 +58,12 @@ impl<R: Read> Decoder<R> {
         })
     }
 
-    /// The file's header.
+    /// Returns the file's header.
     pub fn header(&self) -> &Header {
         &self.header
     }
 
-    /// The next page, in ascending order; `None` behind the last.
+    /// Returns the next page, in ascending order; `None` behind the last.
     pub fn next_page(&mut self) -> Result<Option<Page<'_>>, Error> {
         if self.at_end || !self.read_page()? {
             self.at_end = true;
@@ -117,14 +117,14 @@ impl<R: Read> Decoder<R> {
         Ok(true)
     }
 
-    /// Reads what is left, checks the index against the pages and the file checksum, and that
-    /// nothing stands behind it.
+    /// Reads the rest of the file. Checks the index against the pages, the file checksum, and that the
+    /// file ends behind the trailer.
     pub fn finish(mut self) -> Result<Checksum, Error> {
         while self.next_page()?.is_some() {}
         let stored = self.read_index()?;
         let mut fields = [0; INDEX_SIZE_LEN + 16];
         section(self.input.read_exact(&mut fields), "page index or trailer")?;
-        // One byte more than the right file has: whatever it is, it is seen.
+        // A valid file has no byte here; this read finds any that follows.
         if (&mut self.input).take(1).read_to_end(&mut Vec::new())? > 0 {
             return corrupt("bytes behind the trailer, or a page index of another length");
         }
@@ -143,7 +143,8 @@ impl<R: Read> Decoder<R> {
         Ok(computed)
     }
 
-    /// Reads an index of the right length; the inner error says that it is not that of these pages.
+    /// Reads as many bytes as the index of these pages has. The inner error says that the stored index
+    /// does not match the pages.
     fn read_index(&mut self) -> Result<Result<(), Error>, Error> {
         let (mut stored, mut found) = (self.index.stored(), Ok(()));
         let mut left = self.index.stored_len();
@@ -158,7 +159,7 @@ impl<R: Read> Decoder<R> {
         let other = || corrupt("the page index does not match the pages");
         Ok(match found {
             Ok(()) if self.index.is(&stored) => Ok(()),
-            // All of its bytes are there.
+            // `Truncated` here is no short file: all bytes of the index were read.
             Ok(()) | Err(Error::Truncated(_)) => other(),
             Err(error) => Err(error),
         })

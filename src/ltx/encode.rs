@@ -1,9 +1,9 @@
-//! Writing an LTX file in one pass.
+//! Writes an LTX file in one pass.
 //!
-//! The header comes first in the file and carries the checksum of the database that results,
-//! which is known last. So the encoder writes everything behind the header, and gives the header
-//! at the end: the caller puts it in front (in a file by a positional write, in a multipart upload
-//! by sending the first part last). The file checksum joins the two stretches.
+//! The header comes first in the file and holds the checksum of the resulting database, which is
+//! known last. So the encoder writes everything behind the header, and returns the header at the
+//! end. The caller puts the header in front: in a file by a positional write, in a multipart upload
+//! by sending the first part last. The file checksum joins the digests of the two stretches.
 
 use std::io::Write;
 
@@ -15,7 +15,7 @@ use super::{HEADER_LEN, INDEX_SIZE_LEN, PAGE_HEADER_LEN, TRAILER_LEN, page};
 use crate::scratch::Place;
 use crate::units::{PageSize, Pgno};
 
-/// What [`Encoder::finish`] gives.
+/// Result of [`Encoder::finish`].
 #[derive(Clone, Copy, Debug)]
 pub struct Encoded {
     /// The first hundred bytes of the file.
@@ -41,13 +41,14 @@ pub struct Encoder<W> {
 }
 
 impl<W: Write> Encoder<W> {
-    /// Starts a file of pages of this size, whose index is kept in memory until the end: three to four
+    /// Starts a file of pages of this size. Keeps the index in memory until the end, at three to four
     /// bytes a page.
     pub fn new(out: W, page_size: PageSize) -> Encoder<W> {
         Encoder::with_index(out, page_size, Builder::default())
     }
 
-    /// The same with little in memory, however many pages there are.
+    /// As [`Encoder::new`], but spills the index to `place`, so that memory use does not grow with the
+    /// number of pages.
     pub fn spilling(out: W, page_size: PageSize, place: Place) -> Encoder<W> {
         Encoder::with_index(out, page_size, Builder::spilling(place))
     }
@@ -61,27 +62,27 @@ impl<W: Write> Encoder<W> {
             last: 0,
             len: HEADER_LEN as u64,
             pages: 0,
-            // The compressor wants more room than it ever fills; see `Encoder::block`.
+            // The compressor requires more room than it ever fills; see `Encoder::block`.
             block: vec![0; lz4_flex::block::get_maximum_output_size(page_size.bytes())],
         }
     }
 
-    /// Bytes of the file so far, header included.
+    /// Returns the length of the file so far in bytes, header included.
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// Whether no page was written yet.
+    /// True if no page was written yet.
     pub fn is_empty(&self) -> bool {
         self.pages == 0
     }
 
-    /// The writer underneath, to take what it has gathered.
+    /// Returns the writer underneath, so that the caller can take the bytes written so far.
     pub fn get_mut(&mut self) -> &mut W {
         &mut self.out
     }
 
-    /// Compresses and writes a page. Pages ascend; the lock page is refused.
+    /// Compresses and writes a page. Pages must ascend; the lock page is an error.
     pub fn page(&mut self, pgno: Pgno, data: &[u8]) -> Result<(), Error> {
         let mut block = std::mem::take(&mut self.block);
         let result = match lz4_flex::block::compress_into(data, &mut block) {
@@ -92,7 +93,7 @@ impl<W: Write> Encoder<W> {
         result
     }
 
-    /// Writes a page whose compressed block is at hand; `data` is the plain page.
+    /// Writes a page with its compressed block; `data` is the plain page.
     pub fn block(&mut self, pgno: Pgno, block: &[u8], data: &[u8]) -> Result<(), Error> {
         if pgno <= self.last {
             return rule(format!("page {pgno} after page {}", self.last));
@@ -103,7 +104,7 @@ impl<W: Write> Encoder<W> {
         if data.len() != self.page_size.bytes() {
             return rule(format!("a page of {} bytes", data.len()));
         }
-        // No reader takes a block longer than one literal run.
+        // Readers refuse a block longer than one literal run.
         let block_len = match u32::try_from(block.len()) {
             Ok(len) if block.len() <= page::max_block_len(self.page_size) => len,
             _ => return rule(format!("a block of {} bytes", block.len())),
@@ -121,14 +122,14 @@ impl<W: Write> Encoder<W> {
         Ok(())
     }
 
-    /// Writes index and trailer and gives the header to put in front.
+    /// Writes index and trailer, and returns the header to put in front.
     pub fn finish(self, header: &Header) -> Result<(W, Encoded), Error> {
         let mut ending = self.end(header)?;
         while ending.step()? {}
         ending.finish()
     }
 
-    /// Ends the pages. What follows is written piece by piece.
+    /// Writes the end of the pages. The returned [`Ending`] writes the index piece by piece.
     pub fn end(self, header: &Header) -> Result<Ending<W>, Error> {
         let Encoder { mut out, page_size, mut digest, index, last, len, pages, .. } = self;
         if header.page_size != page_size {
@@ -145,7 +146,7 @@ impl<W: Write> Encoder<W> {
     }
 }
 
-/// A file of which all pages are written.
+/// A file with all pages written, and index and trailer still to come.
 pub struct Ending<W> {
     out: W,
     header: [u8; HEADER_LEN],
@@ -157,13 +158,13 @@ pub struct Ending<W> {
 }
 
 impl<W: Write> Ending<W> {
-    /// The writer underneath, to take what it has gathered.
+    /// Returns the writer underneath, so that the caller can take the bytes written so far.
     pub fn get_mut(&mut self) -> &mut W {
         &mut self.out
     }
 
-    /// Writes the next piece of the index, of about 64 KiB at the most; `false` when all of it is
-    /// written.
+    /// Writes the next piece of the index, at most about 64 KiB. Returns `false` if the whole index was
+    /// written already.
     pub fn step(&mut self) -> Result<bool, Error> {
         let Some(piece) = self.index.piece()? else { return Ok(false) };
         self.digest.update(piece);
@@ -172,7 +173,8 @@ impl<W: Write> Ending<W> {
         Ok(true)
     }
 
-    /// Writes the trailer, behind all of the index, and gives the header to put in front.
+    /// Writes the trailer and returns the header to put in front. Call this when [`Ending::step`] has
+    /// returned `false`.
     pub fn finish(self) -> Result<(W, Encoded), Error> {
         let Ending { mut out, header, mut digest, index_len, len, pages, .. } = self;
         for field in [index_len, 0] {
@@ -189,7 +191,7 @@ impl<W: Write> Ending<W> {
     }
 }
 
-/// Writes a whole file to memory: for small files and tests. Pages must ascend.
+/// Writes a whole file to memory, for small files and tests. Pages must ascend.
 pub fn to_vec<'a>(
     header: &Header,
     pages: impl IntoIterator<Item = (Pgno, &'a [u8])>,

@@ -1,18 +1,18 @@
-//! What can be wrong with an LTX file.
+//! Errors of reading and writing LTX files.
 
 use std::fmt;
 use std::io;
 
-/// Why an LTX file could not be written or read.
+/// Reason why an LTX file could not be written or read.
 #[derive(Debug)]
 pub enum Error {
     /// The reader or writer underneath failed.
     Io(io::Error),
-    /// The file ends before its end.
+    /// The file is cut off in the section of this name.
     Truncated(&'static str),
-    /// The bytes are not those of an LTX file, or not those that its checksum was made of.
+    /// The bytes are no LTX file, or differ from those that the file checksum covers.
     Corrupt(String),
-    /// The caller broke a rule of the format; nothing usable was written.
+    /// The caller broke a rule of the format; the output is not usable.
     Rule(String),
 }
 
@@ -42,7 +42,7 @@ impl From<io::Error> for Error {
     }
 }
 
-/// A read of a named section: an early end of input is `Truncated`, all else is `Io`.
+/// Maps the error of reading a named section: an early end of input to `Truncated`, all others to `Io`.
 pub(crate) fn section<T>(result: io::Result<T>, name: &'static str) -> Result<T, Error> {
     result.map_err(|error| match error.kind() {
         io::ErrorKind::UnexpectedEof => Error::Truncated(name),

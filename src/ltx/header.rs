@@ -16,8 +16,9 @@
 //! | 72 | 8 | node id: our writer id |
 //! | 80 | 20 | reserved: our tag |
 //!
-//! Litestream refuses files that use the format's own database checksums and ignores the node id
-//! and the reserved bytes, which the file checksum covers. So ours live there:
+//! Litestream refuses files that use the format's own database checksums. It ignores the node id
+//! and the reserved bytes; the file checksum covers both. So our database checksums are in the
+//! reserved bytes:
 //!
 //! | offset | size | field of the tag |
 //! |---|---|---|
@@ -39,14 +40,14 @@ const TAG_VERSION: u8 = 1;
 const TAG_FULL_IMAGE: u8 = 1;
 const WAL_HEADER_LEN: u64 = 32;
 
-/// Our own part of a header: what proves that one file follows another.
+/// Our own part of a header. Its checksums prove that one file follows another.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Tag {
-    /// Checksum of the database to which this file applies.
+    /// Checksum of the database before this file is applied.
     pub pre_apply: DatabaseChecksum,
-    /// Checksum of the database that results.
+    /// Checksum of the database after this file is applied.
     pub post_apply: DatabaseChecksum,
-    /// Whether every page of the database is in the file, so that it needs no predecessor.
+    /// True if the file holds every page of the database, and so needs no predecessor.
     pub full_image: bool,
 }
 
@@ -68,16 +69,16 @@ pub struct Header {
     pub wal_offset: u64,
     /// Bytes of WAL covered.
     pub wal_size: u64,
-    /// Generation of that WAL.
+    /// Salts of that WAL.
     pub salts: Salts,
-    /// Who wrote the file; 0 for Litestream.
+    /// Writer of the file; 0 for Litestream.
     pub writer: WriterId,
-    /// Our tag; absent in files of others.
+    /// Our tag; `None` in files of other programs.
     pub tag: Option<Tag>,
 }
 
 impl Header {
-    /// Checks every rule that the fields must keep together; both encoder and decoder call it.
+    /// Checks the rules for the fields and their combinations. Encoder and decoder call this function.
     pub fn validate(&self) -> Result<(), String> {
         if self.min_txid < Txid(1) {
             return Err("min TXID is 0".into());
@@ -98,19 +99,19 @@ impl Header {
         Ok(())
     }
 
-    /// Whether the file needs no predecessor by its name: its range starts at the first TXID.
+    /// True if the file's TXID range starts at 1, so that by its name it needs no predecessor.
     pub fn is_snapshot(&self) -> bool {
         self.min_txid == Txid(1)
     }
 
-    /// Number of the last WAL frame covered, if the file was made from a WAL.
+    /// Returns the number of the last WAL frame covered, if the file was made from a WAL.
     pub fn last_frame(&self) -> Option<u32> {
         let frame_len = u64::from(self.page_size.get()) + 24;
         let end = self.wal_offset.checked_add(self.wal_size)?.checked_sub(WAL_HEADER_LEN)?;
         u32::try_from(end / frame_len).ok()
     }
 
-    /// The header as bytes.
+    /// Returns the header as bytes.
     pub fn encode(&self) -> Result<[u8; HEADER_LEN], Error> {
         if let Err(broken) = self.validate() {
             return rule(broken);
@@ -140,7 +141,7 @@ impl Header {
         bytes.try_into().map_err(|_| Error::Rule("a header of another length".into()))
     }
 
-    /// Reads a header, with every rule checked.
+    /// Parses a header and checks every rule.
     pub fn decode(bytes: &[u8; HEADER_LEN]) -> Result<Header, Error> {
         let mut fields = Fields(bytes);
         if fields.take::<4>() != *MAGIC {
@@ -183,7 +184,8 @@ impl Header {
     }
 }
 
-/// The tag, if these reserved bytes are one that we know. Anything else means 'no data'.
+/// Returns the tag in the reserved bytes, if they are a tag of a known version. Other bytes are no
+/// error: they mean 'no data'.
 fn decode_tag(fields: &mut Fields<'_>) -> Option<Tag> {
     let magic = fields.take::<2>();
     let [version, flags] = fields.take::<2>();
@@ -196,7 +198,7 @@ fn decode_tag(fields: &mut Fields<'_>) -> Option<Tag> {
     })
 }
 
-/// Reads fields from the front; past the end they are zero, which a fixed-size header never meets.
+/// Reads fields from the front. Fields past the end are zero; a fixed-size header has none.
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {
@@ -219,7 +221,7 @@ impl Fields<'_> {
     }
 }
 
-/// A page frame's header: page number and flags.
+/// Returns a page frame's header: page number and flags.
 pub(crate) fn page_header(pgno: u32, flags: u16) -> [u8; PAGE_HEADER_LEN] {
     let mut bytes = [0; PAGE_HEADER_LEN];
     let (number, rest) = bytes.split_at_mut(size_of::<u32>());

@@ -1,7 +1,7 @@
 //! The page index: for each page frame, in ascending page order, three unsigned LEB128 varints
 //! (page number, offset of the frame from the file's start, length of the frame), then a zero.
 //!
-//! Behind it stand eight bytes with the length of these varints, the zero included.
+//! Eight bytes behind the index give the length of these varints, the zero included.
 
 use std::hash::{BuildHasher, DefaultHasher, Hasher, RandomState};
 use std::io;
@@ -11,12 +11,12 @@ use super::{HEADER_LEN, INDEX_SIZE_LEN, PAGE_HEADER_LEN, TRAILER_LEN};
 use crate::scratch::{Place, Tape};
 use crate::units::Pgno;
 
-/// Most bytes of an entry: three varints of up to 64 bits.
+/// Largest length of an entry in bytes: three varints of up to 64 bits.
 const ENTRY_MAX: usize = 30;
-/// An index is written and read in pieces of about so many bytes.
+/// Approximate size in bytes of the pieces in which an index is written and read.
 pub(super) const PIECE: usize = 64 << 10;
 
-/// Where one page's frame is.
+/// Location of one page's frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Entry {
     /// Page number.
@@ -27,23 +27,25 @@ pub struct Entry {
     pub len: u64,
 }
 
-/// Collects an index while pages are written, at three to four bytes a page: frames follow each
-/// other without a gap, so only the step in page number and the length need to be kept.
+/// Collects an index while pages are written, at three to four bytes a page.
+///
+/// Frames follow each other without a gap, so the builder keeps only the step in page number and the
+/// length of each frame.
 #[derive(Default)]
 pub struct Builder {
     steps: Tape,
     last: Pgno,
-    /// The entry that is being added.
+    /// Buffer for the entry that is being added.
     entry: Vec<u8>,
 }
 
 impl Builder {
-    /// Starts one of which little is in memory.
+    /// Starts a builder that spills to `place` and keeps little in memory.
     pub fn spilling(place: Place) -> Builder {
         Builder { steps: Tape::new(place), ..Builder::default() }
     }
 
-    /// Notes the next frame. Pages must ascend.
+    /// Adds the next frame. Pages must ascend.
     pub fn push(&mut self, pgno: Pgno, len: u64) -> io::Result<()> {
         self.entry.clear();
         put_varint(&mut self.entry, u64::from(pgno.saturating_sub(self.last)));
@@ -53,7 +55,7 @@ impl Builder {
         Ok(())
     }
 
-    /// Begins to give the stored form.
+    /// Returns the index in its stored form, piece by piece.
     pub fn emission(self) -> Emission {
         Emission {
             steps: self.steps,
@@ -68,23 +70,24 @@ impl Builder {
     }
 }
 
-/// The stored form of an index, made piece by piece, without the length field.
+/// Produces the stored form of an index piece by piece, without the length field.
 pub struct Emission {
     steps: Tape,
-    /// How many bytes of the steps were read.
+    /// Number of bytes read from `steps`.
     read: u64,
-    /// Steps at hand, and how many bytes of them were taken.
+    /// Bytes read from `steps`; `entry` has used the first `used` of them.
     input: Vec<u8>,
     used: usize,
-    /// The last page, and where the next frame begins.
+    /// Page number of the last entry.
     pgno: Pgno,
+    /// Offset of the next frame.
     offset: u64,
     ended: bool,
     piece: Vec<u8>,
 }
 
 impl Emission {
-    /// The next piece, of about 64 KiB at the most; `None` when all were given.
+    /// Returns the next piece, at most about 64 KiB; `None` behind the last.
     pub fn piece(&mut self) -> io::Result<Option<&[u8]>> {
         if self.ended {
             return Ok(None);
@@ -130,9 +133,10 @@ impl Emission {
     }
 }
 
-/// The index that a file should have, told from any other without keeping it: by its length, and by a
-/// digest of its entries under a key that is drawn anew for each file, so that nobody can make two that
-/// are taken for one.
+/// Length and digest of the index that a file should have. The entries themselves are not kept.
+///
+/// The digest has a random key for each file, so that an attacker cannot construct two indexes with the
+/// same digest.
 pub(super) struct Expected {
     keys: RandomState,
     entries: DefaultHasher,
@@ -147,7 +151,7 @@ impl Expected {
         Expected { keys, entries, offset: HEADER_LEN as u64, len: 1 }
     }
 
-    /// Notes the next frame.
+    /// Adds the next frame.
     pub(super) fn push(&mut self, pgno: Pgno, len: u64) {
         add(&mut self.entries, pgno, len);
         let bytes = varint_len(u64::from(pgno)) + varint_len(self.offset) + varint_len(len);
@@ -155,33 +159,33 @@ impl Expected {
         self.offset = self.offset.saturating_add(len);
     }
 
-    /// Length in bytes of the stored form, without the length field.
+    /// Returns the length in bytes of the stored form, without the length field.
     pub(super) fn stored_len(&self) -> u64 {
         self.len
     }
 
-    /// Begins to look at what is stored.
+    /// Starts to digest a stored index, under the same key.
     pub(super) fn stored(&self) -> Stored {
         Stored { entries: self.keys.build_hasher(), walked: Mark::default(), at_hand: Vec::new() }
     }
 
-    /// Whether that was this index. Where each frame is the walk has checked.
+    /// True if the stored index is this index. [`Stored::take`] has checked the offset of each frame.
     pub(super) fn is(&self, stored: &Stored) -> bool {
         stored.walked.expected_offset == self.offset
             && stored.entries.finish() == self.entries.finish()
     }
 }
 
-/// A stored index of which one part comes after the other.
+/// Digest of a stored index, which arrives in parts.
 pub(super) struct Stored {
     entries: DefaultHasher,
     walked: Mark,
-    /// The beginning of an entry that was cut off.
+    /// First bytes of an entry that continues in the next part.
     at_hand: Vec<u8>,
 }
 
 impl Stored {
-    /// Takes the next part; nothing follows the last.
+    /// Adds the next part. `last` says that no part follows.
     pub(super) fn take(&mut self, part: &[u8], last: bool) -> Result<(), Error> {
         self.at_hand.extend_from_slice(part);
         let mut reader = Reader::resume(&self.at_hand, self.walked);
@@ -208,7 +212,7 @@ fn add(entries: &mut DefaultHasher, pgno: Pgno, len: u64) {
     entries.write_u64(len);
 }
 
-/// A stored index, checked entry by entry while it is walked.
+/// Iterates over a stored index and checks each entry.
 #[derive(Clone)]
 pub struct Reader<'a> {
     rest: &'a [u8],
@@ -217,12 +221,12 @@ pub struct Reader<'a> {
     finished: bool,
 }
 
-/// How far a walk has come.
+/// State of a [`Reader`] between two parts of an index.
 #[derive(Clone, Copy, Debug)]
 pub struct Mark {
     expected_offset: u64,
     last: Pgno,
-    /// Bytes of the last part that were walked.
+    /// Number of bytes of the last part that the reader has passed.
     pub walked: usize,
 }
 
@@ -233,19 +237,19 @@ impl Default for Mark {
 }
 
 impl<'a> Reader<'a> {
-    /// Takes the index's varints, without the length field behind them.
+    /// Starts at the first entry. `bytes` are the index's varints, without the length field behind them.
     pub fn new(bytes: &'a [u8]) -> Reader<'a> {
         Reader { rest: bytes, expected_offset: HEADER_LEN as u64, last: 0, finished: false }
     }
 
-    /// Goes on in an index of which only a part is at hand: `bytes` follow what `before` has walked.
+    /// Continues an index that arrives in parts: `bytes` follow the entries before the mark `before`.
     pub fn resume(bytes: &'a [u8], before: Mark) -> Reader<'a> {
         let Mark { expected_offset, last, .. } = before;
         Reader { rest: bytes, expected_offset, last, finished: false }
     }
 
-    /// Walks the entries that are whole in these bytes, which the rest of the index follows. An
-    /// end is an error here.
+    /// Calls `each` for the entries that are whole in these bytes. The rest of the index follows in later
+    /// parts, so the end of the index is an error here.
     pub fn skip_whole(
         mut self,
         mut each: impl FnMut(Entry) -> Result<(), Error>,
@@ -266,8 +270,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Offset just behind the frames walked so far: after the last entry, where the six zero
-    /// bytes stand.
+    /// Returns the offset just behind the frames so far. After the last entry, this is the offset of the
+    /// six zero bytes.
     pub fn end_offset(&self) -> u64 {
         self.expected_offset
     }
@@ -312,9 +316,8 @@ impl Iterator for Reader<'_> {
     }
 }
 
-/// Finds the index from the end of a file: `tail` is the file's last bytes, at least
-/// [`TAIL_LEN`] of them; the answer is the index's start offset and its length without the
-/// length field.
+/// Finds the index from the end of a file. `tail` holds the file's last bytes, at least [`TAIL_LEN`].
+/// Returns the index's start offset and its length without the length field.
 pub fn locate(file_len: u64, tail: &[u8]) -> Result<(u64, u64), Error> {
     let field = tail
         .len()
@@ -332,7 +335,7 @@ pub fn locate(file_len: u64, tail: &[u8]) -> Result<(u64, u64), Error> {
     }
 }
 
-/// Length field and trailer: the least that [`locate`] needs.
+/// Length in bytes of the index's length field and the trailer: the least that [`locate`] needs.
 pub const TAIL_LEN: usize = INDEX_SIZE_LEN + TRAILER_LEN;
 
 pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
@@ -343,12 +346,12 @@ pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-/// How many bytes [`put_varint`] writes.
+/// Returns the number of bytes that [`put_varint`] writes.
 fn varint_len(value: u64) -> u64 {
     u64::from((64 - (value | 1).leading_zeros()).div_ceil(7))
 }
 
-/// Takes one varint off the front; `None` when it is cut off or longer than 64 bits.
+/// Takes one varint off the front; `None` if the varint is cut off or longer than 64 bits.
 pub(crate) fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
     let mut value = 0u64;
     for shift in (0..64).step_by(7) {

@@ -1,29 +1,29 @@
-//! Where an LZ4 frame ends, which the decoder of `lz4_flex` does not tell: an early end of its input
-//! and an empty block are an end of data to it, like the end mark.
+//! Checks how an LZ4 frame ends. The decoder of `lz4_flex` does not tell: an early end of the input and
+//! an empty block end the data just as the end mark does.
 
 use std::io::{self, Read};
 
-/// How an LZ4 frame begins
+/// First four bytes of an LZ4 frame
 /// (<https://github.com/lz4/lz4/blob/dev/doc/lz4_Frame_format.md#general-structure-of-lz4-frame-format>).
 pub(crate) const MAGIC: [u8; 4] = [0x04, 0x22, 0x4d, 0x18];
 
-/// Passes a decoder's input on, counts it and keeps the last eight bytes.
+/// A reader that passes a decoder's input on, counts its bytes and keeps the last eight.
 pub(crate) struct Tail<R> {
     inner: R,
     last: [u8; 8],
     count: u64,
 }
 
-/// What a decoder has taken for the end of a frame.
+/// The bytes that a decoder took for the end of a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum End {
     /// The end mark alone.
     Mark,
     /// The end mark and the content checksum, which the decoder has compared.
     Checksum,
-    /// The end of its input.
+    /// The input ended early.
     Early,
-    /// Something that is no end.
+    /// Bytes that do not end a frame, such as an empty block.
     Other,
 }
 
@@ -42,12 +42,13 @@ impl<R> Tail<R> {
         &mut self.inner
     }
 
-    /// Number of bytes that the decoder has read.
+    /// Returns the number of bytes that the decoder has read.
     pub(crate) fn count(&self) -> u64 {
         self.count
     }
 
-    /// What the decoder has read, since it had read `before` bytes, when it gives no more data.
+    /// Classifies the bytes that the decoder has read since `count` was `before`. Call this when the
+    /// decoder returns no more data.
     pub(crate) fn end(&self, before: u64) -> End {
         let end = u64::from_be_bytes(self.last);
         match self.count.saturating_sub(before) {

@@ -1,4 +1,4 @@
-//! Joining consecutive files into one: of each page the newest image, in ascending order.
+//! Merges consecutive files into one, with each page in its newest version, in ascending order.
 
 use std::io::{Read, Write};
 
@@ -8,19 +8,19 @@ use super::error::{Error, rule};
 use super::header::Header;
 use crate::units::Pgno;
 
-/// One input of a merge: a decoder and the page it stands at.
+/// One input of a merge: a decoder and its current page.
 struct Input<R> {
     number: usize,
     decoder: Decoder<R>,
     at: Option<Pgno>,
 }
 
-/// Why files could not be merged.
+/// Reason why files could not be merged.
 #[derive(Debug)]
 pub struct Broken {
-    /// Which of the inputs could not be read, if that is it.
+    /// Number of the input that could not be read, if an input was the cause.
     pub input: Option<usize>,
-    /// What was wrong.
+    /// The error itself.
     pub source: Error,
 }
 
@@ -30,8 +30,8 @@ impl From<Error> for Broken {
     }
 }
 
-/// Merges files, oldest first, into one with this header. Pages beyond the header's commit are
-/// dropped; compressed blocks are copied, not compressed again. Every input's checksum is checked.
+/// Merges files, oldest first, into one file with this header. Drops pages beyond the header's commit,
+/// and copies compressed blocks without compressing them again. Checks every input's checksum.
 pub fn merge<R: Read, W: Write>(
     inputs: Vec<Decoder<R>>,
     header: &Header,
@@ -41,8 +41,8 @@ pub fn merge<R: Read, W: Write>(
     merge_into(inputs, header, encoder, |_, _| ()).map_err(|broken| broken.source)
 }
 
-/// As [`merge`], into a file that was begun; `seen` is shown each page that is written, and an error
-/// says whose it is.
+/// As [`merge`], with the caller's encoder. Calls `seen` with each page before writing the page. An
+/// error names the input that caused the error.
 pub fn merge_into<R: Read, W: Write>(
     inputs: Vec<Decoder<R>>,
     header: &Header,
@@ -54,7 +54,7 @@ pub fn merge_into<R: Read, W: Write>(
         .enumerate()
         .map(|(number, decoder)| Input { number, decoder, at: Some(0) })
         .collect();
-    // Pages of the files that stand at the same number as the newest are superseded by it.
+    // The current page of each input. Of several with the same number, the newest input's page wins.
     let mut images: Vec<Image> = Vec::new();
     for input in &mut inputs {
         if input.decoder.header().page_size != header.page_size {
@@ -102,7 +102,7 @@ impl<R: Read> Input<R> {
     }
 }
 
-/// A page held while it is compared with the other inputs' pages.
+/// The current page of an input, while the merge compares its number with the other inputs' pages.
 #[derive(Default)]
 struct Image {
     data: Vec<u8>,

@@ -1,5 +1,5 @@
-//! The LTX file format, as Litestream 0.5 writes and reads it: one file carries the pages that a
-//! range of transactions changed, newest image of each.
+//! The LTX file format, as Litestream 0.5 writes and reads it. A file holds the pages that a range
+//! of transactions changed, each page in its newest version.
 //!
 //! Everything in a file is big-endian, without padding:
 //!
@@ -12,8 +12,8 @@
 //! | length of the index | 8 |
 //! | trailer | 8 post-apply checksum (0), 8 file checksum |
 //!
-//! This module does no I/O of its own beyond the `Read` and `Write` it is handed, and trusts no
-//! length that it reads.
+//! This module does I/O only through the `Read` and `Write` of its callers, and checks every length
+//! in a file before use.
 
 #![deny(clippy::indexing_slicing)]
 
@@ -46,6 +46,6 @@ pub const PAGE_HEADER_LEN: usize = 6;
 pub const TRAILER_LEN: usize = 16;
 /// Length of the field after the index that gives the index's length.
 pub const INDEX_SIZE_LEN: usize = 8;
-/// The shortest file that can be right: header, end of pages, an empty index, trailer.
+/// Length of the shortest valid file: header, end of pages, an empty index, trailer.
 pub const MIN_FILE_LEN: u64 =
     (HEADER_LEN + PAGE_HEADER_LEN + 1 + INDEX_SIZE_LEN + TRAILER_LEN) as u64;

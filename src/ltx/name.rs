@@ -14,12 +14,12 @@ pub struct FileName {
 }
 
 impl FileName {
-    /// The name of a file that covers one transaction.
+    /// Returns the name of a file that covers one transaction.
     pub fn single(txid: Txid) -> FileName {
         FileName { min: txid, max: txid }
     }
 
-    /// Parses a name as Litestream does: anything that is not exactly of the form is `None`.
+    /// Parses a name as Litestream does; `None` if the name is not exactly of this form.
     pub fn parse(name: &str) -> Option<FileName> {
         let (min, max) = name.strip_suffix(".ltx")?.split_once('-')?;
         let (min, max) = (Txid::parse_hex(min)?, Txid::parse_hex(max)?);

@@ -2,10 +2,10 @@
 //!
 //! Block encoding (ours, and Litestream's from 0.5.16): page number (4), flags 1 (2), length n (4),
 //! then n bytes of one raw LZ4 block. Frame encoding (Litestream 0.5.0 to 0.5.15): page number (4),
-//! flags 0 (2), then one complete LZ4 frame, whose length only the index tells.
+//! flags 0 (2), then one complete LZ4 frame. Only the index gives the length of that LZ4 frame.
 //!
-//! The file checksum covers the frame's header, the length field where there is one, and the
-//! page's plain bytes; not the compressed ones.
+//! The file checksum covers the page frame's header, the length field of the block encoding, and the
+//! page's plain bytes. The checksum does not cover the compressed bytes.
 
 use std::io::{self, Read};
 
@@ -21,28 +21,29 @@ pub const FLAG_BLOCK: u16 = 1;
 /// Length of the size prefix of a block in bytes.
 pub const BLOCK_SIZE_LEN: usize = 4;
 
-/// The bits of a frame's sixth byte that give the largest size of its blocks.
+/// Value of the three block-size bits (mask 0x70) in an LZ4 frame's sixth byte: blocks of at most 64 KiB.
 const LZ4_BLOCKS_OF_64K: u8 = 0x40;
 
-/// Longest LZ4 block that a page can need: one literal run (LZ4 block format description).
+/// Returns the length of the longest LZ4 block that a page can need: one literal run (LZ4 block format
+/// description).
 pub fn max_block_len(page_size: PageSize) -> usize {
     let page = page_size.bytes();
     page.saturating_add(page / 255).saturating_add(16)
 }
 
-/// Longest LZ4 frame accepted for a page: its block as above, frame header, checksums and content
-/// size, generously.
+/// Returns the length of the longest LZ4 frame accepted for a page: [`max_block_len`], plus ample room
+/// for frame header, checksums and content size.
 pub fn max_frame_len(page_size: PageSize) -> usize {
     max_block_len(page_size).saturating_add(64)
 }
 
-/// Longest page frame of either encoding, header included.
+/// Returns the length of the longest page frame of either encoding, header included.
 pub fn max_page_frame_len(page_size: PageSize) -> usize {
     max_frame_len(page_size).saturating_add(PAGE_HEADER_LEN + BLOCK_SIZE_LEN)
 }
 
-/// Shortest page frame of either encoding, header included: one byte of an LZ4 block stands for at
-/// most 255 of the page. So a file's length bounds what it can expand to.
+/// Returns the length of the shortest page frame of either encoding, header included. One byte of an
+/// LZ4 block expands to at most 255 bytes of the page, so a file's length limits its expanded size.
 pub fn min_page_frame_len(page_size: PageSize) -> u64 {
     let least = page_size.bytes() / 255;
     least.saturating_add(PAGE_HEADER_LEN + BLOCK_SIZE_LEN) as u64
@@ -67,10 +68,10 @@ pub fn expand_block(block: &[u8], pgno: Pgno, page: &mut [u8]) -> Result<(), Err
     }
 }
 
-/// Expands one LZ4 frame to exactly one page, leaving `input` just behind the frame.
+/// Expands one LZ4 frame to exactly one page, and leaves `input` just behind the frame.
 ///
-/// Only frames of blocks up to 64 KiB are taken, as Litestream writes them: the decoder makes
-/// buffers of the size that the frame claims, and no page is larger.
+/// Accepts only frames of blocks up to 64 KiB, as Litestream writes them. The decoder allocates buffers
+/// of the size that the frame claims, and the largest page has 64 KiB.
 pub fn expand_frame(input: &mut impl Read, pgno: Pgno, page: &mut [u8]) -> Result<(), Error> {
     let bad = |error: io::Error| match error.kind() {
         io::ErrorKind::UnexpectedEof => Error::Truncated("page frames"),
@@ -86,7 +87,7 @@ pub fn expand_frame(input: &mut impl Read, pgno: Pgno, page: &mut [u8]) -> Resul
     let mut frame = lz4_flex::frame::FrameDecoder::new(head.chain(&mut input));
     frame.read_exact(page).map_err(bad)?;
     let before = frame.get_mut().get_mut().1.count();
-    // One more read takes the end mark and the content checksum, and must find no more data.
+    // This read consumes the end mark and the content checksum, and must return no more data.
     if frame.read(&mut [0]).map_err(bad)? != 0 {
         return corrupt(format!("page {pgno} expands to more than {} bytes", page.len()));
     }
@@ -134,7 +135,7 @@ pub fn decode(
     Ok(())
 }
 
-/// The bytes before a block: header and size prefix.
+/// Returns the bytes before a block: header and size prefix.
 pub(crate) fn block_prefix(pgno: Pgno, block_len: u32) -> [u8; PAGE_HEADER_LEN + BLOCK_SIZE_LEN] {
     let mut bytes = [0; PAGE_HEADER_LEN + BLOCK_SIZE_LEN];
     let (head, len) = bytes.split_at_mut(PAGE_HEADER_LEN);

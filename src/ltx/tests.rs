@@ -53,7 +53,7 @@ fn header(commit: u32) -> Header {
     }
 }
 
-/// A page whose bytes compress a little and differ by number and version.
+/// Returns a page whose bytes compress a little and differ by number and version.
 fn page_of(pgno: Pgno, version: u32, len: usize) -> Vec<u8> {
     let mut seed = pgno.wrapping_mul(0x9e37_79b9) ^ version.wrapping_mul(0x85eb_ca6b);
     (0..len)
@@ -131,7 +131,7 @@ fn random_access_finds_the_same_pages_as_the_stream() {
     }
 }
 
-/// Changes one thing in a good header and says whether it stays legal.
+/// Asserts that a valid header, after `change`, is legal or refused.
 fn check_header(change: impl Fn(&mut Header), legal: bool) {
     let mut changed = header(9);
     change(&mut changed);
@@ -180,7 +180,8 @@ fn header_round_trip() {
     check_header(|header| header.tag.as_mut().unwrap().full_image = true, true);
 }
 
-/// Overwrites bytes of an encoded header and says whether a reader takes it.
+/// Overwrites bytes of an encoded header. Asserts that a reader finds a tag, or none, or (with `None`)
+/// refuses the header.
 fn check_header_bytes(changes: &[(usize, &[u8])], tag_expected: Option<bool>) {
     let mut bytes = header(9).encode().unwrap();
     for (at, with) in changes {
@@ -212,7 +213,7 @@ fn header_bytes_that_no_encoder_of_ours_writes() {
     check_header_bytes(&[(4, &[0; 4]), (40, &pre)], Some(true));
     check_header_bytes(&[(4, &[0; 4]), (16, &one), (40, &pre)], None);
     check_header_bytes(&[(4, &[0; 4]), (16, &one)], Some(true));
-    // Reserved bytes of somebody else are no data, not an error.
+    // Reserved bytes of another program are no data, not an error.
     check_header_bytes(&[(80, b"XX")], Some(false));
     check_header_bytes(&[(82, &[2])], Some(false));
     check_header_bytes(&[(83, &[2])], Some(false));
@@ -221,7 +222,7 @@ fn header_bytes_that_no_encoder_of_ours_writes() {
     check_header_bytes(&[(56, &[0xff])], None);
 }
 
-/// Small files of every kind for the tests of damage.
+/// Returns small files of every kind for the tests of damage.
 fn specimens() -> Vec<(String, Vec<u8>)> {
     let pages: Pages = [1, 2, 5].map(|pgno| (pgno, page_of(pgno, 0, 512))).into();
     let mut specimens = vec![
@@ -285,7 +286,8 @@ fn bytes_overwritten_at_random_never_pass() {
     });
 }
 
-/// Endless zeros behind some bytes, that notes the largest buffer it was asked to fill.
+/// A reader of some bytes and then endless zeros. `largest` records the largest buffer it was asked to
+/// fill.
 struct Endless<'a> {
     front: &'a [u8],
     largest: &'a mut usize,
@@ -408,7 +410,7 @@ fn pages_around_the_lock_page_pass_and_the_lock_page_does_not() {
     let pages: Pages = [1, lock - 1, lock + 1].map(|pgno| (pgno, page_of(pgno, 0, 65536))).into();
     let bytes = encode(&head, &pages).unwrap();
     assert_eq!(decode(&bytes).unwrap(), (head, pages.clone()));
-    // The encoder will not write one; a decoder that meets one refuses.
+    // The encoder refuses to write the lock page, and the decoder refuses a file that holds it.
     let at = bytes.windows(4).position(|w| w == (lock + 1).to_be_bytes()).unwrap();
     let mut with_lock = bytes;
     with_lock[at..at + 4].copy_from_slice(&lock.to_be_bytes());
@@ -417,7 +419,7 @@ fn pages_around_the_lock_page_pass_and_the_lock_page_does_not() {
     assert!(matches!(encode(&head, &vec![(lock, vec![0; 65536])]), Err(Error::Rule(_))));
 }
 
-/// Inputs of a merge: for each file its commit and which pages it holds.
+/// Generates inputs of a merge: for each file its commit and, for each page, true if the file holds it.
 fn merge_inputs() -> impl Strategy<Value = Vec<(u32, Vec<bool>)>> {
     proptest::collection::vec((1u32..12, proptest::collection::vec(any::<bool>(), 12)), 1..6)
 }

@@ -1,4 +1,4 @@
-//! Whether the files of a replica agree on the states that they lead from and to.
+//! Checks that the files of a replica agree on the states that they lead from and to.
 
 use std::collections::HashMap;
 
@@ -11,13 +11,13 @@ use crate::units::Txid;
 pub struct Contradiction {
     /// The file that does not fit.
     pub key: Key,
-    /// What it contradicts, and how.
+    /// The file that `key` contradicts, and how.
     pub what: String,
 }
 
-/// Compares the tags of all files, given in any order: whatever ends at one transaction must lead to
-/// one state, and whatever begins behind it must have been made from that state. A full image may
-/// begin from anything. Files without a tag, as Litestream writes them, say nothing.
+/// Compares the tags of all files, given in any order. All files that end at a transaction must lead to
+/// the same state, and all files that begin behind it must be made from this state. A full image may be
+/// made from any state. Files without a tag, as Litestream writes them, are not compared.
 pub fn contradictions(files: &[(Key, Header)]) -> Vec<Contradiction> {
     let mut sorted: Vec<&(Key, Header)> = files.iter().collect();
     sorted.sort_by_key(|(key, _)| (key.name.max, key.level, key.name.min));

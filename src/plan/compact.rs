@@ -1,13 +1,13 @@
-//! Which files to join next.
+//! Chooses the files of the next compaction.
 //!
-//! Each level that is made joins files of the one below it ([`Ladder`]); a snapshot joins all that
-//! lead to a state. What is joined stays until retention takes it away: a joined file adds a shorter
-//! way to a state and takes none from any other.
+//! Each level in use compacts files of the level below ([`Ladder`]). A snapshot compacts all files that
+//! lead to a state. The inputs of a compaction stay until retention deletes them. So a compacted file
+//! adds a shorter plan for a state, and no plan for another state is lost.
 //!
-//! Readers of a live replica that were opened in the midst of a range stop at a level-1 file that
-//! straddles it, unless their plan had such a file (Litestream's VFS, 0.5.17). So the newest file of
-//! level 1 is never joined itself, and no snapshot reaches beyond the one before it: every plan
-//! contains a file of level 1, if that level is made. Only a snapshot that somebody asks for has all.
+//! Litestream's VFS (0.5.17) reads a live replica. A VFS opened at a TXID inside the range of a level-1
+//! file stops at that file, unless its plan had a file of level 1. So the newest file of level 1 is
+//! never compacted, and a snapshot ends before that file. Every plan then contains a file of level 1, if
+//! that level is in use. Only a snapshot that a user asks for ([`whole`]) has all transactions.
 
 use std::collections::BTreeSet;
 
@@ -16,28 +16,29 @@ use crate::ltx::{FileName, MIN_FILE_LEN};
 use crate::store::{FileInfo, Key};
 use crate::units::{Level, Txid};
 
-/// Most files that are joined to one of a level: each takes memory while it is read. What is left is
-/// joined to the next.
+/// Largest number of inputs of a compaction to a level from 1 to 8, since each input takes memory. The
+/// next compaction takes the remaining files.
 pub const INPUTS_MAX: usize = 256;
 
-/// Most files that are joined to a snapshot. Of more, the older ones are joined to fewer first.
+/// Largest number of inputs of a snapshot. If there are more, [`in_turn`] first compacts the older ones
+/// to fewer files.
 pub const SNAPSHOT_INPUTS_MAX: usize = 512;
 
-/// Files to join, oldest first, and what becomes of them.
+/// One compaction: its inputs, oldest first, and its result.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Step {
     /// The file to make.
     pub key: Key,
-    /// The files that it is made from: each begins behind the one before, or repeats some of it.
+    /// The inputs. Each begins right behind the input before, or repeats some of its transactions.
     pub inputs: Vec<FileInfo>,
 }
 
-/// The levels that are made by joining, lowest first.
+/// The levels in use for compaction, lowest first.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Ladder(Vec<Level>);
 
 impl Ladder {
-    /// Of some of the levels 1 to 8, in any order.
+    /// Keeps the levels 1 to 8 of `levels`, which may come in any order.
     pub fn new(levels: impl IntoIterator<Item = Level>) -> Ladder {
         let between = |level: &Level| *level > Level::L0 && *level < Level::SNAPSHOT;
         let mut levels: Vec<Level> = levels.into_iter().filter(between).collect();
@@ -46,8 +47,10 @@ impl Ladder {
         Ladder(levels)
     }
 
-    /// These levels, and those of which these files are. Not those that stand still: where a higher one
-    /// has all that a level has, it is of a time in which it was made.
+    /// Returns the levels `made`, and the levels that these files show to be in use.
+    ///
+    /// A level with files is in use if its newest file ends behind all files of higher levels. Otherwise
+    /// the level was in use only in the past.
     pub fn of(files: &[FileInfo], made: impl IntoIterator<Item = Level>) -> Ladder {
         let moves = |level: &Level| {
             let higher = Level::all().filter(|other| other > level);
@@ -61,35 +64,36 @@ impl Ladder {
         self.0.contains(&level)
     }
 
-    /// The level of files that snapshots are made from, where there are too many: the highest, unless it
-    /// is made. For retention they stand in for nothing.
+    /// Returns the level for intermediate files of a snapshot with too many inputs: level 8, unless that
+    /// level is in use. Retention does not count these files as covering others.
     fn spare(&self) -> Option<Level> {
         (!self.has(Level::L8)).then_some(Level::L8)
     }
 
-    /// The level from which this one is made.
+    /// Returns the level whose files are compacted to `level`.
     fn below(&self, level: Level) -> Level {
         self.0.iter().copied().filter(|other| *other < level).max().unwrap_or(Level::L0)
     }
 
-    /// The level to which files of this one are joined.
+    /// Returns the level to which files of `level` are compacted.
     fn above(&self, level: Level) -> Option<Level> {
         self.0.iter().copied().find(|other| *other > level)
     }
 }
 
-/// What to join to a file of one of the levels 1 to 8: everything below that is newer than what the
-/// level has; of the files of level 0 those that end before `before`. `None` where nothing is to be done.
+/// Returns the next compaction to one of the levels 1 to 8; `None` if there is nothing to compact. The
+/// inputs are files of lower levels that are newer than the level's files. Files of level 0 must end
+/// before `before`.
 ///
-/// Nothing is joined across a hole. Behind one the level begins anew: what is missing does not come
-/// any more, and a full image has taken its place.
+/// A compacted file never spans a gap. Behind a gap, the level starts again: the missing files do not
+/// come any more, and a full image has replaced them.
 pub fn next(files: &[FileInfo], ladder: &Ladder, level: Level, before: Txid) -> Option<Step> {
     let mut waiting = waiting(files, ladder, level, before).into_iter().peekable();
     let at_level = files.iter().filter(|file| file.key.level == level && is_whole(file));
     let mut reached = at_level.map(|file| file.key.name.max).max();
     let mut inputs: Vec<FileInfo> = Vec::new();
     while inputs.len() < INPUTS_MAX {
-        // Of those that go on where the last one ended, that which leads furthest.
+        // Of the files that can follow the last input, take the one that leads furthest.
         let Some(first) = waiting.peek().map(|file| file.key.name.min) else { break };
         if inputs.is_empty() && reached.is_some_and(|reached| first > reached.next()) {
             reached = None;
@@ -110,8 +114,8 @@ pub fn next(files: &[FileInfo], ladder: &Ladder, level: Level, before: Txid) -> 
     step(level, inputs)
 }
 
-/// What may be joined to a file of this level, in the order in which it begins. Levels between this
-/// and the one below are of a time in which they were made.
+/// Returns the files that may be compacted to this level, by their first TXID. Levels between `level` and
+/// the one below in the ladder hold files from a time when those levels were in use.
 fn waiting<'a>(
     files: &'a [FileInfo],
     ladder: &Ladder,
@@ -132,7 +136,7 @@ fn waiting<'a>(
     waiting
 }
 
-/// Whether it is for a later time. What is joined never is.
+/// True if the file is of level 0 and must wait for a later compaction.
 fn is_young(file: &FileInfo, before: Txid) -> bool {
     file.key.level == Level::L0 && file.key.name.max >= before
 }
@@ -145,8 +149,11 @@ fn newest_of(files: &[FileInfo], level: Level) -> Option<Txid> {
     files.iter().filter(|file| file.key.level == level).map(|file| file.key.name.max).max()
 }
 
-/// What to join to a snapshot of what is older than `before`; all of it, however many files that are
-/// ([`in_turn`]). `None` where there is one. That files are missing on the way is an error.
+/// Returns the compaction to the next snapshot, with any number of inputs (see [`in_turn`]).
+///
+/// If level 1 is in use and has files, the snapshot ends before the newest of them. Otherwise files of
+/// level 0 must end before `before`. `None` if that snapshot exists. Missing files on the way are an
+/// error.
 pub fn snapshot(
     files: &[FileInfo],
     ladder: &Ladder,
@@ -165,19 +172,19 @@ pub fn snapshot(
     };
     match restore(files, Target::Txid(target)) {
         Ok(plan) => Ok(step(Level::SNAPSHOT, plan.files)),
-        // No file ends there: the next one of level 1 is another.
+        // No file ends at the target. The next file of level 1 will give another target.
         Err(restore::Error::NotReachable { .. }) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// What to read to put the newest state together; as that of a snapshot.
+/// Returns the files that lead to the newest state, as a compaction to a snapshot.
 pub fn whole(files: &[FileInfo]) -> Result<Option<Step>, restore::Error> {
     Ok(step(Level::SNAPSHOT, restore(files, Target::Latest)?.files))
 }
 
-/// What to do first for a snapshot: itself, or where it has too many files, of the oldest of them one,
-/// at a level that is not made otherwise.
+/// Returns the first compaction to do for a snapshot: the snapshot itself if it has few enough inputs.
+/// Otherwise this is a compaction of its oldest inputs to the spare level, which is not in use otherwise.
 pub fn in_turn(step: Step, ladder: &Ladder) -> Step {
     if step.inputs.len() <= SNAPSHOT_INPUTS_MAX {
         return step;
@@ -186,7 +193,8 @@ pub fn in_turn(step: Step, ladder: &Ladder) -> Step {
     let is_joined = |file: &FileInfo| Some(file.key.level) == spare || file.key.name.min == Txid(1);
     let waiting = step.inputs.iter().skip_while(|file| is_joined(file)).copied();
     let group = spare.and_then(|level| self::step(level, waiting.take(INPUTS_MAX).collect()));
-    // With files at all levels there are hardly ever so many.
+    // Without a spare level, make a snapshot of the oldest inputs. With files at all levels, there are
+    // hardly ever so many inputs.
     group.unwrap_or_else(|| {
         let mut inputs = step.inputs;
         inputs.truncate(SNAPSHOT_INPUTS_MAX);
@@ -195,14 +203,14 @@ pub fn in_turn(step: Step, ladder: &Ladder) -> Step {
     })
 }
 
-/// The state before the newest file of level 1, if there is one.
+/// Returns the state before the newest file of level 1, if there is such a file.
 fn before_newest(files: &[FileInfo]) -> Option<Txid> {
     let of_level_1 = files.iter().filter(|file| file.key.level == Level::L1);
     of_level_1.max_by_key(|file| file.key.name.max).map(|file| file.key.name.min.prev())
 }
 
-/// Whether a snapshot is worth its bytes: what there is to read behind the one before it comes to an
-/// eighth of that one. Until then a restore takes hardly longer without.
+/// True if a snapshot is worth its bytes: the files behind the previous snapshot have at least an eighth
+/// of its bytes. With fewer bytes, a restore without the new snapshot takes hardly longer.
 pub fn is_worth_it(step: &Step) -> bool {
     match step.inputs.split_first() {
         Some((base, tail)) if base.key.level == Level::SNAPSHOT => {
@@ -213,8 +221,8 @@ pub fn is_worth_it(step: &Step) -> bool {
     }
 }
 
-/// Of a listing, what decides about the next joins and the next snapshot: some tens of files, however
-/// many there are.
+/// Returns the files of a listing that decide about the next compactions and the next snapshot. These are
+/// some tens of files, no matter how many the listing has.
 pub fn needed(files: &[FileInfo], ladder: &Ladder) -> Vec<FileInfo> {
     let newest: Vec<Option<Txid>> = Level::all().map(|level| newest_of(files, level)).collect();
     let of = |level: Level| newest.get(usize::from(level.get())).copied().flatten();
@@ -230,7 +238,7 @@ pub fn needed(files: &[FileInfo], ladder: &Ladder) -> Vec<FileInfo> {
 }
 
 impl Step {
-    /// Without the newest of its files.
+    /// Returns the step without its newest input; `None` if no input is left.
     pub fn shorter(mut self) -> Option<Step> {
         self.inputs.pop();
         let max = self.inputs.last()?.key.name.max;
@@ -262,7 +270,8 @@ mod tests {
         FileInfo { key, len: 1000, modified: time, stored: time }
     }
 
-    /// `"9:1-3 0:4-4"`: level and range of each file; a file's time is its last transaction.
+    /// Parses a listing, such as `"9:1-3 0:4-4"`: level and range of each file. A file's time is its last
+    /// TXID.
     fn files(text: &str) -> Vec<FileInfo> {
         let parse = |word: &str| {
             let (level, range) = word.split_once(':').unwrap();
@@ -329,7 +338,7 @@ mod tests {
         check("1:2-3 0:3-3 0:5-5 0:6-6 0:8-8", 1, 9, Some(("1:5-6", "0:5-5 0:6-6")));
         check("9:1-1 1:2-3 9:1-5 0:6-6 0:7-7", 1, 7, Some(("1:6-6", "0:6-6")));
         check("2:2-3 1:6-7 1:8-8 1:9-9", 2, 9, Some(("2:6-8", "1:6-7 1:8-8")));
-        // A stray file of old, which everything else was joined without.
+        // `0:2-2` is an old file that was left over.
         check("1:2-2 0:2-2 0:8-8 0:9-9", 1, 9, Some(("1:8-8", "0:8-8")));
         check("1:2-3 0:3-3 0:9-9", 1, 9, None);
     }
@@ -388,18 +397,18 @@ mod tests {
         check_with(from_2, "2:2-3 2:4-6 0:7-7", 3, 9, Some(("3:2-6", "2:2-3 2:4-6")));
         check_with(from_2, "9:1-1 2:2-3 0:4-4", 9, 9, Some(("9:1-4", "9:1-1 2:2-3 0:4-4")));
         check_with(with_hole, "1:2-3 1:4-6 1:7-7", 3, 9, Some(("3:2-6", "1:2-3 1:4-6")));
-        // Level 1 was made before, and of level 0 not all is left.
+        // Level 1 was in use in the past, and some files of level 0 are gone.
         let before = "9:1-1 2:2-3 1:2-3 1:4-6 0:5-5 0:6-6 0:7-7 0:8-8";
         check_with(from_2, before, 2, 8, Some(("2:4-7", "1:4-6 0:7-7")));
-        // A snapshot does not wait for a level that is not made any more.
+        // A snapshot does not wait for a level that is no longer in use.
         let before = "9:1-3 1:2-3 1:4-6 0:7-7";
         check_with(from_2, before, 9, 9, Some(("9:1-7", "9:1-3 1:4-6 0:7-7")));
         check(before, 9, 9, None);
     }
 
     proptest! {
-        /// With holes anywhere, for which snapshots stand in: everything is joined in the end, and
-        /// nothing across a hole.
+        /// Gaps at random places, with snapshots behind them: every file is compacted in the end, and no
+        /// compacted file spans a gap.
         #[test]
         fn holes_hold_nothing_up(
             missing in prop::collection::btree_set(2u64..60, 0..12),
@@ -440,8 +449,8 @@ mod tests {
             }
         }
 
-        /// Whatever is joined in whatever order: the same states can be restored, each level is
-        /// without holes, and there is always an end.
+        /// Compactions in random order: the same states can be restored, no level has a gap, and the
+        /// compactions come to an end.
         #[test]
         fn joining_adds_ways_and_takes_none(
             count in 1u64..40,
@@ -471,7 +480,7 @@ mod tests {
                     all.push(file(level.get(), min.0, max.0));
                     prop_assert_eq!(restorable(&all), points.clone());
                 }
-                // What is kept of a listing leads to the same decisions.
+                // The files that `needed` keeps lead to the same decisions.
                 let few = needed(&all, &ladder);
                 for level in ladder.0.iter().copied().chain([Level::SNAPSHOT]) {
                     let of_few = any(&few, &ladder, level, before);

@@ -1,6 +1,8 @@
-//! Replicas that Litestream 0.3 wrote: `generations/<16 hex>/snapshots/<index>.snapshot.lz4`, the
-//! database file at the start of a WAL, and `generations/<16 hex>/wal/<index>_<offset>.wal.lz4`, a
-//! stretch of that WAL from that byte on. An index is one WAL from its beginning to its restart.
+//! Replicas that Litestream 0.3 wrote.
+//!
+//! `generations/<16 hex>/snapshots/<index>.snapshot.lz4` is the database file at the start of a WAL.
+//! `generations/<16 hex>/wal/<index>_<offset>.wal.lz4` is a stretch of this WAL from byte `offset` on.
+//! An index numbers one WAL, from its beginning to its restart.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,65 +11,67 @@ use std::ops::{Range, RangeInclusive};
 use crate::store::Object;
 use crate::units::Timestamp;
 
-/// The folder of a replica in which they are.
+/// Folder of a replica that holds the generations.
 pub const FOLDER: &str = "generations";
 
-/// An unbroken run of WALs, as Litestream 0.3 took it.
+/// An unbroken run of WALs, as Litestream 0.3 replicated them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Generation {
-    /// Its name, 16 hex digits.
+    /// Name, 16 hex digits.
     pub name: String,
-    /// The database as it was before a WAL, by the index of that WAL.
+    /// Database files, by the index of the WAL that begins with this state.
     pub snapshots: BTreeMap<u32, Object>,
-    /// The WALs by their indexes, each in the order of its segments.
+    /// WALs by index, each as its segments in the order of their offsets.
     pub wals: BTreeMap<u32, Vec<Segment>>,
 }
 
 /// A stretch of a WAL.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Segment {
-    /// Where in the WAL it begins, in bytes.
+    /// Byte offset in the WAL of the first byte.
     pub offset: u64,
     /// The object.
     pub object: Object,
 }
 
 impl Generation {
-    /// All that it consists of, the snapshots first.
+    /// Returns all objects of the generation, the snapshots first.
     pub fn objects(&self) -> impl Iterator<Item = &Object> {
         let segments = self.wals.values().flatten().map(|segment| &segment.object);
         self.snapshots.values().chain(segments)
     }
 }
 
-/// What to read, in this order.
+/// The objects to read: the snapshot, and then the WALs.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Plan {
-    /// The generation, 16 hex digits.
+    /// Name of the generation, 16 hex digits.
     pub generation: String,
-    /// The index of the first WAL.
+    /// Index of the first WAL.
     pub index: u32,
-    /// The database as it was before that.
+    /// Database file at the start of that WAL.
     pub snapshot: Object,
-    /// The WALs from that index on, by their indexes, each in the order of its segments.
+    /// WALs from that index on, by index, each as its segments in the order of their offsets.
     pub wals: BTreeMap<u32, Vec<Segment>>,
 }
 
 impl Plan {
-    /// All that is read, in this order.
+    /// Returns all objects in the order in which a restore reads them.
     pub fn objects(&self) -> impl Iterator<Item = &Object> {
         let segments = self.wals.values().flatten().map(|segment| &segment.object);
         std::iter::once(&self.snapshot).chain(segments)
     }
 
-    /// When the newest of what is read was made.
+    /// Returns the time of the newest object.
     pub fn time(&self) -> Timestamp {
         let times = self.objects().map(|object| object.modified);
         times.fold(self.snapshot.modified, Timestamp::max)
     }
 
-    /// Whether no WAL is missing, nor the beginning of one. How long a segment is shows only when it
-    /// is read, and that the last one of a WAL is missing shows nowhere.
+    /// Checks that no WAL in between is missing, and that each WAL has its first segment.
+    ///
+    /// Gaps between segments show only when a restore reads them, since their plain lengths are unknown
+    /// before. A missing last segment of a WAL cannot be detected.
     pub fn check(&self) -> Result<(), Error> {
         for ((index, segments), expected) in self.wals.iter().zip(u64::from(self.index)..) {
             let generation = || self.generation.clone();
@@ -87,34 +91,34 @@ impl Plan {
     }
 }
 
-/// Why there is no plan.
+/// Reason why there is no plan.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Error {
-    /// There is no snapshot as old as that.
+    /// No snapshot is as old as the requested time.
     TooEarly {
-        /// What was asked for.
+        /// Requested time.
         at: Timestamp,
-        /// The oldest snapshot.
+        /// Time of the oldest snapshot.
         first: Timestamp,
-        /// The newest part of what a restore without a moment would read.
+        /// Time of the newest object that a restore without a time would read.
         last: Timestamp,
     },
-    /// There is no snapshot at all.
+    /// The replica has no snapshot.
     Empty,
-    /// A WAL on the way is not there.
+    /// A WAL on the way is missing.
     MissingIndex {
-        /// The generation.
+        /// Name of the generation.
         generation: String,
-        /// The WAL.
+        /// Index of the WAL.
         index: u32,
     },
-    /// A part of a WAL is not there.
+    /// A part of a WAL is missing.
     MissingSegment {
-        /// The generation.
+        /// Name of the generation.
         generation: String,
-        /// The WAL.
+        /// Index of the WAL.
         index: u32,
-        /// Which of its bytes.
+        /// Missing bytes of the WAL.
         missing: Range<u64>,
     },
 }
@@ -143,8 +147,8 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Sorts objects into generations, those with the oldest objects first. Names that are not of the
-/// form are passed over.
+/// Sorts objects into generations, the generation with the oldest object first. Skips objects with names
+/// of another form.
 pub fn list(objects: &[Object]) -> Vec<Generation> {
     let mut found: BTreeMap<&str, Generation> = BTreeMap::new();
     for object in objects {
@@ -170,8 +174,8 @@ pub fn list(objects: &[Object]) -> Vec<Generation> {
     found
 }
 
-/// Chooses the newest snapshot of any generation, and all that follows it there; with `at` only what
-/// was made at or before it. Whether all of it is there, [`Plan::check`] says.
+/// Chooses the newest snapshot of any generation, and all WAL segments that follow it there. With `at`,
+/// only objects made at or before `at` count. [`Plan::check`] finds missing WALs.
 pub fn restore(generations: &[Generation], at: Option<Timestamp>) -> Result<Plan, Error> {
     let in_time = |object: &Object| at.is_none_or(|at| object.modified <= at);
     let snapshots = || {
@@ -204,13 +208,13 @@ pub fn restore(generations: &[Generation], at: Option<Timestamp>) -> Result<Plan
     Ok(Plan { generation, index, snapshot: snapshot.clone(), wals })
 }
 
-/// What an object is within its generation.
+/// Kind of an object within its generation.
 enum Part {
     Snapshot { index: u32 },
     Segment { index: u32, offset: u64 },
 }
 
-/// An object's generation, and what it is there. Offsets past 4 GiB have more than eight digits.
+/// Parses an object's path into generation and kind. Offsets past 4 GiB have more than eight digits.
 fn parse(path: &str) -> Option<(&str, Part)> {
     let (generation, rest) = path.strip_prefix(FOLDER)?.strip_prefix('/')?.split_once('/')?;
     hex(generation, 16..=16)?;

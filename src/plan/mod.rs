@@ -1,4 +1,5 @@
-//! Decisions as values: what to read, from nothing but a listing. No I/O, no clock.
+//! Decisions as values, made from a listing alone: files to read, to compact and to delete. No I/O, no
+//! clock.
 
 pub mod chain;
 pub mod compact;

@@ -1,5 +1,5 @@
-//! What can be restored from a listing, as a person wants to see it: ranges of states, the holes
-//! between them, and the files that each state takes.
+//! The states that can be restored from a listing, in a form for users: ranges of states, the gaps
+//! between them, and the cost of each state.
 
 use std::collections::BTreeSet;
 
@@ -14,27 +14,27 @@ use crate::units::{Timestamp, Txid};
 pub struct Point {
     /// The state.
     pub txid: Txid,
-    /// The file of the lowest level that ends there; its header tells the commit time.
+    /// The file of the lowest level that ends at the state; its header tells the commit time.
     pub file: FileInfo,
-    /// Time of that file by the listing: its commit time in a folder, its upload on S3.
+    /// Time of this file in the listing: the commit time in a folder, the time of the upload on S3.
     pub modified: Timestamp,
-    /// What restoring it reads.
+    /// Cost of restoring the state.
     pub cost: Cost,
 }
 
-/// What is read of the store.
+/// Reads from the store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Cost {
-    /// Files.
+    /// Number of files.
     pub files: u64,
-    /// Their lengths in bytes together.
+    /// Sum of their lengths in bytes.
     pub bytes: u64,
-    /// Requests for them, listings not counted.
+    /// Number of requests for the files, without those for listings.
     pub requests: u64,
 }
 
 impl Cost {
-    /// That of these files, where one takes so many requests.
+    /// Returns the cost of these files; `requests` returns the number of requests for a file.
     pub fn of(files: &[FileInfo], requests: impl Fn(&FileInfo) -> u64) -> Cost {
         files.iter().fold(Cost::default(), |cost, file| cost.and(file, requests(file)))
     }
@@ -48,42 +48,42 @@ impl Cost {
     }
 }
 
-/// States that follow each other, none of which is behind a hole.
+/// States that can be restored, without a gap between them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Range {
-    /// The oldest.
+    /// The oldest state.
     pub first: Point,
-    /// The newest.
+    /// The newest state.
     pub last: Point,
-    /// How many there are.
+    /// Number of states.
     pub states: usize,
-    /// Whether every TXID from the first to the last is one; else only where a joined file ends.
+    /// True if every TXID from the first to the last can be restored; else only ends of compacted files.
     pub every: bool,
 }
 
-/// Files that lead nowhere, since what comes before them is missing.
+/// A gap, and the files behind it, which cannot be used since files before them are missing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Gap {
-    /// The newest state before the hole; `None` if there is none.
+    /// Newest state before the gap; `None` if there is none.
     pub after: Option<Txid>,
-    /// The first transaction behind the hole: those between are in no file.
+    /// First transaction behind the gap. The transactions between `after` and `next` are in no file.
     pub next: Txid,
-    /// The last transaction that is out of reach.
+    /// Last transaction that cannot be reached.
     pub last: Txid,
-    /// Files out of reach.
+    /// Number of files that cannot be used.
     pub files: usize,
 }
 
-/// One or the other, in the order of their TXIDs.
+/// A range or a gap.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Part {
-    /// States.
+    /// States that can be restored.
     Range(Range),
-    /// A hole.
+    /// A gap.
     Gap(Gap),
 }
 
-/// Every state that can be restored, ascending, with what it takes.
+/// Returns every state that can be restored, ascending, with its cost.
 pub fn points(files: &[FileInfo], requests: impl Fn(&FileInfo) -> u64) -> Vec<Point> {
     let mut ends: Vec<&FileInfo> = files.iter().collect();
     ends.sort_by_key(|file| (file.key.name.max, file.key.level, file.key.name.min));
@@ -95,8 +95,9 @@ pub fn points(files: &[FileInfo], requests: impl Fn(&FileInfo) -> u64) -> Vec<Po
         rest = behind;
         let Some(file) = here.first() else { continue };
         let cost = match (here, found.last()) {
-            // Where the only file goes on from the state before, its plan is that one's and this file:
-            // to every other state it is no way. Anything else is planned anew.
+            // The only file that ends here begins right behind the state before, and follows no other
+            // state. So the plan is the plan of that state, plus this file. All other cases need a plan
+            // of their own.
             ([only], Some(before))
                 if only.key.name.min == before.txid.next() && only.key.name.min > Txid(1) =>
             {
@@ -112,7 +113,7 @@ pub fn points(files: &[FileInfo], requests: impl Fn(&FileInfo) -> u64) -> Vec<Po
     found
 }
 
-/// The points as ranges, with the holes between them.
+/// Returns the points as ranges, with the gaps between them, in the order of their TXIDs.
 pub fn parts(points: &[Point], files: &[FileInfo]) -> Vec<Part> {
     let gaps = gaps(points, files);
     let mut parts: Vec<Part> = Vec::new();
@@ -139,17 +140,18 @@ pub fn parts(points: &[Point], files: &[FileInfo]) -> Vec<Part> {
     parts
 }
 
-/// Whether a state goes on in a range: by the same kind of step, or as the first step at all.
+/// True if a state continues a range: by the same kind of step as the range's states, or as its second
+/// state.
 fn joins(range: &Range, point: &Point) -> bool {
     range.states == 1 || range.every == (point.txid == range.last.txid.next())
 }
 
-/// Files behind a hole, by the points that they lie between.
+/// Returns the gaps: files that cannot be used, grouped by the point before them.
 fn gaps(points: &[Point], files: &[FileInfo]) -> Vec<Gap> {
     let behind: BTreeSet<Key> = stranded(files).into_iter().collect();
     let mut stranded: Vec<&FileInfo> =
         files.iter().filter(|file| behind.contains(&file.key)).collect();
-    // One that is too short to be a file is a part of the hole, unless nothing is behind it.
+    // Files that are too short to be valid belong to the gap, unless no other file is behind the gap.
     if stranded.iter().any(|file| file.len >= MIN_FILE_LEN) {
         stranded.retain(|file| file.len >= MIN_FILE_LEN);
     }

@@ -12,7 +12,7 @@ fn file(level: u8, min: u64, max: u64) -> FileInfo {
     FileInfo { key, len: 1000 + 7 * min + max, modified: Timestamp(0), stored: Timestamp(0) }
 }
 
-/// `"9:1-3 0:4-4"`: level and range of each file.
+/// Parses a listing, such as `"9:1-3 0:4-4"`: level and range of each file.
 fn files(text: &str) -> Vec<FileInfo> {
     text.split_whitespace()
         .map(|word| {
@@ -23,8 +23,8 @@ fn files(text: &str) -> Vec<FileInfo> {
         .collect()
 }
 
-/// `3-5*3` for three states one by one, `3~9*2` for two with others between, `!3>5-6*2` for two files
-/// from 5 to 6 behind a hole after 3.
+/// Shows the parts of a listing. `3-5*3` are three states, one for each TXID. `3~9*2` are two states with
+/// TXIDs in between that cannot be restored. `!3>5-6*2` are two files from 5 to 6 behind a gap after 3.
 fn shown(listing: &str) -> String {
     let files = files(listing);
     let parts = parts(&points(&files, |_| 1), &files);
@@ -46,15 +46,15 @@ fn ranges_and_holes() {
         ("", ""),
         ("9:1-1", "1-1*1"),
         ("0:1-1 0:2-2 0:3-3", "1-3*3"),
-        // Older history is coarser: where joined files end, then each transaction.
+        // Older history is coarser: first only the ends of compacted files, then each transaction.
         ("9:1-1 1:2-5 1:6-9 1:10-13 0:13-13 0:14-14 0:15-15", "1~13*4 14-15*2"),
         ("9:1-1 0:2-2 0:3-3 1:4-9 1:10-20", "1-3*3 9~20*2"),
         ("9:1-8 0:9-9 0:10-10", "8-10*3"),
-        // Holes, and what is stranded behind them.
+        // Gaps, and the files behind them.
         ("9:1-3 0:5-5 0:6-6", "3-3*1 !3>5-6*2"),
         ("9:1-3 0:5-5 0:6-6 9:1-8 0:9-9", "3-3*1 !3>5-6*2 8-9*2"),
         ("0:5-5 0:6-6", "!0>5-6*2"),
-        // No holes: the first file of a writer, which stays, and what a joined one has.
+        // No gaps: the first file of a writer, which retention keeps, and a part of a compacted file.
         ("0:2-2 9:1-5 0:6-6", "5-6*2"),
         ("9:1-3 1:4-9 0:6-6", "3~9*2"),
         ("9:1-3 0:5-5 1:5-7 9:1-9 0:11-11", "3-3*1 !3>5-7*2 9-9*1 !9>11-11*1"),
@@ -98,7 +98,7 @@ proptest! {
             Part::Gap(gap) => gap.files,
             Part::Range(_) => 0,
         }).sum();
-        // Every other file ends at a state, lies before the first, or is a part of a joined one.
+        // Every other file ends at a state, lies before the first state, or is a part of a compacted file.
         let is_part = |name: FileName| listing.iter().any(|file| {
             let joined = file.key.name;
             (1..9).contains(&file.key.level.get())

@@ -1,9 +1,10 @@
-//! Which files to read to get the database as of a transaction.
+//! Chooses the files to read for the database as of a transaction.
 //!
-//! A file `min-max` takes any state from `min - 1` to `max - 1` to state `max`, since it holds the
-//! newest image of every page that changed in between. A file with min TXID 1 needs no
-//! predecessor. Files may overlap, and levels do not matter. What is never allowed is a hole in
-//! the numbers: a plan that steps over one would give a database that never was.
+//! A file `min-max` holds the newest version of every page that changed in these transactions. So the
+//! file takes any state from `min - 1` to `max - 1` to state `max`. A file with min TXID 1 needs no
+//! predecessor.
+//! Files may overlap, and levels do not matter. A plan must not have a gap in the TXIDs: across a gap,
+//! it would give a database that never existed.
 
 use std::cmp::Reverse;
 use std::fmt;
@@ -12,55 +13,56 @@ use crate::ltx::MIN_FILE_LEN;
 use crate::store::{FileInfo, Key};
 use crate::units::{Level, Txid};
 
-/// What to restore.
+/// The state to restore.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Target {
-    /// The newest state that the replica knows of.
+    /// The newest state that any file of the replica ends at.
     Latest,
     /// The state after exactly this transaction.
     Txid(Txid),
 }
 
-/// The files to read, oldest first. The first has min TXID 1, the last ends at the target.
+/// The files to read, oldest first. From [`restore`], the first file has min TXID 1. The last file ends
+/// at the target.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Plan {
     /// The files.
     pub files: Vec<FileInfo>,
-    /// The state that they lead to.
+    /// The state that the files lead to.
     pub txid: Txid,
 }
 
 impl Plan {
-    /// Bytes of all its files.
+    /// Returns the sum of the files' lengths in bytes.
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|file| file.len).fold(0, u64::saturating_add)
     }
 }
 
-/// Why there is no plan.
+/// Reason why there is no plan.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Error {
     /// The replica holds no files at all.
     Empty,
     /// Files exist, but none begins with transaction 1.
     NoBase {
-        /// The lowest min TXID there is.
+        /// Lowest min TXID of all files.
         first: Txid,
     },
     /// Transactions on the way to the target are in no file.
     Gap {
-        /// The newest state that can be restored before the hole.
+        /// Newest state before the gap that can be restored.
         after: Txid,
-        /// The first transaction behind the hole.
+        /// First transaction behind the gap.
         next: Txid,
     },
     /// No file ends at the target.
     NotReachable {
-        /// What was asked for.
+        /// The target.
         target: Txid,
-        /// The newest restorable state before it.
+        /// Newest restorable state before the target.
         below: Option<Txid>,
-        /// The oldest restorable state after it.
+        /// Oldest restorable state after the target.
         above: Option<Txid>,
     },
 }
@@ -114,9 +116,9 @@ pub fn restore(files: &[FileInfo], target: Target) -> Result<Plan, Error> {
     Err(why_not(files, end, reached))
 }
 
-/// The fewest files that lead from state `from` on to the target, for a database that is in that state;
-/// none if it is there already. `None` if the target is not reached from there: it lies before, or
-/// only a file from the first transaction on leads to it.
+/// Chooses the fewest files that lead a database in state `from` to the target; no files if the two are
+/// equal. `None` if the target cannot be reached from there: the target lies before `from`, or only a
+/// file with min TXID 1 leads to the target.
 pub fn forward(files: &[FileInfo], from: Txid, target: Txid) -> Option<Plan> {
     let steps: Vec<FileInfo> =
         files.iter().filter(|file| file.key.name.min > Txid(1)).copied().collect();
@@ -125,9 +127,10 @@ pub fn forward(files: &[FileInfo], from: Txid, target: Txid) -> Option<Plan> {
     (reached == target).then_some(Plan { files: chosen, txid: target })
 }
 
-/// From state `start` towards `end`, always with the file that leads furthest. That gives the fewest
-/// files, and reaches the end if anything does, since whatever follows a state also follows every
-/// later one.
+/// Walks from state `start` towards `end`, always with the file that leads furthest.
+///
+/// The walk takes the fewest files and reaches the end if any plan does. The reason is that a file that
+/// can follow a state can also follow every later state below its end.
 fn walk(files: &[FileInfo], start: Txid, end: Txid) -> Vec<FileInfo> {
     let mut by_min: Vec<&FileInfo> = files.iter().filter(|f| f.key.name.max <= end).collect();
     by_min.sort_by_key(|file| file.key.name.min);
@@ -154,9 +157,12 @@ fn walk(files: &[FileInfo], start: Txid, end: Txid) -> Vec<FileInfo> {
     }
 }
 
-/// The greater is chosen: the one that leads furthest, then the one that repeats the least, is the
-/// shortest, and is at the level where files live longest. One that is too short to be a file is
-/// taken only when no other leads as far, so that it is missed rather than passed over.
+/// Returns a rank for choosing among files; the greatest wins. The order is: leads furthest, has a valid
+/// length, repeats the fewest transactions, is shortest, and is at the highest level, where files live
+/// longest.
+///
+/// A file that is too short to be valid wins only if no other file leads as far. The plan then fails at
+/// this file, and does not silently lead to an older state.
 fn preference(file: &FileInfo) -> impl Ord + use<> {
     let key = file.key;
     (key.name.max, file.len >= MIN_FILE_LEN, key.name.min, Reverse(file.len), key.level)
@@ -168,7 +174,7 @@ fn why_not(files: &[FileInfo], end: Txid, reached: Txid) -> Error {
     if first > Txid(1) {
         return Error::NoBase { first };
     }
-    // Whatever leads on from here was taken, so these begin behind a hole.
+    // The walk took every file that can follow, so these files begin behind a gap.
     let behind = names().filter(|name| name.max > reached && name.max <= end);
     match behind.map(|name| name.min).min() {
         Some(next) if reached > Txid::ZERO => Error::Gap { after: reached, next },
@@ -184,19 +190,20 @@ fn why_not(files: &[FileInfo], end: Txid, reached: Txid) -> Error {
     }
 }
 
-/// The newest transaction that any file of the replica holds.
+/// Returns the newest transaction that any file of the replica holds.
 pub fn head(files: &[FileInfo]) -> Option<Txid> {
     files.iter().map(|file| file.key.name.max).max()
 }
 
-/// Every TXID for which [`restore`] finds a plan of whole files, ascending.
+/// Returns every TXID for which [`restore`] finds a plan, ascending. Files that are too short to be valid
+/// do not count.
 pub fn restorable(files: &[FileInfo]) -> Vec<Txid> {
     let mut by_max: Vec<&FileInfo> = files.iter().filter(|f| f.len >= MIN_FILE_LEN).collect();
     by_max.sort_by_key(|file| (file.key.name.max, file.key.name.min));
     let mut points: Vec<Txid> = Vec::new();
     for file in by_max {
         let name = file.key.name;
-        // The lowest min of a group comes first; the others of the group add nothing.
+        // Of the files with the same end, the one with the lowest min comes first; the others add nothing.
         let before = points.last().copied().unwrap_or(Txid::ZERO);
         if before < name.max && name.min <= before.next() {
             points.push(name.max);
@@ -205,8 +212,10 @@ pub fn restorable(files: &[FileInfo]) -> Vec<Txid> {
     points
 }
 
-/// Files that end at a state to which nothing leads, though it lies behind the oldest that can be
-/// restored, and for which no joined file stands in: there is a hole before them.
+/// Returns the files behind a gap, ascending.
+///
+/// Such a file ends behind the oldest state that can be restored, at a state that cannot be restored. No
+/// compacted file that can be used covers its transactions.
 pub fn stranded(files: &[FileInfo]) -> Vec<Key> {
     let points = restorable(files);
     let is_point = |txid: Txid| points.binary_search(&txid).is_ok();
@@ -229,13 +238,13 @@ pub fn stranded(files: &[FileInfo]) -> Vec<Key> {
 /// A run of TXIDs, each of which can be restored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Run {
-    /// The first of the run.
+    /// First TXID of the run.
     pub first: Txid,
-    /// The last of the run.
+    /// Last TXID of the run.
     pub last: Txid,
 }
 
-/// What can be restored, as runs of consecutive TXIDs, ascending.
+/// Returns the states that can be restored, as runs of consecutive TXIDs, ascending.
 pub fn coverage(files: &[FileInfo]) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     for point in restorable(files) {

@@ -15,7 +15,7 @@ fn file(level: u8, min: u64, max: u64) -> FileInfo {
     FileInfo { key, len: 1000 + (max - min), modified: Timestamp(0), stored: Timestamp(0) }
 }
 
-/// `"9:1-3 0:4-4"`: level and range of each file.
+/// Parses a listing, such as `"9:1-3 0:4-4"`: level and range of each file.
 fn files(text: &str) -> Vec<FileInfo> {
     text.split_whitespace()
         .map(|word| {
@@ -41,11 +41,11 @@ fn plans() {
     check("9:1-3 1:2-5 0:6-6", 0, Ok("9:1-3 1:2-5 0:6-6"));
     check("9:1-100 0:101-101", 0, Ok("9:1-100 0:101-101"));
     check("0:1-100 0:50-50 0:101-101", 0, Ok("0:1-100 0:101-101"));
-    // The newest snapshot, whichever level it has; older ones are passed over.
+    // The plan begins with the newest file from TXID 1 on, of any level, and skips older ones.
     check("9:1-1 9:1-5 9:1-8 0:9-9", 0, Ok("9:1-8 0:9-9"));
     check("9:1-1 9:1-5 9:1-8 0:6-6 0:7-7", 7, Ok("9:1-5 0:6-6 0:7-7"));
     check("9:1-5 1:1-7", 0, Ok("1:1-7"));
-    // The file that leads furthest; among equals the one that repeats least.
+    // The plan takes the file that leads furthest; among equals, the one that repeats least.
     check("9:1-3 0:4-4 0:5-5 1:4-5 2:2-5 3:4-6", 0, Ok("9:1-3 3:4-6"));
     check("9:1-3 0:4-4 0:5-5 1:4-5 2:2-5 3:4-6", 5, Ok("9:1-3 1:4-5"));
     // A gap behind the target, or before the snapshot, does not matter.
@@ -110,8 +110,8 @@ fn runs_of_what_can_be_restored() {
     assert_eq!(runs("9:1-3 0:5-5 9:1-8 0:9-9"), [(3, 3), (8, 9)]);
 }
 
-/// For each reachable TXID the smallest number of files that lead there, by trying every file
-/// after every state until nothing changes.
+/// Returns, for each reachable TXID, the smallest number of files that lead there. Tries every file after
+/// every state until nothing changes.
 fn brute_force(files: &[FileInfo]) -> BTreeMap<u64, usize> {
     let mut fewest = BTreeMap::from([(0u64, 0usize)]);
     loop {
@@ -119,7 +119,7 @@ fn brute_force(files: &[FileInfo]) -> BTreeMap<u64, usize> {
         for file in files {
             let (min, max) = (file.key.name.min.0, file.key.name.max.0);
             for (state, count) in before.range(..max) {
-                // A whole image starts anew.
+                // A file from TXID 1 on needs no other file.
                 let count = if min == 1 { 1 } else { count + 1 };
                 if min <= state + 1 && fewest.get(&max).is_none_or(|known| *known > count) {
                     fewest.insert(max, count);

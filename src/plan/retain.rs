@@ -1,18 +1,21 @@
-//! Which files are not needed any more.
+//! Chooses the files that retention deletes.
 //!
-//! Three rules, and nothing else is ever deleted:
+//! Retention deletes a file only by one of three rules:
 //!
-//! - A file of level 0, if one joined file that is older than `l0` has all of it. If that one is
-//!   younger, it may end at a state beyond one that is to be restorable by itself, and the way to
-//!   that is this file. The newest file of level 0 stays in any case: a writer finds the end of its
-//!   log by it. And no file of level 0 goes before it was at the store for that time: as long as it
-//!   is there, nobody whose request was under way can take its place.
-//! - A snapshot that is older than `all`, if there is a younger one that is as old as that too: from
-//!   that one every state of the time that is kept can be reached.
-//! - Whatever ends at or before that snapshot, at any level.
+//! - A file of level 0 expires if one compacted file that is older than `l0` covers it. A younger
+//!   compacted file may end behind a state that must be restorable by itself; the file of level 0 is the
+//!   only way to this state.
+//! - A snapshot that is older than `all` expires if a newer snapshot is older than `all`, too. From the
+//!   newer one, every state of the time to keep can be reached. This newest snapshot older than `all` is
+//!   the base.
+//! - A file of any other level expires if it ends at or before the base.
 //!
-//! A file that is too short to be one stands in for nothing; and where the newest state that can be
-//! restored would not be among what is left, nothing goes at all.
+//! Two exceptions hold for level 0. Its newest file stays, since a writer finds the end of its log by
+//! this file. And a file stays until it was at the store for the time of `l0`. As long as the file
+//! exists, no request that is still under way can create another file in its place.
+//!
+//! A file that is too short to be valid covers no other file. Retention deletes nothing if the newest
+//! state that can be restored would be lost ([`keeps_the_newest`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,27 +24,28 @@ use crate::ltx::{FileName, MIN_FILE_LEN};
 use crate::store::{FileInfo, Key};
 use crate::units::{Level, Timestamp, Txid, WriterId};
 
-/// What is kept.
+/// Times that decide which files to keep.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Policy {
-    /// States newer than this can be restored. `None` keeps all.
+    /// States newer than this time can be restored. `None` keeps all.
     pub all: Option<Timestamp>,
-    /// States newer than this can be restored one by one, as they were shipped.
+    /// States newer than this time can be restored one by one, as they were uploaded.
     pub l0: Timestamp,
 }
 
-/// How long what is kept is kept, in milliseconds.
+/// Retention times in milliseconds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Keep {
-    /// States that can be restored; `None` keeps all.
+    /// Time for which states can be restored; `None` keeps all.
     pub all: Option<u64>,
-    /// States that can be restored one by one.
+    /// Time for which states can be restored one by one.
     pub l0: u64,
 }
 
 impl Keep {
-    /// What that means at a time. A clock that ran ahead of the store's must not cost anything: time
-    /// has come only as far as the newest file shows.
+    /// Returns the policy at the time `now`. If `now` is later than the time of the newest file at the
+    /// store, the newest file's time counts instead. So a clock ahead of the store's deletes no file too
+    /// early.
     pub fn at(self, now: Timestamp, files: &[FileInfo]) -> Policy {
         let newest = files.iter().map(|file| file.stored).max();
         let now = newest.map_or(now, |newest| newest.min(now));
@@ -51,51 +55,52 @@ impl Keep {
     }
 }
 
-/// Of whom the files of level 0 are, in the eyes of one writer.
+/// The files of level 0 that a writer knows to be its own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Own {
-    /// The first transaction of the writer's lineage, if it is known.
+    /// First transaction of the writer's lineage, if known.
     pub first: Option<Txid>,
-    /// The last one that the store has confirmed to it.
+    /// Last transaction that the store has confirmed to the writer.
     pub last: Txid,
 }
 
 impl Own {
-    /// Of somebody who does not write.
+    /// The value for a process that is no writer.
     pub const NONE: Own = Own { first: None, last: Txid(u64::MAX) };
 
-    /// Whether this is one of the first two of its lineage: the first may be an image, which is too
-    /// large to be kept, and then the second stands for it.
+    /// True if `txid` is one of the first two of the lineage. The first may be an image, which is too
+    /// large to be kept; then the second file marks the lineage.
     fn is_begun_by(self, txid: Txid) -> bool {
         self.first.is_some_and(|first| txid == first || txid == first.next())
     }
 
-    /// Whether the file of this transaction may stay although those behind it were removed, so that its
-    /// being there does not show that the log goes on from it.
+    /// True if retention may keep the file of this transaction and delete the files behind it. The
+    /// existence of such a file does not show that the log continues from there.
     pub fn may_outlast(self, txid: Txid) -> bool {
         self.first.is_none() || self.is_begun_by(txid)
     }
 
-    /// Whether this is a file behind those.
+    /// True if the file of this transaction is the writer's own, and not one of the first two.
     fn has(self, txid: Txid) -> bool {
         self.first.is_some_and(|first| first.next() < txid && txid <= self.last)
     }
 }
 
-/// What may go of what is expired: at once, and after a look at who wrote it.
+/// Expired files that can be deleted: at once, or after a check of their writer.
 ///
-/// The first file of a lineage stays for ever. A writer that was paused before another took the log
-/// over, for however long, finds that file at its next TXID when it goes on, and nothing else can
-/// tell it that the log is not its own any more.
+/// The first file of a lineage stays for ever. A writer may be paused, for any time, while another
+/// process takes over the log. When the paused writer continues, it finds that file at its next TXID.
+/// Only this file tells the writer that it has lost the log.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Doomed {
-    /// Files that can go.
+    /// Files that can be deleted.
     pub sure: Vec<FileInfo>,
-    /// Files of level 0, ascending, that can go unless they begin a lineage ([`begun`]).
+    /// Files of level 0, ascending, that can be deleted unless they begin a lineage ([`begun`]).
     pub unsure: Vec<FileInfo>,
 }
 
-/// Sorts out what is expired.
+/// Sorts expired files. Leaves out files of level 0 that must stay: the first two of the lineage, and those
+/// behind `own.last`.
 pub fn doomed(expired: Vec<FileInfo>, own: Own) -> Doomed {
     let mut doomed = Doomed::default();
     for file in expired {
@@ -110,8 +115,11 @@ pub fn doomed(expired: Vec<FileInfo>, own: Own) -> Doomed {
     doomed
 }
 
-/// Of these files of level 0, ascending, those whose predecessor is none of them; each with a file that
-/// tells who wrote that one, if there is any: a joined file is of the writer of its last transaction.
+/// Returns the files of `unsure` whose predecessor is not in `unsure`, each with a file that ends at the
+/// predecessor's transaction.
+///
+/// That file names the writer of the predecessor, since a compacted file has the writer of its last
+/// transaction. Leaves out files for which no such file exists. `unsure` must be ascending.
 pub fn predecessors(unsure: &[FileInfo], files: &[FileInfo]) -> Vec<(Key, Key)> {
     let mut ends: BTreeMap<Txid, Key> = BTreeMap::new();
     for file in files.iter().filter(|file| is_whole(file)) {
@@ -131,9 +139,11 @@ pub fn predecessors(unsure: &[FileInfo], files: &[FileInfo]) -> Vec<(Key, Key)> 
     found
 }
 
-/// Which of these files, ascending, may begin a lineage: their writer is not that of the transaction
-/// before, or that one's is not known. `predecessor` tells who wrote the transaction before a file,
-/// where that is none of these.
+/// Returns the files that may begin a lineage: their writer differs from the writer of the transaction
+/// before, or one of the two writers is unknown.
+///
+/// `written` must be ascending. `predecessor` gives the writer of the transaction before a file, if that
+/// transaction is not in `written`.
 pub fn begun(
     written: &[(FileInfo, Option<WriterId>)],
     predecessor: &BTreeMap<Key, WriterId>,
@@ -154,7 +164,8 @@ pub fn begun(
     begun
 }
 
-/// The files to delete, oldest first; those that others stand in for before those that do.
+/// Returns the expired files, oldest first; files with the same end by level, so that covered files come
+/// before those that cover them.
 pub fn expired(files: &[FileInfo], policy: Policy) -> Vec<FileInfo> {
     let base = policy.all.and_then(|since| base(files, since));
     let newest = files.iter().filter(|file| file.key.level == Level::L0).map(|file| file.key).max();
@@ -173,7 +184,7 @@ pub fn expired(files: &[FileInfo], policy: Policy) -> Vec<FileInfo> {
     expired
 }
 
-/// What is kept in the place of what is removed by this policy: the snapshot, and the joined files.
+/// Returns the files that cover the files expired by this policy: the base snapshot and compacted files.
 pub fn stand_ins(files: &[FileInfo], policy: Policy) -> Vec<FileInfo> {
     let base = policy.all.and_then(|since| base(files, since));
     let covers = covers(files, policy.l0);
@@ -194,13 +205,13 @@ pub fn stand_ins(files: &[FileInfo], policy: Policy) -> Vec<FileInfo> {
     files.iter().filter(stands_in).copied().collect()
 }
 
-/// The files, of which damaged ones count for nothing: as if they were too short to be files.
+/// Returns the files, with length 0 for damaged ones, so that damaged files cover no other file.
 pub fn stripped(files: &[FileInfo], damaged: &[Key]) -> Vec<FileInfo> {
     let len = |file: &FileInfo| if damaged.contains(&file.key) { 0 } else { file.len };
     files.iter().map(|file| FileInfo { len: len(file), ..*file }).collect()
 }
 
-/// The snapshot from which everything is kept: the newest that is at least as old as `since`.
+/// Returns the TXID of the base: the newest snapshot that is at least as old as `since`.
 fn base(files: &[FileInfo], since: Timestamp) -> Option<Txid> {
     let old = |file: &&FileInfo| {
         let whole = is_whole(file) && file.key.name.min == Txid(1);
@@ -213,7 +224,7 @@ fn is_whole(file: &FileInfo) -> bool {
     file.len >= MIN_FILE_LEN
 }
 
-/// Whether what is left without these files leads to the newest state as before.
+/// True if the newest state that can be restored stays the same without the files `removed`.
 pub fn keeps_the_newest(files: &[FileInfo], removed: &[FileInfo]) -> bool {
     let gone: BTreeSet<Key> = removed.iter().map(|file| file.key).collect();
     let newest = |files: &mut dyn Iterator<Item = &FileInfo>| {
@@ -231,11 +242,11 @@ fn is_superseded(key: Key, base: Txid) -> bool {
     }
 }
 
-/// What joined files that are older than `l0` have, each range with one that reaches further than the
-/// one before it.
+/// Returns the TXID ranges of compacted files that are older than `l0`, ascending. Each range ends behind
+/// the one before it.
 fn covers(files: &[FileInfo], l0: Timestamp) -> Vec<FileName> {
-    // Those of the last level may be there for the sake of a snapshot alone. If it is made like the
-    // others, those have what it has.
+    // Level 8 does not count: its files may be mere intermediate files of a snapshot. If level 8 is in
+    // use, files of the levels below cover the same transactions.
     let is_joined = |level: Level| level > Level::L0 && level < Level::L8;
     let covers = |file: &&FileInfo| is_joined(file.key.level) && is_whole(file) && file.stored < l0;
     let mut covers: Vec<FileName> = files.iter().filter(covers).map(|file| file.key.name).collect();
@@ -296,10 +307,10 @@ mod tests {
         check(listing, 0, 3, "");
         check(listing, 0, 4, "0:2-2@2 0:3-3@3");
         check(listing, 0, 9, "0:2-2@2 0:3-3@3");
-        // The newest stays, joined or not.
+        // The newest file stays, even if a compacted file covers it.
         check("0:2-2@2 1:2-2@2", 0, 9, "");
         check("0:2-2@2 0:3-3@3 1:2-3@3", 0, 9, "0:2-2@2");
-        // Joined at whatever level, but as a whole and long enough ago.
+        // One compacted file, at any level, must cover the whole file and be old enough.
         let listing = "9:1-4@4 0:2-2@2 0:3-3@3 0:4-4@4 0:5-5@5 2:2-3@3 3:2-4@6 1:3-4@6 0:6-6@6";
         check(listing, 0, 4, "0:2-2@2 0:3-3@3");
         check(listing, 0, 7, "0:2-2@2 0:3-3@3 0:4-4@4");
@@ -330,7 +341,7 @@ mod tests {
         };
         check("9:1-1@1 9:1-4@4 0:2-2@2 0:3-3@3 0:4-4@4 0:5-5@5", "9:1-4@4");
         check("9:1-1@1 1:2-4@4 0:2-2@2 0:3-3@3 0:4-4@4 0:5-5@5", "1:2-4@4");
-        // Nor does a snapshot that is none.
+        // A file of level 9 that does not begin at TXID 1 is no snapshot.
         let listing = "9:1-1@1 9:2-4@4 0:2-2@2 0:3-3@3 0:4-4@4 0:5-5@5";
         assert_eq!(
             expired(&files(listing), Policy { all: Some(Timestamp(9)), l0: Timestamp(9) }),
@@ -363,7 +374,7 @@ mod tests {
         let without = |text: &str| keeps_the_newest(&all, &files(text));
         assert!(without("9:1-1@1 0:2-2@2") && without("9:1-4@4") && without(""));
         assert!(!without("9:1-4@4 0:3-3@3") && !without("0:5-5@5") && !without("9:1-1@1 9:1-4@4"));
-        // Behind a hole it is that before it.
+        // With a gap, the newest state is the one before the gap.
         let all = files("9:1-1@1 0:2-2@2 0:4-4@4");
         assert!(keeps_the_newest(&all, &files("0:4-4@4")));
         assert!(!keeps_the_newest(&all, &files("0:2-2@2")));
@@ -382,11 +393,11 @@ mod tests {
         let key = |txid| file(0, txid, txid, 0).key;
         let none = BTreeMap::new();
         assert_eq!(begun(&written, &none), [key(2), key(4)]);
-        // Who wrote the one before is told by what it was joined to.
+        // The compacted file of the predecessor tells its writer.
         let told = |by| BTreeMap::from([(key(2), WriterId(by))]);
         assert_eq!(begun(&written, &told(1)), [key(4)]);
         assert_eq!(begun(&written, &told(2)), [key(2), key(4)]);
-        // What cannot be read may be anybody's; and so may what follows a hole.
+        // A file that cannot be read may begin a lineage, and so may a file behind a gap.
         let written = [
             (file(0, 2, 2, 0), Some(1)),
             (file(0, 3, 3, 0), None),
@@ -405,8 +416,8 @@ mod tests {
     }
 
     proptest! {
-        /// A long history of writing, joining and deleting: what the policy keeps can be restored
-        /// at any time, and what it does not keep goes.
+        /// A long history of writing, compaction and retention: every state that the policy keeps can be
+        /// restored at any time, and the other files are deleted.
         #[test]
         fn nothing_needed_is_ever_deleted(
             keep in 20i64..200,
@@ -440,13 +451,13 @@ mod tests {
                 for gone in expired(&all, policy) {
                     let points = |files: &[FileInfo]| restorable(files);
                     all.retain(|file| file.key != gone.key);
-                    // At every step between two deletes, too.
+                    // This must hold after each single delete, too.
                     let points = points(&all);
                     prop_assert_eq!(points.last(), Some(&Txid(txid)));
                     for (txid, at) in times.iter().rev().take_while(|(_, at)| *at > now - keep_l0.min(keep)) {
                         prop_assert!(points.contains(txid), "{} of {} at {}", txid, at, now);
                     }
-                    // In the time before, never further apart than the lowest level is made.
+                    // Older states must be no further apart than the files of the lowest level.
                     let since = times.iter().rev().take_while(|(_, at)| *at > now - keep);
                     let oldest = since.last().map(|(txid, _)| *txid).unwrap();
                     prop_assert!(points.iter().any(|point| *point <= oldest));

@@ -1,4 +1,4 @@
-//! From a state of the replica to its newest, by the files that have come since.
+//! Brings the checksums of a known state of the replica up to its newest state, by the files since.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,16 +11,16 @@ use crate::store::reader::StoreReader;
 use crate::store::{self, FileInfo, Store};
 use crate::units::{Level, Pgno, Txid};
 
-/// Where it leads.
+/// Result of [`advance`].
 #[derive(Debug)]
 pub enum Advance {
-    /// To this state, which may be the same.
+    /// The newest state, which may be the same as before.
     To(Box<Newest>),
-    /// The files do not lead on from the state that was known; why not.
+    /// The files do not lead on from the known state, for this reason.
     Lost(String),
 }
 
-/// Reads the files of level 0 behind `newest`, as far as they follow each other.
+/// Reads the files of level 0 behind `newest`. Each file must follow the one before.
 pub async fn advance(store: Arc<dyn Store>, newest: Newest) -> Result<Advance, store::Error> {
     let files = store.list(Level::L0).await?;
     let behind = files.into_iter().filter(|file| file.key.name.min > newest.txid);
@@ -57,7 +57,7 @@ pub async fn advance(store: Arc<dyn Store>, newest: Newest) -> Result<Advance, s
 
 type Contents = (Header, Vec<(Pgno, Checksum)>);
 
-/// The outer error is the file's, the inner one the store's.
+/// Reads a file. The outer error is the file's, the inner error is the store's.
 fn read_file(
     store: &dyn Store,
     runtime: &Handle,
@@ -83,7 +83,7 @@ fn decode(reader: &mut StoreReader<'_>) -> Result<Contents, ltx::Error> {
 }
 
 impl Newest {
-    /// Makes the state follow a file.
+    /// Applies a file to the state.
     fn apply(&mut self, header: &Header, pages: &[(Pgno, Checksum)]) -> Result<(), String> {
         let full = header.tag.is_some_and(|tag| tag.full_image);
         if header.page_size != self.page_size && !full {

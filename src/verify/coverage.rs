@@ -1,5 +1,5 @@
-//! Whether the states that a replica is to have can be restored: holes in its history, and what a
-//! retention promises.
+//! Checks that the states that a replica should have can be restored: finds gaps in its history, and
+//! states that retention should have kept.
 
 use std::collections::HashMap;
 
@@ -9,12 +9,12 @@ use crate::plan::restore::{restorable, stranded};
 use crate::store::{FileInfo, Key};
 use crate::units::{Level, Timestamp, Txid};
 
-/// The oldest state that can be restored, and its commit time.
+/// Returns the oldest state that can be restored, and its commit time.
 pub(super) fn oldest(files: &[FileInfo], headers: &[(Key, Header)]) -> Option<(Txid, Timestamp)> {
     times(files, headers).into_iter().next()
 }
 
-/// What is missing of the history.
+/// Returns the defects of the history.
 pub(super) fn defects(files: &[FileInfo], headers: &[(Key, Header)], kept: Kept) -> Vec<Defect> {
     let what = "nothing leads to the states that it has: files before it are missing";
     let defect = |key| Defect { key: Some(key), what: what.to_string() };
@@ -47,8 +47,8 @@ pub(super) fn defects(files: &[FileInfo], headers: &[(Key, Header)], kept: Kept)
     defects
 }
 
-/// The states, ascending, with their commit times. One whose header cannot be read is left out: that
-/// is a defect of its own.
+/// Returns the states that can be restored, ascending, with their commit times. Leaves out a state whose
+/// header cannot be read, which is a defect of its own.
 fn times(files: &[FileInfo], headers: &[(Key, Header)]) -> Vec<(Txid, Timestamp)> {
     let mut ends: HashMap<Txid, (Level, Timestamp)> = HashMap::new();
     for (key, header) in headers {
@@ -66,7 +66,8 @@ mod tests {
     use crate::ltx::FileName;
     use crate::units::{PageSize, Salts, WriterId};
 
-    /// `"9:1-3 0:4-4"`: level and range of each file. Each is of the second that its last TXID says.
+    /// Parses a listing, such as `"9:1-3 0:4-4"`: level and range of each file. A file's commit time in
+    /// seconds is its last TXID.
     fn files(text: &str) -> (Vec<FileInfo>, Vec<(Key, Header)>) {
         let file = |word: &str| {
             let (level, range) = word.split_once(':').unwrap();
@@ -109,7 +110,7 @@ mod tests {
         let behind = found("9:1-1 0:2-2 0:4-4 9:1-6", 0, 0);
         assert_eq!(behind.len(), 1, "{behind:?}");
         assert!(behind[0].contains("0000000000000004"));
-        // The first file of a writer, whose neighbours were joined and removed.
+        // The first file of a writer, whose neighbours were compacted and deleted.
         assert_eq!(found("9:1-1 0:4-4 1:2-6 0:7-7", 0, 0), [""; 0]);
         assert_eq!(found("9:1-9 0:4-4 0:10-10", 0, 0), [""; 0]);
         assert_eq!(found("9:1-1 0:4-4 1:5-6 0:8-8 9:1-9", 0, 0).len(), 3);
@@ -123,7 +124,7 @@ mod tests {
         let gap = "between TXID 0000000000000006 and 0000000000000008";
         assert_eq!(found(replica, 0, 7), [gap]);
         assert_eq!(found(replica, 0, 6), [gap]);
-        // A replica that is younger than what is asked for has everything.
+        // A replica that is younger than the requested time has every state.
         assert_eq!(found("9:1-1 0:2-2", 0, 0), [""; 0]);
         assert_eq!(found("9:1-1 0:2-2", -1, 1), [""; 0]);
     }

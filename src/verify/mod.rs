@@ -1,9 +1,9 @@
-//! Proving a replica without restoring it to anywhere.
+//! Proves a replica without restoring it.
 //!
-//! Every file is read once, whole: its header against its name, its pages against its page index and
-//! its checksum. The headers of all files are held against each other. Of the newest state every page
-//! is known by then, though none is kept: the checksums of the newest images, joined, must be the one
-//! that the last file names.
+//! Reads every file once, and compares its header with its name, and its pages with its page index and
+//! its checksum. Compares the headers of all files with each other. By then the checksum of every page of
+//! the newest state is known, while no page is kept. The page checksums together must give the database
+//! checksum that the last file names.
 //!
 //! Memory: a chunk of 4 MiB and a page for each thread, a header for each file, and about 30 bytes for
 //! each page of the database.
@@ -28,65 +28,65 @@ use crate::units::{PageSize, Pgno, Timestamp, Txid};
 
 pub use advance::{Advance, advance};
 
-/// How thoroughly.
+/// The part of each file to read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Depth {
-    /// The headers alone: 100 bytes of each file.
+    /// The header alone: 100 bytes of each file.
     Headers,
     /// Every byte.
     Whole,
 }
 
-/// What the replica is to have.
+/// States that the replica should have.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Kept {
-    /// A state of this time or before, and what leads on from it.
+    /// The replica should have a state of this time or before, and the files that lead on from there.
     pub since: Option<Timestamp>,
-    /// Each state since then by itself.
+    /// The replica should have each single state since this time.
     pub one_by_one: Option<Timestamp>,
 }
 
-/// Something that is wrong with a replica.
+/// A defect of a replica.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Defect {
-    /// The file, if it is about one.
+    /// The file with the defect; `None` for a defect of the replica as a whole.
     pub key: Option<Key>,
-    /// What is wrong.
+    /// Description for users.
     pub what: String,
 }
 
-/// What is known of the newest state.
+/// The newest state, proven by its checksum.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Proven {
     /// The state.
     pub txid: Txid,
-    /// Its commit time.
+    /// Commit time of the state.
     pub timestamp: Timestamp,
     /// Checksum of the database.
     pub checksum: DatabaseChecksum,
 }
 
-/// The newest state of a replica, page by page.
+/// The newest state of a replica, as the checksums of its pages.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Newest {
     /// The state.
     pub txid: Txid,
-    /// Its commit time.
+    /// Commit time of the state.
     pub timestamp: Timestamp,
     /// Page size.
     pub page_size: PageSize,
-    /// The checksum of each page, from page 1 on; 0 for the lock page.
+    /// Checksum of each page, from page 1 on; 0 for the lock page.
     pub sums: Vec<Checksum>,
 }
 
 impl Newest {
-    /// A page's checksum.
+    /// Returns a page's checksum.
     pub fn sum(&self, pgno: Pgno) -> Option<Checksum> {
         let at = (pgno as usize).checked_sub(1)?;
         self.sums.get(at).copied()
     }
 
-    /// Checksum of the database.
+    /// Returns the checksum of the database.
     pub fn checksum(&self) -> DatabaseChecksum {
         let mut sum = DatabaseChecksum::EMPTY;
         self.sums.iter().for_each(|page| sum.toggle(*page));
@@ -94,34 +94,35 @@ impl Newest {
     }
 }
 
-/// The outcome.
+/// Result of a verification.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Report {
-    /// Files looked at.
+    /// Number of files.
     pub files: usize,
-    /// Of these, files that carry no database checksums.
+    /// Number of files without database checksums.
     pub untagged: usize,
     /// Bytes read.
     pub fetched: u64,
-    /// Pages whose images were checked.
+    /// Number of pages checked, in all files.
     pub pages: u64,
-    /// States that can be restored without the files that have a defect.
+    /// Number of states that can be restored without the files that have a defect.
     pub states: usize,
-    /// The oldest of them.
+    /// The oldest of these states, and its commit time.
     pub oldest: Option<(Txid, Timestamp)>,
-    /// The newest state, if every page of it was seen and they add up.
+    /// The newest state, if all its pages were read and give the checksum that its last file names.
     pub proven: Option<Proven>,
-    /// What is wrong, in the order of the files.
+    /// Defects, in the order of the files; those of the replica as a whole come first.
     pub defects: Vec<Defect>,
 }
 
-/// How much is read at a time, in bytes.
+/// Number of bytes to read at a time.
 pub(crate) const CHUNK: u64 = 4 << 20;
-/// How often the walk begins anew because files were removed while it was on its way.
+/// Number of walks, at most. A walk fails if another process deletes a file meanwhile.
 const ATTEMPTS: usize = 3;
 
-/// Walks the whole replica. An error means that the store did not answer; what is wrong with files is
-/// in the report. `progress` is told of bytes read, of so many.
+/// Verifies the whole replica. Calls `progress` with the number of bytes read so far, and of all bytes.
+///
+/// Defects of files are no error, but part of the report. Fails if the store fails or the replica is empty.
 pub async fn verify(
     store: Arc<dyn Store>,
     depth: Depth,
@@ -132,7 +133,8 @@ pub async fn verify(
     Ok(examine(store, depth, kept, parallelism, progress).await?.0)
 }
 
-/// As [`verify`], with the newest state, where each of its pages was seen.
+/// As [`verify`], and also returns the newest state, if the replica has no defect and the walk has read all
+/// pages of that state. [`Depth::Headers`] reads none.
 pub async fn examine(
     store: Arc<dyn Store>,
     depth: Depth,
@@ -154,7 +156,7 @@ pub async fn examine(
         .await
         .map_err(|_| crate::restore::Error::Internal("a thread broke off"))?;
         match failure {
-            // Compaction and retention go on while this reads.
+            // Retention may delete files during the walk.
             Some(error) if error.kind == ErrorKind::NotFound && attempt < ATTEMPTS => {}
             Some(error) => return Err(error.into()),
             None => return Ok(walk.report(kept)),
@@ -168,7 +170,7 @@ struct Walk {
     runtime: Handle,
     files: Vec<FileInfo>,
     depth: Depth,
-    /// The files that lead to the newest state, each with its place among them.
+    /// Files that lead to the newest state, each with its index in the plan.
     newest: HashMap<Key, usize>,
     plan: Result<plan::Plan, plan::Error>,
     progress: Arc<dyn Fn(u64, u64) + Send + Sync>,
@@ -182,8 +184,8 @@ struct Walk {
 struct Seen {
     headers: Vec<(Key, Header)>,
     defects: Vec<Defect>,
-    /// Of each page of the newest state the image in the newest file: that file's place, and the
-    /// page's checksum.
+    /// For each page in the files of the plan: index of the newest file read so far with this page, and
+    /// the checksum of the page there.
     pages: HashMap<Pgno, (usize, Checksum)>,
 }
 
@@ -218,11 +220,11 @@ impl Walk {
         }
     }
 
-    /// Reads all files, on several threads.
+    /// Reads all files on several threads.
     fn run(&self, requests: usize) -> Result<(), store::Error> {
         let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
         let threads = match self.depth {
-            // Mostly waiting for the store.
+            // These threads mostly wait for the store.
             Depth::Headers => requests,
             Depth::Whole => requests.min(processors.saturating_mul(2)),
         };
@@ -358,7 +360,8 @@ fn read_header(reader: &mut StoreReader<'_>) -> Result<Header, ltx::Error> {
     Header::decode(&head)
 }
 
-/// The newest pages, and whether the last file says what they must come to: then they do.
+/// Returns the newest state, and true if the last file's checksum proves it. `None` if the header of the
+/// last file is not known.
 fn newest_state(
     plan: &plan::Plan,
     headers: &[(Key, Header)],
@@ -372,11 +375,12 @@ fn newest_state(
     else {
         return Ok(None);
     };
-    // What is older than the last full image does not count.
+    // Pages in files before the last full image do not count.
     let full = plan.files.iter().rposition(|file| {
         header_of(file.key).is_some_and(|header| header.tag.is_some_and(|tag| tag.full_image))
     });
-    // Nor does what a smaller database between two files cut off: its pages come again behind it.
+    // A page does not count if a later file cut it off by a smaller database. If the database grew again,
+    // a still later file holds the page.
     let mut cut = vec![u32::MAX; plan.files.len()];
     let mut smallest = u32::MAX;
     for (place, file) in plan.files.iter().enumerate().rev() {

@@ -1,6 +1,7 @@
-//! Whether a WAL, as it lies on the disk, holds everything up to a position.
+//! Reads a WAL file by its salts and checksums, without a wal-index.
 //!
-//! This is for a WAL that nobody has open: what SQLite would find in it when it recovers.
+//! [`reaches`] and [`recover`] are for a WAL that no process has open: they read the file as SQLite's
+//! recovery would. [`tail`] finds frames of a generation that a later generation is overwriting.
 
 use std::collections::BTreeMap;
 
@@ -9,33 +10,34 @@ use super::frames::{checksum, word};
 use super::{Commits, FRAME_HEADER_LEN, FrameSet, ReadAt, WAL_HEADER_LEN, WalHeader, frame_offset};
 use crate::units::{PageSize, Pgno, WalPosition};
 
-/// The first word of a WAL whose checksums are over big-endian words.
+/// First word of a WAL with checksums over big-endian words.
 const MAGIC_BIG_ENDIAN: u32 = 0x377f_0683;
 
-/// Whether every frame up to `position` is there, by salts and by the running checksum. An error
-/// of reading, as at the end of a shorter file, means no.
+/// True if every frame up to `position` is present, by salts and by the running checksum. A read error,
+/// as at the end of a shorter file, gives false.
 pub fn reaches<R: ReadAt + ?Sized>(wal: &R, page_size: PageSize, position: WalPosition) -> bool {
     running_checksum(wal, page_size, position).is_some_and(|sum| sum == position.checksum)
 }
 
-/// What a WAL holds that is committed.
+/// Committed contents of a WAL.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Recovered {
     /// Page size of the database.
     pub page_size: PageSize,
-    /// The last frame that is committed; 0 when none is.
+    /// Last committed frame; 0 if there is none.
     pub last: u32,
-    /// Size of the database in pages after the last commit; 0 when there is none.
+    /// Size of the database in pages after the last commit; 0 if there is no commit.
     pub commit: u32,
-    /// The smallest size in pages that any commit left: what the database had behind it is gone.
+    /// Smallest size in pages after any of the commits; `u32::MAX` if there is no commit. Pages of the
+    /// database file behind this size are gone.
     pub smallest: u32,
-    /// Of each page the newest committed frame. No page is behind the end of the database.
+    /// Newest committed frame of each page. Pages behind the end of the database are left out.
     pub newest: BTreeMap<Pgno, u32>,
 }
 
-/// Finds what SQLite would find in a WAL that nobody has open: every frame up to the last commit
-/// whose salts and running checksum are right (`walIndexRecover` in `wal.c`). `None` when its header
-/// is none.
+/// Finds the frames that SQLite would recover from a WAL that no process has open (`walIndexRecover` in
+/// `wal.c`). These are the frames with right salts and running checksum, up to the last commit among
+/// them. `None` if the WAL's header is not valid.
 pub fn recover<R: ReadAt + ?Sized>(wal: &R) -> Option<Recovered> {
     let WalHeader { page_size, salts } = WalHeader::read(wal)?;
     let (big_endian, mut sum) = header_checksum(wal)?;
@@ -60,7 +62,7 @@ pub fn recover<R: ReadAt + ?Sized>(wal: &R) -> Option<Recovered> {
         pending.insert(pgno, number);
         if commit != 0 {
             found.newest.append(&mut pending);
-            // A transaction may have spilled pages before it gave them up.
+            // A transaction may spill pages and then cut them off the database.
             drop(found.newest.split_off(&commit.saturating_add(1)));
             found.last = number;
             found.commit = commit;
@@ -70,20 +72,20 @@ pub fn recover<R: ReadAt + ?Sized>(wal: &R) -> Option<Recovered> {
     Some(found)
 }
 
-/// What a generation left in the file behind a position, when a later one has begun over it.
+/// Frames of an old generation that are still in the file behind a position, after a restart of the WAL.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Tail {
-    /// The committed frames behind the position; empty if there are none.
+    /// Committed frames behind the position; empty if there are none.
     pub frames: FrameSet,
-    /// The transactions that they end.
+    /// Number of transactions that these frames end.
     pub commits: Commits,
 }
 
-/// Finds the committed frames of a generation behind a position of it that are still there, by salts
-/// and by the running checksum that goes on from the position's own.
+/// Finds the committed frames of an old generation that are still in the file behind a position. Checks
+/// the salts, and the running checksum from the position's own checksum on.
 ///
-/// A later generation overwrites the file from frame 1 on: as long as the first frame of the answer
-/// is in its place, the others are too.
+/// A later generation overwrites the file from frame 1 on. So as long as the first frame of the result
+/// is in its place, all later frames of the result are in theirs.
 pub fn tail<R: ReadAt + ?Sized>(wal: &R, page_size: PageSize, behind: WalPosition) -> Tail {
     let mut tail = Tail::default();
     let mut head = [0; WAL_HEADER_LEN as usize];
@@ -94,7 +96,7 @@ pub fn tail<R: ReadAt + ?Sized>(wal: &R, page_size: PageSize, behind: WalPositio
     let big_endian = word(&head, 0) == Some(MAGIC_BIG_ENDIAN);
     let mut sum = behind.checksum;
     let mut frame = vec![0; FRAME_HEADER_LEN + page_size.bytes()];
-    // Of the frame at the position the first one is no copy: a transaction and its copies end there.
+    // The first frame is no copy of the frame at the position: a transaction ends there with its copies.
     let mut before = Vec::new();
     let mut last = behind.frame;
     for number in behind.frame.saturating_add(1)..u32::MAX {
@@ -116,14 +118,15 @@ pub fn tail<R: ReadAt + ?Sized>(wal: &R, page_size: PageSize, behind: WalPositio
         }
         before.clone_from(&frame);
     }
-    // Headers once more: only of what is committed, which is little.
+    // This reads the headers a second time, but only those of the few committed frames.
     if tail.frames.extend(wal, page_size, behind.frame.saturating_add(1), last).is_err() {
         return Tail::default();
     }
     tail
 }
 
-/// Whether the words are big-endian, and the checksum of the header, if it is right.
+/// Returns the checksum of the WAL's header, and true if its words are big-endian. `None` if the stored
+/// checksum is wrong.
 fn header_checksum<R: ReadAt + ?Sized>(wal: &R) -> Option<(bool, (u32, u32))> {
     let mut head = [0; WAL_HEADER_LEN as usize];
     wal.read_exact_at(&mut head, 0).ok()?;
@@ -163,12 +166,13 @@ mod tests {
     use super::*;
     use crate::units::Salts;
 
-    /// A WAL with right checksums, and the position where it ends.
+    /// Returns a WAL with right checksums, and the position of its end.
     fn wal(big_endian: bool, frames: u32) -> (Vec<u8>, WalPosition) {
         wal_of(big_endian, &(1..=frames).map(|n| (n, n)).collect::<Vec<_>>())
     }
 
-    /// A WAL with a frame for each page number and size of the database after it, 0 but for commits.
+    /// Returns a WAL and the position of its end. Each frame is given as page number and commit mark: the
+    /// size of the database after a commit, else 0.
     fn wal_of(big_endian: bool, frames: &[(u32, u32)]) -> (Vec<u8>, WalPosition) {
         let page_size = PageSize::new(512).unwrap();
         let mut bytes = Vec::new();
@@ -224,11 +228,11 @@ mod tests {
         let page_size = PageSize::new(512).unwrap();
         for big_endian in [false, true] {
             let (_, at) = wal(big_endian, 3);
-            // Frame 4 is in the middle of a transaction, 6 was never committed.
+            // Frame 4 is in the middle of a transaction; frame 6 was never committed.
             let frames = [(1, 1), (2, 2), (3, 3), (4, 0), (2, 4), (3, 0)];
             let (mut bytes, _) = wal_of(big_endian, &frames);
             let frame_len = 512 + FRAME_HEADER_LEN;
-            // A later generation: another salt in the header, and over the first frames.
+            // A later generation: another salt in the header, and other bytes in the first two frames.
             bytes[19] ^= 1;
             for byte in &mut bytes[32..32 + 2 * frame_len] {
                 *byte ^= 0x55;
@@ -273,7 +277,7 @@ mod tests {
     fn what_a_commit_gave_up_is_not_recovered() {
         let recovered =
             |frames: &[(u32, u32)]| recover(wal_of(false, frames).0.as_slice()).unwrap();
-        // Page 7 was spilled before the transaction gave it up; 4 and 5 went with a later commit.
+        // The first transaction spills page 7 and then cuts it off. The next commit cuts off 4 and 5.
         let found = recovered(&[(7, 0), (4, 0), (5, 5), (1, 3), (4, 4), (2, 0)]);
         assert_eq!((found.last, found.commit, found.smallest), (5, 4, 3));
         assert_eq!(found.newest, [(1, 4), (4, 5)].into());

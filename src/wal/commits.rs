@@ -1,14 +1,15 @@
-//! How many transactions a stretch of frames ends, as far as the frames tell.
+//! Counts the transactions that a stretch of frames ends, as far as the frames tell.
 //!
-//! A frame with a commit mark is not always a commit of its own. Where a write may harm what is near
-//! it (`psow=0`, or a VFS without `SQLITE_IOCAP_POWERSAFE_OVERWRITE`), and with `synchronous=FULL`,
-//! `sqlite3WalFrames` repeats a transaction's last frame, with its mark, up to the next sector
-//! boundary: once with pages of 4096 bytes, eight times with pages of 512, and 122 times where a
-//! sector has 64 KiB. `iChange` grows by one all the same.
+//! A frame with a commit mark is not always a commit of its own. `sqlite3WalFrames` may repeat a
+//! transaction's last frame, with its mark, up to the next sector boundary. SQLite does so with
+//! `synchronous=FULL` where a write may damage nearby bytes: with `psow=0`, or with a VFS without
+//! `SQLITE_IOCAP_POWERSAFE_OVERWRITE`. There is one copy with pages of 4096 bytes, eight with pages of
+//! 512, and 122 where a sector has 64 KiB. `iChange` still grows by one only.
 //!
-//! Nothing in the file tells such a copy from a transaction that wrote the same page once more as it
-//! was. Where a copy ends does not tell either: the size of a sector is known to the writer alone,
-//! and writers that pad and others take turns. So there is a least and a greatest number.
+//! A copy looks like a transaction that wrote the same page again, unchanged. The place where a copy
+//! ends does not tell the two apart: only the process that wrote the frames knows the size of a sector.
+//! Processes that pad and processes that do not may also take turns. So [`Commits`] has a least and a
+//! greatest number.
 
 use std::io;
 use std::ops::Add;
@@ -17,32 +18,32 @@ use super::frames::{read_frame_page, word};
 use super::{FRAME_HEADER_LEN, FrameHeader, ReadAt};
 use crate::units::PageSize;
 
-/// A number of commits: from the least that there can be to the greatest.
+/// Bounds of a number of commits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Commits {
-    /// The frames with a commit mark that repeat no other.
+    /// Number of frames with a commit mark that do not repeat the frame before.
     pub least: u32,
-    /// All frames with a commit mark.
+    /// Number of all frames with a commit mark.
     pub most: u32,
 }
 
 impl Commits {
-    /// True if there is one number only.
+    /// True if the bounds are equal.
     pub fn is_exact(self) -> bool {
         self.least == self.most
     }
 
-    /// True if it may be this number.
+    /// True if `number` is within the bounds.
     pub fn may_be(self, number: u32) -> bool {
         (self.least..=self.most).contains(&number)
     }
 
-    /// How many of them may be none.
+    /// Returns the number of frames that may be commits or mere copies.
     pub fn doubtful(self) -> u32 {
         self.most.saturating_sub(self.least)
     }
 
-    /// Adds a frame with a commit mark.
+    /// Counts a frame with a commit mark. `repeats` says that the frame may be a copy.
     pub(super) fn add_frame(&mut self, repeats: bool) {
         self.least = self.least.saturating_add(u32::from(!repeats));
         self.most = self.most.saturating_add(1);
@@ -60,8 +61,8 @@ impl Add for Commits {
     }
 }
 
-/// True if a frame may be nothing but a copy of the one before it: both are given as they are in the
-/// file. Salts and checksums say nothing of it.
+/// True if a frame may be a mere copy of the frame before it. Both are given as in the file. Salts and
+/// checksums do not matter.
 pub(super) fn repeats(before: &[u8], frame: &[u8]) -> bool {
     let is_marked = word(frame, 4).is_some_and(|commit| commit != 0);
     is_marked
@@ -69,8 +70,8 @@ pub(super) fn repeats(before: &[u8], frame: &[u8]) -> bool {
         && before.get(FRAME_HEADER_LEN..) == frame.get(FRAME_HEADER_LEN..)
 }
 
-/// Counts the transactions that these frames end. The first of the frames must begin a transaction, so
-/// that it repeats nothing.
+/// Counts the transactions that the frames `first..=last` end. The first frame must begin a transaction,
+/// so that it cannot be a copy.
 pub fn count_commits<R: ReadAt + ?Sized>(
     wal: &R,
     page_size: PageSize,
@@ -91,7 +92,7 @@ pub fn count_commits<R: ReadAt + ?Sized>(
     Ok(commits)
 }
 
-/// True if a frame holds the same bytes of a page as the one before it.
+/// True if a frame's page has the same bytes as the page of the frame before it.
 fn has_page_of_last<R: ReadAt + ?Sized>(
     wal: &R,
     page_size: PageSize,

@@ -1,23 +1,24 @@
-//! Whether every commit between a proven position and the WAL as it is now is accounted for.
+//! Proves that no commit is missing between a proven position and the WAL as it is now.
 //!
-//! One question, no I/O of its own, no state: capture and the simulation ask it here and nowhere
-//! else. The answer rests on what `wal.c` does:
+//! [`account`] has no state and does no I/O but reads of the WAL. Capture and the simulation both use it.
+//! The proof rests on these properties of `wal.c`:
 //!
-//! - Both salts change when a WAL is restarted (`walRestartHdr`: the first grows by one, the second
-//!   is random), and a new WAL file gets two random ones. Equal salts are one generation.
-//! - A frame's checksum is cumulative (`walEncodeFrame`). A frame that still carries the checksum
-//!   that was captured has the same frames before it. For frames without one there is a
-//!   [`checksum_at`] of ours.
-//! - `iChange` grows by one with each commit (`sqlite3WalFrames`) and is left alone by a restart.
-//!   Recovery sets it to 0 (`walIndexRecover`).
-//! - A commit may leave several frames with a commit mark, each a copy of the one before it
-//!   ([`Commits`]): a copy counts for nothing, unless it is known by other means that nothing is missing.
-//! - A writer that dies between its frames and the wal-index leaves a transaction at the end of a generation
-//!   that was never committed, if the next writer restarts the WAL. `iChange` does not count it.
-//! - A new generation overwrites the file from its first frame on. What it has not reached is still
-//!   the old one.
+//! - A restart of the WAL changes both salts (`walRestartHdr`: the first grows by one, the second is
+//!   random). A new WAL file gets two random salts. Frames with equal salts are of one generation.
+//! - A frame's checksum is cumulative (`walEncodeFrame`). A frame that still has the captured checksum
+//!   has the same frames before it. For frames without a checksum, [`checksum_at`] computes one.
+//! - `iChange` grows by one with each commit (`sqlite3WalFrames`). A restart leaves `iChange` unchanged.
+//!   Recovery sets `iChange` to 0 (`walIndexRecover`).
+//! - A commit may leave several frames with a commit mark, each a copy of the frame before ([`Commits`]).
+//!   A copy counts as a commit only if other evidence shows that no commit is missing.
+//! - A process may die after it wrote frames and before it published them in the wal-index. If the next
+//!   process to write restarts the WAL, the old generation ends with a transaction that was never
+//!   committed. `iChange` does not count that transaction.
+//! - A new generation overwrites the file from its first frame on. The frames behind it are still those
+//!   of the old generation.
 //!
-//! Whatever these do not prove is [`Account::NotProven`], and the database is compared.
+//! If these properties prove nothing, the result is [`Account::NotProven`], and walferry compares the
+//! database with the page table.
 
 use std::io;
 
@@ -26,55 +27,55 @@ use super::{
 };
 use crate::units::{PageSize, Salts, WalPosition};
 
-/// A stretch of time in which no other process can restart or remove the WAL: it ends with the lock
-/// that keeps them from it, and is never the same again.
+/// Number of a period in which a lock of ours keeps all other processes from restarting or removing the
+/// WAL. The period ends with the lock. No two periods have the same number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Guard(pub u64);
 
 /// A position up to which every commit is captured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Proven {
-    /// The position. Frame 0 means: all before this generation is captured, and it begins here.
+    /// The position. Frame 0 is the start of this generation, with every earlier commit captured.
     pub at: WalPosition,
-    /// `iChange` after the position's commit; `None` where only the position is known, as after it
-    /// was read from local state.
+    /// `iChange` after the position's commit; `None` if only the position is known, as when read from
+    /// local state.
     pub change: Option<u32>,
-    /// The wal-index's own checksum there; of no meaning without `change`, or at frame 0.
+    /// Frame checksum of the wal-index at the position; meaningless without `change`, or at frame 0.
     pub sum: (u32, u32),
-    /// The guard under which the position was seen.
+    /// Guard under which the wal-index was read at the position.
     pub guard: Option<Guard>,
 }
 
 impl Proven {
-    /// A position of which nothing but itself is known.
+    /// Returns a position without `iChange` or guard.
     pub fn position(at: WalPosition) -> Proven {
         Proven { at, change: None, sum: (0, 0), guard: None }
     }
 
-    /// The beginning of the generation of `index`, when all before it is captured.
+    /// Returns the start of the generation with these salts, for when every earlier commit is captured.
     pub fn beginning(salts: Salts, change: u32, guard: Option<Guard>) -> Proven {
         let at = WalPosition { salts, frame: 0, checksum: (0, 0) };
         Proven { at, change: Some(change), sum: (0, 0), guard }
     }
 
-    /// The position at which this wal-index ends.
+    /// Returns the position at the end of this wal-index.
     pub fn end_of(index: &WalIndex, at: WalPosition, guard: Option<Guard>) -> Proven {
         Proven { at, change: Some(index.change), sum: index.frame_checksum, guard }
     }
 
-    /// Generation and frame.
+    /// Returns salts and frame of the position.
     pub fn place(&self) -> (Salts, u32) {
         (self.at.salts, self.at.frame)
     }
 
-    /// True if this is the position of `index`, and no commit is counted in between. Recovery may bring
-    /// the place back, and then the count: the frames tell.
+    /// True if this is the position of `index`, with the same `iChange`, if known. Recovery and later
+    /// commits can bring back the same place and the same count; the frame checksum tells them apart.
     pub fn is_at(&self, index: &WalIndex) -> bool {
         self.place() == (index.salts, index.max_frame)
             && self.change.is_none_or(|change| self.ends(change, index))
     }
 
-    /// The same, for whom a place alone is not enough.
+    /// As [`Proven::is_at`], but false if `change` is unknown.
     pub fn is_known_at(&self, index: &WalIndex) -> bool {
         self.change.is_some() && self.is_at(index)
     }
@@ -83,29 +84,28 @@ impl Proven {
         change == index.change && (index.max_frame == 0 || self.sum == index.frame_checksum)
     }
 
-    /// Where capture stands after a restart that this process made or let happen: at the beginning
-    /// of the next generation, if everything before it was captured.
+    /// Returns the start of the next generation, after a restart that this process made or allowed.
+    /// `None` if this position is not the end of the old generation.
     pub fn restarted(&self, restart: &Restart) -> Option<Proven> {
         let Restart { from, to, guard } = restart;
         self.is_known_at(from).then(|| Proven::beginning(*to, from.change, *guard))
     }
 }
 
-/// A restart that was seen from its beginning to its end by a thread that kept all others from
-/// writing meanwhile.
+/// A restart of the WAL that one thread has seen from both sides, with no commit in between.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Restart {
-    /// Where the old generation ended.
+    /// Wal-index at the end of the old generation.
     pub from: WalIndex,
-    /// The new generation. A restart leaves `iChange` alone.
+    /// Salts of the new generation. A restart leaves `iChange` unchanged.
     pub to: Salts,
-    /// The guard that was held again before anybody else could write.
+    /// Guard held when the new generation was still empty.
     pub guard: Option<Guard>,
 }
 
 impl Restart {
-    /// What lies between two looks at the wal-index under the write lock: a restart, or nothing of
-    /// the kind.
+    /// Returns the restart between two reads of the wal-index by one thread. `None` if the two differ by
+    /// anything but one restart, such as a commit, which `iChange` counts.
     pub fn between(before: &WalIndex, after: &WalIndex, guard: Option<Guard>) -> Option<Restart> {
         let next = after.salts.0 == before.salts.0.wrapping_add(1);
         let empty = after.max_frame == 0 && after.change == before.change;
@@ -113,59 +113,59 @@ impl Restart {
     }
 }
 
-/// What is seen of a WAL now.
+/// The WAL as it is now.
 pub struct Sight<'a, R: ReadAt + ?Sized> {
     /// The wal-index.
     pub index: &'a WalIndex,
-    /// The file. It may be older or newer than the index: both are looked at one after the other.
+    /// The WAL file. Its contents may be older or newer than the index, since the two are not read at once.
     pub wal: &'a R,
     /// Page size of the frames at the position.
     pub page_size: PageSize,
-    /// The guard that was held while the index was read.
+    /// Guard held while the index was read.
     pub guard: Option<Guard>,
 }
 
-/// The answer.
+/// Result of [`account`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Account {
-    /// The frames behind the position, up to the index's last, are all that was committed since.
+    /// Same generation: the frames behind the position, up to the index's last, hold every commit since.
     Continues,
-    /// A new generation has begun. What was committed since is the tail of the old one, and the
-    /// frames of the new one from the first on.
+    /// The WAL was restarted. The tail of the old generation, and all frames of the new one, hold every
+    /// commit since.
     Begun {
         /// Frames of the old generation behind the position.
         tail: Tail,
-        /// `iChange` where the new generation begins.
+        /// `iChange` at the start of the new generation.
         change: u32,
     },
-    /// Index and file are not of one moment: look at both again.
+    /// Index and file are of two moments; the caller must read both again.
     Overtaken,
-    /// Something may be missing.
+    /// Commits may be missing.
     NotProven(Gap),
 }
 
-/// Why something may be missing.
+/// Reason why commits may be missing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Gap {
-    /// The same generation ends before the position: recovery cut it.
+    /// The same generation ends before the position: recovery cut it off.
     WentBack,
     /// The same generation has another frame at the position.
     OtherFrames,
-    /// Another generation, and commits that are not accounted for.
+    /// The WAL has another generation, and not every commit is accounted for.
     Restarted,
 }
 
-/// Accounts for everything between `proven` and what is seen.
+/// Accounts for every commit between `proven` and the WAL as it is now.
 ///
 /// # Errors
-/// The WAL cannot be read. That it ends early is no error, but [`Account::Overtaken`].
+/// The WAL cannot be read. A WAL that ends early gives [`Account::Overtaken`] instead.
 pub fn account<R: ReadAt + ?Sized>(proven: &Proven, sight: &Sight<'_, R>) -> io::Result<Account> {
     let account = if proven.at.salts == sight.index.salts {
         same(proven, sight)
     } else {
         next(proven, sight)
     };
-    // What was read behind the WAL's header may be of a generation that has begun since.
+    // A restart in between may have changed the frames that were read behind the WAL's header.
     let has_begun = || sight.index.max_frame > 0 && !is_of(sight.wal, sight.index.salts);
     match account {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(Account::Overtaken),
@@ -176,7 +176,7 @@ pub fn account<R: ReadAt + ?Sized>(proven: &Proven, sight: &Sight<'_, R>) -> io:
     }
 }
 
-/// The generation of the position is the one that is there.
+/// Accounts for commits if the WAL still has the generation of the position.
 fn same<R: ReadAt + ?Sized>(proven: &Proven, sight: &Sight<'_, R>) -> io::Result<Account> {
     let Sight { index, wal, page_size, .. } = *sight;
     let at = proven.at;
@@ -190,14 +190,14 @@ fn same<R: ReadAt + ?Sized>(proven: &Proven, sight: &Sight<'_, R>) -> io::Result
         return Ok(Account::Overtaken);
     }
     if at.frame == 0 {
-        // All of the generation is taken: whatever is in it is all.
+        // The caller captures the generation from its first frame on, so every frame is accounted for.
         return Ok(Account::Continues);
     }
     let there = checksum_at(wal, page_size, at.frame)? == at.checksum;
     Ok(if there { Account::Continues } else { Account::NotProven(Gap::OtherFrames) })
 }
 
-/// Another generation is there.
+/// Accounts for commits if the WAL has another generation than the position.
 fn next<R: ReadAt + ?Sized>(proven: &Proven, sight: &Sight<'_, R>) -> io::Result<Account> {
     let Sight { index, wal, page_size, guard } = *sight;
     let unproven = Ok(Account::NotProven(Gap::Restarted));
@@ -216,17 +216,17 @@ fn next<R: ReadAt + ?Sized>(proven: &Proven, sight: &Sight<'_, R>) -> io::Result
     let (found, grown) = (left.commits + begun, index.change.wrapping_sub(change));
     let Some(before) = commits_before(left.commits, begun, grown) else { return unproven };
     if !left.frames.is_empty() && grown != found.most {
-        // The tail may end with a transaction that is none, and a copy may stand for a commit.
+        // The tail may end with a transaction that was never committed, while a copy makes up the count.
         return unproven;
     }
     let held = guard.is_some() && proven.guard == guard;
     let overwritten = || overwritten(at, &left, sight);
     let all = match (grown == found.least, held) {
-        // Each of the frames that count is a commit, so that not one is missing.
+        // Each counted frame is a commit and the guard rules out recovery, so no commit is missing.
         (true, true) => true,
         (true, false) => overwritten().is_some_and(|n| outcounts_recovery(change, found, n)),
-        // Copies count as commits here, and may stand for as many that are missing: there is no room
-        // for these if nothing was overwritten.
+        // Here copies count as commits, and may stand for as many missing commits. If no frame was
+        // overwritten, there is no place for missing commits.
         (false, true) => overwritten() == Some(0),
         (false, false) => false,
     };
@@ -236,8 +236,8 @@ fn next<R: ReadAt + ?Sized>(proven: &Proven, sight: &Sight<'_, R>) -> io::Result
     Ok(Account::Begun { tail: left, change: change.wrapping_add(before) })
 }
 
-/// How many of the commits by which `iChange` has grown are in the tail of the old generation, if it has
-/// grown by as many as are found and that can be told.
+/// Returns the number of commits in the tail of the old generation. `None` if `iChange` has grown by a
+/// number that the frames do not explain, or if the tail's share of that number is ambiguous.
 fn commits_before(left: Commits, begun: Commits, grown: u32) -> Option<u32> {
     let found = left + begun;
     if !found.may_be(grown) {
@@ -249,27 +249,29 @@ fn commits_before(left: Commits, begun: Commits, grown: u32) -> Option<u32> {
     }
 }
 
-/// True if recovery cannot have happened since the position, given that the count fits, and that so many
-/// frames of the old generation were overwritten.
+/// True if no recovery can have happened since the position. The count must fit, and the new generation
+/// must have overwritten at most `overwritten` frames of the old one.
 ///
-/// Recovery sets `iChange` to 0. For the count to fit all the same, at least `change` commits must
-/// be among those that are not found, or that are found and do not count. The former were in frames
-/// which the new generation has overwritten, one frame or more each: where there were fewer such
-/// frames, it did not happen.
+/// Recovery sets `iChange` to 0. For the count to fit after a recovery, at least `change` more commits
+/// must exist. Each of them is either a found frame that looks like a copy, or is not found at all.
+/// A commit that is not found had at least one frame that the new generation has overwritten. If the
+/// copies and the overwritten frames together are fewer than `change`, no recovery happened.
 fn outcounts_recovery(change: u32, found: Commits, overwritten: u32) -> bool {
     change > overwritten.saturating_add(found.doubtful())
 }
 
-/// How many frames of the old generation the new one has overwritten, at most, behind those that are
-/// found. `None` where the end of the old generation is not seen: a file that was cut off (TRUNCATE
-/// checkpoint, `journal_size_limit`) shows nothing of it.
+/// Returns an upper bound for the frames of the old generation, behind those found, that the new
+/// generation has overwritten.
+///
+/// `None` if the file does not show the end of the old generation, as after it was cut off (TRUNCATE
+/// checkpoint, `journal_size_limit`).
 fn overwritten<R: ReadAt + ?Sized>(
     at: WalPosition,
     left: &Tail,
     sight: &Sight<'_, R>,
 ) -> Option<u32> {
     if at.frame == 0 {
-        // How long the generations before were is not known.
+        // The lengths of the earlier generations are unknown.
         return None;
     }
     let Sight { index, wal, page_size, .. } = *sight;
@@ -278,13 +280,13 @@ fn overwritten<R: ReadAt + ?Sized>(
     } else {
         (left.frames.last, left.frames.checksum)
     };
-    // The new one may have grown since its index was read.
+    // The new generation may have grown since its index was read.
     let known = found.max(index.max_frame);
     let (reached, behind) = end_of_generation(wal, page_size, index.salts, known);
     let ends = match behind {
-        // An older generation's, which the position's has never reached.
+        // A frame of a still older generation: the position's generation never reached this place.
         Some(frame) => is_older(frame.salts, at.salts),
-        // The file ends with the last frame that is known: it is as long as it ever was.
+        // The file ends with the last found frame of the old generation: it was not cut off.
         None if reached == found && found > index.max_frame => {
             FrameHeader::read(wal, page_size, found)
                 .is_ok_and(|frame| frame.salts == at.salts && frame.checksum == checksum)
@@ -294,8 +296,10 @@ fn overwritten<R: ReadAt + ?Sized>(
     ends.then(|| reached.saturating_sub(found))
 }
 
-/// The last frame of this generation behind one that counts as its, and the frame that is behind that;
-/// they follow each other, as a generation overwrites the file from the front.
+/// Returns the last frame of the generation `salts`, and the header of the frame behind it.
+///
+/// The frame `known` counts as one of the generation. Its frames are consecutive from there on, since a
+/// generation overwrites the file from the front.
 fn end_of_generation<R: ReadAt + ?Sized>(
     wal: &R,
     page_size: PageSize,
@@ -307,7 +311,7 @@ fn end_of_generation<R: ReadAt + ?Sized>(
         let read = FrameHeader::read(wal, page_size, frame).ok();
         let goes_on = read.is_some_and(|header| header.salts == salts);
         if !goes_on {
-            // Read once: by a second time the generation may have come so far.
+            // Keep this header: at a second read, the generation may have grown up to here.
             behind = read;
         }
         goes_on
@@ -325,14 +329,17 @@ fn end_of_generation<R: ReadAt + ?Sized>(
     (last, behind)
 }
 
-/// True if the first generation was in the file before the second. Each restart adds one to the first
-/// salt; a writer that finds no WAL takes random ones, and what it leaves when it dies is no older.
+/// True if the generation `first` was in the file before `second`, by at most 65,536 restarts. Each
+/// restart adds one to the first salt.
+///
+/// A process that finds no WAL takes random salts. If it dies, the frames that it leaves do not count as
+/// older.
 fn is_older(first: Salts, second: Salts) -> bool {
     const RESTARTS_MAX: u32 = 1 << 16;
     (1..=RESTARTS_MAX).contains(&second.0.wrapping_sub(first.0))
 }
 
-/// True if the file's header names this generation.
+/// True if the file's header has these salts.
 fn is_of<R: ReadAt + ?Sized>(wal: &R, salts: Salts) -> bool {
     WalHeader::read(wal).is_some_and(|header| header.salts == salts)
 }

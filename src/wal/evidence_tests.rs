@@ -1,4 +1,4 @@
-//! Each belief that once lost commits, as a WAL of bytes and two looks at its index.
+//! Tests of each assumption that once lost commits: a WAL built in bytes, and two states of its index.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
@@ -17,7 +17,7 @@ struct Wal {
     bytes: Vec<u8>,
     index: WalIndex,
     sum: (u32, u32),
-    /// The next frame's content.
+    /// Fill byte of the next frame.
     next: u8,
 }
 
@@ -64,7 +64,8 @@ impl Wal {
         self.bytes[at..end].copy_from_slice(bytes);
     }
 
-    /// A transaction of so many frames; with `marked` off as SQLite before 3.50.2 may write it.
+    /// Commits a transaction of `frames` frames. Without `marked`, salts and checksums are zero, as SQLite
+    /// before 3.50.2 may write them.
     fn commit_frames(&mut self, frames: u32, marked: bool) {
         for frame in 1..=frames {
             let commit = if frame == frames { 9u32 } else { 0 };
@@ -91,7 +92,7 @@ impl Wal {
         self.commit_frames(frames, true);
     }
 
-    /// Writes the last frame so many times more, as psow=0 does up to a sector boundary.
+    /// Repeats the last frame `copies` times, as psow=0 does up to a sector boundary.
     fn pad(&mut self, copies: u32) {
         for _ in 0..copies {
             let from = frame_offset(page_size(), self.index.max_frame) as usize;
@@ -104,7 +105,7 @@ impl Wal {
         }
     }
 
-    /// A transaction of two frames, and so many copies.
+    /// Commits a transaction of two frames, and `copies` copies of the last.
     fn commit_padded(&mut self, copies: u32) {
         self.commit(2);
         self.pad(copies);
@@ -116,7 +117,7 @@ impl Wal {
         }
     }
 
-    /// A transaction that writes the last page once more as it was.
+    /// Commits a transaction that writes the last page again, unchanged.
     fn commit_again(&mut self) {
         self.pad(1);
         self.index.change = self.index.change.wrapping_add(1);
@@ -127,7 +128,7 @@ impl Wal {
         count_commits(wal, page_size(), 1, last).unwrap()
     }
 
-    /// As `walRestartHdr` and the next writer do.
+    /// Restarts the WAL, as `walRestartHdr` and the next write do.
     fn restart(&mut self) {
         let Salts(first, second) = self.index.salts;
         self.index.salts = Salts(first.wrapping_add(1), second.wrapping_mul(31).wrapping_add(7));
@@ -135,13 +136,13 @@ impl Wal {
         self.put_header();
     }
 
-    /// As a TRUNCATE checkpoint does.
+    /// Restarts the WAL and empties the file, as a TRUNCATE checkpoint does.
     fn truncate(&mut self) {
         self.restart();
         self.bytes.clear();
     }
 
-    /// As `walIndexRecover` does: it keeps what is whole up to here, and counts from 0.
+    /// Keeps the frames up to `last` and sets `iChange` to 0, as `walIndexRecover` does.
     fn recover(&mut self, last: u32) {
         self.index.max_frame = last;
         self.index.change = 0;
@@ -158,7 +159,7 @@ impl Wal {
         WalPosition { salts: self.index.salts, frame, checksum }
     }
 
-    /// Everything so far is captured.
+    /// Returns the end of the index, with every commit so far captured.
     fn proven(&self) -> Proven {
         let at = self.position(self.index.max_frame);
         Proven::end_of(&self.index, at, None)
@@ -179,7 +180,7 @@ fn not_proven(gap: Gap) -> Account {
     Account::NotProven(gap)
 }
 
-/// With so many commits, of two frames each.
+/// Returns a WAL with this many commits, of two frames each.
 fn wal_of(commits: u32) -> Wal {
     let mut wal = Wal::new(Salts(u32::MAX, 7));
     (0..commits).for_each(|_| wal.commit(2));
@@ -193,7 +194,7 @@ fn same_generation_continues_behind_the_captured_checksum() {
     assert_eq!(wal.account(&proven), Account::Continues);
     wal.commit(5);
     assert_eq!(wal.account(&proven), Account::Continues);
-    // No count is needed for it.
+    // The same generation needs no `iChange`.
     let position = Proven::position(proven.at);
     assert_eq!(wal.account(&position), Account::Continues);
 }
@@ -224,7 +225,7 @@ fn direct_restart_is_proven_by_tail_and_count() {
         }
         other => panic!("{other:?}"),
     }
-    // The second salt is random, the first is not.
+    // The first salt shows a second restart; the second salt is random.
     wal.index.salts.0 += 1;
     wal.put_header();
     assert_eq!(wal.account(&proven), not_proven(Gap::Restarted));
@@ -255,15 +256,15 @@ fn overwritten_tail_is_not_proven() {
 fn recovery_that_makes_up_for_what_was_overwritten_is_not_proven() {
     let mut wal = wal_of(4);
     let proven = wal.proven();
-    // Four commits are lost, and recovery has taken four from the count.
+    // Four commits are lost, and recovery has reduced `iChange` by four.
     wal.recover(8);
     (0..4).for_each(|_| wal.commit(2));
     wal.restart();
     (0..8).for_each(|_| wal.commit(2));
     assert_eq!(wal.index.change, proven.change.unwrap() + 8);
     assert_eq!(wal.account(&proven), not_proven(Gap::Restarted));
-    // A count that no recovery explains is believed all the same, where the end of the generation is
-    // seen: a frame of an older one is behind what was overwritten.
+    // Here no recovery explains the count, and the end of the old generation shows: behind the overwritten
+    // frames is a frame of an older generation.
     let mut wal = wal_of(50);
     wal.restart();
     (0..40).for_each(|_| wal.commit(2));
@@ -284,18 +285,19 @@ fn new_generation_that_grows_while_it_is_looked_at_hides_no_end() {
     wal.restart();
     wal.commit(2);
     let seen = wal.index;
-    // Behind what the index names there are frames of its own generation, past the end of the old one.
+    // The new generation has more frames than the index names, past the end of the old generation.
     (0..12).for_each(|_| wal.commit(2));
     wal.index = seen;
     assert!(matches!(wal.account(&proven), Account::Begun { change: 60, .. }));
-    // What they have overwritten counts as such.
+    // The places of these frames count as overwritten.
     let few = Proven { change: Some(7), ..proven };
     wal.index.change = 8;
     assert!(matches!(wal.account(&few), Account::Begun { change: 7, .. }), "six frames at most");
     let few = Proven { change: Some(6), ..proven };
     wal.index.change = 7;
     assert_eq!(wal.account(&few), not_proven(Gap::Restarted));
-    // To the end of the file there is nothing else: it may have been cut off before.
+    // Only frames of the new generation are left up to the end of the file, so the file may have been cut
+    // off before.
     wal.bytes.truncate(frame_offset(page_size(), 27) as usize);
     wal.index = seen;
     assert_eq!(wal.account(&proven), not_proven(Gap::Restarted));
@@ -323,7 +325,7 @@ fn frames_of_a_writer_that_died_are_no_older_generation() {
     wal.truncate();
     let now = wal.index;
     assert_eq!((now.change, now.max_frame), (proven.change.unwrap(), 0));
-    // It found an empty file, took salts of its own, and published nothing.
+    // A process finds an empty file, takes random salts, writes frames, and dies before it publishes them.
     wal.index.salts = Salts(0x0bca_198e, 7);
     wal.put_header();
     wal.commit(6);
@@ -337,7 +339,7 @@ fn generation_that_went_on_past_the_new_one_is_not_proven() {
     let proven = wal.proven();
     wal.recover(8);
     (0..10).for_each(|_| wal.commit(1));
-    // Of ten lost commits six are behind the new generation, whose four overwrote the others.
+    // Of ten lost commits, the new generation overwrites four. The other six are still behind it.
     wal.restart();
     (0..12).for_each(|_| wal.commit(1));
     wal.index.change = proven.change.unwrap() + 12;
@@ -389,7 +391,8 @@ fn frames_without_checksums_are_told_apart_by_their_bytes() {
     assert_ne!(proven.at.checksum, (0, 0));
     wal.commit(2);
     assert_eq!(wal.account(&proven), Account::Continues);
-    // Recovery cuts them off, and others without one come in their place. The count is the same again.
+    // Recovery cuts these frames off, and other frames without a checksum take their place. `iChange` is
+    // the same again.
     let mut other = before;
     other.next += 7;
     other.commit_frames(2, false);
@@ -415,7 +418,7 @@ fn index_and_file_of_two_moments_are_looked_at_again() {
     assert_eq!(wal.account(&proven), Account::Overtaken, "the file is empty");
 }
 
-/// A WAL that has other bytes behind so many reads.
+/// A WAL with the bytes `before` for the first `reads` reads, and then the bytes `after`.
 struct Changing<'a> {
     before: &'a [u8],
     after: &'a [u8],
@@ -476,7 +479,7 @@ fn restart_under_the_write_lock_moves_only_what_stands_at_its_place() {
 
 #[test]
 fn frame_that_repeats_the_one_before_it_may_be_no_commit() {
-    // Copies behind each commit, and the least and greatest number of commits.
+    // Number of copies behind each commit; least and greatest number of commits.
     let table: [(&[u32], u32, u32); 6] = [
         (&[], 0, 0),
         (&[0], 1, 1),
@@ -489,7 +492,7 @@ fn frame_that_repeats_the_one_before_it_may_be_no_commit() {
         let mut wal = wal_of(0);
         wal.commit_all_padded(copies);
         assert_eq!(wal.commits(), Commits { least, most }, "{copies:?}");
-        // The tail of a generation is counted alike.
+        // `tail` counts the same.
         let mut wal = wal_of(1);
         let at = wal.proven().at;
         wal.commit_all_padded(copies);
@@ -526,7 +529,7 @@ fn first_frame_behind_a_position_is_a_copy_of_nothing() {
     assert_eq!(left.commits, Commits { least: 1, most: 1 });
 }
 
-/// With an end of the old generation that is seen, behind what is in the file.
+/// Returns a WAL with two generations. Frames of the older one show where the newer one ends.
 fn wal_with_an_end(commits: u32) -> Wal {
     let mut wal = wal_of(200);
     wal.restart();
@@ -539,7 +542,7 @@ fn copies_make_up_for_no_commit_that_was_overwritten() {
     for guard in [None, Some(Guard(1))] {
         let mut wal = wal_with_an_end(20);
         let proven = Proven { guard, ..wal.proven() };
-        // Two commits are lost: the new generation goes over them, with two copies in it.
+        // Two commits are lost: the new generation overwrites them, and contains two copies.
         wal.commit(2);
         wal.commit(2);
         wal.restart();
@@ -589,7 +592,7 @@ fn transaction_of_a_writer_that_died_is_no_commit_that_a_copy_hides() {
         let proven = Proven { guard, ..wal.proven() };
         let committed = wal.index;
         wal.commit(2);
-        // It is in the file, but in no wal-index.
+        // The transaction is in the file, but not in the wal-index.
         wal.index = committed;
         wal.restart();
         wal.commit(2);
@@ -614,7 +617,7 @@ fn same_page_as_before_is_a_commit_where_nothing_was_overwritten() {
         |account| matches!(account, Account::Begun { change: begun, .. } if begun == change + 1);
     assert!(begun(wal.account_under(&proven, guard)));
     assert_eq!(wal.account(&proven), not_proven(Gap::Restarted), "recovery would explain it");
-    // In the tail alone they can be counted as well.
+    // Copies in the tail alone can be counted, too.
     let mut wal = wal_with_an_end(20);
     wal.commit_again();
     wal.commit_again();
@@ -624,14 +627,14 @@ fn same_page_as_before_is_a_commit_where_nothing_was_overwritten() {
         Account::Begun { change: begun, .. } => assert_eq!(begun, change + 2),
         other => panic!("{other:?}"),
     }
-    // In both it is not known how many came before the new generation.
+    // With copies in both generations, the number of commits before the restart is ambiguous.
     wal.commit_again();
     assert_eq!(wal.account_under(&proven, guard), not_proven(Gap::Restarted));
 }
 
 #[test]
 fn recovery_is_not_outcounted_by_copies() {
-    // The position has counted 200 and 6 commits. Behind it there is room for five that are missing.
+    // The position's `iChange` is set to 6. Behind the position, five frames can hold missing commits.
     let mut wal = wal_of(200);
     wal.restart();
     (0..6).for_each(|_| wal.commit(1));
@@ -641,8 +644,8 @@ fn recovery_is_not_outcounted_by_copies() {
     (0..10).for_each(|_| wal.commit(1));
     wal.pad(1);
     wal.index.change = 6 + 10;
-    // Eleven frames were overwritten at most, five of which could hold commits that are missing; the copy
-    // may be a sixth.
+    // The new generation overwrites frames 1 to 11. Five of them, 7 to 11, can hold missing commits, and
+    // the copy may be a sixth.
     assert_eq!(wal.account(&proven), not_proven(Gap::Restarted));
     let more = Proven { change: Some(7), ..proven };
     wal.index.change = 7 + 10;

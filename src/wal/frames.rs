@@ -1,4 +1,4 @@
-//! Frames: their headers, and the newest frame of each page in a stretch of the WAL.
+//! Frames of the WAL: their headers, and the newest frame of each page in a stretch of the WAL.
 
 use std::io;
 
@@ -6,9 +6,9 @@ use super::{FRAME_HEADER_LEN, Newest, WAL_HEADER_LEN, WalIndex};
 use crate::scratch::Place;
 use crate::units::{PageSize, Pgno, Salts};
 
-/// Reads at a position, without a cursor.
+/// A source of bytes at any offset, without a cursor.
 pub trait ReadAt {
-    /// Fills `buffer` from byte `offset` on.
+    /// Fills `buffer` with the bytes from `offset` on.
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
 }
 
@@ -31,7 +31,7 @@ impl ReadAt for [u8] {
     }
 }
 
-/// Byte offset of a frame's header in the WAL. Frames count from 1.
+/// Returns the byte offset of a frame's header in the WAL. Frames count from 1.
 pub fn frame_offset(page_size: PageSize, frame: u32) -> u64 {
     let frame_len = u64::from(page_size.get()).saturating_add(FRAME_HEADER_LEN as u64);
     let before = u64::from(frame.saturating_sub(1)).saturating_mul(frame_len);
@@ -48,17 +48,18 @@ pub fn read_frame_page<R: ReadAt + ?Sized>(
     wal.read_exact_at(page, frame_offset(page_size, frame).saturating_add(FRAME_HEADER_LEN as u64))
 }
 
-/// What the WAL's header says.
+/// Fields of the WAL's header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct WalHeader {
     /// Page size of the frames.
     pub page_size: PageSize,
-    /// Generation.
+    /// Salts of the generation.
     pub salts: Salts,
 }
 
 impl WalHeader {
-    /// Reads the header; `None` when there is none that `wal.c` would accept by its magic.
+    /// Reads the header. `None` if the file is too short, or the magic or the page size is not one of
+    /// SQLite's. Does not check the header's checksum.
     pub fn read<R: ReadAt + ?Sized>(wal: &R) -> Option<WalHeader> {
         let mut bytes = [0; WAL_HEADER_LEN as usize];
         wal.read_exact_at(&mut bytes, 0).ok()?;
@@ -78,25 +79,25 @@ pub struct FrameHeader {
     pub pgno: Pgno,
     /// Size of the database in pages after a commit; 0 for all other frames.
     pub commit: u32,
-    /// Generation, as written; zero in rare frames of older SQLite.
+    /// Salts, as written; zero in rare frames of SQLite before 3.50.2.
     pub salts: Salts,
     /// Cumulative checksum up to this frame, as written.
     pub checksum: (u32, u32),
 }
 
 impl FrameHeader {
-    /// True if the frame has salts and a checksum.
+    /// True if the frame has salts or a checksum other than zero.
     fn is_marked(&self) -> bool {
         self.salts != Salts(0, 0) || self.checksum != (0, 0)
     }
 
-    /// True if this is the last frame of the index, by the checksum in both. One without a checksum cannot be
-    /// told from another in its place.
+    /// True if salts and checksum are those of the index's last frame. False for a frame without a
+    /// checksum, since such a frame looks like any other at its place.
     pub fn is_end_of(&self, index: &WalIndex) -> bool {
         self.is_marked() && self.salts == index.salts && self.checksum == index.frame_checksum
     }
 
-    /// The checksum in it, or this where it has none.
+    /// Returns the checksum in the header, or calls `unmarked` if the header has none.
     fn checksum_or(
         &self,
         unmarked: impl FnOnce() -> io::Result<(u32, u32)>,
@@ -122,12 +123,15 @@ impl FrameHeader {
     }
 }
 
-/// Frames before a frame that are looked at for its checksum when none of them has one.
+/// Largest number of frames without a checksum that [`checksum_at`] reads before its frame.
 const UNMARKED_MAX: u32 = 64;
 
-/// The checksum by which a frame is told from any other at its place: the one in its header. SQLite
-/// before 3.50.2 now and then writes the frames of a transaction with zeros there, and recovery cuts
-/// them off: such a frame's is made from its own bytes and those of up to 64 before it.
+/// Returns the checksum that tells a frame from any other frame at its place: the checksum in its header.
+///
+/// SQLite before 3.50.2 sometimes writes the frames of a transaction with zeros there, and recovery cuts
+/// such frames off. For such a frame, the result is computed from its bytes, and from the frames without
+/// a checksum just before, 64 at most. The sum starts from the checksum of the frame before those, if
+/// that frame has one.
 pub fn checksum_at<R: ReadAt + ?Sized>(
     wal: &R,
     page_size: PageSize,
@@ -154,7 +158,7 @@ pub fn checksum_at<R: ReadAt + ?Sized>(
     Ok(sum)
 }
 
-/// The checksum of `wal.c`, over pairs of words.
+/// Continues the checksum `from` over `bytes`, as `wal.c` does, over pairs of words.
 pub(super) fn checksum(big_endian: bool, from: (u32, u32), bytes: &[u8]) -> (u32, u32) {
     let (mut a, mut b) = from;
     for pair in bytes.chunks_exact(8) {
@@ -172,15 +176,15 @@ pub(super) fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(field.try_into().ok()?))
 }
 
-/// Page numbers that are asked of the wal-index at once.
+/// Number of page numbers that [`FrameSet::extend_known`] asks of the wal-index at once.
 const PAGES_AT_ONCE: u32 = 32 << 10;
 
-/// A stretch of committed frames: of each page the newest frame.
+/// A stretch of committed frames, with the newest frame of each page.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct FrameSet {
-    /// First frame of the stretch; 0 while it is empty.
+    /// First frame of the stretch; 0 while the set is empty.
     pub first: u32,
-    /// Last frame of the stretch; 0 while it is empty.
+    /// Last frame of the stretch; 0 while the set is empty.
     pub last: u32,
     /// Newest frame of each page.
     pub newest: Newest,
@@ -191,20 +195,21 @@ pub struct FrameSet {
 }
 
 impl FrameSet {
-    /// Whether no frame was added.
+    /// True if no frame was added.
     pub fn is_empty(&self) -> bool {
         self.last == 0
     }
 
-    /// Keeps little of it in memory from here on; else it is some 20 bytes a page.
+    /// Spills the set to `place` from now on, so that little is in memory. Without spilling, the set takes
+    /// some 20 bytes of memory a page.
     pub fn spill_to(&mut self, place: &Place) {
         self.newest.spill_to(place);
     }
 
-    /// Adds the frames up to `last`, which must be committed: behind what the set holds, or from
-    /// `first` on when it is empty.
+    /// Adds the frames up to `last`: from the end of the set on, or from `first` on if the set is empty.
+    /// The frames must be committed.
     ///
-    /// On error the set is as before.
+    /// On error the set stays as it was.
     pub fn extend<R: ReadAt + ?Sized>(
         &mut self,
         wal: &R,
@@ -238,11 +243,11 @@ impl FrameSet {
         self.added(added, from, last, commit)
     }
 
-    /// Adds the committed frames `first..=last`, whose pages are known from the wal-index (`aPgno` in
-    /// `wal.c`): `pages` gives those of a part of them. The last frame's header is read from the file.
-    /// Saves reading the header of each frame.
+    /// Adds the committed frames `first..=last`, with page numbers from the wal-index (`aPgno` in
+    /// `wal.c`). `pages` returns the page numbers of a range of frames, given its first and last. This
+    /// method reads only the last frame's header from the file, not the header of each frame.
     ///
-    /// On error the set is as before.
+    /// On error the set stays as it was.
     pub fn extend_known<R: ReadAt + ?Sized>(
         &mut self,
         wal: &R,
@@ -278,7 +283,7 @@ impl FrameSet {
         self.added(added, first, last, header.commit)
     }
 
-    /// Makes what was added count, unless that failed.
+    /// Settles the added frames, or drops them if adding failed.
     fn added(
         &mut self,
         checksum: io::Result<(u32, u32)>,
@@ -303,7 +308,8 @@ impl FrameSet {
     }
 }
 
-/// Cuts a stretch of frames into parts, by their first and last.
+/// Cuts a stretch of frames into parts of at most [`PAGES_AT_ONCE`]. Yields each part's first and last
+/// frame.
 pub(crate) fn parts(first: u32, last: u32) -> impl Iterator<Item = (u32, u32)> {
     let end = move |from: u32| from.saturating_add(PAGES_AT_ONCE - 1).min(last);
     let starts = (first..=last).step_by(PAGES_AT_ONCE as usize);

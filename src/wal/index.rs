@@ -1,4 +1,4 @@
-//! The wal-index header: what `wal.c` publishes to all connections at each commit.
+//! The wal-index header, which `wal.c` publishes to all connections at each commit.
 
 use crate::units::{PageSize, Salts};
 
@@ -11,25 +11,26 @@ pub struct WalIndex {
     pub max_frame: u32,
     /// Size of the database in pages.
     pub page_count: u32,
-    /// Page size; of no meaning while `max_frame` is 0.
+    /// Page size; meaningless while `max_frame` is 0.
     pub page_size: PageSize,
-    /// The checksum in the header of frame `max_frame`, which is over all frames up to it; of no meaning
-    /// while `max_frame` is 0.
+    /// Cumulative checksum of all frames up to `max_frame`, as in the header of frame `max_frame`.
+    /// Meaningless while `max_frame` is 0.
     pub frame_checksum: (u32, u32),
-    /// Generation.
+    /// Salts of the generation.
     pub salts: Salts,
 }
 
 impl WalIndex {
-    /// True if this was read after `earlier`, of the same generation, without a recovery in between:
-    /// that sets `change` to zero, and may bring other frames to the same places. Where enough commits
-    /// have followed a recovery, only the frame in the place of the last of `earlier` tells.
+    /// True if this index can follow `earlier` in the same generation without a recovery in between.
+    ///
+    /// Recovery sets `change` to zero and may bring other frames to the same places. This function misses
+    /// a recovery that enough commits have followed. Only the frame at `earlier.max_frame` tells then.
     pub fn follows(&self, earlier: &WalIndex) -> bool {
         let more = self.change.wrapping_sub(earlier.change) < 1 << 31;
         self.salts == earlier.salts && self.max_frame >= earlier.max_frame && more
     }
 
-    /// The wal-index that recovery makes of an empty WAL.
+    /// The wal-index after recovery of an empty WAL.
     pub const EMPTY: WalIndex = WalIndex {
         change: 0,
         max_frame: 0,
@@ -39,19 +40,20 @@ impl WalIndex {
         salts: Salts(0, 0),
     };
 
-    /// Bytes of one copy of the header; the second copy follows the first.
+    /// Length in bytes of one copy of the header; the second copy follows the first.
     pub const LEN: usize = 48;
 
-    /// Where a copy has the size of the database in pages.
+    /// Offset in a copy of the size of the database in pages.
     const SIZE_AT: usize = 20;
 
-    /// Where a copy has the checksum of all that is before it.
+    /// Offset in a copy of the checksum of all bytes before the checksum.
     const CHECKSUM_AT: usize = 40;
 
-    /// Takes one copy apart. Native byte order, but for the salts, which are file bytes. `None`
-    /// while the header is not initialised, is of a version that we do not know, or does not stand up
-    /// to its checksum: two copies that are equal may still be torn, where a processor's stores come
-    /// in another order (`walIndexTryHdr` in `wal.c`).
+    /// Parses one copy. Its fields have native byte order, except the salts, which are as in the WAL
+    /// file. `None` if the header is not initialised, has an unknown version, or has a wrong checksum.
+    ///
+    /// The checksum is needed because two equal copies may still be torn, on a processor that reorders
+    /// its stores (`walIndexTryHdr` in `wal.c`).
     pub fn parse(copy: &[u8; Self::LEN]) -> Option<WalIndex> {
         const VERSION: u32 = 3_007_000;
         let word = |at: usize| -> Option<u32> {
@@ -65,7 +67,7 @@ impl WalIndex {
         }
         let max_frame = word(16)?;
         let page_size = match u16::from_ne_bytes(copy.get(14..16)?.try_into().ok()?) {
-            // Recovery found no WAL: no frame has said it yet.
+            // Recovery found no WAL, so no frame has given the page size yet.
             0 if max_frame == 0 => PageSize::SMALLEST,
             size => PageSize::from_u16(size)?,
         };
@@ -79,9 +81,9 @@ impl WalIndex {
         })
     }
 
-    /// A copy of the header without the size of the database, which SQLite then takes from the database file
-    /// (`pagerPagecount` in `pager.c`), as after the recovery of an empty WAL. `None` for a header that is
-    /// not whole, or of a WAL that has frames.
+    /// Returns a copy of the header with the size of the database set to 0, as after recovery of an empty
+    /// WAL. SQLite then takes the size from the database file (`pagerPagecount` in `pager.c`). `None` if
+    /// [`WalIndex::parse`] refuses the header, or if the WAL has frames.
     pub fn without_size(copy: &[u8; Self::LEN]) -> Option<[u8; Self::LEN]> {
         WalIndex::parse(copy).filter(|index| index.max_frame == 0)?;
         let mut copy = *copy;
@@ -92,7 +94,7 @@ impl WalIndex {
         Some(copy)
     }
 
-    /// The checksum of a copy (`walChecksumBytes` in `wal.c`), over pairs of native words.
+    /// Returns the checksum of a copy (`walChecksumBytes` in `wal.c`), over pairs of native words.
     pub fn checksum(copy: &[u8; Self::LEN]) -> (u32, u32) {
         let (mut a, mut b) = (0u32, 0u32);
         let (before, _) = copy.split_at(Self::CHECKSUM_AT);
@@ -103,8 +105,8 @@ impl WalIndex {
         (a, b)
     }
 
-    /// Whether both copies are equal, which is how `wal.c` tells a whole header from one that is
-    /// just being written.
+    /// Parses the header if both copies are equal. `wal.c` has the same test for a header that a writer is
+    /// just changing.
     pub fn parse_both(copies: &[u8; 2 * Self::LEN]) -> Option<WalIndex> {
         let (first, second) = copies.split_at(Self::LEN);
         if first != second {

@@ -1,9 +1,9 @@
-//! The WAL as SQLite writes it (<https://sqlite.org/fileformat2.html#the_write_ahead_log>):
-//! where a frame is, what its header says, and which frame holds the newest image of each page.
+//! The WAL as SQLite writes it (<https://sqlite.org/fileformat2.html#the_write_ahead_log>): offsets and
+//! headers of frames, and the frame with the newest version of each page.
 //!
-//! Frames of a live WAL are not judged by their salts or checksums: SQLite before 3.50.2 commits
-//! frames with zero salts after `ROLLBACK TO` in a spilled transaction. Which frames are committed
-//! is what the wal-index says ([`WalIndex`]); the bytes are then read from the file.
+//! In a live WAL, the wal-index ([`WalIndex`]) tells which frames are committed; their bytes are then
+//! read from the file. Salts and checksums of the frames cannot tell: SQLite before 3.50.2 commits
+//! frames with zero salts after `ROLLBACK TO` in a spilled transaction.
 
 #![deny(clippy::indexing_slicing)]
 
@@ -27,7 +27,7 @@ pub use newest::{Newest, Walk};
 
 /// Length of the WAL's header in bytes.
 pub const WAL_HEADER_LEN: u64 = 32;
-/// A WAL that is not there.
+/// Contents of a WAL that does not exist.
 pub const NO_WAL: &[u8] = &[];
 /// Length of a frame's header in bytes.
 pub const FRAME_HEADER_LEN: usize = 24;

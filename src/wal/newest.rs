@@ -1,5 +1,5 @@
-//! The newest frame of each page, however many pages there are: in memory up to a number of them, and
-//! beyond that in sorted runs on the disk.
+//! The newest frame of each page, for any number of pages: up to [`PAGES_KEPT`] pages in memory, and
+//! more in sorted runs on the disk.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -8,35 +8,35 @@ use std::io;
 use crate::scratch::{Place, Scratch, Stretch};
 use crate::units::Pgno;
 
-/// Pages that are kept in memory at the most, about 20 bytes each.
+/// Largest number of pages in memory, at about 20 bytes each.
 const PAGES_KEPT: usize = 64 << 10;
-/// Bytes of a page in a run: its number and the frame's.
+/// Length in bytes of an entry in a run: page number and frame number.
 const ENTRY_LEN: usize = 8;
-/// Pages of a run that are read at once.
+/// Number of entries of a run that a walk reads at once.
 const READ_AT_ONCE: usize = 256;
 
-/// The newest frame of each page, of a stretch of frames.
+/// The newest frame of each page in a stretch of frames.
 #[derive(Clone, Debug, Default)]
 pub struct Newest {
-    /// Sorted by page, the older first: of a page that is in several the last counts.
+    /// Runs on the disk, oldest first, each sorted by page. The last run with a page has its newest frame.
     runs: Vec<Stretch>,
-    /// How many of the runs count.
+    /// Number of runs that are settled; these come first.
     settled: usize,
-    /// Newer than all runs that count.
+    /// Settled pages in memory, newer than all settled runs.
     recent: BTreeMap<Pgno, u32>,
-    /// What counts when it is settled.
+    /// Added pages that are not settled yet.
     pending: BTreeMap<Pgno, u32>,
-    /// `None` keeps all in memory.
+    /// File for the runs; `None` keeps all pages in memory.
     scratch: Option<Scratch>,
 }
 
 impl Newest {
-    /// Keeps little in memory from here on.
+    /// Spills to `place` from now on, so that at most [`PAGES_KEPT`] pages are in memory.
     pub(super) fn spill_to(&mut self, place: &Place) {
         self.scratch.get_or_insert_with(|| Scratch::new(place.clone()));
     }
 
-    /// Adds a page's frame, which is newer than all others, to what is to be settled.
+    /// Adds a page's frame, not settled yet. The frame must be newer than all others.
     pub(super) fn add(&mut self, pgno: Pgno, frame: u32) -> io::Result<()> {
         self.pending.insert(pgno, frame);
         let Some(scratch) = &mut self.scratch else { return Ok(()) };
@@ -44,7 +44,7 @@ impl Newest {
             return Ok(());
         }
         if !self.recent.is_empty() {
-            // Nothing that is not settled is in a run as long as there is any of these.
+            // While `recent` has pages, all runs are settled.
             self.runs.push(scratch.append(&encode(&self.recent))?);
             self.recent.clear();
             self.settled = self.runs.len();
@@ -56,7 +56,7 @@ impl Newest {
         Ok(())
     }
 
-    /// Makes all that was added count.
+    /// Settles all added pages, so that [`Newest::drop_pending`] keeps them.
     pub(super) fn settle(&mut self) {
         self.settled = self.runs.len();
         if self.recent.is_empty() {
@@ -66,7 +66,7 @@ impl Newest {
         }
     }
 
-    /// Forgets what was added and not settled.
+    /// Drops the added pages that are not settled.
     pub(super) fn drop_pending(&mut self) {
         self.runs.truncate(self.settled);
         self.pending.clear();
@@ -75,7 +75,7 @@ impl Newest {
         }
     }
 
-    /// A page's newest frame.
+    /// Returns a page's newest frame.
     pub fn get(&self, pgno: Pgno) -> io::Result<Option<u32>> {
         if let Some(frame) = self.recent.get(&pgno) {
             return Ok(Some(*frame));
@@ -97,20 +97,20 @@ impl Newest {
         Ok(None)
     }
 
-    /// Begins a walk over all pages, in ascending order.
+    /// Starts a walk over all pages, in ascending order.
     pub fn walk(&self) -> Walk {
         let runs = vec![RunWalk::default(); self.runs.len()];
         Walk { runs, heads: BinaryHeap::new(), next: Some(0), begun: false }
     }
 
-    /// All pages with their frames, in ascending order.
+    /// Returns all pages with their frames, in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = io::Result<(Pgno, u32)>> + '_ {
         let mut walk = self.walk();
         std::iter::from_fn(move || walk.next(self).transpose())
     }
 }
 
-/// Compares what they hold, wherever it is. What cannot be read is equal to nothing.
+/// Compares the pages, no matter where they are stored. After a read error the two are not equal.
 impl PartialEq for Newest {
     fn eq(&self, other: &Newest) -> bool {
         let (mut one, mut two) = (self.walk(), other.walk());
@@ -126,22 +126,23 @@ impl PartialEq for Newest {
 
 impl Eq for Newest {}
 
-/// How far a walk has come. All its steps are over the same pages.
+/// State of a walk over the pages of a [`Newest`]. All steps of a walk must be over the same pages.
 #[derive(Debug)]
 pub struct Walk {
     runs: Vec<RunWalk>,
-    /// Of each run and of those in memory the next page, its frame, and the run's number.
+    /// For each run, and for the pages in memory: next page, number of the run, frame. The pages in memory
+    /// have the number behind the last run.
     heads: BinaryHeap<Reverse<(Pgno, Reverse<usize>, u32)>>,
-    /// The page from which on it goes on with those in memory, if there is one.
+    /// First page in memory that the walk has not read yet; `None` at the end.
     next: Option<Pgno>,
     begun: bool,
 }
 
 #[derive(Clone, Debug, Default)]
 struct RunWalk {
-    /// Bytes that were read of the run.
+    /// Number of bytes read from the run.
     read: u64,
-    /// Entries that were read, and how many bytes of them were taken.
+    /// Entries read from the run; the walk has used the first `used` bytes.
     entries: Vec<u8>,
     used: usize,
 }
@@ -162,14 +163,14 @@ impl RunWalk {
 }
 
 impl Walk {
-    /// The next page and its newest frame.
+    /// Returns the next page and its newest frame.
     pub fn next(&mut self, of: &Newest) -> io::Result<Option<(Pgno, u32)>> {
         if !std::mem::replace(&mut self.begun, true) {
             (0..=self.runs.len()).try_for_each(|from| self.pull(of, from))?;
         }
         let Some(Reverse((pgno, Reverse(from), frame))) = self.heads.pop() else { return Ok(None) };
         self.pull(of, from)?;
-        // Older frames of the same page.
+        // Skip older frames of the same page.
         while let Some(Reverse((same, Reverse(from), _))) = self.heads.peek().copied()
             && same == pgno
         {
@@ -179,7 +180,8 @@ impl Walk {
         Ok(Some((pgno, frame)))
     }
 
-    /// Puts the next page of a run among the heads; behind the runs come the pages in memory.
+    /// Adds the next page of run `from` to the heads. The number behind the last run means the pages in
+    /// memory.
     fn pull(&mut self, of: &Newest, from: usize) -> io::Result<()> {
         let head = match (self.runs.get_mut(from), of.runs.get(from)) {
             (Some(walk), Some(run)) => walk.next(run)?,
@@ -219,7 +221,7 @@ mod tests {
         Ok(file)
     }
 
-    /// Pages in no order, some of them again and again, and the frames that a map gives.
+    /// Adds pages in random order, some of them repeatedly, and compares the result with a map.
     #[test]
     fn it_is_a_map_that_keeps_little() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! The WAL's layout, on bytes made by hand.
+//! Tests of the WAL's layout, on bytes made by hand.
 
 use super::*;
 use crate::units::{PageSize, Salts};
@@ -111,7 +111,8 @@ fn seal(copy: &mut [u8; WalIndex::LEN]) {
     copy[44..48].copy_from_slice(&sum.1.to_ne_bytes());
 }
 
-/// As SQLite 3.40.1 left it behind three frames of 512 bytes, on a machine of this byte order.
+/// A wal-index header as SQLite 3.40.1 wrote it after three frames with pages of 512 bytes, on a
+/// little-endian machine.
 #[cfg(target_endian = "little")]
 const HEADER: [u8; WalIndex::LEN] = [
     0x18, 0xe2, 0x2d, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0x00, 0x00, 0x00, 0x01, 0x00, 0x00, 0x02,
