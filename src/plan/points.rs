@@ -85,7 +85,7 @@ pub enum Part {
 
 /// Returns every state that can be restored, ascending, with its cost.
 pub fn points(files: &[FileInfo], requests: impl Fn(&FileInfo) -> u64) -> Vec<Point> {
-    let mut ends: Vec<&FileInfo> = files.iter().collect();
+    let mut ends: Vec<&FileInfo> = files.iter().filter(|file| file.len >= MIN_FILE_LEN).collect();
     ends.sort_by_key(|file| (file.key.name.max, file.key.level, file.key.name.min));
     let mut rest = ends.as_slice();
     let mut found: Vec<Point> = Vec::new();

@@ -41,6 +41,17 @@ fn shown(listing: &str) -> String {
 }
 
 #[test]
+fn point_has_the_whole_file_if_another_one_with_its_end_is_too_short() {
+    let mut files = files("0:1-1 0:3-3 1:2-3");
+    files[1].len = 10;
+    let found = points(&files, |_| 1);
+    assert_eq!(
+        found.last().map(|point| (point.txid, point.file.key)),
+        Some((Txid(3), files[2].key))
+    );
+}
+
+#[test]
 fn ranges_and_holes() {
     for (listing, expected) in [
         ("", ""),

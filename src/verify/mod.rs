@@ -143,7 +143,9 @@ pub async fn examine(
     progress: Arc<dyn Fn(u64, u64) + Send + Sync>,
 ) -> Result<(Report, Option<Newest>), crate::restore::Error> {
     let runtime = Handle::current();
-    for attempt in 1.. {
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
         let files = list_in_turn(store.as_ref()).await?;
         if files.is_empty() {
             return Err(plan::Error::Empty.into());
@@ -162,7 +164,6 @@ pub async fn examine(
             None => return Ok(walk.report(kept)),
         }
     }
-    Err(crate::restore::Error::Internal("the files of the replica keep changing"))
 }
 
 struct Walk {
