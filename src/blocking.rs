@@ -1,4 +1,4 @@
-//! Calls that may block, on the runtime's threads for them.
+//! Runs calls that may block on the threads that the runtime has for them.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -7,13 +7,15 @@ thread_local! {
     static ASKS: Cell<bool> = const { Cell::new(false) };
 }
 
-/// True while this thread asks the runtime for what the system may not give. Tokio panics where it does
-/// not; that is caught, and is no internal error for a panic hook to tell.
+/// True while this thread asks the runtime for a thread or a descriptor.
+///
+/// Tokio panics if the system gives none. `ask` catches that panic, which is not an internal error, so the
+/// panic hook does not report it.
 pub fn asks_the_system() -> bool {
     ASKS.get()
 }
 
-/// Asks the runtime for a thread or a descriptor; `None` where the system gives none.
+/// Asks the runtime for a thread or a descriptor; `None` if the system gives none.
 pub(crate) fn ask<T>(job: impl FnOnce() -> T) -> Option<T> {
     ASKS.set(true);
     let given = catch_unwind(AssertUnwindSafe(job)).ok();
@@ -21,19 +23,19 @@ pub(crate) fn ask<T>(job: impl FnOnce() -> T) -> Option<T> {
     given
 }
 
-/// Why there is no answer.
+/// Reason why a blocking call has no result.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Broken {
-    /// No thread could be started: the system's limit is reached, or the process just executes
-    /// another program. Later there may be one.
+    /// The system could start no thread: its limit is reached, or the process is just executing another
+    /// program. A later call may succeed.
     NoThread,
-    /// The call was given up, as the runtime ends.
+    /// The runtime ended before the call did.
     GivenUp,
     /// The call panicked.
     Panicked,
 }
 
-/// Runs a job where it may block. Needs a Tokio runtime.
+/// Runs a job on a thread that may block. Needs a Tokio runtime.
 pub(crate) async fn blocking<T: Send + 'static>(
     job: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Broken> {

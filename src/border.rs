@@ -1,7 +1,7 @@
-//! What the library needs of the SQLite that writes the database.
+//! Traits through which the library uses the SQLite that writes the database.
 //!
-//! The library never links SQLite and never opens the database or its wal-index by itself: closing
-//! such a descriptor would drop the process's locks
+//! The library never links SQLite, and never opens the database or its wal-index itself. Closing such a
+//! descriptor would drop the process's locks
 //! (<https://sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_>).
 //! The extension implements these traits over the host's SQLite.
 
@@ -13,20 +13,21 @@ use crate::wal::{WalIndex, parts};
 
 /// One open database, seen through the host's SQLite.
 pub trait Border: Send + Sync {
-    /// The wal-index header as it is now, or `None` while no connection of this process has it
+    /// Returns the current wal-index header; `None` while no connection of this process has the wal-index
     /// mapped.
     fn wal_index(&self) -> Option<WalIndex>;
 
-    /// What keeps other processes from restarting or removing the WAL now. Held without a break for
-    /// as long as the answer is the same.
+    /// Returns the guard that now keeps other processes from restarting or removing the WAL. Two equal
+    /// answers mean that this guard was held between them without a break.
     fn guard(&self) -> Option<Guard>;
 
-    /// The pages that frames `first..=last` hold, as the wal-index has them, if it belongs to the
-    /// generation of `index` and has all of them. Such frames must be committed and in place.
+    /// Returns the pages that frames `first..=last` hold, as the wal-index lists them. `None` unless the
+    /// wal-index belongs to the generation of `index` and has all of these frames. The frames must be
+    /// committed and in place.
     fn frame_pages(&self, index: &WalIndex, first: u32, last: u32) -> Option<Vec<Pgno>>;
 
-    /// Shows `each` of these frames with its page, a part of them after the other. `false` when they are
-    /// not known: then `each` may have seen some of them.
+    /// Calls `each` with the number and the page of every one of these frames, in several parts. Returns
+    /// `false` if the pages of a part are unknown; `each` may have seen some frames by then.
     fn each_frame_page(
         &self,
         index: &WalIndex,
@@ -42,97 +43,103 @@ pub trait Border: Send + Sync {
         })
     }
 
-    /// Whether to keep other processes from beginning the WAL anew: only the process that ships does.
+    /// Keeps other processes from restarting the WAL, or stops doing so. Only the process that ships does
+    /// this.
     fn hold(&self, hold: bool);
 
-    /// Copies what the WAL has into the database file, as far as readers allow: a checkpoint that waits
-    /// for nobody and overwrites nothing. `false` when somebody else is at it.
+    /// Copies frames of the WAL into the database file, as far as readers allow. This checkpoint waits for no
+    /// reader or writer, and does not restart the WAL. `false` if it did not run, as during another
+    /// checkpoint.
     fn checkpoint(&self) -> io::Result<bool>;
 
-    /// Begins the WAL anew and cuts its file off, if all of it is in the database file and nobody reads. The
-    /// write lock is held for a moment. `false` when somebody is in the way.
+    /// Restarts the WAL and truncates its file, if every frame is in the database file and no connection
+    /// reads. Holds the write lock for a moment. `false` if another connection prevents this.
     fn empty_wal(&self) -> io::Result<bool>;
 
-    /// Has the wal-index of an empty WAL say nothing of the size of the database. The write lock is held for
-    /// a moment. Nothing happens while somebody is in the way.
+    /// Removes the size of the database from the wal-index of an empty WAL. Holds the write lock for a
+    /// moment. Does nothing while another connection reads or writes.
     fn forget_size(&self);
 
-    /// How many frames of the WAL are in the database file too, whoever copied them; `None` while nothing
-    /// of ours has the wal-index mapped.
+    /// Returns how many frames of the WAL are in the database file too, copied by any process. `None` while
+    /// this process has no pin, through which it reads that number.
     fn copied(&self) -> Option<u32>;
 
-    /// Keeps everybody from checkpointing, as far as nobody is at it already; or ends that. Whether
-    /// nobody can.
+    /// Blocks all checkpoints, unless one is running, or allows them again. Returns `true` if checkpoints are
+    /// blocked now.
     fn hold_checkpoints(&self, hold: bool) -> bool;
 
-    /// Lets other processes begin the WAL anew, if it is captured up to `captured`, or up to at most
-    /// `tail` committed frames less.
+    /// Lets other processes restart the WAL, if the WAL ends at `captured`, or at most `tail` committed
+    /// frames behind that position.
     fn give_way(&self, captured: (Salts, u32), tail: u32) -> Way;
 
-    /// Ends that: keeps others from beginning the WAL anew once more. `false` when it has to be tried
-    /// again.
+    /// Ends the way that [`Border::give_way`] has opened: other processes cannot restart the WAL any more.
+    /// `false` if the caller must try again.
     fn take_back(&self) -> bool;
 
-    /// Whether the database's path still names the file that is open. If not, connections that have
-    /// the old one are replicated no more.
+    /// True if the database's path still names the open file. If not, connections to the old file are not
+    /// replicated any more.
     fn is_in_place(&self) -> bool;
 
-    /// Starts a read transaction on a connection of our own.
+    /// Starts a read transaction on a connection of walferry's own.
     fn open_reader(&self) -> io::Result<Box<dyn Reader>>;
 
-    /// Starts a read transaction for a moment. If it is to make room, it ends by itself when a writer of
-    /// this process wants what it holds, as [`Reader::is_intact`] tells; and it always does for who wants
-    /// the database to itself.
+    /// Starts a short read transaction.
+    ///
+    /// With `makes_room`, the transaction ends by itself when a writer of this process wants the lock that
+    /// the transaction holds; [`Reader::is_intact`] tells. Every short transaction ends by itself for a
+    /// connection that wants exclusive use of the database.
     fn open_short_reader(&self, _makes_room: bool) -> io::Result<Box<dyn Reader>> {
         self.open_reader()
     }
 }
 
-/// How other processes may begin the WAL anew.
+/// How other processes may restart the WAL.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Way {
-    /// Not at all.
+    /// Other processes cannot restart the WAL.
     Shut,
-    /// Only right behind what is captured: all of it is in the database file, and nobody can
-    /// checkpoint what comes, without which there is no new beginning.
+    /// Only right behind the captured frames: all of them are in the database file, and our checkpoint lock
+    /// blocks all checkpoints. Without a checkpoint of later frames, the WAL cannot be restarted behind
+    /// those.
     Narrow,
-    /// As soon as somebody has checkpointed all of it.
+    /// As soon as any process has checkpointed the whole WAL.
     Wide,
 }
 
-/// A read transaction. While it lives, no checkpoint writes a frame beyond [`Snapshot::frames`]
-/// into the database file.
+/// A read transaction. While the transaction goes on, no checkpoint writes a frame beyond
+/// [`Snapshot::frames`] into the database file.
 pub trait Reader {
-    /// What the transaction sees, or a little later: read after it had begun.
+    /// Returns the state that the transaction sees, or a slightly later one: it is read after the transaction
+    /// began.
     fn snapshot(&self) -> Snapshot;
 
-    /// Fills `buffer` from byte `offset` of the database file. The error is `ResourceBusy` where the reader was
-    /// ended because it was in somebody's way.
+    /// Fills `buffer` from byte `offset` of the database file. The error is `ResourceBusy` if the reader was
+    /// ended because another connection had to wait for it.
     fn read_main(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
 
-    /// The wal-index as it is now, seen through this reader.
+    /// Returns the current wal-index, seen through this reader.
     fn index_now(&self) -> Option<WalIndex>;
 
-    /// Whether everything read so far belongs to the one state. A read transaction sees to that by
-    /// itself; without one it is known only afterwards.
+    /// True if everything read so far belongs to one state. A read transaction ensures this by itself; a
+    /// reader without one knows only afterwards.
     fn is_intact(&self) -> bool {
         true
     }
 }
 
-/// A state of the database: the file's pages, overlaid by the frames of the WAL up to one.
+/// State of the database: the pages of the file, overlaid by the frames of the WAL up to a given one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Snapshot {
     /// Page size.
     pub page_size: PageSize,
     /// Size of the database in pages.
     pub page_count: u32,
-    /// The wal-index at that moment; `None` when there is no WAL.
+    /// The wal-index of this state; `None` if there is no WAL.
     pub index: Option<WalIndex>,
 }
 
 impl Snapshot {
-    /// Last frame that belongs to the state; 0 for none.
+    /// Returns the last frame that belongs to the state; 0 for none.
     pub fn frames(&self) -> u32 {
         self.index.map_or(0, |index| index.max_frame)
     }

@@ -1,5 +1,5 @@
-//! Memory for large pieces of a file. It comes from the system and goes back there with the piece:
-//! an allocator keeps what it was given once, and this process is somebody else's.
+//! Memory for large pieces of a file, mapped from the system and unmapped with the piece. An allocator would
+//! keep the memory for good, in a process that belongs to the application.
 
 use std::io::{self, Write};
 
@@ -9,20 +9,20 @@ use memmap2::MmapMut;
 /// Bytes that grow at their end.
 #[derive(Debug)]
 pub(crate) struct Buffer {
-    /// `None` while nothing was written.
+    /// `None` until the first write.
     map: Option<MmapMut>,
     len: usize,
-    /// Size in bytes of the first mapping. Pages that nothing was written to cost nothing.
+    /// Size in bytes of the first mapping. Pages of it that were never written cost nothing.
     capacity: usize,
 }
 
 impl Buffer {
-    /// Makes an empty one that takes so many bytes before it has to move.
+    /// Makes an empty buffer that takes `capacity` bytes before its contents have to move.
     pub fn with_capacity(capacity: usize) -> Buffer {
         Buffer { map: None, len: 0, capacity: capacity.max(1) }
     }
 
-    /// Makes one of so many zeros.
+    /// Makes a buffer of `len` zeros.
     pub fn zeroed(len: usize) -> io::Result<Buffer> {
         let mut buffer = Buffer::with_capacity(len);
         buffer.reserve(len)?;
@@ -35,12 +35,11 @@ impl Buffer {
         self.len
     }
 
-    /// True without any.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Cuts off what is behind the first `at` bytes.
+    /// Cuts off everything behind the first `at` bytes, and returns the bytes cut off.
     pub fn split_off(&mut self, at: usize) -> io::Result<Buffer> {
         let mut rest = Buffer::with_capacity(self.capacity);
         rest.write_all(self.as_ref().get(at..).unwrap_or_default())?;

@@ -1,14 +1,14 @@
-//! Which file a path means, whether it exists or not.
+//! Resolves a path to the file that it means, even if that file does not exist.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 
-/// Links that are followed one after the other.
+/// Most symbolic links that are followed for one path.
 const LINKS_MAX: usize = 40;
 
-/// A path with links, `.` and `..` resolved, also where it, or folders that lead to it, do not exist yet
-/// (`realpath -m`). A relative one is of the working directory.
+/// Resolves links, `.` and `..` in a path, even if the path or folders above it do not exist yet
+/// (`realpath -m`). A relative path starts at the working directory.
 pub fn canonical(path: &Path) -> PathBuf {
     if let Ok(found) = std::fs::canonicalize(path) {
         return found;
@@ -17,11 +17,11 @@ pub fn canonical(path: &Path) -> PathBuf {
         Ok(directory) => directory.join(path),
         Err(_) => path.to_path_buf(),
     };
-    // With too many links it is a loop: nobody can open it, and any name for it will do.
+    // Too many links mean a loop. No process can open such a path, so any name for it will do.
     resolve(&whole).unwrap_or(whole)
 }
 
-/// What is still to be gone along.
+/// A part of a path that is not resolved yet.
 enum Part {
     Root,
     Up,

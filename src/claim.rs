@@ -1,8 +1,8 @@
-//! Taking a log over from another writer: its next TXID is created as a file without pages.
+//! Takes over a log from another writer: creates a file without pages under the log's next TXID.
 //!
-//! The state stays what the other writer made it, but that writer's next file finds its place
-//! taken, and it stops. A full image alone would not do: while it is on its way, a writer that goes
-//! on takes one TXID after the other, and the image would have to be sent again and again.
+//! The new file leaves the database as the other writer made it. That writer's next file finds its TXID
+//! taken, and the writer stops. A full image alone would not be enough: during its upload, an active writer
+//! takes one TXID after another. The image would have to be sent again and again.
 
 use crate::log_end::outrun;
 use crate::ltx::encode::to_vec;
@@ -11,26 +11,26 @@ use crate::store::{Body, Error, ErrorKind, Key, Store, read_header};
 use crate::units::{Level, Salts, Timestamp, Txid, WriterId};
 use crate::wal::WAL_HEADER_LEN;
 
-/// How often the other writer may be faster before this gives up.
+/// Most times that the other writer may be faster before the attempt ends with an error.
 const ATTEMPTS: u32 = 100;
 
-/// Who takes a log over, and from whom.
+/// The writer that takes over a log, and the writer from which it may.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Claim {
     pub writer: WriterId,
-    /// From this writer alone; else from anybody.
+    /// Only this writer's log may be taken over; `None` means any writer's.
     pub from: Option<WriterId>,
 }
 
 impl Claim {
-    /// Whether a log that ends with this file can be taken over, and has to be.
+    /// True if a log that ends with this file may be taken over and is not ours yet.
     pub(crate) fn is_due(&self, last: &Header) -> bool {
         last.writer != self.writer && self.from.is_none_or(|from| from == last.writer)
     }
 
-    /// Creates the next file of the log behind `last`, or behind whatever has been created
-    /// meanwhile. Gives the header of the log's last file, which is another's if the log is not to
-    /// be taken from that one.
+    /// Creates the log's next file behind `last`, or behind files created meanwhile. Returns the header of
+    /// the log's last file. That is a file of another writer if the log may not be taken over from that
+    /// writer.
     pub(crate) async fn take_over(
         &self,
         store: &dyn Store,
@@ -42,7 +42,8 @@ impl Claim {
             let key = Key { level: Level::L0, name: FileName::single(header.max_txid) };
             let bytes = to_vec(&header, []).map_err(|error| unusable(key, &error))?;
             match store.put_new(key, Body::Bytes(bytes.into()), header.timestamp).await {
-                // The place was free, too, if its file was joined and removed while we were stopped.
+                // The TXID can also be free because its file was compacted and removed while this process was
+                // stopped.
                 Ok(()) => match outrun(store, key).await? {
                     None => return Ok(header),
                     Some(end) => {
@@ -57,8 +58,8 @@ impl Claim {
                 Err(error) => return Err(error),
             }
             if !self.is_due(&last) {
-                // It is ours: an answer was lost on the way, and the request was repeated. Or the
-                // log is a third's.
+                // The file is ours: an answer was lost on the way, and the request was repeated. Or the last
+                // file is from a third writer.
                 return Ok(last);
             }
         }
@@ -74,7 +75,7 @@ fn unusable(key: Key, error: &crate::ltx::Error) -> Error {
     Error::new(ErrorKind::Other, format!("cannot go on behind {key}: {error}"))
 }
 
-/// The header of a file that follows `last` and leaves the database as it is.
+/// Returns the header of a file that follows `last` and leaves the database as it is.
 fn unchanged(last: &Header, writer: WriterId) -> Header {
     let txid: Txid = last.max_txid.next();
     Header {
@@ -162,12 +163,13 @@ mod tests {
             let put = store.put_new(Key { level, name }, Body::Bytes(bytes.into()), Timestamp(1));
             put.await.unwrap();
             super::tests::put(&store, &header(20, 1)).await;
-            // What was the end when we were stopped.
+            // The log ended here before this process was stopped.
             let claimed = ANYBODYS.take_over(&store, &header(5, 1)).await.unwrap();
             assert_eq!(claimed.max_txid, Txid(21));
             let names: Vec<_> = store.files().iter().map(|(key, _)| key.name).collect();
             assert_eq!(names, [FileName::single(Txid(20)), FileName::single(Txid(21)), name]);
-            // Or it is a third's by now.
+            // By now the log ends with this writer's own file, so there is nothing to take over from writer
+            // 9.
             let claim = Claim { from: Some(WriterId(9)), ..ANYBODYS };
             let last = claim.take_over(&store, &header(5, 9)).await.unwrap();
             assert_eq!((last.max_txid, last.writer), (Txid(21), WriterId(2)));

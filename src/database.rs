@@ -1,7 +1,7 @@
-//! One database and one replica of it as the border sees it: what an application's thread may call.
+//! One database and one replica of it, with the calls that an application's thread may make.
 //!
-//! Nothing here waits for the network but [`Database::wait`]. A commit costs one short lock and one
-//! message of some forty bytes; the lock is never held over I/O.
+//! Only [`Database::wait`] waits for the network. A commit costs one short lock and one message of about
+//! fifty bytes, and does no I/O under that lock.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -22,24 +22,23 @@ use crate::wal::WalIndex;
 use crate::wal::evidence::{Guard, Proven, Restart};
 use crate::watched::Watched;
 
-/// The sealer is woken each time that so many frames were committed, to look at them ahead.
+/// The sealer is woken after this many committed frames, to capture ahead.
 const FRAMES_AHEAD: u32 = 4096;
-/// How long a write that found no room waits for the sealer to make some, on a machine that is busy: it fails
-/// otherwise.
+/// How long a write that found no room waits for the sealer to make some, even on a busy machine. The write
+/// fails after that.
 const MAKE_ROOM: Duration = Duration::from_secs(10);
-/// Fewer frames than this are left for the gate, where they take less than a millisecond.
+/// Fewer frames than this are not captured ahead: the gate captures them in less than a millisecond.
 const CAPTURE_AHEAD: u32 = 100;
 
-/// Committed frames, by reference: what the application's thread hands to the sealer. The bytes
-/// stay in the WAL, which gate and pin keep from being overwritten.
+/// Reference to committed frames, which the application's thread sends to the sealer. The bytes stay in the
+/// WAL; gate and pin keep them from being overwritten.
 #[derive(Clone, Copy, Debug)]
 pub struct CommittedFrames {
-    /// Which database.
+    /// Number of the database ([`Database::id`]).
     pub database: u64,
     /// The wal-index just after the commit.
     pub index: WalIndex,
-    /// When the oldest commit was made that the sealer did not know of, in milliseconds of the
-    /// process's clock.
+    /// Time of the oldest commit that the sealer did not know of, in milliseconds of the process's clock.
     pub at: u64,
 }
 
@@ -56,67 +55,68 @@ pub struct Database {
     pub(crate) shared: Watched<Shared>,
 }
 
-/// What application threads and the sealer both see.
+/// State that application threads and the sealer share.
 pub(crate) struct Shared {
-    /// Connections of this process.
+    /// Number of open connections of this process.
     pub connections: usize,
-    /// The sealer is done with it since its last connection was closed, and this process owes nothing.
+    /// The sealer has finished its work since the last connection was closed, and this process owes nothing.
     pub settled: bool,
     /// The newest wal-index that was seen.
     pub published: Option<WalIndex>,
-    /// Counts the changes of `published`.
+    /// Counts changes of `published`, attaches of the WAL, and losses of capture's position.
     pub commit_seq: u64,
-    /// Everything up to this count is captured, or acked by the store.
+    /// Value of `commit_seq` up to which everything is captured.
     pub captured_seq: u64,
+    /// Value of `commit_seq` up to which the store has everything.
     pub acked_seq: u64,
-    /// When the oldest commit was made of which the sealer does not know yet.
+    /// Time of the oldest commit that the sealer does not know of yet.
     pub unreported_since: Option<u64>,
-    /// The next commit must wake the sealer; else it comes by itself.
+    /// The next commit must wake the sealer; otherwise the sealer looks by itself.
     pub wants_bell: bool,
-    /// Last frame at which the sealer was woken.
+    /// Last frame at which the sealer was woken for [`FRAMES_AHEAD`].
     pub bell_frame: u32,
     /// Capture is complete up to this frame of this generation.
     pub captured: Option<(Salts, u32)>,
-    /// The same with all that is known of it: recovery may bring other frames to the same place.
+    /// The same position with its proof, since a recovery can put other frames at the same position.
     pub captured_end: Option<Proven>,
     pub(crate) gate: Gate,
-    /// How long application threads may still wait, all in all, for a shut gate to open.
+    /// Time that all application threads together may still wait for a shut gate to open.
     pub patience: Duration,
     /// The file could not be replicated when it was opened last.
     pub refused: bool,
-    /// Replication has ended for this process: nobody will open the gate again.
+    /// Replication has ended for this process, and the gate stays open.
     pub given_up: bool,
-    /// The last restart of the WAL that a thread of this process made or let happen.
+    /// The last restart of the WAL that a thread of this process made.
     pub restart: Option<Restart>,
-    /// A thread of this process is making one: the end of it is not known yet.
+    /// A thread of this process is restarting the WAL, with an unknown outcome as yet.
     pub restarts: bool,
-    /// Turn of a writer to take the read slots.
+    /// A writer's turn to take the read slots.
     pub turn: WritersTurn,
-    /// How the WAL came and went, as far as the sealer has not taken it in; in order.
+    /// Attaches and detaches of the WAL that the sealer has not processed yet, in order.
     pub transitions: VecDeque<Transition>,
-    /// Capture cannot vouch for completeness any more, and why.
+    /// Reason why capture cannot vouch for completeness any more.
     pub diverged: Option<Finding>,
-    /// How often that was so.
+    /// Counts how often capture has lost its position in the WAL.
     pub lost_track: u64,
     pub report: Report,
-    /// It is not in WAL mode.
+    /// Set while the database is not in WAL mode.
     pub outside: Option<Outside>,
-    /// Who ships.
+    /// Which process ships the database.
     pub role: Role,
-    /// What the processes of this database tell each other, once it is open.
+    /// Page through which the processes of this database talk to each other, once it is open.
     pub page: Option<Arc<SharedPage>>,
     /// Our term as the shipper.
     pub term: u64,
-    /// Other processes have the database open too.
+    /// True if other processes have the database open, as far as the sealer last saw.
     pub others: bool,
-    /// The WAL was let go for another process: where, and the number of its wish.
+    /// Position at which the WAL was let go for another process, and the number of that process's wish.
     pub released: (Option<Place>, u64),
-    /// The shipper did not answer when it was last alive at this time.
+    /// The shipper left a question unanswered when it had last been alive at this time.
     pub silent: Option<u64>,
 }
 
 impl Shared {
-    /// What is known of the database, with what the sealer has not taken in.
+    /// Returns the report, with the news that the sealer has not taken in.
     pub(crate) fn known(&self) -> Report {
         let mut report = self.report.clone();
         let outside = self.outside.and_then(|outside| outside.written_since);
@@ -130,9 +130,11 @@ impl Shared {
         report
     }
 
-    /// Takes in what a connection sees committed, read under the lock of this, so that it is never
-    /// older than what was published before. Gives, if it is news, when the oldest commit was made of
-    /// which the sealer does not know, and whether the sealer is to be woken.
+    /// Publishes the wal-index of a connection. The caller reads it under the lock of this state, so the
+    /// index is never older than one published before.
+    ///
+    /// Returns `None` if nothing is new; otherwise the time of the oldest commit unknown to the sealer, and
+    /// whether to wake the sealer.
     pub(crate) fn observe(&mut self, index: WalIndex, now: u64) -> Option<(u64, bool)> {
         if self.published == Some(index) {
             return None;
@@ -143,27 +145,29 @@ impl Shared {
         Some((at, self.is_to_ring(index.max_frame)))
     }
 
-    /// Returns when the oldest commit was made of those that this process ships and has not heard of yet.
+    /// Returns the time of the oldest commit of another process that this process ships and does not know of
+    /// yet.
     fn unheard(&self) -> Option<u64> {
         let ships = self.role == Role::Ships && self.outside.is_none();
         self.page.as_ref().filter(|_| ships).and_then(|page| page.peek_unreported())
     }
 
-    /// Nobody does so once a second while there is no WAL.
+    /// Publishes this process's view in the shared page, for `walferry status`. The sealer publishes it once
+    /// a second, but not while no WAL is open.
     fn tell_those_who_look(&self) {
         if self.role == Role::Ships {
             crate::standby::publish_view(self);
         }
     }
 
-    /// True if nobody has read the database in this process, or written to it, and nothing is wrong with it.
+    /// True if no connection of this process has read or written the database, and nothing is wrong with it.
     fn has_seen_nothing(&self) -> bool {
         let found = self.outside.is_some() || self.diverged.is_some();
         self.commit_seq == 0 && !found && self.report.state != "error"
     }
 
-    /// What the report says is of a file that was replaced, and the one in its place was opened since:
-    /// the sealer has not taken that in.
+    /// True if the report still speaks of a replaced file, and the file in its place was opened since then.
+    /// The sealer has not processed that opening yet.
     pub(crate) fn is_opened_again(&self) -> bool {
         let replaced = Finding::FileReplaced.to_string();
         let waiting = self.transitions.back();
@@ -171,7 +175,7 @@ impl Shared {
             && self.report.last_error.as_deref() == Some(replaced.as_str())
     }
 
-    /// Whether the sealer is to be woken for a commit that ends with this frame.
+    /// True if a commit that ends with this frame must wake the sealer.
     fn is_to_ring(&mut self, frame: u32) -> bool {
         let ahead = frame.wrapping_sub(self.bell_frame) >= FRAMES_AHEAD;
         if ahead {
@@ -181,10 +185,10 @@ impl Shared {
     }
 }
 
-/// What is known of a database that is not in WAL mode.
+/// State of a database that is not in WAL mode.
 #[derive(Clone, Copy, Default, Debug)]
 pub(crate) struct Outside {
-    /// When this process first wrote to it.
+    /// Time at which this process first wrote to it.
     pub written_since: Option<u64>,
 }
 
@@ -193,37 +197,37 @@ pub(crate) struct Outside {
 pub(crate) enum Role {
     /// Not known yet.
     Unknown,
-    /// This one.
+    /// This process.
     Ships,
-    /// Another one, which has the lock.
+    /// Another process, which holds the lock.
     StandsBy,
 }
 
-/// Whether the WAL may be overwritten.
+/// Rule for when the WAL may be overwritten.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Gate {
-    /// As soon as everything in it is captured, which takes milliseconds.
+    /// As soon as everything in the WAL is captured, which takes milliseconds.
     Capturing,
     /// Not for now: an image is being taken, another process ships, or the spool cannot be written.
     Shut,
-    /// At once: capture has given up until the database can be compared as a whole.
+    /// At once: capture has given up until the whole database can be compared.
     Open,
 }
 
-/// How the WAL comes and goes.
+/// An attach or a detach of the WAL.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Transition {
-    /// It was seen for the first time since nobody of this process had it.
+    /// A connection of this process saw the WAL, and none had it open before.
     Attached(Attach),
-    /// Nobody of this process has it any more. If it was captured, checkpointed whole and removed:
-    /// how the database file was left.
+    /// No connection of this process has the WAL open any more. If the WAL was captured, checkpointed whole
+    /// and removed, the value holds how it ended.
     Detached(Option<WalEnd>),
 }
 
-/// What was there when the WAL was seen first, in the order in which it was looked at.
+/// State of WAL and database file when the WAL was first seen, with the fields in the order of the reads.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Attach {
-    /// What kept other processes from restarting the WAL by then.
+    /// Guard that kept other processes from restarting the WAL by then.
     pub guard: Option<Guard>,
     /// The wal-index.
     pub index: Option<WalIndex>,
@@ -231,33 +235,31 @@ pub struct Attach {
     pub fingerprint: Option<Fingerprint>,
 }
 
-/// Reads what a connection sees committed, through its own mapping of the wal-index; `None` where it
-/// has none.
+/// Reads the wal-index through the mapping of one connection; `None` if the connection has no mapping.
 pub type ReadIndex<'a> = &'a dyn Fn() -> Option<WalIndex>;
 
-/// How a WAL ended that was checkpointed whole and removed by a connection that had the database to
-/// itself.
+/// End of a WAL that was checkpointed whole and removed by a connection with exclusive use of the database.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct WalEnd {
     /// The last wal-index.
     pub index: WalIndex,
-    /// The database file without it.
+    /// The database file without the WAL.
     pub fingerprint: Fingerprint,
 }
 
-/// How the text of [`WaitError::TimedOut`] begins.
+/// First words of the text of [`WaitError::TimedOut`].
 pub(crate) const NOT_IN_TIME: &str = "not replicated in time";
 
-/// Why a wait ended without success.
+/// Reason why a wait ended without success.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum WaitError {
-    /// Time is up; the text says what stands in the way.
+    /// The time is up; the text says what stands in the way.
     TimedOut(String),
-    /// It can not succeed.
+    /// The wait cannot succeed, for this reason.
     Stopped(String),
-    /// The connection's wal-index cannot be read: nothing is known of its commits.
+    /// The connection's wal-index cannot be read, so its commits are unknown.
     Unseen,
-    /// The application has interrupted it.
+    /// The application has interrupted the wait.
     Interrupted,
 }
 
@@ -276,7 +278,7 @@ impl std::fmt::Display for WaitError {
 
 impl std::error::Error for WaitError {}
 
-/// How many frames of the WAL are not captured.
+/// Returns how many frames of the WAL are not captured.
 fn behind(index: &WalIndex, captured: Option<Place>) -> u32 {
     match captured {
         Some((salts, frame)) if salts == index.salts => index.max_frame.saturating_sub(frame),
@@ -342,7 +344,7 @@ impl Database {
         }
     }
 
-    /// What messages call it: its path, and which replica is meant if it has several.
+    /// Returns the name of the database in messages: its path, with the replica if there are several.
     pub(crate) fn label(&self) -> &str {
         &self.label
     }
@@ -352,17 +354,17 @@ impl Database {
         &self.path
     }
 
-    /// The folder of its local state.
+    /// Returns the folder of the local state.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Its settings.
+    /// Returns the settings of the replica.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// Tells how to reach the host's SQLite. Only the first call counts.
+    /// Sets the border to the host's SQLite. Only the first call counts.
     pub fn set_border(&self, border: Arc<dyn Border>) {
         let _ = self.border.set(border);
     }
@@ -375,13 +377,13 @@ impl Database {
         f(&mut self.shared.lock())
     }
 
-    /// Lets waiting threads look again, those of other processes too.
+    /// Wakes all threads that wait for news of this database, in other processes too.
     pub(crate) fn notify(&self) {
         self.shared.notify_all();
         self.tell_others();
     }
 
-    /// The file cannot be replicated, for this reason: the report says so, and the log once.
+    /// Notes why the file cannot be replicated, in the report and once in the log.
     pub fn refuse(&self, why: &str) {
         let told = self.with(|shared| {
             shared.refused = true;
@@ -393,7 +395,7 @@ impl Database {
         }
     }
 
-    /// A connection was opened.
+    /// Notes that a connection was opened.
     pub fn connect(&self) {
         self.with(|shared| {
             shared.connections += 1;
@@ -406,13 +408,13 @@ impl Database {
         self.send(Control::Connected(self.id));
     }
 
-    /// True if nobody of this process has it open, and all that was committed is at the store or another
+    /// True if no connection of this process is open, and every commit is at the store or is another
     /// process's to ship.
     pub(crate) fn is_settled(&self) -> bool {
         self.with(|shared| shared.settled && shared.connections == 0)
     }
 
-    /// A connection is gone. The answer is whether it was the last of this process.
+    /// Notes that a connection is gone. Returns `true` if it was the last of this process.
     pub fn disconnect(&self) -> bool {
         let last = self.with(|shared| {
             shared.connections = shared.connections.saturating_sub(1);
@@ -426,14 +428,15 @@ impl Database {
         last
     }
 
-    /// The WAL is about to be looked at for the first time since nobody of this process had it: what
-    /// connections publish from now on is of this one.
+    /// Forgets the published wal-index, just before a WAL is read that no connection of this process had
+    /// open. What connections publish from now on belongs to that WAL.
     pub fn attaching(&self) {
         self.with(|shared| shared.published = None);
     }
 
-    /// The WAL was opened and its index read for the first time since nobody of this process had
-    /// it: called under a read lock. Others may have committed since that was read, and published it.
+    /// Notes that the WAL was opened and its index read, when no connection of this process had it open
+    /// before. The caller holds a read lock. Other connections may have committed since that read, and
+    /// published the commit.
     pub fn attached(&self, attach: Attach, read: ReadIndex<'_>) {
         self.with(|shared| {
             shared.transitions.push_back(Transition::Attached(attach));
@@ -441,11 +444,11 @@ impl Database {
             shared.captured = None;
             shared.restart = None;
             shared.commit_seq += 1;
-            // What was written meanwhile is found by comparison, and late until then.
+            // The comparison finds writes that were made outside the WAL. Until then they count as lag.
             let since = shared.outside.take().and_then(|outside| outside.written_since);
             shared.unreported_since = [shared.unreported_since, since].into_iter().flatten().min();
             if shared.gate == Gate::Open && !shared.given_up {
-                // It was opened for the WAL before.
+                // The gate was opened for the previous WAL.
                 shared.set_gate(Gate::Capturing);
             }
         });
@@ -453,8 +456,8 @@ impl Database {
         self.committed(read);
     }
 
-    /// Looks at the wal-index for commits of others, and has them taken in like this process's own.
-    /// `None` when another process ships it, or nothing of it can be seen.
+    /// Looks for commits of other processes in the wal-index, and publishes them like this process's own.
+    /// `None` if another process ships the database, or if the wal-index cannot be read.
     pub(crate) fn look(&self) -> Option<WalIndex> {
         let process = self.process.upgrade()?;
         let border = self.border()?;
@@ -462,7 +465,8 @@ impl Database {
             if shared.role != Role::Ships {
                 return None;
             }
-            // Under the lock under which commits are published, so that it is not older than they are.
+            // Read under the lock under which commits are published, so the index is not older than a
+            // published one.
             let index = border.wal_index()?;
             if shared.published == Some(index) {
                 return Some((index, None));
@@ -478,8 +482,8 @@ impl Database {
         Some(index)
     }
 
-    /// The write lock is about to be given up: if the wal-index has moved, something was committed. It
-    /// is read under the lock of this, so that what is published never goes back.
+    /// Publishes the wal-index if it has moved, just before a writer gives up the write lock. The index is
+    /// read under the lock of the shared state, so the published index never goes back.
     pub fn committed(&self, read: ReadIndex<'_>) {
         let Some(process) = self.process.upgrade() else { return };
         enum News {
@@ -511,9 +515,10 @@ impl Database {
         }
     }
 
-    /// A checkpoint begins: a restart of the WAL may follow, so capture goes ahead meanwhile, unless so
-    /// little is left that it can wait for the gate. While several processes write without a pause there
-    /// is a checkpoint at each commit, and none that is followed by a restart.
+    /// Captures ahead when a checkpoint begins, since a restart of the WAL may follow.
+    ///
+    /// Fewer than `CAPTURE_AHEAD` frames are left to the gate. While several processes write without a pause,
+    /// every commit brings a checkpoint, and no restart follows.
     pub fn checkpoint_begins(&self) {
         let (published, captured, page) = self.with(|shared| {
             let captured = (shared.gate == Gate::Capturing).then_some(shared.captured);
@@ -523,7 +528,8 @@ impl Database {
         match page {
             Some(page) => {
                 let left = left(page.view().and_then(|view| view.captured));
-                // With nothing left the shipper may have the checkpoint's lock, until it is called.
+                // With nothing left to capture, the shipper may hold the checkpoint lock. The call makes the
+                // shipper give it up.
                 if left == 0 || left >= CAPTURE_AHEAD {
                     page.call(Call::CAPTURE);
                 }
@@ -535,8 +541,8 @@ impl Database {
         }
     }
 
-    /// The database was written outside the WAL, or the WAL was overwritten without our knowing:
-    /// capture must compare the whole database before it goes on.
+    /// Notes that the database was written outside the WAL, or that the WAL was overwritten unseen. Capture
+    /// must compare the whole database before it goes on.
     pub fn diverged(&self, found: Finding) {
         let first = self.with(|shared| {
             let first = shared.diverged.is_none();
@@ -548,8 +554,8 @@ impl Database {
         }
     }
 
-    /// Has room given back that captured transactions take, for a write that found none. True if there is
-    /// more of it now.
+    /// Asks the sealer to free room that captured transactions take, for a write that found none. Returns
+    /// `true` if there is more room now.
     pub fn make_room(&self) -> bool {
         self.ask_for_room();
         let (answer, made) = crossbeam_channel::bounded(1);
@@ -557,8 +563,8 @@ impl Database {
         made.recv_timeout(MAKE_ROOM).unwrap_or(false)
     }
 
-    /// Nobody of this process has the WAL open any more, or somebody has it exclusively. `end` is
-    /// how the WAL ended, if it was checkpointed whole and removed.
+    /// Notes that no connection of this process has the WAL open any more, or that a connection holds it
+    /// exclusively. `end` tells how the WAL ended, if it was checkpointed whole and removed.
     pub fn detached(&self, end: Option<WalEnd>) {
         self.with(|shared| {
             shared.captured = None;
@@ -567,7 +573,7 @@ impl Database {
         self.send(Control::Detached(self.id));
     }
 
-    /// The database was found in a journal mode other than WAL.
+    /// Notes that the database is in a journal mode other than WAL.
     pub fn found_outside_wal(&self) {
         self.with(|shared| {
             shared.outside.get_or_insert_default();
@@ -575,8 +581,8 @@ impl Database {
         });
     }
 
-    /// The file was written in such a mode: nobody sees those commits but by comparison, once it is in
-    /// WAL mode again.
+    /// Notes a write in a journal mode other than WAL. Only a comparison can find such commits, once the
+    /// database is in WAL mode again.
     pub fn written_outside_wal(&self) {
         let Some(process) = self.process.upgrade() else { return };
         let first = self.with(|shared| {
@@ -589,12 +595,12 @@ impl Database {
             first
         });
         if first {
-            // From now on it is looked whether another process wants to ship it.
+            // From now on the sealer looks whether another process wants to ship the database.
             self.send(Control::Disconnected(self.id));
         }
     }
 
-    /// How the replication of this database stands.
+    /// Returns how the replication of this database stands.
     pub fn report(&self) -> Report {
         let now = self.process.upgrade().map_or(0, |process| process.now());
         self.with(|shared| {
@@ -621,7 +627,7 @@ impl Database {
         border.wal_index().map(|_| border.guard().is_some())
     }
 
-    /// Nothing is replicated any more: nobody waits for the gate, and the report says why.
+    /// Ends the replication: opens the gate for all waiting threads, and puts the reason into the report.
     pub(crate) fn end(&self, why: &str) {
         self.with(|shared| {
             shared.given_up = true;

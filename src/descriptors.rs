@@ -1,7 +1,7 @@
-//! How many files the process may still open.
+//! Tells how many more files the process may open.
 //!
-//! Near the limit the application comes first: what is kept open for each database (the pin, the shipper's
-//! place) is not opened while so few descriptors are left.
+//! Near the limit the application comes first. Descriptors that walferry keeps open for each database (the
+//! pin, the shipper's place) are not opened while so few are left.
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
@@ -9,39 +9,39 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
-/// Descriptors that are left to the application: one of sixteen, and at most so many.
+/// Most descriptors that are left to the application; never more than a sixteenth of the limit.
 const RESERVE: u64 = 64;
 
-/// The number of standard error, behind those of standard input and output.
+/// Number of standard error; standard input and output have the numbers before it.
 const STANDARD_LAST: RawFd = 2;
 
-/// The limit on open files, if so few are left of it that they are the application's.
+/// Returns the limit on open files if so few descriptors are left that they belong to the application.
 ///
-/// The kernel gives out the lowest free number (`open(2)`), which tells how many of those above it can be
-/// free at the most.
+/// The kernel gives out the lowest free number (`open(2)`). So no more than the numbers from there to the
+/// limit can be free.
 pub fn scarce() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile).current?;
     let lowest = match probe() {
         Ok(probe) => u64::try_from(probe.as_raw_fd()).unwrap_or(0),
         Err(Errno::MFILE | Errno::NFILE) => limit,
-        // Nothing of this is about descriptors.
+        // The error has nothing to do with descriptors.
         Err(_) => return None,
     };
     is_scarce(limit, lowest).then_some(limit)
 }
 
-/// Returns the number that the next descriptor gets, if no other thread opens or closes one meanwhile.
+/// Returns the number that the next descriptor gets, unless another thread opens or closes one meanwhile.
 pub fn lowest_free() -> Option<i32> {
     probe().ok().map(|probe| probe.as_raw_fd())
 }
 
-/// Any descriptor: this one can be had without a right to read, and in a changed root.
+/// Opens any descriptor. `/` with `O_PATH` needs no right to read, and also opens in a changed root.
 fn probe() -> Result<OwnedFd, Errno> {
     rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// Takes the numbers of standard input, output and error that are free, until the answer is dropped, so that
-/// what is opened meanwhile gets none of them. Nothing can be read or written through what takes them.
+/// Takes the free numbers among standard input, output and error until the result is dropped, so no file
+/// opened meanwhile gets one of them. The descriptors in the result can neither be read nor written.
 pub fn take_standard() -> Result<Vec<OwnedFd>, Errno> {
     let mut taken = Vec::new();
     loop {

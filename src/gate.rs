@@ -1,7 +1,7 @@
-//! The gate: whether the WAL may be overwritten, and how long an application's thread waits to know.
+//! The gate decides whether the WAL may be overwritten, and how long an application's thread waits for that.
 //!
-//! It waits for local work, never for the network. Where another process ships the database, the
-//! question goes there ([`crate::standby`]).
+//! The gate waits for local work, never for the network. If another process ships the database, the gate asks
+//! that process ([`crate::standby`]).
 
 use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
@@ -12,39 +12,41 @@ use crate::process::Control;
 use crate::wal::WalIndex;
 use crate::wal::evidence::Restart;
 
-/// Longest time that a writer waits at the gate for local work to end.
+/// Longest time that a writer waits at the gate for the end of local work.
 pub(crate) const GATE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long application threads wait, all in all, each time that the gate is shut: most images and
-/// comparisons of small databases are done by then, and nobody notices.
+/// Time that application threads together wait each time that the gate is shut. Most images and comparisons
+/// of small databases end sooner, so the application does not notice them.
 const SHUT_PATIENCE: Duration = Duration::from_millis(250);
 
-/// So long nothing of ours takes a read slot after a writer was refused them, in milliseconds: it asks
-/// again with its next transaction.
+/// Milliseconds in which walferry takes no read slot after a writer was refused the read slots. The writer
+/// asks again with its next transaction.
 const TURN: u64 = 1000;
 
-/// A writer's turn to begin the WAL anew. A read transaction of ours is a reader like any other, and
-/// one just when a writer asks for the read slots makes the WAL grow by a transaction.
+/// A writer's turn to restart the WAL.
+///
+/// A read transaction of walferry's is a reader like any other. If it runs just when a writer asks for the
+/// read slots, the WAL grows by a transaction.
 #[derive(Clone, Copy, Default, Debug)]
 pub(crate) struct WritersTurn {
     refused_at: Option<u64>,
 }
 
 impl WritersTurn {
-    /// A writer was refused at `now`. Refused again within its turn it gets no longer one: a slot may
-    /// be a reader's of the application's, for hours, and we have to read too.
+    /// Notes that a writer was refused at `now`. A second refusal within the turn does not extend it:
+    /// walferry must read too, and a reader of the application may hold a slot for hours.
     pub fn refused(&mut self, now: u64) {
         if self.until(now).is_none() {
             self.refused_at = Some(now);
         }
     }
 
-    /// The writer got the slots.
+    /// Notes that the writer got the slots.
     pub fn taken(&mut self) {
         self.refused_at = None;
     }
 
-    /// Gives the end of the turn, if one is under way at `now`.
+    /// Returns the end of the turn, if one is under way at `now`.
     pub fn until(&self, now: u64) -> Option<u64> {
         self.refused_at.map(|at| at.saturating_add(TURN)).filter(|until| now < *until)
     }
@@ -55,13 +57,13 @@ impl Shared {
         self.gate == Gate::Shut
     }
 
-    /// True if capture stands at this index.
+    /// True if capture stands exactly at this index.
     fn has_captured(&self, index: &WalIndex) -> bool {
         self.captured == Some((index.salts, index.max_frame))
             && self.captured_end.is_some_and(|end| end.is_known_at(index))
     }
 
-    /// True if capture is complete, and took in everything that was published up to this count.
+    /// True if capture is complete and has taken in every publication up to this count.
     fn has_captured_all(&self, seq: u64) -> bool {
         self.captured.is_some() && self.captured_seq >= seq
     }
@@ -75,8 +77,8 @@ impl Shared {
 }
 
 impl Database {
-    /// Whether the gate stays shut for longer than an application's thread should wait, so that
-    /// checkpoints should be held back too.
+    /// True if the gate stays shut for longer than an application's thread should wait. Checkpoints should
+    /// then be held back too.
     pub fn gate_stays_shut(&self) -> bool {
         let mut shared = self.shared.lock();
         if let Some(page) = shared.shippers_page() {
@@ -92,7 +94,7 @@ impl Database {
         false
     }
 
-    /// Waits a while for a shut gate; `false` when patience is used up.
+    /// Waits for news while the gate is shut; `false` when the patience is used up.
     fn wait_shut<'a>(&self, shared: MutexGuard<'a, Shared>) -> (MutexGuard<'a, Shared>, bool) {
         let patience = shared.patience;
         if patience.is_zero() || self.process.strong_count() == 0 {
@@ -104,8 +106,8 @@ impl Database {
         (shared, true)
     }
 
-    /// The gate: may the WAL, complete up to `index`, be overwritten? Waits for capture, which is
-    /// local work; never for the network.
+    /// True if the WAL, which is complete up to `index`, may be overwritten. Waits for capture, which is
+    /// local work, and never for the network.
     pub fn may_restart(&self, index: WalIndex) -> bool {
         let page = self.with(|shared| shared.shippers_page());
         if let Some(page) = page
@@ -116,24 +118,25 @@ impl Database {
         self.wait_for_capture(index, true)
     }
 
-    /// Waits until everything up to `index` is captured; gives up when the gate is shut or local
-    /// work takes too long. Also true when capture has given up until the database is compared.
+    /// Waits until everything up to `index` is captured. Gives up when the gate stays shut or local work
+    /// takes too long. Also true if capture has given up until the database is compared.
     pub fn wait_captured(&self, index: WalIndex) -> bool {
         self.wait_for_capture(index, false)
     }
 
-    /// With `still`, the caller holds the write lock, and capture must stand at `index` itself.
+    /// Waits for capture. With `still`, the caller holds the write lock, and capture must stand at `index`
+    /// itself.
     fn wait_for_capture(&self, index: WalIndex, still: bool) -> bool {
         let page = self.with(|shared| shared.shippers_page());
         if let Some(page) = page
             && !self.takes_over(&page)
         {
-            // It is the other process that captures.
+            // The other process captures.
             return false;
         }
         let mut shared = self.shared.lock();
-        // Read under the lock under which commits are published, so that it is not older than they
-        // are. With the database to itself a connection's own index is all there is.
+        // Read under the lock under which commits are published, so the index is not older than a published
+        // one. A connection with exclusive use of the database has only its own index.
         let index = self.border().and_then(|border| border.wal_index()).unwrap_or(index);
         if shared.published != Some(index) {
             shared.published = Some(index);
@@ -170,7 +173,7 @@ impl Database {
             let news;
             (shared, news) = self.shared.wait_until(shared, deadline);
             if !news {
-                // Nobody else waits in vain: the gate opens again when capture has caught up.
+                // No other thread waits in vain: the gate opens again when capture has caught up.
                 shared.set_gate(Gate::Shut);
                 shared.patience = Duration::ZERO;
                 return false;
@@ -178,12 +181,12 @@ impl Database {
         }
     }
 
-    /// The caller, who holds the write lock, is about to ask for the read slots.
+    /// Notes that the caller is about to ask for the read slots.
     pub fn restart_begins(&self) {
         self.with(|shared| shared.restarts = true);
     }
 
-    /// The new beginning that was let through did not come about.
+    /// Notes that the restart did not happen although the gate had allowed it.
     pub fn restart_failed(&self) {
         let page = self.with(|shared| {
             shared.restarts = false;
@@ -195,8 +198,8 @@ impl Database {
         }
     }
 
-    /// The caller, who holds the write lock, has asked for the read slots and given them back, and
-    /// saw this restart meanwhile, if it made one.
+    /// Notes that the caller took the read slots and gave them back. `restart` is the restart that the caller
+    /// made meanwhile, if any.
     pub fn restarted(&self, restart: Option<Restart>) {
         let page = self.with(|shared| {
             shared.restart = restart.or(shared.restart);

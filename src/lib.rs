@@ -1,5 +1,5 @@
-//! walferry replicates SQLite databases to object storage from inside the process that writes
-//! them. This library is everything but the border to SQLite, which is `sqlite-ext/`.
+//! walferry replicates SQLite databases to object storage from inside the process that writes them. This
+//! library holds everything except the border to SQLite, which is in `sqlite-ext/`.
 #[cfg(test)]
 #[path = "../tests/fuzz/src/allocated.rs"]
 mod allocated;

@@ -1,24 +1,26 @@
-//! Where a replica's log ends, and who wrote its last file: asked of the store.
+//! Asks the store where a replica's log ends, and which writer wrote the last file.
 
 use crate::engine::Head;
 use crate::ltx::{DatabaseChecksum, FileName, Header};
 use crate::store::{Error, ErrorKind, Key, Store, read_header};
 use crate::units::{Level, Txid, WriterId};
 
-/// The transactions that are looked for before a file goes out.
+/// Transactions that the store must still have before a file goes out.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(crate) struct Look {
-    /// The last transaction that the store confirmed: its own file must be there, as that of the
-    /// log's end always is. Where only joined files have it, the log has gone on without us.
+    /// The last transaction that the store confirmed. Its own file is expected, since the file of the log's
+    /// end always stays. If only compacted files hold the transaction, the log may have gone on without us.
     pub last: Option<Confirmed>,
-    /// An earlier one, which any file may hold.
+    /// An earlier confirmed transaction, which any file may hold.
     pub earlier: Option<Confirmed>,
-    /// The first file of a lineage, or one for which `last` shows nothing: the log must end before it.
+    /// True for the first file of a lineage, and for a file for which `last` shows nothing. The log must end
+    /// before that file.
     pub first: bool,
-    /// The file of `last` alone does not show that the log ends with it: what this process knows may be
-    /// older than what was removed of the log meanwhile.
+    /// True if the file of `last` does not prove that the log ends with it. This process may know less than
+    /// was removed from the log meanwhile.
     pub behind: bool,
-    /// Whose file it is: that itself may be there already, and was not heard of.
+    /// Writer of the file that goes out. The file itself may already be there, if its acknowledgement was
+    /// lost.
     pub writer: WriterId,
 }
 
@@ -26,43 +28,44 @@ pub(crate) struct Look {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Confirmed {
     pub txid: Txid,
-    /// The database checksum that its file leaves, where it is known.
+    /// Database checksum after the transaction, if known.
     pub post_apply: Option<DatabaseChecksum>,
-    /// The writer of its own file, where that is known: a restored database goes on behind another's.
+    /// Writer of the transaction's own file, if known: a restored database goes on behind another writer's
+    /// file.
     pub writer: Option<WriterId>,
 }
 
 impl Confirmed {
-    /// True if a file that ends with the transaction leaves another state than ours. Its name proves
-    /// nothing: another database in an emptied replica has files of the same names.
+    /// True if a file that ends with the transaction leaves another state than ours. The name of the file
+    /// proves nothing: another database in an emptied replica has files of the same names.
     fn is_denied_by(&self, key: Key, header: &Header) -> bool {
         match (self.post_apply, header.tag) {
             (Some(ours), Some(tag)) => tag.post_apply != ours,
-            // Litestream's joins drop the tag, but it starts a log with a snapshot.
+            // Litestream's compaction drops the tag, but Litestream starts a log with a snapshot.
             (Some(_), None) => key.level == Level::SNAPSHOT,
             (None, _) => false,
         }
     }
 }
 
-/// The result of a look.
+/// Result of [`see`].
 pub(crate) enum Seen {
     AsExpected,
-    /// Files are gone that were confirmed; the log ends with this transaction.
+    /// Confirmed files are gone; the log ends with this transaction.
     Lost(Option<Txid>),
-    /// The log has this end already.
+    /// The log already has this end, which is not ours.
     GoneOn(Head),
 }
 
-/// Looks whether the file of `next` would follow what it is to follow. One request for each
-/// transaction that is where it was put.
+/// Checks whether the file of `next` would follow the expected end of the log. Makes one request for each
+/// transaction whose file is in its place.
 pub(crate) async fn see(store: &dyn Store, look: Look, next: Txid) -> Result<Seen, Error> {
     for (confirmed, is_last) in [(look.last, true), (look.earlier, false)] {
         let Some(confirmed) = confirmed else { continue };
         let Some(other) = find_other(store, confirmed).await? else { continue };
         match other {
             Other::File(head) if is_last => return Ok(Seen::GoneOn(head)),
-            // What came behind it is ours: the log goes on from there with an image.
+            // The files behind the earlier transaction are ours: the log goes on from there with an image.
             Other::File(_) => return Ok(Seen::Lost(look.last.map(|last| last.txid))),
             Other::Nothing(end) => return Ok(Seen::Lost(end)),
             Other::End(end) if is_last && end >= next => {
@@ -77,25 +80,28 @@ pub(crate) async fn see(store: &dyn Store, look: Look, next: Txid) -> Result<See
     Ok(Seen::AsExpected)
 }
 
-/// Tells if level 0 has a file of this transaction or of a later one. Its newest always stays; one further
-/// back may outlast those behind it: whoever removes another writer's files keeps what may begin a
-/// lineage, and that is any file whose predecessor is gone.
+/// True if level 0 has a file of this transaction or of a later one.
+///
+/// The newest file of level 0 always stays. An older file may outlast the files behind it: a process that
+/// removes another writer's files keeps every file that may begin a lineage. Any file whose predecessor is
+/// gone may.
 async fn has_at_least(store: &dyn Store, txid: Txid) -> Result<bool, Error> {
     let files = store.list(Level::L0).await?;
     Ok(files.iter().any(|file| file.key.name.max >= txid))
 }
 
-/// The find in place of the file of a transaction.
+/// Find in place of the file of a transaction.
 enum Other {
-    /// A file that was not made by us, or leads to another state.
+    /// A file that another writer made, or that leads to another state.
     File(Head),
     /// No file holds the transaction; the log ends with this one.
     Nothing(Option<Txid>),
-    /// Another file holds the transaction, and nothing speaks against it; the log ends with this one.
+    /// Another file holds the transaction, and nothing speaks against that file; the log ends with this
+    /// transaction.
     End(Txid),
 }
 
-/// Looks for the file of a transaction. `None` if the file is there, else what is in its place.
+/// Looks for the file of a transaction. Returns `None` if the file is there, else the find in its place.
 async fn find_other(store: &dyn Store, confirmed: Confirmed) -> Result<Option<Other>, Error> {
     let txid = confirmed.txid;
     let own = Key { level: Level::L0, name: FileName::single(txid) };
@@ -125,9 +131,10 @@ async fn find_other(store: &dyn Store, confirmed: Confirmed) -> Result<Option<Ot
     Ok(Some(Other::End(end)))
 }
 
-/// Whether the log has reached `next` already, and not with a file of this writer's as its last. While
-/// that transaction has a file of its own, that refuses ours, and is compared with it: it may be what
-/// an earlier process put without hearing of it.
+/// Returns `GoneOn` if the log is beyond `next`, or ends there with a file of another writer.
+///
+/// The result is `AsExpected` if `next` has a file of its own. The store then refuses ours, and the two are
+/// compared: an earlier process may have put that file without getting the acknowledgement.
 async fn gone_on(store: &dyn Store, next: Txid, writer: WriterId) -> Result<Seen, Error> {
     let head = find_head(store, Txid::ZERO).await?;
     let head = head.filter(|head| head.txid > next || head.txid == next && head.writer != writer);
@@ -137,9 +144,10 @@ async fn gone_on(store: &dyn Store, next: Txid, writer: WriterId) -> Result<Seen
     }
 }
 
-/// The log's end, if another file holds the transaction of one that was just created: its place had
-/// been taken before, and was free because that file had been joined and removed. Ours goes again.
-/// A writer that comes behind ours, as is its right, makes no such end.
+/// Returns the log's end if another file also holds the transaction of the file `created`. That TXID was
+/// taken before, and was free because its file had been compacted and removed. Deletes `created` then.
+///
+/// A writer that goes on behind our file, as it may, makes no such end.
 pub(crate) async fn outrun(store: &dyn Store, created: Key) -> Result<Option<Key>, Error> {
     let txid = created.name.max;
     let (mut holds, mut end) = (false, None::<Key>);
@@ -156,13 +164,13 @@ pub(crate) async fn outrun(store: &dyn Store, created: Key) -> Result<Option<Key
     if end.is_some()
         && let Err(error) = store.delete(created).await
     {
-        // In a log that leads past it, it does no harm.
+        // The file does no harm in a log that leads past it.
         log::warn!("{created} is of no use any more: {error}");
     }
     Ok(end)
 }
 
-/// The log's end, as it was found, for which an image is made.
+/// End of the log, as found, for which an image is made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Plan {
     pub head: Option<Head>,
@@ -170,8 +178,8 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Looks whether the log still ends where the image is to go on. A late file of this writer's is
-    /// no other end: the image is beyond all of them.
+    /// True if the log still ends where the image is to go on. A late file of this writer does not count as
+    /// another end: the image is beyond all of this writer's files.
     pub(crate) async fn holds(&self, store: &dyn Store, key: Key) -> Result<bool, Error> {
         let end = |head: Head| (head.txid, head.writer);
         let planned = self.head.map(end);
@@ -182,8 +190,8 @@ impl Plan {
             }))
     }
 
-    /// Looks whether another writer's file came between the log's end and the image, while that
-    /// appeared.
+    /// True if another writer's file appeared between the log's end and the image while the image was
+    /// completed.
     pub(crate) async fn is_crossed(&self, store: &dyn Store, key: Key) -> Result<bool, Error> {
         let mut newest: Option<Key> = None;
         for level in Level::all() {
@@ -205,7 +213,8 @@ impl Plan {
     }
 }
 
-/// What the newest file over all levels says, or that of `acked` if a listing does not show it.
+/// Returns the head from the newest file over all levels. If no listing reaches `acked`, the head comes from
+/// that transaction's own file, if that is there.
 pub(crate) async fn find_head(store: &dyn Store, acked: Txid) -> Result<Option<Head>, Error> {
     let head = newest(store).await?.map(|(key, header)| head_of(key.name.max, header));
     match head {
@@ -214,7 +223,7 @@ pub(crate) async fn find_head(store: &dyn Store, acked: Txid) -> Result<Option<H
     }
 }
 
-/// The head that the file of a transaction of its own makes, if it is there.
+/// Returns the head from the own file of a transaction, if the file is there.
 pub(crate) async fn head_at(store: &dyn Store, txid: Txid) -> Result<Option<Head>, Error> {
     if txid == Txid::ZERO {
         return Ok(None);
@@ -223,7 +232,8 @@ pub(crate) async fn head_at(store: &dyn Store, txid: Txid) -> Result<Option<Head
     Ok(header_of(store, key).await?.map(|header| head_of(txid, header)))
 }
 
-/// The header of a file that is there, if it can be read.
+/// Reads the header of a file. Returns `None` if the file is missing, `Some(None)` if the header cannot be
+/// read.
 async fn header_of(store: &dyn Store, key: Key) -> Result<Option<Option<Header>>, Error> {
     match read_header(store, key).await {
         Ok(header) => Ok(Some(header.ok())),
@@ -241,12 +251,12 @@ pub(crate) fn head_of(txid: Txid, header: Option<Header>) -> Head {
     }
 }
 
-/// The newest file over all levels, and its header if it has one that can be read.
+/// Returns the newest file over all levels, and its header if that can be read.
 pub(crate) async fn newest(store: &dyn Store) -> Result<Option<(Key, Option<Header>)>, Error> {
     let mut newest: Option<Key> = None;
     for level in Level::all() {
         for file in store.list(level).await? {
-            // Of files that end alike the lower level's: it is the original.
+            // The file of the lower level counts among files with the same end: it is the original.
             if newest.is_none_or(|key| key.name.max < file.key.name.max) {
                 newest = Some(file.key);
             }
@@ -277,7 +287,7 @@ pub(crate) mod tests {
         Key { level: Level::new(level).unwrap(), name: FileName { min: Txid(min), max: Txid(max) } }
     }
 
-    /// A file that leads to a state; without one it has no tag.
+    /// Returns a file that leads to the state `leaves`; without `leaves` the file has no tag.
     pub(crate) fn file(key: Key, writer: WriterId, leaves: Option<u64>) -> Vec<u8> {
         let header = Header {
             page_size: PageSize::new(512).unwrap(),
@@ -311,7 +321,7 @@ pub(crate) mod tests {
         Confirmed { txid: Txid(txid), post_apply: Some(sum(txid)), writer: Some(OURS) }
     }
 
-    /// The result of a look of ours at transactions 3 and 1.
+    /// Returns the result of our look at transactions 3 and 1.
     async fn look(files: &[(Key, WriterId, Option<u64>)]) -> Seen {
         let store = MemoryStore::new();
         for (key, writer, leaves) in files {
@@ -328,10 +338,10 @@ pub(crate) mod tests {
             let first = (key(9, 1, 1), OURS, Some(1));
             let logs = [
                 vec![first, (key(0, 2, 2), OURS, Some(2)), (key(0, 3, 3), OURS, Some(3))],
-                // Joined by somebody else, and by Litestream, which leaves no tag.
+                // Compacted by another writer, and by Litestream, which leaves no tag.
                 vec![first, (key(1, 2, 3), THEIRS, Some(3))],
                 vec![first, (key(1, 2, 3), WriterId(0), None)],
-                // An image of ours, which holds what came before it.
+                // An image of ours, which holds the transactions before it.
                 vec![(key(9, 1, 3), OURS, Some(3))],
                 vec![(key(9, 1, 3), THEIRS, Some(3))],
             ];
@@ -347,7 +357,7 @@ pub(crate) mod tests {
             let first = (key(9, 1, 1), OURS, Some(1));
             let logs = [
                 vec![(key(0, 3, 3), THEIRS, Some(30))],
-                // Their state may be ours, as a copy's is.
+                // The state of a copied database equals ours.
                 vec![first, (key(0, 3, 3), THEIRS, Some(3))],
                 vec![first, (key(0, 3, 3), WriterId(0), None)],
                 vec![(key(9, 1, 3), THEIRS, Some(30))],
@@ -422,7 +432,7 @@ pub(crate) mod tests {
                 // Late, from before the replica was emptied.
                 (None, Some((5, OURS)), true),
                 (Some((5, OURS)), Some((5, OURS)), true),
-                // Another lineage's log, behind which an image was asked for.
+                // Another lineage's log, behind which an image was requested.
                 (Some((5, THEIRS)), Some((5, THEIRS)), true),
                 (Some((5, OURS)), Some((5, THEIRS)), false),
                 (Some((5, OURS)), Some((20, THEIRS)), false),

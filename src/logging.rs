@@ -1,4 +1,4 @@
-//! What a line of the log looks like, in the extension's log and in the program's.
+//! Format of a log line, in the extension's log and in the program's.
 
 use std::time::SystemTime;
 
@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::shown;
 use crate::units::Timestamp;
 
-/// How lines are written.
+/// Format of the lines.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Format {
     /// `2026-11-22T12:48:34.000Z walferry INFO: what happened`
@@ -30,7 +30,7 @@ impl std::str::FromStr for Format {
     }
 }
 
-/// A line, with its end.
+/// Returns a line of the log, with its line break.
 pub fn line(format: Format, record: &Record<'_>) -> String {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let now = Timestamp(since.map_or(0, |since| since.as_millis() as i64));
@@ -51,27 +51,30 @@ pub fn line(format: Format, record: &Record<'_>) -> String {
     }
 }
 
-/// What the environment says of the log.
+/// Settings of the log from the environment.
 #[derive(Default, Debug)]
 pub struct Said {
     /// The level.
     pub level: Option<LevelFilter>,
-    /// How lines are written.
+    /// Format of the lines.
     pub format: Option<Format>,
-    /// To this file.
+    /// File to which the log goes.
     pub path: Option<String>,
-    /// To standard error.
+    /// True if the log goes to standard error.
     pub stderr: bool,
-    /// Whether it says where to.
+    /// True if the environment says where the log goes.
     pub says_where: bool,
-    /// What of it means nothing, and is as if it had not been said.
+    /// Complaints about values that mean nothing. Such values count as not set.
     pub wrong: Vec<String>,
 }
 
 impl Said {
-    /// `WALFERRY_LOG` says where to: `sqlite` (the default), `stderr`, or the path of a file, which is
-    /// what `WALFERRY_LOG_FILE` says too; a level in it is one. `WALFERRY_LOG_LEVEL` is off, error,
-    /// warn, info (the default) or debug; `WALFERRY_LOG_FORMAT` is text (the default) or json.
+    /// Reads the variables of the log.
+    ///
+    /// - `WALFERRY_LOG` says where the log goes: `sqlite` (the default), `stderr`, or the path of a file, as
+    ///   in `WALFERRY_LOG_FILE`. It may also hold a level.
+    /// - `WALFERRY_LOG_LEVEL` is off, error, warn, info (the default) or debug.
+    /// - `WALFERRY_LOG_FORMAT` is text (the default) or json.
     pub fn read(variable: &dyn Fn(&str) -> Option<String>) -> Said {
         let variable = |name| variable(name).filter(|value| !value.trim().is_empty());
         let mut said = Said::default();
@@ -111,7 +114,7 @@ impl Said {
     }
 }
 
-/// The level of this name; `None` if there is none.
+/// Returns the level of this name; `None` if there is none.
 pub fn level(name: &str) -> Option<LevelFilter> {
     // Litestream has `trace` too.
     let name = if name.eq_ignore_ascii_case("trace") { "debug" } else { name };

@@ -1,6 +1,7 @@
-//! What somebody may have meant who misspelt a name.
+//! Finds the known name that a misspelt name may mean.
 
-/// The known name that has the unknown one as its part, or the fewest letters to change.
+/// Returns the known name that contains the unknown name; else the known name with the fewest letters to
+/// change.
 pub(crate) fn nearest<'a>(
     unknown: &str,
     known: impl IntoIterator<Item = &'a str>,
@@ -8,8 +9,8 @@ pub(crate) fn nearest<'a>(
     known.into_iter().min_by_key(|name| (!name.contains(unknown), distance(name, unknown)))
 }
 
-/// As [`nearest`], if it is near enough to be what was meant: at most a third of its letters, and
-/// two in any case, are others.
+/// Returns [`nearest`] if that is near enough: it contains the unknown name, or at most a third of its
+/// letters differ. Two different letters always pass.
 pub(crate) fn near<'a>(unknown: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let name = nearest(unknown, known)?;
     let limit = (name.len() / 3).max(2);
@@ -18,8 +19,8 @@ pub(crate) fn near<'a>(unknown: &str, known: impl IntoIterator<Item = &'a str>) 
 
 /// Levenshtein distance in bytes.
 fn distance(a: &str, b: &str) -> usize {
-    // One row of the table: the distances of what was read of `a` to each beginning of `b` but
-    // the empty one.
+    // One row of the table: the distances from the part of `a` read so far to each beginning of `b` except
+    // the empty beginning.
     let mut row: Vec<usize> = (1..=b.len()).collect();
     for (i, x) in a.bytes().enumerate() {
         let (mut diagonal, mut left) = (i, i + 1);

@@ -1,8 +1,9 @@
-//! Other processes that have a database open, as the kernel's list of locks tells.
+//! Finds other processes that have a database open, in the kernel's list of locks.
 //!
-//! A connection in WAL mode holds a shared lock on the database file from its first read to its close, and
-//! one on the wal-index (`sqlite3WalBeginReadTransaction` in `wal.c`, `unixShmMap` in `os_unix.c`). Asking by
-//! `F_GETLK` would tell of one lock only, which may be our own, and needs a descriptor that nobody may close.
+//! A connection in WAL mode holds a shared lock on the database file from its first read to its close
+//! (`sqlite3WalBeginReadTransaction` in `wal.c`). It holds another one on the wal-index (`unixShmMap` in
+//! `os_unix.c`). `F_GETLK` would report a single lock, which may be our own, and needs a descriptor that may
+//! never be closed.
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
@@ -10,18 +11,18 @@ use std::path::Path;
 
 use crate::local;
 
-/// The first pid namespace of a system (`PROC_PID_INIT_INO` in the kernel's `proc_ns.h`): from within another
-/// one the locks of processes outside are not listed.
+/// The first pid namespace of a system (`PROC_PID_INIT_INO` in the kernel's `proc_ns.h`). In any other
+/// namespace, the list lacks the locks of processes outside.
 const FIRST_NAMESPACE: &str = "pid:[4026531836]";
 
-/// Who holds locks on which files. File systems that are made of others list other devices than `stat` tells,
-/// so that the number of an inode counts on any of them.
+/// Processes that hold locks, by inode. A file system composed of others lists another device than `stat`
+/// reports, so an inode number counts on any device.
 pub(crate) struct Locks {
     holders: HashMap<u64, Vec<i64>>,
 }
 
 impl Locks {
-    /// The list as it is now; `None` where it does not show all processes, or cannot be read.
+    /// Reads the current list; `None` if the list cannot be read or does not show all processes.
     pub(crate) fn read() -> Option<Locks> {
         let namespace = std::fs::read_link("/proc/self/ns/pid").ok()?;
         let text = std::fs::read_to_string("/proc/locks").ok()?;
@@ -36,14 +37,14 @@ impl Locks {
         Locks { holders }
     }
 
-    /// Whether this process, and no other one, has the database open. What cannot be known counts as no.
+    /// True if this process, and no other, has the database open. False if that cannot be known.
     pub(crate) fn are_ours_alone(&self, database: &Path) -> bool {
         let inode = |path: &Path| std::fs::metadata(path).ok().map(|meta| meta.ino());
         let (file, shm) = (inode(database), inode(&local::shm_path(database)));
         file.zip(shm).is_some_and(|(file, shm)| self.are_held_by(file, shm, std::process::id()))
     }
 
-    /// Whether this process holds locks on the file and its wal-index, and no other one does.
+    /// True if this process holds locks on the file and on its wal-index, and no other process does.
     fn are_held_by(&self, file: u64, shm: u64, process: u32) -> bool {
         let of = |inode| self.holders.get(&inode).into_iter().flatten();
         let is_it = |holder: &i64| *holder == i64::from(process);
@@ -51,13 +52,14 @@ impl Locks {
     }
 }
 
-/// Whether this process alone has the database open in WAL mode. What cannot be known counts as no.
+/// True if this process alone has the database open in WAL mode. False if that cannot be known.
 pub(crate) fn is_alone(database: &Path) -> bool {
     Locks::read().is_some_and(|locks| locks.are_ours_alone(database))
 }
 
-/// Process and inode of a line such as `1: POSIX  ADVISORY  READ 18142 fe:00:5464086 128 128` (proc_locks(5));
-/// one who waits has `->` before the kind. A lock of an open file description has no process: -1.
+/// Returns process and inode of a line such as `1: POSIX  ADVISORY  READ 18142 fe:00:5464086 128 128`
+/// (proc_locks(5)). A waiting process has `->` before the kind. A lock of an open file description has
+/// process -1.
 fn parse(line: &str) -> Option<(i64, u64)> {
     let mut words = line.split_ascii_whitespace().skip(1).filter(|word| *word != "->").skip(3);
     let holder = words.next()?.parse().ok()?;

@@ -1,8 +1,8 @@
-//! The process's two threads, and how everybody reaches them.
+//! The two main threads of the process, and the ways to reach them.
 //!
-//! `walferry-seal` reads committed frames back from the WALs and writes the spool: CPU and local
-//! disk. `walferry-ship` talks to the stores. Both serve all databases of the process, start with
-//! the first replicated one, and live until the process ends.
+//! `walferry-seal` reads committed frames back from the WALs and writes the spool: CPU and local disk.
+//! `walferry-ship` talks to the stores. Both serve all databases of the process, start with the first
+//! replicated database, and live until the process ends.
 
 use std::collections::HashMap;
 use std::os::fd::RawFd;
@@ -28,82 +28,83 @@ use crate::store::url::redacted;
 use crate::watched::Watched;
 use crate::withheld::{Deadline, Guard, lock};
 
-/// Commits that can wait in the channel. More are not lost: the newest position is kept with the
-/// database, and the sealer reads on from where it was.
+/// Most messages about commits that wait in the channel. Further messages are dropped without loss: the
+/// database keeps the newest position, and the sealer reads on from its own.
 const COMMITS_WAITING: usize = 16 * 1024;
 
-/// What the sealer is told, apart from commits.
+/// Messages to the sealer, apart from commits.
 #[derive(Debug)]
 pub(crate) enum Control {
-    /// A database has a connection more.
+    /// A database has one more connection.
     Connected(u64),
-    /// A database has no connection left.
+    /// A database has no connection left, or was written outside the WAL for the first time.
     Disconnected(u64),
-    /// Its WAL was seen for the first time.
+    /// The WAL of the database was seen for the first time.
     Attached(u64),
-    /// Its WAL is closed, or exclusively somebody's.
+    /// The WAL of the database is closed, or one connection has exclusive use of it.
     Detached(u64),
-    /// Capture what is published, now.
+    /// Capture everything published, now.
     Capture(u64),
     /// Capture, close and ship, now.
     Hurry(u64),
     /// Another process asks for something.
     Called(u64),
-    /// The end of a job at the store.
+    /// A job at the store has ended: database, tenure, outcome.
     Shipped(u64, u64, Outcome),
-    /// A write of the application's found no room; the answer is whether there is more now.
+    /// A write of the application found no room. The answer says whether there is more now.
     MakeRoom(u64, Sender<bool>),
     /// The process ends: ship everything.
     Drain,
-    /// Somebody wants to know whether the thread is well.
+    /// Asks for an answer that shows that the thread is well.
     Ping(Sender<()>),
 }
 
-/// Runs a closure in which threads are started; the border uses it to block all signals there.
+/// Runs a closure that starts threads. The border uses it to block all signals in them.
 pub type SpawnGuard = fn(&mut dyn FnMut());
 
 static SPAWN_GUARD: OnceLock<SpawnGuard> = OnceLock::new();
-/// Of the standard library's kind, as is [`REFUSED`]: both are held across a fork.
+/// A lock of the standard library, like [`REFUSED`]: both are held across a fork.
 static CURRENT: StdMutex<Option<Arc<Process>>> = StdMutex::new(None);
 
-/// Sets what is wrapped around the start of threads.
+/// Sets the function that wraps every start of a thread.
 pub fn set_spawn_guard(guard: SpawnGuard) {
     let _ = SPAWN_GUARD.set(guard);
 }
 
-/// Databases that were to be replicated, and are not, and why.
+/// Databases that should be replicated and are not, with the reasons.
 static REFUSED: StdMutex<Vec<Report>> = StdMutex::new(Vec::new());
-/// Most refusals that are remembered: the latest.
+/// Most refusals that are remembered; the latest stay.
 const REFUSED_MAX: usize = 1000;
 
-/// The locks of this library's own that are held while the process forks.
+/// Locks of this library that are held while the process forks.
 pub struct Forking {
     current: Guard<Option<Arc<Process>>>,
     _refused: Guard<Vec<Report>>,
     locks: StdMutexGuard<'static, Vec<RawFd>>,
 }
 
-/// To be called before a fork, by the thread that forks. Drop the answer in the parent, and call
-/// [`Forking::in_child`] in the child. `None` where they are not to be had in time.
+/// Takes the locks before a fork, in the thread that forks. `None` if they cannot be had in time.
+///
+/// The caller drops the result in the parent, and calls [`Forking::in_child`] in the child.
 pub fn before_fork(deadline: Deadline) -> Option<Forking> {
     Some(Forking {
         current: deadline.lock(&CURRENT)?,
         _refused: deadline.lock(&REFUSED)?,
-        // Held for a moment at a time.
+        // Other threads hold this lock only for moments.
         locks: crate::local::lock::held(),
     })
 }
 
 impl Forking {
-    /// The child has no instance: what it inherited is abandoned, not dropped. Gives the descriptors
-    /// that it must close.
+    /// Abandons the inherited instance without dropping it: the child has none. Returns the descriptors that
+    /// the child must close.
     pub fn in_child(mut self) -> Vec<RawFd> {
         std::mem::forget(self.current.take());
         std::mem::take(&mut *self.locks)
     }
 }
 
-/// Notes that a database is not replicated although somebody asked for it.
+/// Notes that a database is not replicated although its settings ask for it.
 pub fn refuse(path: &Path, replica: &str, why: &str) {
     let mut report = Report::new(path, replica);
     report.state = "error";
@@ -111,7 +112,7 @@ pub fn refuse(path: &Path, replica: &str, why: &str) {
     let mut refused = lock(&REFUSED);
     let is_it =
         |known: &Report| (&known.database, &known.replica) == (&report.database, &report.replica);
-    // A program that opens it again and again is told once.
+    // A program that opens the database again and again is told once.
     let told = refused.iter().any(|known| is_it(known) && known.last_error == report.last_error);
     if !told {
         log::error!("{} is not replicated: {why}", path.display());
@@ -123,14 +124,14 @@ pub fn refuse(path: &Path, replica: &str, why: &str) {
     refused.push(report);
 }
 
-/// Forgets that a database was refused, which is opened anew.
+/// Forgets the refusals of a database that is opened again.
 fn forget_refusals(path: &Path) {
     let path = path.display().to_string();
     lock(&REFUSED).retain(|known| known.database != path);
 }
 
-/// Says which replica of these settings an open database is not replicated to. One that was refused is told
-/// elsewhere.
+/// Names a replica in these settings to which the open database is not replicated. Refused replicas are
+/// reported elsewhere.
 fn unheeded(known: &Replications, settings: &[Settings]) -> Option<String> {
     let path = known.path().display().to_string();
     let refused = refused();
@@ -149,47 +150,47 @@ fn unheeded(known: &Replications, settings: &[Settings]) -> Option<String> {
     ))
 }
 
-/// Fewer databases are not looked through for those that are gone.
+/// Number of databases from which on those with a missing file are forgotten.
 const FORGET_MIN: usize = 64;
 
-/// The databases that are not replicated although somebody asked for it.
+/// Returns the databases that are not replicated although their settings ask for it.
 pub fn refused() -> Vec<Report> {
     lock(&REFUSED).clone()
 }
 
-/// Everything of this process that replicates.
+/// Everything in this process that replicates.
 pub struct Process {
     pid: u32,
     next_id: AtomicU64,
     databases: Mutex<HashMap<PathBuf, Replications>>,
-    /// With so many of them, those that are gone are forgotten.
+    /// Number of databases at which those with a missing file are forgotten next.
     forget_at: AtomicUsize,
     commits: Sender<CommittedFrames>,
     controls: Sender<Control>,
     bell: Bell,
     orders: tokio::sync::mpsc::UnboundedSender<Order>,
-    /// What the replicas of this process share. A child of a fork abandons it with all else.
+    /// State that the replicas of this process share. A child of a fork abandons it with everything else.
     servers: Servers,
     tender: OnceLock<crate::tender::Tender>,
     drained: Watched<bool>,
-    /// Why nothing is replicated any more.
+    /// Reason why this process replicates nothing any more.
     ended: Mutex<Option<String>>,
 }
 
-/// What the sealer thread owns of the channels.
+/// The ends of the channels that the sealer thread owns.
 pub(crate) struct Inbox {
     pub commits: Receiver<CommittedFrames>,
     pub controls: Receiver<Control>,
 }
 
 impl Process {
-    /// The process's instance, if a replicated database was opened in it. A child of `fork` has
-    /// none: threads do not survive the fork.
+    /// Returns the process's instance, if a replicated database was opened in the process. A child of `fork`
+    /// has none: threads do not survive the fork.
     pub fn current() -> Option<Arc<Process>> {
         lock(&CURRENT).as_ref().filter(|process| process.pid == std::process::id()).cloned()
     }
 
-    /// The process's instance, started if need be.
+    /// Returns the process's instance, and starts it if needed.
     pub fn start() -> Result<Arc<Process>, String> {
         let mut current = lock(&CURRENT);
         if let Some(process) = current.as_ref().filter(|p| p.pid == std::process::id()) {
@@ -197,7 +198,8 @@ impl Process {
         }
         let runtime = shipper::runtime()?;
         let (process, inbox, orders_out) = Process::new();
-        // Both threads, or none: each begins when it is told to, and ends if nobody will.
+        // Either both threads run or neither: each waits for a signal, and ends when the channel closes
+        // without one.
         let (begin, told) = crossbeam_channel::bounded(2);
         spawn("walferry-seal", {
             let (process, told) = (process.clone(), told.clone());
@@ -223,7 +225,7 @@ impl Process {
         Ok(process)
     }
 
-    /// An instance without threads, and what these are to read.
+    /// Makes an instance without threads, with the channel ends that the threads read.
     fn new() -> (Arc<Process>, Inbox, UnboundedReceiver<Order>) {
         let (commits, commits_out) = crossbeam_channel::bounded(COMMITS_WAITING);
         let (controls, controls_out) = crossbeam_channel::unbounded();
@@ -245,8 +247,8 @@ impl Process {
         (process, Inbox { commits: commits_out, controls: controls_out }, orders_out)
     }
 
-    /// Runs a thread's body. A panic that ends it is the end of replication in this process, and each
-    /// database says so.
+    /// Runs a thread's body. A panic in it ends replication in this process, and the report of each database
+    /// says so.
     pub(crate) fn guard(&self, thread: &str, body: impl FnOnce()) {
         if catch_unwind(AssertUnwindSafe(body)).is_err() {
             self.end(&format!(
@@ -263,24 +265,25 @@ impl Process {
         self.bell.ring();
     }
 
-    /// Why nothing is replicated any more in this process, if that is so.
+    /// Returns the reason why this process replicates nothing any more, if so.
     pub(crate) fn ended(&self) -> Option<String> {
         self.ended.lock().clone()
     }
 
-    /// Milliseconds since the machine started, with the time that it slept; never goes back, and is the
-    /// same in all processes.
+    /// Returns the milliseconds since the machine started, including the time that it slept. This clock never
+    /// goes back, and is the same in all processes.
     #[allow(clippy::unused_self)] // time is asked of the process, so that there is one clock
     pub fn now(&self) -> u64 {
         crate::clock::since_boot()
     }
 
-    /// The database at this canonical path, registered if it is new, with a replication to each of
-    /// its replicas that can be; what stands in the way of the others is reported, or with `strict` in
-    /// the way of all. Another database of this process with the same replica is refused: the two
-    /// would fight over it.
+    /// Returns the database at this canonical path, registered if new, with a replication to each usable
+    /// replica.
     ///
-    /// A database that is open stays with its replicas. The text says so if these settings name another.
+    /// Reasons against the other replicas are reported; with `strict`, one such reason is an error for all. A
+    /// replica that another database of this process has is refused, since the two would fight over it.
+    ///
+    /// An open database keeps its replicas. The text names a replica of these settings that it does not have.
     pub fn database(
         self: &Arc<Self>,
         path: &Path,
@@ -311,7 +314,7 @@ impl Process {
                 let other = all.find(|db| db.settings().replica == settings.replica);
                 let twice = wanted.iter().any(|(other, _)| other.replica == settings.replica);
                 other.map(|other| other.path()).or(twice.then_some(path)).map(|other| {
-                    // Where both have the same name, that does not tell them apart.
+                    // With the same file name for both, `{name}` would not tell the two apart.
                     let named = path.file_name() != other.file_name();
                     let how = if named { ", for instance with {name} in the URL" } else { "" };
                     format!(
@@ -355,7 +358,7 @@ impl Process {
         let first_refused = refused.first().map(|(_, why)| why.as_str());
         let replications = Replications::new(all.remove(0), all, first_refused);
         databases.insert(path.to_path_buf(), replications.clone());
-        // A thread that ended meanwhile may have told all databases before this one was among them.
+        // A thread that ended meanwhile may have told all databases before this one was registered.
         if let Some(why) = self.ended() {
             replications.each().for_each(|database| database.end(&why));
         }
@@ -363,7 +366,7 @@ impl Process {
         Ok((replications, None))
     }
 
-    /// Has a database taken care of, if that is asked for.
+    /// Starts the tender for a database whose settings ask for it.
     fn tend(self: &Arc<Self>, replications: &Replications) -> Result<(), String> {
         if replications.first().settings().tend {
             if self.tender.get().is_none() {
@@ -374,9 +377,8 @@ impl Process {
         Ok(())
     }
 
-    /// Forgets databases whose file is gone and which nobody uses any more: a process that makes and
-    /// deletes databases for as long as it runs would grow with each. What is left of the others is
-    /// how they stood last.
+    /// Forgets databases whose file is gone and which are not used any more. Otherwise a process that creates
+    /// and deletes databases would grow with each. The others stay, with their last report.
     fn forget_gone(&self, databases: &mut HashMap<PathBuf, Replications>) {
         if databases.len() < self.forget_at.load(Ordering::Relaxed) {
             return;
@@ -385,8 +387,8 @@ impl Process {
         self.forget_at.store(FORGET_MIN.max(2 * databases.len()), Ordering::Relaxed);
     }
 
-    /// Forgets a database that is closed and owes nothing, or that was never opened or read: what is known of
-    /// it is with its files, and whoever opens it again reads them. Its replica is free for another database.
+    /// Forgets a database that is closed and owes nothing, or that was never opened or read. Its local state
+    /// stays with its files, where the next opening reads it. The replica is free for another database.
     pub fn forget_settled(&self, path: &Path) {
         let mut databases = self.databases.lock();
         let settled = databases.get(path).is_some_and(|known| {
@@ -397,17 +399,17 @@ impl Process {
         }
     }
 
-    /// The database at this canonical path, if it is replicated.
+    /// Returns the database at this canonical path, if it is replicated.
     pub fn at(&self, path: &Path) -> Option<Replications> {
         self.databases.lock().get(path).cloned()
     }
 
-    /// The replications of this process.
+    /// Returns the replications of this process.
     pub fn databases(&self) -> Vec<Arc<Database>> {
         self.databases.lock().values().flat_map(Replications::each).cloned().collect()
     }
 
-    /// How each database stands, by path.
+    /// Returns the reports of all databases, sorted by path.
     pub fn reports(&self) -> Vec<Report> {
         let mut reports: Vec<Report> = self.databases().iter().map(|db| db.report()).collect();
         reports.sort_by(|a, b| (&a.database, &a.replica).cmp(&(&b.database, &b.replica)));
@@ -421,7 +423,7 @@ impl Process {
     }
 
     pub(crate) fn commit(&self, frames: CommittedFrames, ring: bool) {
-        // A full channel is no loss: the database keeps the newest position.
+        // A full channel loses nothing: the database keeps the newest position.
         let _ = self.commits.try_send(frames);
         if ring {
             self.bell.ring();
@@ -445,8 +447,8 @@ impl Process {
         &self.bell
     }
 
-    /// The process ends: waits until everything is shipped, as long as shipping makes progress, at
-    /// most for the longest of the databases' shutdown time-outs. What is left stays in the spool.
+    /// Waits at the end of the process until everything is shipped, as long as shipping makes progress. Waits
+    /// for at most the longest shutdown timeout of all databases. The rest stays in the spool.
     pub fn drain(&self) {
         let timeout = self.databases().iter().map(|db| db.settings().shutdown_timeout).max();
         let Some(timeout) = timeout else { return };
@@ -466,7 +468,7 @@ impl Process {
         }
     }
 
-    /// Whether both threads answer in time: they do as long as they are well.
+    /// True if both threads answer in time, as healthy threads do.
     pub fn answers(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         let (sealer, sealed) = crossbeam_channel::bounded(1);
@@ -498,7 +500,7 @@ pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<
     result.map_err(|error| format!("cannot start the thread {name}: {error}"))
 }
 
-/// Wakes the sealer. A ring while it is awake is remembered.
+/// Wakes the sealer. A ring while the sealer is awake is remembered.
 #[derive(Default)]
 pub(crate) struct Bell(Watched<bool>);
 
@@ -545,7 +547,7 @@ mod tests {
     use crate::wal::WalIndex;
     use crate::wal::evidence::Guard;
 
-    /// The URL of a replica, and nothing else.
+    /// Settings with the URL of a replica alone.
     struct Only(String);
 
     impl Lookup for Only {
@@ -558,7 +560,7 @@ mod tests {
         }
     }
 
-    /// A database in a folder, replicated beside it.
+    /// Opens a database in a folder, with its replica beside it.
     fn open(process: &Arc<Process>, dir: &Path, name: &str) -> Result<Replications, String> {
         let path = dir.join(name);
         std::fs::write(&path, "").unwrap();
@@ -637,7 +639,7 @@ mod tests {
         ]
     }
 
-    /// Why a job failed.
+    /// Returns the failure of a job.
     fn failure(outcome: Outcome) -> Option<Failure> {
         match outcome {
             Outcome::Failed(failure)
@@ -662,7 +664,7 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         };
-        // Oftener than there are places for images and joins.
+        // More jobs than there are places for images and compactions.
         for _ in 0..20 {
             for (number, task) in every_task().into_iter().enumerate() {
                 let failure = failure(ends(Arc::new(Panics), task));
@@ -675,7 +677,7 @@ mod tests {
         assert!(matches!(well, Outcome::Head(None)), "{well:?}");
     }
 
-    /// A border in which every call panics, but for the one that a report makes.
+    /// A border in which every call panics, except the call that a report makes.
     struct Broken;
 
     impl Border for Broken {
@@ -732,7 +734,7 @@ mod tests {
         }
     }
 
-    /// Waits until the sealer has taken in all that it was told.
+    /// Waits until the sealer has processed all its messages.
     fn taken_in(process: &Process) {
         let (answer, answered) = crossbeam_channel::bounded(1);
         process.control(Control::Ping(answer));
@@ -760,7 +762,7 @@ mod tests {
         assert!(report.last_error.unwrap().contains("panic in the sealer"));
         let report = well.first().report();
         assert!(report.state != "error" && report.last_error.is_none(), "{report:?}");
-        // The answer to what it asked the store before comes late, and changes nothing.
+        // The store's answer to an earlier question comes late, and changes nothing.
         let tenures = 0..3;
         for tenure in tenures {
             let id = broken.first().id;

@@ -1,6 +1,6 @@
-//! All replications of one database file: one [`Database`] for each of its replicas, with a position,
-//! a spool and failures of its own. What the border sees happen it tells to all of them; what must not
-//! happen before something is captured waits for all of them.
+//! All replications of one database file: one [`Database`] for each of its replicas, with its own position,
+//! spool and failures. Every event that the border sees goes to all of them. An action that must wait for
+//! capture waits for all of them.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,18 +13,18 @@ use crate::wait::Patience;
 use crate::wal::WalIndex;
 use crate::wal::evidence::Restart;
 
-/// The replications of one database; never none.
+/// The replications of one database, at least one.
 #[derive(Clone)]
 pub struct Replications {
     first: Arc<Database>,
     others: Arc<[Arc<Database>]>,
-    /// Why nothing goes to some replica that is set beside these.
+    /// Reason why the commits do not go to another replica of the settings.
     refused: Option<Arc<str>>,
 }
 
 impl Replications {
-    /// In the order in which the replicas are set. `refused` says why nothing goes to another that is set:
-    /// the commits of a connection are not all where they should be then, whatever these have.
+    /// Makes the replications, in the order of the settings. `refused` is the reason why another replica of
+    /// the settings gets nothing. A connection's commits are then never at all their replicas.
     pub(crate) fn new(
         first: Arc<Database>,
         others: Vec<Arc<Database>>,
@@ -33,111 +33,111 @@ impl Replications {
         Replications { first, others: others.into(), refused: refused.map(Arc::from) }
     }
 
-    /// Each of them.
+    /// Iterates over the replications.
     pub fn each(&self) -> impl Iterator<Item = &Arc<Database>> {
         std::iter::once(&self.first).chain(self.others.iter())
     }
 
-    /// That of the replica which is named first.
+    /// Returns the replication to the replica that the settings name first.
     pub fn first(&self) -> &Arc<Database> {
         &self.first
     }
 
-    /// Whether these are the same.
+    /// True if both are the same replications.
     pub fn is_same(&self, other: &Replications) -> bool {
         Arc::ptr_eq(&self.first, &other.first)
     }
 
-    /// Whether nobody has it but whoever asks: no connection, no thread.
+    /// True if only the caller has these replications: no connection and no thread has them.
     pub(crate) fn is_unused(&self) -> bool {
         Arc::strong_count(&self.others) == 1
             && self.each().all(|database| Arc::strong_count(database) == 1)
     }
 
-    /// Path of the database file.
+    /// Returns the path of the database file.
     pub fn path(&self) -> &Path {
         self.first.path()
     }
 
-    /// Tells each how to reach the host's SQLite, by its number among them.
+    /// Sets the border to the host's SQLite for each replication. `border` gets the replication's number.
     pub fn set_border(&self, border: impl Fn(usize) -> Arc<dyn Border>) {
         for (number, database) in self.each().enumerate() {
             database.set_border(border(number));
         }
     }
 
-    /// [`Database::refuse`] of all.
+    /// Calls [`Database::refuse`] on each.
     pub fn refuse(&self, why: &str) {
         self.each().for_each(|database| database.refuse(why));
     }
 
-    /// [`Database::connect`] of all.
+    /// Calls [`Database::connect`] on each.
     pub fn connect(&self) {
         self.each().for_each(|database| database.connect());
     }
 
-    /// [`Database::disconnect`] of all.
+    /// Calls [`Database::disconnect`] on each.
     pub fn disconnect(&self) {
         for database in self.each() {
             database.disconnect();
         }
     }
 
-    /// [`Database::attaching`] of all.
+    /// Calls [`Database::attaching`] on each.
     pub fn attaching(&self) {
         self.each().for_each(|database| database.attaching());
     }
 
-    /// [`Database::attached`] of all.
+    /// Calls [`Database::attached`] on each.
     pub fn attached(&self, attach: Attach, read: ReadIndex<'_>) {
         self.each().for_each(|database| database.attached(attach, read));
     }
 
-    /// [`Database::detached`] of all.
+    /// Calls [`Database::detached`] on each.
     pub fn detached(&self, end: Option<WalEnd>) {
         self.each().for_each(|database| database.detached(end));
     }
 
-    /// [`Database::committed`] of all.
+    /// Calls [`Database::committed`] on each.
     pub fn committed(&self, read: ReadIndex<'_>) {
         self.each().for_each(|database| database.committed(read));
     }
 
-    /// [`Database::checkpoint_begins`] of all.
+    /// Calls [`Database::checkpoint_begins`] on each.
     pub fn checkpoint_begins(&self) {
         self.each().for_each(|database| database.checkpoint_begins());
     }
 
-    /// [`Database::found_outside_wal`] of all.
+    /// Calls [`Database::found_outside_wal`] on each.
     pub fn found_outside_wal(&self) {
         self.each().for_each(|database| database.found_outside_wal());
     }
 
-    /// [`Database::written_outside_wal`] of all.
+    /// Calls [`Database::written_outside_wal`] on each.
     pub fn written_outside_wal(&self) {
         self.each().for_each(|database| database.written_outside_wal());
     }
 
-    /// [`Database::diverged`] of all.
+    /// Calls [`Database::diverged`] on each.
     pub fn diverged(&self, found: Finding) {
         self.each().for_each(|database| database.diverged(found));
     }
 
-    /// [`Database::make_room`] of all.
+    /// Calls [`Database::make_room`] on each. True if any made room.
     pub fn make_room(&self) -> bool {
         self.each().filter(|database| database.make_room()).count() > 0
     }
 
-    /// Whether any gate stays shut ([`Database::gate_stays_shut`]).
+    /// True if any gate stays shut ([`Database::gate_stays_shut`]).
     pub fn gate_stays_shut(&self) -> bool {
         self.each().any(|database| database.gate_stays_shut())
     }
 
-    /// The gate ([`Database::may_restart`]): all must have captured what the WAL has.
+    /// True if all gates allow a restart ([`Database::may_restart`]): each must have captured the WAL.
     pub fn may_restart(&self, index: WalIndex) -> bool {
         for (allowed, database) in self.each().enumerate() {
             if !database.may_restart(index) {
-                // Those that were asked before have let go of the WAL.
+                // The replications asked before have let go of the WAL.
                 self.each().take(allowed).for_each(|database| database.restart_failed());
                 return false;
             }
@@ -145,28 +145,28 @@ impl Replications {
         true
     }
 
-    /// [`Database::restart_begins`] of all.
+    /// Calls [`Database::restart_begins`] on each.
     pub fn restart_begins(&self) {
         self.each().for_each(|database| database.restart_begins());
     }
 
-    /// [`Database::restart_failed`] of all.
+    /// Calls [`Database::restart_failed`] on each.
     pub fn restart_failed(&self) {
         self.each().for_each(|database| database.restart_failed());
     }
 
-    /// [`Database::restarted`] of all.
+    /// Calls [`Database::restarted`] on each.
     pub fn restarted(&self, restart: Option<Restart>) {
         self.each().for_each(|database| database.restarted(restart));
     }
 
-    /// [`Database::wait_followed`] of all.
+    /// Calls [`Database::wait_followed`] on each.
     pub fn wait_followed(&self, restart: &Restart) {
         self.each().for_each(|database| database.wait_followed(restart));
     }
 
-    /// Waits until all have captured everything up to `index`; whether they have. Says so in the log
-    /// where one that this process ships has not.
+    /// Waits until all have captured everything up to `index`; returns whether they have. Logs each
+    /// replication of this process that has not.
     pub fn wait_captured(&self, index: WalIndex) -> bool {
         let mut captured = true;
         for database in self.each().filter(|database| !database.wait_captured(index)) {
@@ -188,13 +188,13 @@ impl Replications {
         captured
     }
 
-    /// Asks for what is committed to be shipped to every replica, and does not wait for it.
+    /// Asks for committed transactions to be shipped to every replica, without waiting.
     pub fn hurry(&self) {
         self.each().for_each(|database| database.hurry());
     }
 
-    /// Waits until every replica has what the connection sees committed ([`Database::wait`]); the TXID
-    /// of the first.
+    /// Waits until every replica has the commits that the connection sees ([`Database::wait`]). Returns the
+    /// TXID of the first replica.
     pub fn wait(
         &self,
         patience: Patience<'_>,
@@ -202,41 +202,41 @@ impl Replications {
         read: ReadIndex<'_>,
     ) -> Result<Txid, WaitError> {
         if hurry {
-            // All begin at once, and are then waited for in turn.
+            // All begin at once, and the caller then waits for one after another.
             self.others.iter().for_each(|database| database.hurry());
         }
         let first = self.first.wait(patience, hurry, read);
         for database in self.others.iter() {
             database.wait(patience, hurry, read)?;
         }
-        // After the others were waited for: their commits are to go, although this is no success.
+        // Only after the waits for the others: their commits must go out, although the result is no success.
         match &self.refused {
             Some(why) => first.and(Err(WaitError::Stopped(why.to_string()))),
             None => first,
         }
     }
 
-    /// The last TXID that the first replica's log has given to a file.
+    /// Returns the last TXID that the first replica's log has given to a file.
     pub fn sealed(&self) -> Txid {
         self.first.report().sealed
     }
 
-    /// Why commits do not go to some replica, if that is for good.
+    /// Returns the reason why commits never reach some replica, if there is one.
     pub fn stopped(&self) -> Option<String> {
         let refused = || self.refused.as_deref().map(str::to_string);
         self.each().find_map(|database| database.report().stopped()).or_else(refused)
     }
 
-    /// Age in milliseconds of the oldest commit that some replica does not have; 0 where all have all,
-    /// `None` where that is not known.
+    /// Returns the age in milliseconds of the oldest commit that some replica lacks; 0 if all replicas have
+    /// everything, `None` if unknown.
     pub fn lag_ms(&self) -> Option<u64> {
         let refused = self.refused.iter().map(|_| None);
         worst_lag(self.each().map(|database| database.report().lag_known()).chain(refused))
     }
 }
 
-/// The longest of several lags. One that is behind for certain says more than one of which nothing is
-/// known, and one of which nothing is known says more than one that is not behind.
+/// Returns the worst of several lags. A lag that is certain counts more than an unknown lag, and an unknown
+/// lag counts more than zero.
 pub fn worst_lag(all: impl Iterator<Item = Option<u64>>) -> Option<u64> {
     all.reduce(|one, other| match (one, other) {
         (Some(one), Some(other)) => Some(one.max(other)),

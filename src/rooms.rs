@@ -1,8 +1,8 @@
-//! Room for full images on their way, and for joins: each holds some parts in memory, so few are made
-//! at once.
+//! Limits how many full images are uploaded, and how many compactions run, at once. Each holds some parts in
+//! memory.
 //!
-//! They wait by size, so that a small database does not wait for hours behind large ones, and images
-//! by server, so that one that is slow or dead keeps no place from another.
+//! Images and compactions wait by size, so that a small database does not wait for hours behind large ones.
+//! Images wait by server too, so that a slow or dead server keeps no place from another.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,18 +10,18 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Up to how many bytes of database, how many images at once. An image holds at most five parts, of
-/// 8 MiB if the URL does not say otherwise: 160 MiB for those that are not small.
+/// Images at once, up to a size of the database in bytes. An image holds at most five parts, of 8 MiB unless
+/// the URL says otherwise: 160 MiB for all images that are not small.
 const IMAGES: Sizes = [(1 << 20, 16), (256 << 20, 2), (u64::MAX, 2)];
-/// Up to how many bytes of files, how many joins at once. One holds up to 32 MiB of its inputs, and
-/// two parts.
+/// Compactions at once, up to a size of the input files in bytes. A compaction holds up to 32 MiB of its
+/// inputs, and two parts.
 const JOINS: Sizes = [(1 << 20, 1), (64 << 20, 1), (u64::MAX, 1)];
-/// Most servers that are remembered although nothing goes there.
+/// Most servers that are remembered without uploads.
 const UNUSED_MAX: usize = 16;
 
 type Sizes = [(u64, usize); 3];
 
-/// The images of one process, or its joins.
+/// Places for the images of one process, or for its compactions.
 pub(crate) struct Rooms {
     sizes: Sizes,
     known: Mutex<HashMap<String, Arc<Classes>>>,
@@ -29,7 +29,7 @@ pub(crate) struct Rooms {
 
 struct Classes([Arc<Semaphore>; 3]);
 
-/// Held while an image is on its way.
+/// Place that is held during an image's upload or a compaction.
 pub(crate) struct Room {
     _place: Option<OwnedSemaphorePermit>,
     _classes: Arc<Classes>,
@@ -44,11 +44,11 @@ impl Rooms {
         Rooms { sizes: JOINS, known: Mutex::default() }
     }
 
-    /// Waits for room for the image of a database of about `len` bytes; first come, first served.
+    /// Waits for a place for an image of about `len` bytes; first come, first served.
     pub(crate) async fn enter(&self, server: &str, len: u64) -> Room {
         let classes = self.classes(server);
         let fits = self.sizes.iter().position(|(most, _)| len <= *most);
-        // Nobody closes these semaphores.
+        // These semaphores are never closed.
         let place = match fits.and_then(|class| classes.0.get(class)) {
             Some(places) => places.clone().acquire_owned().await.ok(),
             None => None,
@@ -71,7 +71,7 @@ impl Rooms {
 mod tests {
     use super::*;
 
-    /// Whether there is room at once.
+    /// Takes a place if one is free at once.
     async fn try_enter(rooms: &Rooms, server: &str, len: u64) -> Option<Room> {
         tokio::select! {
             biased;

@@ -1,5 +1,5 @@
-//! What a piece of work has to remember of each page, however many there are: a little of it in memory,
-//! the rest in a file without a name, whose room is given back when it is closed.
+//! Data that a job must remember for each page, however many pages there are: little of it in memory, the
+//! rest in a file without a name. Closing the file frees its room.
 
 use std::fmt;
 use std::fs::File;
@@ -8,10 +8,10 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-/// So many bytes of a [`Tape`] are kept in memory.
+/// Bytes of a [`Tape`] that are kept in memory.
 const KEPT: usize = 256 << 10;
 
-/// Where such files are made.
+/// Place where files without a name are made.
 #[derive(Clone)]
 pub struct Place {
     path: Arc<Path>,
@@ -19,12 +19,12 @@ pub struct Place {
 }
 
 impl Place {
-    /// Files that `create` makes at this path, and that have no name afterwards.
+    /// Makes files with `create` at this path. The files have no name afterwards.
     pub fn new(path: &Path, create: fn(&Path) -> io::Result<File>) -> Place {
         Place { path: path.into(), create }
     }
 
-    /// The same error, which says where.
+    /// Adds the path to the error.
     fn told(&self, error: &io::Error) -> io::Error {
         let path = self.path.display();
         io::Error::new(error.kind(), format!("cannot use a temporary file {path}: {error}"))
@@ -37,7 +37,7 @@ impl fmt::Debug for Place {
     }
 }
 
-/// Bytes of a file without a name. They stay as they are while this lives.
+/// Bytes of a file without a name. They do not change while the stretch lives.
 #[derive(Clone, Debug)]
 pub struct Stretch {
     file: Arc<File>,
@@ -48,19 +48,19 @@ pub struct Stretch {
 }
 
 impl Stretch {
-    /// Where it ends in the file.
+    /// Returns the end of the stretch in the file.
     pub fn end(&self) -> u64 {
         self.offset.saturating_add(self.len)
     }
 
-    /// Fills the buffer from byte `at` of the stretch on.
+    /// Fills the buffer from byte `at` of the stretch.
     pub fn read_exact_at(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {
         let read = self.file.read_exact_at(buffer, self.offset.saturating_add(at));
         read.map_err(|error| self.place.told(&error))
     }
 }
 
-/// A file without a name, which grows at its end. It is made when it is first written.
+/// A file without a name that grows at its end. It is made at the first write.
 #[derive(Debug)]
 pub struct Scratch {
     place: Place,
@@ -69,12 +69,12 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Makes none yet.
+    /// Sets the place of the file, without making it.
     pub fn new(place: Place) -> Scratch {
         Scratch { place, file: None, len: 0 }
     }
 
-    /// Writes these bytes behind the others.
+    /// Writes these bytes at the end, and returns their stretch.
     pub fn append(&mut self, bytes: &[u8]) -> io::Result<Stretch> {
         let file = match &self.file {
             Some(file) => file.clone(),
@@ -91,8 +91,8 @@ impl Scratch {
         Ok(Stretch { file, place: self.place.clone(), offset, len })
     }
 
-    /// Forgets what was written behind this stretch, or all if that is none of this file: nobody may have such
-    /// a stretch any more.
+    /// Forgets all bytes behind this stretch, or all bytes if the stretch is not of this file. No forgotten
+    /// stretch may be in use any more.
     pub fn rewind(&mut self, last: Option<&Stretch>) {
         let of_this = |stretch: &&Stretch| {
             self.file.as_ref().is_some_and(|file| Arc::ptr_eq(file, &stretch.file))
@@ -102,30 +102,30 @@ impl Scratch {
     }
 }
 
-/// Has files of its own: the stretches of the other stay what they are.
+/// A clone has its own file, so the stretches of the original do not change.
 impl Clone for Scratch {
     fn clone(&self) -> Scratch {
         Scratch::new(self.place.clone())
     }
 }
 
-/// Bytes that are written one behind the other, and then read in that order.
+/// Bytes that are written in sequence, and then read in that order.
 #[derive(Debug, Default)]
 pub struct Tape {
     memory: Vec<u8>,
-    /// `None` keeps all of it in memory.
+    /// `None` keeps all bytes in memory.
     scratch: Option<Scratch>,
-    /// What was written to the file, as one stretch from its beginning on.
+    /// The bytes in the file, as one stretch from the start.
     written: Option<Stretch>,
 }
 
 impl Tape {
-    /// Makes an empty one, of which little is in memory.
+    /// Makes an empty tape that keeps little in memory.
     pub fn new(place: Place) -> Tape {
         Tape { memory: Vec::new(), scratch: Some(Scratch::new(place)), written: None }
     }
 
-    /// True without any bytes.
+    /// True if there are no bytes.
     pub fn is_empty(&self) -> bool {
         self.memory.is_empty() && self.written.is_none()
     }
@@ -141,7 +141,7 @@ impl Tape {
         }
         let (has, needed) = (self.memory.capacity(), self.memory.len().saturating_add(bytes.len()));
         if self.scratch.is_some() && needed > has {
-            // Growing by itself it would go beyond what may be kept.
+            // The vector's own growth would exceed [`KEPT`].
             let wanted = has.saturating_mul(2).min(KEPT).max(needed);
             self.memory.reserve_exact(wanted.saturating_sub(self.memory.len()));
         }
@@ -149,7 +149,7 @@ impl Tape {
         Ok(())
     }
 
-    /// Reads from byte `at` on; gives how many bytes it were, none at the end.
+    /// Reads from byte `at`. Returns the number of bytes read, 0 at the end.
     pub fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
         let before = self.written.as_ref().map_or(0, |written| written.len);
         if let Some(written) = self.written.as_ref().filter(|_| at < before) {

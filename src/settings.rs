@@ -1,7 +1,7 @@
-//! What can be set for a database, and where a replica's URL comes from.
+//! Settings of a database, and the URL of its replica.
 //!
-//! Each value is looked for in three places: the URI parameters with which the database was opened,
-//! then the environment, then the configuration file.
+//! Each value comes from the first of three places that has it. These are the URI parameters with which the
+//! database was opened, the environment, and the configuration file.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -18,75 +18,74 @@ use crate::store::{self, Access};
 /// Settings of one replica of a database.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
-    /// URL of the replica. It names the replica; how to reach it is in `access` as well.
+    /// URL of the replica, which names the replica. `access` also holds how to reach it.
     pub replica: String,
-    /// What the file calls it.
+    /// Name of the replica in the configuration file.
     pub name: Option<String>,
-    /// Credentials and options of the store, from the file.
+    /// Credentials and options of the store, from the configuration file.
     pub access: Access,
     /// Shortest time between two shipped files.
     pub sync_interval: Duration,
-    /// Longest time that the end of the process waits for what is not shipped yet.
+    /// Longest time that the end of the process waits for unshipped transactions.
     pub shutdown_timeout: Duration,
-    /// Most bytes that wait in the spool; 0 for the default: 10 GiB, or twice the database's size
-    /// if that is more.
+    /// Most bytes that wait in the spool; 0 for the default: 10 GiB, or twice the database's size if that is
+    /// more.
     pub spool_cap: u64,
-    /// Whether this process checkpoints for others, and lets them begin the WAL anew: for a process
-    /// that writes nothing itself.
+    /// True if this process checkpoints for other processes and lets them restart the WAL. For a process that
+    /// writes nothing itself.
     pub tend: bool,
-    /// How the replica's history is kept up.
+    /// How the replica's history is maintained.
     pub history: History,
-    /// Time of writing in which the database is compared once with its page table; zero for never.
+    /// Time with writes in which the database is compared once with its page table; zero for never.
     pub audit_interval: Duration,
-    /// Bytes of the database that are read for that in a second.
+    /// Bytes of the database that a comparison reads in a second.
     pub audit_rate: u64,
-    /// Whether databases are put into WAL mode.
+    /// Treatment of the database's journal mode.
     pub journal_mode: JournalMode,
-    /// Permission bits of a database that is restored where there is none.
+    /// Permission bits of a restored database that replaces no file.
     pub restore_mode: u32,
-    /// Whether a database that cannot be replicated as it is set is not opened.
+    /// True if a database that cannot be replicated as its settings say is not opened.
     pub strict: bool,
-    /// Where the replica is named.
+    /// Place that names the replica.
     pub origin: Origin,
-    /// Every other value by its name, as it was given or is by default, and where it comes from.
+    /// Every other value by its name, given or default, with its origin.
     pub given: BTreeMap<&'static str, Given>,
 }
 
-/// What is done with the journal mode of a database that is to be replicated.
+/// Treatment of the journal mode of a database that is to be replicated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum JournalMode {
-    /// It is put into WAL mode.
+    /// The database is put into WAL mode.
     Wal,
-    /// It stays as it is.
+    /// The journal mode stays as it is.
     Keep,
 }
 
-/// How files are joined, and how long they are kept. What is not to be done has a time of zero, but
-/// for `retention`.
+/// How files are compacted, and how long they are kept. A time of zero turns a task off. For `retention`, the
+/// value `None` does; for `l0_retention`, off means that no file ever expires.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct History {
-    /// Windows of level 1, 2, and so on: what is shipped in one becomes one file. A level of zero is
-    /// not made.
+    /// Windows of level 1, 2, and so on: all files of a window become one file. A level of zero is not made.
     pub levels: Vec<Duration>,
     /// Window in which at most one snapshot is made.
     pub snapshot_interval: Duration,
     /// How far back states can be restored; `None` for ever.
     pub retention: Option<Duration>,
-    /// How far back they can be restored one by one.
+    /// How far back every single state can be restored.
     pub l0_retention: Duration,
-    /// Whether anything is ever deleted from the store.
+    /// True if files are ever deleted from the store.
     pub deletes: bool,
     /// Window in which the newest state is proven once from the store's files.
     pub validation_interval: Duration,
-    /// Whether a file that makes the database smaller holds all of its pages.
+    /// True if a file that makes the database smaller holds all pages of the database.
     pub shrink_images: bool,
-    /// Most bytes of shipped files that are kept on this machine to be joined.
+    /// Most bytes of shipped files that are kept on this machine for compaction.
     pub copies_cap: u64,
 }
 
-/// What `spool-cap` is by default, in words.
+/// Default of `spool-cap`, as text.
 const SPOOL_CAP: &str = "auto";
-/// What `restore-mode` is by default: a database is for the user who restores it.
+/// Default of `restore-mode`: only the user who restores a database can read it.
 const RESTORE_MODE: &str = "600";
 
 impl History {
@@ -96,7 +95,7 @@ impl History {
             snapshot_interval: layers
                 .parsed("snapshot-interval", "24h", parse_time_or_off)?
                 .unwrap_or_default(),
-            // As in the file, and as Litestream has it: 0 is off.
+            // As in the configuration file, and as in Litestream, 0 is off.
             retention: layers
                 .parsed("retention", "168h", parse_time_or_off)?
                 .filter(|retention| !retention.is_zero()),
@@ -121,7 +120,7 @@ fn parse_journal_mode(text: &str) -> Result<JournalMode, String> {
     }
 }
 
-/// All that can be set for a database besides its replica, as URI parameters have it.
+/// Names of all settings of a database except its replica, as URI parameters have them.
 pub const NAMES: [&str; 16] = [
     "audit-interval",
     "audit-rate",
@@ -141,7 +140,7 @@ pub const NAMES: [&str; 16] = [
     "validation-interval",
 ];
 
-/// Checks a setting that somebody gives by its name.
+/// Checks a setting by its name. The error says why the name or the value is wrong.
 pub fn check(name: &str, value: &str) -> Result<(), String> {
     let Some(known) = NAMES.into_iter().find(|known| *known == name) else {
         return Err(match near(name, NAMES) {
@@ -158,10 +157,9 @@ pub fn check(name: &str, value: &str) -> Result<(), String> {
     Settings::of(nobody, &layer, &Nothing).map(drop)
 }
 
-/// What one who opened a database may have meant with a parameter that is no setting, and none of
-/// SQLite's.
+/// Returns the setting that a URI parameter may mean which is neither a setting nor a parameter of SQLite.
 pub fn meant(parameter: &str) -> Option<&'static str> {
-    // <https://sqlite.org/uri.html>, and those of the program.
+    // <https://sqlite.org/uri.html>, and parameters of the program.
     let others = ["cache", "immutable", "mode", "modeof", "nolock", "psow", "vfs", "tend"];
     let known = NAMES.into_iter().chain(["replica"]);
     if known.clone().chain(others).any(|known| known == parameter) {
@@ -170,17 +168,17 @@ pub fn meant(parameter: &str) -> Option<&'static str> {
     near(parameter, known).filter(|_| parameter.len() > 3)
 }
 
-/// Whether a switch in the environment is off.
+/// True if a switch in the environment is off.
 pub fn is_off(text: &str) -> bool {
     matches!(text.trim().to_ascii_lowercase().as_str(), "0" | "off" | "false" | "no")
 }
 
-/// Looks a setting up: first the URI parameter of this name, then the environment variable
-/// `WALFERRY_` with the name in capitals.
+/// Looks up a setting: first the URI parameter of this name, then the environment variable `WALFERRY_` with
+/// the name in capitals.
 pub trait Lookup {
-    /// The URI parameter, if the database was opened with one.
+    /// Returns the URI parameter, if the database was opened with it.
     fn parameter(&self, name: &str) -> Option<String>;
-    /// The environment variable.
+    /// Returns the environment variable.
     fn variable(&self, name: &str) -> Option<String>;
 }
 
@@ -197,7 +195,7 @@ impl Lookup for Environment {
     }
 }
 
-/// Nothing is said anywhere.
+/// Neither parameters nor variables.
 struct Nothing;
 
 impl Lookup for Nothing {
@@ -210,11 +208,11 @@ impl Lookup for Nothing {
     }
 }
 
-/// URI parameters, then the environment, then the file.
+/// The layers of settings: URI parameters, then the environment, then the configuration file.
 struct Layers<'a> {
     lookup: &'a dyn Lookup,
     file: &'a Layer,
-    /// What was asked for, and found.
+    /// Values that were asked for, as found.
     given: RefCell<BTreeMap<&'static str, Given>>,
 }
 
@@ -238,9 +236,9 @@ impl Layers<'_> {
 }
 
 impl Settings {
-    /// The settings of each replica of a database, in the file's order; none when it is not to be
-    /// replicated. A replica in the URI or in the environment stands in the place of those in the
-    /// file.
+    /// Returns the settings of each replica of a database, in the order of the configuration file; none if
+    /// the database is not to be replicated. A replica in the URI or in the environment replaces the replicas
+    /// in the file.
     pub fn resolve(
         database: &Path,
         lookup: &dyn Lookup,
@@ -266,7 +264,7 @@ impl Settings {
         }
         let name = database.file_name().unwrap_or_default();
         let url = given.text.replace("{name}", &store::url::of_name(&given.text, name));
-        // The file may say how the same replica is reached.
+        // The configuration file may say how the same replica is reached.
         let identity = store::check_url(&url, &Access::default()).ok();
         let same = listed.iter().find(|replica| identity.as_ref() == Some(&replica.identity));
         let (name, layer) = match same {
@@ -289,7 +287,7 @@ impl Settings {
             sync_interval: layers.parsed("sync-interval", "1s", parse_duration)?,
             shutdown_timeout: layers.parsed("shutdown-timeout", "5s", parse_duration)?,
             spool_cap: layers.parsed("spool-cap", SPOOL_CAP, parse_spool_cap)?,
-            // In the URI alone: it is for the program, not for people.
+            // Only in the URI: this setting is for the program, not for people.
             tend: lookup.parameter("tend").is_some_and(|value| value == "on"),
             history: History::resolve(&layers)?,
             audit_interval: layers
@@ -305,9 +303,11 @@ impl Settings {
         Ok(Settings { given: layers.given.into_inner(), ..settings })
     }
 
-    /// As [`Settings::resolve`] where the file cannot be used. Whether a database is to be replicated is
-    /// not known then; one that is named elsewhere is, and one of which it is said elsewhere that it is
-    /// not, is not. But how long states are to be kept may stand in the file: nothing is deleted.
+    /// Does the same as [`Settings::resolve`] if the configuration file cannot be used.
+    ///
+    /// Without the file it is unknown whether the database is to be replicated. If URI or environment name a
+    /// replica, it is; if they name an empty replica, it is not. Otherwise, and for a strict database, the
+    /// result is an error. Nothing is deleted, since the unusable file may say how long states are kept.
     pub fn resolve_without(
         database: &Path,
         lookup: &dyn Lookup,
@@ -327,8 +327,8 @@ impl Settings {
         Ok(all)
     }
 
-    /// The permission bits of a database that is restored where there is none, as environment and file say it
-    /// for databases that the file does not list.
+    /// Returns the permission bits of a restored database that replaces no file, from environment and
+    /// configuration file, for databases that the file does not list.
     pub fn restore_mode_of_any(
         lookup: &dyn Lookup,
         config: Option<&Config>,
@@ -339,13 +339,13 @@ impl Settings {
         layers.parsed("restore-mode", RESTORE_MODE, parse_mode)
     }
 
-    /// As [`Settings::is_strict`] where the file cannot be used, but may say so.
+    /// Does the same as [`Settings::is_strict`] if the configuration file cannot be used, but may say so.
     pub fn is_strict_without(lookup: &dyn Lookup, broken: &Broken) -> bool {
         find(lookup, "strict").map_or(broken.strict, |given| means_strict(&given.text))
     }
 
-    /// Whether a database is not to be opened if it cannot be replicated as it is set: known even
-    /// where no other setting is.
+    /// True if a database that cannot be replicated as its settings say must not be opened. Known even if no
+    /// other setting is.
     pub fn is_strict(database: &Path, lookup: &dyn Lookup, config: Option<&Config>) -> bool {
         let in_file = || {
             let config = config?;
@@ -358,7 +358,7 @@ impl Settings {
     }
 }
 
-/// What is not clearly a no is a yes: whoever writes it wants to be told.
+/// True unless the text clearly says no: a user who sets `strict` wants to be told of errors.
 pub(crate) fn means_strict(text: &str) -> bool {
     !matches!(text.trim(), "off" | "false" | "0" | "no" | "")
 }
@@ -375,7 +375,7 @@ fn parse_audit_rate(text: &str) -> Result<u64, String> {
 }
 
 fn find(lookup: &dyn Lookup, name: &str) -> Option<Given> {
-    // Without a value nothing is said, but that there is no replica.
+    // An empty value counts as not set, except for the replica: there it means that the database has none.
     let says = |text: &String| name == "replica" || !text.trim().is_empty();
     if let Some(text) = lookup.parameter(name).filter(says) {
         return Some(Given { text, origin: Origin::Parameter });
@@ -475,10 +475,10 @@ mod tests {
         assert_eq!(retention, Some(Duration::from_hours(5)));
         let given = Known(&[("replica", "x"), ("levels", ""), ("WALFERRY_LEVELS", "")]);
         assert_eq!(one("a", &given).unwrap().history.levels.len(), 3);
-        // But of the replica that there is none.
+        // An empty replica means none.
         let given = Known(&[("replica", ""), ("WALFERRY_REPLICA", "x")]);
         assert_eq!(Settings::resolve(Path::new("a"), &given, None), Ok(Vec::new()));
-        // Off, as in the file.
+        // Off, as in the configuration file.
         let given = Known(&[("replica", "x"), ("retention", "0")]);
         assert_eq!(one("a", &given).unwrap().history.retention, None);
     }
@@ -503,7 +503,7 @@ mod tests {
             assert_eq!(resolve(&lenient, true).map(|all| all.len()), Ok(1));
             assert!(!Settings::is_strict_without(&lenient, &broken(true)));
         }
-        // One that is not to be replicated has nothing to do with the file.
+        // A database that is not to be replicated does not need the configuration file.
         for none in [Known(&[("replica", "")]), Known(&[("WALFERRY_REPLICA", "")])] {
             assert_eq!(resolve(&none, true), Ok(Vec::new()));
         }

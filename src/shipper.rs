@@ -1,5 +1,5 @@
-//! The thread that talks to the stores: one runtime, any number of jobs, each reported back to the
-//! sealer with its end.
+//! The shipper thread, which talks to the stores: one runtime with any number of jobs. The thread reports the
+//! end of each job to the sealer.
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -22,50 +22,48 @@ use crate::rooms::Rooms;
 use crate::store::{Body, ErrorKind, Key, Store, Upload, read_header};
 use crate::units::{Level, Timestamp, Txid, WriterId};
 
-/// Parts of an image that wait for their upload; with the part being filled and the one being
-/// sent, this bounds the memory of an image.
+/// Parts of an image that wait for their upload. With the part being filled and the part being sent, this
+/// bounds the memory of an image.
 const PARTS_WAITING: usize = 1;
-/// Most threads that wait for files, or join some: three at the most do that ([`Rooms::for_joins`]), so
-/// that one is left that reads for them.
+/// Most threads that wait for files or compact some. At most three jobs of the history run at once
+/// ([`Rooms::for_joins`]), so one thread is left to read for them.
 const BLOCKING_MAX: usize = 4;
 
-/// What the thread is told.
+/// Message to the shipper thread.
 pub(crate) enum Order {
-    /// Do this at the store.
+    /// Does a job at the store.
     Job(Job),
-    /// Pass on what other processes ask for, until told otherwise.
+    /// Passes on the calls of other processes, until `until` ends.
     Listen { database: u64, bell: PathBuf, until: oneshot::Receiver<()> },
-    /// Somebody wants to know whether the thread is well.
+    /// Asks for an answer that shows that the thread is well.
     Ping(crossbeam_channel::Sender<()>),
 }
 
-/// One job.
+/// One job at a store.
 pub(crate) struct Job {
     pub database: u64,
-    /// Of the replica's local state, which may be another one when the answer comes.
+    /// Tenure of the replica's local state, which may be another one when the answer comes.
     pub tenure: u64,
     pub store: Arc<dyn Store>,
     pub task: Task,
 }
 
-/// What is to be done.
+/// Task of a job.
 pub(crate) enum Task {
-    /// `acked` is looked for by its name too, so that a listing that lags behind does not look like
-    /// a log that has lost files.
-    /// With `claim`, a log of another writer is taken over for this one.
+    /// Finds the head of the log. Looks for the file of `acked` by its name too, so that a late listing does
+    /// not look like a log that has lost files. With `claim`, takes over another writer's log.
     FindHead {
         acked: Txid,
         claim: Option<Claim>,
     },
-    /// The file goes out only if the replica holds what comes before it still, as far as that is to
-    /// be looked at.
+    /// Puts a file, but only if the replica still holds the files before it, as far as `look` asks.
     Put {
         key: Key,
         body: Body,
         timestamp: Timestamp,
         look: Look,
     },
-    /// Compare the file of this name with what we put: its first and last bytes and its length.
+    /// Compares the file of this name with our file: its first and last bytes and its length.
     Inspect {
         txid: Txid,
         ours: Identity,
@@ -75,8 +73,8 @@ pub(crate) enum Task {
         writer: WriterId,
         checksum: u64,
     },
-    /// `job` comes back with every outcome, so that a late one of an earlier job is known.
-    /// `len` is about what the database has in bytes.
+    /// Uploads an image. `job` comes back with every outcome, so a late outcome of an earlier job is
+    /// recognized. `len` is the approximate size of the database in bytes.
     OpenUpload {
         job: u64,
         key: Key,
@@ -84,16 +82,15 @@ pub(crate) enum Task {
         len: u64,
         plan: Plan,
     },
-    /// What keeps the history up, beside all else. In the folder `copies` are some of the store's
-    /// files.
+    /// Maintains the history, beside all other tasks. The folder `copies` holds some of the store's files.
     History {
         work: history::Work,
         copies: Option<PathBuf>,
     },
 }
 
-/// What tells our file from any other: the header, with writer, time and checksums, and the trailer
-/// with the checksum of the contents.
+/// Bytes that tell our file from any other: the header with writer, time and checksums, and the trailer with
+/// the checksum of the contents.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Identity {
     pub head: [u8; HEADER_LEN],
@@ -101,24 +98,24 @@ pub(crate) struct Identity {
     pub len: u64,
 }
 
-/// What the parts of an image are sent through.
+/// Message from the sealer to the upload of an image.
 #[derive(Debug)]
 pub(crate) enum Part {
     Data { number: u32, bytes: Bytes },
     Complete,
 }
 
-/// How a job ended.
+/// Result of a job.
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Head(Option<Head>),
-    /// The log's end is a file that takes it over for us.
+    /// The log's end is the file with which this writer took over the log.
     Claimed(Head),
     PutDone,
     PutRefused,
-    /// The replica does not hold any more what it had confirmed; it ends with this transaction.
+    /// The replica lost transactions that it had confirmed. It ends with this transaction.
     Lost(Option<Txid>),
-    /// The store asks to be left alone for so long. The job's own end follows.
+    /// The store asks for a pause of this length. The job's own end follows.
     SlowDown(Duration),
     Inspected {
         txid: Txid,
@@ -135,7 +132,7 @@ pub(crate) enum Outcome {
     History(history::Done),
 }
 
-/// How an upload goes on, and ends.
+/// Progress or end of an upload.
 #[derive(Debug)]
 pub(crate) enum UploadOutcome {
     Opened {
@@ -149,7 +146,7 @@ pub(crate) enum UploadOutcome {
     Failed(Failure),
 }
 
-/// The runtime that the thread works with. As it needs descriptors, it is made before there is a thread.
+/// Makes the runtime of the shipper thread. The runtime needs descriptors, so it is made before the thread.
 pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, String> {
     let built = crate::blocking::ask(|| {
         tokio::runtime::Builder::new_current_thread()
@@ -168,7 +165,7 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, String> {
     }
 }
 
-/// The thread's body.
+/// Runs the shipper thread.
 pub(crate) fn run(
     process: Arc<Process>,
     runtime: &tokio::runtime::Runtime,
@@ -185,7 +182,8 @@ pub(crate) fn run(
                     Order::Job(job) => {
                         let (database, tenure, on_panic) =
                             (job.database, job.tenure, on_panic(&job.task));
-                        // A task of its own: a panic is the job's end, and the sealer hears of it.
+                        // The job runs as its own task. If the task panics, the job ends and the sealer hears
+                        // of it.
                         let job = perform(process.clone(), images, joins, job);
                         let outcome = tokio::task::spawn_local(job).await.unwrap_or(on_panic);
                         process.control(Control::Shipped(database, tenure, outcome));
@@ -202,7 +200,7 @@ pub(crate) fn run(
     });
 }
 
-/// Hears the bell of a database's other processes. Without it the sealer looks by itself, once a
+/// Listens to the bell of a database's other processes. Without the bell, the sealer looks by itself once a
 /// second.
 async fn listen(process: &Process, database: u64, bell: &Path, mut until: oneshot::Receiver<()>) {
     let opened = shared::make_bell(bell).map_err(|error| error.to_string());
@@ -230,7 +228,7 @@ async fn listen(process: &Process, database: u64, bell: &Path, mut until: onesho
     }
 }
 
-/// The outcome that the sealer is told of a job which ended with a panic.
+/// Returns the outcome that the sealer gets for a job that panicked.
 fn on_panic(task: &Task) -> Outcome {
     let message =
         "an internal error of walferry (a panic in its work at the store); please report it";
@@ -286,7 +284,7 @@ async fn perform(process: Arc<Process>, images: Rc<Rooms>, joins: Rc<Rooms>, job
     })
 }
 
-/// Creates a file, if the one before it is where it was.
+/// Creates a file, if the file before it is still in its place.
 async fn put(
     store: &dyn Store,
     key: Key,
@@ -299,13 +297,14 @@ async fn put(
         Seen::Lost(end) => return Ok(Outcome::Lost(end)),
         Seen::GoneOn(head) => {
             let (next, writer) = (key.name.min, head.writer);
-            // A file of our own id that we do not know is told by a name that we have not had.
+            // For a file with our writer id that this process does not know, the outcome names the TXID that
+            // we have not used.
             let txid = if writer == look.writer { next } else { next.min(head.txid) };
             return Ok(Outcome::Inspected { txid, verdict: Verdict::Foreign { writer } });
         }
     }
     match store.put_new(key, body, timestamp).await {
-        // A process that was stopped since the look found a place free that had been taken.
+        // A process that was stopped since the look may find a TXID free that was taken before.
         Ok(()) if look.first && outrun(store, key).await?.is_some() => {
             let head = find_head(store, Txid::ZERO).await?;
             let writer = head.map(|head| head.writer).unwrap_or_default();
@@ -318,7 +317,7 @@ async fn put(
     }
 }
 
-/// The log's end; taken over as `claim` says, if another writer made it.
+/// Finds the end of the log. Takes the log over as `claim` says, if another writer made the end.
 async fn find_or_claim(
     store: &dyn Store,
     acked: Txid,
@@ -352,13 +351,13 @@ async fn inspect(
     };
     let head = head.first_chunk::<HEADER_LEN>();
     if head == Some(&ours.head) {
-        // One byte more than ours has: a longer file shows it.
+        // Asks for one byte more than our file has, to detect a longer file.
         let tail = ours.len.saturating_sub(TRAILER_LEN as u64)..ours.len.saturating_add(1);
         match store.get(key, Some(tail)).await {
             Ok(tail) if tail.as_ref() == ours.trailer.as_slice() => return Ok(Verdict::Ours),
             Ok(_) => {}
             Err(error) if error.kind == ErrorKind::NotFound => return Ok(Verdict::Missing),
-            // Of a shorter file the range is past the end. No store has a kind of its own for it.
+            // In a shorter file the range is past the end. No store has an error kind for that.
             Err(error) if error.kind == ErrorKind::Other => {
                 let files = store.list(Level::L0).await?;
                 let file = files.iter().find(|file| file.key == key);
@@ -388,8 +387,8 @@ async fn confirm(
     }
 }
 
-/// Carries an image from the sealer to the store. After a failure the sealer's next send finds the
-/// channel closed.
+/// Uploads an image from the sealer to the store. After a failure, the sealer's next send finds the channel
+/// closed.
 async fn upload(
     store: &dyn Store,
     key: Key,
@@ -402,7 +401,7 @@ async fn upload(
     let (parts, mut waiting) = mpsc::channel(PARTS_WAITING);
     tell(UploadOutcome::Opened { part_len: upload.part_len(), parts });
     let received = match receive(&mut *upload, &mut waiting, tell).await {
-        // Its parts may have taken hours.
+        // The upload of the parts may have taken hours.
         Ok(true) => plan.holds(store, key).await.map(Some),
         Ok(false) => Ok(None),
         Err(error) => Err(error),
@@ -411,7 +410,7 @@ async fn upload(
         Ok(Some(true)) => {
             upload.complete().await?;
             if plan.is_crossed(store, key).await? {
-                // Left there, it would be in the way of what the other's files lead to.
+                // Left in place, the image would block the states that the other writer's files lead to.
                 store.delete(key).await?;
                 return Ok(UploadOutcome::Refused);
             }
@@ -433,7 +432,7 @@ async fn upload(
     }
 }
 
-/// Sends parts until the sealer says that it was the last; `false` when it gave up.
+/// Sends parts until the sealer says that the image is complete; `false` if the sealer gave up.
 async fn receive(
     upload: &mut dyn Upload,
     waiting: &mut mpsc::Receiver<Part>,
@@ -458,7 +457,7 @@ fn ended(error: &crate::store::Error) -> UploadOutcome {
     }
 }
 
-/// Reads what tells a local file from any other.
+/// Reads the identity of a local file.
 pub(crate) fn identity(path: &std::path::Path) -> std::io::Result<Identity> {
     use std::os::unix::fs::FileExt;
     let file = folder::read(path)?;
@@ -490,7 +489,7 @@ mod tests {
     struct Overtaken {
         store: MemoryStore,
         by: Arc<Mutex<Vec<Key>>>,
-        /// How a read fails that does not begin at a file's first byte.
+        /// Error of each read that does not begin at the first byte of a file.
         second_read: Option<ErrorKind>,
     }
 
@@ -580,7 +579,7 @@ mod tests {
 
     const IMAGE: Plan = Plan { head: None, writer: OURS };
 
-    /// Uploads an image for an empty replica, in which another writer's files appear while it is sent.
+    /// Uploads an image into an empty replica, in which another writer's files appear during the upload.
     async fn image(
         store: &dyn Store,
         key: Key,

@@ -1,15 +1,15 @@
-//! Text from outside, as it is shown.
+//! Escapes text from outside before it is shown.
 //!
-//! Names of files, words of a server and values of variables may hold characters that a terminal obeys
-//! instead of showing them, or that make one line look like two. So each place where text leaves (lines
-//! of the log, the program's output, the answers of SQL functions) writes these as JSON does: `\\u001b`.
-//! An output in JSON stays JSON, and means the same text.
+//! Names of files, words of a server and values of variables may hold harmful characters. A terminal may obey
+//! them instead of showing them, or one line may look like two. So every output of text writes them as JSON
+//! does: `\u001b`. This holds for lines of the log, the program's output, and the answers of SQL functions.
+//! JSON output stays JSON with the same meaning.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// True for what is never shown as it is: controls of ASCII and Latin-1, and characters that end a line
-/// or turn the direction of text.
+/// True for characters that must be escaped: controls of ASCII and Latin-1, and characters that end a line or
+/// turn the direction of text.
 fn is_harmful(c: char) -> bool {
     matches!(
         c,
@@ -22,7 +22,7 @@ fn is_harmful(c: char) -> bool {
     )
 }
 
-/// Escapes a text whose line breaks are meant.
+/// Escapes a text, except its line breaks.
 pub fn text(text: &str) -> Cow<'_, str> {
     escaped(text, |c| is_harmful(c) && c != '\n')
 }
@@ -32,7 +32,7 @@ pub fn line(text: &str) -> Cow<'_, str> {
     escaped(text, is_harmful)
 }
 
-/// Lines, each escaped and with its end.
+/// Returns all lines, each escaped and with a line break.
 pub fn lines<T: AsRef<str>>(all: impl IntoIterator<Item = T>) -> String {
     all.into_iter().fold(String::new(), |text, one| text + &line(one.as_ref()) + "\n")
 }
@@ -49,7 +49,8 @@ fn escaped(text: &str, is_harmful: impl Fn(char) -> bool) -> Cow<'_, str> {
             '\r' => escaped.push_str("\\r"),
             '\t' => escaped.push_str("\\t"),
             c => {
-                // Writing to a string cannot fail. All of them have four digits.
+                // Writing to a string cannot fail. All harmful characters have at most four hexadecimal
+                // digits.
                 let _ = write!(escaped, "\\u{:04x}", u32::from(c));
             }
         }

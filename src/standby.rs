@@ -1,8 +1,8 @@
-//! A database that another process ships: what this process asks it for, and what it is told.
+//! The exchange with the process that ships a database, seen from another process that stands by.
 //!
-//! All goes through the shared page ([`SharedPage`]) and takes microseconds while the shipper is
-//! well. When it is gone, its lock is free: the sealer of a process that stands by takes over.
-//! When it is there and silent (stopped, swapped out), writers append to the WAL and lose nothing.
+//! All questions and answers go through the shared page ([`SharedPage`]), and take microseconds while the
+//! shipper is well. If the shipper is gone, its lock is free: the sealer of a standby takes over. If the
+//! shipper is there but silent (stopped, swapped out), writers append to the WAL and lose nothing.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,18 +17,19 @@ use crate::wait::Patience;
 use crate::wal::WalIndex;
 use crate::wal::evidence::Restart;
 
-/// A gate where capture goes on, and a shut one, in a [`View`].
+/// Values of the gate in a [`View`]: capture goes on, and the gate is shut.
 const CAPTURING: u32 = 0;
 pub(crate) const SHUT: u32 = 1;
-/// How long to wait for the shipper before looking around: whether it is alive, and still it.
+/// How long to wait for the shipper before checking whether it is alive and still the shipper.
 const LOOK_AROUND: Duration = Duration::from_millis(50);
-/// A shipper is heard of once a second. After so long without, in milliseconds, its lock is asked for.
+/// The shipper gives a sign of life once a second. After this many milliseconds without one, a standby asks
+/// for its lock.
 const WELL_MS: u64 = 3000;
-/// A shipper that was not heard of for so long, in milliseconds, is said to be silent.
+/// After this many milliseconds without a sign of life, a shipper is reported as silent.
 const SILENT_MS: u64 = 5000;
 
 impl Shared {
-    /// The page by which to reach the shipper, if that is another process.
+    /// Returns the page through which to reach the shipper, if another process ships.
     pub(crate) fn shippers_page(&self) -> Option<Arc<SharedPage>> {
         self.page.clone().filter(|_| self.role == Role::StandsBy)
     }
@@ -64,12 +65,12 @@ impl Shared {
 }
 
 impl Database {
-    /// Whether another process ships it.
+    /// True if another process ships the database.
     pub fn is_standing_by(&self) -> bool {
         self.with(|shared| shared.role == Role::StandsBy)
     }
 
-    /// The shipper says how things stand, if anybody is there to hear it.
+    /// Publishes this process's view, if it ships and other processes have the database open.
     pub(crate) fn tell_others(&self) {
         self.with(|shared| {
             if shared.role == Role::Ships && shared.others {
@@ -78,10 +79,10 @@ impl Database {
         });
     }
 
-    /// Asks the shipper whether the WAL may be begun anew at this position. `None` when this
-    /// process has become the shipper itself.
+    /// Asks the shipper whether the WAL may be restarted at this position. `None` if this process has become
+    /// the shipper itself.
     pub(crate) fn ask_shipper(&self, page: &SharedPage, index: WalIndex) -> Option<bool> {
-        // Its caller holds the write lock: no time is spent on a shipper that does not hear.
+        // The caller holds the write lock, so it does not wait for a shipper that does not hear.
         if !page.listens() || self.with(|shared| shared.silent == Some(page.last_alive())) {
             page.call(Call::CAPTURE);
             return Some(false);
@@ -126,14 +127,15 @@ impl Database {
         }
     }
 
-    /// Has the shipper let the WAL go if that is kept only because it cannot be captured or is read: a write
-    /// of this process has found no room. Waits for it, since the next one would find none either.
+    /// Asks the shipper to let the WAL go, for a write of this process that found no room. The shipper does
+    /// so if it keeps the WAL only because it cannot capture, or because it reads. Waits for that, since the
+    /// next write would find no room either.
     pub(crate) fn ask_for_room(&self) {
         let Some(page) = self.with(|shared| shared.shippers_page()) else { return };
         if !page.listens() || self.with(|shared| shared.silent == Some(page.last_alive())) {
             return;
         }
-        // What fails only now is known to fail before it is asked for room.
+        // A capture that only now begins to fail must be known to fail before the shipper makes room.
         page.call(Call::CAPTURE.and(Call::ROOM));
         let deadline = Instant::now() + GATE_TIMEOUT;
         loop {
@@ -147,9 +149,10 @@ impl Database {
         }
     }
 
-    /// After a restart of the WAL that this process made: waits until the shipper has seen the new
-    /// generation begin. The caller holds the write lock, so the new generation stays empty meanwhile. Once
-    /// it is longer than the old one, no frame of the file shows where the old one ended.
+    /// Waits until the shipper has seen the new generation begin, after a restart by this process.
+    ///
+    /// The caller holds the write lock, so the new generation stays empty meanwhile. Once the new generation
+    /// is longer than the old one, no frame of the file shows where the old one ended.
     pub fn wait_followed(&self, restart: &Restart) {
         let Some(page) = self.with(|shared| shared.shippers_page()) else { return };
         let deadline = Instant::now() + GATE_TIMEOUT;
@@ -175,8 +178,8 @@ impl Database {
         is_gone(page.view().as_ref(), page.last_alive(), now)
     }
 
-    /// Whether the shipper was lately heard of, so that there is no use in asking for its lock. Says
-    /// that this process is here.
+    /// True if the shipper gave a sign of life lately, so that asking for its lock is useless. Tells the
+    /// shipper that this process stands by.
     pub(crate) fn shipper_is_well(&self, now: u64) -> bool {
         let Some(page) = self.with(|shared| shared.shippers_page()) else { return false };
         page.standing_by(now);
@@ -184,7 +187,7 @@ impl Database {
             && now.saturating_sub(page.last_alive()) <= WELL_MS
     }
 
-    /// If the shipper is gone, waits until this process has taken its place.
+    /// If the shipper is gone, waits until this process has become the shipper.
     pub(crate) fn takes_over(&self, page: &SharedPage) -> bool {
         if !self.is_gone(page) {
             return false;
@@ -202,7 +205,7 @@ impl Database {
         true
     }
 
-    /// Waits until what a connection of this process sees committed is at the store. `None` when this
+    /// Waits until the commits that a connection of this process sees are at the store. `None` if this
     /// process has become the shipper itself.
     pub(crate) fn wait_for_shipper(
         &self,
@@ -213,7 +216,7 @@ impl Database {
     ) -> Option<Result<Txid, WaitError>> {
         let Some(mut committed) = read() else { return Some(Err(WaitError::Unseen)) };
         page.call(if hurry { Call::HURRY.and(Call::CAPTURE) } else { Call::CAPTURE });
-        // The term in which our commits were captured, and the capture that took them in.
+        // The term in which our commits were captured, and the number of the capture that took them in.
         let mut target: Option<(u64, u64)> = None;
         let mut cut_off: Option<(u64, u64)> = None;
         loop {
@@ -229,13 +232,13 @@ impl Database {
                         cut_off = Some(capture);
                     }
                     if let Some(now) = now.filter(|now| now.salts != committed.salts) {
-                        // The WAL was begun anew: a capture that covers the new one covers ours.
+                        // The WAL was restarted. A capture that covers the new generation covers our commits.
                         committed = now;
                     }
                     let counts = cut_off != Some(capture) && covers(view, &committed);
                     target = counts.then_some(capture);
                     if hurry && target.is_some_and(|(_, seq)| view.acked_seq < seq) {
-                        // What was closed at our first call may end before the capture seen here.
+                        // The files that our first call closed may end before the capture seen here.
                         page.call(Call::HURRY);
                     }
                 }
@@ -266,22 +269,23 @@ impl Database {
     }
 }
 
-/// Says how things stand: under the lock, so that an older view never follows a newer one.
+/// Publishes this process's view. The caller holds the lock of `shared`, so an older view never follows a
+/// newer one.
 pub(crate) fn publish_view(shared: &Shared) {
     if let Some(page) = &shared.page {
         page.publish(&shared.view());
     }
 }
 
-/// Puts what the shipper says over this process's own report.
+/// Puts the shipper's view over this process's own report.
 pub(crate) fn overlay(report: &mut Report, page: &SharedPage, now: u64) {
     report.state = "standby";
-    // Before the view: the shipper takes that word away once its view says the same.
+    // Read before the view: the shipper clears this word once its view says the same.
     let unheard = page.peek_unreported();
     let view = page.view().filter(|view| view.term != 0);
     let unacked = view.as_ref().and_then(|view| view.unacked_since.checked_sub(1));
     let opening = view.as_ref().is_some_and(|view| state_of(view) == "opening");
-    // What the shipper before it left may be older than all that it knows.
+    // Commits that the previous shipper left may be older than everything that this shipper knows.
     let oldest = [unacked, unheard].into_iter().flatten().min();
     let oldest = oldest.filter(|_| !opening);
     report.unacked_since = oldest;
@@ -307,15 +311,15 @@ pub(crate) fn overlay(report: &mut Report, page: &SharedPage, now: u64) {
     };
 }
 
-/// Returns for how long a shipper was silent, in milliseconds; `None` if it was heard of within
-/// [`SILENT_MS`]. A last word far ahead of `now` is of an earlier boot; one a little ahead came while
-/// `now` was handed on.
+/// Returns the milliseconds for which a shipper was silent; `None` if it gave a sign of life within
+/// [`SILENT_MS`]. A sign of life far ahead of `now` is from an earlier boot. A sign a little ahead came after
+/// the caller had read the clock.
 pub(crate) fn silent_for(last_alive: u64, now: u64) -> Option<u64> {
     let silent = now.abs_diff(last_alive) > SILENT_MS;
     silent.then(|| now.checked_sub(last_alive).unwrap_or(now))
 }
 
-/// Says that a shipper is silent.
+/// Returns the message that a shipper is silent.
 pub(crate) fn silence(pid: u32, silent_ms: u64) -> String {
     let seconds = silent_ms / 1000;
     format!(
@@ -323,8 +327,9 @@ pub(crate) fn silence(pid: u32, silent_ms: u64) -> String {
     )
 }
 
-/// True if a capture has everything up to where this wal-index ends. Of another generation nothing
-/// follows; and at the very frame, recovery may have brought another commit there.
+/// True if the captured frames reach the end of this wal-index. A capture of another generation proves
+/// nothing. At exactly the same frame, a recovery may have put another commit there, so `iChange` must be
+/// equal too.
 fn covers(view: &View, index: &WalIndex) -> bool {
     view.captured.is_some_and(|(of, up_to)| {
         let at = up_to == index.max_frame && view.captured_change == index.change;
@@ -332,15 +337,15 @@ fn covers(view: &View, index: &WalIndex) -> bool {
     })
 }
 
-/// True if the shipper has let the WAL go for this restart and has not looked at it since, or captures
-/// and still stands where the old generation ended.
+/// True if the shipper has let the WAL go for this restart and has not looked at it since. Also true if it
+/// captures and still stands at the end of the old generation.
 fn is_before(view: &View, restart: &Restart) -> bool {
     let end = Some((restart.from.salts, restart.from.max_frame));
     view.term != 0 && (view.released == end || (view.gate == CAPTURING && view.captured == end))
 }
 
-/// True if a capture went on to frames that a wal-index read after it has no more: recovery has cut them
-/// off since, and what has come in their place was not captured.
+/// True if a capture went beyond the end of a wal-index that was read after it. Recovery has cut those frames
+/// off since, and the frames that took their place were not captured.
 fn is_ahead(captured: Option<Place>, now: &WalIndex) -> bool {
     captured.is_some_and(|(of, up_to)| of == now.salts && up_to > now.max_frame)
 }
@@ -349,8 +354,8 @@ pub(crate) fn state_of(view: &View) -> &'static str {
     STATES.get(view.state as usize).copied().unwrap_or("opening")
 }
 
-/// Whether there is no shipper, or its process is no more. A reason to ask for the lock, and nothing
-/// more. In another container its process id says nothing: then only its silence tells.
+/// True if there is no shipper, or its process has ended. That is a reason to ask for the lock, and nothing
+/// more. In another container the process id says nothing, so only silence counts.
 pub(crate) fn is_gone(view: Option<&View>, last_alive: u64, now: u64) -> bool {
     let Some(view) = view.filter(|view| view.term != 0) else { return true };
     if view.namespace != pid_namespace() {

@@ -1,4 +1,4 @@
-//! What people are told of a database: the one shape behind SQL functions, logs and the program.
+//! Report on a database: the single form behind SQL functions, logs and the program.
 
 use std::path::Path;
 
@@ -27,19 +27,20 @@ pub struct Report {
     pub database: String,
     /// URL of the replica, without secrets.
     pub replica: String,
-    /// One of [`STATES`].
+    /// Word of [`STATES`].
     pub state: &'static str,
-    /// The process that ships it, if it is another one.
+    /// Process that ships the database, if it is another one.
     pub shipper: Option<u32>,
     /// Last TXID given to a closed file.
     pub sealed: Txid,
     /// Last TXID that the store confirmed.
     pub acked: Txid,
-    /// When the oldest unconfirmed commit was made, in milliseconds of the process's clock.
+    /// Time of the oldest unconfirmed commit, in milliseconds of the process's clock.
     pub unacked_since: Option<u64>,
-    /// How long ago that was; 0 when nothing is unconfirmed, and while nobody knows.
+    /// Age of that commit; 0 if every commit is confirmed, and while the age is unknown.
     pub lag_ms: u64,
-    /// Another process ships it and is not heard of: a lag of 0 says nothing.
+    /// True if this process stands by, and the shipper is missing, silent, or does not know the lag itself. A
+    /// lag of 0 then says nothing.
     pub unheard: bool,
     /// Bytes in the spool.
     pub pending_bytes: u64,
@@ -49,46 +50,48 @@ pub struct Report {
     pub requests: u64,
     /// Full images sent.
     pub images: u64,
-    /// Of a full image on its way: bytes of the database that are read, of how many.
+    /// Progress of a full image: bytes of the database that are read, and all of its bytes.
     pub imaging: Option<(u64, u64)>,
     /// Comparisons of the whole database with the page table.
     pub resyncs: u64,
-    /// How the replica's history stands.
+    /// State of the replica's history.
     pub history: history::Status,
-    /// Whether something is being done for it.
+    /// True while work on the history is under way.
     pub keeping: bool,
-    /// While this process ships it and has its WAL open: true if other processes are kept from
-    /// restarting that WAL.
+    /// While this process ships the database and has its WAL open: true if other processes are kept from
+    /// restarting the WAL.
     pub pinned: Option<bool>,
-    /// What audits came to in this process.
+    /// Result of the audits in this process.
     pub audit: Option<Audited>,
-    /// Connections of this process.
+    /// Number of open connections of this process.
     pub connections: usize,
-    /// What did not fit last ([`crate::finding`]), by its name.
+    /// Name of the last finding ([`crate::finding`]).
     pub found: Option<&'static str>,
-    /// Why the last attempt failed, until one succeeds.
+    /// Reason why the last attempt failed, until an attempt succeeds.
     pub last_error: Option<String>,
 }
 
-/// What comparisons of the database with its page table came to, which are made though all is well.
+/// Result of the audits: comparisons of the database with its page table that are made although no finding
+/// asks for them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Audited {
-    /// When the last one ended.
+    /// Time at which the last audit ended.
     pub at: Timestamp,
-    /// Pages that it compared.
+    /// Pages that the last audit compared.
     pub pages: u64,
-    /// Pages that differed, in all of them since the process started.
+    /// Pages that differed, in all audits since the process started.
     pub differed: u64,
 }
 
-/// The lag in milliseconds, where the oldest commit that waits was made at `oldest`. 0 says that nothing
-/// waits, so what was committed in this same millisecond counts as one.
+/// Returns the lag in milliseconds, for an oldest waiting commit made at `oldest`. A lag of 0 says that no
+/// commit waits, so a commit of this same millisecond counts as one millisecond.
 pub(crate) fn lag_of(oldest: Option<u64>, now: u64) -> u64 {
     oldest.map_or(0, |since| now.saturating_sub(since).max(1))
 }
 
-/// The lag in a state, if it is known: a database that is not looked at, or not yet, is not up to date. While
-/// it is opened, what an earlier process left may be older than all that this one knows.
+/// Returns the lag in this state, if known. A database that is not looked at, or not yet, is not up to date.
+/// While a database is opened, commits of an earlier process may be older than any commit that this process
+/// knows.
 pub(crate) fn lag_known(state: &str, lag_ms: u64) -> Option<u64> {
     let is_told = match state {
         "opening" => false,
@@ -126,13 +129,13 @@ impl Report {
         }
     }
 
-    /// Why waiting is pointless, if it is.
+    /// Returns the reason why waiting is pointless, if there is one.
     pub(crate) fn stopped(&self) -> Option<String> {
         matches!(self.state, "fenced" | "error")
             .then(|| self.last_error.clone().unwrap_or_else(|| self.state.to_string()))
     }
 
-    /// What keeps the next file from the store.
+    /// Returns the reason why the next file does not reach the store.
     pub(crate) fn in_the_way(&self) -> String {
         match &self.last_error {
             Some(error) => error.clone(),
@@ -140,13 +143,13 @@ impl Report {
         }
     }
 
-    /// The lag, if it is known.
+    /// Returns the lag, if known.
     pub(crate) fn lag_known(&self) -> Option<u64> {
         lag_known(self.state, self.lag_ms).filter(|lag| *lag > 0 || !self.unheard)
     }
 
-    /// The JSON object of a connection's database that is not replicated, with the same keys as
-    /// [`Report::to_json`] and the name that the connection has for it.
+    /// Returns the JSON object of a connection's database that is not replicated. It has the keys of
+    /// [`Report::to_json`], and the connection's name for the database.
     pub fn not_replicated(database: &Path, schema: &str, why: Option<String>) -> Value {
         let mut report = Report::new(database, "");
         report.state = "not-replicated";
@@ -158,7 +161,7 @@ impl Report {
         object
     }
 
-    /// The report as a JSON object.
+    /// Returns the report as a JSON object.
     pub fn to_json(&self) -> Value {
         let txid = |txid: Txid| (txid != Txid::ZERO).then(|| txid.to_string());
         json!({

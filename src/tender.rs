@@ -1,28 +1,30 @@
-//! Care for WALs that other processes write, while this one ships and writes nothing: the sidecar.
+//! Takes care of WALs that other processes write, while this process ships and writes nothing: the sidecar.
 //!
-//! The pin keeps those processes from beginning the WAL anew. A writer whose WAL is past its
-//! auto-checkpoint size checkpoints after every commit, at two fsyncs each, so that it must not stay
-//! there for long. Therefore commits are looked for many times a second; a WAL that is about to get
-//! so large is captured and checkpointed from here, and then the pin gives way for one new beginning:
+//! The pin keeps those processes from restarting the WAL. A writer whose WAL is past its auto-checkpoint size
+//! checkpoints after every commit, at two fsyncs each. So the WAL must not stay at that size for long. The
+//! tender therefore looks for commits many times a second. It captures and checkpoints a WAL that is about to
+//! get so large. Then the pin gives way for one restart:
 //!
-//! - *Narrow*, when nobody is writing: all is captured and in the database, and the checkpoint lock
-//!   is held, without which the WAL can begin anew only right there. It may stay so for hours.
-//! - *Wide*, when somebody writes without a pause: no checkpoint of ours ever catches up, so the
-//!   writer's own does, at its next commit, and the commit after that begins the WAL anew. That takes
-//!   milliseconds, and is looked at closely meanwhile. What was committed last is then read from what
-//!   is left in the file, and proven to be all by the count of commits (`sealer/frames.rs`).
+//! - *Narrow*, when no process is writing: all frames are captured and in the database. The tender holds the
+//!   checkpoint lock, so the WAL can only be restarted right there. The way may stay narrow for hours.
+//! - *Wide*, when a process writes without a pause: no checkpoint of ours ever catches up. The writer's own
+//!   checkpoint does, at its next commit, and the commit after that restarts the WAL. This takes
+//!   milliseconds, and the tender looks closely meanwhile. Capture then reads the last commits from the rest
+//!   of the old generation in the file. The count of commits proves that none is missing
+//!   ([`crate::wal::evidence`]).
 //!
-//! A writer that checkpoints at shorter WALs by itself would do so at each commit from there on. It is
-//! kept from that until its WAL is as long as the others, or nobody has written for a moment.
+//! A writer that itself checkpoints at shorter WALs would do so at each commit from there on. The tender
+//! prevents this until the WAL is as long as other WALs, or no process has written for a moment.
 //!
-//! Where a replica has no use for what is in the WAL, since a comparison or an image is due, the pin is
-//! not held for it, and others begin the WAL anew as ever. While an image or a comparison is made all of
-//! it must stay, however long that takes: then nobody checkpoints but we, now and then.
+//! If a comparison or an image is due, a replica does not need the frames in the WAL. The pin is then not
+//! held for that replica, and other processes restart the WAL as usual. While the image or the comparison
+//! runs, the whole WAL must stay, however long that takes. Then only the tender checkpoints, now and then.
 //!
-//! The write lock is not taken where a program has the database open: a writer without a busy timeout never
-//! fails because of us. Once no program has, the WAL is emptied: whoever then puts another database into the
-//! place of this one would have it overlaid with what is left of a WAL that is not its own. The wal-index is
-//! made to forget the size of the database, too: the other one would be read as if it had that.
+//! The tender does not take the write lock while a program has the database open. So a writer without a busy
+//! timeout never fails because of the tender. Once no program has the database open, the tender empties the
+//! WAL. Otherwise a program that then replaces the database would have the new one overlaid with frames of
+//! the old WAL. The tender also removes the size of the database from the wal-index, since the new database
+//! would be read with the old size.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,66 +44,71 @@ use crate::replications::Replications;
 use crate::units::Salts;
 use crate::wal::WalIndex;
 
-/// A WAL of so many frames is taken care of: before SQLite's own auto-checkpoint, at 1000.
+/// Frames from which on the tender relieves a WAL: before SQLite's own auto-checkpoint, at 1000.
 const FRAMES: u32 = 800;
-/// Most frames that the WAL may have behind what is captured when it is let go: the generation that
-/// follows takes a while to overwrite them, as what is captured comes before them.
+/// Most frames that the WAL may have behind the captured frames when it is let go. The next generation takes
+/// a while to overwrite them, since it overwrites the captured frames first.
 const TAIL: u32 = 300;
-/// A shorter WAL is let go only when all of it is captured; a longer one too, if the writer is fast.
+/// Captured frames from which on a WAL with uncaptured frames may be let go (the wide way). Even then, the
+/// writer must be so slow that it does not overwrite those frames within the margin.
 const WIDE_MIN: u32 = 600;
-/// How often a WAL is looked at: while it grows, shortly after, and when nothing happens.
+/// Intervals between looks at a WAL: while it grows, shortly after, and when nothing happens.
 const HOT: Duration = Duration::from_millis(1);
 const WARM: Duration = Duration::from_millis(10);
 const COLD: Duration = Duration::from_millis(50);
-/// How long it counts as growing, or as having grown.
+/// How long after a change a WAL counts as growing, and as having grown.
 const HOT_FOR: Duration = Duration::from_millis(100);
 const WARM_FOR: Duration = Duration::from_secs(10);
-/// So many databases are looked at in a round without making the rounds rarer.
+/// Open databases for which the plain intervals hold. With more, `WARM` and `COLD` grow in whole multiples.
 const ROUND: u32 = 200;
-/// How often it is looked at while it is let go and somebody writes, and for how long at most.
+/// Interval between looks at a WAL whose way is wide.
 const CLOSELY: Duration = Duration::from_micros(100);
-/// How long to wait where a fast writer's WAL is to grow.
+/// Pause while the WAL of a fast writer is to grow.
 const SHORTLY: Duration = Duration::from_millis(1);
+/// Longest time that the way is wide.
 const WIDE_FOR: Duration = Duration::from_secs(2);
-/// Checkpoints that have failed for so long are told of. A program that closes has the file to itself
+/// Checkpoints that fail for this long are logged. A program that closes the database has exclusive use of it
 /// for a moment, and for longer on a busy machine.
 const FAILURE_TOLD: Duration = Duration::from_secs(10);
-/// Nobody writes who has not done so for so long: a checkpoint of a slow disk's takes less.
+/// After this time without a commit, no process counts as writing. A checkpoint on a slow disk takes less.
 const QUIET: Duration = Duration::from_millis(100);
-/// The wide way ends when so many frames are not captured.
+/// The wide way ends when more frames than this are not captured.
 const TAIL_MAX: u32 = 600;
-/// After so long without a wal-index that can be read, something is done about it.
+/// After this time without a readable wal-index, the tender acts.
 const BLIND_FOR: Duration = Duration::from_secs(1);
-/// How long capture may take, which is waited for.
+/// Longest wait for capture.
 const CAPTURE_FOR: Duration = Duration::from_secs(5);
-/// Time from the wide way until what is not captured is overwritten. Longer after that was too short.
+/// Least time that the next generation must take to reach the uncaptured frames. It grows up to `MARGIN_MAX`
+/// each time that it was too short.
 const MARGIN: Duration = Duration::from_millis(100);
 const MARGIN_MAX: Duration = Duration::from_mins(1);
-/// An attempt ends after so many ways that nobody took, and after so long.
+/// An attempt ends after this many ways that no process took, or after `RELIEVE_FOR`.
 const IN_VAIN_MAX: u32 = 2;
-/// An attempt in vain is followed by another after so long, then ever longer.
+/// Pause after an attempt in vain: it begins with `PAUSE_MIN`, and doubles up to `PAUSE_MAX`.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Longest time that an attempt takes.
 const RELIEVE_FOR: Duration = Duration::from_secs(10);
-/// How often it is looked whether a WAL that must stay may go.
+/// Interval between looks whether a WAL that must stay may go.
 const STAY: Duration = Duration::from_millis(20);
-/// How often a database is looked at that nobody has open here.
+/// Interval between looks at a database that has no open connection in this process.
 const CLOSED: Duration = Duration::from_millis(200);
-/// A WAL to which nothing was added for so long may be emptied, and so often it is asked whether it may.
+/// A WAL without a new frame for `EMPTY_AFTER` may be emptied. The check whether it may is repeated after
+/// `EMPTY_AGAIN`.
 const EMPTY_AFTER: Duration = Duration::from_millis(300);
 const EMPTY_AGAIN: Duration = Duration::from_millis(500);
-/// How often it is looked whether the file changes while nothing is in the WAL.
+/// Interval between looks whether the database file changes while the WAL is empty.
 const REST: Duration = Duration::from_millis(200);
-/// WALs that are taken care of at the same time.
+/// Worker threads, and so the WALs that are worked on at the same time.
 const HANDS: usize = 3;
 
-/// The threads that do all this.
+/// The threads of the tender.
 pub(crate) struct Tender {
     new: Sender<Replications>,
 }
 
 impl Tender {
-    /// Starts them.
+    /// Starts the threads.
     pub(crate) fn start(process: &Arc<Process>) -> Result<Tender, String> {
         let (new, arriving) = crossbeam_channel::unbounded();
         let (jobs, waiting) = crossbeam_channel::unbounded();
@@ -114,13 +121,13 @@ impl Tender {
         Ok(Tender { new })
     }
 
-    /// Takes care of another database, from now on.
+    /// Takes care of another database from now on.
     pub(crate) fn tend(&self, database: &Replications) {
         let _ = self.new.send(database.clone());
     }
 }
 
-/// Starts a thread whose panic is the end of replication in this process.
+/// Starts a thread whose panic ends replication in this process.
 fn spawn_guarded(
     process: &Arc<Process>,
     name: &'static str,
@@ -130,63 +137,62 @@ fn spawn_guarded(
     spawn(name, move || process.guard(name, body))
 }
 
-/// What is done for a database, one at a time.
+/// Job of a worker thread. A database has at most one job at a time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Job {
-    /// Its WAL is captured and checkpointed, and may then be begun anew.
+    /// The WAL is captured and checkpointed, and may then be restarted.
     Relieve,
-    /// Its WAL is emptied and the size of the database forgotten, as no program has it open.
+    /// The WAL is emptied and the size of the database forgotten, since no program has the database open.
     Empty,
 }
 
-/// A database that is taken care of.
+/// A database that the tender takes care of.
 struct Tended {
     database: Replications,
-    /// Somebody is at it.
+    /// True while a job for it waits or runs.
     busy: AtomicBool,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    /// Others have the narrow way, right behind this place.
+    /// The narrow way is open: other processes may restart the WAL, but only right behind this position.
     way: Option<Place>,
-    /// An attempt was in vain: when to try again, and how long that was put off.
+    /// After an attempt in vain: the time of the next attempt, and the length of the pause before it.
     again: Option<(Instant, Duration)>,
-    /// How long the next generation is to take, at least, to overwrite what is not captured; `None`
-    /// for [`MARGIN`].
+    /// Least time that the next generation must take to overwrite uncaptured frames; `None` for [`MARGIN`].
     margin: Option<Duration>,
-    /// Frames a second that were written in the last attempt, and when that was.
+    /// Frames a second that were written in the last attempt, and the time of that measurement.
     pace: Option<(f64, Instant)>,
-    /// The WAL of which this is known: how many frames we have copied to the database, or found copied.
+    /// Generation of the WAL, and how many of its frames the tender copied to the database or found there.
     copied: Option<(Salts, u32)>,
-    /// At how many frames somebody else has checkpointed a WAL that we leave alone as yet.
+    /// Frames at which another process has checkpointed a WAL that the tender does not relieve yet.
     early: Option<u32>,
-    /// Nobody checkpoints, because of us, while no attempt is under way.
+    /// True while the tender blocks checkpoints although no attempt is under way.
     held: bool,
-    /// Nobody has written for a moment.
+    /// True if no process has written for a moment.
     quiet: bool,
-    /// The file when nothing was in this generation of the WAL, and when it was looked at: nobody changes it
-    /// before something is in that.
+    /// Generation of an empty WAL, the database file then, and the time of that look. SQLite does not change
+    /// the file before the WAL has frames.
     rest: Option<(Salts, Fingerprint, Instant)>,
-    /// Since when all checkpoints have failed, and whether that was told.
+    /// Time since which all checkpoints have failed, and whether the log says so.
     failing: Option<(Instant, bool)>,
 }
 
-/// What the replicas ask for together.
+/// Need of all replicas of a database together.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Care {
     /// The WAL is captured, and may then go.
     Capture,
-    /// It must stay, to be read.
+    /// The WAL must stay, to be read.
     Stay,
-    /// Nobody here has a use for it.
+    /// No replica needs the WAL.
     None,
 }
 
 impl State {
-    /// The pace of the writer, of which this was seen just now. It may be in a checkpoint of its own:
-    /// what was seen before counts too, half after each second.
+    /// Returns the pace of the writer from the pace seen just now. The writer may be in a checkpoint of its
+    /// own, so an earlier pace counts too, halved after each second.
     fn pace(&mut self, seen: f64) -> f64 {
         let before =
             self.pace.map_or(0.0, |(pace, at)| pace * (-at.elapsed().as_secs_f64()).exp2());
@@ -200,22 +206,22 @@ impl State {
     }
 }
 
-/// What the watching thread keeps of a database.
+/// State of a database in the watching thread.
 struct Watched {
     tended: Arc<Tended>,
     seen: Option<WalIndex>,
     changed: Instant,
-    /// When something was done last about a wal-index that cannot be read.
+    /// When the tender last acted on an unreadable wal-index.
     cared: Instant,
-    /// When it was asked last whether the WAL may be emptied.
+    /// When the tender last checked whether the WAL may be emptied.
     asked: Instant,
     next: Instant,
-    /// Nobody has it open in this process.
+    /// True if this process has no open connection to the database.
     closed: bool,
     over: bool,
 }
 
-/// The watching thread's body; it ends with the process.
+/// Runs the watching thread, which ends with the process.
 fn watch(arriving: &Receiver<Replications>, jobs: &Sender<(Arc<Tended>, Job)>) {
     let mut all: Vec<Watched> = Vec::new();
     let mut seen = LocksSeen::default();
@@ -276,8 +282,8 @@ impl LocksSeen {
 }
 
 impl Watched {
-    /// Whether nobody needs it any more: the file is gone, and so is everybody who had it. If there is one
-    /// again, it comes anew.
+    /// True if the database needs no more care: its file is gone, and so are all connections of this process.
+    /// A new file at the path arrives as a new database.
     fn is_over(&self, now: Instant) -> bool {
         self.closed
             && now.duration_since(self.changed) >= WARM_FOR
@@ -311,7 +317,7 @@ impl Watched {
         let _ = jobs.send((self.tended.clone(), job));
     }
 
-    /// Whether no program has the database open, as far as was seen lately.
+    /// True if no program has the database open, as far as the last look at the locks shows.
     fn may_be_emptied(&mut self, now: Instant, locks: &mut LocksSeen) -> bool {
         let holds = self.seen.is_some_and(|index| index.max_frame > 0 || index.page_count > 0);
         let idle = now.duration_since(self.changed) >= EMPTY_AFTER;
@@ -325,7 +331,7 @@ impl Watched {
 }
 
 impl Tended {
-    /// Whether there is something to do. Ends a way that was used, or that leads elsewhere by now.
+    /// True if the WAL must be relieved. Ends a way that was used, or that leads elsewhere by now.
     fn needs_care(&self, index: Option<WalIndex>, quiet: bool) -> bool {
         let mut state = self.state.lock();
         if let Some(place) = state.way {
@@ -351,19 +357,19 @@ impl Tended {
         due && state.again.is_none_or(|(at, _)| at <= Instant::now())
     }
 
-    /// Looks whether the file changes though nothing is in the WAL: nobody tells of that.
+    /// Looks for changes of the file while the WAL is empty: no other sign shows them.
     fn look_at_rest(&self, state: &mut State, index: &WalIndex) {
         let known = state.rest.filter(|(salts, _, _)| *salts == index.salts);
         if known.is_some_and(|(_, _, at)| at.elapsed() < REST) {
             return;
         }
         let Ok(now) = Fingerprint::of(self.database.path()) else { return };
-        // Something may have been written, and copied to the file, since the index was read.
+        // A commit may have been written, and copied to the file, since the index was read.
         if self.border().and_then(|border| border.wal_index()).as_ref() != Some(index) {
             return;
         }
         state.rest = Some((index.salts, now, Instant::now()));
-        // Another file is another matter.
+        // A replaced or renamed file is handled elsewhere.
         if known.is_some_and(|(_, then, _)| then.file == now.file && !then.is_renamed(&now)) {
             for database in self.database.each() {
                 database.diverged(Finding::ChangedWhileIdle);
@@ -371,14 +377,14 @@ impl Tended {
         }
     }
 
-    /// Keeps a writer that checkpoints early from doing so at each commit: it cannot begin a WAL anew that
-    /// is pinned, so that each would cost it two fsyncs.
+    /// Keeps a writer that checkpoints early from doing so at each commit. The writer cannot restart a pinned
+    /// WAL, so each such checkpoint would cost it two fsyncs.
     fn spare(&self, state: &mut State, index: &WalIndex) {
         let Some(border) = self.border() else { return };
         let Some(copied) = border.copied() else { return };
         let known = match state.copied {
             Some((salts, known)) if salts == index.salts => known,
-            // It may have been so before we came.
+            // The frames may have been copied before the tender came.
             None => copied,
             Some(_) => 0,
         };
@@ -388,7 +394,7 @@ impl Tended {
         }
         let early = state.early.is_some_and(|early| index.max_frame >= early / 2);
         if early && !state.held && self.care() == Care::Capture {
-            // If the writer is at it just now, another time.
+            // If the writer is checkpointing just now, the tender tries again later.
             state.held = border.hold_checkpoints(true);
         }
     }
@@ -423,17 +429,17 @@ impl Tended {
         self.database.first().border()
     }
 
-    /// Looks at the wal-index for every replica ([`Database::look`]); `None` where another process
-    /// ships to one of them.
+    /// Looks at the wal-index for every replica ([`Database::look`]); `None` if another process ships to one
+    /// of them.
     fn look(&self) -> Option<WalIndex> {
         let mut looked = self.database.each().map(|database| database.look());
         let first = looked.next().flatten();
-        // All look, whatever one sees.
+        // Every replica must look, whatever the others see.
         looked.fold(first, Option::and)
     }
 
-    /// Waits for news of the sealer, but not longer than this: of other processes there is none, so the
-    /// wal-index has to be looked at again.
+    /// Waits for news of the sealer, for this long at most. Other processes give no news, so the caller must
+    /// look at the wal-index again.
     fn pause(&self, time: Duration) {
         let database = self.database.first();
         drop(database.shared.wait_for(database.shared.lock(), time));
@@ -445,12 +451,12 @@ impl Tended {
         }
     }
 
-    /// How often capture had to give up, for all replicas.
+    /// Returns how often capture has lost its position, for all replicas together.
     fn lost_track(&self) -> u64 {
         self.database.each().map(|database| database.with(|shared| shared.lost_track)).sum()
     }
 
-    /// Takes the pin back, and has what came meanwhile captured.
+    /// Takes the pin back, and asks for capture of the frames committed meanwhile.
     fn end_way(&self, state: &mut State) {
         if self.border().is_none_or(|border| border.take_back()) {
             state.way = None;
@@ -467,7 +473,7 @@ impl Tended {
         self.busy.store(false, Ordering::Release);
     }
 
-    /// Leaves nothing in the WAL and its index, if all of it is captured and no program has the database open.
+    /// Empties the WAL and its index, if the whole WAL is captured and no program has the database open.
     fn empty(&self, state: &mut State) {
         let Some(border) = self.border() else { return };
         if self.look().is_some_and(|index| index.max_frame == 0) {
@@ -488,7 +494,7 @@ impl Tended {
         if !is_all || !self.checkpoint(border.as_ref(), state) {
             return;
         }
-        // The last question comes last: a program that begins now reads before it writes.
+        // The locks are read last: a program that opens the database after that reads before it writes.
         if border.copied() != Some(index.max_frame)
             || self.look() != Some(index)
             || !neighbours::is_alone(self.database.path())
@@ -508,7 +514,7 @@ impl Tended {
         }
     }
 
-    /// Has the WAL captured and checkpointed, and lets it be begun anew.
+    /// Captures and checkpoints the WAL, and lets other processes restart it.
     fn relieve(&self) {
         let mut state = self.state.lock();
         let before = self.lost_track();
@@ -525,7 +531,7 @@ impl Tended {
     fn try_to_relieve(&self, state: &mut State) {
         let Some(border) = self.border() else { return };
         let Some(begun) = self.look() else {
-            // A writer died while it wrote the wal-index: this makes SQLite mend it.
+            // A writer died while it wrote the wal-index. The checkpoint makes SQLite repair it.
             self.checkpoint(border.as_ref(), state);
             return;
         };
@@ -546,10 +552,10 @@ impl Tended {
                 state.again = None;
                 break;
             }
-            // How long the next generation takes to reach what is not captured, at this pace.
+            // The time that the next generation takes to reach the uncaptured frames, at this pace.
             let pace = f64::from(now.max_frame.saturating_sub(begun.max_frame));
             let pace = state.pace(pace / begun_at.elapsed().as_secs_f64());
-            // Where nobody writes there is no such thing, and the narrow way will do.
+            // Without a writer there are no such frames, and the narrow way will do.
             let still = state.quiet && now.max_frame == begun.max_frame;
             let far = still || f64::from(captured.1) >= pace * state.margin().as_secs_f64();
             if !far {
@@ -584,27 +590,28 @@ impl Tended {
                 state.again = None;
                 return;
             }
-            // Perhaps nobody writes just now, or a reader is in the way.
+            // Perhaps no process writes just now, or a reader prevents the restart.
             in_vain += 1;
             copied = false;
         }
         border.hold_checkpoints(false);
         let pause = match self.care() {
             Care::Capture => state.again.map_or(PAUSE_MIN, |(_, last)| PAUSE_MAX.min(last * 2)),
-            // That changed meanwhile.
+            // The need has changed meanwhile.
             Care::Stay | Care::None => Duration::ZERO,
         };
         state.again = Some((Instant::now() + pause, pause));
     }
 
-    /// The WAL must stay. A writer would checkpoint at each commit: nobody does, but for one checkpoint
-    /// of ours for as many frames as others make theirs at.
+    /// Keeps the whole WAL. A writer would checkpoint at each commit, so the tender blocks checkpoints. For
+    /// each [`FRAMES`] new frames, the tender makes one checkpoint itself.
     fn keep(&self, border: &dyn Border, state: &mut State, index: &WalIndex) {
         let copied = state.copied.filter(|(salts, _)| *salts == index.salts);
         if index.max_frame >= copied.map_or(0, |(_, frame)| frame).saturating_add(FRAMES) {
             border.hold_checkpoints(false);
             self.checkpoint(border, state);
-            // Readers may have kept it from copying all: it was tried, and costs the same once more.
+            // Readers may have kept the checkpoint from copying all frames. A second try would cost as much,
+            // so the frames count as copied.
             state.copied = Some((index.salts, index.max_frame));
         }
         state.held = border.hold_checkpoints(true);
@@ -612,8 +619,8 @@ impl Tended {
         state.again = Some((Instant::now() + again, PAUSE_MIN));
     }
 
-    /// While the way is wide: until it was used, nobody writes, or too much is not captured. Whether it
-    /// was used.
+    /// Looks closely while the way is wide, until a process has used the way, no process writes, or too many
+    /// frames are not captured. True if the way was used.
     fn watch_closely(&self, border: &dyn Border, captured: Place) -> bool {
         let (salts, mut last) = captured;
         let until = Instant::now() + WIDE_FOR;
@@ -634,20 +641,21 @@ impl Tended {
         while !border.take_back() {
             self.pause(CLOSELY);
         }
-        // Its first commit follows at once: with it, what is left of the generation before is taken.
+        // The first commit of the new generation follows at once. Capture takes it together with the rest of
+        // the old generation.
         let is_empty = || border.wal_index().is_some_and(|index| index.max_frame == 0);
         let until = Instant::now() + QUIET;
         while begun && is_empty() && Instant::now() < until {
             self.pause(CLOSELY);
         }
         if begun {
-            // So that it is known whether something was missed.
+            // Waits for capture, so that the caller knows whether commits were missed.
             self.captured();
         }
         begun
     }
 
-    /// `false` when it is impossible.
+    /// Checkpoints the WAL; `false` after an error.
     fn checkpoint(&self, border: &dyn Border, state: &mut State) -> bool {
         match border.checkpoint() {
             Ok(_) => {
@@ -667,8 +675,8 @@ impl Tended {
         true
     }
 
-    /// Waits until what is committed now is captured for every replica that has a use for it; gives how far
-    /// capture has come. `None` when it does not go on for now.
+    /// Waits until all current commits are captured for every replica that needs them. Returns the position
+    /// of the capture that is least far; `None` if capture makes no progress for now.
     fn captured(&self) -> Option<Place> {
         self.capture();
         let mut least: Option<Place> = None;
@@ -677,7 +685,7 @@ impl Tended {
                 continue;
             }
             let place = captured(database)?;
-            // One that has seen a new beginning says so for all.
+            // Positions of two generations cannot be compared: then the later replica's counts.
             least = match least {
                 Some(least) if place.0 == least.0 && place.1 > least.1 => Some(least),
                 _ => Some(place),
@@ -687,7 +695,7 @@ impl Tended {
     }
 }
 
-/// The same for one replica.
+/// Does the same as [`Tended::captured`] for one replica.
 fn captured(database: &Arc<Database>) -> Option<Place> {
     let index = database.look().filter(|index| index.max_frame > 0)?;
     database.send(Control::Capture(database.id));
@@ -699,7 +707,7 @@ fn captured(database: &Arc<Database>) -> Option<Place> {
         }
         match shared.captured {
             Some(at) if at.0 == index.salts && at.1 >= index.max_frame => return Some(at),
-            // Begun anew meanwhile.
+            // The WAL was restarted meanwhile.
             at if shared.published.is_some_and(|now| now.salts != index.salts) => return at,
             _ => {}
         }
@@ -711,7 +719,7 @@ fn captured(database: &Arc<Database>) -> Option<Place> {
     }
 }
 
-/// Nobody here has a use for the WAL, and the pin is not held: others do with it as they like.
+/// Leaves the WAL to other processes: no replica needs it, and the pin is not held.
 fn let_be(border: &dyn Border, state: &mut State) {
     border.hold_checkpoints(false);
     state.held = false;

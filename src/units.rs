@@ -1,8 +1,8 @@
-//! The quantities that every part of walferry speaks in.
+//! The quantities that every part of walferry uses.
 //!
-//! Each type has a private or checked value, a fixed text form that is the same
-//! in logs, file names and messages, and knows nothing of I/O. Terms are those
-//! of the SQLite file format (<https://sqlite.org/fileformat2.html>) and of LTX.
+//! [`PageSize`] and [`Level`] check their values. A type's text form is the same in logs, file names and
+//! messages. No type does I/O. The terms are from the SQLite file format
+//! (<https://sqlite.org/fileformat2.html>) and from LTX.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,22 +14,22 @@ use std::str::FromStr;
 pub struct Txid(pub u64);
 
 impl Txid {
-    /// No transaction at all: the position of an empty replica.
+    /// No transaction: the position of an empty replica.
     pub const ZERO: Txid = Txid(0);
 
-    /// The TXID that follows this one.
+    /// Returns the TXID that follows this one.
     #[must_use]
     pub fn next(self) -> Txid {
         Txid(self.0.saturating_add(1))
     }
 
-    /// The TXID before this one; zero stays zero.
+    /// Returns the TXID before this one; zero stays zero.
     #[must_use]
     pub fn prev(self) -> Txid {
         Txid(self.0.saturating_sub(1))
     }
 
-    /// Parses exactly sixteen lowercase hex digits, as Litestream does; anything else is `None`.
+    /// Parses exactly sixteen lowercase hex digits, as Litestream does; any other text gives `None`.
     pub fn parse_hex(text: &str) -> Option<Txid> {
         parse_hex_u64(text).map(Txid)
     }
@@ -50,9 +50,9 @@ impl fmt::Debug for Txid {
 impl FromStr for Txid {
     type Err = String;
 
-    /// Takes up to sixteen hex digits, as a person types them.
+    /// Parses up to sixteen hex digits, as a person types them.
     fn from_str(text: &str) -> Result<Txid, String> {
-        // The standard library would take a sign.
+        // The standard library would accept a sign.
         let digits = text.bytes().all(|byte| byte.is_ascii_hexdigit());
         if text.is_empty() || text.len() > 16 || !digits {
             return Err(format!("'{text}' is not a TXID: give 1 to 16 hexadecimal digits"));
@@ -98,7 +98,7 @@ impl PageSize {
         ((512..=65536).contains(&bytes) && bytes.is_power_of_two()).then_some(PageSize(bytes))
     }
 
-    /// The smallest that SQLite knows.
+    /// The smallest page size of SQLite.
     pub const SMALLEST: PageSize = PageSize(512);
 
     /// Reads the two-byte field of the database header or of the wal-index, where 1 means 65536.
@@ -106,22 +106,22 @@ impl PageSize {
         PageSize::new(if field == 1 { 65536 } else { u32::from(field) })
     }
 
-    /// The size in bytes.
+    /// Returns the size in bytes.
     pub fn get(self) -> u32 {
         self.0
     }
 
-    /// The size in bytes, for buffers.
+    /// Returns the size in bytes, for buffers.
     pub fn bytes(self) -> usize {
         self.0 as usize
     }
 
-    /// The page that holds SQLite's lock bytes at 1 GiB. It is never written and never shipped.
+    /// Returns the page that holds SQLite's lock bytes at 1 GiB. It is never written and never shipped.
     pub fn lock_page(self) -> Pgno {
         0x4000_0000 / self.0 + 1
     }
 
-    /// Byte offset of a page in the database file.
+    /// Returns the byte offset of a page in the database file.
     pub fn offset_of(self, pgno: Pgno) -> u64 {
         u64::from(pgno.saturating_sub(1)) * u64::from(self.0)
     }
@@ -164,10 +164,9 @@ pub struct Level(u8);
 impl Level {
     /// Files as they were sealed.
     pub const L0: Level = Level(0);
-    /// The first level of joined files.
+    /// The first level of compacted files.
     pub const L1: Level = Level(1);
-    /// Snapshots: whole databases.
-    /// The last level of joined files.
+    /// The last level of compacted files.
     pub const L8: Level = Level(8);
     /// Snapshots: whole databases.
     pub const SNAPSHOT: Level = Level(9);
@@ -177,12 +176,12 @@ impl Level {
         (level <= 9).then_some(Level(level))
     }
 
-    /// The number, 0 to 9.
+    /// Returns the number, 0 to 9.
     pub fn get(self) -> u8 {
         self.0
     }
 
-    /// All levels, from 0 to 9.
+    /// Returns all levels, from 0 to 9.
     pub fn all() -> impl DoubleEndedIterator<Item = Level> {
         (0..=9).map(Level)
     }
@@ -205,7 +204,8 @@ impl fmt::Debug for Level {
 pub struct Timestamp(pub i64);
 
 impl Timestamp {
-    /// RFC 3339 in UTC, with the fraction's trailing zeros trimmed: the form of Litestream's metadata.
+    /// Returns the time as RFC 3339 in UTC, without trailing zeros of the fraction: the form of Litestream's
+    /// metadata.
     pub fn to_rfc3339(self) -> String {
         let (days, ms_of_day) = (self.0.div_euclid(86_400_000), self.0.rem_euclid(86_400_000));
         let (year, month, day) = civil_from_days(days);
@@ -225,9 +225,9 @@ impl fmt::Display for Timestamp {
     }
 }
 
-/// Year, month and day of a day count since 1970-01-01 in the proleptic Gregorian calendar.
+/// Returns year, month and day of a day count since 1970-01-01, in the proleptic Gregorian calendar.
 fn civil_from_days(days: i64) -> (i64, i64, i64) {
-    // Years counted from 1 March, so that the leap day is the last of its year.
+    // Years are counted from 1 March, so the leap day is the last day of its year.
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
     let year_of_era =
@@ -240,7 +240,7 @@ fn civil_from_days(days: i64) -> (i64, i64, i64) {
     (year, month, day)
 }
 
-/// Random 64-bit identity of a shipper's lineage; stored as the node id of each file it writes.
+/// Random 64-bit identity of a shipper's lineage, stored as the node id of each file that the shipper writes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct WriterId(pub u64);
 

@@ -1,10 +1,10 @@
-//! Which parameters in the URI of a database count.
+//! Decides which parameters in the URI of a database count.
 //!
-//! A program's own code writes the URI with which it opens a database. But `ATTACH` takes one too, and
-//! SQL may come from people who are trusted with the data of a program and with nothing else: a replica
-//! that they name would write a copy of any WAL database to any folder, or send it to any server,
-//! signed with the credentials of the process. So where a configuration file or the environment says
-//! what is replicated, a URI may only name what these name.
+//! A program's own code writes the URI with which it opens a database. But `ATTACH` takes a URI too, and SQL
+//! may come from people who may see a program's data and nothing else. A replica that they name would write a
+//! copy of any WAL database to any folder. Or it would send that copy to any server, signed with the
+//! credentials of the process. So if a configuration file or the environment says what is replicated, a URI
+//! may only name replicas that these name.
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,23 +18,24 @@ use crate::store;
 
 /// The words for a policy.
 pub const WORDS: &[&str] = &["all", "listed", "off"];
-/// The key of the configuration file.
+/// Key in the configuration file.
 pub const KEY: &str = "uri-parameters";
-/// The environment variable.
+/// Name of the environment variable.
 pub const VARIABLE: &str = "WALFERRY_URI";
 
-/// Parameters that no file or variable can set.
+/// Parameters that are no settings ([`NAMES`]).
 const REPLICA: &str = "replica";
 const TEND: &str = "tend";
 
-/// Which parameters count.
+/// Rule for the parameters that count.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Policy {
-    /// All of them.
+    /// All parameters count.
     All,
-    /// Those that name what configuration file or environment name for the database.
+    /// A replica counts if configuration file or environment name it for the database; a setting, as
+    /// `may_set` allows.
     Listed,
-    /// None.
+    /// No parameter counts.
     Off,
 }
 
@@ -51,8 +52,8 @@ impl FromStr for Policy {
     }
 }
 
-/// Returns the word for the policy, and where it comes from: the variable, else the file, else the
-/// default. `has_file` is true if there is a configuration file, even one that cannot be used.
+/// Returns the word for the policy, with its origin: the variable, else the configuration file, else the
+/// default. `has_file` is true if there is a configuration file, even an unusable one.
 pub fn given(variable: Option<&str>, file: Option<&Given>, has_file: bool) -> Given {
     if let Some(text) = variable.filter(|text| !text.trim().is_empty()) {
         return Given { text: text.to_string(), origin: Origin::Variable(VARIABLE.to_string()) };
@@ -60,7 +61,7 @@ pub fn given(variable: Option<&str>, file: Option<&Given>, has_file: bool) -> Gi
     if let Some(file) = file {
         return file.clone();
     }
-    // A set-uid program believes no variable: whoever starts it may not be who says what is copied.
+    // A set-uid program ignores variables: the user who starts it may not decide what is copied.
     let is_listed = has_file
         || environment::is_ignored()
         || environment::variable("WALFERRY_REPLICA").is_some();
@@ -68,20 +69,21 @@ pub fn given(variable: Option<&str>, file: Option<&Given>, has_file: bool) -> Gi
     Given { text: text.to_string(), origin: Origin::Default }
 }
 
-/// Reads the word for a policy. The error names where the word stands.
+/// Parses the word for a policy. The error names the origin of the word.
 pub fn policy(given: &Given) -> Result<Policy, String> {
     given.text.parse().map_err(|why| format!("{KEY}: {why} (from {})", given.origin))
 }
 
-/// The parameters of one URI, as far as they count.
+/// The parameters of one URI that count.
 pub struct Screened<'a> {
     lookup: &'a dyn Lookup,
     dropped: Vec<&'static str>,
-    /// Why the database is not replicated: its URI names a replica that it may not name.
+    /// Reason why the database is not replicated: its URI names a replica that it may not name, or the policy
+    /// is unknown.
     pub refusal: Option<String>,
-    /// True if no parameter counts, and there is one.
+    /// True if the policy is off and the URI has a parameter.
     pub is_off: bool,
-    /// What is said of parameters that are ignored.
+    /// Warnings about ignored parameters.
     pub warnings: Vec<String>,
 }
 
@@ -111,8 +113,8 @@ impl Lookup for Only<'_> {
 /// Finds a database's settings with these parameters.
 pub type Resolve<'a> = dyn Fn(&dyn Lookup) -> Result<Vec<Settings>, String> + 'a;
 
-/// Looks at the parameters of a URI. `given` is the policy; `resolve` finds the settings of the
-/// database, with the parameters of the lookup that it gets.
+/// Screens the parameters of a URI. `given` is the policy. `resolve` finds the settings of the database with
+/// the parameters of the lookup that it gets.
 pub fn screen<'a>(given: &Given, lookup: &'a dyn Lookup, resolve: &Resolve<'_>) -> Screened<'a> {
     let ours = NAMES.into_iter().chain([REPLICA, TEND]);
     let present: Vec<_> = ours.filter(|name| lookup.parameter(name).is_some()).collect();
@@ -146,9 +148,9 @@ impl Screened<'_> {
     fn keep_listed(&mut self, present: &[&'static str], resolve: &Resolve<'_>) {
         let named = self.lookup.parameter(REPLICA).filter(|url| !url.trim().is_empty());
         let Ok(own) = resolve(&Only(self.lookup, None)) else {
-            // What file or environment name is not known, so no replica is listed. The settings that
-            // are looked for next end with the same error. A URI may say that there is no replica, and
-            // that it is strict.
+            // The replicas that file or environment name are unknown, so no replica is listed. The next
+            // search for the settings ends with the same error. A URI may still say that there is no replica,
+            // and that the database is strict.
             let strict = self.lookup.parameter("strict").is_some_and(|text| means_strict(&text));
             let counts = |name| match name {
                 REPLICA => named.is_none(),
@@ -179,7 +181,7 @@ impl Screened<'_> {
     }
 }
 
-/// What to set where every URI is the program's own.
+/// Advice for programs whose own code writes every URI.
 const ADVICE: &str = "where only trusted code opens and attaches databases, WALFERRY_URI=all, or \
                       uri-parameters: all in the configuration file, allows every parameter";
 
@@ -196,9 +198,10 @@ fn is_same(wanted: &Settings, own: &Settings) -> bool {
     store::is_same_way((&wanted.replica, &wanted.access), (&own.replica, &own.access))
 }
 
-/// Whether a parameter may change what file or environment say: history may be kept for longer, and
-/// never for less long; disk, and time at the end of the process, may be taken less, and never more.
-/// A value that means nothing passes: it is an error where it is used.
+/// Checks whether a parameter may change the value from file or environment.
+///
+/// A URI may keep history for longer, and never for less long. It may use less disk, and less time at the end
+/// of the process, and never more. An invalid value passes: it is an error where it is used.
 fn may_set(name: &str, text: &str, own: &Settings) -> Result<(), Why> {
     let (history, forever) = (&own.history, Duration::MAX);
     let time = |text| parse_time_or_off(text).ok();
@@ -220,7 +223,7 @@ fn may_set(name: &str, text: &str, own: &Settings) -> Result<(), Why> {
         "copies-cap" => {
             (parse_size(text).map_or(true, |size| size <= history.copies_cap), Why::More)
         }
-        // A smaller one loses the states of an outage.
+        // A smaller spool loses the states of an outage.
         "spool-cap" => {
             let own = own.given.get(name).map(|given| given.text.trim());
             (own == Some(text.trim()) || parse_size(text).is_err(), Why::Other)
@@ -231,7 +234,7 @@ fn may_set(name: &str, text: &str, own: &Settings) -> Result<(), Why> {
     if may { Ok(()) } else { Err(why) }
 }
 
-/// Why a parameter does not count.
+/// Reason why a parameter does not count.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Why {
     Shorter,
@@ -295,7 +298,7 @@ dbs:
   replica: {path: /backup/other}
 ";
 
-    /// What is said of a database's parameters where this policy holds.
+    /// Returns the refusal and the warnings for a database's parameters under this policy.
     fn said(policy: &str, database: &str, given: &[(&str, &str)]) -> (Option<String>, Vec<String>) {
         let surroundings = Surroundings { directory: "/".into(), home: None };
         let config = Config::parse(Path::new("/x.yml"), FILE, None, &surroundings).unwrap();

@@ -1,5 +1,5 @@
-//! Waiting until commits are at the store: the one place where an application's thread waits for
-//! the network, because it asked to.
+//! Waits until commits are at the store. Only here does an application's thread wait for the network, at its
+//! own request.
 
 use std::time::{Duration, Instant};
 
@@ -8,25 +8,25 @@ use crate::local::shared::Call;
 use crate::process::Control;
 use crate::units::Txid;
 
-/// A writer may stop in the middle of an entry in the wal-index: it is given so long to go on.
+/// Longest wait for a wal-index that cannot be read: a writer may stop in the middle of an entry.
 const UNSEEN_MAX: Duration = Duration::from_secs(1);
-/// How long to wait before the wal-index is looked at again.
+/// Pause before the next look at the wal-index.
 const UNSEEN_PAUSE: Duration = Duration::from_millis(5);
-/// How long to wait before it is asked again whether the application still wants to.
+/// Pause before the next question whether the application has interrupted the wait.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
-/// How long an application's thread waits.
+/// Limits of a wait by an application's thread.
 #[derive(Clone, Copy)]
 pub struct Patience<'a> {
-    /// Until then.
+    /// End of the wait.
     pub deadline: Instant,
-    /// Whether it was interrupted. Asked in the thread that waits, without a lock.
+    /// True if the application has interrupted the wait. Called in the waiting thread, without a lock.
     pub interrupted: &'a dyn Fn() -> bool,
 }
 
 impl Database {
-    /// Waits until everything that a connection sees committed is at the store; gives the TXID that
-    /// the store confirmed last. `hurry` ships at once instead of at the next interval.
+    /// Waits until everything that a connection sees committed is at the store. Returns the TXID that the
+    /// store confirmed last. With `hurry`, ships at once instead of at the next interval.
     pub fn wait(
         &self,
         patience: Patience<'_>,
@@ -35,7 +35,7 @@ impl Database {
     ) -> Result<Txid, WaitError> {
         let unseen_until = patience.deadline.min(Instant::now() + UNSEEN_MAX);
         loop {
-            // Who ships may change while we wait, and is not known at first.
+            // The shipper may change during the wait, and is unknown at first.
             let end = match self.with(|shared| shared.shippers_page()) {
                 Some(page) => self.wait_for_shipper(&page, patience, hurry, read),
                 None => self.wait_here(patience, hurry, read),
@@ -50,7 +50,7 @@ impl Database {
         }
     }
 
-    /// Asks for what is committed to be shipped, and does not wait for it.
+    /// Asks for committed transactions to be shipped, without waiting.
     pub(crate) fn hurry(&self) {
         match self.with(|shared| shared.shippers_page()) {
             Some(page) => page.call(Call::HURRY.and(Call::CAPTURE)),
@@ -58,7 +58,7 @@ impl Database {
         }
     }
 
-    /// Waits as the process that ships. `None` when another one turns out to do so.
+    /// Waits as the process that ships. `None` if another process turns out to ship.
     fn wait_here(
         &self,
         patience: Patience<'_>,
@@ -73,7 +73,7 @@ impl Database {
         if shared.shippers_page().is_some() {
             return None;
         }
-        // Under the lock: else an old look could take the place of a newer one.
+        // Read under the lock; otherwise an old index could replace a newer one.
         let Some(index) = read() else { return Some(Err(WaitError::Unseen)) };
         let news = shared.observe(index, process.now());
         let target = shared.commit_seq;
@@ -92,7 +92,7 @@ impl Database {
             if shared.shippers_page().is_some() {
                 return None;
             }
-            // Before success: a replication that has stopped vouches for nothing.
+            // Checked before success: a stopped replication vouches for nothing.
             if let Some(why) = shared.report.stopped()
                 && !shared.is_opened_again()
             {
@@ -104,7 +104,7 @@ impl Database {
             let news;
             (shared, news) = self.shared.wait_until(shared, patience.deadline.min(ask_at));
             let now = Instant::now();
-            // There may be news all the time.
+            // News may come all the time, so the time decides when to ask.
             if now >= ask_at {
                 drop(shared);
                 if (patience.interrupted)() {

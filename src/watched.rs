@@ -1,8 +1,8 @@
-//! State of which threads wait for news.
+//! State with news that threads wait for.
 //!
-//! Its lock and condition variable are the standard library's. parking_lot keeps the threads that
-//! wait in a table of the process. The child of a fork inherits that table without the threads, and
-//! gives their memory to threads of its own.
+//! The lock and the condition variable are the standard library's. parking_lot keeps the waiting threads in a
+//! table of the process. The child of a fork inherits that table without the threads, and gives their memory
+//! to threads of its own.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ impl<T> Watched<T> {
         Watched { state: Mutex::new(state), news: Condvar::new() }
     }
 
-    /// Locks the state, also after a panic of a thread that had it locked.
+    /// Locks the state, even after a thread panicked while it held the lock.
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -29,7 +29,7 @@ impl<T> Watched<T> {
         self.news.notify_all();
     }
 
-    /// Waits for news without the lock. False once the deadline has passed.
+    /// Waits for news, and gives the lock back meanwhile. `false` once the deadline has passed.
     pub(crate) fn wait_until<'a>(
         &self,
         state: MutexGuard<'a, T>,
@@ -38,7 +38,7 @@ impl<T> Watched<T> {
         self.wait_for(state, deadline.saturating_duration_since(Instant::now()))
     }
 
-    /// Waits for news without the lock. False after this time without any.
+    /// Waits for news, and gives the lock back meanwhile. `false` after this time without news.
     pub(crate) fn wait_for<'a>(
         &self,
         state: MutexGuard<'a, T>,
@@ -49,7 +49,7 @@ impl<T> Watched<T> {
         (state, !end.timed_out())
     }
 
-    /// Waits for news without the lock, however long that takes.
+    /// Waits for news without a limit, and gives the lock back meanwhile.
     pub(crate) fn wait<'a>(&self, state: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
         self.news.wait(state).unwrap_or_else(PoisonError::into_inner)
     }

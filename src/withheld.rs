@@ -1,8 +1,8 @@
-//! Lines for the host's log, withheld from it while the thread holds a lock.
+//! Withholds lines for the host's log while the thread holds a lock.
 //!
-//! The host's log may be a function that waits for a lock of the host's, as any function in Python does. A thread
-//! that forks may have that lock, and waits for locks of ours before it forks. So a line is given to the host
-//! behind the last lock that its thread has given back.
+//! The host's log may be a function that waits for a lock of the host, as any function in Python does. A
+//! thread that forks may have that lock, and waits for locks of walferry before it forks. So a thread gives a
+//! line to the host only after it has given back its last lock.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -14,7 +14,7 @@ use std::sync::{
 };
 use std::time::{Duration, Instant};
 
-/// A line for the host's log, and the code that it gets there.
+/// A line for the host's log, with its code.
 pub struct Line {
     /// The code.
     pub code: i32,
@@ -27,29 +27,29 @@ pub type Say = fn(&Line);
 
 static SAY: OnceLock<Say> = OnceLock::new();
 
-/// More lines of one thread are not kept, but counted.
+/// Most withheld lines of a thread; further lines are only counted.
 const LINES_MAX: usize = 1000;
-/// `SQLITE_WARNING`, the code of the line that tells how many were not kept.
+/// `SQLITE_WARNING`, the code of the line with the number of dropped lines.
 const WARNING: i32 = 28;
 
 thread_local! {
-    /// Looked at several times for each commit, so without a destructor.
+    /// Read several times for each commit, so it has no destructor.
     static THREAD: Thread = const { Thread { reasons: Cell::new(0), has_lines: Cell::new(false) } };
     static LINES: RefCell<VecDeque<Line>> = const { RefCell::new(VecDeque::new()) };
-    /// How many lines were not kept since the last one that was said.
+    /// Number of lines dropped since the number was last reported.
     static LOST: Cell<u64> = const { Cell::new(0) };
-    /// The thread gives lines to the host just now: what comes meanwhile waits for its turn.
+    /// True while the thread gives lines to the host. Lines that come meanwhile wait for their turn.
     static IS_SAYING: Cell<bool> = const { Cell::new(false) };
 }
 
 struct Thread {
-    /// How many reasons it has to withhold.
+    /// Number of reasons to withhold lines.
     reasons: Cell<usize>,
-    /// False if it has withheld none.
+    /// True if lines may be withheld, false if certainly none are.
     has_lines: Cell<bool>,
 }
 
-/// Sets how lines are given to the host.
+/// Sets the function that gives lines to the host.
 pub fn set_say(say: Say) {
     let _ = SAY.set(say);
 }
@@ -57,7 +57,7 @@ pub fn set_say(say: Say) {
 /// Gives a line to the host, at once or behind the last lock.
 pub fn say(line: Line) {
     let mut line = Some(line);
-    // Where the thread has taken its variables down already, it holds nothing any more.
+    // A thread whose variables are already destroyed holds no lock any more.
     let kept = LINES.try_with(|lines| {
         let mut lines = lines.borrow_mut();
         match line.take() {
@@ -91,13 +91,13 @@ fn say_all() {
     THREAD.with(|thread| thread.has_lines.set(false));
 }
 
-/// Forgets what the thread has withheld, as in the child of a fork: its parent says it.
+/// Forgets the thread's withheld lines, as in the child of a fork: its parent reports them.
 pub fn forget() {
     let _ = LINES.try_with(|lines| lines.borrow_mut().clear());
     LOST.set(0);
 }
 
-/// A reason to withhold lines, until it is dropped, by the thread that has it.
+/// A reason for the current thread to withhold lines, until it is dropped.
 pub struct Withheld(PhantomData<*const ()>);
 
 impl Withheld {
@@ -124,9 +124,9 @@ impl Drop for Withheld {
     }
 }
 
-/// A lock that is held, and a reason to withhold until it is given back.
+/// A lock that is held, with a reason to withhold until it is given back.
 pub struct Held<G> {
-    // Dropped in this order.
+    // Rust drops the fields in this order.
     guard: G,
     _reason: Withheld,
 }
@@ -138,7 +138,7 @@ impl<G> Held<G> {
         Held { guard: take(), _reason: reason }
     }
 
-    /// Takes a lock if it can be had.
+    /// Takes a lock if that is possible.
     pub fn try_new(take: impl FnOnce() -> Option<G>) -> Option<Held<G>> {
         let reason = Withheld::new();
         take().map(|guard| Held { guard, _reason: reason })
@@ -159,67 +159,67 @@ impl<G: DerefMut> DerefMut for Held<G> {
     }
 }
 
-/// A lock of the standard library's kind that is held.
+/// A held lock of the standard library.
 pub type Guard<T> = Held<StdMutexGuard<'static, T>>;
 
-/// Takes a lock of the standard library's kind.
+/// Takes a lock of the standard library.
 pub fn lock<T>(mutex: &'static StdMutex<T>) -> Guard<T> {
     Held::new(|| mutex.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// A lock that withholds while it is held.
+/// A lock that withholds lines while it is held.
 #[derive(Default)]
 pub struct Mutex<T>(parking_lot::Mutex<T>);
 
-/// See [`Mutex`].
+/// A held [`Mutex`].
 pub type MutexGuard<'a, T> = Held<parking_lot::MutexGuard<'a, T>>;
 
 impl<T> Mutex<T> {
-    /// A lock that nobody has.
+    /// Makes a free lock.
     pub const fn new(value: T) -> Mutex<T> {
         Mutex(parking_lot::Mutex::new(value))
     }
 
-    /// Takes it.
+    /// Takes the lock.
     pub fn lock(&self) -> MutexGuard<'_, T> {
         Held::new(|| self.0.lock())
     }
 
-    /// Takes it, if it is given back in time.
+    /// Takes the lock if another thread gives it back in time.
     pub fn lock_until(&self, deadline: Deadline) -> Option<MutexGuard<'_, T>> {
         Held::try_new(|| self.0.try_lock_until(deadline.0))
     }
 }
 
-/// A lock that is not free is looked at again after so long.
+/// Pause before the next try to take a lock that is not free.
 const NEXT_LOOK: Duration = Duration::from_micros(200);
 
-/// The end of a wait for locks. One that is free can be had behind it, too.
+/// End of a wait for locks. A free lock can be taken even after it.
 #[derive(Clone, Copy)]
 pub struct Deadline(Instant);
 
 impl Deadline {
-    /// So long from now.
+    /// Sets the end this long from now.
     pub fn after(wait: Duration) -> Deadline {
         Deadline(Instant::now() + wait)
     }
 
-    /// How long it is until then.
+    /// Returns the time left.
     pub fn left(self) -> Duration {
         self.0.saturating_duration_since(Instant::now())
     }
 
-    /// Takes a lock of the standard library's kind.
+    /// Takes a lock of the standard library.
     pub fn lock<T>(self, mutex: &'static StdMutex<T>) -> Option<Guard<T>> {
         Held::try_new(|| self.poll(|| mutex.try_lock()))
     }
 
-    /// The same of a lock that others may share, for this thread alone.
+    /// Takes a lock of the standard library that readers may share, for this thread alone.
     pub fn write<T>(self, lock: &'static RwLock<T>) -> Option<Held<RwLockWriteGuard<'static, T>>> {
         Held::try_new(|| self.poll(|| lock.try_write()))
     }
 
-    /// Asks for a lock again and again: the standard library's know no wait that ends.
+    /// Tries to take a lock until the end: the standard library has no wait with a time limit.
     pub fn poll<G>(self, mut take: impl FnMut() -> TryLockResult<G>) -> Option<G> {
         loop {
             match take() {
@@ -242,7 +242,7 @@ mod tests {
 
     fn note(line: &Line) {
         SAID.with_borrow_mut(|said| said.push(line.text.clone()));
-        // What the host does of a line may make another one, which comes behind those that wait.
+        // The host may log another line for a line. That line comes behind the waiting lines.
         if line.text == "a" {
             say(Line { code: 0, text: "of a".into() });
         }

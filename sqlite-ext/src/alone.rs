@@ -1,4 +1,4 @@
-//! Reading a database that one connection of this process has to itself.
+//! Reads a database that one connection of this process has exclusively.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,11 +12,14 @@ use crate::handle::Handle;
 use crate::header::{self, Header};
 use crate::inside;
 
-/// Reads a database that one connection of this process has to itself. No other connection can be
-/// opened on it, so it is read without one, through a file object of our own. Never through that of
-/// the application: SQLite built without `pread()`, as before 3.42 from its amalgamation, seeks and then
-/// reads or writes, and between the two another thread's seek would send the application's pages
-/// to another place. What the connection writes meanwhile is found out at the end.
+/// Reads a database that one connection of this process has exclusively.
+///
+/// No other connection can open such a database, so the reader uses a file object of our own. The
+/// application's file object must not be used by another thread. A SQLite built without `pread()`, as before
+/// 3.42 from its amalgamation, seeks and then reads or writes. A seek of another thread between the two would
+/// send the application's pages to another place.
+///
+/// [`Reader::is_intact`] tells whether the connection has disturbed the read.
 pub struct AloneReader {
     handle: Arc<Handle>,
     file: AloneFile,
@@ -28,7 +31,7 @@ impl AloneReader {
     /// Begins the walk.
     pub fn begin(handle: Arc<Handle>) -> std::io::Result<AloneReader> {
         let disturbances = handle.disturbances.load(Ordering::Acquire);
-        // One look: pages of one commit and a size of another would make a state that never was.
+        // Read once: pages of one commit and a size of another would make a state that never was.
         let seen = index_alone(&handle);
         let index = seen.filter(|index| index.max_frame > 0);
         if handle.adopted && index.is_none() {
@@ -64,7 +67,7 @@ impl AloneReader {
     }
 }
 
-/// The file object, until it is dropped.
+/// A file object of our own, closed at drop.
 struct AloneFile(Option<OwnFile>);
 
 impl Drop for AloneFile {
@@ -72,24 +75,24 @@ impl Drop for AloneFile {
         let inside = inside::in_sqlite();
         let file = self.0.take();
         if inside.is_none() {
-            // It is one of an SQLite that was shut down.
+            // The file object belongs to a SQLite that was shut down.
             std::mem::forget(file);
         }
     }
 }
 
-/// Returns the last committed wal-index of an exclusive connection. Under the lock, so that
-/// its close does not take the wal-index away under the look.
+/// Returns the last committed wal-index of an exclusive connection. Holds the lock `readable`, so that the
+/// connection cannot take the wal-index away meanwhile by its close.
 fn index_alone(handle: &Handle) -> Option<WalIndex> {
     let readable = handle.readable.lock();
     readable.then(|| handle.exclusive_index()).flatten()
 }
 
-/// Opens the file once more, through the VFS underneath, which closes no descriptor while locks of this
+/// Opens the file once more, through the VFS underneath. That VFS closes no descriptor while locks of this
 /// process depend on it.
 fn open_alone(handle: &Handle) -> std::io::Result<AloneFile> {
     let file = AloneFile(Some(open_own(handle)?));
-    // Looked at behind the opening: the path names the file that the connection has.
+    // Checked after the open: the path must name the file that the connection has.
     let now = Fingerprint::of(handle.database().path()).map(|now| now.file).ok();
     if now != *handle.shimmed.file.lock() {
         return Err(std::io::Error::other("another file has its name"));

@@ -1,4 +1,4 @@
-//! The configuration file of this process: read once, when the first database is opened.
+//! The configuration file of this process, read once when the first database is opened.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -9,32 +9,32 @@ use walferry::{environment, uri, withheld};
 
 use crate::log_sink;
 
-/// What the file says, if there is one.
+/// Contents of the configuration file, if there is one.
 pub enum Configured {
-    /// There is none.
+    /// There is no configuration file.
     Nothing,
-    /// It says this.
+    /// The file has this configuration.
     Says(Box<Config>),
-    /// It is there, and cannot be used.
+    /// There is a file, but it cannot be used.
     Broken(Broken),
 }
 
-/// Of the standard library's kind, as it is held across a fork.
+/// The configuration. A lock of the standard library, since it is held across a fork.
 pub static CONFIGURED: Mutex<Known> = Mutex::new(None);
 
-/// The value of `WALFERRY_URI`. The extension reads the variable when it is loaded: what the
-/// application lets SQL change later is not believed.
+/// The value of `WALFERRY_URI`, read when the extension is loaded. Later changes do not count: the
+/// application may let SQL make them.
 static URI_VARIABLE: OnceLock<Option<String>> = OnceLock::new();
 
-/// Reads what holds from the moment in which the extension is loaded.
+/// Reads the variables whose values count from the load of the extension on.
 pub fn remember_environment() {
     let _ = URI_VARIABLE.set(environment::text(uri::VARIABLE));
 }
 
-/// `None` before the first database was opened.
+/// The configuration; `None` before the first database was opened.
 pub type Known = Option<Arc<Configured>>;
 
-/// The file, read if that was not done yet. What is wrong with it is logged, once.
+/// Returns the configuration. The first call reads the file, and logs its errors.
 pub fn configured() -> Arc<Configured> {
     let mut known = withheld::lock(&CONFIGURED);
     if let Some(configured) = &*known {
@@ -68,7 +68,7 @@ pub fn configured() -> Arc<Configured> {
 }
 
 impl Configured {
-    /// The settings of each replica of a database; none if it is not to be replicated.
+    /// Returns the settings of each replica of a database; none if the database is not to be replicated.
     pub fn settings(&self, path: &Path, lookup: &dyn Lookup) -> Result<Vec<Settings>, String> {
         let all = self.resolve(path, lookup)?;
         if let Configured::Broken(broken) = self
@@ -83,7 +83,7 @@ impl Configured {
         Ok(all)
     }
 
-    /// As [`Configured::settings`], without a word in the log.
+    /// Returns the same as [`Configured::settings`], and logs nothing.
     fn resolve(&self, path: &Path, lookup: &dyn Lookup) -> Result<Vec<Settings>, String> {
         match self {
             Configured::Nothing => Settings::resolve(path, lookup, None),
@@ -92,12 +92,12 @@ impl Configured {
         }
     }
 
-    /// The parameters of a database's URI that count.
+    /// Returns the parameters of a database's URI that count.
     pub fn screen<'a>(&self, path: &Path, lookup: &'a dyn Lookup) -> uri::Screened<'a> {
         uri::screen(&self.uri_parameters(), lookup, &|lookup| self.resolve(path, lookup))
     }
 
-    /// Which parameters of URIs count.
+    /// Returns the policy for URI parameters.
     fn uri_parameters(&self) -> Given {
         let (file, has_file) = match self {
             Configured::Nothing => (None, false),
@@ -108,7 +108,7 @@ impl Configured {
         uri::given(variable, file, has_file)
     }
 
-    /// Whether a database whose settings cannot work is not to be opened.
+    /// True if a database is not to be opened when its settings cannot work.
     pub fn is_strict(&self, path: &Path, lookup: &dyn Lookup) -> bool {
         match self {
             Configured::Nothing => Settings::is_strict(path, lookup, None),

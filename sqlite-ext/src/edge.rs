@@ -1,4 +1,4 @@
-//! The sealer's way to a database.
+//! Gives the sealer access to a database.
 
 use std::path::PathBuf;
 
@@ -16,32 +16,33 @@ use crate::pinned_reader::PinnedReader;
 use crate::reader::SnapshotReader;
 use crate::registry::{self, Shimmed, find};
 
-/// The sealer's way to the database.
+/// The sealer's access to one database.
 pub struct Edge {
     pub(crate) path: PathBuf,
     pub(crate) vfs: BaseVfs,
-    /// Which of the database's replications.
+    /// Number of the replication among those of the database.
     pub(crate) number: usize,
 }
 
 impl Edge {
-    /// Has a connection of ours do a checkpoint, whose answer is whether it was busy. Not where another file
-    /// has taken the place of the database, the WAL or the wal-index: they belong together no more.
+    /// Runs a checkpoint on a connection of our own. Returns `true` if the checkpoint was not busy;
+    /// `checkpoint` returns the first column of SQLite's answer. Does nothing if another file has replaced
+    /// the database, the WAL or the wal-index: the three do not belong together any more.
     fn keep(
         &self,
         checkpoint: impl FnOnce(&OwnConnection, &Shimmed) -> Result<Option<String>, String>,
     ) -> std::io::Result<bool> {
         let api = api::api().ok_or_else(|| std::io::Error::other("SQLite is not there"))?;
-        // Entered first, and left last: the connection may be closed with what is known of the database.
+        // Entered before, and left after, the drop of `shimmed`, which may close the connection.
         let _inside = inside::in_sqlite().ok_or_else(inside::shut_down)?;
         let Some(shimmed) = find(&self.path) else { return Ok(false) };
         if ffi::stands_above(api) {
-            // It would write past what stands there.
+            // The connection would bypass the VFS that stands above.
             return Ok(false);
         }
         let mut keeper = shimmed.keeper.lock();
-        // What follows from a file that was replaced is not for this place, which is inside of SQLite.
-        // Behind the last close there would be nobody to close the connection.
+        // `is_in_place` handles a replaced file, and takes a lock that comes before SQLite. After the last
+        // close, no later close would close this connection, so none is opened then.
         let here = || shimmed.is_open() && shimmed.is_where_it_was() && shimmed.has_its_wal();
         if shimmed.is_asked_for() || !here() {
             return Ok(false);
@@ -51,7 +52,8 @@ impl Edge {
             none => {
                 let opened = OwnConnection::open(api, self.vfs.0, &self.path);
                 let opened = opened.map_err(std::io::Error::other)?;
-                // Opened is not yet looked at: for another file SQLite would truncate the wal-index.
+                // Checked again before the connection reads: if the file is another one, SQLite would
+                // truncate the wal-index.
                 if !here() {
                     return Ok(false);
                 }
@@ -72,7 +74,7 @@ impl Border for Edge {
         if let Some(pin) = shimmed.pin.lock().as_mut() {
             match held {
                 true if shimmed.may_take_slots() => pin.hold_slot(),
-                // After that.
+                // `Shimmed::hold_again` takes the slot after the writer's request.
                 true => {}
                 false => pin.drop_slot(),
             }
@@ -101,13 +103,13 @@ impl Border for Edge {
         self.keep(|keeper, shimmed| {
             let Some(before) = shimmed.index() else { return Ok(None) };
             let database = &shimmed.database;
-            // Whoever looks meanwhile is told how it ends.
+            // The sealer may look at the WAL meanwhile, and then waits for the outcome.
             database.restart_begins();
             let empty = || keeper.checkpoint(c"PRAGMA main.wal_checkpoint(TRUNCATE)");
             let busy = shimmed.ask_for_slots(empty);
             shimmed.hold_again();
             if busy.as_ref().is_ok_and(|busy| busy.as_deref() == Some("0")) {
-                // What somebody committed since the look before shows in the count of commits.
+                // A commit since `before` was read shows in `iChange`, and then there is no `Restart`.
                 let guard = shimmed.guard();
                 let after = shimmed.index();
                 let restart = after.and_then(|after| Restart::between(&before, &after, guard));
@@ -162,7 +164,8 @@ impl Border for Edge {
         if shimmed.is_where_it_was() {
             return !shimmed.is_orphaned();
         }
-        // Taken in the order of a fork, which keeps this thread out of SQLite.
+        // Taken before SQLite is entered, as in a fork: a fork takes this lock, and then keeps this thread
+        // out of SQLite.
         let renewal = registry::renewal();
         let _inside = inside::in_sqlite();
         shimmed.orphan_in(&renewal);
@@ -183,7 +186,7 @@ impl Border for Edge {
 
     fn open_reader(&self) -> std::io::Result<Box<dyn Reader>> {
         let shimmed = find(&self.path);
-        // Nobody gets the database to himself while a walk begins.
+        // No connection gets exclusive use of the database while a walk begins.
         let _turn = shimmed.as_ref().map(|shimmed| shimmed.walks.lock());
         let alone = shimmed.as_ref().and_then(|shimmed| shimmed.alone.lock().clone());
         if let Some(handle) = alone {

@@ -1,16 +1,17 @@
-//! What makes a fork harmless, in parent and child.
+//! Makes a fork harmless, in parent and child.
 //!
-//! A child inherits SQLite's notes on which locks the process holds, but not the locks. So before a
-//! fork everything of ours gives its locks up: the pins, and the connections that checkpoint a database,
-//! or read it as a whole. The parent takes the pins again; a walk that was under way begins anew. Our threads do
-//! not exist in the child, and what they had is abandoned there: a database that is opened in the
-//! child starts threads of its own. Connections that were open at the fork must not be used in the
-//! child, as SQLite says (<https://sqlite.org/howtocorrupt.html#_carrying_an_open_database_across_a_fork_>);
-//! there they are passed through, so that closing them does no harm.
+//! A child inherits SQLite's notes on which locks the process holds, but not the locks. So walferry gives up
+//! its locks before a fork: the pins, and the connections that checkpoint a database or read it. The parent
+//! takes the pins again, and a walk that was under way starts again.
 //!
-//! A fork does not wait for ever. Where something is not given up in time, the parent goes on as if it had not
-//! forked, and the child opens none of its databases ([`inside::is_cut_off`]): an error, where otherwise
-//! its SQLite would take locks for its own that it does not have.
+//! walferry's threads do not exist in the child, and the child abandons what they had. A database that is
+//! opened in the child starts new threads. Connections that were open at the fork must not be used in the
+//! child, as SQLite says (<https://sqlite.org/howtocorrupt.html#_carrying_an_open_database_across_a_fork_>).
+//! In the child their calls pass through, so that closing them does no harm.
+//!
+//! A fork waits for a limited time. If something is not given up in time, the parent continues as if it had
+//! not forked. The child then refuses to open the parent's databases ([`inside::is_cut_off`]). Without that
+//! error, the child's SQLite would rely on locks that the child does not have.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -32,16 +33,16 @@ use crate::registry::{self, Adopted, Databases, Shimmed};
 use crate::walk;
 
 thread_local! {
-    /// What the forking thread holds until the fork is done.
+    /// Locks that the forking thread holds until the fork is done.
     static HELD: RefCell<Option<Held>> = const { RefCell::new(None) };
 }
 
-/// Locks of the standard library's kind: unlike others they can be given up in the child without
-/// touching anything that another thread may have held at the fork. Each is `None` where it was not to be had
-/// in time.
+/// Locks that are held during a fork. They are of the standard library's kind, since the child can unlock
+/// those without touching a lock that another thread had at the fork. A field is `None` if the lock could not
+/// be taken in time.
 struct Held {
     pinned: Vec<Arc<Shimmed>>,
-    /// Everything was, and no lock of SQLite's is left.
+    /// True if all locks were taken and no lock of SQLite's is left.
     is_whole: bool,
     library: Option<Forking>,
     databases: Option<Guard<Databases>>,
@@ -55,15 +56,15 @@ struct Held {
     _walks: Option<Guard<walk::Walks>>,
 }
 
-/// How long a fork waits for what other threads of the process have begun. SQLite may call the host's log in the
-/// middle of that, and if this is a function that waits for a lock of the thread that forks, it never ends.
-/// Then the child is cut off from its parent's databases.
+/// How long a fork waits for work that other threads of the process have begun. The child is cut off from its
+/// parent's databases after that. Such work can last for ever: SQLite may call the host's log meanwhile, and
+/// that function may wait for a lock of the forking thread.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long it waits then for the locks that are held for moments only, whatever came before.
+/// How long a fork waits, even after [`PATIENCE`] is used up, for locks that are only held for moments.
 const MOMENT: Duration = Duration::from_millis(200);
 
-/// Says, once, that a connection of the parent is used to write: called for connections that are
-/// passed through.
+/// Logs, once, that a connection of the parent is used to write. Called for connections whose calls pass
+/// through.
 pub fn warn_if_inherited() {
     static TOLD: AtomicBool = AtomicBool::new(false);
     if inside::generation() > 0 && !TOLD.swap(true, Ordering::Relaxed) {
@@ -74,7 +75,7 @@ pub fn warn_if_inherited() {
     }
 }
 
-/// Before the fork, in the thread that forks.
+/// Runs before the fork, in the thread that forks.
 pub fn prepare() {
     if inside::is_cut_off() {
         return;
@@ -122,7 +123,8 @@ pub fn prepare() {
     HELD.with(|cell| *cell.borrow_mut() = Some(held));
 }
 
-/// Gives up what we have of each database: those whose pin was held, and whether all was given up in time.
+/// Gives up the checkpointing connection and the pin of each database. Returns the databases that had a pin,
+/// and whether everything was given up in time.
 fn give_up(
     databases: &HashMap<PathBuf, Weak<Shimmed>>,
     deadline: Deadline,
@@ -139,7 +141,7 @@ fn give_up(
     (pinned, is_whole)
 }
 
-/// After it, in the parent.
+/// Runs after the fork, in the parent.
 pub fn in_parent() {
     let Some(held) = HELD.with(|cell| cell.borrow_mut().take()) else { return };
     if !held.is_whole {
@@ -154,21 +156,21 @@ pub fn in_parent() {
     }
 }
 
-/// After it, in the child.
+/// Runs after the fork, in the child.
 pub fn in_child() {
     withheld::forget();
     inside::next_generation();
     alive::in_child();
     let Some(held) = HELD.with(|cell| cell.borrow_mut().take()) else { return };
     let Held { pinned, is_whole, library, mut databases, mut in_sqlite, .. } = held;
-    // Not dropped: what they hold is the parent's.
+    // Not dropped: these entries hold resources of the parent.
     std::mem::forget(pinned);
     if is_whole {
         if let Some(databases) = databases.as_deref_mut() {
             *databases = None;
         }
     } else {
-        // What the parent has is not forgotten: it is what must not be opened here.
+        // The parent's databases stay in the list, since the child must not open them.
         inside::cut_off();
     }
     if let Some(outside) = &mut in_sqlite {

@@ -1,4 +1,4 @@
-//! What SQL can ask, and what is done with a new connection.
+//! The SQL functions, and the preparation of a new connection.
 
 #![allow(clippy::unnecessary_wraps)]
 
@@ -24,21 +24,21 @@ use crate::handle::Handle;
 use crate::pin::read_index;
 use crate::registry::Shimmed;
 
-/// All functions answer alike, whether or not they can fail.
+/// Result of every SQL function, also of those that cannot fail.
 type Answer = Result<Value, Failure>;
 
-/// Wait of `walferry_sync` and `walferry_wait` without an argument.
+/// Timeout of `walferry_sync` and `walferry_wait` without an argument.
 const WAIT_DEFAULT: Duration = Duration::from_secs(30);
 
-/// The connection in which a function runs.
+/// The call of an SQL function.
 pub struct Call<'a> {
     /// The host's SQLite.
     pub api: &'a Api,
-    /// The connection.
+    /// The connection in which the function runs.
     pub db: Connection,
 }
 
-/// A database of the connection that is a file: the main one, or an attached one.
+/// A database of the connection, main or attached, that is a file.
 struct Schema {
     name: CString,
     path: PathBuf,
@@ -46,15 +46,16 @@ struct Schema {
     file: File,
 }
 
-/// The connection's own file of a database.
+/// The connection's own file object of a database.
 enum File {
     /// Opened through walferry; commits of this connection are replicated.
     Replicated(Arc<Handle>),
-    /// No replica is named for it.
+    /// No replica is named for the database.
     Plain,
-    /// Its replica was refused when it was opened, and why: the status has that already.
+    /// The replica was refused when the database was opened, for this reason. The status has a report of that
+    /// already.
     Refused(String),
-    /// A replica is named, and commits of this connection do not reach it; the text says why.
+    /// A replica is named, but commits of this connection do not reach it, for this reason.
     Astray(String),
 }
 
@@ -66,7 +67,7 @@ impl Schema {
         }
     }
 
-    /// A message about it: which database is meant is said where that is not the main one.
+    /// Returns a message about the database. Names the database if it is not the main one.
     fn tells(&self, why: impl Display) -> String {
         if self.is_main {
             return why.to_string();
@@ -74,13 +75,14 @@ impl Schema {
         format!("{why} (attached as {}: {})", self.name.to_string_lossy(), self.path.display())
     }
 
-    /// An SQL statement about it, which has `{}` in the place of its name.
+    /// Returns an SQL statement with the quoted name of the database in place of `{}`.
     fn sql(&self, statement: &str) -> Result<CString, String> {
         let quoted = format!("\"{}\"", self.name.to_string_lossy().replace('"', "\"\""));
         CString::new(statement.replace("{}", &quoted)).map_err(|error| error.to_string())
     }
 
-    /// An error where this connection's commits do not go to the replica: looked at now.
+    /// Returns an error if this connection's commits do not go to the replica. Looks at the file at each
+    /// call.
     fn check(&self) -> Result<(), String> {
         let why = match &self.file {
             File::Plain => None,
@@ -92,8 +94,8 @@ impl Schema {
 }
 
 impl Call<'_> {
-    /// The connection's databases that are files: by its own file objects, since a path may name
-    /// another file than the one that the connection has open.
+    /// Returns the connection's databases that are files. Looks at the connection's file objects, since a
+    /// path may name another file than the one that the connection has open.
     fn schemas(&self) -> Result<Vec<Schema>, String> {
         let names = self.api.schemas(self.db)?;
         let all = names.into_iter().enumerate().filter_map(|(number, name)| {
@@ -129,9 +131,11 @@ impl Call<'_> {
         File::Plain
     }
 
-    /// The databases whose commits a replica gets. Errors say why one that has a replica is not among
-    /// them. An attached one without a replica is passed over, and so is one that can only be read,
-    /// since this connection commits nothing there. The main one is not.
+    /// Returns the databases whose commits go to a replica. The error says why a database with a replica is
+    /// not among them.
+    ///
+    /// Leaves out an attached database that has no replica, or that this connection can only read and so not
+    /// commit to. The main database is always included, if it is a file.
     fn replicated(&self) -> Result<Vec<Schema>, String> {
         let mut all = self.schemas()?;
         all.retain(|schema| schema.is_main || !self.api.is_read_only(self.db, &schema.name));
@@ -146,7 +150,7 @@ pub fn version(_: &Call<'_>, _: &[i64]) -> Answer {
     Ok(Value::Text(env!("CARGO_PKG_VERSION").to_string()))
 }
 
-/// `walferry_txid()`: the last TXID given to a file of the main database's log, of the first replica.
+/// `walferry_txid()`: the last TXID that the main database's log for the first replica has given to a file.
 pub fn txid(call: &Call<'_>, _: &[i64]) -> Answer {
     let main = call.schemas()?.into_iter().find(|schema| schema.is_main);
     let Some(main) = main else { return Ok(Value::Null) };
@@ -164,13 +168,14 @@ pub fn lag(call: &Call<'_>, _: &[i64]) -> Answer {
     Ok(lag.map_or(Value::Null, |lag| Value::Integer(i64::try_from(lag).unwrap_or(i64::MAX))))
 }
 
-/// `walferry_status()`: a JSON array, an object for each replica of each database of the process, and
-/// one for each database that this connection has beside a replicated one and that is not.
+/// `walferry_status()`: a JSON array with an object for each replica of each database of the process. Also
+/// has an object for each database of this connection whose commits do not reach a replica that is named for
+/// it. A database without a replica gets an object if another database of the connection is replicated.
 pub fn status(call: &Call<'_>, _: &[i64]) -> Answer {
     let mut reports = Process::current().map_or_else(Vec::new, |process| process.reports());
     reports.extend(process::refused());
     let mut reports: Vec<_> = reports.iter().map(Report::to_json).collect();
-    // The status is told even if the connection may not be asked for its databases.
+    // The status works even if this connection cannot list its databases, as an authorizer may forbid that.
     let schemas = call.schemas().unwrap_or_default();
     let any = schemas.iter().any(|schema| schema.handle().is_some());
     reports.extend(schemas.iter().filter_map(|schema| {
@@ -186,8 +191,8 @@ pub fn status(call: &Call<'_>, _: &[i64]) -> Answer {
     Ok(Value::Text(shown::text(&text).into_owned()))
 }
 
-/// `walferry_ping([timeout in ms])`: 1 if the threads that replicate answer in time, or there are
-/// none; else 0.
+/// `walferry_ping([timeout in ms])`: 1 if the threads that replicate answer in time, or if there are none;
+/// else 0.
 pub fn ping(_: &Call<'_>, arguments: &[i64]) -> Answer {
     let timeout = timeout(arguments)?;
     let well = Process::current().is_none_or(|process| process.answers(timeout));
@@ -199,7 +204,7 @@ pub fn sync(call: &Call<'_>, arguments: &[i64]) -> Answer {
     wait_for(call, arguments, true)
 }
 
-/// `walferry_wait([timeout in ms])`: waits for the store at the natural pace.
+/// `walferry_wait([timeout in ms])`: waits for the store, without making walferry ship sooner.
 pub fn wait(call: &Call<'_>, arguments: &[i64]) -> Answer {
     wait_for(call, arguments, false)
 }
@@ -212,14 +217,14 @@ fn timeout(arguments: &[i64]) -> Result<Duration, String> {
     }
 }
 
-/// Success means that each replica of each of the connection's replicated databases has the
-/// connection's last commit: one COMMIT may write to several.
+/// Waits until each replica of each replicated database of the connection has the connection's last commit.
+/// One COMMIT may write to several databases.
 fn wait_for(call: &Call<'_>, arguments: &[i64], hurry: bool) -> Answer {
     let deadline = Instant::now() + timeout(arguments)?;
     let all = call.replicated()?;
     let handles: Vec<(&Schema, &Arc<Handle>)> =
         all.iter().filter_map(|schema| Some((schema, schema.handle()?))).collect();
-    // A main database in memory is not among them, and has nothing to lose.
+    // A main database in memory is not in the list: there is nothing to replicate of it.
     if handles.is_empty() || all.len() > handles.len() {
         return Err("not replicated: no replica is named for this database".into());
     }
@@ -231,7 +236,7 @@ fn wait_for(call: &Call<'_>, arguments: &[i64], hurry: bool) -> Answer {
     }
     let handles = seen;
     if hurry && handles.len() > 1 {
-        // All begin at once, and are then waited for in turn.
+        // All databases start to ship at once; the waits below follow one after the other.
         for (_, handle) in &handles {
             handle.database().hurry();
         }
@@ -247,13 +252,13 @@ fn wait_for(call: &Call<'_>, arguments: &[i64], hurry: bool) -> Answer {
             error => schema.tells(error).into(),
         })?);
     }
-    // What was waited for is worth nothing if the file went away meanwhile.
+    // Success means nothing if a file was deleted or replaced during the wait.
     all.iter().try_for_each(Schema::check)?;
     Ok(first.map_or(Value::Null, |txid| Value::Text(txid.to_string())))
 }
 
-/// Reads from a database, so that its WAL is open and its state known. `false` for an attached one that
-/// was never written to; an error if another one has no WAL.
+/// Reads from a database, so that its WAL is open and its state known. Returns `false` for an attached
+/// database that is empty, and an error for any other database that is not in WAL mode.
 fn see_wal(call: &Call<'_>, schema: &Schema) -> Result<bool, String> {
     let query = |sql: &str| {
         let answer = call.api.query(call.db, &schema.sql(sql)?);
@@ -273,10 +278,13 @@ fn see_wal(call: &Call<'_>, schema: &Schema) -> Result<bool, String> {
     )))
 }
 
-/// Puts a database that is to be replicated, and has something in it, into WAL mode. A new one is
-/// left alone: its page size may still be chosen, which WAL mode would end. One that has WAL mode, or
-/// stays in another mode, is not read: the first read plays a hot journal back, and from then on a
-/// connection keeps others from having the database to themselves, and from another journal mode.
+/// Puts a database that is to be replicated into WAL mode, unless it is empty. WAL mode would fix the page
+/// size of an empty database, which the application may still choose.
+///
+/// Does not read a database that has WAL mode already. Nor does it read one that keeps another mode, except
+/// through a connection that was open before the extension was loaded. The first read plays a hot journal
+/// back. After that read, the connection keeps others from exclusive use of the database, and from another
+/// journal mode.
 pub fn prepare_connection(api: &Api, db: Connection) {
     let Some(handle) = ffi::handle_of(api, db, c"main") else { return };
     let shimmed = &handle.shimmed;
@@ -318,8 +326,8 @@ pub fn prepare_connection(api: &Api, db: Connection) {
     }
 }
 
-/// SQLite would take the error that the connection remembers for one of its opening, and refuse the
-/// application a database that is only busy. Success clears it, of what reads nothing.
+/// Clears the error that the connection remembers, with a successful query that reads nothing. SQLite would
+/// take that error for a failed open, and refuse the application a database that is only busy.
 fn forget_error(api: &Api, db: Connection) {
     let _ = api.query(db, c"PRAGMA busy_timeout");
 }
@@ -328,10 +336,11 @@ fn has_pages(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|meta| meta.len() > 0)
 }
 
-/// Puts a database that was new, or could not be switched when it was opened, into WAL mode after it
-/// was written to, by a connection of our own; the application's notices with its next transaction, as
-/// if another program had done it.
-/// Whether that is settled: it has WAL mode, or is not to have it.
+/// Puts a database into WAL mode that was empty, or could not be switched, when it was opened. Runs after a
+/// write, on a connection of our own. The application's connection notices the change with its next
+/// transaction, as if another program had made it.
+///
+/// Returns `true` if that is settled: the database has WAL mode, or is not to have it.
 pub fn into_wal_mode(shimmed: &Shimmed) -> bool {
     let path = shimmed.database.path();
     if shimmed.database.first().settings().journal_mode == JournalMode::Keep
@@ -360,8 +369,8 @@ pub fn into_wal_mode(shimmed: &Shimmed) -> bool {
         }
         let mode = connection.query(c"PRAGMA main.journal_mode=WAL")?;
         if mode.as_deref() == Some("wal") {
-            // The application may read nothing more: what it has written is taken in now, with a
-            // wal-index that this read makes.
+            // The application may read nothing more. So walferry takes in now what the application has
+            // written, with the wal-index that this read makes.
             connection.query(c"SELECT count(*) FROM main.sqlite_master")?;
             let index = || connection.file()?.shm_header(false).and_then(read_index);
             shimmed.attach(index);

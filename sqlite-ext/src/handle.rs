@@ -1,4 +1,4 @@
-//! One connection's file on a replicated database, and what is known of it.
+//! One connection's file on a replicated database, with its state.
 
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -29,57 +29,59 @@ pub struct Handle {
     pub(crate) real: RawFile,
     /// First region of the wal-index, as this connection has it mapped.
     pub(crate) shm: AtomicPtr<u8>,
-    /// SQLite unmapped it.
+    /// SQLite has unmapped the wal-index.
     pub(crate) unmapped: AtomicBool,
-    /// The file was open before the extension was loaded: its WAL is not seen.
+    /// The file was open before the extension was loaded, so the calls of its WAL are not seen.
     pub(crate) adopted: bool,
-    /// It holds the checkpoint lock.
+    /// The connection holds the checkpoint lock.
     pub(crate) checkpoints: AtomicBool,
-    /// Between the two file controls that bracket the copying of frames.
+    /// True between the two file controls that bracket the copying of frames.
     pub(crate) copies: AtomicBool,
-    /// Held while another thread looks into the wal-index as this connection has it mapped, and
-    /// while that mapping goes.
+    /// Held while another thread reads the wal-index through this connection's mapping, and while that
+    /// mapping is removed.
     pub(crate) mapping: Mutex<()>,
-    /// SQLite has asked whether the file was moved, as it does just before it closes it.
+    /// The last file control asked whether the file was moved, as SQLite does just before it closes the file.
     pub(crate) closes: AtomicBool,
-    /// True while this connection holds a lock on the file, of any level.
+    /// The connection holds a lock on the file, of any level.
     pub(crate) locked: AtomicBool,
-    /// It holds the file's EXCLUSIVE lock.
+    /// The connection holds the file's EXCLUSIVE lock.
     pub(crate) exclusive: AtomicBool,
-    /// True while this connection holds a read lock of the wal-index.
+    /// The connection holds a read lock of the wal-index.
     pub(crate) reads: AtomicBool,
-    /// The guard that the EXCLUSIVE lock is, while this connection holds that lock.
+    /// Guard of the EXCLUSIVE lock, while the connection holds that lock.
     pub(crate) guard: Mutex<Option<Guard>>,
-    /// How the file looked just after that lock was taken.
+    /// Fingerprint of the file just after the EXCLUSIVE lock was taken; `None` once the connection has
+    /// written to the file.
     pub(crate) before: Mutex<Option<Fingerprint>>,
-    /// The wal-index after its last commit under that lock, or when it was taken.
+    /// The wal-index after the connection's last commit under the EXCLUSIVE lock, or when that lock was
+    /// taken.
     pub(crate) last: Mutex<Option<WalIndex>>,
-    /// The look at index, file and guard just before the pin was dropped for this connection, whose
-    /// request for EXCLUSIVE was then refused.
+    /// Index, file and guard just before the pin was dropped for this connection, whose request for EXCLUSIVE
+    /// was then refused.
     pub(crate) gap: Mutex<Option<Gap>>,
-    /// The wal-index when this connection asked for all read slots, which it has.
+    /// The wal-index when this connection asked for all read slots, which it now holds.
     pub(crate) restarting: Mutex<Option<WalIndex>>,
-    /// What it wrote to the WAL itself: all that is known of one without shared memory.
+    /// The connection's own writes to the WAL. Nothing else is known of a WAL without shared memory.
     pub(crate) written: Mutex<WalWrites>,
-    /// Whether the file may be read by the sealer: while this connection has it to itself. Held
+    /// True if the sealer may read the file, while this connection has the database exclusively. Locked
     /// during each such read, so that the file is not closed meanwhile.
     pub(crate) readable: Mutex<bool>,
-    /// Checkpoints and new beginnings of the WAL by this connection.
+    /// Counts this connection's writes to the database file, its checkpoints, and its restarts of the WAL.
     pub(crate) disturbances: AtomicU32,
-    /// Whether it was opened on an empty file, and has written to it since.
+    /// State of the change to WAL mode ([`fresh`]).
     pub(crate) fresh: AtomicU8,
-    /// True while it counts as a connection that has the database open.
+    /// The connection counts as one that has the database open.
     counts: AtomicBool,
-    /// In which process of a line of forks it was opened.
+    /// Generation of the process ([`inside::generation`]) that opened the connection.
     generation: u32,
-    /// Names a replica that this connection asked for, and that the database does not have.
+    /// Message about a replica that this connection asked for, and that the database does not have.
     unheeded: Option<String>,
     /// The application wants the WAL to stay after the last close (`SQLITE_FCNTL_PERSIST_WAL`).
     pub(crate) persists: AtomicBool,
 }
 
-/// What is seen before the pin is given up. If the same is seen when it is held again, nobody has
-/// committed in between, and the guard is the same.
+/// State just before the pin is given up. If index and file are the same when the pin is held again, no
+/// connection has committed in between. The guard is then the same.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Gap {
     pub(crate) index: WalIndex,
@@ -87,23 +89,23 @@ pub(crate) struct Gap {
     pub(crate) guard: Guard,
 }
 
-/// What is seen of a WAL in its writes.
+/// State of a WAL, as its writes show it.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct WalWrites {
     pub(crate) page_size: Option<PageSize>,
     pub(crate) salts: Option<Salts>,
-    /// Last frame with a commit mark, and the database's size in it.
+    /// Last frame with a commit mark, and the size of the database in it.
     pub(crate) committed: Option<(u32, u32)>,
-    /// The checksum in the header of that frame.
+    /// Checksum in the header of that frame.
     pub(crate) checksum: (u32, u32),
     pub(crate) changes: u32,
-    /// The transaction that is being written is in `changes`.
+    /// The transaction that is being written is counted in `changes`.
     counted: bool,
 }
 
 impl WalWrites {
-    /// A frame with a commit mark is written. The first one of a transaction ends it; others are copies
-    /// of that up to the next sector boundary, where a write may harm what is near it (`psow=0`).
+    /// Notes a frame with a commit mark. The first such frame ends the transaction. Later ones are copies of
+    /// it, up to the next sector boundary, where a write may damage neighbouring bytes (`psow=0`).
     pub(crate) fn add_commit(&mut self, frame: u32, page_count: u32, checksum: (u32, u32)) {
         self.committed = Some((frame, page_count));
         self.checksum = checksum;
@@ -112,13 +114,13 @@ impl WalWrites {
         }
     }
 
-    /// The transaction is committed: what follows belongs to the next one.
+    /// Notes that the transaction is committed. Later frames belong to the next one.
     pub(crate) fn end_commit(&mut self) {
         self.counted = false;
     }
 
-    /// The commits that SQLite recovers of a WAL which nobody else has open, and counts on from in memory.
-    /// An error where there is no telling what it holds.
+    /// Reads the commits that SQLite recovers from a WAL that no other connection has open. SQLite continues
+    /// to count from these in memory. Returns an error if the content of the WAL cannot be determined.
     fn recovered(path: &std::path::Path) -> io::Result<WalWrites> {
         let nothing = Ok(WalWrites::default());
         let wal = match std::fs::File::open(path) {
@@ -147,20 +149,20 @@ impl WalWrites {
     }
 }
 
-/// Of a connection to a database that did not have WAL mode when it was opened. To an empty one that
-/// comes once there is something in it, since it would end the time in which page size and auto-vacuum
-/// can be chosen; to one that readers kept from it, after the next write.
+/// State of a connection's database on its way to WAL mode. An empty database gets WAL mode after its first
+/// content, since WAL mode would fix page size and auto-vacuum. If readers have prevented WAL mode, walferry
+/// tries again after the next write.
 pub(crate) mod fresh {
-    /// It had WAL mode, or has it by now, or is not to have it.
+    /// The database has WAL mode, or is not to have it.
     pub(crate) const NO: u8 = 0;
-    /// It was empty, or in another mode.
+    /// The database was empty, or in another mode.
     pub(crate) const NOT_YET: u8 = 1;
-    /// This connection has written to it, outside the WAL.
+    /// This connection has written to the database outside the WAL.
     pub(crate) const WRITTEN: u8 = 2;
 }
 
 impl Handle {
-    /// Takes a main database's file over. `None` if it cannot be replicated.
+    /// Takes over a main database's file. `None` if it cannot be replicated.
     pub fn open_main(target: Target, real: RawFile, adopted: bool) -> Option<Arc<Handle>> {
         let Target::Main(Replicated { shimmed, unheeded }) = target else { return None };
         if let Some(why) = unfit(real) {
@@ -215,29 +217,32 @@ impl Handle {
         Some(handle)
     }
 
-    /// Ends this connection's having the database open: it is being closed, or the file is another one.
+    /// Stops counting this connection as one that has the database open: it is being closed, or the path
+    /// names another file.
     pub(crate) fn leave(&self) {
         if self.counts.swap(false, Ordering::AcqRel) {
             self.database().disconnect();
         }
     }
 
-    /// True if the database had WAL mode when this connection opened it.
+    /// True if the database had WAL mode when this connection opened it. Always false for a connection that
+    /// was open before the extension was loaded.
     pub fn has_wal_mode(&self) -> bool {
         !self.adopted && self.fresh.load(Ordering::Acquire) == fresh::NO
     }
 
-    /// Whether it was opened by the parent, before a fork.
+    /// True if the parent opened the connection before a fork.
     pub fn is_inherited(&self) -> bool {
         self.generation != inside::generation()
     }
 
-    /// Whether it is replicated: it is this process's, and its file is where it was.
+    /// True if the connection is replicated: this process opened it, and the path still names its file.
     pub fn is_current(&self) -> bool {
         !self.is_inherited() && !self.shimmed.is_orphaned()
     }
 
-    /// Why what this connection commits does not go to its replica, if that is so: looked at now.
+    /// Returns why this connection's commits do not go to the replica, if they do not. Looks at the file at
+    /// each call.
     pub fn misplaced(&self) -> Option<&str> {
         if self.is_inherited() {
             return Some(
@@ -257,22 +262,23 @@ impl Handle {
         self.unheeded()
     }
 
-    /// Names a replica that this connection asked for, and that the database does not have.
+    /// Returns the message about a replica that this connection asked for, and that the database does not
+    /// have.
     pub fn unheeded(&self) -> Option<&str> {
         self.unheeded.as_deref()
     }
 
-    /// What this connection sees committed, however it sees it.
+    /// Returns the wal-index of the last commit that this connection sees.
     pub fn committed_index(&self) -> Option<WalIndex> {
         if self.is_exclusive() { self.exclusive_index() } else { self.index() }
     }
 
-    /// The file underneath.
+    /// Returns the file underneath.
     pub fn real(&self) -> RawFile {
         self.real
     }
 
-    /// Notes where this connection has the wal-index mapped.
+    /// Notes the address at which this connection has the wal-index mapped.
     pub fn set_shm(&self, shm: Option<Shm>) {
         if shm.is_some() {
             self.unmapped.store(false, Ordering::Release);
@@ -280,26 +286,28 @@ impl Handle {
         self.shm.store(shm.map_or(std::ptr::null_mut(), Shm::as_pointer), Ordering::Release);
     }
 
-    /// The wal-index is unmapped for good: mapping it again would outlive the file.
+    /// Notes that SQLite unmaps the wal-index. walferry does not map it again: that mapping would outlive the
+    /// file.
     pub fn unmap_shm(&self) {
         let _mapping = self.mapping.lock();
         self.unmapped.store(true, Ordering::Release);
         self.set_shm(None);
-        // The sealer may just be looking at it.
+        // Waits for the sealer, which may be reading the wal-index.
         drop(self.readable.lock());
     }
 
-    /// The wal-index header, for another thread than that of the connection.
+    /// Returns the wal-index header. For threads other than that of the connection.
     pub(crate) fn index_from_outside(&self) -> Option<WalIndex> {
         let _mapping = self.mapping.lock();
         Shm::from_pointer(self.shm.load(Ordering::Acquire).cast()).and_then(read_index)
     }
 
-    /// The wal-index header as it is now.
+    /// Returns the wal-index header as it is now.
     pub(crate) fn index(&self) -> Option<WalIndex> {
         let mut shm = Shm::from_pointer(self.shm.load(Ordering::Acquire).cast());
-        // The connection had it mapped before it was adopted. Any other tells when it maps it: one that has
-        // not may keep its wal-index in memory, and what -shm has is of an earlier time then.
+        // An adopted connection mapped the wal-index before it was adopted. Any other connection tells when
+        // it maps the wal-index. One that has not may have its wal-index in memory, and then -shm is out of
+        // date.
         let may_map =
             self.adopted && !self.is_exclusive() && !self.unmapped.load(Ordering::Acquire);
         if shm.is_none() && self.shimmed.is_attached() && may_map {
@@ -309,7 +317,7 @@ impl Handle {
         shm.and_then(read_index)
     }
 
-    /// Whether this connection has the database to itself.
+    /// True if this connection has the database exclusively.
     pub fn is_exclusive(&self) -> bool {
         self.exclusive.load(Ordering::Acquire)
     }
@@ -318,7 +326,8 @@ impl Handle {
         &self.shimmed.database
     }
 
-    /// Everything committed so far, if the sealer takes part: waits until it is captured.
+    /// Waits until everything committed so far is captured. Returns `true` at once if the WAL is not attached
+    /// or no commit is known.
     pub(crate) fn wait_captured(&self) -> bool {
         let Some(index) = self.committed_index().filter(|_| self.shimmed.is_attached()) else {
             return true;
@@ -326,7 +335,7 @@ impl Handle {
         self.database().wait_captured(index)
     }
 
-    /// Lets the sealer read the file, or ends that.
+    /// Lets the sealer read the file, or stops that.
     pub(crate) fn set_readable(&self, readable: bool) {
         *self.guard.lock() = readable.then(new_guard);
         *self.shimmed.alone.lock() = self.this.upgrade().filter(|_| readable);
@@ -337,15 +346,16 @@ impl Handle {
         self.disturbances.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// What was committed last while this connection has the database to itself.
+    /// Returns the wal-index of the last commit under the EXCLUSIVE lock.
     pub(crate) fn exclusive_index(&self) -> Option<WalIndex> {
         *self.last.lock()
     }
 
-    /// This connection has got the database to itself. Without a wal-index in shared memory it makes
-    /// one of its own from the WAL. What an adopted connection does to the WAL then is not seen: its
-    /// index is not known.
-    /// Tells whether it is known what the WAL holds.
+    /// Finds the last commit when this connection gets exclusive use of the database. If the wal-index is not
+    /// in shared memory, SQLite makes one from the WAL, and this function does the same. An adopted
+    /// connection's writes to the WAL are not seen then, so its index is unknown.
+    ///
+    /// Returns `true` if the content of the WAL is known.
     pub(crate) fn begin_alone(&self) -> bool {
         if !self.shm.load(Ordering::Acquire).is_null() {
             let index = self.index();
@@ -371,8 +381,8 @@ impl Handle {
         }
     }
 
-    /// The same as the wal-index has it now, or what was written where there is none in shared
-    /// memory.
+    /// Returns the current wal-index of a connection with exclusive use. If the wal-index is not in shared
+    /// memory, makes it from the connection's writes.
     pub(crate) fn index_alone(&self) -> Option<WalIndex> {
         if let Some(index) = self.index() {
             return Some(index);
@@ -390,7 +400,7 @@ impl Handle {
     }
 }
 
-/// Why a file cannot be replicated as a database.
+/// Returns why a file cannot be replicated as a database.
 fn unfit(file: RawFile) -> Option<&'static str> {
     if !file.has_shm() {
         return Some("its VFS has no shared memory, which WAL mode needs");
@@ -400,11 +410,11 @@ fn unfit(file: RawFile) -> Option<&'static str> {
     encrypted.then_some(ENCRYPTED)
 }
 
-/// Why an encrypted database is refused.
+/// Reason why an encrypted database is refused.
 pub const ENCRYPTED: &str = "it is encrypted, or no database: it does not begin as SQLite's files do, and \
                              what a codec encrypts cannot be replicated";
 
-/// True if the file's header says that it is in WAL mode.
+/// True if the file's header names WAL mode.
 pub(crate) fn has_wal_mode(file: RawFile) -> bool {
     let mut head = [0; header::LEN];
     file.read(&mut head, 0).is_ok() && Header(&head).has_wal_mode()

@@ -5,7 +5,7 @@ use walferry::units::PageSize;
 /// Length of the header in bytes.
 pub const LEN: usize = 100;
 
-/// A database file's header, to read its fields from.
+/// Header of a database file, with access to its fields.
 pub struct Header<'a>(pub &'a [u8; LEN]);
 
 impl Header<'_> {
@@ -14,12 +14,13 @@ impl Header<'_> {
         self.0[18..20] == [2, 2]
     }
 
-    /// Page size.
+    /// Returns the page size; `None` if the field is invalid.
     pub fn page_size(&self) -> Option<PageSize> {
         PageSize::from_u16(u16::from_be_bytes([self.0[16], self.0[17]]))
     }
 
-    /// Size in pages, if it is from the last change: SQLite before 3.7.0 did not write it.
+    /// Returns the size in pages. `None` if the field is older than the last change: SQLite before 3.7.0 did
+    /// not write it.
     pub fn page_count(&self) -> Option<u32> {
         let (changed, count, valid_for) = (self.word(24)?, self.word(28)?, self.word(92)?);
         (changed == valid_for).then_some(count)

@@ -1,11 +1,13 @@
 //! Descriptors that the child of a fork shares with its parent.
 //!
-//! While anybody of the process has a lock on a file, SQLite closes no descriptor of it: that would drop
-//! the locks. It keeps it for the next connection (`setPendingFd` and `findReusableFd` in `os_unix.c`). A
-//! child has inherited what its parent kept, and with each descriptor the position in the file; a SQLite
-//! without pread sets that before each read and write. Where both use one, each reads and writes where the
-//! other has moved to. So in a child they are set aside for good: before a database is opened, and when a
-//! connection of the parent is closed, whose descriptor SQLite keeps, too.
+//! While the process has a lock on a file, SQLite closes no descriptor of that file: the close would drop the
+//! locks. SQLite keeps the descriptor for the next connection (`setPendingFd` and `findReusableFd` in
+//! `os_unix.c`). A child inherits the descriptors that its parent has kept, and shares the position in each
+//! file with the parent. A SQLite without pread sets that position before each read and write. If both
+//! processes use the descriptor, one reads or writes at the position that the other has set.
+//!
+//! So a child sets these descriptors aside for good. It does so before a database is opened. It also does so
+//! when a connection of the parent is closed, since SQLite keeps that connection's descriptor too.
 
 use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt;
@@ -19,26 +21,26 @@ use crate::api::{
 };
 use crate::inside;
 
-/// The files of which a child has inherited descriptors.
+/// Files of which a child has inherited descriptors.
 #[derive(Default)]
 pub struct Known {
-    /// The process in the line of forks of which this is known.
+    /// Generation of the process ([`inside::generation`]) for which this is known.
     generation: u32,
     /// Files of which a descriptor was inherited.
     inherited: HashSet<FileId>,
-    /// Those of which SQLite has no such descriptor left to give out.
+    /// Files of which SQLite has no inherited descriptor left to reuse.
     settled: HashSet<FileId>,
 }
 
-/// Of the standard library's kind, as it is locked around a fork. Taken before [`inside::outside`].
+/// Locked around a fork, and so a lock of the standard library. Taken before [`inside::outside`].
 pub static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
 
 fn known() -> withheld::Guard<Option<Known>> {
     withheld::lock(&KNOWN)
 }
 
-/// Keeps SQLite from giving out a descriptor of this database that the parent shares. Called before the
-/// database is opened.
+/// Keeps SQLite from reusing a descriptor of this database that the parent shares. Called before the database
+/// is opened.
 pub fn set_aside(api: &'static Api, vfs: BaseVfs, path: &Path) {
     let generation = inside::generation();
     if generation == 0 || inside::is_cut_off() || !vfs.is_plain() {
@@ -52,7 +54,8 @@ pub fn set_aside(api: &'static Api, vfs: BaseVfs, path: &Path) {
         *known = Known { generation, inherited: inherited.collect(), settled: HashSet::new() };
     }
     if known.inherited.contains(&file) && !known.settled.contains(&file) {
-        // A thread of ours that opens or closes it meanwhile would get one, or change their number.
+        // A thread of walferry that opens or closes the file meanwhile would get an inherited descriptor, or
+        // change their number.
         let _outside = inside::outside();
         if take_all(api, vfs, path, file).is_some() {
             known.settled.insert(file);
@@ -60,7 +63,7 @@ pub fn set_aside(api: &'static Api, vfs: BaseVfs, path: &Path) {
     }
 }
 
-/// Sets the descriptor aside that SQLite has kept of a connection from before the fork, which was closed.
+/// Sets aside the descriptor that SQLite kept when a connection from before the fork was closed.
 pub fn closed(api: &'static Api, vfs: BaseVfs, path: &Path) {
     if inside::is_cut_off() {
         return;
@@ -71,11 +74,11 @@ pub fn closed(api: &'static Api, vfs: BaseVfs, path: &Path) {
     set_aside(api, vfs, path);
 }
 
-/// Opens the file until SQLite has to make a descriptor for it, and leaves those open for good that it had.
-/// `None` where that cannot be told.
+/// Opens the file until SQLite has to make a new descriptor, and leaves the reused ones open for good. `None`
+/// if the process cannot list its descriptors.
 fn take_all(api: &'static Api, vfs: BaseVfs, path: &Path, file: FileId) -> Option<()> {
     let most = count(file)?;
-    // It keeps those apart that may write.
+    // SQLite keeps writable and read-only descriptors apart.
     for flags in [SQLITE_OPEN_READWRITE, SQLITE_OPEN_READONLY] {
         for _ in 0..most {
             let before = count(file)?;
@@ -93,8 +96,8 @@ fn count(file: FileId) -> Option<usize> {
     Some(descriptors()?.iter().filter(|(_, found)| *found == file).count())
 }
 
-/// Returns the descriptors that the process has of a file; `None` where it cannot list them. The one at
-/// `likely` is enough if it is of that file: an application may have thousands of others.
+/// Returns the descriptors that the process has of a file; `None` if it cannot list them. If `likely` is a
+/// descriptor of the file, returns only that one: an application may have thousands of others.
 pub fn descriptors_of(path: &Path, likely: Option<i32>) -> Option<Vec<i32>> {
     let file = id(&std::fs::metadata(path).ok()?);
     if let Some(number) = likely.filter(|number| file_of(*number) == Some(file)) {
@@ -104,7 +107,8 @@ pub fn descriptors_of(path: &Path, likely: Option<i32>) -> Option<Vec<i32>> {
     Some(of_it.map(|(number, _)| number).collect())
 }
 
-/// All descriptors of the process, and the file of each. By number: a name is looked up much more slowly.
+/// Returns all descriptors of the process, with the file of each. Finds the file by number, since a lookup by
+/// name is much slower.
 fn descriptors() -> Option<Vec<(i32, FileId)>> {
     // The process's own folder is empty once its first thread has ended.
     let mut lists = ["/proc/thread-self/fd", "/proc/self/fd"].into_iter();

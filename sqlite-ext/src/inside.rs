@@ -1,4 +1,4 @@
-//! Being inside the host's SQLite, in this process and not in the child of another.
+//! Counts walferry's threads in the host's SQLite, and the forks that lead to this process.
 
 use std::cell::Cell;
 use std::io;
@@ -11,39 +11,39 @@ use walferry::withheld::{Deadline, Withheld};
 
 use crate::{alive, api};
 
-/// Threads of ours in the host's SQLite. The child of a fork that happened in the middle of SQLite would find its
-/// mutexes locked for ever. Of the standard library's kind, as it is locked across a fork.
+/// Threads of walferry in the host's SQLite. If the process forked during their calls, the child would find
+/// SQLite's mutexes locked for ever. A lock of the standard library, since it is held across a fork.
 static IN_SQLITE: Mutex<Threads> = Mutex::new(Threads { inside: 0, waiting: 0 });
 static CHANGED: Condvar = Condvar::new();
-/// How many forks lie between this process and the one that loaded the extension.
+/// Number of forks between the process that loaded the extension and this one.
 static GENERATION: AtomicU32 = AtomicU32::new(0);
 /// See [`is_cut_off`].
 static IS_CUT_OFF: AtomicBool = AtomicBool::new(false);
 
-/// A thread that waits looks again after so long whether others are inside.
+/// Interval at which a waiting thread looks again whether others are inside.
 const NEXT_LOOK: Duration = Duration::from_millis(20);
 
 #[derive(Default)]
 struct Threads {
-    /// Threads of ours that are inside.
+    /// Number of walferry's threads inside.
     inside: usize,
-    /// Those that wait until none is: nobody enters meanwhile.
+    /// Number of threads that wait until none is inside. No other thread enters meanwhile.
     waiting: usize,
 }
 
 thread_local! {
-    /// How often this thread has entered without having left.
+    /// Number of times that this thread has entered and not left.
     static ENTERED: Cell<u32> = const { Cell::new(0) };
 }
 
-/// A thread of ours is inside, until this is dropped.
+/// Keeps a thread of walferry counted as inside until dropped.
 pub struct Inside {
-    // What the thread logs is given to the host behind it.
+    // Dropped first: the host gets the thread's log lines after the thread has left.
     _counted: Counted,
     _reason: Withheld,
 }
 
-/// A thread's entry, counted until it is dropped; by the same thread, so it is not `Send`.
+/// The entry of a thread, counted until dropped. Not `Send`, since the same thread must drop it.
 struct Counted(PhantomData<*const ()>);
 
 impl Drop for Counted {
@@ -57,13 +57,14 @@ impl Drop for Counted {
     }
 }
 
-/// Enters the host's SQLite, as a thread of ours. `None` where the application has shut it down.
+/// Enters the host's SQLite with a thread of walferry. `None` if the application has shut SQLite down.
 pub fn in_sqlite() -> Option<Inside> {
     let inside = enter();
     alive::may_call().then_some(inside)
 }
 
-/// A thread that is inside already does not wait for those who wait for it.
+/// Counts the thread as inside. A thread that is inside already enters at once: the waiting threads wait for
+/// it to leave.
 fn enter() -> Inside {
     let reason = Withheld::new();
     let threads = IN_SQLITE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -74,32 +75,32 @@ fn enter() -> Inside {
     Inside { _counted: Counted(PhantomData), _reason: reason }
 }
 
-/// The error of work that needs the host's SQLite.
+/// Returns the error of work that needs the host's SQLite.
 pub fn shut_down() -> io::Error {
     io::Error::other(
         "the application has shut SQLite down (sqlite3_shutdown); it goes on once the database is opened again",
     )
 }
 
-/// The number of this process in the line of forks.
+/// Returns the number of forks between the process that loaded the extension and this one.
 pub fn generation() -> u32 {
     GENERATION.load(Ordering::Relaxed)
 }
 
-/// None of our threads is inside, or enters, until this is dropped.
+/// Keeps walferry's threads out of the host's SQLite until dropped.
 pub struct Outside {
     threads: MutexGuard<'static, Threads>,
     _reason: Withheld,
 }
 
 impl Outside {
-    /// Forgets the threads of the parent, which the child of a fork does not have.
+    /// Forgets the threads of the parent, which do not exist in the child.
     pub fn in_child(&mut self) {
         *self.threads = Threads::default();
     }
 }
 
-/// Waits until none of our threads is in the host's SQLite, and keeps them out.
+/// Waits until no thread of walferry is in the host's SQLite, and keeps them out.
 pub fn outside() -> Outside {
     loop {
         if let Some(outside) = outside_until(Deadline::after(Duration::from_mins(1))) {
@@ -108,37 +109,37 @@ pub fn outside() -> Outside {
     }
 }
 
-/// The same, if they leave it in time. A checkpoint of ours ends before its time.
+/// Does the same as [`outside`], if the threads leave in time. Interrupts checkpoints of walferry.
 pub fn outside_until(deadline: Deadline) -> Option<Outside> {
     let reason = Withheld::new();
     let mut threads = deadline.poll(|| IN_SQLITE.try_lock())?;
     threads.waiting += 1;
     while threads.inside > 0 && !deadline.left().is_zero() {
-        // Again and again: one that has not begun yet is not interrupted.
+        // Repeated, since a checkpoint that has not begun yet is not interrupted.
         api::interrupt_checkpoints();
         let wait = deadline.left().min(NEXT_LOOK);
         let waited = CHANGED.wait_timeout_while(threads, wait, |threads| threads.inside > 0);
         (threads, _) = waited.unwrap_or_else(PoisonError::into_inner);
     }
     threads.waiting -= 1;
-    // They enter again once this lock is given back.
+    // Threads enter again when this lock is given back.
     CHANGED.notify_all();
     (threads.inside == 0).then_some(Outside { threads, _reason: reason })
 }
 
-/// Counts the process among the children of forks.
+/// Notes that this process is the child of a fork.
 pub fn next_generation() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
 }
 
-/// True in the child of a fork that did not wait for all that was under way: locks of ours may be locked for
-/// ever, and SQLite may have notes of locks on files that nobody holds. No database that the parent replicates
-/// is opened here, nor one that is to be replicated.
+/// True in the child of a fork that did not wait for everything under way. walferry's locks may be locked for
+/// ever, and SQLite may have notes of file locks that the child does not hold. Such a child opens no database
+/// that the parent replicates, nor one that is to be replicated.
 pub fn is_cut_off() -> bool {
     IS_CUT_OFF.load(Ordering::Relaxed)
 }
 
-/// Notes that it is one.
+/// Notes that this process is the child of such a fork.
 pub fn cut_off() {
     IS_CUT_OFF.store(true, Ordering::Relaxed);
 }

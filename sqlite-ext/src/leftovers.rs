@@ -1,9 +1,9 @@
-//! The empty WAL that a connection of ours leaves behind.
+//! Removes the empty WAL that a connection of our own leaves behind.
 //!
 //! Our connections put databases into WAL mode, and read them as a whole. SQLite removes -wal and -shm with
-//! the last connection that has the WAL open; where that is one of ours, and the application's has read
-//! nothing, they would stay. An empty WAL holds no commit: a connection that closes as any other does has
-//! SQLite remove both.
+//! the last connection that has the WAL open. If that is one of ours, and the application's has read nothing,
+//! both files would stay. An empty WAL holds no commit, so a connection of ours that closes normally makes
+//! SQLite remove both files.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,26 +13,28 @@ use walferry::local::state::Fingerprint;
 use crate::api::{Api, BaseVfs, OwnConnection};
 use crate::{ffi, inside, registry, walk};
 
-/// A removal is repeated where another connection of ours was just closing.
+/// A removal is repeated, since another connection of ours may have been closing.
 const ATTEMPTS: u32 = 3;
 
-/// Removals under way, and begun.
+/// Numbers of removals under way, and of removals begun.
 static UNDER_WAY: AtomicU32 = AtomicU32::new(0);
 static BEGUN: AtomicU32 = AtomicU32::new(0);
 
-/// Has SQLite remove an empty WAL that no connection of this process has open. Any other process that has it
-/// open keeps it, as from every close.
+/// Makes SQLite remove an empty WAL that no connection of this process has open. If another process has the
+/// WAL open, the WAL stays, as after any close.
 pub fn remove(api: &'static Api, vfs: BaseVfs, path: &Path) {
     remove_if(api, vfs, path, is_left);
 }
 
-/// Does what SQLite could not do when the last connection was closed, as a walk had the database open: copies all
-/// of the WAL into it, and removes the WAL. Not where another file than `id` has its name by now.
+/// Copies all of the WAL into the database and removes the WAL, as SQLite does when the last connection
+/// closes. SQLite could not do so then, because a walk had the database open. Does nothing if the path now
+/// names another file than `id`.
 pub fn close_for_others(api: &'static Api, vfs: BaseVfs, path: &Path, id: (u64, u64)) {
     let is_it = |path: &Path| Fingerprint::of(path).is_ok_and(|now| now.file == id);
     let is_there = |path: &Path| walferry::local::shm_path(path).exists() && is_it(path);
     if let Some(_inside) = inside::in_sqlite() {
-        // Most of the work, which a fork may end, before it is anybody's way.
+        // Does most of the work while no other connection has to wait for it. A fork may interrupt this
+        // checkpoint.
         walk::in_turn(path, || {
             if is_there(path)
                 && !is_open(path)
@@ -68,8 +70,8 @@ fn remove_if(api: &'static Api, vfs: BaseVfs, path: &Path, is_there: impl Fn(&Pa
     UNDER_WAY.fetch_sub(1, Ordering::AcqRel);
 }
 
-/// True if an empty WAL is there, or a wal-index without a WAL: another thread of ours had that mapped when
-/// the WAL was removed.
+/// True if there is an empty WAL, or a wal-index without a WAL. The wal-index stays if another thread of ours
+/// had it mapped when the WAL was removed.
 fn is_left(path: &Path) -> bool {
     match std::fs::metadata(walferry::local::wal_path(path)) {
         Ok(wal) => wal.len() == 0,
@@ -86,7 +88,8 @@ pub fn mark() -> u32 {
     BEGUN.load(Ordering::Acquire)
 }
 
-/// True if a removal took place since the mark, whose locks a connection may have met. Waits for its end.
+/// True if a removal ran since the mark, so that a connection may have met the locks of the removal. Waits
+/// until no removal is under way.
 pub fn is_in_the_way(mark: u32) -> bool {
     let met = UNDER_WAY.load(Ordering::Acquire) > 0 || BEGUN.load(Ordering::Acquire) != mark;
     while met && UNDER_WAY.load(Ordering::Acquire) > 0 {

@@ -1,15 +1,24 @@
 //! The border between SQLite and walferry: a VFS around the host's own.
 //!
-//! What passes through: every call of every file. What is acted on: the locks of a replicated
-//! database's wal-index (a commit is the moment in which the write lock is given up; a restart of
-//! the WAL is a request for all read slots at once), its file lock, and writes outside the WAL.
+//! Every call of every file passes through this VFS. walferry acts on three kinds of calls of a replicated
+//! database:
+//! - Locks of the wal-index. The end of the write lock shows a commit. A request for all read slots at once
+//!   shows a restart of the WAL.
+//! - The lock of the database file.
+//! - Writes outside the WAL.
 //!
-//! `ffi/` holds the callbacks, `api/` the host's functions. `opening.rs` says what becomes of a
-//! database that is being opened. `main_file.rs` and `wal_file.rs` decide, on what `handle.rs` knows
-//! of a connection and `registry.rs` of a database. `edge.rs` is the sealer's way to a database:
-//! `pin.rs` keeps other processes from overwriting the WAL, `reader.rs` and `alone.rs` read the database as
-//! a whole, in walks that `walk.rs` ends where they are in the way. `fork.rs` makes a fork harmless, for
-//! what is `inside.rs` the host's SQLite, which nothing of ours calls once it is not `alive.rs` any more.
+//! Modules:
+//! - `ffi/` holds the callbacks, `api/` the host's functions.
+//! - `opening.rs` decides whether a database that is being opened is replicated.
+//! - `main_file.rs` and `wal_file.rs` act on the calls. `handle.rs` has the state of a connection,
+//!   `registry.rs` that of a database.
+//! - `edge.rs` gives the sealer access to a database.
+//! - `pin.rs` keeps other processes from overwriting the WAL.
+//! - `reader.rs` and `alone.rs` read the database as a whole, in walks. `walk.rs` ends a walk that is in the
+//!   way of a connection or a fork.
+//! - `fork.rs` makes a fork harmless for the threads that are in the host's SQLite, which `inside.rs` counts.
+//! - `alive.rs` tells whether the application has shut SQLite down. walferry's threads do not call SQLite
+//!   then.
 
 mod alive;
 mod alone;
@@ -40,7 +49,7 @@ use std::sync::Once;
 
 pub use ffi::{sqlite3_extension_init, sqlite3_walferry_init};
 
-/// What happens once in a process when the extension is loaded: no thread, no file, no request.
+/// Runs once per process, when the extension is loaded. Starts no thread, opens no file and sends no request.
 fn start(api: &'static api::Api) {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -55,19 +64,18 @@ fn start(api: &'static api::Api) {
     });
 }
 
-/// Registers the VFS.
 fn register(api: &'static api::Api) -> Result<(), String> {
     ffi::register_vfs(api, is_default())
 }
 
-/// Whether walferry is to be the default VFS.
+/// True if walferry is to be the default VFS.
 fn is_default() -> bool {
-    // Set to nothing it says nothing.
+    // An empty value counts as not set.
     !walferry::environment::text("WALFERRY_DEFAULT")
         .is_some_and(|value| walferry::settings::is_off(&value))
 }
 
-/// Has what is not shipped yet shipped when the process exits; once.
+/// Registers, once, the function that ships the rest when the process exits.
 fn drain_at_exit() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| api::at_exit(ffi::at_exit));

@@ -1,7 +1,8 @@
-//! The file that the log is written to.
+//! The file to which the log is written.
 //!
-//! Each line opens the file anew. A descriptor that was kept would be closed by a daemon, which closes all that it
-//! has, and the next file or connection of the application's gets its number: a database, a socket.
+//! Each line opens the file again. A daemon closes all its descriptors, including one that walferry would
+//! keep open. The next file or connection of the application would then get its number: a database or a
+//! socket.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -13,16 +14,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::api::{self, Written};
 use crate::inherited;
 
-/// A path, and which file it names. A fork may happen at any time: nothing of it is locked.
+/// Path of the log, and the file that it names. A fork may happen at any time, so no field has a lock.
 pub struct LogFile {
     path: PathBuf,
-    /// File system and number of the file that was last found to be none of SQLite's.
+    /// Device and inode of the file that was last found not to belong to SQLite.
     seen: (AtomicU64, AtomicU64),
-    /// The file is a database's, and not written to.
+    /// The file belongs to a database, and is not written.
     is_refused: AtomicBool,
 }
 
-/// First bytes of files of SQLite's: databases, WALs of either byte order and rollback journals.
+/// First bytes of SQLite's files: databases, WALs of either byte order and rollback journals.
 const MAGIC: [&[u8]; 4] = [
     b"SQLite format 3\0",
     &[0x37, 0x7f, 0x06, 0x82],
@@ -31,11 +32,11 @@ const MAGIC: [&[u8]; 4] = [
 ];
 /// First bytes of a wal-index, in the byte order of the machine.
 const WAL_INDEX: [u8; 4] = 3_007_000_u32.to_ne_bytes();
-/// Ends of names that SQLite adds to a database's for the files beside it.
+/// Suffixes that SQLite adds to a database's name for the files beside it.
 const BESIDE: [&str; 4] = ["", "-wal", "-shm", "-journal"];
 
 impl LogFile {
-    /// Takes the path as it is seen from the folder that the process is in now, and makes the file.
+    /// Resolves the path against the current folder of the process, and creates the file.
     pub fn new(path: &Path) -> Result<LogFile, String> {
         let new = || {
             let path = std::path::absolute(path)?;
@@ -51,14 +52,14 @@ impl LogFile {
         new().map_err(refused)
     }
 
-    /// True for a pipe that nobody reads now: it may be read later. A socket gives the same error, and is
+    /// True for a pipe that has no reader now: a reader may come later. A socket gives the same error, and is
     /// never opened.
     fn is_unread(&self, why: &io::Error) -> bool {
         why.raw_os_error() == Some(libc::ENXIO)
             && std::fs::metadata(&self.path).is_ok_and(|meta| meta.file_type().is_fifo())
     }
 
-    /// Writes at its end, and waits for nobody.
+    /// Appends a text, without waiting for a reader.
     pub fn write(&self, text: &str) -> Written {
         match self.open() {
             Ok(file) => api::to_file(&file, text.as_bytes()),
@@ -66,7 +67,8 @@ impl LogFile {
         }
     }
 
-    /// Opens the file. Not one of SQLite's: to close it again would drop the locks that the process has on it.
+    /// Opens the file, unless it is a file of SQLite's: its close would drop the locks that the process has
+    /// on it.
     fn open(&self) -> io::Result<File> {
         self.look()?;
         api::open_to_append(&self.path)
@@ -91,8 +93,8 @@ impl LogFile {
         Ok(())
     }
 
-    /// Leaves the file alone if it is this database, which is about to be opened, or stands beside it. True
-    /// where that was found out now.
+    /// Stops writing to the file if it is this database, which is about to be opened, or a file beside it.
+    /// Returns `true` if that was found out now.
     pub fn leave_to(&self, database: &Path) -> bool {
         let Ok(id) = std::fs::metadata(&self.path).map(|meta| (meta.dev(), meta.ino())) else {
             return false;
@@ -105,21 +107,21 @@ impl LogFile {
         BESIDE.iter().any(is_it) && !self.is_refused.swap(true, Ordering::Relaxed)
     }
 
-    /// The path.
+    /// Returns the path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 }
 
-/// True if the file begins like one of SQLite's. What the process has open is read through that, since to
-/// open and close it would drop its locks.
+/// True if the file begins like a file of SQLite's. If the process has the file open, reads through that
+/// descriptor: the close of another one would drop the process's locks.
 fn is_of_sqlite(path: &Path) -> bool {
     let mut head = [0; 16];
     let Some(open) = inherited::descriptors_of(path, None) else { return false };
     let read = if open.is_empty() {
         File::open(path).and_then(|mut file| file.read(&mut head)).ok()
     } else {
-        // SQLite reads what it opens: who has it for writing alone is not SQLite.
+        // A write-only descriptor is not SQLite's, since SQLite reads the files that it opens.
         open.iter().find_map(|number| api::read_descriptor(*number, &mut head, 0))
     };
     let head = head.get(..read.unwrap_or(0)).unwrap_or_default();

@@ -1,5 +1,4 @@
-//! Where the library's log lines go: to the host's error log (`sqlite3_log`), to standard error or
-//! to a file.
+//! Sends the library's log lines to the host's error log (`sqlite3_log`), to standard error or to a file.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -20,14 +19,14 @@ const SQLITE_WARNING: i32 = 28;
 
 static HOST_LOG: AtomicBool = AtomicBool::new(true);
 
-/// Where the environment has the log go.
+/// The sink that the environment names.
 static INSTALLED: OnceLock<Sink> = OnceLock::new();
-/// Where the configuration file has it go, once it was read, if the environment says nothing.
+/// The sink that the configuration file names. Set once the file was read, if the environment names none.
 static CONFIGURED: OnceLock<Sink> = OnceLock::new();
 
-/// Lines that standard error, or the file, did not take. Told with the next that it takes.
+/// Number of lines that standard error or the file did not take. The next line that is taken reports them.
 static LOST: AtomicU64 = AtomicU64::new(0);
-/// The last one ends in its middle.
+/// The last line was written only in part.
 static IS_TORN: AtomicBool = AtomicBool::new(false);
 
 struct Sink {
@@ -52,7 +51,8 @@ impl Sink {
             To::Stderr => {
                 self.say(record, |text| api::to_stderr(text.as_bytes()));
             }
-            // It may not be writable any more, as for a user whom the program has become since.
+            // The file may not be writable any more, for example if the program has become another user
+            // since.
             To::File(file) => {
                 if !self.say(record, |text| file.write(text)) {
                     to_host(record);
@@ -61,7 +61,7 @@ impl Sink {
         }
     }
 
-    /// Writes a line, and before it how many were lost. False where it is lost, too.
+    /// Writes a line, with the number of lost lines before it. Returns `false` if this line is lost too.
     fn say(&self, record: &Record<'_>, write: impl FnOnce(&str) -> Written) -> bool {
         let (lost, is_torn) =
             (LOST.swap(0, Ordering::Relaxed), IS_TORN.swap(false, Ordering::Relaxed));
@@ -92,7 +92,7 @@ fn to_host(record: &Record<'_>) {
     withheld::say(Line { code, text: shown::line(&text).into_owned() });
 }
 
-/// Called with none of our locks held.
+/// Gives a line to the host's log. The caller holds no lock of walferry.
 fn give(line: &Line) {
     if HOST_LOG.load(Ordering::Relaxed)
         && crate::alive::may_log()
@@ -102,7 +102,7 @@ fn give(line: &Line) {
     }
 }
 
-/// The logger. What it knows is in [`INSTALLED`] and [`CONFIGURED`].
+/// The logger. Its sinks are [`INSTALLED`] and [`CONFIGURED`].
 struct Logger;
 
 impl Log for Logger {
@@ -125,7 +125,7 @@ fn said() -> Said {
     Said::read(&environment::text)
 }
 
-/// Sets the sink up, as the environment says.
+/// Sets up the sink that the environment names.
 pub fn install() {
     let mut said = said();
     let to = match said.path.as_deref().map(|path| LogFile::new(Path::new(path))) {
@@ -138,8 +138,8 @@ pub fn install() {
         None => To::Host,
     };
     let is_seen = !matches!(to, To::Host);
-    // The logger and the panic hook are those of this library's own copy of the standard library
-    // and of `log`: the host's are not touched.
+    // The logger and the panic hook are those of this library's own copy of `log` and of the standard
+    // library. The host's stay unchanged.
     withheld::set_say(give);
     let _ = INSTALLED.set(Sink { to, format: said.format.unwrap_or_default() });
     if log::set_logger(&Logger).is_ok() {
@@ -160,8 +160,8 @@ pub fn install() {
     }
 }
 
-/// Tells of an environment that was not understood. Few programs show the host's log, so it is on
-/// standard error as well.
+/// Warns of an environment that was not understood. Also writes to standard error, since few programs show
+/// the host's log.
 fn complain(what: &str, is_seen: bool) {
     log::warn!("{what}");
     if !is_seen {
@@ -169,7 +169,7 @@ fn complain(what: &str, is_seen: bool) {
     }
 }
 
-/// Does what the configuration file says of the log, as far as the environment does not.
+/// Applies the configuration file's settings of the log, unless the environment has set the same.
 pub fn configure(configured: &Logging) {
     let said = said();
     if said.level.is_none()
@@ -195,12 +195,13 @@ pub fn configure(configured: &Logging) {
     let _ = CONFIGURED.set(Sink { to, format: said.format.unwrap_or(format) });
 }
 
-/// The host is going away: its log's callback must not be called any more.
+/// Stops writing to the host's log. The host is ending, and the callback of its log must not be called any
+/// more.
 pub fn leave_host_log() {
     HOST_LOG.store(false, Ordering::Relaxed);
 }
 
-/// A database is about to be opened: the log is not written to it.
+/// Stops writing the log to a file of this database, which is about to be opened.
 pub fn opens(database: &Path) {
     if let Some(Sink { to: To::File(file), .. }) = Sink::current()
         && file.leave_to(database)

@@ -1,5 +1,5 @@
-//! The methods of a main database that are acted on: when a commit is seen, when the WAL may be
-//! overwritten, when the pin gives way. Safe code; the calls come from `ffi/`.
+//! Acts on calls of a main database's methods: sees commits, decides whether the WAL may be overwritten, and
+//! gives up the pin. Safe code; the calls come from `ffi/`.
 
 use std::sync::atomic::Ordering;
 
@@ -21,18 +21,18 @@ use crate::leftovers;
 use crate::pin::read_index;
 use crate::walk;
 
-/// Locks of the wal-index (`wal.c`): write, checkpoint, and the first read slot but one.
+/// Locks of the wal-index (`wal.c`): write, checkpoint, and read slots 0 and 1.
 const WRITE_LOCK: i32 = 0;
 const CKPT_LOCK: i32 = 1;
 const READ_LOCK_0: i32 = 3;
 const READ_LOCK_1: i32 = 4;
-/// Read slots 1 to 4: asked for at once only to begin the WAL anew.
+/// Number of read slots from 1 on. A connection asks for them at once only to restart the WAL.
 const READERS: i32 = 4;
-/// While the gate is shut, a checkpoint is let through for so many new frames: each one costs two
-/// fsyncs and cannot shorten the WAL.
+/// While the gate is shut, one checkpoint is allowed for this many new frames. Each checkpoint costs two
+/// fsyncs, and cannot shorten the WAL.
 const CHECKPOINT_EVERY: u32 = 1000;
 
-/// The methods of a main database that are acted on.
+/// The calls of a main database's methods that walferry acts on.
 pub struct MainFile<'a>(pub &'a Handle);
 
 impl MainFile<'_> {
@@ -49,8 +49,8 @@ impl MainFile<'_> {
                 self.publish();
                 forward()
             }
-            // RESTART or TRUNCATE, which would wait for the gate with all writers locked out. Without this
-            // lock SQLite goes on as PASSIVE (`sqlite3WalCheckpoint` in `wal.c`).
+            // A RESTART or TRUNCATE checkpoint would wait for the gate while all writers are locked out.
+            // Without this lock, SQLite goes on as PASSIVE (`sqlite3WalCheckpoint` in `wal.c`).
             (WRITE_LOCK, 1, LOCK_EXCL) if self.checkpoint_would_wait() => SQLITE_BUSY,
             (CKPT_LOCK, 1, LOCK_EXCL) => {
                 if self.holds_back_checkpoint() {
@@ -70,7 +70,7 @@ impl MainFile<'_> {
             (READ_LOCK_1, READERS, LOCK_EXCL) => self.restart(forward),
             (READ_LOCK_1, READERS, UNLOCK_EXCL) => {
                 let rc = forward();
-                // Nobody else writes: the caller holds the write lock until after this.
+                // No other connection writes: the caller holds the write lock until after this.
                 handle.shimmed.hold_again();
                 let before = handle.restarting.lock().take();
                 let restart = before.zip(handle.index()).and_then(|(before, after)| {
@@ -101,20 +101,20 @@ impl MainFile<'_> {
         }
     }
 
-    /// The write lock is about to be given up: what was committed under it is final, in order, and
-    /// nobody else can be writing.
+    /// Publishes the commits, just before the write lock is given up. Everything committed under that lock is
+    /// final and in order, and no other connection can be writing.
     fn publish(&self) {
         let handle = self.0;
         if handle.shimmed.is_attached() {
             handle.database().committed(&|| handle.index());
         } else if handle.reads.load(Ordering::Acquire) {
-            // The WAL was detached while this connection's read transaction was under way: at the end of
-            // exclusive mode, or by the close of another connection.
+            // The WAL was detached during this connection's read transaction: at the end of exclusive mode,
+            // or by the close of another connection.
             handle.shimmed.attach(|| handle.index());
         }
     }
 
-    /// True if a checkpoint of this connection's asks for the write lock while the gate stays shut.
+    /// True if a checkpoint of this connection asks for the write lock while the gate stays shut.
     fn checkpoint_would_wait(&self) -> bool {
         let handle = self.0;
         handle.checkpoints.load(Ordering::Acquire)
@@ -122,7 +122,7 @@ impl MainFile<'_> {
             && handle.database().gate_stays_shut()
     }
 
-    /// Somebody who holds the write lock wants to begin the WAL anew.
+    /// Handles the request for all read slots of a connection that holds the write lock, to restart the WAL.
     fn restart(&self, forward: impl Fn() -> i32) -> i32 {
         let handle = self.0;
         if !handle.shimmed.is_attached() {
@@ -134,7 +134,7 @@ impl MainFile<'_> {
             _ => true,
         };
         if !allowed {
-            // A writer then appends without an error, and a checkpoint says that it was busy.
+            // A writer then appends without an error, and a checkpoint reports that it was busy.
             return SQLITE_BUSY;
         }
         handle.database().restart_begins();
@@ -148,7 +148,8 @@ impl MainFile<'_> {
         rc
     }
 
-    /// With the gate shut the WAL grows, and SQLite would checkpoint at every commit.
+    /// True if a checkpoint is to be refused. While the gate is shut the WAL grows, and SQLite would
+    /// checkpoint at every commit.
     fn holds_back_checkpoint(&self) -> bool {
         let handle = self.0;
         if !handle.shimmed.is_attached() || !handle.database().gate_stays_shut() {
@@ -163,13 +164,15 @@ impl MainFile<'_> {
         !grown
     }
 
-    /// `xLock`. EXCLUSIVE is asked for at each close, at a change of the journal mode, and for
-    /// `locking_mode=EXCLUSIVE`: our own SHARED lock must not be in the way, and the WAL may go.
+    /// `xLock`. A connection asks for EXCLUSIVE at its close, at a change of the journal mode, and for
+    /// `locking_mode=EXCLUSIVE`. Our own SHARED lock must not be in the way, and the connection may remove
+    /// the WAL.
     pub fn lock(&self, level: i32) -> i32 {
         let handle = self.0;
         if level < SQLITE_LOCK_EXCLUSIVE || handle.is_exclusive() || self.is_refused_anyway() {
             if level >= SQLITE_LOCK_EXCLUSIVE && handle.is_exclusive() {
-                // It has that lock, and asks for it all the same when it closes the WAL, which goes next.
+                // The connection has this lock, and asks for it again when it closes the WAL. It removes the
+                // WAL next.
                 handle.wait_captured();
             }
             let mark = leftovers::mark();
@@ -180,7 +183,7 @@ impl MainFile<'_> {
             if rc == SQLITE_OK {
                 self.note_locked();
                 if level >= SQLITE_LOCK_EXCLUSIVE && !handle.is_exclusive() {
-                    // The other connection has just given its lock up.
+                    // Granted after all: the other connection has just given up its lock.
                     handle.shimmed.make_way(false);
                     self.begin_exclusive();
                 }
@@ -197,13 +200,14 @@ impl MainFile<'_> {
             return rc;
         }
         handle.shimmed.end_way();
-        // SQLite up to 3.40.1 grants nobody of this process a SHARED lock until this connection has
-        // given its own up: then it is tried again.
+        // SQLite up to 3.40.1 refuses this process a SHARED lock until this connection has given up its own.
+        // `after_unlock` then tries again.
         handle.shimmed.repin_after(&handle.gap);
         rc
     }
 
-    /// This connection has the database to itself: nobody else changes file or WAL from here on.
+    /// Notes that this connection has the database exclusively. No other connection changes file or WAL from
+    /// here on.
     fn begin_exclusive(&self) {
         let handle = self.0;
         *handle.gap.lock() = None;
@@ -213,8 +217,8 @@ impl MainFile<'_> {
         handle.set_readable(true);
     }
 
-    /// True if SQLite refuses EXCLUSIVE for certain, since another connection of this process has a
-    /// lock: the pin, which would be in the way, need not go.
+    /// True if SQLite refuses EXCLUSIVE for certain, since another connection of this process has a lock. The
+    /// pin, which would be in the way too, can then stay.
     fn is_refused_anyway(&self) -> bool {
         let own = usize::from(self.0.locked.load(Ordering::Acquire));
         self.0.shimmed.locked.load(Ordering::Acquire) > own
@@ -232,11 +236,12 @@ impl MainFile<'_> {
         }
     }
 
-    /// Before `xUnlock`.
+    /// Runs before `xUnlock`.
     pub fn before_unlock(&self, level: i32) {
         let handle = self.0;
         if level <= SQLITE_LOCK_NONE {
-            // Not after it: a connection that gets EXCLUSIVE between the two would take that for refused.
+            // Before the unlock: a connection that can get EXCLUSIVE right after the unlock must not count as
+            // refused.
             self.note_unlocked();
         }
         if level >= SQLITE_LOCK_EXCLUSIVE || !handle.is_exclusive() {
@@ -251,7 +256,8 @@ impl MainFile<'_> {
         if !handle.shimmed.is_attached() {
             return;
         }
-        // Still alone: if the WAL is gone, all of it is in the file, and this is how that looks.
+        // This connection still has the database exclusively. If the WAL is gone, the file has all of it, and
+        // this is the file's fingerprint.
         let path = handle.database().path();
         let wal_is_gone = std::fs::metadata(walferry::local::wal_path(path)).is_err();
         let written = handle.shimmed.written.load(Ordering::Acquire);
@@ -260,8 +266,8 @@ impl MainFile<'_> {
         handle.shimmed.detach(end);
     }
 
-    /// After `xUnlock`. What was an empty database has got its first content: now WAL mode takes no
-    /// choice away any more.
+    /// Runs after `xUnlock`. Takes the pin again, and puts a database into WAL mode that was written. A
+    /// database that was empty has its first content now, so WAL mode takes away no choice any more.
     pub fn after_unlock(&self, level: i32) {
         let handle = self.0;
         let others = handle.shimmed.locked.load(Ordering::Acquire) > 0;
@@ -277,17 +283,19 @@ impl MainFile<'_> {
         {
             handle.shimmed.tell_outside_wal();
         }
-        // In vain, as where another connection reads: again after the next write.
+        // If WAL mode failed, for example because another connection reads, it is tried again after the next
+        // write.
         let next = if done { fresh::NO } else { fresh::NOT_YET };
         handle.fresh.store(next, Ordering::Release);
     }
 
-    /// Before `xWrite`.
+    /// Runs before `xWrite`.
     pub fn before_write(&self) {
         let handle = self.0;
         handle.disturb();
         if handle.is_exclusive() {
-            // The first commit to the WAL says nothing of what is written here.
+            // The file is not as it was left any more, and the first commit to the WAL does not tell of this
+            // write.
             *handle.before.lock() = None;
         }
         let checkpoint =
@@ -296,7 +304,8 @@ impl MainFile<'_> {
             return;
         }
         if handle.is_exclusive() {
-            // With a WAL only checkpoints write to the file: that mode was left, with the lock held.
+            // In WAL mode only checkpoints write to the file. So this connection has left that mode, and
+            // still has the lock.
             handle.wait_captured();
             *handle.written.lock() = WalWrites::default();
             *handle.last.lock() = None;
@@ -313,14 +322,14 @@ impl MainFile<'_> {
         if !handle.shimmed.written.swap(true, Ordering::AcqRel) {
             log::debug!("{}: written outside the WAL", handle.database().path().display());
         }
-        // One that is new is put into WAL mode after this.
+        // A database that is still to get WAL mode gets it after this write.
         let stays = handle.fresh.load(Ordering::Acquire) == fresh::NO;
         if stays {
             handle.shimmed.tell_outside_wal();
         }
     }
 
-    /// Before `xFileControl`.
+    /// Runs before `xFileControl`.
     pub fn before_control(&self, op: i32) {
         let handle = self.0;
         handle.closes.store(op == SQLITE_FCNTL_HAS_MOVED, Ordering::Release);
@@ -330,8 +339,8 @@ impl MainFile<'_> {
                 handle.copies.store(true, Ordering::Release);
             }
             SQLITE_FCNTL_CKPT_DONE => handle.copies.store(false, Ordering::Release),
-            // With the database to itself a connection takes no wal-index locks: this is the only
-            // sign of a commit.
+            // A connection with exclusive use takes no locks of the wal-index: this control is the only sign
+            // of its commits.
             SQLITE_FCNTL_COMMIT_PHASETWO if handle.is_exclusive() => self.publish_exclusive(),
             _ => {}
         }
@@ -353,12 +362,12 @@ impl MainFile<'_> {
         }
     }
 
-    /// The connection that has the database to itself has opened the WAL, and reads it next. What a process
-    /// that was killed has left there is taken in now: this connection may never commit anything.
+    /// Takes in the WAL that a connection with exclusive use has opened, and reads next. A process that was
+    /// killed may have left commits there, and this connection may never commit anything.
     pub fn opened_wal_alone(&self) {
         let handle = self.0;
         let is_known = handle.last.lock().is_some();
-        // What cannot be looked at is not empty: then a wait on this connection is an error.
+        // A WAL that cannot be read does not count as empty. A wait on this connection then fails.
         if !is_known && !handle.begin_alone() {
             return;
         }
@@ -366,7 +375,7 @@ impl MainFile<'_> {
         handle.shimmed.attach_alone(handle, index);
     }
 
-    /// After `xClose`.
+    /// Runs after `xClose`.
     pub fn after_close(&self) {
         let shimmed = &self.0.shimmed;
         if self.0.persists.load(Ordering::Acquire) {
@@ -380,7 +389,7 @@ impl MainFile<'_> {
         }
     }
 
-    /// Before `xClose`.
+    /// Runs before `xClose`.
     pub fn before_close(&self) {
         let handle = self.0;
         let shimmed = &handle.shimmed;
@@ -394,7 +403,8 @@ impl MainFile<'_> {
                 handle.wait_captured();
             }
             shimmed.detach(None);
-            // One that has read nothing asks for no lock: `lock` has not seen it.
+            // A connection that has read nothing asks for no lock at its close, so `lock` has not ended the
+            // walks.
             walk::closes(shimmed.database.path());
         }
         self.note_unlocked();

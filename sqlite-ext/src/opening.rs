@@ -1,4 +1,4 @@
-//! What becomes of a database that is being opened.
+//! Decides how a database that is being opened is treated.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -21,11 +21,11 @@ use crate::edge::Edge;
 use crate::ffi::Target;
 use crate::registry::{DATABASES, Replicated, Shimmed, databases};
 
-/// Looks settings up: URI parameters, then the environment.
+/// Finds settings in the URI parameters, then in the environment.
 pub struct UriLookup<F>(F);
 
 impl<F: Fn(&str) -> Option<String>> UriLookup<F> {
-    /// With the URI parameters of a database.
+    /// Returns a lookup over the URI parameters of a database.
     pub fn new(parameter: F) -> Self {
         UriLookup(parameter)
     }
@@ -41,8 +41,8 @@ impl<F: Fn(&str) -> Option<String>> Lookup for UriLookup<F> {
     }
 }
 
-/// Warns of a parameter that is none of ours, and nearly one of them: SQLite takes any, so a database
-/// that is to be replicated would not be, or not as it should.
+/// Warns of parameters that are unknown, but similar to one of walferry's. SQLite accepts any parameter, so a
+/// misspelled one would leave the database without replication, or with the wrong settings.
 pub fn look_at_parameters(path: &Path, names: &[String]) {
     for name in names {
         if let Some(meant) = settings::meant(name)
@@ -56,7 +56,7 @@ pub fn look_at_parameters(path: &Path, names: &[String]) {
     }
 }
 
-/// Warns of parameters that do not count; once where none does.
+/// Warns of parameters that are ignored. If the policy ignores all of them, only the first call warns.
 fn tell(path: &Path, screened: &Screened<'_>) {
     static OFF: AtomicBool = AtomicBool::new(false);
     if screened.is_off && OFF.swap(true, Ordering::Relaxed) {
@@ -69,21 +69,22 @@ fn tell(path: &Path, screened: &Screened<'_>) {
     }
 }
 
-/// Each connection of a program may be opened by the same URI: what it says wrong is not told for ever.
+/// Number of warnings about URIs. Limited, since a program may open each of its connections with the same
+/// faulty URI.
 static TOLD: AtomicU32 = AtomicU32::new(0);
 const TOLD_MAX: u32 = 10;
 
-/// What becomes of a database that is being opened.
+/// Treatment of a database that is being opened.
 pub enum Opening {
-    /// It passes through.
+    /// Not replicated: all calls go to the VFS underneath.
     Plain,
-    /// It is replicated.
+    /// Replicated.
     Replicated(Replicated),
-    /// It cannot be replicated as it is set, and is not to be opened then.
+    /// Not opened, since its settings make replication impossible and ask for an error then.
     Refused,
 }
 
-/// Whether this database is to be replicated, and where to.
+/// Decides whether this database is replicated, and registers it with its replicas.
 pub fn replicated(path: &Path, lookup: &dyn Lookup, vfs: BaseVfs) -> Opening {
     let path = canonical(path);
     let configured = configured();
@@ -120,11 +121,11 @@ pub fn replicated(path: &Path, lookup: &dyn Lookup, vfs: BaseVfs) -> Opening {
     }
 }
 
-/// Decides on a database that is being opened in the child of a fork that did not wait for all that was under
-/// way: see [`inside::is_cut_off`]. Waits for no lock that may be held for ever.
+/// Decides on a database that is opened in a child whose fork did not wait for everything under way
+/// ([`inside::is_cut_off`]). Such a fork may have left locks held for ever, so every wait here ends.
 pub fn cut_off(path: &Path, lookup: &dyn Lookup) -> Opening {
     let path = canonical(path);
-    // Another thread of this process may have them for a moment.
+    // Another thread of this process may hold a lock for a moment.
     let now = || Deadline::after(Duration::from_secs(1));
     let is_parents = || {
         let databases = now().lock(&DATABASES)?;
@@ -135,7 +136,7 @@ pub fn cut_off(path: &Path, lookup: &dyn Lookup) -> Opening {
     };
     let is_named = || {
         let known = now().lock(&CONFIGURED)?;
-        // Not read by the parent, it is read here.
+        // `names_replica` reads the configuration file here, if the parent has not read it.
         drop(known);
         Some(names_replica(&path, lookup))
     };
@@ -146,18 +147,20 @@ pub fn cut_off(path: &Path, lookup: &dyn Lookup) -> Opening {
     Opening::Plain
 }
 
-/// The reason for which the child of a fork may do nothing.
+/// Reason why the child of such a fork may not use replicated databases.
 pub const CUT_OFF: &str = "this process was forked while another thread of its parent was in the middle of a \
     call of SQLite's, and that may have left locks to it that nobody holds; fork before databases are opened, \
     or start a new program";
 
-/// Takes back what was done for a database that could not be opened: its replica is free for another.
+/// Undoes the registration of a database whose file could not be opened. Another database may use its replica
+/// then.
 pub fn failed(target: Target) {
     let Target::Main(Replicated { shimmed, .. }) = target else { return };
     closed(shimmed);
 }
 
-/// Gives the replica of a database back that was closed, if nobody has read it in this process.
+/// Forgets a database that was closed, if everything of it is shipped or no connection of this process has
+/// read it. Another database may use its replica then.
 pub fn closed(shimmed: Arc<Shimmed>) {
     let path = shimmed.database.path().to_path_buf();
     drop(shimmed);
@@ -166,8 +169,8 @@ pub fn closed(shimmed: Arc<Shimmed>) {
     }
 }
 
-/// Whether a replica is named for this database. What is wrong with the settings is told where the
-/// database is opened.
+/// True if a replica is named for this database. Logs no error in the settings: the opening of the database
+/// does so.
 pub fn names_replica(path: &Path, lookup: &dyn Lookup) -> bool {
     let (configured, path) = (configured(), canonical(path));
     let screened = configured.screen(&path, lookup);

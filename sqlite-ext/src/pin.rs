@@ -1,9 +1,9 @@
-//! The pin: what keeps processes without walferry from overwriting the WAL.
+//! The pin keeps processes without walferry from overwriting the WAL.
 //!
-//! A file object of our own on the database holds a SHARED lock on the file, so that no other
-//! process finds itself alone and removes the WAL; and a SHARED lock on a read slot whose mark is
-//! 'not used', so that none can begin the WAL anew. A slot with that mark holds back no checkpoint
-//! (`walCheckpoint` in `wal.c` takes the smallest mark) and serves no reader.
+//! A file object of our own on the database holds two locks. A SHARED lock on the file keeps other processes
+//! from finding themselves alone and removing the WAL. A SHARED lock on a read slot whose mark is 'not used'
+//! keeps them from restarting the WAL. A slot with that mark holds back no checkpoint (`walCheckpoint` in
+//! `wal.c` takes the smallest mark) and serves no reader.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,31 +20,31 @@ use crate::api::{
 
 /// `READMARK_NOT_USED` in `wal.c`.
 const NOT_USED: u32 = 0xffff_ffff;
-/// Lock of who writes (`WAL_WRITE_LOCK`).
+/// Lock of the writer (`WAL_WRITE_LOCK`).
 const WRITE_LOCK: i32 = 0;
-/// Lock of who checkpoints (`WAL_CKPT_LOCK`).
+/// Lock of the checkpointer (`WAL_CKPT_LOCK`).
 const CKPT_LOCK: i32 = 1;
 /// Lock of read slot 0 (`WAL_READ_LOCK(0)`).
 const READ_LOCK_0: i32 = 3;
-/// Word of the wal-index that counts the frames which are in the database file (`nBackfill`, byte 96).
+/// Word of the wal-index with the number of frames that are in the database file (`nBackfill`, byte 96).
 pub const BACKFILLED: usize = 24;
 
-/// Words before the page numbers in the first region of the wal-index: both copies of the header
-/// and the checkpoint's part (`WALINDEX_HDR_SIZE` in `wal.c`, 136 bytes).
+/// Words before the page numbers in the first region of the wal-index (`WALINDEX_HDR_SIZE` in `wal.c`, 136
+/// bytes). They hold both copies of the header, and the checkpoint's part.
 const HEADER_WORDS: usize = 34;
-/// Page numbers in each region (`HASHTABLE_NPAGE`); the first has so many fewer as its header has
-/// words.
+/// Page numbers in each region (`HASHTABLE_NPAGE`). The first region has fewer, by the words of its header.
 const REGION_PAGES: usize = 4096;
 
-/// Read slots (`WAL_NREADER`). The first one is for readers that need nothing of the WAL.
+/// Number of read slots (`WAL_NREADER`). Slot 0 is for readers that need nothing from the WAL.
 const SLOTS: usize = 5;
-/// Most frames that may be committed while a read transaction goes on that makes room, and while one does
-/// that makes none: a checkpoint has to stop where it began, and the WAL grows.
+/// Number of frames that may be committed behind a read transaction before a checkpoint ends it. The first is
+/// for a transaction that makes room, the second for one that does not. While the transaction goes on,
+/// checkpoints stop at its last frame, and the WAL grows.
 const BEHIND: [u32; 2] = [500, 5000];
-/// Attempts to begin a read transaction, as others commit meanwhile.
+/// Number of attempts to begin a read transaction, since other connections may commit meanwhile.
 const READ_ATTEMPTS: usize = 5;
 
-/// A read transaction of a pin's.
+/// Number of a read transaction of a pin.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Read(u64);
 
@@ -53,14 +53,14 @@ pub struct Read(u64);
 struct Reading {
     read: Read,
     slot: usize,
-    /// The last frame that it sees.
+    /// Last frame that the transaction sees.
     frame: u32,
-    /// Ends for who begins the WAL anew.
+    /// A writer that restarts the WAL ends the transaction.
     makes_room: bool,
 }
 
 impl Reading {
-    /// The last frame up to which a checkpoint lets it go on.
+    /// Returns the last frame up to which a checkpoint leaves the transaction alone.
     fn until(self) -> u32 {
         let [with, without] = BEHIND;
         self.frame.saturating_add(if self.makes_room { with } else { without })
@@ -72,7 +72,7 @@ fn number() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// A guard that was never held before.
+/// Returns a new guard.
 pub fn new_guard() -> Guard {
     Guard(number())
 }
@@ -81,26 +81,27 @@ pub fn new_guard() -> Guard {
 pub struct Pin {
     file: OwnFile,
     shm: Shm,
-    /// The regions of the wal-index behind the first.
+    /// Regions of the wal-index after the first.
     more: Vec<Shm>,
-    /// The read slot held, if one was to be had, and the guard that it is.
+    /// The read slot that the pin holds, if it got one, and the slot's guard.
     slot: Option<(usize, Guard)>,
-    /// Whether the slot was given up so that others may begin the WAL anew.
+    /// How other processes may restart the WAL, since the slot was given up.
     way: Way,
-    /// The guard that the slot was when a narrow way was given.
+    /// Guard of the slot before it was given up for a narrow way.
     before_way: Option<Guard>,
-    /// Whether the checkpoint lock is held.
+    /// The pin holds the checkpoint lock.
     checkpoints: bool,
     /// The read transaction under way.
     reading: Option<Reading>,
 }
 
 impl Pin {
-    /// Pins the WAL of a database that some connection of this process has open in WAL mode, and
-    /// is reading: so its wal-index exists.
+    /// Pins the WAL of a database. Some connection of this process must have it open in WAL mode and have
+    /// read it, so that its wal-index exists.
     ///
-    /// `hold` takes a read slot at once; else that is left to [`Pin::hold_slot`]. `in_place` tells whether the
-    /// path has the file of that connection still: SQLite would truncate the wal-index for another one.
+    /// With `hold`, takes a read slot at once; otherwise [`Pin::hold_slot`] does so later. `in_place` tells
+    /// whether the path still has the file of that connection. SQLite would truncate the wal-index for
+    /// another file.
     pub fn take(
         api: &'static Api,
         vfs: BaseVfs,
@@ -114,7 +115,7 @@ impl Pin {
             return None;
         }
         let Some(shm) = raw.shm_header(true) else {
-            // A refused xShmMap has opened the wal-index all the same, and xClose does not close it.
+            // A refused xShmMap has opened the wal-index nevertheless, and xClose does not close it.
             raw.shm_unmap(false);
             raw.unlock(SQLITE_LOCK_NONE);
             return None;
@@ -139,9 +140,9 @@ impl Pin {
         self.file.raw()
     }
 
-    /// Takes a read slot, the last one but one first. Readers begin with the first slot. A recovery that
-    /// finds the last slot locked returns `SQLITE_BUSY` (`walIndexRecover` in `wal.c`). Not while others
-    /// have the way.
+    /// Takes a read slot, unless the pin has one or [`Pin::give_way`] has given it up. Tries the last slot
+    /// but one first, since readers begin with the first slot. A recovery that finds the last slot locked
+    /// returns `SQLITE_BUSY` (`walIndexRecover` in `wal.c`).
     pub fn hold_slot(&mut self) {
         if self.way == Way::Shut && self.slot.is_none() {
             let reads = |slot: &usize| self.reading.is_some_and(|reading| reading.slot == *slot);
@@ -151,12 +152,13 @@ impl Pin {
         }
     }
 
-    /// Counts as the guard that was held before, if nothing was committed in between.
+    /// Continues an earlier guard. The caller knows that nothing which a guard excludes has happened in
+    /// between.
     pub fn goes_on_as(&mut self, guard: Guard) {
         self.slot = self.slot.map(|(slot, _)| (slot, guard));
     }
 
-    /// The guard that the slot is, while it is held.
+    /// Returns the guard of the slot, while the pin holds one.
     pub fn guard(&self) -> Option<Guard> {
         self.slot.map(|(_, guard)| guard)
     }
@@ -164,7 +166,8 @@ impl Pin {
     fn try_slot(&self, slot: usize) -> bool {
         let lock = READ_LOCK_0 + slot as i32;
         let raw = self.raw();
-        // Another process's pin may hold it in the same way. Its mark stays while anybody does.
+        // Another process's pin may hold the slot in the same way. The mark stays while any process holds the
+        // slot.
         if raw.shm_lock(lock, 1, SQLITE_SHM_LOCK | SQLITE_SHM_SHARED) == SQLITE_OK {
             raw.shm_barrier();
             if self.shm.read_mark(slot) == NOT_USED {
@@ -178,8 +181,8 @@ impl Pin {
             return false;
         }
         raw.shm_barrier();
-        // Between the two locks a reader may have taken the slot and set its own mark: then it
-        // would hold back checkpoints.
+        // A reader may have taken the slot between the two locks, and set its own mark. The slot would then
+        // hold back checkpoints.
         if self.shm.read_mark(slot) == NOT_USED {
             return true;
         }
@@ -187,8 +190,8 @@ impl Pin {
         false
     }
 
-    /// Begins a read transaction, as `walTryBeginRead` in `wal.c` does, of the state that this index
-    /// describes. `None` while one is under way, or no slot is to be had.
+    /// Begins a read transaction, like `walTryBeginRead` in `wal.c`, and returns the index that describes its
+    /// state. `None` if a transaction is under way, or if no slot is free.
     pub fn begin_read(&mut self, makes_room: bool) -> Option<(Read, WalIndex)> {
         if self.reading.is_some() {
             return None;
@@ -207,7 +210,7 @@ impl Pin {
             return None;
         }
         raw.shm_barrier();
-        // Before the lock the mark could be set anew, and frames be copied or overwritten.
+        // Before the lock, another process could change the mark, and copy or overwrite frames.
         let holds = slot == 0 || self.shm.read_mark(slot) == mark;
         if holds && self.index() == Some(index) {
             return Some((slot, index));
@@ -216,8 +219,9 @@ impl Pin {
         None
     }
 
-    /// The slot for a reader of the frames up to this one, and its mark: nobody copies frames beyond it
-    /// while the slot is held. That of the pin is none: its mark is for nobody to read by.
+    /// Returns a slot for a reader of the frames up to `frame`, and the slot's mark. While the slot is held,
+    /// no process copies frames beyond the mark. Never returns the pin's own slot, whose mark serves no
+    /// reader.
     fn slot_for(&self, frame: u32) -> Option<(usize, u32)> {
         if self.copied() == frame {
             return Some((0, 0));
@@ -234,7 +238,7 @@ impl Pin {
         set.map(|slot| (slot, frame)).or(best)
     }
 
-    /// Sets the mark of a slot that nobody reads by.
+    /// Sets the mark of a slot. `false` if another connection holds the slot.
     fn set_mark(&self, slot: usize, mark: u32) -> bool {
         let (raw, lock) = (self.raw(), READ_LOCK_0 + slot as i32);
         if raw.shm_lock(lock, 1, SQLITE_SHM_LOCK | SQLITE_SHM_EXCLUSIVE) != SQLITE_OK {
@@ -250,7 +254,7 @@ impl Pin {
         self.reading.is_some_and(|reading| reading.read == read)
     }
 
-    /// The last frame up to which a checkpoint lets the read transaction go on that is under way.
+    /// Returns the last frame up to which a checkpoint leaves the current read transaction alone.
     pub fn reads_until(&self) -> Option<u32> {
         self.reading.map(Reading::until)
     }
@@ -263,12 +267,12 @@ impl Pin {
         }
     }
 
-    /// Reads bytes of the database file. They are of one state only in a read transaction.
+    /// Reads bytes of the database file. Only within one read transaction do they belong to one state.
     pub fn read(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
         self.raw().read(buffer, offset)
     }
 
-    /// Lets the WAL be begun anew, for as long as the slot is not taken again.
+    /// Gives up the read slot, so that the WAL can be restarted until [`Pin::hold_slot`].
     pub fn drop_slot(&mut self) {
         if self.reading.is_some_and(|reading| reading.makes_room) {
             self.end_read();
@@ -282,11 +286,10 @@ impl Pin {
         }
     }
 
-    /// Gives the slot up for one new beginning of the WAL ([`walferry::border::Border::give_way`]).
+    /// Gives up the slot for one restart of the WAL ([`walferry::border::Border::give_way`]).
     ///
-    /// A writer begins the WAL anew only if all of it was in the database file when its transaction
-    /// began (`walRestartLog` in `wal.c`). While nobody can checkpoint, that is so only where it ends
-    /// now.
+    /// A writer restarts the WAL only if the database file had all of it when the writer's transaction began
+    /// (`walRestartLog` in `wal.c`). While no process can checkpoint, this is so only where the WAL ends now.
     pub fn give_way(&mut self, captured: (Salts, u32), tail: u32) -> Way {
         if self.way != Way::Shut {
             return self.way;
@@ -316,8 +319,7 @@ impl Pin {
         way
     }
 
-    /// Takes the slot again; `false` when it is not to be had yet. Until it is, the way stays narrow
-    /// if it was.
+    /// Takes the slot again. `false` if no slot is free yet: the way then stays as it was.
     pub fn take_back(&mut self) -> bool {
         if self.way == Way::Shut {
             return true;
@@ -328,8 +330,8 @@ impl Pin {
             self.way = way;
             return false;
         }
-        // Recovery (`walIndexRecover`) and whoever truncates the WAL need the checkpoint lock, which was
-        // held all the while: what a guard excludes was excluded.
+        // Recovery (`walIndexRecover`) and a truncation of the WAL need the checkpoint lock, which the pin
+        // has held in between. So neither has happened, and the guard continues.
         if let Some(guard) = self.before_way.take() {
             self.goes_on_as(guard);
         }
@@ -337,13 +339,13 @@ impl Pin {
         true
     }
 
-    /// How many frames are in the database file too (`nBackfill` in `wal.c`).
+    /// Returns how many frames are in the database file too (`nBackfill` in `wal.c`).
     pub fn copied(&self) -> u32 {
         self.shm.word(BACKFILLED)
     }
 
-    /// Keeps everybody from checkpointing, or ends that; not while the way is narrow, which needs it.
-    /// Whether nobody can.
+    /// Takes the checkpoint lock, which blocks all checkpoints, or gives it up. Keeps the lock while the way
+    /// is narrow, which needs it. Returns whether the pin holds the lock.
     pub fn hold_checkpoints(&mut self, hold: bool) -> bool {
         if hold {
             self.lock_checkpoints();
@@ -365,13 +367,14 @@ impl Pin {
         }
     }
 
-    /// Removes the size of the database from the wal-index of an empty WAL, as recovery leaves it. Connections
-    /// that are opened later take it from the database file, which may be another one by then. Not while
-    /// somebody writes, or reads: a read transaction that sees the wal-index change cannot go on to write.
+    /// Removes the size of the database from the wal-index of an empty WAL, so that the wal-index is as after
+    /// recovery. Later connections take the size from the database file, which may be another file by then.
+    /// Does nothing while another connection writes or reads. A read transaction that sees the wal-index
+    /// change cannot go on to write.
     pub fn forget_size(&self) {
         let raw = self.raw();
         let lock = |lock, how| raw.shm_lock(lock, 1, how | SQLITE_SHM_EXCLUSIVE) == SQLITE_OK;
-        // A reader of an empty WAL takes the first slot.
+        // A reader of an empty WAL takes slot 0.
         let taken: Vec<i32> = [WRITE_LOCK, READ_LOCK_0]
             .into_iter()
             .take_while(|which| lock(*which, SQLITE_SHM_LOCK))
@@ -391,7 +394,8 @@ impl Pin {
         }
     }
 
-    /// The pages that these frames hold (`aPgno` in `wal.c`), if they belong to this generation.
+    /// Returns the pages that these frames hold (`aPgno` in `wal.c`). `None` unless the frames belong to the
+    /// generation of `index`.
     pub fn frame_pages(&mut self, index: &WalIndex, first: u32, last: u32) -> Option<Vec<u32>> {
         let frames = (first as usize).checked_sub(1)?..last as usize;
         let mut pages = Vec::with_capacity(frames.len());
@@ -416,7 +420,7 @@ impl Pin {
         self.more.get(at).copied()
     }
 
-    /// The wal-index header.
+    /// Returns the wal-index header.
     pub fn index(&self) -> Option<WalIndex> {
         read_index(self.shm)
     }
@@ -431,7 +435,7 @@ impl Drop for Pin {
     }
 }
 
-/// A consistent copy of the header: tried again while a writer is just changing it.
+/// Returns a consistent copy of the header. Tries again while a writer changes it.
 pub fn read_index(shm: Shm) -> Option<WalIndex> {
     (0..100).find_map(|_| {
         let copies = shm.header();

@@ -1,8 +1,8 @@
-//! Reading a little of a database through the pin: a read transaction without a connection of its own.
+//! Reads a part of a database through the pin, in a read transaction without a connection.
 //!
-//! Reading so costs no descriptor. A writer of this process that begins the WAL anew can end the
-//! transaction instead of being refused, and so can a checkpoint of this process that would have to stop
-//! too far from the WAL's end.
+//! Such a read costs no descriptor. A writer of this process that restarts the WAL can end the transaction
+//! instead of being refused. A checkpoint of this process can also end the transaction, if the checkpoint
+//! would otherwise stop too far from the WAL's end.
 
 use std::io;
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use crate::inside;
 use crate::pin::{Pin, Read};
 use crate::registry::Shimmed;
 
-/// Bytes that are read at once while the pin is locked: a writer may be waiting for it.
+/// Bytes read at a time while the pin is locked: a writer may be waiting for that lock.
 const AT_ONCE: usize = 16 << 10;
 
-/// Reads the state that a read transaction of the pin's sees.
+/// Reads the state that a read transaction of the pin sees.
 pub struct PinnedReader {
     shimmed: Arc<Shimmed>,
     read: Read,
@@ -28,8 +28,8 @@ pub struct PinnedReader {
 }
 
 impl PinnedReader {
-    /// Begins the transaction; `None` where the pin is not held or cannot begin one now. If it makes room,
-    /// a writer of this process that begins the WAL anew ends it.
+    /// Begins the transaction. `None` if the pin is not held or cannot begin a transaction now. With
+    /// `makes_room`, a writer of this process that restarts the WAL ends the transaction.
     pub fn begin(shimmed: &Arc<Shimmed>, makes_room: bool) -> Option<PinnedReader> {
         let _inside = inside::in_sqlite()?;
         let mut pin = shimmed.pin.lock();
@@ -43,7 +43,7 @@ impl PinnedReader {
         Some(PinnedReader { shimmed: shimmed.clone(), read, snapshot: snapshot? })
     }
 
-    /// Calls this with the pin while the transaction goes on.
+    /// Calls `call` with the pin if the transaction is still under way.
     fn with<T>(&self, call: impl FnOnce(&Pin) -> T) -> Option<T> {
         let _inside = inside::in_sqlite()?;
         let pin = self.shimmed.pin.lock();
@@ -51,14 +51,15 @@ impl PinnedReader {
     }
 }
 
-/// Describes the state that the transaction sees.
+/// Returns the state that the transaction sees.
 fn snapshot(pin: &Pin, index: WalIndex) -> Option<Snapshot> {
     let of_index = (index.page_size, index.page_count);
     let (page_size, page_count) = if index.max_frame > 0 { of_index } else { of_file(pin)? };
     Some(Snapshot { page_size, page_count, index: Some(index) }).filter(|_| page_count > 0)
 }
 
-/// Page size and size in pages of a database of which the WAL has nothing, if its header tells.
+/// Returns page size and number of pages from the header of the database file, if it tells both. Only for a
+/// database whose WAL is empty.
 fn of_file(pin: &Pin) -> Option<(PageSize, u32)> {
     let mut head = [0; header::LEN];
     pin.read(&mut head, 0).ok()?;

@@ -1,6 +1,8 @@
-//! Reading a database as a whole, through the host's SQLite and the VFS underneath: in a read transaction on a
-//! connection of our own; or, where nobody has the database open, without one. A connection would make a WAL and
-//! a wal-index beside a database whose program has closed it, and may be about to copy or remove it.
+//! Reads a database as a whole, through the host's SQLite and the VFS underneath. Reads in a read transaction
+//! on a connection of our own, or without a connection if no process has the database open.
+//!
+//! A connection would create a WAL and a wal-index beside a database whose program has closed it. That
+//! program may be about to copy or remove the database.
 
 use std::cell::Cell;
 use std::io;
@@ -26,11 +28,11 @@ use crate::walk::{self, Left, Open, Source, Walk};
 pub struct SnapshotReader {
     walk: Arc<Walk>,
     snapshot: Snapshot,
-    /// The database, if a connection of the application has it open.
+    /// The database, if a replicated one is registered at this path.
     shimmed: Option<Arc<Shimmed>>,
-    /// There was no WAL before.
+    /// The walk's connection has made the WAL: there was none before.
     made_wal: bool,
-    /// All of it was read, in one state.
+    /// Everything was read, in one state.
     is_whole: Cell<bool>,
     api: &'static Api,
     vfs: BaseVfs,
@@ -45,8 +47,8 @@ struct Begun {
 }
 
 impl SnapshotReader {
-    /// Begins the walk. What the snapshot says is read afterwards, so that it is never older than what the
-    /// transaction keeps in place.
+    /// Begins the walk. Reads the snapshot after the transaction began, so that the snapshot is never older
+    /// than the state that the transaction keeps in place.
     pub fn begin(api: &'static Api, vfs: BaseVfs, path: &Path) -> io::Result<SnapshotReader> {
         let _inside = inside::in_sqlite().ok_or_else(inside::shut_down)?;
         let may_be_ended = walk::may_be_ended(path);
@@ -65,12 +67,13 @@ impl SnapshotReader {
     }
 }
 
-/// Device and inode of the file that the path names now.
+/// Returns device and inode of the file that the path names now.
 fn id_of(path: &Path) -> Option<(u64, u64)> {
     Fingerprint::of(path).map(|now| now.file).ok()
 }
 
-/// Opens what nobody has open; `None` where somebody may have, or it is not in WAL mode.
+/// Opens a database that no process has open. `None` if a process may have it open, or if it is not in WAL
+/// mode.
 fn begin_closed(api: &'static Api, vfs: BaseVfs, path: &Path) -> io::Result<Option<Begun>> {
     let is_open = || registry::find(path).is_some_and(|shimmed| shimmed.is_open());
     if is_open() || !walk::is_closed(path) {
@@ -81,7 +84,7 @@ fn begin_closed(api: &'static Api, vfs: BaseVfs, path: &Path) -> io::Result<Opti
     if file.raw().lock(SQLITE_LOCK_SHARED) != SQLITE_OK {
         return Err(gave_way("a connection is just closing it, or has it to itself"));
     }
-    // Behind the lock, and behind the look for connections: see `walk::opens`.
+    // Read after the lock was taken and after the first look for connections: see `walk::opens`.
     let now = Fingerprint::of(path)?;
     let source = Source::Closed(file, now);
     if is_open() || !walk::is_closed(path) || now.file != id {
@@ -109,7 +112,8 @@ fn begin_transaction(api: &'static Api, vfs: BaseVfs, path: &Path) -> Result<Beg
     let made_wal = !local::wal_path(path).exists();
     let before = id_of(path);
     let connection = OwnConnection::open(api, vfs.0, path)?;
-    // Looked for behind the opening: whoever has opened another file since waits for this one's end.
+    // Looked up after the open: a connection that has opened another file since then waits for the end of
+    // this walk.
     let shimmed = registry::find(path);
     let is_open = shimmed.as_ref().is_some_and(|known| known.is_open());
     let others = shimmed.as_ref().filter(|_| is_open).and_then(|known| *known.file.lock());
@@ -134,7 +138,7 @@ fn begin_transaction(api: &'static Api, vfs: BaseVfs, path: &Path) -> Result<Beg
         PageSize::new(page_size).ok_or_else(|| format!("a page size of {page_size}"))?;
     let mut page_count = number(c"PRAGMA page_count")?;
     let file = connection.file().ok_or("its file is not there")?;
-    // Without it the frames of the WAL would be missing in what is read.
+    // Without the wal-index, the frames of the WAL would be missing from the state that is read.
     let index = file.shm_header(false).and_then(read_index);
     let index = index.ok_or("its wal-index cannot be read just now")?;
     if index.max_frame > 0 {
@@ -143,7 +147,7 @@ fn begin_transaction(api: &'static Api, vfs: BaseVfs, path: &Path) -> Result<Beg
     if page_count == 0 {
         return Err("it is empty: there is nothing to replicate yet".into());
     }
-    // Again: another process may have put another file there, whose wal-index this is then.
+    // Checked again: another process may have put another file there, and the wal-index would be that file's.
     let id = id()?;
     let left = (!is_open).then(|| Left::at(path, file));
     let source = Source::Transaction(connection, file);
@@ -183,7 +187,7 @@ impl Reader for SnapshotReader {
         if walk.is_still_closed(self.walk.path()) {
             return walk.source.file().read(buffer, offset);
         }
-        // The list of walks is never locked behind a walk.
+        // The list of walks is never locked while a walk is.
         drop(open);
         walk::count_ended(self.walk.path());
         Err(gave_way("another process opened it, or replaced its content"))
@@ -203,7 +207,7 @@ impl Drop for SnapshotReader {
             Some(_inside) => self.walk.end(self.is_whole.get()),
             None => return self.walk.abandon(),
         };
-        // It may have been the last connection that had the WAL open.
+        // The walk's connection may have been the last one that had the WAL open.
         let left = |shimmed: &Arc<Shimmed>| shimmed.left.load(Ordering::Acquire);
         if let Some(id) = ended {
             leftovers::close_for_others(self.api, self.vfs, self.walk.path(), id);

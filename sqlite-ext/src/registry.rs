@@ -1,4 +1,4 @@
-//! The replicated databases of this process.
+//! Registry of the replicated databases of this process.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -28,107 +28,110 @@ use crate::walk;
 pub struct Shimmed {
     pub(crate) database: Replications,
     pub(crate) vfs: BaseVfs,
-    /// Connections of this process that have the file open through the shim.
+    /// Number of connections of this process that have the file open through walferry's VFS.
     pub(crate) handles: AtomicUsize,
-    /// Those of them that hold a lock on the file.
+    /// Number of these connections that hold a lock on the file.
     pub(crate) locked: AtomicUsize,
-    /// All of them, to look at the wal-index through.
+    /// These connections, to read the wal-index through one of them.
     connections: Mutex<Vec<Weak<Handle>>>,
-    /// Connections that ask for the file's EXCLUSIVE lock, or have it. Changed with the pin locked:
-    /// it is not taken meanwhile.
+    /// Number of connections that ask for the file's EXCLUSIVE lock, or have it; the pin is not taken
+    /// meanwhile. Changed while the pin is locked.
     pub(crate) exclusive: AtomicUsize,
-    /// The pin was held since the WAL was attached: SQLite has kept its descriptor, if it had to close it.
+    /// The pin was held since the WAL was attached. SQLite then still has the pin's descriptor, so a new pin
+    /// needs none.
     had_pin: AtomicBool,
-    /// When the pin was last asked for in vain.
+    /// Time at which the pin could last not be taken.
     refused_at: Mutex<Option<Instant>>,
-    /// Whether the sealer was told of the WAL.
+    /// The sealer was told of the WAL.
     pub(crate) attached: AtomicBool,
-    /// The file was written outside the WAL since it was attached.
+    /// The file was written outside the WAL since the WAL was attached.
     pub(crate) written: AtomicBool,
-    /// The WAL was made by walferry: a program without it would have found none.
+    /// walferry made the WAL: a program without walferry would have found none.
     pub(crate) left: AtomicBool,
     /// The log has the warning about writes outside the WAL.
     pub(crate) told: AtomicBool,
-    /// Last frame at the last checkpoint that was let through with the gate shut.
+    /// Last frame at the last checkpoint that was allowed while the gate was shut.
     pub(crate) checkpointed: AtomicU32,
-    /// A writer of this process is asking for all read slots: the pin takes none. Changed with the pin locked.
+    /// A thread of this process is asking for all read slots; the pin takes none meanwhile. Changed while the
+    /// pin is locked.
     asks: AtomicBool,
-    /// The last frame up to which a checkpoint lets a read transaction of the pin's go on; `u32::MAX` while
-    /// none is under way.
+    /// Last frame up to which a checkpoint leaves a read transaction of the pin alone; `u32::MAX` without a
+    /// transaction.
     pub(crate) reads_until: AtomicU32,
-    /// Locked after what the threads of walferry share of a database, never before.
+    /// The pin. Locked after the state of a database that walferry's threads share, never before.
     pub(crate) pin: withheld::Mutex<Option<Pin>>,
-    /// A connection of our own for checkpoints, once one was made.
+    /// A connection of our own for checkpoints, once one was opened.
     pub(crate) keeper: withheld::Mutex<Option<OwnConnection>>,
-    /// Whether this process ships, and so keeps others from beginning the WAL anew.
+    /// Replications for which this process keeps other processes from restarting the WAL.
     pub(crate) holds: Holds,
-    /// The beginning of a walk and a request for the database to itself take turns.
+    /// Held while a walk begins, and while pin and walks make way for exclusive use.
     pub(crate) walks: Mutex<()>,
-    /// Attaching and detaching take turns.
+    /// Held while the WAL is attached or detached.
     pub(crate) turn: Mutex<()>,
-    /// The connection that has the database to itself.
+    /// The connection that has the database exclusively.
     pub(crate) alone: Mutex<Option<Arc<Handle>>>,
-    /// Which file it is: device and inode.
+    /// Device and inode of the file.
     pub(crate) file: Mutex<Option<(u64, u64)>>,
-    /// While attached, the files of its WAL and wal-index when that began.
+    /// Files of WAL and wal-index when the WAL was attached; `None` while it is not attached.
     beside: Mutex<Option<Beside>>,
-    /// The path names another file by now: connections to this one are passed through.
+    /// The path now names another file. Calls of connections to the old file pass through.
     orphaned: AtomicBool,
-    /// The file was held against what the VFS reads of it.
+    /// Result of the comparison of the file's bytes with those from the VFS.
     beneath: Mutex<Beneath>,
-    /// In which process of a line of forks it was made.
+    /// Generation of the process ([`inside::generation`]) that made this value.
     generation: u32,
 }
 
-/// The result of holding a file's bytes against those that the VFS gives.
+/// Result of the comparison of a file's bytes with those from the VFS.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Beneath {
-    /// Nothing yet.
+    /// Not compared yet.
     Unknown,
-    /// They are those that the VFS gives.
+    /// The VFS returns the file's bytes.
     Same,
-    /// The VFS makes others of them.
+    /// The VFS returns other bytes.
     Other,
 }
 
-/// A database that is to be replicated, not yet open.
+/// A database that is to be replicated, but is not open yet.
 pub struct Replicated {
     pub(crate) shimmed: Arc<Shimmed>,
-    /// Names a replica of the connection's settings that the database does not have.
+    /// Message about a replica in the connection's settings that the database does not have.
     pub(crate) unheeded: Option<String>,
 }
 
-/// By canonical path.
+/// Replicated databases by canonical path.
 pub type Databases = Option<HashMap<PathBuf, Weak<Shimmed>>>;
 
-/// Of the standard library's kind, as its locks can be held across a fork ([`fork`]).
+/// The replicated databases. A lock of the standard library, since those can be held across a fork
+/// (`fork.rs`).
 pub static DATABASES: std::sync::Mutex<Databases> = std::sync::Mutex::new(None);
 pub static ADOPTED: std::sync::RwLock<Adopted> = std::sync::RwLock::new(None);
 
-/// Held while a database gives another its place, from the end of the one to the beginning of the other.
+/// Held while the database of a replaced file is orphaned, until the database of the new file is registered.
 pub static RENEWAL: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
-/// By the address of the file.
+/// Connections that were open before the extension was loaded, by the address of their file object.
 pub type Adopted = Option<HashMap<usize, Arc<Handle>>>;
 
-/// The files of connections that were open before the extension was loaded.
+/// Locks the connections that were open before the extension was loaded, to change the list.
 fn adopted_files() -> Held<std::sync::RwLockWriteGuard<'static, Adopted>> {
     Held::new(|| ADOPTED.write().unwrap_or_else(std::sync::PoisonError::into_inner))
 }
 
-/// No database gives another its place meanwhile. Taken before any other lock.
+/// Keeps other threads from orphaning a database or registering its successor. Taken before any other lock.
 pub fn renewal() -> withheld::Guard<()> {
     withheld::lock(&RENEWAL)
 }
 
-/// The databases that were opened through the shim. What is shared of one is never locked while this
-/// is: it is looked into by those who have locked that.
+/// Locks the databases that were opened through walferry's VFS. The state that walferry's threads share of a
+/// database is never locked after this: a thread that has locked that state takes this lock.
 pub fn databases() -> withheld::Guard<Databases> {
     withheld::lock(&DATABASES)
 }
 
-/// The database to which a file belongs that was just opened by its path: another one than we knew
-/// if the file was replaced meanwhile.
+/// Returns the database of a file that was just opened by its path. This is a new database if the file was
+/// replaced meanwhile.
 pub fn of_file_now(known: Arc<Shimmed>) -> Arc<Shimmed> {
     let path = known.database.path();
     let Ok(now) = Fingerprint::of(path) else { return known };
@@ -147,7 +150,7 @@ pub fn of_file_now(known: Arc<Shimmed>) -> Arc<Shimmed> {
     renewed
 }
 
-/// The database of a WAL, by the WAL's path.
+/// Returns the database of a WAL, found by the WAL's path.
 pub fn of_wal(path: &Path) -> Option<Arc<Shimmed>> {
     use std::os::unix::ffi::OsStrExt;
     let main = path.as_os_str().as_bytes().strip_suffix(b"-wal")?;
@@ -161,21 +164,23 @@ pub(crate) fn find(path: &Path) -> Option<Arc<Shimmed>> {
     databases().as_ref()?.get(path).and_then(Weak::upgrade)
 }
 
-/// A pin that cannot be had is asked for again after so long, or when something changes.
+/// Time after which a refused pin is asked for again. It is asked for sooner if something changes.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
-/// For which of a database's replications this process keeps others from restarting the WAL. Until
-/// any of them has said so it does: what is seen at first must not be gone when they are ready.
+/// The replications of a database for which this process keeps other processes from restarting the WAL.
+/// Before the first call of [`Holds::set`] the process always does so: frames that it saw at first must still
+/// be there for the replications.
 #[derive(Default)]
 pub struct Holds(Mutex<Option<BTreeSet<usize>>>);
 
 impl Holds {
-    /// True if it does so for any.
+    /// True if the process holds the WAL for any replication.
     pub fn any(&self) -> bool {
         self.0.lock().as_ref().is_none_or(|held| !held.is_empty())
     }
 
-    /// Notes that it does, or does not, for this one; and whether it still does for any.
+    /// Notes whether the process holds the WAL for this replication. Returns `true` if it holds the WAL for
+    /// any.
     pub(crate) fn set(&self, number: usize, hold: bool) -> bool {
         let mut held = self.0.lock();
         let held = held.get_or_insert_default();
@@ -220,12 +225,12 @@ impl Shimmed {
         })
     }
 
-    /// True if it is the parent's, from before a fork.
+    /// True if the parent of a fork made this value.
     pub(crate) fn is_inherited(&self) -> bool {
         self.generation != inside::generation()
     }
 
-    /// The connection that has the database to itself.
+    /// Returns the connection that has the database exclusively.
     pub(crate) fn alone(&self) -> Option<Arc<Handle>> {
         if !self.is_asked_for() {
             return None;
@@ -233,13 +238,13 @@ impl Shimmed {
         self.alone.lock().clone()
     }
 
-    /// Whether the path has got another file since it was opened.
+    /// True if the path now names another file than the opened one.
     pub(crate) fn is_orphaned(&self) -> bool {
         self.orphaned.load(Ordering::Acquire)
     }
 
-    /// The file was deleted or replaced while it was open: SQLite goes on with a file that no path
-    /// names, and nobody could ever restore to it.
+    /// Marks the database as orphaned and detaches it: the file was deleted or replaced while open. SQLite
+    /// goes on with a file that no path names, and to which no restore could go.
     pub(crate) fn orphan_in(&self, _: &withheld::Guard<()>) {
         if self.orphaned.swap(true, Ordering::AcqRel) {
             return;
@@ -250,7 +255,8 @@ impl Shimmed {
             self.database.path().display()
         );
         self.detach(None);
-        // None of them keeps the shipper's place from who has the file that is there now.
+        // These connections do not count any more, so that a process with the new file can become the
+        // shipper.
         let connections: Vec<_> =
             self.connections.lock().iter().filter_map(Weak::upgrade).collect();
         connections
@@ -259,16 +265,16 @@ impl Shimmed {
             .for_each(|handle| handle.leave());
     }
 
-    /// The WAL was seen: pin it and tell the sealer. Called by a thread that holds a read lock.
+    /// Attaches the WAL: takes the pin and tells the sealer. Called by a thread that holds a read lock.
     ///
-    /// The index is read under the pin, and the file is looked at after it: whatever is committed
-    /// from then on counts in the index.
+    /// Reads the index under the pin, and the fingerprint of the file after the index. Every later commit
+    /// changes the index.
     pub(crate) fn attach(&self, index: impl Fn() -> Option<WalIndex>) {
         self.attach_through(None, index);
     }
 
-    /// The same through the connection that has the database to itself: its lock is the guard, and there is
-    /// nobody to pin the WAL against.
+    /// Attaches the WAL through the connection that has the database exclusively. That connection's lock is
+    /// the guard, and no pin is needed.
     pub(crate) fn attach_alone(&self, handle: &Handle, index: WalIndex) {
         self.attach_through(Some(handle), || Some(index));
     }
@@ -293,7 +299,8 @@ impl Shimmed {
         let seen = index();
         let guard = guard.filter(|_| guard == self.guard());
         let now = Fingerprint::of(self.database.path()).ok();
-        // How the file was left before: known of one that was not written under the lock.
+        // The file is known to be as it was left only if this connection has not written it since it got the
+        // lock.
         let fingerprint = match alone.map(|handle| handle.before.lock().take()) {
             Some(before) => now.filter(|now| before.as_ref() == Some(now)),
             None => now,
@@ -306,25 +313,26 @@ impl Shimmed {
         self.handles.load(Ordering::Acquire) > 0
     }
 
-    /// True if the path has the file still that was opened, as far as is known.
+    /// True if the path still names the opened file, as far as is known.
     pub(crate) fn is_where_it_was(&self) -> bool {
         let opened = *self.file.lock();
         !opened.is_some_and(|opened| is_replaced(opened, self.database.path()))
     }
 
-    /// True if WAL and wal-index are the files that this process has open, as far as is known. Others may use
-    /// other ones, and a checkpoint by a wal-index that nobody else has would overwrite what they wrote.
+    /// True if WAL and wal-index are still the files that this process has open, as far as is known. Other
+    /// processes may use other files. A checkpoint with a wal-index that no other process has would overwrite
+    /// what they wrote.
     pub(crate) fn has_its_wal(&self) -> bool {
         let beside = *self.beside.lock();
         beside.is_none_or(|beside| beside == files_beside(self.database.path()))
     }
 
-    /// True if that was found out.
+    /// True if [`Shimmed::is_changed_beneath`] has found other bytes.
     pub(crate) fn is_known_changed_beneath(&self) -> bool {
         *self.beneath.lock() == Beneath::Other
     }
 
-    /// True if the file has other bytes than SQLite wrote: such a database is passed through.
+    /// True if the file has other bytes than SQLite wrote. Such a database is not replicated.
     pub(crate) fn is_changed_beneath(&self) -> bool {
         let mut beneath = self.beneath.lock();
         if *beneath == Beneath::Unknown
@@ -350,13 +358,14 @@ impl Shimmed {
         *beneath == Beneath::Other
     }
 
-    /// Takes the pin if it is not held; whether it is held now. Not while a connection of this process
-    /// has, or asks for, the database to itself.
+    /// Takes the pin if it is not held, and returns whether it is held now. Does not take it while a
+    /// connection of this process has exclusive use of the database, or asks for it.
     pub(crate) fn repin(&self) -> bool {
         self.repin_with(self.pin.lock())
     }
 
-    /// The same, unless another thread keeps the lock on the pin for longer: then whoever asks next takes it.
+    /// Takes the pin like [`Shimmed::repin`], unless another thread keeps the pin locked until `deadline`. A
+    /// later caller takes it then.
     pub(crate) fn repin_until(&self, deadline: Deadline) {
         if let Some(pin) = self.pin.lock_until(deadline) {
             self.repin_with(pin);
@@ -384,7 +393,8 @@ impl Shimmed {
         pin.is_some()
     }
 
-    /// The same after it was given up in vain.
+    /// Takes the pin again after it was given up for a refused request. If index and file are as in `gap`,
+    /// the pin continues the guard of `gap`.
     pub(crate) fn repin_after(&self, gap: &Mutex<Option<Gap>>) {
         if !self.repin() {
             return;
@@ -398,7 +408,7 @@ impl Shimmed {
         }
     }
 
-    /// What is seen now, while the pin is held.
+    /// Returns index, file and guard as they are while the pin is held.
     pub(crate) fn before_gap(&self) -> Option<Gap> {
         let (guard, index) = {
             let pin = self.pin.lock();
@@ -408,7 +418,7 @@ impl Shimmed {
         Some(Gap { index, file, guard })
     }
 
-    /// The same for who asks often: a pin that was just refused is not asked for again at once.
+    /// Takes the pin like [`Shimmed::repin`], but not soon after it was refused. For callers that ask often.
     pub(crate) fn repin_in_time(&self) {
         let refused = *self.refused_at.lock();
         if refused.is_none_or(|at| at.elapsed() >= ASK_AGAIN) {
@@ -416,7 +426,7 @@ impl Shimmed {
         }
     }
 
-    /// What keeps other processes from restarting or removing the WAL.
+    /// Returns the guard that keeps other processes from restarting or removing the WAL.
     pub(crate) fn guard(&self) -> Option<Guard> {
         if let Some(pin) = self.pin.lock().as_ref() {
             return pin.guard();
@@ -432,7 +442,7 @@ impl Shimmed {
         connections.push(handle.clone());
     }
 
-    /// The wal-index, through whatever has it mapped.
+    /// Returns the wal-index, read through the pin or through a connection.
     pub(crate) fn index(&self) -> Option<WalIndex> {
         if let Some(pin) = self.pin.lock().as_ref() {
             return pin.index();
@@ -449,8 +459,8 @@ impl Shimmed {
             .find_map(|handle| handle.index_from_outside())
     }
 
-    /// A checkpoint is about to copy the frames up to this one: ends a read transaction of the pin's that
-    /// began too long ago.
+    /// Ends a read transaction of the pin that began too far back. Called when a checkpoint is about to copy
+    /// the frames up to `frame`.
     pub(crate) fn make_room(&self, frame: u32) {
         if frame <= self.reads_until.load(Ordering::Acquire) {
             return;
@@ -463,8 +473,8 @@ impl Shimmed {
         }
     }
 
-    /// Gives the pin up for a connection that asks for the database to itself. Walks are ended; one that only
-    /// asks because it closes ends them for the most part ([`walk::closes`]).
+    /// Gives up the pin for a connection that asks for exclusive use, and ends the walks. If the connection
+    /// asks because it closes, a walk may continue ([`walk::closes`]).
     pub(crate) fn make_way(&self, closes: bool) {
         let _turn = self.walks.lock();
         {
@@ -472,7 +482,7 @@ impl Shimmed {
             self.exclusive.fetch_add(1, Ordering::AcqRel);
             *pin = None;
         }
-        // There is none again before the end of that.
+        // None is opened again before [`Shimmed::end_way`].
         *self.keeper.lock() = None;
         if closes {
             walk::closes(self.database.path());
@@ -481,18 +491,18 @@ impl Shimmed {
         }
     }
 
-    /// True if a connection asks for the database to itself, or has it.
+    /// True if a connection has exclusive use of the database, or asks for it.
     pub(crate) fn is_asked_for(&self) -> bool {
         self.exclusive.load(Ordering::Acquire) > 0
     }
 
-    /// The end of that.
+    /// Notes that a connection has given up its exclusive use, or was refused it.
     pub(crate) fn end_way(&self) {
         let _pin = self.pin.lock();
         self.exclusive.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// Warns, once, that the database is written to outside WAL mode.
+    /// Warns, once, that the database is written outside WAL mode.
     pub(crate) fn tell_outside_wal(&self) {
         if !self.told.swap(true, Ordering::AcqRel) {
             log::warn!(
@@ -503,7 +513,8 @@ impl Shimmed {
         }
     }
 
-    /// A connection found another journal mode than WAL, unless it could only not look.
+    /// Notes that a connection found a journal mode other than WAL. Ignored while the WAL is attached: the
+    /// connection then only failed to look.
     pub(crate) fn found_outside_wal(&self) {
         let _turn = self.turn.lock();
         if !self.is_attached() {
@@ -511,9 +522,9 @@ impl Shimmed {
         }
     }
 
-    /// Asks for all read slots as a writer of this process that begins the WAL anew, with the pin's given up.
-    /// The pin is not locked meanwhile: an SQLite that was built to wait for locks may wait here for another
-    /// process, and connections of this one need the pin when they are closed.
+    /// Gives up the pin's read slot, and runs `ask`, with which a thread of this process asks for all read
+    /// slots to restart the WAL. The pin is not locked during `ask`. A SQLite that was built to wait for
+    /// locks may wait there for another process. Connections of this process need the pin when they close.
     pub(crate) fn ask_for_slots<T>(&self, ask: impl FnOnce() -> T) -> T {
         {
             let mut pin = self.pin.lock();
@@ -528,12 +539,12 @@ impl Shimmed {
         answer
     }
 
-    /// True if the pin, which the caller has locked, may take read slots.
+    /// True if the pin may take read slots. The caller has locked the pin.
     pub(crate) fn may_take_slots(&self) -> bool {
         !self.asks.load(Ordering::Acquire)
     }
 
-    /// After a new beginning that was let through, or failed.
+    /// Takes the pin's read slot again, after a restart that was made or failed.
     pub(crate) fn hold_again(&self) {
         if self.holds.any()
             && let Some(pin) = self.pin.lock().as_mut()
@@ -543,7 +554,7 @@ impl Shimmed {
         }
     }
 
-    /// Gives the WAL free for good: somebody takes it over exclusively, or the last connection goes.
+    /// Drops the pin and the connection for checkpoints.
     pub(crate) fn unpin(&self) {
         *self.keeper.lock() = None;
         *self.pin.lock() = None;
@@ -551,7 +562,7 @@ impl Shimmed {
 
     pub(crate) fn detach(&self, end: Option<WalEnd>) {
         let _turn = self.turn.lock();
-        // Not attached first: then nobody takes the pin again.
+        // Cleared first, so that no thread takes the pin again.
         let attached = self.attached.swap(false, Ordering::AcqRel);
         *self.beside.lock() = None;
         self.unpin();
@@ -566,18 +577,18 @@ impl Shimmed {
     }
 }
 
-/// Remembers the file of a connection that was open before the extension was loaded.
+/// Remembers a connection that was open before the extension was loaded, by its file object.
 pub fn adopt(file: usize, handle: Arc<Handle>) {
     adopted_files().get_or_insert_with(HashMap::new).insert(file, handle);
 }
 
-/// The handle of such a file.
+/// Returns the connection with this file object, if it was open before the extension was loaded.
 pub fn adopted(file: usize) -> Option<Arc<Handle>> {
     let adopted = Held::new(|| ADOPTED.read().unwrap_or_else(std::sync::PoisonError::into_inner));
     adopted.as_ref()?.get(&file).cloned()
 }
 
-/// Forgets such a file.
+/// Forgets the connection with this file object.
 pub fn forget_adopted(file: usize) {
     if let Some(adopted) = adopted_files().as_mut() {
         adopted.remove(&file);

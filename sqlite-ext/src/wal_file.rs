@@ -1,4 +1,4 @@
-//! The methods of a WAL that are acted on.
+//! Acts on calls of a WAL's methods.
 
 use walferry::finding::Finding;
 use walferry::units::{PageSize, Salts};
@@ -7,12 +7,12 @@ use walferry::wal::{FRAME_HEADER_LEN, WAL_HEADER_LEN, WalIndex};
 
 use crate::handle::Handle;
 
-/// The methods of a WAL that are acted on: all that tells of commits and restarts while a
-/// connection has the database to itself.
+/// The calls of a WAL's methods that walferry acts on, while a connection has the database exclusively. They
+/// show the restarts of such a connection, and its commits if the wal-index is not in shared memory.
 pub struct WalFile<'a>(pub &'a Handle);
 
 impl WalFile<'_> {
-    /// Before `xWrite`: `front` holds the first bytes of what is written at `offset`.
+    /// Runs before `xWrite`. `front` holds the first bytes of the data for `offset`.
     pub fn before_write(&self, front: &[u8], len: i32, offset: u64) {
         let handle = self.0;
         if !handle.is_exclusive() {
@@ -31,7 +31,7 @@ impl WalFile<'_> {
         }
         let mut written = handle.written.lock();
         if written.page_size.is_none() {
-            // The WAL was there before: its header was written by somebody else.
+            // The WAL existed before: another connection wrote its header.
             let path = walferry::local::wal_path(handle.database().path());
             let header =
                 std::fs::File::open(path).ok().and_then(|wal| walferry::wal::WalHeader::read(&wal));
@@ -49,21 +49,22 @@ impl WalFile<'_> {
         }
     }
 
-    /// Before `xTruncate`.
+    /// Runs before `xTruncate`.
     pub fn before_truncate(&self, size: i64) {
         if size == 0 {
             self.before_overwrite(self.0.index().map(|index| index.salts));
         }
     }
 
-    /// Before the WAL is restarted or cut off by a connection that has the database to itself, and
-    /// asks nobody for the read slots. `salts` are those of the next generation, where they are known.
+    /// Runs before the WAL is restarted or cut off by a connection that has the database exclusively. Such a
+    /// connection does not ask for the read slots. `salts` are those of the next generation, if known.
     ///
-    /// `walRestartHdr` has reset the shared wal-index by now: what was committed is known from before.
+    /// `walRestartHdr` has reset the shared wal-index by now. So `last` is the index that was noted at the
+    /// last commit.
     fn before_overwrite(&self, salts: Option<Salts>) {
         let handle = self.0;
         let last = handle.exclusive_index();
-        // The beginning of an empty WAL overwrites nothing.
+        // The start of an empty WAL overwrites nothing.
         if last.is_none_or(|last| last.max_frame > 0) {
             handle.disturb();
         }
@@ -82,8 +83,8 @@ impl WalFile<'_> {
         let (true, true) = (captured, counted) else {
             return handle.database().diverged(Finding::RestartedExclusively);
         };
-        // Cut off by a connection that has its wal-index in memory. The salts come with the next header: until
-        // then the generation is empty, and any that it never had will do.
+        // The WAL is cut off by a connection that has its wal-index in memory. The next header brings the
+        // salts. Until then the generation is empty, and any salts that it never had will do.
         let salts = salts.unwrap_or(Salts(last.salts.0.wrapping_add(1), !last.salts.1));
         let restart = Restart { from: last, to: salts, guard: *handle.guard.lock() };
         handle.database().restarted(Some(restart));

@@ -1,7 +1,8 @@
-//! The walks under way: what of ours has a database open to read it as a whole, in one state.
+//! The walks under way. A walk has a database open and reads it as a whole, in one state.
 //!
-//! Each is in somebody's way now and then: of a fork, of a connection that asks for the database to itself, of
-//! the last close, and of the first connection after it. Then it is ended, and begins anew later.
+//! A walk may be in the way of a fork, or of a connection that asks for exclusive use. It may also be in the
+//! way of the last close, or of the first connection after that. The walk is then ended, and starts again
+//! later.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,19 +18,20 @@ use crate::alive;
 use crate::api::{OwnConnection, OwnFile, RawFile, SQLITE_LOCK_NONE};
 use crate::pin::{BACKFILLED, read_index};
 
-/// The walks under way. Of the standard library's kind, as it is locked around a fork; and before that of a
-/// walk, never after it.
+/// The walks under way. A lock of the standard library, since it is held around a fork. Taken before the lock
+/// of a walk, never after.
 static WALKS: std::sync::Mutex<Walks> =
     std::sync::Mutex::new(Walks { under_way: Vec::new(), ended: BTreeMap::new() });
 
-/// So many walks after each other are ended when the application closes its last connection or opens its first.
-/// Then one goes on: a program that opens and closes all the time would never have its database read.
+/// Number of walks of a database, one after the other, that are ended because a process opens or closes it.
+/// The next walk goes on. Otherwise a program that opens and closes all the time would never have its
+/// database read.
 const ENDED_MAX: u32 = 2;
 
-/// Walks, as long as they go on.
+/// The walks under way, and how many were ended.
 pub struct Walks {
     under_way: Vec<Weak<Walk>>,
-    /// How many walks of a database were ended in that way since one came to its end.
+    /// Number of walks of each database that were ended in that way since a walk was completed.
     ended: BTreeMap<PathBuf, u32>,
 }
 
@@ -39,23 +41,24 @@ impl Walks {
     }
 }
 
-/// A database that is read in one state, until that is ended.
+/// A read of a whole database in one state, until ended.
 pub struct Walk {
     path: PathBuf,
-    /// Locked while it begins: only then it is known which file it has.
+    /// Locked while the walk begins, since its file is known only after that.
     open: Mutex<Option<Open>>,
 }
 
 /// A walk under way: its source, its file, and how it may end.
 pub struct Open {
-    /// The connection or file object that the pages are read with.
+    /// The connection or file object that reads the pages.
     pub source: Source,
     /// Device and inode of the database.
     pub id: (u64, u64),
-    /// The files as they were when the application had none of them open, if no connection of its has been
-    /// opened since.
+    /// State of the files when the application had none of them open. `None` if a connection of the
+    /// application has been opened since.
     pub left: Option<Left>,
-    /// The application has closed the database meanwhile, and SQLite could not do what it does then.
+    /// The application has closed the database during the walk, and SQLite could not do the work of a last
+    /// close.
     pub outlasts_close: bool,
 }
 
@@ -63,13 +66,14 @@ pub struct Open {
 pub enum Source {
     /// A read transaction of a connection.
     Transaction(OwnConnection, RawFile),
-    /// A database that no process has open: a SHARED lock on its file, and how the file was. A process that opens
-    /// the database meanwhile makes a WAL, which no process removes as long as that lock is held.
+    /// A database that no process has open, with a SHARED lock on its file, and the fingerprint of the file.
+    /// A process that opens the database meanwhile makes a WAL, which no process removes while that lock is
+    /// held.
     Closed(OwnFile, Fingerprint),
 }
 
 impl Source {
-    /// The database's file.
+    /// Returns the database's file.
     pub fn file(&self) -> RawFile {
         match self {
             Source::Transaction(_, file) => *file,
@@ -91,14 +95,14 @@ impl Drop for Source {
     }
 }
 
-/// How a database and its WAL look, and what the wal-index says of them.
+/// State of a database file and its WAL, with the state that the wal-index has of them.
 pub struct Left {
     files: [Option<Fingerprint>; 2],
     index: (Option<WalIndex>, u32),
 }
 
 impl Left {
-    /// As they are now.
+    /// Returns the state now.
     pub fn at(path: &Path, file: RawFile) -> Left {
         let look = |path: &Path| Fingerprint::of(path).ok();
         let shm = file.shm_header(false);
@@ -106,15 +110,15 @@ impl Left {
         Left { files: [look(path), look(&local::wal_path(path))], index }
     }
 
-    /// True if somebody has replaced the content of a file since: one of them is another one, and no commit or
-    /// checkpoint has made it so, of which the wal-index would tell.
+    /// True if a program has replaced the content of a file since. A file has changed then, and the wal-index
+    /// shows no commit or checkpoint that changed it.
     fn is_replaced(&self, path: &Path, file: RawFile) -> bool {
         let now = Left::at(path, file);
         now.files != self.files && now.index == self.index
     }
 
-    /// True if the database file has changed since, and no checkpoint has done that. The WAL is not looked at: a
-    /// commit of another process writes it before the wal-index tells of that commit.
+    /// True if the database file has changed since, and no checkpoint changed it. Does not look at the WAL:
+    /// another process's commit writes the WAL before the wal-index shows the commit.
     fn is_overwritten(&self, path: &Path, file: RawFile) -> bool {
         let now = Left::at(path, file);
         now.files[0] != self.files[0] && now.index == self.index
@@ -122,7 +126,7 @@ impl Left {
 }
 
 impl Open {
-    /// True if it keeps SQLite from what it does when the last connection is closed.
+    /// True if the walk keeps SQLite from the work of a last close.
     fn is_in_the_way(&self, path: &Path) -> bool {
         match &self.source {
             Source::Closed(..) => !is_closed(path),
@@ -135,7 +139,8 @@ impl Open {
         self.left.as_ref().is_some_and(|left| left.is_replaced(path, self.source.file()))
     }
 
-    /// True unless the walk began with a closed database, and a process has opened or written it since.
+    /// True if a walk that began with a closed database still has it closed: no process has opened or written
+    /// it since. Always true for a walk with a transaction.
     pub fn is_still_closed(&self, path: &Path) -> bool {
         match &self.source {
             Source::Closed(_, before) => {
@@ -145,16 +150,16 @@ impl Open {
         }
     }
 
-    /// True if all that the walk has read belongs to the state that it began with. The lock of a transaction does
-    /// not keep a program from copying another file over the database.
+    /// True if everything that the walk has read belongs to the state that it began with. A transaction's
+    /// lock does not keep a program from copying another file over the database.
     pub fn is_intact(&self, path: &Path) -> bool {
         let overwritten = |left: &Left| left.is_overwritten(path, self.source.file());
         self.is_still_closed(path) && !self.left.as_ref().is_some_and(overwritten)
     }
 }
 
-/// True if no WAL, wal-index or journal is beside the database: then its file has all that was committed, and
-/// nobody has it open who has read it.
+/// True if no WAL, wal-index or journal is beside the database. The file then has everything committed, and
+/// no connection that has read the database has it open.
 pub fn is_closed(path: &Path) -> bool {
     let beside = [local::wal_path(path), local::shm_path(path), local::journal_path(path)];
     beside.iter().all(|path| {
@@ -163,7 +168,7 @@ pub fn is_closed(path: &Path) -> bool {
 }
 
 impl Walk {
-    /// A walk that has not begun.
+    /// Registers a walk that has not begun.
     pub fn register(path: &Path) -> Arc<Walk> {
         let walk = Arc::new(Walk { path: path.to_path_buf(), open: Mutex::new(None) });
         let mut walks = withheld::lock(&WALKS);
@@ -172,7 +177,7 @@ impl Walk {
         walk
     }
 
-    /// The path of the database.
+    /// Returns the path of the database.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -182,8 +187,8 @@ impl Walk {
         self.open.lock()
     }
 
-    /// Ends it, which has come to its end if `is_whole`. Returns which file a last connection is still to be closed
-    /// of, as the walk was in the way of that.
+    /// Ends the walk. With `is_whole`, the walk has read the whole database. If the walk was in the way of a
+    /// last close, returns the file for which the caller must do the work of that close.
     pub fn end(&self, is_whole: bool) -> Option<(u64, u64)> {
         let mut open = self.open.lock();
         let left = open.as_ref().filter(|open| open.is_in_the_way(&self.path)).map(|open| open.id);
@@ -196,14 +201,14 @@ impl Walk {
         left
     }
 
-    /// Leaves what is open as it is: it is of an SQLite that was shut down.
+    /// Leaves the walk's connection or file open, since it belongs to a SQLite that was shut down.
     pub fn abandon(&self) {
         std::mem::forget(self.open.lock().take());
     }
 }
 
-/// Ends all walks, as before a fork; no other one is begun until the answer is dropped. `None` where that
-/// cannot be done in time.
+/// Ends all walks, as before a fork. No walk begins until the result is dropped. `None` if a walk cannot be
+/// ended in time.
 pub fn end_all(deadline: Deadline) -> Option<Guard<Walks>> {
     let mut walks = deadline.lock(&WALKS)?;
     let goes_on =
@@ -218,17 +223,17 @@ fn walks_of(path: &Path) -> Vec<Arc<Walk>> {
     under_way.filter(|walk| walk.path == path).collect()
 }
 
-/// Counts a walk that was ended because somebody opened or closed the database.
+/// Counts a walk that was ended because a process opened or closed the database.
 pub fn count_ended(path: &Path) {
     *withheld::lock(&WALKS).ended.entry(path.to_path_buf()).or_default() += 1;
 }
 
-/// True if a walk of this database may be one that the next connection of the application ends.
+/// True if the application's next connection may end a walk of this database.
 pub fn may_be_ended(path: &Path) -> bool {
     withheld::lock(&WALKS).ended(path) < ENDED_MAX
 }
 
-/// Ends the walks of one database, as before a connection gets it to itself: each holds a lock on the
+/// Ends the walks of one database, as before a connection gets exclusive use: each walk holds a lock on the
 /// file.
 pub fn end_of(path: &Path) {
     for walk in walks_of(path) {
@@ -236,8 +241,8 @@ pub fn end_of(path: &Path) {
     }
 }
 
-/// The last connection of the application is being closed. Without a walk SQLite now copies all of the WAL
-/// into the database and removes it, and whoever copies or replaces the file next relies on that.
+/// Handles the close of the application's last connection. Without a walk, SQLite now copies all of the WAL
+/// into the database and removes the WAL. A program that copies or replaces the file next relies on this.
 pub fn closes(path: &Path) {
     let may_be_ended = may_be_ended(path);
     for walk in walks_of(path) {
@@ -257,11 +262,12 @@ pub fn closes(path: &Path) {
     }
 }
 
-/// A connection of the application has opened this file, and knows nothing of its WAL yet.
+/// Handles the open of this file by a connection of the application that does not know its WAL yet.
 ///
-/// A walk over another file of that name, or over one whose content somebody has replaced while nobody had it
-/// open, has the wal-index mapped too: SQLite would truncate it beneath the walk, or take it for that of the new
-/// content. One without a transaction cannot keep what it reads from being overwritten.
+/// A walk may have another file of that name open. Or its file may have got other content while no connection
+/// had it open. Such a walk has the wal-index mapped too. SQLite would truncate that wal-index during the
+/// walk, or use it for the new content. A walk without a transaction cannot keep its file from being
+/// overwritten.
 pub fn opens(path: &Path, id: Option<(u64, u64)>) {
     for walk in walks_of(path) {
         if !alive::may_call() {
@@ -281,8 +287,8 @@ pub fn opens(path: &Path, id: Option<(u64, u64)>) {
     }
 }
 
-/// Runs what opens a database that the application has closed: a connection of the application to another file
-/// of that name looks at no WAL meanwhile ([`opens`]).
+/// Runs work that opens a database which the application has closed. Meanwhile, a connection of the
+/// application to another file of that name does not look at the WAL ([`opens`]).
 pub fn in_turn<T>(path: &Path, work: impl FnOnce() -> T) -> T {
     let walk = Walk::register(path);
     let _begins = walk.open.lock();

@@ -1,14 +1,14 @@
-//! What the engine asks for.
+//! Actions that the engine asks for.
 
 use crate::ltx::DatabaseChecksum;
 use crate::units::{Level, Txid};
 
-/// One thing to do. Its end is reported as the event named.
+/// An action. The shell reports its end as one of the events named.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Action {
     /// Ask the store for the newest TXID of the replica: `HeadFound` or `RequestFailed`.
     FindHead,
-    /// Look whether an image that was sent before a crash is there and ours: `Confirmed` or
+    /// Ask the store whether an image that was sent before a crash is there and ours: `Confirmed` or
     /// `RequestFailed`.
     Confirm {
         /// Level of the file.
@@ -18,36 +18,37 @@ pub enum Action {
         /// Last TXID in its name.
         max: Txid,
     },
-    /// Send the whole database as one file: `ImageSent`, `ImageRefused` or `ImageFailed`.
+    /// Send the whole database as one file: `ImageSent`, `ImageRefused`, `ImageUnsure` or `ImageFailed`.
     Image {
-        /// Level: snapshots for the first file of a replica, 0 for a later one.
+        /// Level of the file: the snapshot level for the first file of a replica, 0 for a later file.
         level: Level,
         /// TXID of the file.
         txid: Txid,
-        /// Database checksum that the replica's last file leaves, where it tells.
+        /// Database checksum after the replica's last file, if that file names it.
         pre_apply: Option<DatabaseChecksum>,
     },
-    /// Close what was captured as this TXID: `Closed` or `LocalFailed`.
+    /// Close the captured frames as the file of this TXID: `Closed` or `LocalFailed`.
     Close {
         /// TXID of the file.
         txid: Txid,
     },
-    /// Compare the database with the page table and close what differs: `Closed` or `LocalFailed`.
+    /// Compare the database with the page table, and close a file of the pages that differ: `Closed` or
+    /// `LocalFailed`.
     Resync {
         /// TXID of the file.
         txid: Txid,
-        /// Whether to compare all pages; else the captured ones are all that there is.
+        /// True to compare all pages. Otherwise the captured pages are complete.
         scan: bool,
-        /// Whether a file must be made even if nothing differs: page 1 as it stands.
+        /// True to make a file even if nothing differs. That file holds page 1 as it is.
         claim: bool,
     },
-    /// Create the closed file at the store, if none of its name is there: `PutDone`, `PutRefused`
-    /// or `RequestFailed`.
+    /// Create the closed file at the store, if there is no file of its name: `PutDone`, `PutRefused` or
+    /// `RequestFailed`. The check before it may end in `ReplicaLost` or `Inspected`.
     Put {
         /// TXID of the file.
         txid: Txid,
     },
-    /// Find out whose file has this TXID: `Inspected` or `RequestFailed`.
+    /// Find out the writer of the file of this TXID: `Inspected` or `RequestFailed`.
     Inspect {
         /// TXID of the file.
         txid: Txid,

@@ -1,27 +1,27 @@
-//! When the database is compared with the page table, slice by slice, while all is well.
+//! Schedules the comparison of the database with the page table, slice by slice, while nothing is wrong.
 //!
-//! Pure, like the engine: times are milliseconds on any clock that does not go back. Commits set it
-//! going, each for a short while, so that a database that nobody writes costs nothing; where an audit
-//! stood when they stopped, it goes on with the next.
+//! Pure, like the engine: times are milliseconds on any clock that does not go back. Each commit lets slices be
+//! read for a short while, so a database without writes costs nothing. An audit that stops for lack of commits
+//! continues at the next commit.
 
 use super::Millis;
 use crate::units::Pgno;
 
-/// For so long after a commit slices are read.
+/// Milliseconds after a commit in which slices are read.
 const ACTIVE: Millis = 10_000;
-/// After so long a slice that could not be read is tried again.
+/// Milliseconds until a slice that could not be read is tried again.
 const AGAIN: Millis = 1000;
-/// After so long a slice that made room is tried again.
+/// Milliseconds until a slice that made room is tried again.
 const SOON: Millis = 20;
-/// A slice makes room so many times in a row.
+/// Number of failed attempts in a row from which a slice no longer makes room.
 const YIELDS: u32 = 5;
 
-/// What the user can set.
+/// Settings of the user.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// In so long a time one audit begins at the most; 0 for none.
+    /// Shortest time between the starts of two audits; 0 for no audits.
     pub interval: Millis,
-    /// Bytes that are read in a second.
+    /// Bytes that are read per second.
     pub rate: u64,
 }
 
@@ -29,28 +29,29 @@ pub struct Options {
 #[derive(Clone, Debug)]
 pub struct Audit {
     options: Options,
-    /// The next one may begin then.
+    /// Earliest start of the next audit.
     from: Millis,
-    /// Until then what was written last sets it going.
+    /// Time until which slices are read because of the last commit.
     active_until: Millis,
     walk: Option<Walk>,
 }
 
-/// An audit under way.
+/// An audit in progress.
 #[derive(Clone, Copy, Debug)]
 struct Walk {
     /// First page of the next slice.
     next: Pgno,
-    /// When it may be read.
+    /// Time from which that slice may be read.
     due: Millis,
-    /// Pages that were compared.
+    /// Number of compared pages.
     pages: u64,
-    /// So many attempts in a row came to nothing.
+    /// Number of failed attempts in a row.
     failures: u32,
 }
 
 impl Audit {
-    /// The last audit began `age` ago. It went on with page `next`, if it had not ended.
+    /// Returns the audits of a database whose last audit began `age` ago. An unfinished audit continues with
+    /// page `next`.
     pub fn new(options: Options, now: Millis, age: Millis, next: Option<Pgno>) -> Audit {
         let from = now.saturating_add(options.interval.saturating_sub(age));
         let walk = next.map(|next| Walk {
@@ -62,28 +63,28 @@ impl Audit {
         Audit { options, from, active_until: 0, walk }
     }
 
-    /// Something was committed.
+    /// Notes a commit.
     pub fn written(&mut self, now: Millis) {
         self.active_until = now.saturating_add(ACTIVE);
     }
 
-    /// When the next slice is due, if what was written until now calls for one.
+    /// Returns the time at which the next slice is due, if the commits so far call for a slice.
     pub fn due(&self) -> Option<Millis> {
         let due = self.walk.map_or(self.from, |walk| walk.due);
         (self.options.interval > 0 && due < self.active_until).then_some(due)
     }
 
-    /// Whether a slice is to be read now.
+    /// True if a slice must be read now.
     pub fn is_due(&self, now: Millis) -> bool {
         self.due().is_some_and(|due| due <= now && now < self.active_until)
     }
 
-    /// The page at which an audit under way goes on.
+    /// Returns the page with which the audit in progress continues.
     pub fn next(&self) -> Option<Pgno> {
         self.walk.map(|walk| walk.next)
     }
 
-    /// Begins one, unless it is under way.
+    /// Begins an audit, unless one is in progress.
     pub fn begin(&mut self, now: Millis) {
         if self.walk.is_none() {
             self.walk = Some(Walk { next: 1, due: now, pages: 0, failures: 0 });
@@ -91,8 +92,8 @@ impl Audit {
         }
     }
 
-    /// A slice of so many pages was compared, for which so many bytes were read; `next` is the page
-    /// behind it.
+    /// Notes that a slice of `pages` pages was compared, for which `bytes` bytes were read. `next` is the page
+    /// behind the slice.
     pub fn slice_done(&mut self, bytes: u64, pages: u64, next: Pgno, now: Millis) {
         let pause = bytes.saturating_mul(1000) / self.options.rate.max(1);
         if let Some(walk) = &mut self.walk {
@@ -103,7 +104,7 @@ impl Audit {
         }
     }
 
-    /// A slice could not be read now; how often that was so without one that could.
+    /// Notes that a slice could not be read now. Returns the number of such failures in a row.
     pub fn put_off(&mut self, now: Millis) -> u32 {
         let Some(walk) = &mut self.walk else { return 0 };
         walk.due = now.saturating_add(AGAIN);
@@ -111,7 +112,7 @@ impl Audit {
         walk.failures
     }
 
-    /// A slice made room for somebody before it was read.
+    /// Notes that a slice made room for another connection before it was read.
     pub fn made_room(&mut self, now: Millis) {
         self.put_off(now);
         if let Some(walk) = &mut self.walk {
@@ -119,13 +120,13 @@ impl Audit {
         }
     }
 
-    /// True if a slice makes room for who wants its read slot. Not always: an audit must come to an end
-    /// some day beside whoever asks all the time.
+    /// True if a slice makes room for a connection that wants its read slot. After some failures it does not:
+    /// an audit must end some day, even beside a connection that asks all the time.
     pub fn makes_room(&self) -> bool {
         self.walk.is_none_or(|walk| walk.failures < YIELDS)
     }
 
-    /// The audit under way has ended; how many pages it has compared.
+    /// Ends the audit in progress. Returns the number of pages that it compared.
     pub fn finished(&mut self, now: Millis) -> u64 {
         self.from = self.from.max(now);
         self.walk.take().map_or(0, |walk| walk.pages)
@@ -150,7 +151,7 @@ mod tests {
         audit.written(5000);
         assert_eq!(audit.due(), Some(1000));
         assert!(audit.is_due(5000) && audit.is_due(14_999) && !audit.is_due(15_000));
-        // What was begun waits for the next commit, and goes on where it was.
+        // An audit that began waits for the next commit, and continues with its next page.
         audit.begin(5000);
         audit.slice_done(MIB, 256, 257, 14_990);
         assert_eq!((audit.due(), audit.next()), (None, Some(257)));
@@ -164,11 +165,11 @@ mod tests {
 
     #[test]
     fn one_begins_in_each_interval_whatever_the_process() {
-        // A process that knows of none waits for a whole one.
+        // A process without a record of an audit waits for a whole interval.
         let mut fresh = audit(0, None);
         fresh.written(DAY);
         assert!(!fresh.is_due(DAY + 999) && fresh.is_due(DAY + 1000));
-        // One that was begun an hour ago by an earlier process is gone on with.
+        // An audit that an earlier process began an hour ago is continued.
         let mut resumed = audit(3_600_000, Some(1000));
         resumed.written(1000);
         assert!(resumed.is_due(1000));
@@ -178,7 +179,7 @@ mod tests {
         assert_eq!(resumed.finished(2000), 999 + 256);
         resumed.written(DAY - 3_600_000);
         assert!(!resumed.is_due(DAY - 3_600_000) && resumed.is_due(DAY - 3_599_000));
-        // One that took longer than the interval is followed by the next at once.
+        // An audit that took longer than the interval is followed by the next at once.
         let mut slow = audit(DAY, None);
         slow.written(1000);
         slow.begin(1000);
@@ -203,7 +204,7 @@ mod tests {
             now += 1;
         }
         assert_eq!(read, 80 * MIB);
-        // However slow it is, each commit that comes late enough lets one through.
+        // However low the rate is, each commit that comes late enough allows one slice.
         let mut audit = Audit::new(Options { interval: 1, rate: 1 << 10 }, 0, 1, None);
         audit.written(0);
         audit.begin(0);

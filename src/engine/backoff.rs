@@ -1,4 +1,4 @@
-//! How long to wait after failures: doubling, with jitter, up to a limit.
+//! Waiting times after failures: doubling, with jitter, up to a limit.
 
 use super::Millis;
 
@@ -6,9 +6,10 @@ use super::Millis;
 const FIRST: Millis = 250;
 /// Longest wait after such failures.
 const LONGEST: Millis = 15_000;
-/// Wait after a failure that somebody has to mend: wrong credentials, no such bucket.
+/// Wait after the fourth failure in a row, if a person has to mend the cause: wrong credentials, no such
+/// bucket.
 const LASTING: Millis = 30_000;
-/// After so many failures in a row it is not expected any more that the cause passes by itself.
+/// Number of failures in a row from which the cause is not expected to pass by itself.
 const MAY_PASS: u32 = 3;
 
 /// Waiting time after failures.
@@ -16,13 +17,13 @@ const MAY_PASS: u32 = 3;
 pub struct Backoff {
     failures: u32,
     due: Millis,
-    /// The other side asked to be left alone until then, whatever else happens.
+    /// Time before which the other side wants no call, whatever else happens.
     not_before: Millis,
     random: u64,
 }
 
 impl Backoff {
-    /// No failure yet. Equal seeds give equal waits.
+    /// Returns a backoff without failures. Equal seeds give equal waits.
     pub fn new(seed: u64) -> Backoff {
         Backoff { failures: 0, due: 0, not_before: 0, random: seed | 1 }
     }
@@ -37,7 +38,7 @@ impl Backoff {
         self.due = now.saturating_add(wait - spread);
     }
 
-    /// The other side asks for no call before `at`. That outlasts [`Backoff::reset`].
+    /// Allows no call before `at`, as the other side asks. [`Backoff::reset`] does not shorten this wait.
     pub fn hold_until(&mut self, at: Millis) {
         self.not_before = self.not_before.max(at);
     }
@@ -48,22 +49,22 @@ impl Backoff {
         self.due = 0;
     }
 
-    /// True if something failed, and so seldom in a row that it may pass by itself within a second.
+    /// True if there were failures, but so few in a row that the cause may pass by itself within a second.
     pub fn may_pass(&self) -> bool {
         (1..MAY_PASS).contains(&self.failures)
     }
 
-    /// Whether the wait is over.
+    /// True if the wait is over.
     pub fn is_due(&self, now: Millis) -> bool {
         now >= self.due()
     }
 
-    /// When the wait is over; 0 when there is none.
+    /// Returns the end of the wait; 0 if there is none.
     pub fn due(&self) -> Millis {
         self.due.max(self.not_before)
     }
 
-    /// xorshift64: enough to spread waits.
+    /// Returns the next number of xorshift64, which is good enough to spread waits.
     fn next_random(&mut self) -> u64 {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
@@ -76,7 +77,7 @@ impl Backoff {
 mod tests {
     use super::*;
 
-    /// The waits of the first failures, each counted from the end of the one before.
+    /// Returns the waits after the first failures, each counted from the end of the wait before.
     fn waits(seed: u64, lasting: bool) -> Vec<Millis> {
         let mut backoff = Backoff::new(seed);
         let mut now = 1_000_000;
@@ -90,7 +91,7 @@ mod tests {
     }
 
     fn seeds() -> impl Iterator<Item = u64> {
-        // As far apart as the random ids that seed real databases.
+        // Seeds as far apart as the random ids that seed real databases.
         (1..=1000u64).map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
@@ -109,8 +110,8 @@ mod tests {
 
     #[test]
     fn databases_that_fail_together_do_not_come_back_together() {
-        // A thousand databases lose their store at the same moment. Nowhere may there be a tenth
-        // of a wait's width in which more than a fifth of them ask again.
+        // A thousand databases lose their store at the same moment. In no tenth of a wait's width may more than
+        // a fifth of them ask again.
         for failure in 0..12 {
             let mut due: Vec<Millis> =
                 seeds().map(|seed| waits(seed, false)[..=failure].iter().sum()).collect();

@@ -1,128 +1,126 @@
-//! What the engine is told.
+//! Events that the engine is told.
 
 use super::Millis;
 use crate::ltx::DatabaseChecksum;
 use crate::store::ErrorKind;
 use crate::units::{Level, Timestamp, Txid, WriterId};
 
-/// One thing that happened.
+/// An event.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
-    /// What the local state, the spool and the WAL say, after they were held against each other.
+    /// Contents of local state, spool and WAL, after they were compared with each other.
     Opened(Opened),
-    /// Transactions were committed; the oldest one not yet reported, at this time.
+    /// Transactions were committed.
     Committed {
-        /// When.
+        /// Time of the oldest commit not yet reported.
         at: Millis,
     },
-    /// The close under way has taken in commits that were not reported yet, the oldest of this
-    /// time.
+    /// The close under way has taken in commits that were not reported yet.
     TakenIn {
-        /// When.
+        /// Time of the oldest of these commits.
         at: Millis,
     },
-    /// Somebody waits: close and ship without regard to interval and backoff.
+    /// A caller waits: close and ship without regard to interval and backoff.
     Hurry,
-    /// A caller waits for the store at the natural pace.
+    /// A caller waits for the store at the usual pace.
     Asked,
-    /// Capture can not vouch for having seen every commit.
+    /// Capture cannot guarantee that it has seen every commit.
     Diverged,
-    /// The page table cannot serve as a base: the database has another page size.
+    /// The page table cannot serve as a base, as when the database has another page size.
     ImageNeeded,
-    /// `Close` or `Resync` is done, and made the file of this TXID; `None` when there was nothing to close.
+    /// `Close` or `Resync` is done, and made the file of this TXID; `None` if there was nothing to close.
     Closed(Option<Txid>),
-    /// What was reported as committed was no transaction: a WAL that was begun anew.
+    /// The reported commit was no transaction: the WAL was restarted.
     FoundNothing,
     /// `Close` or `Resync` failed.
     LocalFailed(Failure),
     /// `Image` is done and the store confirmed the file.
     ImageSent {
-        /// Its TXID.
+        /// TXID of the file.
         txid: Txid,
-        /// Whether every commit reported so far is in it.
+        /// True if every commit reported so far is in the image.
         complete: bool,
     },
     /// `Image` found a file of that name.
     ImageRefused,
-    /// `Image` was sent whole, but the store's answer leaves open whether it is there, or whose file
-    /// is.
+    /// `Image` was sent whole, but the store's answer leaves open whether the file is there, and whose it is.
     ImageUnsure {
         /// Level of the file.
         level: Level,
-        /// First TXID in its name.
+        /// First TXID in the file's name.
         min: Txid,
-        /// Its TXID.
+        /// TXID of the file.
         txid: Txid,
     },
     /// `Image` failed.
     ImageFailed(Failure),
     /// The replica's newest TXID; `None` for an empty replica.
     HeadFound(Option<Head>),
-    /// The replica does not hold any more what the store confirmed: somebody emptied or replaced
-    /// it. Whatever comes next would have nothing to follow.
+    /// The replica lacks files that the store had confirmed: the replica was emptied or replaced. A further
+    /// file would have no predecessor.
     ReplicaLost,
-    /// Whether the image is there and ours.
+    /// The store has answered `Confirm`.
     Confirmed {
-        /// It is.
+        /// True if the image is there and ours.
         arrived: bool,
     },
     /// The store confirmed a file.
     PutDone {
-        /// Its TXID.
+        /// TXID of the file.
         txid: Txid,
     },
-    /// A file of that name was there already.
+    /// The store already had a file of that name.
     PutRefused {
-        /// Its TXID.
+        /// TXID of the file.
         txid: Txid,
     },
-    /// Whose file it is.
+    /// The writer of a file was found out.
     Inspected {
-        /// Its TXID.
+        /// TXID of the file.
         txid: Txid,
-        /// The answer.
+        /// The result.
         verdict: Verdict,
     },
     /// A request of the store failed; it may have taken effect.
     RequestFailed(Failure),
 }
 
-/// What was found on the disk.
+/// State found on the disk.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Opened {
-    /// Whether a file of our lineage is in the log.
+    /// True if a file of our lineage is in the log.
     pub claimed: bool,
     /// Last TXID that the store is known to have.
     pub acked: Txid,
     /// Closed files in the spool, oldest first, contiguous behind `acked`.
     pub closed: Vec<Closed>,
-    /// Whether commits were captured, or wait in the WAL, behind the last closed file.
+    /// True if commits were captured, or wait in the WAL, behind the last closed file.
     pub uncommitted_since_close: bool,
-    /// When the oldest commit was made, at the earliest, that is in no closed file.
+    /// Earliest possible time of the oldest commit that is in no closed file.
     pub since: Millis,
-    /// What must happen before the log can go on.
+    /// Work that must be done before the log can continue.
     pub need: Need,
-    /// False where the local state may be older than the log, as after a power loss: that the store lacks
-    /// nothing is only known once it was looked at.
+    /// False if the local state may be older than the log, as after a power loss. Then only a look at the store
+    /// shows that the store lacks nothing.
     pub sure: bool,
 }
 
-/// What must happen before the log can go on.
+/// Work that must be done before the log can continue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Need {
-    /// Nothing: the WAL goes on where the log ends.
+    /// None: the WAL continues where the log ends.
     Nothing,
     /// A comparison of the database with the page table.
     Resync,
-    /// A full image: there is no page table, or it is of another page size.
+    /// A full image: there is no page table, or it has another page size.
     Image,
-    /// An answer whether the image that an earlier process sent is there.
+    /// The store's answer whether an earlier process's image is there.
     Confirm {
         /// Level of the file.
         level: Level,
-        /// First TXID in its name.
+        /// First TXID in the file's name.
         min: Txid,
-        /// Its TXID.
+        /// TXID of the file.
         txid: Txid,
     },
 }
@@ -130,67 +128,67 @@ pub enum Need {
 /// A closed file.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Closed {
-    /// Its TXID.
+    /// TXID of the file.
     pub txid: Txid,
-    /// When the oldest commit in it was made.
+    /// Time of the oldest commit in the file.
     pub committed_at: Millis,
-    /// A put found its name taken, and it is not known yet by whom.
+    /// True if a put found the file's name taken, and the writer of the file there is still unknown.
     pub refused: bool,
 }
 
 impl Closed {
-    /// A file that was just closed.
+    /// Returns a file that was just closed.
     pub fn new(txid: Txid, committed_at: Millis) -> Closed {
         Closed { txid, committed_at, refused: false }
     }
 }
 
-/// Where the replica's log stands.
+/// End of the replica's log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Head {
     /// Newest TXID over all levels.
     pub txid: Txid,
-    /// The database checksum that its file leaves, if it has our tag.
+    /// Database checksum after that TXID's file, if the file has our tag.
     pub post_apply: Option<DatabaseChecksum>,
-    /// Its commit time; 0 if it cannot be read.
+    /// Commit time of the file; 0 if it cannot be read.
     pub timestamp: Timestamp,
-    /// Who wrote it; 0 for Litestream.
+    /// Writer of the file; 0 for Litestream.
     pub writer: WriterId,
 }
 
-/// Whose file has a TXID.
+/// Result of an inspection of the file of a TXID.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
-    /// Byte for byte the one that we put.
+    /// The file that we put, byte for byte.
     Ours,
-    /// Another one.
+    /// Another file.
     Foreign {
-        /// Who wrote it; 0 for Litestream.
+        /// Writer of the file; 0 for Litestream.
         writer: WriterId,
     },
-    /// There is none.
+    /// There is no file.
     Missing,
 }
 
-/// Why an action failed.
+/// Reason why an action failed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Failure {
-    /// The local disk or the database.
+    /// The local disk or the database failed.
     Local {
-        /// What was tried, on which path, and why it failed.
+        /// Attempted operation, its path, and the reason of the failure.
         message: String,
     },
-    /// The store.
+    /// The store failed.
     Store {
-        /// What can be done.
+        /// Kind of the error, which shows the remedy.
         kind: ErrorKind,
-        /// What was tried, on which key, and why it failed.
+        /// Attempted operation, its key, and the reason of the failure.
         message: String,
     },
 }
 
 impl Failure {
-    /// What a store says, with all that is behind it.
+    /// Returns the failure of a store, with all causes of the error.
     pub(crate) fn of_store(error: &crate::store::Error) -> Failure {
         let mut message = error.to_string();
         let mut cause = std::error::Error::source(error);
@@ -205,7 +203,7 @@ impl Failure {
         Failure::Store { kind: error.kind, message }
     }
 
-    /// The text for people.
+    /// Returns the text for people.
     pub fn message(&self) -> &str {
         match self {
             Failure::Local { message } | Failure::Store { message, .. } => message,
@@ -220,17 +218,17 @@ impl Failure {
         matches!(self, Failure::Store { .. })
     }
 
-    /// Whether the place where the replica was is gone: what comes there next may be another.
+    /// True if the place of the replica is gone. A replica that appears there next may be another.
     pub fn is_no_replica(&self) -> bool {
         matches!(self, Failure::Store { kind: ErrorKind::NoReplica, .. })
     }
 
-    /// Whether it was the local file that was to be sent.
+    /// True if the local file that was to be uploaded caused the failure.
     pub(crate) fn is_of_local_file(&self) -> bool {
         matches!(self, Failure::Store { kind: ErrorKind::Local, .. })
     }
 
-    /// Whether it will not pass by itself soon: somebody has to change something.
+    /// True if the failure will not pass by itself soon: a person has to change something.
     pub(super) fn is_lasting(&self) -> bool {
         matches!(self, Failure::Store { kind, .. } if !kind.is_transient())
     }

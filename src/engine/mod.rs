@@ -1,17 +1,17 @@
-//! The engine: the one place that decides, for one database, what is done next.
+//! The engine decides, for one database, what is done next. Nothing else decides this.
 //!
-//! A state machine without I/O, clock, thread or randomness of its own: [`Engine::handle`] takes
-//! what happened, [`Engine::poll`] gives what to do, [`Engine::wakeup`] says when to ask again.
-//! Times are milliseconds on any clock that does not go back. The shell (`runner`, `sealer`,
-//! `shipper`) carries the actions out and reports each one's end as an event; the simulation does
-//! the same with a model of disk and store.
+//! The engine is a state machine without I/O, clock, thread or randomness of its own. [`Engine::handle`]
+//! takes events, [`Engine::poll`] returns actions, and [`Engine::wakeup`] returns the time of the next poll.
+//! Times are milliseconds on any clock that does not go back. The shell (`sealer`, `shipper`) carries out the
+//! actions and reports the end of each as an event. The simulation does the same with a model of disk and
+//! store.
 //!
-//! What holds at all times:
+//! Invariants:
 //!
 //! - At most one local job (close, resync, image) and one store request are under way.
 //! - TXIDs are given out one by one; a closed file's TXID and bytes never change.
-//! - The file with TXID n+1 is put only after the store confirmed n, so the log has no holes.
-//! - A file is released locally only after the store confirmed it as ours.
+//! - The file with TXID n+1 is put only after the store confirmed n, so the log has no gaps.
+//! - A file is released locally only after the store confirmed it as ours, or when an image replaces it.
 //! - Once fenced, nothing is put any more, and nothing unshipped is released.
 
 mod action;
@@ -34,7 +34,7 @@ use crate::units::{Level, Txid, WriterId};
 /// Milliseconds on the caller's clock.
 pub type Millis = u64;
 
-/// What the user can set.
+/// Settings of the user.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Shortest time between two closed files; 0 closes one for each batch of commits.
@@ -43,37 +43,38 @@ pub struct Options {
     pub jitter_seed: u64,
 }
 
-/// The state machine of one database.
+/// State machine of one database.
 #[derive(Debug)]
 pub struct Engine {
     options: Options,
     writer: WriterId,
     mode: Mode,
-    /// A file of this lineage is in the log.
+    /// True if a file of this lineage is in the log.
     claimed: bool,
     /// Last TXID that the store has from us, or had when we took over.
     acked: Txid,
     /// Closed files not yet acked, oldest first.
     queue: VecDeque<Closed>,
-    /// The commits that are in no closed file.
+    /// Commits that are in no closed file.
     unclosed: Waiting,
     /// Commits that the local job under way takes in.
     closing: Waiting,
-    /// The database must be compared with the page table before anything else is closed.
+    /// True if the database must be compared with the page table before any other file is closed.
     resync: bool,
-    /// The log is known to end where we left it: the place for a file of this process's was free.
+    /// True if the log is known to end where we left it: a file of this process found its TXID free.
     sure: bool,
-    /// A caller has waited since the database was opened.
+    /// True if a caller has waited since the database was opened.
     asked: bool,
-    /// When the oldest commit was made that seems to be with the store, while that is not known.
+    /// Time of the oldest commit that seems to be at the store, while that is not certain.
     unlooked: Option<Millis>,
-    /// The replica was found not to hold what it had confirmed: the next image needs no predecessor.
+    /// True if the replica lacks files that it had confirmed. The next image then needs no predecessor.
     lost: bool,
-    /// The last image was not sent. Its failure shows, and its wait grows, until one is sent.
+    /// True if the last image was not sent. Its failure stays visible, and its wait grows, until an image is
+    /// sent.
     image_failed: bool,
-    /// Capture lost its place again while a comparison was under way.
+    /// True if capture lost its position again during a comparison.
     diverged_meanwhile: bool,
-    /// When the last file was closed.
+    /// Time at which the last file was closed.
     closed_at: Option<Millis>,
     job: Job,
     request: Request,
@@ -85,9 +86,9 @@ pub struct Engine {
 /// Commits that are not in a closed file.
 #[derive(Clone, Copy, Default, Debug)]
 struct Waiting {
-    /// Time of the oldest, if there is one.
+    /// Time of the oldest commit; `None` if there is none.
     since: Option<Millis>,
-    /// True if somebody waits for the commits, which are then closed at once, interval or not.
+    /// True if a caller waits for the commits. They are then closed at once, without regard to the interval.
     hurry: bool,
 }
 
@@ -96,7 +97,7 @@ impl Waiting {
         self.since = earlier(self.since, Some(at));
     }
 
-    /// Commits that a job was to take in wait again.
+    /// Adds the commits back that a job was to take in.
     fn take_back(&mut self, job: &mut Waiting) {
         let job = std::mem::take(job);
         self.since = earlier(self.since, job.since);
@@ -104,22 +105,22 @@ impl Waiting {
     }
 }
 
-/// Where the database stands as a whole.
+/// State of the database as a whole.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Mode {
-    /// The shell has not yet said what it found on the disk.
+    /// The shell has not yet reported what it found on the disk.
     Opening,
-    /// There is no usable base: the store must say which TXID is next, then an image is taken.
+    /// There is no usable base: the store must report the next TXID, then an image is taken.
     Locating { head: Option<Found> },
-    /// An image was sent by an earlier process; the store must say whether it arrived.
+    /// An earlier process sent an image; the store must report whether the image arrived.
     Confirming { level: Level, min: Txid, txid: Txid },
-    /// The log goes on from the acked TXID.
+    /// The log continues from the acked TXID.
     Streaming,
     /// Another writer owns the log.
     Fenced { by: WriterId, at: Txid },
 }
 
-/// The store's answer: its newest file, if it has any.
+/// The store's answer: its newest file, if there is one.
 type Found = Option<Head>;
 
 /// The local job under way.
@@ -131,7 +132,7 @@ enum Job {
     Image { txid: Txid },
 }
 
-/// The request under way at the store.
+/// The store request under way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Request {
     None,
@@ -140,14 +141,14 @@ enum Request {
     Put {
         txid: Txid,
     },
-    /// The put found a file there: whose is it?
+    /// The put found a file of that name. The inspection finds its writer.
     Inspect {
         txid: Txid,
     },
 }
 
 impl Engine {
-    /// A database that was just opened. Nothing happens before [`Event::Opened`].
+    /// Returns the engine of a database that was just opened. It does nothing before [`Event::Opened`].
     pub fn new(options: Options, writer: WriterId) -> Engine {
         Engine {
             options,
@@ -174,7 +175,7 @@ impl Engine {
         }
     }
 
-    /// Takes in what happened at time `now`.
+    /// Handles an event at time `now`.
     pub fn handle(&mut self, now: Millis, event: Event) {
         match event {
             Event::Opened(opened) => self.on_opened(opened),
@@ -185,7 +186,7 @@ impl Engine {
             Event::Asked => self.asked = true,
             Event::Hurry => {
                 self.asked = true;
-                // Of what is on the disk nothing is known yet.
+                // The contents of the disk are still unknown.
                 self.unclosed.hurry = self.mode == Mode::Opening || self.unclosed.since.is_some();
                 self.failure = None;
                 self.local_backoff.reset();
@@ -194,15 +195,15 @@ impl Engine {
             Event::Diverged => {
                 self.resync = true;
                 self.diverged_meanwhile = self.job == Job::Resync;
-                // The job under way may not take in what it was to, and what the comparison will
-                // find was committed at the latest now.
+                // The job under way may not take in its commits. The commits that the comparison will find were
+                // made by now at the latest.
                 self.unclosed.take_back(&mut self.closing);
                 self.unclosed.since.get_or_insert(now);
             }
             Event::Closed(closed) => self.on_closed(now, closed),
             Event::FoundNothing => self.unclosed = Waiting::default(),
             Event::LocalFailed(failure) => {
-                // An image has an end of its own: this was a capture beside it.
+                // An image ends with an event of its own, so this failure is of a capture beside it.
                 if !matches!(self.job, Job::Image { .. }) {
                     self.give_up_job();
                 }
@@ -211,7 +212,7 @@ impl Engine {
             }
             Event::ImageSent { txid, complete } => self.on_image_sent(now, txid, complete),
             Event::ImageRefused => {
-                // A file has that name, perhaps ours: look again where the log stands.
+                // A file has that name, and may be ours: find the end of the log again.
                 self.give_up_job();
                 self.mode = Mode::Locating { head: None };
                 self.store_backoff.fail(now, false);
@@ -224,7 +225,7 @@ impl Engine {
             Event::ImageFailed(failure) => {
                 self.give_up_job();
                 self.image_failed = true;
-                // Another writer may have begun on an empty replica while the image was on its way.
+                // Another writer may have started on an empty replica while the image was uploaded.
                 if let Mode::Locating { head } = &mut self.mode {
                     *head = None;
                 }
@@ -234,7 +235,7 @@ impl Engine {
             Event::HeadFound(head) => self.on_head_found(head),
             Event::ImageNeeded => {
                 self.drop_queue();
-                // The job under way will not take in what it was to.
+                // The job under way will not take in its commits.
                 self.unclosed.take_back(&mut self.closing);
                 self.unclosed.since.get_or_insert(now);
                 if !matches!(self.mode, Mode::Fenced { .. }) {
@@ -250,7 +251,7 @@ impl Engine {
             }
             Event::Confirmed { arrived } => self.on_confirmed(arrived),
             Event::PutDone { txid } => {
-                // Its place was free.
+                // The TXID was free, so the log ended where we left it.
                 self.is_sure_now();
                 self.on_acked(txid);
             }
@@ -262,7 +263,7 @@ impl Engine {
             Event::Inspected { txid, verdict } => self.on_inspected(now, txid, verdict),
             Event::RequestFailed(failure) => {
                 if let Request::Inspect { txid } = self.request {
-                    // Ask again who holds the TXID: the put itself must not be forgotten.
+                    // Ask again which writer holds the TXID. The put itself must not be forgotten.
                     self.request = Request::None;
                     self.queue_inspection(txid);
                 } else {
@@ -274,7 +275,7 @@ impl Engine {
         }
     }
 
-    /// The next thing to do, if any. The caller asks until it gets `None`.
+    /// Returns the next action, if any. The caller repeats the call until it returns `None`.
     pub fn poll(&mut self, now: Millis) -> Option<Action> {
         self.poll_store(now).or_else(|| self.poll_local(now))
     }
@@ -315,9 +316,9 @@ impl Engine {
                 if !self.store_backoff.is_due(now) || !self.local_backoff.is_due(now) {
                     return None;
                 }
-                // A log that ends before what was confirmed has lost files. What comes next needs
-                // no predecessor then, and its number stays beyond all that were ever used: a late
-                // put of an old file finds no free place ahead of the log.
+                // A log that ends before a confirmed file has lost files. Then the next file needs no
+                // predecessor. Its TXID stays above every TXID ever used, so that a late put of an old file
+                // finds no free TXID ahead of the log.
                 let whole = |head: &Head| !self.lost && (head.txid >= self.acked || !self.claimed);
                 let txid = match head {
                     Some(head) if whole(&head) => head.txid.next(),
@@ -338,8 +339,8 @@ impl Engine {
         }
     }
 
-    /// Whether to close a file now. While one is on its way to the store, what comes meanwhile
-    /// waits for the next: a slow store makes larger files, not a longer queue.
+    /// Closes a file if one is due. While a file is being uploaded, new commits wait for the next file. A slow
+    /// store makes larger files, not a longer queue.
     fn poll_close(&mut self, now: Millis) -> Option<Action> {
         if !self.queue.is_empty() || !self.local_backoff.is_due(now) {
             return None;
@@ -363,7 +364,7 @@ impl Engine {
         self.closed_at.map_or(0, |at| at.saturating_add(self.options.sync_interval))
     }
 
-    /// When [`Engine::poll`] may have something to do although nothing happens; `None` for never.
+    /// Returns the time at which [`Engine::poll`] may have an action without a new event; `None` for never.
     pub fn wakeup(&self, now: Millis) -> Option<Millis> {
         let store =
             (self.request == Request::None && self.wants_store()).then(|| self.store_backoff.due());
@@ -393,8 +394,8 @@ impl Engine {
         }
     }
 
-    /// True if the next file is due even with nothing in it: it begins our lineage; or somebody waits, and
-    /// whether the log ends where we left it is shown by a place for it that is free.
+    /// True if the next file is due even if it is empty. Either the file starts our lineage. Or a caller waits,
+    /// and a free TXID for the file shows that the log ends where we left it.
     fn owes_file(&self) -> bool {
         !self.claimed || self.asked && !self.sure
     }
@@ -415,7 +416,7 @@ impl Engine {
         self.sure = opened.sure;
         self.acked = opened.acked;
         self.queue = opened.closed.into();
-        // A file found in the spool may have been put before: its name may be taken, by us.
+        // A file found in the spool may have been put before, so its name may be taken, by us.
         self.mode = match opened.need {
             Need::Nothing => Mode::Streaming,
             Need::Resync => {
@@ -425,7 +426,7 @@ impl Engine {
             Need::Image => Mode::Locating { head: None },
             Need::Confirm { level, min, txid } => Mode::Confirming { level, min, txid },
         };
-        // What the store lacks is not known while a comparison or an image is due.
+        // While a comparison or an image is due, it is unknown which commits the store lacks.
         if opened.uncommitted_since_close || opened.need != Need::Nothing {
             self.unclosed.add(opened.since);
         }
@@ -453,14 +454,14 @@ impl Engine {
         }
     }
 
-    /// An image takes the place of the closed files: what is in them waits for it.
+    /// Drops the closed files, since an image replaces them. Their commits wait for that image.
     fn drop_queue(&mut self) {
         let oldest = self.queue.front().map(|front| front.committed_at);
         self.unclosed.since = earlier(oldest, self.unclosed.since);
         self.queue.clear();
     }
 
-    /// The local job came to nothing: its commits wait for the next.
+    /// Ends the local job without a result. Its commits wait for the next job.
     fn give_up_job(&mut self) {
         self.job = Job::None;
         self.diverged_meanwhile = false;
@@ -495,10 +496,10 @@ impl Engine {
         if !matches!(self.mode, Mode::Locating { .. }) {
             return;
         }
-        // Behind what we know to be acked there may be files of our own whose answers were lost, or
-        // that a crash made us forget. One of another writer's means that the log is no longer ours;
-        // and so does a log that ends before it with another writer's file: it was begun anew. One that
-        // was begun anew may end where ours did.
+        // The log may have our own files behind the last TXID known to be acked: their answers were lost, or a
+        // crash made us forget them. A file of another writer there means that the log is no longer ours. A log
+        // that ends earlier, with another writer's file, was started again and is not ours either. A log that
+        // was started again may also end at the same TXID as ours.
         self.mode = match head {
             Some(Head { txid, writer, .. })
                 if self.claimed && (txid != self.acked || self.lost) && writer != self.writer =>
@@ -516,7 +517,7 @@ impl Engine {
 
     fn on_confirmed(&mut self, arrived: bool) {
         self.request_done(Request::Confirm);
-        // The log is ours also when the image is of no use here, and another one was asked for.
+        // The log is ours even if the image is useless here and another image was requested.
         self.claimed |= arrived;
         if let Mode::Confirming { txid, .. } = self.mode {
             self.mode = if arrived {
@@ -529,13 +530,13 @@ impl Engine {
         }
     }
 
-    /// The store confirmed a file.
+    /// Handles the store's confirmation of a file.
     fn on_acked(&mut self, txid: Txid) {
         let is_front = self.queue.front().is_some_and(|front| front.txid == txid);
         if is_front {
             self.queue.pop_front();
         }
-        // The queue may have been dropped meanwhile for an image: the file is in the log all the same.
+        // The queue may have been dropped for an image meanwhile. The file is in the log all the same.
         if is_front || txid == self.acked.next() {
             self.acked = txid;
             self.claimed = true;
@@ -558,9 +559,9 @@ impl Engine {
             Verdict::Foreign { writer } if self.claimed && writer != self.writer => {
                 self.mode = Mode::Fenced { by: writer, at: txid };
             }
-            // Not in the log yet: there is nothing of ours to protect, so start behind the other.
-            // Or a file of our own that the disk has forgotten, as after a power loss: the same, as
-            // long as the log is still ours at its end.
+            // If we have no file in the log yet, there is nothing of ours to protect: the image goes behind the
+            // other file. Or the file is our own and the disk forgot it, as after a power loss. The answer is
+            // the same, as long as the end of the log is still ours.
             Verdict::Foreign { writer } => {
                 self.claimed |= writer == self.writer;
                 self.drop_queue();
@@ -589,25 +590,25 @@ impl Engine {
         }
     }
 
-    /// Whether everything that was committed is at the store.
+    /// True if every commit is at the store.
     pub fn is_drained(&self) -> bool {
         let waits = self.unclosed.since.or(self.unlooked);
         waits.is_none() && self.has_shipped_all_closed()
     }
 
-    /// Whether what is not at the store yet, if anything, is in no closed file and no job's hands.
+    /// True if every commit that is not at the store is in no closed file and in no job.
     pub fn has_shipped_all_closed(&self) -> bool {
         let empty = self.queue.is_empty() && !self.resync;
         self.mode == Mode::Streaming && self.is_idle() && empty && self.claimed
     }
 
-    /// Whether neither a local job nor a request is under way.
+    /// True if neither a local job nor a request is under way.
     pub fn is_idle(&self) -> bool {
         self.job == Job::None && self.request == Request::None
     }
 
-    /// True if trying has become pointless for now: fenced, or waiting after a failure. A local job that
-    /// failed is tried a few times more first: a WAL that is being closed cannot be read for a moment.
+    /// True if trying is pointless for now: fenced, or waiting after a failure. A failed local job is first
+    /// repeated a few times, since a WAL that is being closed cannot be read for a moment.
     pub fn is_stuck(&self) -> bool {
         let failed = self.failure.as_ref();
         let image = self.image_failed && self.store_backoff.may_pass();
@@ -616,7 +617,8 @@ impl Engine {
         matches!(self.mode, Mode::Fenced { .. }) || failed.is_some_and(|failure| !passes(failure))
     }
 
-    /// Says what must happen besides the shipping of what is captured, as far as no state on the disk does.
+    /// Returns the work that must be done besides shipping captured frames, and that no state on the disk
+    /// names.
     pub fn need(&self) -> Need {
         match self.mode {
             Mode::Locating { .. } => Need::Image,
@@ -625,27 +627,27 @@ impl Engine {
         }
     }
 
-    /// Whether a local job may be tried at `now`, after what failed before.
+    /// True if a local job may be tried at `now`, after earlier failures.
     pub fn may_try_local(&self, now: Millis) -> bool {
         self.local_backoff.is_due(now)
     }
 
-    /// True if commits wait for the end of the interval, and nobody asked for them.
+    /// True if commits wait for the end of the interval, and no caller waits for them.
     pub fn waits_for_interval(&self) -> bool {
         self.unclosed.since.is_some() && !self.unclosed.hurry
     }
 
-    /// Whether a commit is known that no closed file has yet.
+    /// True if a commit is known that no closed file has yet.
     pub fn has_unclosed(&self) -> bool {
         self.unclosed.since.is_some()
     }
 
-    /// When the oldest commit was made that is known and in no closed file.
+    /// Returns the time of the oldest known commit that is in no closed file.
     pub fn unclosed_since(&self) -> Option<Millis> {
         earlier(self.closing.since, self.unclosed.since)
     }
 
-    /// Where the log was found to end, while an image is due or on its way.
+    /// Returns the end of the log, while an image is due or under way.
     pub fn located(&self) -> Option<Head> {
         match self.mode {
             Mode::Locating { head } => head.flatten(),
@@ -653,7 +655,7 @@ impl Engine {
         }
     }
 
-    /// The lineage's id.
+    /// Returns the lineage's id.
     pub fn writer(&self) -> WriterId {
         self.writer
     }
@@ -663,38 +665,38 @@ impl Engine {
         self.sure
     }
 
-    /// Goes on as a new lineage, which has nothing in the log yet.
+    /// Continues as a new lineage, which has no file in the log yet.
     pub fn begin_lineage(&mut self, writer: WriterId) {
         self.writer = writer;
         self.claimed = false;
     }
 
-    /// Whether a file of this lineage is in the log.
+    /// True if a file of this lineage is in the log.
     pub fn has_claimed(&self) -> bool {
         self.claimed
     }
 
-    /// A file of this lineage is in the log now: one that only says so, and an image follows.
+    /// Notes that the log has a file of this lineage: a claim without pages, which an image follows.
     pub fn claim(&mut self) {
         self.claimed = true;
     }
 
-    /// Something failed that is no end of a request or job: it shows until one succeeds.
+    /// Shows a failure that ends no request or job, until a request or job succeeds.
     pub fn note(&mut self, failure: Failure) {
         self.failure = Some(failure);
     }
 
-    /// The store asks for no request before `at`, not even for somebody who waits.
+    /// Allows no request before `at`, not even for a caller that waits: the store has asked for this.
     pub fn hold_store_until(&mut self, at: Millis) {
         self.store_backoff.hold_until(at);
     }
 
-    /// No local job is begun before `at`: the application needs the disk.
+    /// Allows no new local job before `at`, since the application needs the disk.
     pub fn hold_local_until(&mut self, at: Millis) {
         self.local_backoff.hold_until(at);
     }
 
-    /// A summary for people.
+    /// Returns a summary for people.
     pub fn status(&self) -> Status {
         let oldest = self.queue.front().map(|front| front.committed_at);
         Status {
@@ -713,7 +715,7 @@ impl Engine {
     }
 }
 
-/// The earlier of two times, where there is one.
+/// Returns the earlier of two times, of those that are there.
 fn earlier(a: Option<Millis>, b: Option<Millis>) -> Option<Millis> {
     [a, b].into_iter().flatten().min()
 }

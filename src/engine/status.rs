@@ -1,25 +1,25 @@
-//! What people are shown of an engine.
+//! Status of an engine, for people.
 
 use super::Failure;
 use super::Millis;
 use crate::units::{Txid, WriterId};
 
-/// Where a database stands.
+/// State of a database.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Phase {
-    /// Local state is being read.
+    /// The local state is being read.
     Opening,
     /// A full image is being taken, or is about to be.
     Imaging,
     /// Commits are shipped as they come.
     Streaming,
-    /// The last attempt failed; the next comes after a wait.
+    /// The last attempt failed; the next follows after a wait.
     Waiting,
     /// Another writer owns the replica; nothing is shipped any more.
     Fenced {
-        /// Who.
+        /// The other writer.
         by: WriterId,
-        /// The TXID at which it was found.
+        /// TXID at which that writer was found.
         at: Txid,
     },
 }
@@ -27,14 +27,14 @@ pub enum Phase {
 /// A summary.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Status {
-    /// Where the database stands.
+    /// State of the database.
     pub phase: Phase,
     /// Last TXID given to a closed file.
     pub sealed: Txid,
     /// Last TXID that the store confirmed.
     pub acked: Txid,
-    /// When the oldest commit was made that the store has not confirmed.
+    /// Time of the oldest commit that the store has not confirmed.
     pub unacked_since: Option<Millis>,
-    /// Why the last attempt failed, until one succeeds.
+    /// Reason of the last failure, until an attempt succeeds.
     pub failure: Option<Failure>,
 }

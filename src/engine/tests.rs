@@ -1,4 +1,4 @@
-//! The engine's decisions, one scene each.
+//! Tests of the engine's decisions, each with one scene.
 
 use super::*;
 use crate::store::ErrorKind;
@@ -220,7 +220,7 @@ fn head(txid: u64, writer: u64) -> Event {
     }))
 }
 
-/// An engine whose page table is gone, up to the first image as TXID 6.
+/// Returns an engine whose page table is gone, with its image of TXID 6 in progress.
 fn imaging(closed: Vec<Closed>) -> Engine {
     let options = Options { sync_interval: 0, jitter_seed: 1 };
     let mut engine = Engine::new(options, WriterId(1));
@@ -245,11 +245,11 @@ fn images_whose_answers_were_lost_do_not_fence_their_own_writer() {
     let mut engine = imaging(Vec::new());
     let mut now = 11;
     for txid in [6, 7, 8] {
-        // It arrived, the answer did not; the next attempt finds the name taken.
+        // The file arrived, but the answer did not. The next attempt finds the name taken.
         engine.handle(now, Event::ImageFailed(store_failure(ErrorKind::Unavailable)));
         now = engine.wakeup(now).unwrap();
         assert_eq!(engine.poll(now), Some(Action::FindHead));
-        // A listing that lags.
+        // This listing lags behind.
         engine.handle(now, head(txid - 1, 1));
         assert!(matches!(engine.poll(now), Some(Action::Image { .. })));
         engine.handle(now, Event::ImageRefused);
@@ -283,7 +283,7 @@ fn an_image_that_failed_asks_again_where_the_log_ends() {
     engine.handle(7, Event::ImageFailed(store_failure(ErrorKind::Unavailable)));
     let at = engine.wakeup(7).unwrap();
     assert_eq!(engine.poll(at), Some(Action::FindHead));
-    // Another writer has begun, and stands just where we did.
+    // Another writer has started a log, which ends at the same TXID as ours.
     engine.handle(at, head(3, 2));
     let fenced = Phase::Fenced { by: WriterId(2), at: Txid(3) };
     assert_eq!((engine.status().phase, engine.poll(99_999)), (fenced, None));
@@ -383,7 +383,7 @@ fn a_replica_that_was_emptied_begins_again_beyond_all_that_was_used() {
         engine.handle(30, Event::ImageSent { txid: Txid(txid), complete: true });
         assert!(engine.is_drained());
         assert_eq!(engine.status().acked, Txid(txid));
-        // From here on it is a log like any other.
+        // From here on the log behaves like any other.
         engine.handle(2000, Event::Committed { at: 2000 });
         close(&mut engine, 2000, txid + 1);
     }
@@ -414,7 +414,7 @@ fn a_lineage_that_has_claimed_its_place_is_fenced_by_the_next() {
     let verdict = Verdict::Foreign { writer: WriterId(9) };
     engine.handle(2, Event::Inspected { txid: Txid(6), verdict });
     assert_eq!(engine.poll(2), Some(Action::FindHead));
-    // The shell found the stranger's file 8, and put ours behind it.
+    // The shell found file 8 of another writer, and created our claim as file 9.
     engine.claim();
     engine.handle(3, head(9, 1));
     assert!(matches!(engine.poll(3), Some(Action::Image { txid: Txid(10), .. })));
@@ -442,7 +442,7 @@ fn a_hurry_is_for_what_is_committed_and_for_nothing_later() {
     let mut engine = engine(true, 5);
     engine.handle(0, Event::Committed { at: 0 });
     close(&mut engine, 0, 6);
-    // The file has the commit already; the next one was asked for by nobody.
+    // The file has this commit already. No caller waits for the next commit.
     engine.handle(1, Event::Hurry);
     engine.handle(2, Event::PutDone { txid: Txid(6) });
     engine.handle(3, Event::Committed { at: 3 });
@@ -567,7 +567,7 @@ fn a_file_of_our_own_that_was_forgotten_does_not_lift_a_fence() {
     let verdict = Verdict::Foreign { writer: WriterId(1) };
     engine.handle(2, Event::Inspected { txid: Txid(6), verdict });
     assert_eq!(engine.poll(2), Some(Action::FindHead));
-    // The power took our memory of it, but others have gone on since.
+    // A power loss made us forget file 6, but another writer has continued the log since.
     let head =
         Head { txid: Txid(9), post_apply: None, timestamp: Timestamp(0), writer: WriterId(2) };
     engine.handle(3, Event::HeadFound(Some(head)));
@@ -591,7 +591,7 @@ fn an_image_that_arrived_claims_the_log_even_if_another_is_needed() {
     };
     engine.handle(0, Event::Opened(opened));
     assert_eq!(engine.poll(0), Some(Action::Confirm { level, min: txid, max: txid }));
-    // The page table is not that of the image.
+    // The page table does not match the image.
     engine.handle(1, Event::ImageNeeded);
     engine.handle(1, Event::Confirmed { arrived: true });
     assert!(engine.has_claimed());
@@ -601,7 +601,7 @@ fn an_image_that_arrived_claims_the_log_even_if_another_is_needed() {
     assert_eq!((engine.status().phase, engine.poll(99_999)), (fenced, None));
 }
 
-/// Opened with a state that may be older than the log, and nothing to ship.
+/// Returns an engine that was opened with nothing to ship, and with a state that may be older than the log.
 fn unsure() -> Engine {
     let options = Options { sync_interval: 1000, jitter_seed: 7 };
     let mut engine = Engine::new(options, WriterId(1));

@@ -1,7 +1,8 @@
-//! How old the commits are that an earlier process left.
+//! Ages of the commits that an earlier process left.
 //!
-//! Times are kept by the clock that counts from the start of the machine, which tells nothing of what was
-//! before it, and which goes on evenly. On the disk are times of the wall clock, which anybody can set.
+//! The program measures time with the clock that counts from the start of the machine. That clock runs evenly,
+//! but says nothing about the time before the start. Times on the disk are of the wall clock, which anybody can
+//! set.
 
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
@@ -9,14 +10,14 @@ use std::time::{Duration, UNIX_EPOCH};
 use super::replica::Replica;
 use crate::units::Timestamp;
 
-/// So much older than the last state that the store has, in milliseconds, what it lacks may seem: a file has
-/// the time at which its capture ended.
+/// Milliseconds by which a commit that the store lacks may seem older than the store's last state. The time of
+/// a file is the end of its capture.
 const OVERLAP_MS: i64 = 60_000;
-/// So long before its last sign of life, in milliseconds, a shipper may have looked for commits of programs
-/// without walferry.
+/// Milliseconds between a shipper's last look for commits of programs without walferry and its last sign of
+/// life, at most.
 const LOOKED_MS: u64 = 2000;
 
-/// Both clocks at one moment, in milliseconds.
+/// Both clocks at the same moment, in milliseconds.
 #[derive(Clone, Copy)]
 pub(super) struct Clocks {
     pub now: u64,
@@ -24,24 +25,26 @@ pub(super) struct Clocks {
 }
 
 impl Clocks {
-    /// When something was that has this time of the wall clock. What seems to be still to come is taken to be
-    /// now, and what was before the machine was started for its start. Each clock shows whole milliseconds, so
-    /// one is added: an age is never less than it was.
+    /// Returns the boot-clock time of this wall-clock time. A time in the future counts as now. A time before
+    /// the start of the machine counts as the start. Each clock shows whole milliseconds, so one is added: an
+    /// age is never too small.
     pub(super) fn since(self, then: Timestamp) -> u64 {
         let age = self.wall.0.saturating_sub(then.0).saturating_add(1);
         self.now.saturating_sub(u64::try_from(age).unwrap_or(0))
     }
 
-    /// When the oldest commit of a file was made, by the time that the file has of it and that of the last
-    /// state at the store. A commit that seems to be much older than that was made before the clock was set
-    /// forward, and all that is known is that it came later. A state from the future tells nothing.
+    /// Returns the boot-clock time of the oldest commit of a file. `oldest` is the file's own time for that
+    /// commit, `stored` the time of the last state at the store.
+    ///
+    /// A commit that seems much older than `stored` was made before the wall clock was set forward. Then only
+    /// one fact is known: the commit is younger than `stored`. A `stored` in the future is ignored.
     pub(super) fn since_oldest(self, oldest: Timestamp, stored: Option<Timestamp>) -> u64 {
         let stored = stored.filter(|stored| *stored <= self.wall);
         let is_after = |stored: &Timestamp| oldest.0 < stored.0.saturating_sub(OVERLAP_MS);
         self.since(stored.filter(is_after).unwrap_or(oldest))
     }
 
-    /// What the wall clock showed at a time of this machine's, or a millisecond less.
+    /// Returns the wall-clock time of a boot-clock time, or up to a millisecond less.
     pub(super) fn wall_at(self, then: u64) -> Timestamp {
         let age = self.now.saturating_sub(then).saturating_add(1);
         let age = i64::try_from(age).unwrap_or(i64::MAX);
@@ -49,8 +52,8 @@ impl Clocks {
     }
 }
 
-/// When the oldest commit in a spool file was made, by the wall clock. It is kept as the file's time of
-/// modification; the header has that of the last one, which is never the earlier one.
+/// Returns the wall-clock time of the oldest commit in a spool file. The file's modification time holds it. The
+/// header has the time of the last commit, which is an upper limit.
 pub(super) fn oldest_in(file: &Path, newest: Timestamp) -> Timestamp {
     let modified = file.symlink_metadata().and_then(|found| found.modified());
     let since = modified.ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
@@ -58,7 +61,7 @@ pub(super) fn oldest_in(file: &Path, newest: Timestamp) -> Timestamp {
     millis.map_or(newest, |millis| newest.min(Timestamp(millis)))
 }
 
-/// Gives a file this time of modification. One that cannot have it shows that of its last commit.
+/// Sets the modification time of a file. If that fails, the file counts as old as its last commit.
 pub(super) fn keep_oldest(file: &std::fs::File, oldest: Timestamp) {
     let millis = Duration::from_millis(u64::try_from(oldest.0).unwrap_or(0));
     let times = std::fs::FileTimes::new().set_modified(UNIX_EPOCH + millis);
@@ -72,8 +75,9 @@ impl Replica {
         Clocks { now: self.process.now(), wall: crate::clock::wall() }
     }
 
-    /// Since when, at the most, there may be commits of which no file in the spool tells: since the last one
-    /// that is captured, and since the shipper before us was heard of, if this process stood by.
+    /// Returns the earliest time at which a commit that is in no spool file may have been made. That is the
+    /// time of the last captured commit. If this process was a standby, it is at the earliest when the former
+    /// shipper was last heard.
     pub(super) fn unknown_since(&self) -> u64 {
         let clocks = self.clocks();
         let state = self.local.as_ref().map(|local| &local.state);
@@ -83,8 +87,8 @@ impl Replica {
         captured.map_or(clocks.now, |then| clocks.since(then)).max(self.heard)
     }
 
-    /// Takes in what the shipper before us said last, if this process stood by: since when there were commits
-    /// that the store lacked, or else until when there were none.
+    /// Reads the former shipper's last report, if this process was a standby. The report says since when the
+    /// store lacked commits, or until when it lacked none.
     pub(super) fn hear_the_last(&mut self) {
         let now = self.process.now();
         let page = self.database.with(|shared| shared.page.clone());
@@ -126,7 +130,7 @@ mod tests {
         std::fs::rename(&first, &second).unwrap();
         let newest = Timestamp(1_700_000_005_000);
         assert_eq!(oldest_in(&second, newest), Timestamp(1_700_000_000_123));
-        // A copy of it has the time at which it was made.
+        // The copy has its own time of creation.
         std::fs::copy(&second, &first).unwrap();
         assert_eq!(oldest_in(&first, newest), newest);
         assert_eq!(oldest_in(&folder.path().join("none"), newest), newest);

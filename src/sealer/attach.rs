@@ -1,4 +1,5 @@
-//! How the WAL comes and goes: the shipper's place, the local state, and where the log goes on.
+//! Handles attaches and detaches of the WAL: takes the shipper's place, opens the local state, and decides
+//! where the log continues.
 
 use std::fs::File;
 
@@ -19,11 +20,11 @@ use crate::shipper;
 use crate::units::{Level, Timestamp, Txid, WriterId};
 use crate::wal::evidence::Proven;
 
-/// How long to wait before the shipper's place is asked for again.
+/// Interval at which a standby asks for the shipper's place, in milliseconds.
 pub(super) const STANDBY_RETRY_MS: u64 = 500;
 
 impl Replica {
-    /// Takes in how the WAL came and went, in order.
+    /// Processes attaches and detaches of the WAL in order.
     pub(super) fn follow(&mut self) {
         while self.dead.is_none() {
             let next = self.database.with(|shared| shared.transitions.front().copied());
@@ -31,7 +32,7 @@ impl Replica {
             match next {
                 Transition::Attached(attach) => {
                     if self.local.is_none() && !self.open_local() {
-                        // Tried again later; until then nothing is captured.
+                        // Opening is tried again later. Nothing is captured until then.
                         self.late = true;
                         return self.skip_what_is_over();
                     }
@@ -44,8 +45,8 @@ impl Replica {
         }
     }
 
-    /// What is seen of the WAL now, if what was seen at first is old: then nothing can be said of
-    /// the file without a WAL.
+    /// Replaces an old `Attach` by the WAL as it is now. A late look says nothing about the database file
+    /// without a WAL, so the fingerprint is left out.
     pub(super) fn brought_up_to_date(&mut self, attach: Attach) -> Attach {
         if !std::mem::replace(&mut self.late, false) {
             return attach;
@@ -55,7 +56,7 @@ impl Replica {
         Attach { index, ..Attach::default() }
     }
 
-    /// While another process ships: a WAL that came and went is none of our business.
+    /// On standby, drops pairs of attach and detach that are over, since only the shipper handles them.
     pub(super) fn skip_what_is_over(&mut self) {
         self.database.with(|shared| {
             while shared.transitions.len() >= 2 {
@@ -82,7 +83,7 @@ impl Replica {
         self.set_gate();
     }
 
-    /// Reads the local state; `false` when another process has it, or it cannot be read now.
+    /// Opens the local state; `false` if another process has it, or if it cannot be read now.
     pub(super) fn open_local(&mut self) -> bool {
         let now = self.process.now();
         if let Some(limit) = crate::descriptors::scarce() {
@@ -119,21 +120,21 @@ impl Replica {
         Some(open::open(self.database.path(), self.database.dir(), &replica, cap))
     }
 
-    /// The folder of local state was deleted or moved away while we had it: what was in it is lost,
-    /// and nobody may take two places at once. All begins anew, as for a database without one.
+    /// Starts again as for a database without local state, because the folder was deleted or moved while we had
+    /// it. The contents are lost, and a process cannot hold two places at once.
     pub(super) fn state_is_gone(&mut self) {
         let waits_since = self.engine.status().unacked_since;
         self.forget_local();
         self.forget_page();
         self.open_again();
         if let Some(at) = waits_since.filter(|_| self.local.is_some()) {
-            // The image is to bring it.
+            // The image brings these commits to the replica.
             self.engine.handle(self.process.now(), Event::Committed { at });
         }
         self.note(Finding::StateDeleted);
     }
 
-    /// Forgets the local state, and what was known by it.
+    /// Forgets the local state and everything derived from it.
     pub(super) fn forget_local(&mut self) {
         self.job = LocalJob::None;
         self.local = None;
@@ -146,7 +147,7 @@ impl Replica {
         self.epoch += 1;
     }
 
-    /// Opens the local state for a WAL that is open, and was taken in before.
+    /// Opens the local state for a WAL whose attach was processed before.
     pub(super) fn open_again(&mut self) {
         if self.open_local() && self.attached {
             let index = self.database.border().and_then(|border| border.wal_index());
@@ -171,10 +172,10 @@ impl Replica {
     pub(super) fn note_open_failure(&mut self, why: &str) {
         let now = self.process.now();
         let known = self.database.with(|shared| {
-            // Nothing can be captured: the application must not wait for it.
+            // Nothing can be captured, so the application must not wait for capture.
             shared.set_gate(Gate::Open);
             shared.report.state = "waiting";
-            // What the store lacks is not known.
+            // It is unknown which commits the store lacks.
             shared.report.unacked_since.get_or_insert(now);
             shared.report.last_error.replace(why.to_string()).as_deref() == Some(why)
         });
@@ -193,7 +194,7 @@ impl Replica {
         for found in misfit.into_iter().chain(due) {
             self.note(found);
         }
-        // A table that was disproved is of no use, whatever its sum is now.
+        // A page table that was disproved stays useless, whatever its checksum is now.
         let point = point.filter(|_| due != Some(Finding::TableDisproved));
         let writer = WriterId(local.state.writer);
         self.engine = Engine::new(Self::options(&self.database), writer);
@@ -225,7 +226,7 @@ impl Replica {
             .into_iter()
             .filter_map(|entry| {
                 let base = base_of_closed(&local, &entry)?;
-                // No commit of this process is in it: its arrival ends nobody's wait.
+                // The file holds no commit of this process, so its upload ends no wait.
                 Some(ClosedFile { entry, base, seq: 0 })
             })
             .collect();
@@ -235,7 +236,7 @@ impl Replica {
         self.answered = None;
         self.claiming = false;
         self.fence_told = false;
-        // What failed was done by another shipper, or by this one before others had its place.
+        // Earlier failures belong to another shipper, or to an earlier tenure of this process.
         self.failing = Failing::default();
         self.cursor = position.map_or(Cursor::Unknown, |at| Cursor::At(Proven::position(at)));
         self.clear_frames();
@@ -259,7 +260,7 @@ impl Replica {
         self.engine.handle(clocks.now, Event::Opened(opened));
     }
 
-    /// Decides how the log goes on with the WAL that was found.
+    /// Decides how the log continues with the WAL that was found.
     pub(super) fn resume(&mut self, attach: &Attach) {
         let (now, since) = (self.process.now(), self.unknown_since());
         let (Some(local), Some(point)) = (&self.local, self.point) else {
@@ -267,7 +268,7 @@ impl Replica {
             return;
         };
         if matches!(self.job, LocalJob::Resync(_)) {
-            // What is captured now would be older than what the comparison read before.
+            // Capture would now take older pages than the comparison has read already.
             self.lose_place();
             return self.engine.handle(now, Event::Diverged);
         }
@@ -317,7 +318,7 @@ impl Replica {
     }
 
     pub(super) fn detach(&mut self, end: Option<WalEnd>) {
-        // Else the file would count as known, with what did not fit in it.
+        // Otherwise the database file would count as known, although it does not match.
         if let Some(found) = self.database.with(|shared| shared.diverged.take()) {
             self.diverge(found);
         }
@@ -326,19 +327,19 @@ impl Replica {
             Cursor::At(captured) if self.attached && self.frames.is_empty() => Some(captured),
             _ => None,
         };
-        // Only a WAL that was captured to its last frame has left a file that is known.
+        // The database file is known only if the WAL was captured up to its last frame.
         let clean = end.filter(|end| captured.is_some_and(|captured| captured.is_at(&end.index)));
         if let (Some(end), None) = (end, clean) {
             let path = self.database.label();
             log::debug!("{path}: the WAL ended at {:?}, captured is {captured:?}", end.index);
         }
         if clean.is_some() {
-            // Nobody else had it open, so that no other process has committed anything since.
+            // No other connection had the database open, so no other process has committed since.
             self.forget_word();
         }
         self.epoch += 1;
         self.attached = false;
-        // A walk that is under way goes on: it has a connection and a WAL of its own.
+        // A walk in progress continues: it has its own connection and its own descriptor of the WAL.
         self.wal = None;
         self.clear_frames();
         let piece = self.piece;
@@ -357,7 +358,7 @@ fn header_of(local: &Local, entry: &Entry) -> Option<Header> {
     Header::decode(&identity.head).ok()
 }
 
-/// The point that a closed file in the spool makes, by its own header.
+/// Returns the base that a closed file in the spool makes, from the file's own header.
 fn base_of_closed(local: &Local, entry: &Entry) -> Option<Base> {
     let header = header_of(local, entry)?;
     Some(Base {

@@ -1,10 +1,11 @@
-//! The audit: the database against the page table, though nothing gives a reason.
+//! The audit compares the database with the page table, although nothing gives a reason to.
 //!
-//! Everything else here follows commits, so a page that was captured wrong once would stay wrong at
-//! the replica until it is written again. The audit looks at each page. It reads in slices: each is one
-//! state, under a read transaction that lives no longer than the slice, so that no checkpoint waits for
-//! more. What differs is an error of walferry's, or the file was written past SQLite; either way a
-//! comparison of the whole database follows, and ships it.
+//! All other work follows commits. A page that was captured wrong once would stay wrong at the replica until
+//! its next write. The audit reads every page.
+//!
+//! The audit reads in slices. Each slice is one state, read in a transaction no longer than the slice, so that
+//! no checkpoint waits longer. A page that differs is an error of walferry's, or the file was written past
+//! SQLite. In both cases a comparison of the whole database follows, and its result is shipped.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -21,29 +22,29 @@ use crate::settings::Settings;
 use crate::status::Audited;
 use crate::units::Pgno;
 
-/// So many pages that differ are named.
+/// Most differing pages that are named.
 const NAMED: usize = 20;
-/// What a frame of the WAL counts for, in bytes read: its header.
+/// Bytes for which a frame of the WAL counts: the length of its header.
 const FRAME_COST: u64 = 24;
-/// After so many attempts in a row that came to nothing, somebody is told.
+/// Failed attempts in a row after which a warning is logged.
 const FAILURES_TOLD: u32 = 60;
 
-/// What a slice came to.
+/// Result of a slice.
 struct Slice {
     bytes: u64,
     pages: u64,
-    /// The page behind it, unless it was the last.
+    /// The page behind the slice; `None` after the last page.
     next: Option<Pgno>,
     differ: Vec<Pgno>,
-    /// The size of the database in pages, and what the page table has instead.
+    /// Size of the database in pages, and the page table's size, if the two differ.
     sizes: Option<(u32, u32)>,
 }
 
-/// Why a slice was not compared.
+/// Reason why a slice was not compared.
 enum Cannot {
-    /// Not now.
+    /// The slice cannot be compared now.
     Yet(String),
-    /// The slice made room for somebody who wanted its read slot.
+    /// The slice made room for a connection that wanted its read slot.
     MadeRoom,
     /// Capture stopped.
     Capture(Stop),
@@ -55,7 +56,7 @@ impl From<Stop> for Cannot {
     }
 }
 
-/// The audits of a database, as its state knows of them.
+/// Returns the audits of a database, as its state records them.
 pub(super) fn of(settings: &Settings, now: u64, state: Option<&State>) -> Audit {
     let interval = u64::try_from(settings.audit_interval.as_millis()).unwrap_or(u64::MAX);
     let options = Options { interval, rate: settings.audit_rate };
@@ -66,30 +67,30 @@ pub(super) fn of(settings: &Settings, now: u64, state: Option<&State>) -> Audit 
 }
 
 impl Replica {
-    /// Goes on with what an earlier process has begun.
+    /// Continues the audit that an earlier process began.
     pub(super) fn resume_audit(&mut self) {
         let now = self.process.now();
         let state = self.local.as_ref().map(|local| &local.state);
         self.audit = of(self.database.settings(), now, state);
         if let Some(local) = &mut self.local {
-            // The first of a lineage is one interval away.
+            // The first audit of a lineage is due after one interval.
             local.state.audited.get_or_insert(crate::clock::wall().0);
         }
     }
 
-    /// When the next slice is due, if one can be compared.
+    /// Returns the time at which the next slice is due, if one can be compared.
     pub(super) fn audit_due(&self) -> Option<u64> {
         let due = self.audit.due().filter(|_| self.may_audit())?;
         Some(due.max(self.writers_turn().unwrap_or(0)))
     }
 
-    /// Until when no slice is read, so that a writer can begin the WAL anew.
+    /// Returns the time until which no slice is read, so that a writer can restart the WAL.
     fn writers_turn(&self) -> Option<u64> {
         let now = self.process.now();
         self.database.with(|shared| shared.turn.until(now))
     }
 
-    /// Whether the page table is known to be that of a place in the WAL that is there.
+    /// True if the page table is known to match a position in the current WAL.
     fn may_audit(&self) -> bool {
         self.attached
             && self.point.is_some()
@@ -111,7 +112,8 @@ impl Replica {
             && let Some(local) = &mut self.local
         {
             local.state.audited = Some(crate::clock::wall().0);
-            // Whoever goes on with it begins it again.
+            // A process that continues this audit starts it from page 1, unless a later save names another
+            // page.
             local.state.audit_next = Some(1);
         }
         self.audit.begin(now);
@@ -147,7 +149,8 @@ impl Replica {
         }
         let pages = self.audit.finished(now);
         if differed > 0 {
-            // Before anything is said of it: no commit tells of it, and the next audit may be a day away.
+            // Saved before the finding is reported: no commit points to it, and the next audit may be a day
+            // away.
             self.remember(Finding::AuditDiffers);
         } else if let Some(local) = &mut self.local
             && let Err(error) = local.save(false)
@@ -164,7 +167,7 @@ impl Replica {
             );
             self.diverge(Finding::AuditDiffers);
         }
-        // Last: who sees the count sees what was found, too.
+        // Set last, so that an observer that sees the count also sees the finding.
         let at = crate::clock::wall();
         self.database.with(|shared| {
             let before = shared.report.audit.map_or(0, |audit| audit.differed);
@@ -173,10 +176,10 @@ impl Replica {
         });
     }
 
-    /// Compares the pages from `first` on, as they are in one state of the database.
+    /// Compares the pages of one slice, from `first` on, as they are in one state of the database.
     fn audit_slice(&mut self, first: Pgno) -> Result<Slice, Cannot> {
         let not_yet = |why: &str| Cannot::Yet(why.to_string());
-        // First the work, then the look: what is read is held as shortly as possible.
+        // Capture runs first, so that the read transaction of the slice is short.
         self.capture(Purpose::Gate)?;
         let Cursor::At(end) = self.cursor else { return Err(not_yet("capture lost its place")) };
         if !self.frames.is_empty() {
@@ -189,7 +192,7 @@ impl Replica {
         if salts != index.salts || frame > index.max_frame {
             return Err(not_yet("capture stands elsewhere"));
         }
-        // What was committed since is not in the page table.
+        // Pages committed since the captured position are not in the page table.
         let mut later = BTreeSet::new();
         if frame < index.max_frame {
             let border = self.database.border();
@@ -215,7 +218,7 @@ impl Replica {
         let (mut pages, mut differ) = (0, Vec::new());
         let more = scan.step(|pgno, page| -> Result<(), Stop> {
             pages += 1;
-            // By what it grew since is not in the table.
+            // Pages by which the database grew since are not in the page table.
             if pgno <= table.commit()
                 && !later.contains(&pgno)
                 && table.get(pgno)? != Some(ltx::checksum::page(pgno, page))
@@ -239,7 +242,7 @@ impl Replica {
     }
 }
 
-/// Returns an error if the WAL was begun anew or recovered while the slice was read.
+/// Returns an error if the WAL was restarted or recovered while the slice was read.
 fn check_generation(scan: &Scan) -> Result<(), Cannot> {
     if !scan.is_intact() {
         return Err(Cannot::MadeRoom);
@@ -253,7 +256,7 @@ fn check_generation(scan: &Scan) -> Result<(), Cannot> {
     }
 }
 
-/// What differs, in words.
+/// Returns a text that names the differences.
 fn named(slice: &Slice) -> String {
     let pages: Vec<String> = slice.differ.iter().take(NAMED).map(Pgno::to_string).collect();
     let more = slice.differ.len().saturating_sub(NAMED);

@@ -1,4 +1,4 @@
-//! From committed frames to files in the spool.
+//! Writes committed frames to files in the spool.
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Seek, SeekFrom, Write};
@@ -19,14 +19,14 @@ use crate::units::{PageSize, Pgno, Salts, Timestamp, Txid, WriterId};
 use crate::wal::evidence::{Gap, Proven};
 use crate::wal::{self, FrameSet};
 
-/// Why capture stopped.
+/// Reason why capture stopped.
 #[derive(Debug)]
 pub(super) enum Stop {
-    /// The local disk: try again later.
+    /// The local disk failed: try again later.
     Failed(String),
     /// The local disk has no room.
     NoRoom(String),
-    /// The log cannot go on from here without comparing the whole database.
+    /// The log cannot continue from here without a comparison of the whole database, or an image.
     Diverged(Finding),
 }
 
@@ -45,7 +45,7 @@ impl From<crate::local::Error> for Stop {
     }
 }
 
-/// A page table that is not what it was is of no use any more.
+/// Converts the error of a page table. A page table that has changed unexpectedly is useless.
 impl From<pages::Error> for Stop {
     fn from(error: pages::Error) -> Stop {
         match error {
@@ -58,23 +58,23 @@ impl From<pages::Error> for Stop {
     }
 }
 
-/// Of the reads that have no path of their own.
+/// Converts errors of reads that name no path.
 impl From<io::Error> for Stop {
     fn from(error: io::Error) -> Stop {
         Stop::Failed(format!("cannot read the database or its WAL: {error}"))
     }
 }
 
-/// Where the next frame to capture is.
+/// Position of the next frame to capture.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Cursor {
-    /// Not known: the database has to be compared first.
+    /// Unknown: the database must be compared first.
     Unknown,
-    /// Behind this position.
+    /// Right behind this position.
     At(Proven),
 }
 
-/// What a gap in the evidence is called while the database is open.
+/// Returns the finding for a gap in the evidence while the database is open.
 pub(super) fn finding_of(gap: Gap) -> Finding {
     match gap {
         Gap::WentBack => Finding::WalWentBack,
@@ -83,14 +83,14 @@ pub(super) fn finding_of(gap: Gap) -> Finding {
     }
 }
 
-/// What all files of a database have in common.
+/// Values that all files of a database have in common.
 #[derive(Clone, Copy)]
 pub(super) struct Maker {
     pub writer: WriterId,
     pub page_size: PageSize,
     pub txid: Txid,
     pub timestamp: Timestamp,
-    /// When the oldest commit in it was made, as far as is known.
+    /// Time of the oldest commit in the file, as far as known.
     pub oldest: Timestamp,
     /// Checksum of the database before the file.
     pub pre_apply: DatabaseChecksum,
@@ -113,7 +113,7 @@ impl Maker {
     }
 }
 
-/// The stretch of WAL that a file's header names.
+/// Part of the WAL that a file's header names.
 #[derive(Clone, Copy)]
 pub(super) struct Span {
     pub offset: u64,
@@ -122,7 +122,7 @@ pub(super) struct Span {
 }
 
 impl Span {
-    /// A file that was not made from a WAL: what Litestream takes for 'begin anew'.
+    /// Span of a file that was not made from a WAL. Litestream starts over at such a file.
     pub(super) const NONE: Span = Span { offset: 32, len: 0, salts: Salts(0, 0) };
 
     pub(super) fn frames(page_size: PageSize, salts: Salts, first: u32, last: u32) -> Span {
@@ -136,17 +136,17 @@ impl Span {
     }
 }
 
-/// A stretch of frames to be read from the WAL.
+/// Consecutive frames to be read from the WAL.
 pub(super) struct Stretch<'a> {
     pub wal: &'a File,
     pub frames: &'a FrameSet,
-    /// Their generation.
+    /// Generation of the frames.
     pub salts: Salts,
-    /// Asked when they were read: false if they may be others by then.
+    /// Called after the read; false if other frames may be in these places by then.
     pub in_place: &'a dyn Fn() -> bool,
 }
 
-/// Writes the newest pages of a stretch of frames as a spool file, and makes the page table follow.
+/// Writes the newest pages of a stretch of frames to a spool file, and updates the page table.
 pub(super) fn write_frames(
     spool: &Spool,
     table: &mut PageTable,
@@ -173,15 +173,14 @@ pub(super) fn write_frames(
             writer.page(pgno, &page)?;
         }
     }
-    // All of it was there to the end: had the WAL been begun anew past all guards, its header would
-    // tell. A later generation overwrites from the front: what is behind a frame that is in its
-    // place is in place too.
+    // A restart of the WAL in spite of all guards would show in the WAL's header. A new generation overwrites
+    // the file from the front. So if the first frame is still in place, all frames behind it are too.
     let same = wal::WalHeader::read(wal).is_some_and(|header| header.salts == salts);
     let first = || wal::FrameHeader::read(wal, maker.page_size, frames.first);
     if !same && first().map_or(true, |header| header.salts != salts) {
         return Err(Stop::Diverged(Finding::WalRestartedUnseen));
     }
-    // Recovery may have cut the generation, and a writer gone on with it.
+    // Recovery may have cut off the generation, and a writer may have continued from there.
     let last = wal::checksum_at(wal, maker.page_size, frames.last);
     if !in_place() || last.map_or(true, |checksum| checksum != frames.checksum) {
         return Err(Stop::Diverged(if same {
@@ -194,7 +193,7 @@ pub(super) fn write_frames(
     writer.finish(spool, table, frames.commit, span, maker, entry)
 }
 
-/// The first of these pages that no frame has, but for the lock page.
+/// Returns the first of these pages that no frame holds. The lock page is not needed.
 fn first_missing(
     pages: RangeInclusive<Pgno>,
     lock_page: Pgno,
@@ -212,7 +211,7 @@ fn first_missing(
     Ok(None)
 }
 
-/// A spool file being written page by page.
+/// A spool file that is being written page by page.
 pub(super) struct PieceWriter {
     encoder: Encoder<BufWriter<File>>,
     temp: PathBuf,
@@ -237,7 +236,7 @@ impl PieceWriter {
         self.encoder.is_empty()
     }
 
-    /// Completes the file, publishes it, and makes the page table follow.
+    /// Completes the file, publishes it, and updates the page table.
     pub(super) fn finish(
         self,
         spool: &Spool,
@@ -254,18 +253,19 @@ impl PieceWriter {
         let entry = complete(spool, out, &encoded, maker.oldest, entry)?;
         let before = (table.checksum(), table.commit());
         let Err(error) = follow(table, &self.sums, commit) else { return Ok(entry) };
-        // Its piece's number is given again, and of two files with one the wrong might be taken.
+        // The number of this piece is given out again. Of two files with the same number, a later read might
+        // use the wrong one.
         spool.remove(&entry).unwrap_or_else(|error| log::error!("{error}"));
         if before == (table.checksum(), table.commit()) {
             return Err(error);
         }
-        // It has followed in part: a comparison would take those pages for shipped.
+        // The page table was updated in part. A comparison would count those pages as shipped.
         log::error!("{error}");
         Err(Stop::Diverged(Finding::TableDisproved))
     }
 }
 
-/// Makes the page table follow a file of these pages.
+/// Updates the page table with the pages of a file.
 fn follow(table: &mut PageTable, sums: &Sums, commit: u32) -> Result<(), Stop> {
     for part in sums.parts() {
         table.set_all(&part?)?;
@@ -273,11 +273,11 @@ fn follow(table: &mut PageTable, sums: &Sums, commit: u32) -> Result<(), Stop> {
     Ok(table.set_commit(commit)?)
 }
 
-/// The checksums of a file's pages, until the page table follows.
+/// Checksums of a file's pages, kept until the page table is updated.
 struct Sums(Tape);
 
 impl Sums {
-    /// Bytes of a page: its number and its checksum.
+    /// Bytes for each page: its number and its checksum.
     const ENTRY_LEN: usize = 12;
     /// Pages that are read at once.
     const AT_ONCE: usize = 4096;
@@ -294,7 +294,7 @@ impl Sums {
         self.0.push(&entry).map_err(|error| stop(error.kind(), error.to_string()))
     }
 
-    /// All pages in their order, some at a time.
+    /// Returns all pages in order, in several parts.
     fn parts(&self) -> impl Iterator<Item = Result<Vec<(Pgno, Checksum)>, Stop>> {
         let (mut at, mut bytes) = (0, vec![0; Sums::AT_ONCE * Sums::ENTRY_LEN]);
         std::iter::from_fn(move || {
@@ -310,7 +310,7 @@ impl Sums {
         })
     }
 
-    /// Fills the buffer from byte `at` on, as far as there is something.
+    /// Fills the buffer from byte `at` on, until the tape ends.
     fn read(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
         let mut count = 0;
         loop {
@@ -327,7 +327,7 @@ impl Sums {
     }
 }
 
-/// A failure of the local disk, with what it means for what is to be done.
+/// Returns the stop for a failure of the local disk.
 pub(super) fn stop(kind: io::ErrorKind, message: String) -> Stop {
     if is_for_want_of_room(kind) { Stop::NoRoom(message) } else { Stop::Failed(message) }
 }
@@ -336,7 +336,7 @@ pub(super) fn is_for_want_of_room(kind: io::ErrorKind) -> bool {
     matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// Joins open spool files into one closed one. Nothing is removed: the caller does that.
+/// Merges open spool files into one file. The caller removes the open files.
 pub(super) fn merge(
     spool: &Spool,
     open: &[Entry],
@@ -363,7 +363,7 @@ pub(super) fn merge(
     let (out, encoded) = merged.map_err(|broken| match broken.source {
         ltx::Error::Io(error) => failed("cannot join spool files to", &temp, &error),
         other => {
-            // The page table has its pages: a comparison would not find them.
+            // The page table has the file's pages already, so a comparison would not find them.
             log::error!("a file in the spool is damaged: {other}");
             Stop::Diverged(Finding::TableDisproved)
         }
@@ -371,7 +371,7 @@ pub(super) fn merge(
     complete(spool, out, &encoded, maker.oldest, entry)
 }
 
-/// Creates a spool file, standing behind the place of its header.
+/// Creates a spool file, positioned behind the room for its header.
 fn create(path: &Path) -> Result<File, Stop> {
     let mut file = folder::create(path).map_err(|error| failed("cannot create", path, &error))?;
     file.seek(SeekFrom::Start(HEADER_LEN as u64))
@@ -379,7 +379,7 @@ fn create(path: &Path) -> Result<File, Stop> {
     Ok(file)
 }
 
-/// Puts the header in front and gives the file its name.
+/// Writes the header and gives the file its name.
 fn complete(
     spool: &Spool,
     mut out: BufWriter<File>,
@@ -413,7 +413,7 @@ mod tests {
     use super::*;
     use crate::allocated::within;
 
-    /// As many pages as a database of 2 GiB has.
+    /// Pages of a database of 2 GiB, at 4096 bytes a page.
     const PAGES: u32 = 1 << 19;
 
     #[test]

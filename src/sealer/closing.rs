@@ -1,4 +1,4 @@
-//! Closing files, and following them to the store until they are confirmed.
+//! Closes files, and follows them to the store until the store confirms them.
 
 use super::capture::{self, Stop};
 use super::looks::Moment;
@@ -16,12 +16,12 @@ use crate::shipper::{self, Outcome, Task};
 use crate::store::{Body, Key};
 use crate::units::{Level, Timestamp, Txid, WriterId};
 
-/// The end of an attempt to close a file.
+/// Result of an attempt to close a file.
 #[derive(Clone, Copy)]
 pub(super) enum Attempt {
-    /// There is one.
+    /// A file of this TXID was closed.
     Made(Txid),
-    /// Nothing was committed, up to this count.
+    /// There was no commit up to this value of `commit_seq`.
     Nothing(u64),
 }
 
@@ -35,7 +35,7 @@ impl Attempt {
 }
 
 impl Replica {
-    /// Closes what was captured as this TXID.
+    /// Closes the captured frames as the file of this TXID.
     pub(super) fn close(&mut self, txid: Txid) {
         if self.shrinks() {
             log::info!("{}: the database has shrunk: a full image", self.database.label());
@@ -46,7 +46,7 @@ impl Replica {
         let now = self.process.now();
         match result {
             Ok(attempt) => {
-                // The WAL came or went just now: what it had is looked at once that was taken in.
+                // The WAL came or went just now. Its commits are looked for after the transition is processed.
                 if attempt.made().is_none()
                     && self.database.with(|shared| !shared.transitions.is_empty())
                 {
@@ -81,13 +81,13 @@ impl Replica {
         self.database.notify();
     }
 
-    /// Whether the database has fewer pages than the last file says, where that is to cost an image:
-    /// Litestream's VFS follows a file with fewer pages only if that holds all of them.
+    /// True if the database has fewer pages than the last file says, and the settings call for an image then.
+    /// Litestream's VFS follows a file with fewer pages only if that file holds all of them.
     fn shrinks(&self) -> bool {
         let last = self.closed.back().map(|file| file.base.commit);
         let stored = self.local.as_ref().and_then(|local| local.state.base);
         let last = last.or(stored.map(|base| base.commit));
-        // An empty WAL does not say it.
+        // An empty WAL does not tell the size.
         let published = self.database.with(|shared| shared.published);
         let now = published.filter(|index| index.max_frame > 0).map(|index| index.page_count);
         self.database.settings().history.shrink_images && now < last && now.is_some()
@@ -95,7 +95,7 @@ impl Replica {
 
     pub(super) fn close_captured(&mut self, txid: Txid) -> Result<Attempt, Stop> {
         if self.open.is_empty() {
-            // The common case: straight from the WAL into the file that is shipped.
+            // The common case: frames go straight from the WAL into the file that is uploaded.
             let seq = self.take_frames(Purpose::Close)?;
             if self.is_astray() {
                 self.clear_frames();
@@ -105,7 +105,7 @@ impl Replica {
                 self.set_captured(seq);
                 return Ok(Attempt::Nothing(seq));
             }
-            // What was left of the generation before is a piece by now.
+            // `take_frames` has written the tail of the old generation as a piece, if there was one.
             let alone = self.open.is_empty();
             if !self.frames.is_empty() {
                 let entry = self.next_entry(alone.then_some(txid));
@@ -127,21 +127,22 @@ impl Replica {
         let maker = maker(&self.engine, &point);
         let (first, last) = match (self.open.first(), self.open.last()) {
             (Some(first), Some(last)) => (first.pieces.0, last.pieces.1),
-            // What was captured was given up meanwhile: nothing is said of it.
+            // The captured pieces were given up meanwhile. No count is reported for them.
             _ => return Ok(Attempt::Nothing(0)),
         };
         let position = self.open.last().and_then(|entry| entry.position);
         let entry = Entry { txid: Some(txid), pieces: (first, last), position, len: 0 };
         let (commit, post) = (local.table.commit(), local.table.checksum());
         let closed = capture::merge(&local.spool, &self.open, commit, post, &maker, entry)?;
-        // It is the log's next file from here on, whatever becomes of the pieces that are in it.
+        // From here on the merged file is the log's next file, whatever becomes of its pieces.
         let pieces = std::mem::take(&mut self.open);
         self.add_closed(closed, maker.timestamp);
         self.remove_files(&pieces);
         Ok(Attempt::Made(txid))
     }
 
-    /// Tells of it: the engine first, since the report of a wait that ends here is made from that.
+    /// Reports the result. The engine comes first, because the report for a wait that ends here is made from
+    /// its status.
     pub(super) fn ended(&mut self, attempt: Attempt) {
         self.engine.handle(self.process.now(), Event::Closed(attempt.made()));
         if let Attempt::Nothing(seq) = attempt {
@@ -149,7 +150,7 @@ impl Replica {
         }
     }
 
-    /// Everything that was committed up to this count is with the store already.
+    /// Notes that the store has every commit up to this value of `commit_seq`.
     pub(super) fn nothing_to_close(&mut self, seq: u64) {
         if self.closed.is_empty() && self.open.is_empty() && self.engine.is_sure() {
             self.show();
@@ -157,7 +158,7 @@ impl Replica {
         }
     }
 
-    /// Joins the open pieces into one, still open.
+    /// Merges the open pieces into one piece, which stays open.
     pub(super) fn join_open(&mut self) -> Result<(), Stop> {
         let (Some(local), Some(point)) = (&mut self.local, self.point) else { return Ok(()) };
         let (Some(first), Some(last)) = (self.open.first(), self.open.last()) else {
@@ -221,7 +222,7 @@ impl Replica {
         }
     }
 
-    /// A file that the store was to be asked about cannot be read.
+    /// Handles a local file that cannot be read for a request to the store.
     fn cannot_read(&mut self, message: String) {
         log::error!("{}: {message}", self.database.label());
         let failure = Event::RequestFailed(Failure::Local { message });
@@ -229,7 +230,8 @@ impl Replica {
         self.give_up_unreadable();
     }
 
-    /// Cannot be: the engine asks only for files that it was told of. Said rather than ignored.
+    /// Reports a file that is not in the spool. This cannot happen, since the engine asks only for files that
+    /// it was told of.
     pub(super) fn lost_file(&mut self, txid: Txid) {
         let message = format!("the file of transaction {txid} is not in the spool");
         log::error!("{}: {message}", self.database.label());
@@ -241,7 +243,7 @@ impl Replica {
         self.closed.iter().find(|file| file.entry.txid == Some(txid))
     }
 
-    /// Takes in the end of a job at the store.
+    /// Handles the end of a job at the store.
     pub(super) fn shipped(&mut self, outcome: Outcome) {
         self.wake();
         let now = self.process.now();
@@ -309,7 +311,7 @@ impl Replica {
                 Event::Confirmed { arrived }
             }
             Outcome::Failed(failure) => {
-                // Whether a claim is there is not known from here on.
+                // From here on it is unknown whether the claim is in the log.
                 self.claiming = false;
                 log::warn!("{}: {}", self.database.label(), failure.message());
                 if failure.is_no_replica() {
@@ -330,7 +332,7 @@ impl Replica {
         self.note_sure();
     }
 
-    /// Remembers that the log was seen to end where the state says.
+    /// Saves that the log was seen to end where the state says.
     fn note_sure(&mut self) {
         let (boot, is_sure) = (crate::clock::boot(), self.engine.is_sure());
         let Some(local) = self.local.as_mut().filter(|local| is_sure && local.state.boot != boot)
@@ -343,8 +345,8 @@ impl Replica {
         }
     }
 
-    /// Remembers that the log was found to be ours: else the next start would take it once more, from
-    /// whoever has it by then.
+    /// Saves that the log was found to be ours. Otherwise the next start would take over the log once more,
+    /// from its writer of that time.
     fn note_claim(&mut self) {
         let Some(local) = &mut self.local else { return };
         if !self.engine.has_claimed() || std::mem::replace(&mut local.state.claimed, true) {
@@ -355,19 +357,19 @@ impl Replica {
         }
     }
 
-    /// The store confirmed a file, perhaps after a look at what it follows.
+    /// Notes that the store confirmed a file, perhaps after a check of the files before it.
     fn checked(&mut self, txid: Txid) {
         if self.looks.confirmed(Moment::now())
             && let Some(local) = &mut self.local
         {
             local.state.checked = txid.0;
-            // It comes with the confirmation.
+            // `State::confirm` sets the checksum.
             local.state.checked_sum = None;
         }
     }
 
-    /// Somebody emptied or replaced the replica. To go on where we were would leave a log that
-    /// nothing can be restored from, without a word.
+    /// Logs that the replica was emptied or replaced, and forgets its history. An image follows: without one,
+    /// the log would silently continue in a state from which nothing can be restored.
     fn replica_lost(&mut self, end: Option<Txid>) {
         self.forget_history();
         let found = match end {
@@ -382,15 +384,17 @@ impl Replica {
         );
     }
 
-    /// Takes over a log that was found to be another's; `true` if that is under way. From whom is on the
-    /// disk before anything of ours is in the log: a process that dies before it has noted the claim, or
-    /// finds no room to note it, would else take the log once more, from whoever has taken it from us.
+    /// Takes over a log of another writer; `true` if a claim is under way.
+    ///
+    /// The other writer's id is on the disk before a file of ours is in the log. A process may die before it
+    /// saves the claim, or have no room to save it. Without the id, the next start would claim the log again.
+    /// By then a third writer may have taken over the log from us.
     fn begin_claim(&mut self, head: Option<Head>) -> Result<bool, Failure> {
         let writer = self.engine.writer();
         let (Some(head), Some(local)) = (head, &mut self.local) else { return Ok(false) };
         let claims = !self.engine.has_claimed() && head.writer != writer;
-        // A claim that was answered with another's file was not taken: no place for it is left, and the log
-        // can be taken from that one.
+        // A pending claim that was answered with another writer's file was not created, since its TXID was
+        // taken. The log may then be taken from that writer.
         if !claims || (local.state.former.is_some() && !self.claiming) {
             return Ok(false);
         }
@@ -405,8 +409,9 @@ impl Replica {
         Ok(true)
     }
 
-    /// The log of another writer was taken over: from here on, whoever takes it from us fences us.
-    /// What our own log was based on is of no use there, so a crash finds that an image is due.
+    /// Continues after a claim was created: the log of another writer is now ours, and a writer that takes it
+    /// from us fences us. The base of our own former log is useless there, so a start after a crash finds that
+    /// an image is due.
     fn claimed(&mut self, at: Txid) {
         self.claiming = false;
         log::warn!(
@@ -426,8 +431,8 @@ impl Replica {
         }
     }
 
-    /// A lineage that goes on for another, or may have taken its log, takes the log from no third: that
-    /// one has taken it before.
+    /// Counts the log as claimed if a third writer has it. A lineage that continues another lineage, or may
+    /// have taken over its log, never takes the log from a third writer: that writer took it first.
     fn tell_lost_log(&mut self, head: Option<Head>) {
         let former = self.local.as_ref().and_then(|local| local.state.former);
         let (Some(head), Some(former)) = (head, former) else { return };
@@ -436,10 +441,11 @@ impl Replica {
         }
     }
 
-    /// A file behind the log's end that has our own id, but is not one that we know: the disk
-    /// forgot it, or a copy of this machine or folder writes too, with the same id. From here on
-    /// we have another, so that of two copies one finds the other's and stops. Nothing of that may
-    /// be in the log before it is on the disk.
+    /// Starts a new lineage if the log has a later file with our writer id that we do not know.
+    ///
+    /// Either the disk forgot that file, or a copy of this machine or folder writes with the same id. With a
+    /// new id for this process, one of two copies finds the files of its twin and stops. The new id is on the
+    /// disk before any file with it is in the log.
     fn tell_own_twin(&mut self, head: Option<Head>) -> Result<(), Failure> {
         let acked = self.engine.status().acked;
         let (known, ours) = (acked.max(self.claimed_at), self.engine.writer());
@@ -452,7 +458,7 @@ impl Replica {
             return Ok(());
         }
         let writer = WriterId(random_id());
-        // What the log was based on is of no use to an image.
+        // The base of the old log is useless for an image.
         let renamed = State { former: Some(ours.0), ..State::new(writer, &local.state.replica) };
         let state = std::mem::replace(&mut local.state, renamed);
         if let Err(error) = local.save(true) {
@@ -475,16 +481,17 @@ impl Replica {
         }
     }
 
-    /// The store confirmed a file: the state passes it, then it is removed.
+    /// Handles the store's confirmation of a file: saves a state that covers the file, then takes the file out
+    /// of the spool.
     pub(super) fn acked(&mut self, txid: Txid) {
         let mut seq = 0;
-        // A file that was there already tells nothing of those behind it.
+        // A file that was already at the store says nothing about the files behind it.
         let boot = crate::clock::boot().filter(|_| self.engine.is_sure());
         while self.closed.front().is_some_and(|file| file.entry.txid <= Some(txid)) {
             let (Some(file), Some(local)) = (self.closed.pop_front(), &mut self.local) else {
                 break;
             };
-            // That the log is ours must not be forgotten in a power loss: we would take it again.
+            // A power loss must not undo the fact that the log is ours: we would claim the log again.
             let durable = !local.state.claimed;
             local.state.confirm(file.base, boot.or(local.state.boot));
             local.passed.push((file.entry, file.base));
@@ -500,7 +507,7 @@ impl Replica {
         self.publish();
     }
 
-    /// Takes the files out of the spool that the saved state has passed.
+    /// Takes the files that the saved state covers out of the spool.
     fn keep_copies(&mut self) -> Result<(), crate::local::Error> {
         let passed = self.local.as_mut().map(|local| std::mem::take(&mut local.passed));
         let kept = passed.into_iter().flatten().map(|(entry, base)| self.keep_copy(&entry, &base));
@@ -516,7 +523,7 @@ impl Replica {
         });
     }
 
-    /// Forgets everything that waits: an image supersedes it.
+    /// Removes all files that wait in the spool, since an image replaces them.
     pub(super) fn clear_spool(&mut self) {
         let closed = self.closed.drain(..).map(|file| file.entry);
         let passed = self.local.iter_mut().flat_map(|local| local.passed.drain(..));
@@ -525,8 +532,8 @@ impl Replica {
         self.remove_files(&entries);
     }
 
-    /// Removes files whose pieces are elsewhere by now. What cannot be removed is known by that, too,
-    /// and left out when the spool is read again.
+    /// Removes files whose pieces are in another file by now. The next read of the spool recognizes a file that
+    /// could not be removed, and skips it.
     fn remove_files(&self, entries: &[Entry]) {
         let Some(local) = &self.local else { return };
         for entry in entries {
@@ -537,7 +544,7 @@ impl Replica {
     }
 }
 
-/// The point that a closed file makes.
+/// Returns the base that a closed file makes.
 fn base(table: &PageTable, point: &Point, entry: &Entry) -> Base {
     Base {
         txid: point.txid.0,

@@ -1,8 +1,8 @@
-//! What is due, and would be due to nobody if this process ended.
+//! Saves findings that would be forgotten if this process ended.
 //!
 //! Most findings are found again: nothing is captured before they are answered, so the next start meets the
-//! same evidence. The others are named in the state before anything else is said of them, and stay there
-//! until the replica has the answer.
+//! same evidence. The other findings are named in the state before any report of them. They stay there until
+//! the replica has the answer.
 
 use super::open::Local;
 use super::replica::Replica;
@@ -10,8 +10,8 @@ use crate::finding::{Answer, Finding};
 use crate::units::Txid;
 
 impl Local {
-    /// What an earlier process found and did not answer. A name of another version calls for the answer that
-    /// is right for all.
+    /// Returns the finding that an earlier process did not answer. A name of another version gets the answer
+    /// that is right for every finding.
     pub(super) fn due(&self) -> Option<Finding> {
         let name = self.state.due.as_deref()?;
         Some(Finding::named(name).unwrap_or(Finding::TableDisproved))
@@ -19,12 +19,12 @@ impl Local {
 }
 
 impl Replica {
-    /// Notes on the disk what was found, if the next start would not come to it by itself.
+    /// Saves a finding if the next start would not find it by itself.
     pub(super) fn remember(&mut self, found: Finding) {
         if found.is_found_again() {
             return;
         }
-        // What was read before does not answer it.
+        // Pages that were read before do not answer this finding.
         self.remembered += 1;
         let Some(local) = &mut self.local else { return };
         let known = local.due();
@@ -38,8 +38,8 @@ impl Replica {
         }
     }
 
-    /// A comparison has read all pages, after so many findings were noted: what differs is in the file of
-    /// this TXID, if anything does.
+    /// Notes that a comparison has read all pages. `remembered` is the count of findings at its start; `file`
+    /// has the pages that differ, if any.
     pub(super) fn compared(&mut self, remembered: u64, file: Option<Txid>) {
         self.answered = file.map(|txid| (txid, remembered));
         if file.is_some() {
@@ -53,15 +53,15 @@ impl Replica {
         }
     }
 
-    /// The store has confirmed a file: it may be the one that answers what was found.
+    /// Notes that the store confirmed a file, which may answer a finding.
     pub(super) fn answers(&mut self, txid: Txid) {
         if let Some((_, remembered)) = self.answered.take_if(|(file, _)| *file <= txid) {
             self.is_answered(remembered);
         }
     }
 
-    /// Takes what is due out of the state, where nothing was found since so much was noted; true if there
-    /// was something. The caller saves the state.
+    /// Removes the finding from the state, if none was noted since the count was `remembered`; true if there
+    /// was one. The caller saves the state.
     pub(super) fn is_answered(&mut self, remembered: u64) -> bool {
         let is_all = remembered == self.remembered;
         let due = self.local.as_mut().filter(|_| is_all).map(|local| local.state.due.take());

@@ -1,13 +1,12 @@
-//! Letting the WAL go where it cannot be captured.
+//! Lets the WAL go if it cannot be captured.
 //!
-//! While capture fails the WAL must stay, so it grows. That ends before the application suffers: after a
-//! while, or at a size, the place in it is given up as when the spool is full, and what is missing is found by
-//! comparison once the state folder can be written again. A write of the application's that finds no room
-//! ends it at once.
+//! While capture fails the WAL must stay, so it grows. That ends before the application suffers. After a while,
+//! or at a size, the replica gives up its position in the WAL, as it does when the spool is full. Once the
+//! state folder can be written again, a comparison finds the missing commits. A write of the application that
+//! finds no room ends the wait at once.
 //!
-//! Where the disk is full by then no transaction is committed any more, so that no checkpoint of the
-//! application's runs either: the WAL is copied into the database file from here, and the next transaction
-//! begins it anew.
+//! If the disk is full by then, no transaction commits any more, so no checkpoint of the application runs
+//! either. Then the sealer copies the WAL into the database file, and the next transaction restarts the WAL.
 
 use super::capture::{self, Cursor, Stop};
 use super::replica::{LocalJob, Replica};
@@ -19,36 +18,37 @@ use crate::local;
 use crate::units::PageSize;
 use crate::wal::{WalIndex, frame_offset};
 
-/// Capture may fail for so long, in milliseconds, before the WAL is let go: as long as a file waits for room.
+/// Milliseconds for which capture may fail before the WAL is let go. A file waits for room equally long.
 const FAILS_FOR_MS: u64 = 10_000;
-/// A WAL up to this size is kept, however small the database is.
+/// Bytes up to which a WAL is kept, however small the database is.
 const KEPT_AT_LEAST: u64 = 16 << 20;
-/// The size that a WAL has without us: SQLite checkpoints at 1000 pages, most often of 4096 bytes.
+/// Usual length of a WAL without walferry, in bytes. SQLite checkpoints at 1000 pages, most often of 4096
+/// bytes.
 const USUAL_WAL: u64 = 4 << 20;
-/// The part of the free room of the database's disk that the WAL may take.
+/// Divisor for the part of the free room on the database's disk that the WAL may take.
 const PART_OF_FREE: u64 = 4;
-/// A WAL that did not change for so long, in milliseconds, is copied, and one that could not be is copied
-/// again.
+/// Milliseconds for which a WAL must not change before it is copied, and milliseconds between a failed copy and
+/// the next.
 const STANDS_STILL_MS: u64 = 1000;
-/// A reason is told again after so long, in milliseconds.
+/// Milliseconds after which the same reason is logged again.
 const TOLD_AGAIN_MS: u64 = 10_000;
 
-/// Remembers that capture fails, and what was seen of the WAL meanwhile.
+/// Record of failing capture, and of the WAL meanwhile.
 #[derive(Default)]
 pub(super) struct Failing {
     /// Time of the first failure since the last success.
     since: Option<u64>,
-    /// The last failure was one for want of room.
+    /// True if the last failure was a lack of room.
     lacks_room: bool,
-    /// The wal-index as it was seen while the WAL was let go, and since when.
+    /// Last wal-index seen while the WAL was let go, and the time since when it has not changed.
     stands: Option<(WalIndex, u64)>,
-    /// Time at which the WAL was last copied in vain.
+    /// Time at which a copy of the WAL last failed to reach the WAL's end.
     copied_at: Option<u64>,
-    /// The reason that was last told, and when.
+    /// Last logged reason, with its time.
     told: Option<(String, u64)>,
 }
 
-/// Says how much a WAL that cannot be captured costs the application.
+/// Cost of a WAL that cannot be captured.
 #[derive(Clone, Copy, Debug)]
 struct Burden {
     /// Milliseconds for which capture has failed.
@@ -59,12 +59,14 @@ struct Burden {
     cap: u64,
     /// Bytes of the database, which a comparison reads.
     database: u64,
-    /// Bytes that are free on its disk; `None` for a file system that does not tell.
+    /// Bytes that are free on the database's disk; `None` if they do not count, or the file system does not
+    /// tell.
     free: Option<u64>,
 }
 
 impl Burden {
-    /// Decides whether the WAL is let go. Beyond the size of the database a comparison costs less than the WAL that it saves.
+    /// True if the WAL must be let go. Beyond the size of the database a comparison costs less than the WAL
+    /// that it saves.
     fn is_too_much(&self) -> bool {
         let room = self.free.map_or(u64::MAX, |free| free / PART_OF_FREE);
         let most = self.cap.min(self.database.max(KEPT_AT_LEAST)).min(room);
@@ -79,7 +81,7 @@ impl Replica {
         self.comparison_fails();
     }
 
-    /// Says why. The same is said again only after a while: each commit may come to it.
+    /// Logs the reason. The same reason is logged again only after a while, since each commit may fail.
     pub(super) fn tell_why_it_fails(&mut self, why: &str) {
         let now = self.process.now();
         let known = self
@@ -93,20 +95,20 @@ impl Replica {
         }
     }
 
-    /// Notes that a comparison was.
+    /// Notes that a comparison was stopped by the local disk.
     pub(super) fn comparison_fails(&mut self) {
         let now = self.process.now();
         self.failing.since.get_or_insert(now);
     }
 
-    /// Notes that all was captured.
+    /// Notes that everything is captured.
     pub(super) fn capture_succeeds(&mut self) {
         let Failing { copied_at, told, .. } = std::mem::take(&mut self.failing);
         self.failing = Failing { copied_at, told, ..Failing::default() };
     }
 
-    /// Returns an error if nothing can be written to the spool, where that was so before: a comparison would
-    /// read the database, and keep its WAL, for nothing.
+    /// Returns an error if capture has failed before and the spool still cannot be written. A comparison would
+    /// then read the database, and keep its WAL, for nothing.
     pub(super) fn try_spool(&self) -> Result<(), Stop> {
         let (Some(_), Some(local)) = (self.failing.since, &self.local) else { return Ok(()) };
         let why = |error: local::Error| {
@@ -115,7 +117,7 @@ impl Replica {
         local.spool.try_write().map_err(why)
     }
 
-    /// Lets the WAL go if capture has failed for too long, or if the WAL has grown too much by that.
+    /// Lets the WAL go if capture has failed for too long, or if the WAL has grown too much meanwhile.
     pub(super) fn let_go_in_time(&mut self) {
         let burden = self.burden().filter(Burden::is_too_much);
         if burden.is_some() && self.keeps_wal_in_vain() {
@@ -125,7 +127,7 @@ impl Replica {
         self.copy_standing_wal();
     }
 
-    /// True if the WAL is kept for capture alone, and that fails.
+    /// True if the WAL is kept only for capture, and capture fails.
     fn keeps_wal_in_vain(&self) -> bool {
         let fails = self.failing.since.is_some() && matches!(self.job, LocalJob::None);
         fails && self.attached && self.cursor != Cursor::Unknown
@@ -138,7 +140,8 @@ impl Replica {
         let index = self.database.with(|shared| shared.published)?;
         let from = if end.at.salts == index.salts { end.at.frame } else { 0 };
         let database = u64::from(local.table.commit()) * u64::from(point.page_size.get());
-        // What we take of that disk is given back first, and a comparison would only need more of it.
+        // If our own files take the room on that disk, they are given back first, and a comparison would only
+        // need more.
         let shared = self.failing.lacks_room && self.shares_disk();
         let folder = self.database.path().parent().filter(|_| !shared);
         Some(Burden {
@@ -150,7 +153,7 @@ impl Replica {
         })
     }
 
-    /// Gives up the place in the WAL. What is captured stays, and what is missing is found by comparison.
+    /// Gives up the position in the WAL. Captured frames stay; a comparison finds the missing commits.
     fn let_wal_go(&mut self) {
         let failure = self.engine.status().failure;
         self.diverge(Finding::CaptureFails);
@@ -161,7 +164,7 @@ impl Replica {
         self.publish();
     }
 
-    /// Frees the WAL of what keeps it, for a write of the application's that found no room.
+    /// Frees the WAL for a write of the application that found no room.
     pub(super) fn free_wal(&mut self) {
         if self.is_wal_large() && (self.end_comparison() || self.end_image()) {
             self.leave_room();
@@ -173,15 +176,15 @@ impl Replica {
         self.copy_wal();
     }
 
-    /// Cuts off the WAL where a comparison, which is due again, found no room beside it: SQLite keeps a file
-    /// that has grown while it had to stay.
+    /// Truncates the WAL if a comparison, which will be repeated, found no room beside it. SQLite does not
+    /// shorten a file that has grown while it had to stay.
     pub(super) fn shorten_wal(&self) {
         let Some(border) = self.database.border().filter(|_| self.is_wal_in_the_way()) else {
             return;
         };
         border.hold_checkpoints(false);
         let path = self.database.label();
-        // With nothing left to copy the write lock is held for a moment only.
+        // With nothing left to copy, the write lock is held only for a moment.
         let is_copied = border.checkpoint().is_ok()
             && border.wal_index().is_some_and(|index| border.copied() == Some(index.max_frame));
         if !is_copied || self.database.with(|shared| shared.restarts) {
@@ -198,20 +201,20 @@ impl Replica {
         let len = wal.symlink_metadata().map_or(0, |found| found.len());
         let free = self.local.as_ref().and_then(|local| local.spool.free());
         let is_more = free.is_some_and(|free| len > USUAL_WAL && len > free);
-        // Nobody asks the other replicas of the database, nor the programs beside a sidecar.
+        // Other replicas of the database, and the programs beside a sidecar, are not asked.
         let all = self.process.at(self.database.path()).map_or(0, |all| all.each().count());
         let is_alone = all == 1 && !self.database.settings().tend;
         is_more && is_alone && matches!(self.job, LocalJob::None) && self.shares_disk()
     }
 
-    /// True if the WAL is larger than what SQLite keeps in any case.
+    /// True if the WAL is larger than its usual length without walferry.
     fn is_wal_large(&self) -> bool {
         let index = self.database.border().and_then(|border| border.wal_index());
         let len = index.map_or(0, |index| wal_len(index.page_size, index.max_frame));
         len >= USUAL_WAL
     }
 
-    /// Gives back what is kept for the application while an image reads the database; false if nothing is.
+    /// Gives back the reserve that is kept while an image reads the database; false if there is none.
     pub(super) fn gives_reserve(&mut self) -> bool {
         let LocalJob::Image(image) = &mut self.job else { return false };
         let gives = image.take_reserve().is_some();
@@ -221,11 +224,11 @@ impl Replica {
         gives
     }
 
-    /// Copies a WAL that was let go and stands still: where no commit finds room nobody else does, and of
-    /// writers in other processes we do not hear.
+    /// Copies a WAL that was let go and does not change. If no commit finds room, no other connection
+    /// checkpoints the WAL, and walferry does not hear of writers in other processes.
     pub(super) fn copy_standing_wal(&mut self) {
         let is_let_go = self.failing.since.is_some() || self.local.is_none();
-        // A connection of ours takes descriptors, and those that are left are the application's.
+        // A connection of ours takes descriptors, and the remaining descriptors are for the application.
         let is_let_go = is_let_go && crate::descriptors::scarce().is_none();
         let is_open = self.database.with(|shared| shared.gate == Gate::Open);
         let index = self.database.border().filter(|_| is_let_go && is_open);
@@ -244,14 +247,14 @@ impl Replica {
         }
     }
 
-    /// Copies what the WAL has into the database file, as far as readers allow, with a checkpoint that waits
-    /// for no lock: the writer that waits for this may have the write lock.
+    /// Copies the WAL's frames into the database file, as far as readers allow. This checkpoint waits for no
+    /// lock: the writer that waits for this call may hold the write lock.
     fn copy_wal(&mut self) {
         let Some(border) = self.database.border().cloned() else { return };
         let Some(index) = border.wal_index() else { return };
         let now = self.process.now();
         let is_copied = || border.copied().is_some_and(|copied| copied >= index.max_frame);
-        // One that is in vain costs the application's disk as much each time.
+        // Each failed copy costs as much of the application's disk time again.
         let recent =
             self.failing.copied_at.is_some_and(|at| now.saturating_sub(at) < STANDS_STILL_MS);
         if recent || is_copied() {
@@ -270,7 +273,7 @@ impl Replica {
     }
 }
 
-/// Bytes of a WAL of so many frames.
+/// Returns the length in bytes of a WAL of `frames` frames.
 fn wal_len(page_size: PageSize, frames: u32) -> u64 {
     frame_offset(page_size, frames.saturating_add(1))
 }

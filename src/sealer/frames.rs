@@ -1,4 +1,4 @@
-//! Taking committed frames out of the WAL: for the gate, and ahead of it.
+//! Takes committed frames out of the WAL, for the gate and ahead of it.
 
 use std::fs::File;
 
@@ -15,21 +15,21 @@ use crate::units::{PageSize, Salts, Txid, WalPosition};
 use crate::wal::evidence::{self, Account, Gap, Guard, Proven, Restart, Sight};
 use crate::wal::{FrameHeader, FrameSet, NO_WAL, Tail, WalIndex, checksum_at, reaches};
 
-/// Open pieces are joined when so many have gathered, so that closing never opens too many files.
+/// Number of open pieces at which they are merged, so that closing never opens too many files.
 const OPEN_PIECES_MAX: usize = 64;
-/// Frames whose headers are read ahead.
+/// Number of uncaptured frames from which their headers are read ahead.
 const READ_AHEAD: u32 = 128;
-/// How often index and file are looked at before they count as two that never meet.
+/// Most looks at index and file before they count as two that do not match.
 const LOOKS_MAX: usize = 10;
-/// After so long, in milliseconds, they are looked at once more, and for so long at most.
+/// Milliseconds until index and file are looked at once more, and milliseconds for which this is repeated.
 const UNCLEAR_AGAIN_MS: u64 = 10;
 const UNCLEAR_MAX_MS: u64 = 2000;
 
-/// Index and file do not fit together for now.
+/// Index and file that do not match for now.
 #[derive(Clone, Copy)]
 pub(super) struct Unclear {
     since: u64,
-    /// When they are to be looked at again; `None` once the engine was told to.
+    /// Time of the next look; `None` once that time has passed.
     pub again_at: Option<u64>,
 }
 
@@ -37,18 +37,18 @@ pub(super) struct Unclear {
 #[derive(Clone, Copy, Debug)]
 struct Look {
     index: WalIndex,
-    /// Held from before the look until after it.
+    /// Guard held from before the look until after it.
     guard: Option<Guard>,
-    /// Count of the commits up to it.
+    /// Value of `commit_seq` at this look.
     seq: u64,
-    /// When the oldest of them was made that the engine was not told of.
+    /// Time of the oldest of these commits that the engine was not told of.
     since: Option<u64>,
-    /// The wal-index cannot be read now: this is what was last published.
+    /// True if the wal-index cannot be read now; `index` is then the last published one.
     is_old: bool,
 }
 
 impl Replica {
-    /// Looks for commits of processes that do not tell us.
+    /// Looks for commits of processes that do not report them.
     pub(super) fn watch(&mut self, now: u64) {
         if !self.watches() || self.watch_at > now {
             return;
@@ -72,7 +72,7 @@ impl Replica {
         }
     }
 
-    /// Whether database and local state are where they were when they were opened.
+    /// True if database and local state are still in the places where they were opened.
     fn is_in_place(&mut self) -> bool {
         if self.is_astray() {
             return false;
@@ -84,8 +84,8 @@ impl Replica {
         state
     }
 
-    /// Whether another file has taken the place of the database. Its WAL may then be that one's: frames that
-    /// were read before the answer was no are of this one.
+    /// True if another file has taken the place of the database. The WAL may then belong to that file. Frames
+    /// that were read before a `false` answer are of the right database.
     pub(super) fn is_astray(&mut self) -> bool {
         let astray = self.database.border().is_some_and(|border| !border.is_in_place());
         if astray && !std::mem::replace(&mut self.astray, true) {
@@ -94,21 +94,20 @@ impl Replica {
         astray
     }
 
-    /// Keeps other processes from beginning the WAL anew, unless the gate is open: then nothing is
-    /// captured of it, and a writer whose WAL cannot be begun anew would be slow for nothing.
+    /// Keeps other processes from restarting the WAL, unless the gate is open. Then nothing is captured, and a
+    /// WAL that cannot be restarted would only slow writers down.
     pub(super) fn hold_wal(&self) {
         self.hold(self.database.with(|shared| shared.gate != Gate::Open));
     }
 
-    /// Keeps other processes from beginning the WAL anew, or lets them.
+    /// Keeps other processes from restarting the WAL, or allows it.
     pub(super) fn hold(&self, hold: bool) {
         if let Some(border) = self.database.border() {
             border.hold(hold);
         }
     }
 
-    /// Reads the headers of what was committed while there is time: at the gate only the rest is
-    /// left to do.
+    /// Reads the headers of committed frames in advance, so that only the rest is left to do at the gate.
     pub(super) fn read_ahead(&mut self) {
         let known = self.cursor != Cursor::Unknown && matches!(self.job, LocalJob::None);
         let published = self.database.with(|shared| shared.published);
@@ -126,8 +125,8 @@ impl Replica {
         }
     }
 
-    /// Publishes the wal-index as it is now. It is read under the lock under which the application's
-    /// threads publish, so that it is never older than what they said.
+    /// Publishes the current wal-index. It is read under the lock under which the application's threads
+    /// publish, so it is never older than a published one.
     pub(super) fn refresh_published(&self) {
         let Some(border) = self.database.border() else { return };
         let now = self.process.now();
@@ -141,7 +140,7 @@ impl Replica {
         });
     }
 
-    /// Forgets frames that are in no piece: what comes next takes them in another way.
+    /// Forgets frames that are in no piece. A later step takes them in another way.
     pub(super) fn clear_frames(&mut self) {
         self.frames = FrameSet::default();
         self.frames_end = None;
@@ -150,20 +149,20 @@ impl Replica {
         self.unclear = None;
     }
 
-    /// Takes in how the WAL came and went, and what it has.
+    /// Processes attaches and detaches of the WAL, and captures its frames.
     pub(super) fn look_now(&mut self) {
         self.wake();
         self.follow();
         self.capture_now();
     }
 
-    /// The same, because somebody waits: at the gate, or for the store.
+    /// As [`Replica::look_now`], for a caller that waits at the gate or for the store.
     pub(super) fn asked(&mut self) {
         self.look_now();
         self.engine.handle(self.process.now(), Event::Asked);
     }
 
-    /// Captures what is published, into a piece, because somebody waits at the gate.
+    /// Captures the published frames into a piece, because a caller waits at the gate.
     pub(super) fn capture_now(&mut self) {
         if self.local.is_none() || !self.attached || self.dead.is_some() {
             return;
@@ -175,7 +174,7 @@ impl Replica {
         self.database.notify();
     }
 
-    /// Makes the newest published frames a piece, unless there are none.
+    /// Writes the newest published frames as a piece, if there are any.
     pub(super) fn capture(&mut self, purpose: Purpose) -> Result<(), Stop> {
         let seq = self.take_frames(purpose)?;
         if !self.frames.is_empty() {
@@ -189,13 +188,13 @@ impl Replica {
                 self.check_cap();
             }
         }
-        // Frames that were taken at an earlier look count with that, where none was to be had now.
+        // Frames that an earlier look took count with the value of that look, if no look was possible now.
         self.set_captured(seq.max(self.captured_seq));
         Ok(())
     }
 
-    /// Reads the headers of the frames that were committed since; gives the count of commits that
-    /// they end with.
+    /// Reads the headers of frames committed since the last call. Returns the value of `commit_seq` at their
+    /// end.
     pub(super) fn take_frames(&mut self, purpose: Purpose) -> Result<u64, Stop> {
         self.hear();
         self.follow_restart();
@@ -212,8 +211,8 @@ impl Replica {
                 return Ok(look.seq);
             }
             if look.is_old && !self.is_end_there(&look.index) {
-                // A writer died in the middle of the wal-index, and the recovery that comes next may cut off
-                // what was published.
+                // A writer died while it wrote the wal-index. The recovery that follows may cut off published
+                // frames.
                 break;
             }
             if self.take_seen(cursor, &look)? {
@@ -221,7 +220,7 @@ impl Replica {
                 self.frames_seq = look.seq;
                 return Ok(look.seq);
             }
-            // The file is of another moment than the index, or another file by now.
+            // The file is of another moment than the index, or is another file by now.
             self.wal = None;
         }
         self.look_again_soon(told)
@@ -235,8 +234,8 @@ impl Replica {
         index.max_frame == 0 || last.is_some_and(|last| last.is_end_of(index))
     }
 
-    /// The wal-index cannot be read, as in the middle of a writer's change to it, and the file has
-    /// gone on: this is looked at again in a moment, but not for ever.
+    /// Schedules another look, because the wal-index cannot be read, or file and index do not match. This
+    /// happens in the middle of a writer's change. Gives up after `UNCLEAR_MAX_MS`.
     fn look_again_soon(&mut self, told: Option<u64>) -> Result<u64, Stop> {
         let now = self.process.now();
         let since = self.unclear.map_or(now, |unclear| unclear.since);
@@ -245,7 +244,7 @@ impl Replica {
             return Err(Stop::Diverged(Finding::WalOfAnother));
         }
         self.unclear = Some(Unclear { since, again_at: Some(now + UNCLEAR_AGAIN_MS) });
-        // Until then it waits as if the engine had not been told, of what it was told before too.
+        // Until then the commits wait as if the engine had not been told of any, including earlier ones.
         self.database.with(|shared| {
             let told = earlier(told, shared.report.unacked_since).or(Some(now));
             shared.unreported_since = earlier(shared.unreported_since, told);
@@ -253,8 +252,8 @@ impl Replica {
         Ok(self.captured_seq)
     }
 
-    /// The wal-index as it is now, or was last published, with the count of commits up to it. `None`
-    /// while nothing of it is known, or it may belong to a WAL that was not taken in yet.
+    /// Returns the current wal-index, or the last published one, with the value of `commit_seq` up to it.
+    /// `None` if no index is known, or if the index may belong to a WAL whose attach was not processed yet.
     fn look_at_index(&self) -> Option<Look> {
         let border = self.database.border();
         let known = self.cursor != Cursor::Unknown;
@@ -279,9 +278,11 @@ impl Replica {
         })
     }
 
-    /// True if everything up to this look was accounted for before. What holds others from the WAL
-    /// now does so from here on. An index that is equal is not enough: recovery sets its count to 0, and
-    /// it may have come back to where it was, with other frames.
+    /// True if everything up to this look was accounted for before. The guard of this look then holds from here
+    /// on.
+    ///
+    /// An equal index is not enough: recovery sets `iChange` to 0, and later commits may bring back the same
+    /// values with other frames.
     fn is_judged(&mut self, look: &Look) -> bool {
         let end = match (&mut self.frames_end, &mut self.cursor) {
             (Some(end), _) if !self.frames.is_empty() => end,
@@ -313,7 +314,7 @@ impl Replica {
         }
     }
 
-    /// Goes on to the next generation if this process has seen it begin right behind the cursor.
+    /// Moves the cursor to the next generation, if this process saw the restart right behind the cursor.
     pub(super) fn follow_restart(&mut self) {
         let Cursor::At(cursor) = self.cursor else { return };
         let restart = self.database.with(|shared| shared.restart);
@@ -330,12 +331,12 @@ impl Replica {
         self.database.with(|shared| shared.restarts || shared.restart.as_ref().is_some_and(is_next))
     }
 
-    /// Where capture stands, with the frames that are taken and not written yet.
+    /// Returns the position of capture, including frames that are taken but not written yet.
     fn taken_end(&self, cursor: Proven) -> Proven {
         self.frames_end.filter(|_| !self.frames.is_empty()).unwrap_or(cursor)
     }
 
-    /// Takes what the evidence says was committed since; `false` when index and file are to be
+    /// Takes the frames committed since, as far as the evidence proves them. `false` if index and file must be
     /// looked at again.
     fn take_seen(&mut self, cursor: Proven, look: &Look) -> Result<bool, Stop> {
         let index = &look.index;
@@ -360,7 +361,7 @@ impl Replica {
         let mut end = self.taken_end(cursor);
         let mut account = self.account(&end, look, page_size)?;
         if account != Account::Continues && !self.frames.is_empty() {
-            // What is taken and not written may be overwritten: it is looked for once more.
+            // Frames that are taken but not written may be overwritten, so they are looked for once more.
             self.clear_frames();
             end = cursor;
             account = self.account(&end, look, page_size)?;
@@ -374,8 +375,8 @@ impl Replica {
                 1
             }
             Account::Overtaken => return Ok(false),
-            // The thread that makes the restart has seen both sides of it, and tells in a moment, or has told
-            // since it was looked for.
+            // The thread that makes the restart has seen both sides of it. That thread will report the restart
+            // in a moment, or has reported it since the last look.
             Account::NotProven(Gap::Restarted) if self.is_told_of_restart(&cursor) => {
                 return Ok(false);
             }
@@ -412,7 +413,7 @@ impl Replica {
         account.map_err(|error| Stop::Failed(format!("cannot read the WAL: {error}")))
     }
 
-    /// Adds the frames from `first` to the index's last.
+    /// Adds the frames from `first` up to the index's last.
     fn add_frames(
         &mut self,
         index: &WalIndex,
@@ -430,14 +431,14 @@ impl Replica {
         let frames = (first, index.max_frame);
         let mut added = self.frames.extend_known(wal, page_size, frames, pages);
         if added.as_ref().is_err_and(|error| !capture::is_for_want_of_room(error.kind())) {
-            // Without shared memory the headers in the file are all there is.
+            // Without shared memory the frames' headers in the file are the only source.
             added = self.frames.extend(wal, page_size, first, index.max_frame);
         }
         let why = |error: &std::io::Error| format!("cannot read the WAL: {error}");
         added.map_err(|error| capture::stop(error.kind(), why(&error)))
     }
 
-    /// Makes a piece of what the generation before has left behind the cursor.
+    /// Writes the frames that the old generation has behind the cursor as a piece.
     fn take_tail(&mut self, cursor: Proven, tail: Tail) -> Result<(), Stop> {
         log::debug!(
             "{}: restarted behind frame {}; left is up to frame {}",
@@ -465,15 +466,16 @@ impl Replica {
             WalPosition { salts, frame: self.frames.last, checksum: self.frames.checksum };
         let end = self.frames_end.filter(|end| end.at == position);
         let entry = Entry { position: Some(position), ..entry.clone() };
-        // Recovery may have brought other frames to these places: where SQLite before 3.50.2 wrote some
-        // without a checksum, the count of commits is all that tells.
+        // Recovery may have put other frames in these places. SQLite before 3.50.2 wrote some frames without a
+        // checksum, and then only `iChange` tells.
         let taken =
             self.judged.filter(|taken| (taken.salts, taken.max_frame) == (salts, position.frame));
         let border = self.database.border();
         let now = || border.and_then(|border| border.wal_index());
         let in_place = || match (taken, now()) {
             (Some(taken), Some(now)) => now.salts != taken.salts || now.follows(&taken),
-            // A writer died in the midst of its header, and those who recovered may have died so too.
+            // A writer died while it wrote the header of the wal-index. Processes that recovered may have died
+            // likewise.
             (Some(_), None) => reaches(wal, point.page_size, position),
             (None, _) => true,
         };
@@ -499,7 +501,7 @@ impl Replica {
         Entry { txid, pieces: (self.piece + 1, self.piece + 1), position, len: 0 }
     }
 
-    /// Publishes how far capture has come. The gate looks at it.
+    /// Publishes the position of capture, which the gate reads.
     pub(super) fn set_captured(&mut self, seq: u64) {
         let complete = match self.cursor {
             Cursor::At(end) if self.frames.is_empty() => Some(end),
@@ -520,7 +522,7 @@ impl Replica {
         });
     }
 
-    /// Capture did not succeed: tells the engine, and the gate not to wait for it.
+    /// Handles a failed capture: tells the engine, and tells the gate not to wait.
     pub(super) fn stopped(&mut self, stop: Stop) {
         match stop {
             Stop::Diverged(found) => self.diverge(found),
@@ -552,8 +554,8 @@ impl Replica {
     }
 }
 
-/// The WAL is closed: either all of it is captured, or the next to open the database finds out what is
-/// missing.
+/// Checks a WAL that is closed: either all of it is captured, or the next process to open the database finds
+/// the missing commits.
 fn taken_before_the_end(cursor: Proven, look: &Look) -> Result<u64, Stop> {
     if cursor.is_at(&look.index) {
         return Ok(look.seq);

@@ -1,9 +1,9 @@
-//! Gives up the shipper's place, and makes sure that somebody has it who ships the rest.
+//! Gives up the shipper's place, and ensures that another process takes it and ships the rest.
 //!
-//! The shared page says that a process stands by. That may be wrong: it was killed since, or is
-//! stopped, or the word is of an earlier boot. Only the lock tells. So what is left is this process's
-//! to ship until another one holds the lock and says that it ships; if none does in time, the place is
-//! taken back.
+//! The shared page says that a process stands by. That word may be wrong: the process was killed since, or is
+//! stopped, or the word is from an earlier boot. Only the lock shows the truth. So this process must ship the
+//! rest until another process holds the lock and says that it ships. If no process does so in time, this
+//! process takes the place back.
 
 use std::io;
 use std::path::Path;
@@ -17,15 +17,16 @@ use crate::engine::{Engine, Event, Need};
 use crate::local::shared::SharedPage;
 use crate::units::WriterId;
 
-/// Longest time, in milliseconds, in which another process must have taken the place: it asks for it
-/// every [`STANDBY_RETRY_MS`].
+/// Milliseconds within which another process must take the place. A standby asks for it every
+/// [`STANDBY_RETRY_MS`].
 const OFFER_MS: u64 = 1000;
-/// How often it is looked whether one says that it has.
+/// Milliseconds between two looks whether a process has taken the place.
 const LOOK_MS: u64 = 20;
-/// A place that nobody took is offered to nobody for so long, unless everything is shipped before.
+/// Milliseconds for which a place that no process took is not offered again, unless everything is shipped
+/// earlier.
 const KEEP_MS: u64 = 30_000;
 
-/// The shipper's place once this process has no use for it.
+/// The shipper's place after this process has no more use for it.
 #[derive(Default)]
 pub(super) enum Handover {
     /// No place was given up with anything left to ship.
@@ -33,27 +34,27 @@ pub(super) enum Handover {
     Kept,
     /// The place is free, and the rest is in the local state.
     Offered(Offer),
-    /// Another process holds the lock, and says that it ships.
+    /// Another process holds the lock and says that it ships.
     Given,
 }
 
 /// A place that another process may take.
 pub(super) struct Offer {
-    /// When it is taken back.
+    /// Time at which this process takes the place back.
     until: u64,
-    /// When it is looked next whether somebody has it.
+    /// Time of the next look whether another process has taken the place.
     look_at: u64,
     page: Option<Arc<SharedPage>>,
     left: Left,
 }
 
-/// The rest, as far as the local state does not tell.
+/// The rest that is to be shipped, as far as the local state does not name it.
 struct Left {
     need: Need,
-    /// Last piece that was captured, and where in the WAL.
+    /// Last piece that was captured, and its end in the WAL.
     piece: u64,
     cursor: Cursor,
-    /// When the oldest commit of it was made.
+    /// Time of the oldest commit of the rest.
     since: Option<u64>,
 }
 
@@ -62,7 +63,7 @@ impl Handover {
         matches!(self, Handover::Offered(_))
     }
 
-    /// Returns when it is to be looked whether it was taken.
+    /// Returns the time of the next look whether another process has taken the place.
     pub(super) fn look_at(&self) -> Option<u64> {
         match self {
             Handover::Offered(offer) => Some(offer.look_at),
@@ -72,12 +73,13 @@ impl Handover {
 }
 
 impl Offer {
-    /// True if a process says that it ships. A reason to ask for the lock, and nothing more.
+    /// True if a process says that it ships. This is only a reason to ask for the lock.
     fn is_said_to_be_taken(&self) -> bool {
         self.page.as_ref().and_then(|page| page.view()).is_some_and(|view| view.term != 0)
     }
 
-    /// The same of a process that has the lock. Without the page nobody can say so.
+    /// True if the process that has the lock says that it ships. Without the page no process can say so, and
+    /// the lock is enough.
     fn is_taken(&self, dir: &Path) -> bool {
         let page = self.page.as_ref().filter(|page| page.is_in_place(dir));
         page.is_none() || self.is_said_to_be_taken()
@@ -90,9 +92,9 @@ impl Offer {
 }
 
 impl Replica {
-    /// True if nobody has the database open and everything is shipped, or can be left to another
-    /// process. One that has it open in another mode than WAL ships nothing, and leaves the place to who
-    /// would.
+    /// True if no connection has the database open, and everything is shipped or can be left to another
+    /// process. A process that has the database open outside WAL mode ships nothing. It leaves the place to a
+    /// process that would.
     pub(super) fn may_leave(&self) -> bool {
         let (closed, quiet) =
             self.database.with(|shared| (shared.connections == 0, shared.transitions.is_empty()));
@@ -104,7 +106,8 @@ impl Replica {
             Handover::Given => closed || self.is_outside_wal(),
             Handover::Kept if closed || self.is_outside_wal() && self.are_waiting() => {
                 let left = || self.engine.is_idle() && self.may_offer();
-                // A word that nobody took the place for would only have it compared again.
+                // If no process took the place although commits were reported, a second release would only
+                // cause a second comparison.
                 let early = !self.drains && self.process.now() < self.keep_until;
                 let waits = || early && self.is_word_there();
                 let shipped = || self.has_shipped() && !waits();
@@ -123,10 +126,9 @@ impl Replica {
         self.are_waiting() && self.process.now() >= self.keep_until
     }
 
-    /// Gives up the place, with the local state whole for the next process.
+    /// Gives up the place, with the local state complete for the next process.
     pub(super) fn release(&mut self) {
-        // A process that never got at the local state, and knows of no shipper, cannot say that all is
-        // well.
+        // A process that never opened the local state, and knows of no shipper, cannot report that all is well.
         let now = self.process.now();
         let had_place = self.local.is_some();
         let well = had_place
@@ -145,8 +147,8 @@ impl Replica {
                 log::error!("{}: {error}", self.database.label());
             }
         }
-        // What another process committed after this one was closed, which nobody has captured. It is
-        // looked for only now: from here on who commits finds no shipper.
+        // Another process may have committed after this process closed the database, and no process has
+        // captured that. The report is read only now: from here on a process that commits finds no shipper.
         let unheard = page.as_ref().is_some_and(|page| page.peek_unreported().is_some())
             && !self.is_outside_wal();
         owes |= unheard;
@@ -163,12 +165,12 @@ impl Replica {
         });
     }
 
-    /// True unless the place is still to be looked after.
+    /// True unless this process still has to look after the place.
     pub(super) fn has_left(&self) -> bool {
         !self.handover.is_offered()
     }
 
-    /// Names what the engine or capture knows to be due and the local state does not.
+    /// Returns the need that the engine or capture knows of and the local state does not.
     fn need(&self) -> Need {
         match self.engine.need() {
             Need::Nothing if self.published_is_ahead() => Need::Resync,
@@ -177,10 +179,10 @@ impl Replica {
     }
 
     fn offer(&mut self, page: Option<Arc<SharedPage>>, left: Left) {
-        // After the state was synced, which may take its time: others can have the place only from now on.
+        // Saving and syncing the state may take a while, and others can take the place only from now on.
         let now = self.process.now();
         self.forget_local();
-        // What the store answers to what was asked before is of no use.
+        // Answers of the store to earlier requests are useless.
         self.tenure += 1;
         self.engine = Engine::new(Self::options(&self.database), WriterId::default());
         self.database.with(|shared| {
@@ -191,13 +193,14 @@ impl Replica {
         self.handover = Handover::Offered(Offer { until: now + wait, look_at: now, page, left });
     }
 
-    /// The end of the process waits no longer than it may, and what is taken back is to be shipped in that time.
+    /// Returns the time for which the place is offered while the process ends. The process must end within its
+    /// timeout. If it takes the place back, it ships the rest in the time that is left.
     fn offer_while_draining(&self) -> u64 {
         let timeout = self.database.settings().shutdown_timeout.as_millis();
         OFFER_MS.min(u64::try_from(timeout / 2).unwrap_or(OFFER_MS))
     }
 
-    /// Ships what is left, now that the process ends.
+    /// Ships the rest, since the process is ending.
     pub(super) fn drain(&mut self) {
         self.drains = true;
         let until = self.process.now() + self.offer_while_draining();
@@ -208,8 +211,7 @@ impl Replica {
         self.hurry();
     }
 
-    /// Looks whether another process has taken the place that was offered; takes it back when none has
-    /// in time.
+    /// Looks whether another process has taken the offered place. Takes the place back if none has in time.
     pub(super) fn look_for_taker(&mut self, now: u64) {
         let Handover::Offered(offer) = &mut self.handover else { return };
         if offer.look_at > now {
@@ -224,7 +226,7 @@ impl Replica {
         }
         let is_taken = offer.is_taken(self.database.dir());
         match self.take_place() {
-            // One that has just the lock may not get at the local state.
+            // A process that has only just taken the lock may fail to open the local state.
             Some(Ok(Opening::HeldBy(_))) if !is_taken => self.put_off_offer(now),
             Some(Ok(Opening::HeldBy(_))) => {
                 self.handover = Handover::Given;
@@ -239,7 +241,7 @@ impl Replica {
     fn cannot_take_back(&mut self, why: &str, now: u64) {
         let found = self.database.path().symlink_metadata();
         if found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
-            // With the database its state is gone: there is nothing left to ship.
+            // The state is gone with the database, so nothing is left to ship.
             self.handover = Handover::Given;
             return;
         }
@@ -256,7 +258,7 @@ impl Replica {
     fn take_back_place(&mut self, found: Found, now: u64) {
         let Handover::Offered(offer) = std::mem::take(&mut self.handover) else { return };
         let left = offer.left;
-        // Somebody may have taken it meanwhile, and left it again: with all that was to be done done.
+        // Another process may have taken the place meanwhile, and left it again after it did all the work.
         let same = found.piece == left.piece;
         self.take_over(found);
         log::info!(
@@ -284,7 +286,7 @@ impl Replica {
     }
 }
 
-/// Adds that commits were not captured.
+/// Adds to a need that commits were not captured.
 fn worse(need: Need) -> Need {
     match need {
         Need::Nothing => Need::Resync,

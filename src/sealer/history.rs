@@ -1,4 +1,5 @@
-//! The replica's history: what the state machine beside the engine asks for goes out, and comes back.
+//! Connects the state machine of the replica's history with the shipper: sends its work, and handles the
+//! results.
 
 use std::time::Duration;
 
@@ -15,13 +16,14 @@ use crate::shipper::Task;
 use crate::store::{FileInfo, Key};
 use crate::units::{Level, Timestamp, Txid};
 
-/// In how long a window what is not kept is looked for once, in milliseconds.
+/// Window for one deletion of expired files, in milliseconds.
 const CHECK_MS: u64 = 3_600_000;
-/// As long as a file is at the store, nobody whose request was under way can take its place.
+/// Longest time that a request can be under way. While a file stays at the store this long, no such request can
+/// create another file in its place.
 const L0_RETENTION_SAFE: Duration = Duration::from_mins(5);
 
 impl Replica {
-    /// Goes on with what an earlier process of this lineage knew of the replica.
+    /// Continues with the knowledge of the replica that an earlier process of this lineage saved.
     pub(super) fn resume_history(&mut self) {
         let settings = self.database.settings();
         self.history = History::new(options(settings));
@@ -38,7 +40,7 @@ impl Replica {
         }
     }
 
-    /// Asks for what is due, while all goes well.
+    /// Ships the history work that is due, while the database streams and the log is ours.
     pub(super) fn keep_history(&mut self, now: u64) {
         if self.engine.status().phase != Phase::Streaming || !self.engine.has_claimed() {
             return;
@@ -52,7 +54,7 @@ impl Replica {
         }
     }
 
-    /// A file is at the store. What is read for the next join stays here for a while.
+    /// Moves a file that the store confirmed to the copies, because the next compaction reads it.
     pub(super) fn keep_copy(
         &mut self,
         entry: &Entry,
@@ -74,7 +76,7 @@ impl Replica {
         self.history.handle(self.process.now(), Event::Acked(file));
     }
 
-    /// The replica is not what it was.
+    /// Forgets the history and the copies: the replica has changed.
     pub(super) fn forget_history(&mut self) {
         self.history.handle(self.process.now(), Event::Forget);
         if let Some(local) = &mut self.local {
@@ -82,7 +84,7 @@ impl Replica {
         }
     }
 
-    /// Takes in how a piece of work ended.
+    /// Handles the result of history work.
     pub(super) fn history_done(&mut self, done: Done) {
         let now = self.process.now();
         self.counters.requests += done.requests;
@@ -126,7 +128,7 @@ impl Replica {
         self.save_history();
     }
 
-    /// What is known of the replica outlives this process; that it does not is no harm.
+    /// Saves the knowledge of the replica for the next process. A failed save does no harm.
     pub(super) fn save_history(&self) {
         let (Some(local), Some(saved)) = (&self.local, self.history.saved()) else { return };
         if let Err(error) = history::save(&local.dir, &local.state, saved, || local.may_write()) {

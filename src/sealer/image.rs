@@ -1,8 +1,7 @@
-//! A full image: the database as one file, streamed to the store part by part.
+//! A full image: the whole database as one file, streamed to the store in parts.
 //!
-//! The first part carries the header, which names the checksum of the database that results, and
-//! so is sent last. In memory are at the most: the first part, the part being filled, one waiting
-//! and one being sent.
+//! The first part has the header, which names the checksum of the resulting database. So the first part is sent
+//! last. Memory holds at most four parts: the first, one being filled, one waiting, and one being sent.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -28,18 +27,18 @@ use crate::store::Key;
 use crate::units::{Level, Pgno, Timestamp, Txid};
 use crate::wal::WalIndex;
 
-/// The file that is made.
+/// The file being written.
 enum Writing {
     Pages(Encoder<Buffer>),
-    /// All pages are encoded, and their index follows.
+    /// All pages are encoded; the page index follows.
     Index(Ending<Buffer>),
-    /// All of it is in parts.
+    /// The whole file is cut into parts.
     Done,
 }
 
-/// An image on its way.
+/// An image in progress.
 pub(super) struct ImageJob {
-    /// Tells the outcomes of this upload from those of earlier ones.
+    /// Number of this upload, which tells its outcomes from those of earlier uploads.
     number: u64,
     level: Level,
     txid: Txid,
@@ -49,7 +48,7 @@ pub(super) struct ImageJob {
 }
 
 enum Stage {
-    /// The store has not yet agreed to take it.
+    /// The store has not yet accepted the upload.
     Opening,
     Sending(Box<Sending>),
     /// All parts are handed over.
@@ -57,9 +56,9 @@ enum Stage {
 }
 
 struct Sending {
-    /// Until all pages are read.
+    /// The walk; `None` once all pages are read.
     scan: Option<Scan>,
-    /// Room for a write of the application's that finds none in that time.
+    /// Room reserved, while the database is read, for a write of the application that finds no room.
     reserve: Option<Reserve>,
     file: Writing,
     parts: mpsc::Sender<Part>,
@@ -67,26 +66,26 @@ struct Sending {
     /// The first part, kept until the header is known.
     first: Option<Buffer>,
     next_number: u32,
-    /// A part for which there was no room yet.
+    /// A part for which the channel had no room yet.
     waiting: Option<Part>,
     blocked: bool,
-    /// Commits up to this count are in the image.
+    /// Value of `commit_seq` up to which the image holds every commit.
     seq: u64,
-    /// Whether the database was open in this process when the walk began.
+    /// True if the database was open in this process when the walk began.
     attached: bool,
-    /// How often the WAL had come and gone by then.
+    /// Value of the replica's `epoch` when the walk began.
     epoch: u64,
     fingerprint: Option<Fingerprint>,
-    /// How many findings had been noted by then.
+    /// Value of the replica's `remembered` when the walk began.
     remembered: u64,
-    /// What is still to be sent when all pages are read.
+    /// Parts still to be sent after the page index is written.
     rest: Option<Vec<Part>>,
     done: Option<Box<Done>>,
 }
 
 struct Done {
     image: Image,
-    /// Length of the file in bytes, once all of it is written.
+    /// Length of the file in bytes, known once the file is written.
     len: u64,
     seq: u64,
     cursor: Cursor,
@@ -108,12 +107,13 @@ impl ImageJob {
         matches!(&self.stage, Stage::Sending(sending) if !sending.blocked)
     }
 
-    /// Whether the store may make the file appear at any moment.
+    /// True if the store may publish the file at any moment.
     pub(super) fn is_completing(&self) -> bool {
         matches!(self.stage, Stage::Completing(_))
     }
 
-    /// How many bytes of the database are read, of how many; none before the store has agreed.
+    /// Returns the bytes of the database that are read, and the bytes in all. `None` before the store has
+    /// accepted the upload.
     pub(super) fn progress(&self) -> Option<(u64, u64)> {
         match &self.stage {
             Stage::Opening => None,
@@ -125,7 +125,7 @@ impl ImageJob {
         }
     }
 
-    /// The room that is kept while the database is read.
+    /// Returns the reserve that is kept while the database is read.
     pub(super) fn reserve(&self) -> Option<&Reserve> {
         match &self.stage {
             Stage::Sending(sending) => sending.reserve.as_ref(),
@@ -133,7 +133,7 @@ impl ImageJob {
         }
     }
 
-    /// Returns the room that is kept while the database is read, which is then given back.
+    /// Takes the reserve out of the job. Dropping it frees the room.
     pub(super) fn take_reserve(&mut self) -> Option<Reserve> {
         match &mut self.stage {
             Stage::Sending(sending) => sending.reserve.take(),
@@ -141,7 +141,7 @@ impl ImageJob {
         }
     }
 
-    /// Whether the database is being read, so that its WAL must stay.
+    /// True if the database is being read, so that its WAL must stay.
     pub(super) fn is_reading(&self) -> bool {
         matches!(self.stage, Stage::Sending(_))
     }
@@ -154,7 +154,7 @@ impl Replica {
         txid: Txid,
         pre_apply: Option<DatabaseChecksum>,
     ) {
-        // Times rise with transactions, whatever the clock says: a moment must mean one state.
+        // Timestamps rise with TXIDs, whatever the clock says: a point in time must mean one state.
         let base = self.local.as_ref().and_then(|local| local.state.base);
         let before = base.map_or(0, |base| base.timestamp).max(self.log_time.0);
         let timestamp = Timestamp(crate::clock::wall().0.max(before.saturating_add(1)));
@@ -167,7 +167,7 @@ impl Replica {
         let number = self.next_number();
         let image = ImageJob { number, level, txid, pre_apply, timestamp, stage };
         self.job = LocalJob::Image(Box::new(image));
-        // What is in the WAL may not be in the database file yet.
+        // Pages in the WAL may not be in the database file yet.
         let wal = local::wal_path(self.database.path());
         let len = |path| std::fs::metadata(path).map_or(0, |file| file.len());
         let len = len(self.database.path()).saturating_add(len(&wal));
@@ -175,11 +175,11 @@ impl Replica {
         self.ship(Task::OpenUpload { job: number, key, timestamp, len, plan });
     }
 
-    /// Takes in what the shipper says of an upload.
+    /// Handles what the shipper reports about an upload.
     pub(super) fn upload_event(&mut self, number: u64, outcome: UploadOutcome) {
         let ours = matches!(&self.job, LocalJob::Image(image) if image.number == number);
         if !ours {
-            // The end of an upload that was given up.
+            // A report about an upload that was given up.
             return;
         }
         let LocalJob::Image(mut image) = std::mem::replace(&mut self.job, LocalJob::None) else {
@@ -206,7 +206,7 @@ impl Replica {
                 outcome @ (UploadOutcome::Refused | UploadOutcome::Failed(_)),
                 Stage::Completing(done),
             ) => {
-                // It may be there, and even a refusal may be the answer to our own repeated call.
+                // The file may be at the store. Even a refusal may be the answer to our own repeated request.
                 if let UploadOutcome::Failed(failure) = outcome {
                     log::warn!("{}: {}", self.database.label(), failure.message());
                     self.engine.note(failure);
@@ -242,7 +242,8 @@ impl Replica {
         self.engine.handle(self.process.now(), Event::ImageFailed(Failure::Local { message }));
     }
 
-    /// Ends an image that reads the database, which keeps the WAL; false if none does. It begins anew later.
+    /// Ends an image that reads the database and so keeps the WAL; false if there is none. The image is
+    /// repeated later.
     pub(super) fn end_image(&mut self) -> bool {
         let reads = matches!(&self.job, LocalJob::Image(image) if image.is_reading());
         if reads {
@@ -253,7 +254,8 @@ impl Replica {
         reads
     }
 
-    /// An image that was refused was not ours: do not look for it later.
+    /// Forgets an image that was refused. The file at the store is not ours, so no later check must look for
+    /// it.
     fn forget_image(&mut self) {
         if let Some(local) = &mut self.local {
             local.state.image = None;
@@ -268,10 +270,10 @@ impl Replica {
         parts: mpsc::Sender<Part>,
         part_len: usize,
     ) -> Result<Sending, Stopped> {
-        // From here on the WAL must not be begun anew.
+        // From here on the WAL must not be restarted.
         self.database.with(|shared| {
             shared.set_gate(crate::database::Gate::Shut);
-            // What was captured up to the end of the WAL would be let go all the same.
+            // If `captured` stayed set, the WAL would be let go where capture had reached the WAL's end.
             shared.captured = None;
         });
         self.hold_wal();
@@ -287,7 +289,7 @@ impl Replica {
         self.clear_frames();
         self.clear_spool();
         let page_size = scan.page_size();
-        // A part is cut when the slice with its end was encoded.
+        // A part is cut only after the slice that completes it was encoded.
         let mut part = Buffer::with_capacity(part_len.saturating_add(4 * SLICE));
         part.write_all(&[0; HEADER_LEN]).map_err(|error| error.to_string())?;
         let reserve = self.reserve();
@@ -320,7 +322,7 @@ impl Replica {
         })
     }
 
-    /// Opens a walk over one slice of the pages, in a read transaction.
+    /// Opens a walk over one slice of the pages, in a short read transaction.
     pub(super) fn open_slice(&mut self, first: Pgno, makes_room: bool) -> Result<Scan, String> {
         let scan = self.scan(|border, wal| {
             let pages = |index: &WalIndex, add: &mut dyn FnMut(u32, Pgno)| {
@@ -368,7 +370,7 @@ impl Replica {
         self.set_gate();
     }
 
-    /// One slice; `true` when everything is handed over.
+    /// Does one slice; `true` when all parts are handed over.
     fn step_sending(&mut self, sending: &mut Sending, head: &Head) -> Result<bool, Stopped> {
         if let Some(part) = sending.waiting.take()
             && !sending.send(part)?
@@ -404,9 +406,9 @@ impl Replica {
         Ok(false)
     }
 
-    /// All pages are read: makes the header, and remembers what is about to appear at the store.
+    /// Writes the header after all pages are read, and saves the image that is about to appear at the store.
     fn finish_sending(&mut self, sending: &mut Sending, head: &Head) -> Result<(), Stopped> {
-        // What is left of the upload needs no read transaction.
+        // The rest of the upload needs no read transaction.
         let Some(scan) = sending.scan.take() else { return Err("it was read already".into()) };
         sending.reserve = None;
         if !scan.is_intact() {
@@ -457,7 +459,7 @@ impl Replica {
         local.state.base = None;
         local.state.clean = None;
         local.state.image = Some(image);
-        // A state without a base calls for an image until one is confirmed.
+        // The state has no base now. A state without a base calls for an image until one is confirmed.
         self.is_answered(sending.remembered);
         let Some(local) = self.local.as_mut() else { return Err("the local state is gone".into()) };
         local.save(true).map_err(|error| error.to_string())?;
@@ -474,17 +476,17 @@ impl Replica {
         Ok(())
     }
 
-    /// While the walk went on, the WAL must not have been begun anew.
+    /// Returns an error if the WAL was restarted or recovered during the walk.
     pub(super) fn check_generation(scan: &Scan) -> Result<(), String> {
         if !scan.is_intact() {
             return Err("a checkpoint ran while the database was read".into());
         }
         let Some(before) = scan.snapshot().index.filter(|index| index.max_frame > 0) else {
-            // Readers of the file alone keep everybody from copying frames to it.
+            // Readers of the file alone keep every process from copying frames into it.
             return Ok(());
         };
-        // Recovery may have cut frames off that have no checksum. Until others are in all of their places,
-        // the index ends before them; from then on the count may be what it was, but not the last frame.
+        // Recovery may have cut off frames without a checksum. Until later commits fill all of their places,
+        // the index ends earlier. After that `iChange` may be the same again, but the last frame is another.
         match scan.index_now() {
             Some(now) if now.follows(&before) && scan.has_last() => Ok(()),
             _ => Err("the WAL was restarted or recovered while the database was read".into()),
@@ -524,13 +526,12 @@ impl Replica {
             self.engine.handle(now, Event::Committed { at: now });
         }
         if !same_wal && (self.is_attached() || !complete) {
-            // What was committed meanwhile is in a WAL that capture cannot go on with, or that is
-            // gone.
+            // Commits made meanwhile are in a WAL from which capture cannot continue, or which is gone.
             self.engine.handle(now, Event::Diverged);
         }
     }
 
-    /// The store said whether the image of an earlier process arrived.
+    /// Handles the store's answer whether an earlier process's image has arrived.
     pub(super) fn confirmed(&mut self, arrived: bool) {
         let now = self.process.now();
         let Some(local) = self.local.as_mut() else { return };
@@ -546,7 +547,7 @@ impl Replica {
             }
             if local.table.checksum().get() == expected {
                 self.point = point_of(&image.base);
-                // Whatever was committed since: the comparison finds it.
+                // The comparison finds all commits made since.
                 self.engine.handle(now, Event::Diverged);
             } else {
                 self.engine.handle(now, Event::ImageNeeded);
@@ -560,7 +561,7 @@ impl Replica {
     }
 }
 
-/// What the header is made of.
+/// Fields of the header that are known before the walk.
 struct Head {
     level: Level,
     txid: Txid,
@@ -568,10 +569,10 @@ struct Head {
     timestamp: Timestamp,
 }
 
-/// The end of a read before its time.
+/// Early end of a read.
 pub(super) struct Stopped {
     pub why: String,
-    /// The read was in somebody's way, as it may be at any time.
+    /// True if the read stood in the way of another connection, which may happen at any time.
     gave_way: bool,
 }
 
@@ -595,7 +596,7 @@ impl From<&str> for Stopped {
 }
 
 impl Sending {
-    /// Hands a part over; `false` when there is no room and it waits.
+    /// Hands over a part; `false` if the channel has no room and the part waits.
     fn send(&mut self, part: Part) -> Result<bool, String> {
         match self.parts.try_send(part) {
             Ok(()) => Ok(true),
@@ -608,12 +609,12 @@ impl Sending {
         }
     }
 
-    /// Writes some of the index; behind its end, the last parts are made.
+    /// Writes a part of the page index. At its end, makes the last parts.
     fn step_index(&mut self) -> Result<(), String> {
         let Writing::Index(ending) = &mut self.file else {
             return Err("it was written already".into());
         };
-        // As much at a time as of the pages.
+        // As many bytes at once as of the pages.
         let end = ending.get_mut().len().saturating_add(SLICE).min(self.part_len);
         while ending.get_mut().len() < end {
             if ending.step().map_err(|error| error.to_string())? {
@@ -633,7 +634,7 @@ impl Sending {
         self.cut_part()
     }
 
-    /// Cuts full parts off what is encoded.
+    /// Cuts a full part off the encoded bytes.
     fn cut_part(&mut self) -> Result<(), String> {
         let part_len = self.part_len;
         let bytes = match &mut self.file {
@@ -657,7 +658,7 @@ impl Sending {
     }
 }
 
-/// The parts that are left, in reverse order: a stack.
+/// Returns the remaining parts in reverse order, as a stack.
 fn last_parts(
     sending: &mut Sending,
     mut bytes: Buffer,

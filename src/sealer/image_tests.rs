@@ -1,4 +1,4 @@
-//! An image is cut into parts, and put together again.
+//! Tests that an image is cut into parts, and that the parts together give the file.
 
 #![allow(clippy::unwrap_used)]
 
@@ -35,8 +35,8 @@ fn put(file: &mut Vec<u8>, part: Part) {
     file[at..at + bytes.len()].copy_from_slice(&bytes);
 }
 
-/// Makes an image as the sealer does and takes its parts, of which there is room for one; gives the
-/// file, and how many bytes were waiting at the most.
+/// Makes an image as the sealer does, and takes its parts from a channel with room for one part. Returns the
+/// file and the largest number of bytes that waited.
 fn sent(pages: u32) -> (Vec<u8>, usize) {
     let dir = tempfile::tempdir().unwrap();
     let (parts, mut taken) = mpsc::channel(1);
@@ -106,7 +106,7 @@ fn the_index_of_an_image_is_sent_part_by_part() {
     }
 }
 
-/// Reads a database whose wal-index has become another.
+/// A reader whose wal-index has changed: the index of the snapshot, and the index of now.
 struct Changed(WalIndex, WalIndex);
 
 impl Reader for Changed {
@@ -125,7 +125,7 @@ impl Reader for Changed {
     }
 }
 
-/// A WAL of three frames, of which only those that are marked have salts and a checksum.
+/// Returns a WAL of three frames. Only the marked frames have salts and a checksum.
 fn wal(salts: Salts, marked: [bool; 3]) -> Vec<u8> {
     let words =
         |words: &[u32]| -> Vec<u8> { words.iter().flat_map(|word| word.to_be_bytes()).collect() };
@@ -162,7 +162,7 @@ fn however_many_commits_follow_a_recovery_a_walk_ends_with_it() {
     };
     assert!(!ends(index(2, 3), [true, false, false]));
     assert!(!ends(index(3, 4), [true, false, false]), "another commit");
-    // Recovery leaves the first frame; then one commit, and another.
+    // Recovery keeps the first frame. Then one commit follows, then another.
     assert!(ends(index(0, 1), [true, false, false]));
     assert!(ends(index(1, 2), [true, true, false]));
     assert!(ends(index(2, 3), [true, true, true]));

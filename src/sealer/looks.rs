@@ -1,9 +1,10 @@
-//! When the store is asked, before a file goes out, whether the log is still where this process left it.
+//! Decides when the store is asked, before a file goes out, whether the log still ends where this process left
+//! it.
 //!
-//! Somebody may have emptied the replica; or the machine was put back to an earlier state, from which it
-//! went on once before. A process that was started since then looks before its first file. One that was
-//! put back with its memory is told by a wall clock that has jumped, or by a listing that was made for
-//! another reason and shows what it has never sent.
+//! The replica may have been emptied. Or the machine was put back to an earlier state from which it had already
+//! continued once. A process that was started since then looks before its first file. A process that was put
+//! back together with its memory notices a jump of the wall clock. Or a listing made for another reason shows a
+//! transaction that this process has never sent.
 
 use crate::local::state::State;
 use crate::log_end::Confirmed;
@@ -12,10 +13,10 @@ use crate::plan::retain::Own;
 use crate::shipper::Look;
 use crate::units::{Timestamp, Txid, WriterId};
 
-/// How often the replica is looked at, in milliseconds, while files go there.
+/// Milliseconds between two looks at the replica while files go there.
 const INTERVAL_MS: u64 = 60_000;
 
-/// Now, by both clocks.
+/// The current time by both clocks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moment {
     /// Milliseconds since the start of the machine.
@@ -34,8 +35,7 @@ impl Moment {
         passed.max(shown) >= INTERVAL_MS
     }
 
-    /// True if the two clocks disagree about the time since then, as after a return to a picture of
-    /// the memory.
+    /// True if the two clocks disagree about the time since then, as after a restored memory image.
     fn has_jumped_since(self, earlier: Moment) -> bool {
         let passed = self.at.saturating_sub(earlier.at);
         let shown = self.wall.0.abs_diff(earlier.wall.0);
@@ -43,22 +43,22 @@ impl Moment {
     }
 }
 
-/// What is known of the last look.
+/// State of the looks at the replica.
 #[derive(Default, Debug)]
 pub(super) struct Looks {
-    /// When the replica was last seen to hold what it had confirmed; `None` before this process has
+    /// Time at which the replica was last seen to hold every confirmed file. `None` before this process has
     /// looked, and when there is reason to look again.
     seen: Option<Moment>,
-    /// The file on its way goes out only after a look, and whether that is one at the log's end.
+    /// Set if the file in flight goes out only after a look; true if that look is one at the log's end.
     asked: Option<bool>,
-    /// A listing showed transactions that were not sent from here.
+    /// True if a listing showed transactions that this process has not sent.
     outrun: bool,
 }
 
 impl Looks {
-    /// What the replica must still hold, if it is time to look: the last transaction, and the last one
-    /// of the look before. A replica that was emptied in between does not hold that, whatever was sent
-    /// there since.
+    /// Returns the transactions that the replica must still hold, if it is time to look. These are the last
+    /// transaction, and the last one of the look before. A replica that was emptied in between lacks the
+    /// latter, whatever was sent there since.
     pub(super) fn before_put(
         &mut self,
         now: Moment,
@@ -73,11 +73,12 @@ impl Looks {
             return Look { first, writer, ..Look::default() };
         };
         let base = Txid(state.base.map_or(0, |base| base.txid));
-        // A disk that was put back to the lineage's beginning finds its file, and perhaps no later one.
+        // A disk that was put back to the start of the lineage finds the file of its `base`. Later files may
+        // have been removed, so that file proves nothing.
         let own = Own { first: state.first.map(Txid), last: base };
         let first = first || own.may_outlast(base);
-        // What this process has seen for itself was not lost with the power, nor set back; nor was what others
-        // have noted since the machine was started.
+        // A look by this process itself is newer than any power loss, and than a reset that would show in the
+        // clocks. So is a state that was saved since the machine was started.
         let known = state.is_sure(crate::clock::boot());
         let behind = self.seen.map_or(!known, |seen| now.has_jumped_since(seen));
         let confirmed = |txid, sum: Option<u64>| {
@@ -93,7 +94,7 @@ impl Looks {
         Look { last, earlier, first, behind, writer }
     }
 
-    /// The store confirmed a file; whether it was looked at what that follows.
+    /// Notes that the store confirmed a file; true if there was a look at the files before it.
     pub(super) fn confirmed(&mut self, now: Moment) -> bool {
         let Some(at_the_end) = self.asked.take() else { return false };
         if at_the_end {
@@ -103,18 +104,18 @@ impl Looks {
         true
     }
 
-    /// All that was confirmed is there.
+    /// Notes that every confirmed file is there.
     pub(super) fn all_seen(&mut self, now: Moment) {
-        // That the log has gone on may have been seen since then.
+        // Since then, a listing may have shown that the log has later transactions.
         self.seen = Some(now).filter(|_| !self.outrun);
     }
 
-    /// There is reason to look again.
+    /// Notes a reason to look again.
     pub(super) fn doubt(&mut self) {
         self.seen = None;
     }
 
-    /// The log was seen to end with this transaction, when nothing behind `sent` had been sent from here.
+    /// Notes that the log was seen to end with `end`, when this process had sent nothing behind `sent`.
     pub(super) fn saw_end(&mut self, end: Txid, sent: Txid) {
         if end > sent {
             self.doubt();
@@ -200,7 +201,7 @@ mod tests {
         assert_eq!(ask(&mut looks, at(1, 1)), NOTHING);
         looks.saw_end(Txid(10), Txid(9));
         assert_eq!(ask(&mut looks, at(1, 1)), (Some(9), Some(5), true));
-        // Until that has been done.
+        // The same, until a look was done.
         assert_eq!(ask(&mut looks, at(2, 2)), (Some(9), Some(5), true));
         assert!(looks.confirmed(at(3, 3)));
         assert_eq!(ask(&mut looks, at(4, 4)), NOTHING);
@@ -209,7 +210,7 @@ mod tests {
     #[test]
     fn what_is_seen_while_a_file_is_on_its_way_is_not_forgotten() {
         let mut looks = Looks::default();
-        // With a look of its own, and then without one.
+        // First with a look, then without.
         for now in [0, 1000] {
             ask(&mut looks, at(now, 0));
             looks.saw_end(Txid(10), Txid(9));
@@ -217,7 +218,7 @@ mod tests {
             assert_eq!(ask(&mut looks, at(now, 0)), (Some(9), Some(5), true));
             assert!(looks.confirmed(at(now, 0)));
         }
-        // Nor by an image, which has a name of its own.
+        // An image does not end the doubt either, since it has a name of its own.
         looks.saw_end(Txid(10), Txid(9));
         looks.all_seen(at(1000, 0));
         assert_eq!(ask(&mut looks, at(1001, 0)), (Some(9), Some(5), true));

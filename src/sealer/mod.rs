@@ -1,7 +1,7 @@
-//! The sealer thread: reads committed frames back from the WALs and writes the spool.
+//! The sealer thread reads committed frames back from the WALs and writes the spool.
 //!
-//! It carries out the engines' local actions and hands the others to the shipper. Long work
-//! (images, comparisons) is done in slices, so that no database waits long for another.
+//! The sealer carries out the engines' local actions and passes the other actions to the shipper. It does long
+//! work (images, comparisons) in slices, so that no database waits long for another.
 
 mod age;
 mod attach;
@@ -31,10 +31,10 @@ use std::time::Duration;
 use crate::process::{Control, Inbox, Process};
 use replica::Replica;
 
-/// How often the wal-index of an open database is looked at for commits of other processes.
+/// Interval at which the sealer reads the wal-index of an open database, to find commits of other processes.
 pub(super) const WATCH_INTERVAL_MS: u64 = 1000;
 
-/// The thread's body; it ends with the process.
+/// Runs the thread; the loop ends only with the process.
 pub(crate) fn run(process: &Arc<Process>, inbox: &Inbox) {
     let mut sealer = Sealer { process: process.clone(), replicas: HashMap::new(), draining: false };
     loop {
@@ -62,8 +62,8 @@ impl Sealer {
         if let Some(why) = self.process.ended() {
             self.replicas.values_mut().for_each(|replica| replica.end(&why));
         }
-        // A commit's message says only that there is something to do: the position is with the
-        // database. So that one that did not fit into the channel is no loss.
+        // The message of a commit says only that there is work: the position is in the state of the database.
+        // So a message that did not fit into the channel is no loss.
         while let Ok(frames) = inbox.commits.try_recv() {
             if let Some(replica) = self.replicas.get_mut(&frames.database) {
                 replica.wake();
@@ -101,7 +101,7 @@ impl Sealer {
             Control::Ping(answer) => {
                 let _ = answer.try_send(());
             }
-            // Until it is read, there is nothing to do for it.
+            // There is no work for a database before its first read or write.
             Control::Connected(id) if !self.replicas.contains_key(&id) => {}
             Control::Connected(id) | Control::Attached(id) => {
                 if let Some(replica) = self.replica(id) {
@@ -135,7 +135,8 @@ impl Sealer {
             }
             Control::Shipped(id, tenure, outcome) => {
                 let replica = self.replicas.get_mut(&id);
-                // The end of what was ended shows, whatever is answered to what it asked before.
+                // After the end of a replica its error must stay visible, so answers to earlier requests are
+                // dropped.
                 let waits =
                     |replica: &&mut Replica| replica.tenure == tenure && replica.dead.is_none();
                 if let Some(replica) = replica.filter(waits) {
@@ -161,7 +162,7 @@ impl Sealer {
         self.replicas.get_mut(&id)
     }
 
-    /// Does what is due; gives the milliseconds until the next thing is, 0 for at once.
+    /// Does the work that is due. Returns the milliseconds until the next work is due, 0 for at once.
     fn work(&mut self) -> Option<u64> {
         let now = self.process.now();
         let (mut next, mut finished): (Option<u64>, _) = (None, Vec::new());
@@ -172,7 +173,7 @@ impl Sealer {
             if replica.is_due(now) {
                 guard(replica, |replica| replica.work(now));
             }
-            // What it was told may have opened something, too.
+            // Control messages may have opened files even if no work was due.
             guard(replica, Replica::rest);
             if replica.may_leave() && guard(replica, Replica::release) && replica.has_left() {
                 finished.push(replica.database.path().to_path_buf());
@@ -181,7 +182,7 @@ impl Sealer {
             next = [next, replica.due_at()].into_iter().flatten().min();
             true
         });
-        // Only now nobody of this thread has them.
+        // Only now does no part of this thread refer to these databases any more.
         for path in &finished {
             self.process.forget_settled(path);
         }
@@ -193,16 +194,16 @@ impl Sealer {
     }
 }
 
-/// What is said of a database whose step panicked.
+/// Reason that is reported for a database whose step panicked.
 const PANIC: &str = "an internal error of walferry (a panic in the sealer); please report it";
 
-/// Runs a step for one database. A panic in it ends the replication of this database, loudly, and
-/// nothing else: the application and the other databases go on. False after a panic.
+/// Runs a step for one database; returns false after a panic. A panic ends the replication of this database,
+/// with an error in the log. The application and the other databases continue.
 fn guard(replica: &mut Replica, step: impl FnOnce(&mut Replica)) -> bool {
     if catch_unwind(AssertUnwindSafe(|| step(replica))).is_ok() {
         return true;
     }
-    // What panicked may do so again while all is let go, and later. That is told once.
+    // The step may panic again during `give_up`, and later. The error is reported once.
     let is_news = replica.dead.is_none();
     if is_news && catch_unwind(AssertUnwindSafe(|| replica.give_up(PANIC))).is_err() {
         replica.dead.get_or_insert_with(|| PANIC.to_string());

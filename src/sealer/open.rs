@@ -1,8 +1,7 @@
-//! What is found when a database is opened: local state, spool, page table and WAL, held against
-//! each other.
+//! Opens the local state of a database: compares state file, spool, page table and WAL with each other.
 //!
-//! Every disagreement has one of three answers: the WAL goes on where the log ends; the database
-//! must be compared with the page table; or there is no usable page table and a full image is due.
+//! Every disagreement has one of three answers: the log continues with the WAL; the database must be compared
+//! with the page table; or no page table is usable and a full image is due.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -22,7 +21,7 @@ use crate::units::{PageSize, Timestamp, Txid, WalPosition, WriterId};
 use crate::wal::evidence::{self, Account, Gap, Proven, Sight};
 use crate::wal::{NO_WAL, ReadAt, WalHeader, WalIndex, count_commits};
 
-/// The local state of a database whose shipper we are.
+/// The local state of a database that this process ships.
 pub(super) struct Local {
     lock: Lock,
     pub dir: PathBuf,
@@ -30,27 +29,27 @@ pub(super) struct Local {
     pub table: PageTable,
     pub spool: Spool,
     pub copies: Copies,
-    /// Files that the store has, and that no saved state has passed yet.
+    /// Files that the store has, but that no saved state covers yet.
     pub passed: Vec<(Entry, Base)>,
-    /// The state that the file has; `None` where that is not known.
+    /// State in the state file; `None` if unknown.
     saved: Option<State>,
-    /// The file was written since it was durable.
+    /// True if the state file was written after its last sync.
     unsynced: bool,
-    /// The last state that had to be durable is not.
+    /// True if a state that had to be durable is not on the disk yet.
     owes_sync: bool,
-    /// True if no connection of this process has the database open: whoever does not need it any more may be
-    /// removing its folder just now.
+    /// True if no connection of this process has the database open. A program that no longer needs the database
+    /// may then be removing the folder of local state.
     pub is_closed: Box<dyn Fn() -> bool + Send>,
 }
 
 impl Local {
-    /// Whether the folder is still the one whose lock we hold.
+    /// True if the folder is still the folder whose lock we hold.
     pub(super) fn is_in_place(&self) -> bool {
         self.lock.is_in_place(&self.dir)
     }
 
-    /// Writes the state file, unless it has that state already. What had to outlive a power loss and
-    /// could not be written has to in every later state, until one is on the disk.
+    /// Writes the state file, unless the file has this state already. If a durable save fails, every later save
+    /// is durable too, until one succeeds.
     pub(super) fn save(&mut self, durable: bool) -> Result<(), Error> {
         self.owes_sync |= durable;
         if !self.is_there() {
@@ -72,7 +71,7 @@ impl Local {
         Ok(())
     }
 
-    /// True unless the folder is being removed, as far as is known: it gets no new files then.
+    /// False if the folder seems to be under removal: the folder then gets no new files.
     pub(super) fn may_write(&self) -> bool {
         self.may_write_after(self.saved.is_some())
     }
@@ -81,27 +80,27 @@ impl Local {
         !(self.is_closed)() || self.is_in_place() && (!saved || State::is_in(&self.dir))
     }
 
-    /// True if the file has this state: somebody may have removed or damaged it.
+    /// True if the state file has this state. A program may have removed or damaged the file.
     fn is_there(&self) -> bool {
         let is_known = self.saved.as_ref() == Some(&self.state);
         is_known && State::load(&self.dir).is_ok_and(|found| found.as_ref() == Some(&self.state))
     }
 }
 
-/// What the spool and the state add up to.
+/// Result of reading state and spool together.
 pub(super) struct Found {
     pub local: Local,
     /// Closed files, oldest first.
     pub closed: Vec<Entry>,
-    /// Open files behind them.
+    /// Open pieces behind the closed files, oldest first.
     pub open: Vec<Entry>,
-    /// The last closed point, if state and page table prove it.
+    /// End of the last closed file, if state and page table prove it.
     pub point: Option<Point>,
-    /// Where in the WAL the last captured piece ends.
+    /// Position in the WAL at which the last captured piece ends.
     pub position: Option<WalPosition>,
     /// Number of the last captured piece.
     pub piece: u64,
-    /// What does not fit.
+    /// Disagreement that was found, if any.
     pub misfit: Option<Finding>,
 }
 
@@ -114,13 +113,13 @@ pub(super) struct Point {
     pub timestamp: Timestamp,
 }
 
-/// The answer to an attempt to open.
+/// Result of an attempt to open the local state.
 pub(super) enum Opening {
     Ours(Box<Found>),
     HeldBy(Option<u32>),
 }
 
-/// Takes the shipper's place and reads what is there.
+/// Takes the shipper's lock and reads the local state.
 pub(super) fn open(
     database: &Path,
     dir: &Path,
@@ -128,7 +127,7 @@ pub(super) fn open(
     copies_cap: u64,
 ) -> Result<Opening, Error> {
     let dir = dir.to_path_buf();
-    // A folder that was removed with its database is not made again.
+    // If the database is gone, its folder was removed too, and must not be created again.
     std::fs::metadata(database).context("cannot find", database)?;
     Folder::make(&dir).map_err(|Error { message, source }| Error {
         message: format!(
@@ -166,10 +165,10 @@ pub(super) fn open(
     let spool = Spool::open(&dir)?;
     let mut copies = Copies::open(&dir, copies_cap)?;
     if misfit.is_some() {
-        // Of what they are copies is not known.
+        // The state that these copies belong to is unknown.
         copies.clear();
     }
-    // An image on its way has its page table already.
+    // The page table of an image that is being uploaded exists already.
     let base = state.base.or(state.image.map(|image| image.base));
     let table = PageTable::open(&dir, base.map_or(0, |base| base.commit))?;
     let saved = misfit.is_none().then(|| state.clone());
@@ -199,7 +198,7 @@ fn new_writer() -> WriterId {
 /// Reads the spool on top of the state and proves the page table.
 fn read(mut local: Local) -> Result<Found, Error> {
     let Some(base) = local.state.base else {
-        // Files in the spool mean nothing without a base.
+        // Without a base the files in the spool have no meaning.
         for entry in local.spool.scan(0)? {
             local.spool.remove(&entry)?;
         }
@@ -224,7 +223,7 @@ fn read(mut local: Local) -> Result<Found, Error> {
         match walk.follow(&mut local, &entry) {
             Ok(()) => kept.push(entry),
             Err(why) => {
-                // Out of the way, since its piece's number will be given again.
+                // The file is moved away, because the number of its piece will be given out again.
                 let aside = local.spool.set_aside(&entry)?;
                 log::error!(
                     "{} is not used: {why}; what it holds is captured anew, and it is kept as {}",
@@ -236,8 +235,8 @@ fn read(mut local: Local) -> Result<Found, Error> {
         }
     }
     if walk.broken {
-        // The page table may be ahead of what is left: it proves nothing any more, unless the
-        // sum below says that it does.
+        // The page table may be ahead of the remaining files. Then the table proves nothing, unless its
+        // checksum matches below.
         walk.position = None;
     }
     let (closed, open): (Vec<_>, Vec<_>) = kept.into_iter().partition(|e| e.txid.is_some());
@@ -251,7 +250,7 @@ fn read(mut local: Local) -> Result<Found, Error> {
     Ok(Found { local, closed, open, point, position: walk.position, piece: walk.piece, misfit })
 }
 
-/// Follows the spool's files from the base on.
+/// Walks along the spool's files, starting at the base.
 struct Walk {
     point: Option<Point>,
     expected: DatabaseChecksum,
@@ -317,17 +316,17 @@ impl Walk {
     }
 }
 
-/// How the WAL, as it was when it was seen first, goes on from the log.
+/// How the log continues with the WAL, as the WAL was when it was first seen.
 pub(super) enum Resume {
-    /// Here.
+    /// The log continues at this position.
     At(Proven),
-    /// It does not: compare the database.
+    /// The log does not continue; the database must be compared.
     Compare(Finding),
-    /// The page size is another: the page table is of no use.
+    /// The page size has changed; the page table is useless.
     OtherPageSize,
 }
 
-/// Holds the end of the log against the WAL.
+/// Compares the end of the log with the WAL.
 pub(super) fn resume(
     found_position: Option<WalPosition>,
     piece: u64,
@@ -380,7 +379,7 @@ fn resume_in<R: ReadAt + ?Sized>(
         Ok(Account::Begun { .. } | Account::NotProven(Gap::Restarted)) => {
             Resume::Compare(Finding::WalRestarted)
         }
-        // Restarted since the look: what is there now is none of the position's either.
+        // The WAL was restarted since the index was read, so its generation is not that of the position.
         Ok(Account::Overtaken) => Resume::Compare(Finding::WalRestarted),
         Err(error) => {
             log::warn!("the WAL cannot be read: {error}");
@@ -389,10 +388,11 @@ fn resume_in<R: ReadAt + ?Sized>(
     }
 }
 
-/// The beginning of the WAL that was made for a database whose file is as a clean close has left it,
-/// if everything committed since is in that WAL. Whoever opened it first recovered it, so that
-/// `iChange` counts from there. Frames that may be copies count for nothing: one that was believed
-/// could stand for a commit that is missing.
+/// Returns the start of the current WAL, if this WAL has every commit since the clean close. The database file
+/// must be as the clean close left it.
+///
+/// The first process to open the database recovered the WAL, so `iChange` counts from that recovery. Frames
+/// that may be copies do not count as commits: a copy that was counted could hide a missing commit.
 fn begun_since_close<R: ReadAt + ?Sized>(
     attach: &Attach,
     index: &WalIndex,

@@ -1,4 +1,4 @@
-//! The other processes of a database: saying who ships, and answering what they ask.
+//! Talks to the other processes of a database: says which process ships, and answers calls.
 
 use std::sync::Arc;
 
@@ -12,35 +12,36 @@ use crate::process::Control;
 use crate::shipper::Order;
 use crate::standby::publish_view;
 
-/// A process that stood by so lately, in milliseconds, counts as there.
+/// Milliseconds for which a process that stood by still counts as present.
 const STANDBY_FRESH_MS: u64 = 5000;
-/// One that did so is there now: it does that every [`super::attach::STANDBY_RETRY_MS`].
+/// Milliseconds for which a standby counts as present now. A standby shows itself every
+/// [`super::attach::STANDBY_RETRY_MS`].
 const STANDBY_THERE_MS: u64 = 3 * super::attach::STANDBY_RETRY_MS;
-/// A process that was let through and does not say what became of it has so long, in milliseconds.
+/// Milliseconds that a process has to report its restart, after the WAL was let go for it.
 const RELEASE_MS: u64 = 1000;
 
-/// What the shipper keeps of the others.
+/// State that the shipper keeps about the other processes.
 #[derive(Default)]
 pub(super) struct Others {
-    /// Dropped to end listening.
+    /// Dropped to stop listening.
     listening: Option<oneshot::Sender<()>>,
-    /// The pipe could not be made: said once.
+    /// The pipe could not be made; reported once.
     deaf: bool,
-    /// Why there is no page to talk by: said once.
+    /// Reason why the shared page cannot be opened; reported once.
     mute: Option<String>,
-    /// When the WAL was last let go for one of them.
+    /// Time at which the WAL was last let go for another process.
     released_at: Option<u64>,
-    /// When one was last there before this process took the place.
+    /// Time at which a standby was last present before this process took the place.
     last_before: u64,
 }
 
-/// True if a process stood by so lately: at `last`, which may be of an earlier boot, or a little ahead.
+/// True if a process stood by within `age`. `last` may be of an earlier boot, or a little ahead of `now`.
 fn is_fresh(last: u64, now: u64, age: u64) -> bool {
     last != 0 && now.abs_diff(last) <= age
 }
 
 impl Replica {
-    /// Opens the shared page, once the folder of local state is there; anew if it was replaced.
+    /// Opens the shared page once the folder of local state exists. Opens it again if its file was replaced.
     fn open_page(&mut self) {
         let dir = self.database.dir();
         let known = self.database.with(|shared| shared.page.clone());
@@ -57,7 +58,7 @@ impl Replica {
                 let now = self.process.now();
                 self.database.with(|shared| {
                     if shared.role == Role::Ships && shared.term == 0 {
-                        // There was none when the place was taken.
+                        // There was no page when this process took the place.
                         shared.term = page.begin_term(now);
                     }
                     shared.page = Some(page);
@@ -73,7 +74,7 @@ impl Replica {
         }
     }
 
-    /// The page is gone with its folder.
+    /// Forgets the page, which is gone with its folder.
     pub(super) fn forget_page(&mut self) {
         self.others = Others::default();
         self.database.with(|shared| {
@@ -82,7 +83,7 @@ impl Replica {
         });
     }
 
-    /// This process ships from now on.
+    /// Notes that this process ships from now on.
     pub(super) fn ships(&mut self) {
         self.open_page();
         let now = self.process.now();
@@ -93,7 +94,7 @@ impl Replica {
             shared.report.shipper = None;
             shared.report.last_error = None;
             if shared.report.state == "error" {
-                // It was said of a file that has been replaced since.
+                // That error was about a file that has been replaced since.
                 shared.report.state = "opening";
             }
             if let Some(page) = &shared.page {
@@ -101,26 +102,26 @@ impl Replica {
             }
         });
         if let Some(page) = self.database.with(|shared| shared.page.clone()) {
-            // It may be this process's own, or of one that is no more. Who stands by says so again.
+            // The time may be of this process, or of a process that has ended. A standby sets it again.
             self.others.last_before = page.last_standby();
             page.standing_by(0);
         }
         self.look_for_others(now);
     }
 
-    /// Another process ships.
+    /// Notes that another process ships.
     pub(super) fn stands_by(&mut self) {
         self.open_page();
         self.others = Others { mute: self.others.mute.take(), ..Others::default() };
         let now = self.process.now();
         let told = self.database.with(|shared| {
-            // What this process has seen committed is the shipper's business, once it can be told.
+            // The commits that this process has seen are passed to the shipper, if there is a page for it.
             let page = shared.page.clone();
             let since = page.as_ref().and_then(|_| shared.unreported_since.take());
             if let (Some(page), Some(since)) = (&page, since) {
                 page.unreported(since);
             }
-            // Without a page nobody can be asked: writers append.
+            // Without a page no process can be asked, so writers only append to the WAL.
             let alone = shared.page.is_none();
             shared.role = if alone { Role::Unknown } else { Role::StandsBy };
             shared.set_gate(Gate::Shut);
@@ -134,7 +135,7 @@ impl Replica {
         }
     }
 
-    /// The place is given up, at the shipper's side or in the line behind it.
+    /// Gives up the place as the shipper, or as a standby.
     pub(super) fn leaves(&mut self) {
         self.others = Others::default();
         self.database.with(|shared| {
@@ -143,17 +144,17 @@ impl Replica {
                     shared.term = 0;
                     publish_view(shared);
                 }
-                // If others stand by too, they will say so again.
+                // Other standbys set the time again.
                 (Role::StandsBy, Some(page)) => page.standing_by(0),
                 _ => {}
             }
             shared.role = Role::Unknown;
-            // Its file is closed with it: a database that nobody has open costs no descriptor.
+            // The page's file is closed with it: a closed database costs no descriptor.
             shared.page = None;
         });
     }
 
-    /// Once a second: whether others are there, and a sign of life for them.
+    /// Once a second: looks whether other processes are present, and shows them a sign of life.
     pub(super) fn look_for_others(&mut self, now: u64) {
         self.open_page();
         let page = self.database.with(|shared| shared.page.clone());
@@ -163,7 +164,7 @@ impl Replica {
         let (last, before) = (page.last_standby(), self.others.last_before);
         let there = [last, before].iter().any(|at| is_fresh(*at, now, STANDBY_FRESH_MS));
         if !there && self.attached && page.peek_unreported().is_some() {
-            // One that came and went before it was heard.
+            // Another process committed and ended before this process listened.
             self.process.control(Control::Called(self.database.id));
         }
         if there && self.others.listening.is_none() {
@@ -174,7 +175,7 @@ impl Replica {
         }
         self.database.with(|shared| {
             shared.others = there;
-            // Once a second for those who only look, too.
+            // Also published once a second for processes that only observe.
             publish_view(shared);
         });
         if self.others.released_at.is_some_and(|at| now.saturating_sub(at) >= RELEASE_MS) {
@@ -197,24 +198,24 @@ impl Replica {
         self.process.order(Order::Listen { database: self.database.id, bell, until });
         self.others.listening = Some(listening);
         page.set_listens(true);
-        // What was asked for before, perhaps of another shipper, rings no more.
+        // Earlier calls, perhaps to another shipper, ring no more.
         self.process.control(Control::Called(self.database.id));
     }
 
-    /// Whether another process would ship at once if this one did not. It is given the place when
-    /// nobody here has the database open any more, whatever is in the spool: only who has it open
-    /// can capture what is committed.
+    /// True if another process would ship at once in this process's place. That process gets the place,
+    /// whatever is in the spool, when this process has closed the database: only a process that has it open can
+    /// capture commits.
     pub(super) fn are_waiting(&self) -> bool {
         let page = self.database.with(|shared| shared.page.clone());
         page.is_some_and(|page| is_fresh(page.last_standby(), self.process.now(), STANDBY_THERE_MS))
     }
 
-    /// Whether the WAL was let go for another process, which has not yet said what came of it.
+    /// True if the WAL was let go for another process that has not yet reported the result.
     pub(super) fn has_let_go(&self) -> bool {
         self.others.released_at.is_some()
     }
 
-    /// Answers what other processes ask for.
+    /// Answers the calls of other processes.
     pub(super) fn called(&mut self) {
         let page = self.database.with(|shared| {
             let page = shared.page.clone().filter(|_| shared.role == Role::Ships);
@@ -239,7 +240,7 @@ impl Replica {
             self.engine.handle(self.process.now(), Event::Asked);
         }
         if calls.has(Call::CAPTURE.and(Call::RELEASE)) {
-            // It may be a checkpoint, for which the lock must be free.
+            // The caller may want to checkpoint, which needs the checkpoint lock.
             if let Some(border) = self.database.border() {
                 border.take_back();
             }
@@ -257,35 +258,36 @@ impl Replica {
         self.wake();
     }
 
-    /// Takes in what other processes have committed. While the WAL is closed here it cannot be captured:
-    /// then the word of it stays for whoever can.
+    /// Takes in the commits that other processes have reported. While the WAL is closed here, those commits
+    /// cannot be captured. Then the report stays for a process that can.
     pub(super) fn hear(&mut self) {
         let page = self.database.with(|shared| shared.page.clone().filter(|_| shared.others));
         let Some(page) = page.filter(|_| self.attached) else { return };
         if !self.engine.has_unclosed() {
-            // Before the look, so that a commit just after it rings.
+            // Called before the look, so that a commit right after the look rings.
             page.listen();
         }
         if let Some(since) = page.peek_unreported() {
             self.database.with(|shared| {
                 let known = shared.unreported_since.unwrap_or(since);
                 shared.unreported_since = Some(known.min(since));
-                // Before the word is forgotten: in between nobody would know of the commit.
+                // Published before the report is forgotten. In between, no process would know of the commit.
                 publish_view(shared);
             });
             page.forget_unreported();
         }
-        // Behind that: of a commit that found the word there, the wal-index tells.
+        // Read after the report is forgotten. A commit that found an earlier report still there shows in the
+        // wal-index.
         self.refresh_published();
     }
 
-    /// True if another process says that it has committed.
+    /// True if another process has reported a commit that is not taken in yet.
     pub(super) fn is_word_there(&self) -> bool {
         let page = self.database.with(|shared| shared.page.clone());
         page.is_some_and(|page| page.peek_unreported().is_some())
     }
 
-    /// Forgets the word that other processes have committed: what they did is known otherwise.
+    /// Forgets the reported commits of other processes, because they are known in another way.
     pub(super) fn forget_word(&self) {
         let page = self.database.with(|shared| shared.page.clone());
         if let Some(page) = page.filter(|page| page.peek_unreported().is_some()) {
@@ -293,7 +295,8 @@ impl Replica {
         }
     }
 
-    /// Lets another process, which holds the write lock, begin the WAL anew: if all is captured.
+    /// Lets another process, which holds the write lock, restart the WAL, if all frames are captured or the
+    /// gate is open.
     fn let_go(&mut self, page: &SharedPage) {
         let (place, wish) = page.wanted();
         let free = self.attached
@@ -320,12 +323,12 @@ impl Replica {
         self.database.notify();
     }
 
-    /// Keeps other processes from beginning the WAL anew again.
+    /// Keeps other processes from restarting the WAL again.
     fn take_back(&mut self) {
         self.others.released_at = None;
         self.database.with(|shared| shared.released.0 = None);
         self.hold(true);
-        // The sooner the restart is looked at, the less of the generation before is overwritten.
+        // The earlier a restart is noticed, the less of the old generation is overwritten.
         self.capture_now();
     }
 }

@@ -1,5 +1,4 @@
-//! One database in the sealer's hands: its engine, its local state, and the carrying out of the
-//! engine's actions.
+//! One database in the sealer's hands: its engine, its local state, and the execution of the engine's actions.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -40,17 +39,18 @@ pub(super) struct Replica {
     pub(super) engine: Engine,
     pub(super) history: History,
     pub(super) local: Option<Local>,
-    /// The database's WAL, through a descriptor of our own: no locks live on that file.
+    /// The database's WAL, through a descriptor of our own. Closing it is safe: SQLite takes no locks on the
+    /// WAL file.
     pub(super) wal: Option<File>,
     pub(super) cursor: Cursor,
-    /// Committed frames that are in no piece yet.
+    /// Headers of committed frames that are in no piece yet.
     pub(super) frames: FrameSet,
     pub(super) frames_salts: Salts,
-    /// Where they end.
+    /// Position at which those frames end.
     pub(super) frames_end: Option<Proven>,
-    /// The last wal-index up to which everything is accounted for.
+    /// Last wal-index up to which every commit is accounted for.
     pub(super) judged: Option<WalIndex>,
-    /// Index and file did not fit together when they were looked at last.
+    /// Set if index and file did not match at the last look.
     pub(super) unclear: Option<Unclear>,
     /// Open pieces, oldest first.
     pub(super) open: Vec<Entry>,
@@ -59,11 +59,12 @@ pub(super) struct Replica {
     pub(super) point: Option<Point>,
     pub(super) piece: u64,
     pub(super) job: LocalJob,
-    /// What the newest captured commit's count is.
+    /// Value of `commit_seq` up to which everything is captured.
     pub(super) captured_seq: u64,
-    /// The same of the frames that were read and are in no piece.
+    /// Value of `commit_seq` for the frames that were read and are in no piece.
     pub(super) frames_seq: u64,
-    /// How often local state was opened: an answer of the store to what was asked before is of no use.
+    /// Counts how often the local state was opened. An answer of the store to a request of an earlier tenure is
+    /// useless.
     pub(super) tenure: u64,
     pub(super) attached: bool,
     pub(super) holder: Option<u32>,
@@ -73,43 +74,43 @@ pub(super) struct Replica {
     pub(super) awake: bool,
     pub(super) dead: Option<String>,
     pub(super) counters: Counters,
-    /// How often the WAL came, went, or was lost track of.
+    /// Counts how often the WAL came, went, or was lost track of.
     pub(super) epoch: u64,
     /// Number of the last upload.
     pub(super) upload: u64,
-    /// The first claim of the log from its last writer is on its way, and was not answered.
+    /// True while the first claim of the log from its last writer is unanswered.
     pub(super) claiming: bool,
     /// TXID of the file with which the log was taken over.
     pub(super) claimed_at: Txid,
-    /// Commit time of the log's last file, when it was last looked for.
+    /// Commit time of the log's last file, as of the last request for it.
     pub(super) log_time: Timestamp,
     pub(super) looks: Looks,
-    /// Time passed between an attach and the opening of our state: what was seen then is old.
+    /// True if time passed between an attach and the opening of our state: the `Attach` is old then.
     pub(super) late: bool,
     pub(super) others: Others,
     pub(super) handover: Handover,
-    /// Until then the place is offered to nobody.
+    /// Time until which the shipper's place is not offered to other processes.
     pub(super) keep_until: u64,
-    /// The process ends, and waits for what is left.
+    /// True if the process is ending and waits until the rest is shipped.
     pub(super) drains: bool,
-    /// The database file is not the one that its path names.
+    /// True if the database's path names another file now.
     pub(super) astray: bool,
-    /// When the database is compared with the page table, though all is well.
+    /// Schedule of the comparisons of database and page table that run although nothing is wrong.
     pub(super) audit: Audit,
-    /// Until then the spool is not read only because something failed.
+    /// Time until which a failure is no reason to read the spool.
     pub(super) spool_sound_until: u64,
-    /// How many findings were noted in the state ([`super::due`]).
+    /// Counts findings that were noted in the state ([`super::due`]).
     pub(super) remembered: u64,
-    /// The file that answers them, and how many had been noted when what is in it was read.
+    /// The file that answers those findings, and the count of findings when the file's contents were read.
     pub(super) answered: Option<(Txid, u64)>,
-    /// Until then the shipper before us told of all commits; 0 if nobody heard it.
+    /// Time up to which the former shipper reported all commits; 0 if unknown.
     pub(super) heard: u64,
-    /// Since when no file could be closed for want of room, and the last time that one could not.
+    /// First and last time at which no file could be closed for lack of room.
     pub(super) no_room: Option<(u64, u64)>,
     pub(super) failing: Failing,
 }
 
-/// A file on its way to the store.
+/// A closed file that the store has not confirmed.
 pub(super) struct ClosedFile {
     pub(super) entry: Entry,
     pub(super) base: Base,
@@ -123,16 +124,16 @@ pub(super) struct Counters {
     pub resyncs: u64,
 }
 
-/// What frames are taken for.
+/// Reason to take frames.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// They go into a piece: somebody waits at the gate.
+    /// The frames go into a piece: an application's thread waits at the gate.
     Gate,
-    /// They go into the file that is being closed.
+    /// The frames go into the file that is being closed.
     Close,
 }
 
-/// The local job under way, if it is one that takes more than one step.
+/// The local job in progress, if it takes more than one step.
 pub(super) enum LocalJob {
     None,
     Image(Box<ImageJob>),
@@ -241,8 +242,8 @@ impl Replica {
         all.into_iter().flatten().min()
     }
 
-    /// Whether it is looked around once a second: also where the database has left WAL mode, in which
-    /// case the place is kept until somebody else wants it.
+    /// True if the sealer looks for commits once a second. It also does so after the database left WAL mode:
+    /// the shipper keeps its place until another process wants it.
     pub(super) fn watches(&self) -> bool {
         self.local.is_some() && (self.attached || self.is_outside_wal())
     }
@@ -260,13 +261,13 @@ impl Replica {
     }
 
     pub(super) fn is_drained_or_stuck(&self) -> bool {
-        // What was given up counts as shipped by another process only when that has taken the place.
+        // A place that was given up counts as shipped only when another process has taken it.
         let ended = || self.local.is_none() && !self.handover.is_offered();
         let shipped = || self.engine.is_drained() && self.nothing_uncaptured();
         self.dead.is_some() || ended() || self.engine.is_stuck() || shipped()
     }
 
-    /// Says that the process ends while something may be left to ship, as nothing can be done about that now.
+    /// Warns that the process ends with commits left to ship, after a failure that cannot be mended now.
     pub(super) fn tell_what_is_left(&self) {
         let shipped = self.engine.is_drained() && self.nothing_uncaptured();
         let ours = self.dead.is_none() && self.local.is_some() && !self.is_fenced();
@@ -283,13 +284,13 @@ impl Replica {
         self.database.with(|shared| shared.unreported_since.is_none() && shared.diverged.is_none())
     }
 
-    /// Ends the replication of this database for this process. The application goes on.
+    /// Ends the replication of this database in this process. The application continues.
     pub(super) fn give_up(&mut self, why: &str) {
         log::error!("{}: replication stopped: {why}", self.database.label());
         self.end(why);
     }
 
-    /// The same, once, where it was told.
+    /// As [`Replica::give_up`], but for a reason that was logged already. Does nothing the second time.
     pub(super) fn end(&mut self, why: &str) {
         if self.dead.is_none() {
             self.dead = Some(why.to_string());
@@ -309,8 +310,10 @@ impl Replica {
         self.database.with(|shared| shared.published).is_some_and(|index| self.is_behind(&index))
     }
 
-    /// Says what may be done with the WAL: while the database is read as a whole it must stay;
-    /// while nothing can be captured it need not, since a comparison or an image is due anyway.
+    /// Sets the gate, which says what may be done with the WAL.
+    ///
+    /// The WAL must stay while the whole database is read. It need not stay while nothing can be captured,
+    /// since a comparison or an image is due anyway.
     pub(super) fn set_gate(&mut self) {
         let gate = match (&self.job, self.cursor) {
             _ if self.dead.is_some() || self.is_fenced() => Gate::Open,
@@ -342,7 +345,7 @@ impl Replica {
         }
     }
 
-    /// Does what is due at `now`.
+    /// Does the work that is due at `now`.
     pub(super) fn work(&mut self, now: u64) {
         self.awake = false;
         if self.dead.is_some() {
@@ -381,9 +384,8 @@ impl Replica {
         self.publish();
     }
 
-    /// Closes the files that the next work opens again: with hundreds of databases descriptors are
-    /// scarce. The WAL stays open while frames of it are taken and not written, since another WAL may
-    /// have its name later.
+    /// Closes files that the next work opens again, since descriptors are scarce with hundreds of databases.
+    /// The WAL stays open while frames are taken but not written: another WAL may have its name later.
     pub(super) fn rest(&mut self) {
         if self.frames.is_empty() {
             self.wal = None;
@@ -391,7 +393,7 @@ impl Replica {
         if let Some(local) = &mut self.local {
             local.table.rest();
         }
-        // Who stands by reads it at each commit.
+        // A standby reads the page at each commit. So only a shipper without standbys closes the page.
         let page = self.database.with(|shared| {
             shared.page.clone().filter(|_| shared.role == Role::Ships && !shared.others)
         });
@@ -400,7 +402,7 @@ impl Replica {
         }
     }
 
-    /// Tells the engine what the application did since.
+    /// Tells the engine about the application's commits since the last call.
     pub(super) fn take_in(&mut self, now: u64) {
         self.hear();
         let (since, diverged) = self.database.with(|shared| {
@@ -421,10 +423,10 @@ impl Replica {
         });
     }
 
-    /// Says what does not fit, and what is done about it.
+    /// Logs a finding and its answer.
     pub(super) fn note(&mut self, found: Finding) {
         let path = self.database.label();
-        // A new database has no state: that is no news.
+        // A new database has no state, so this finding is no warning.
         let level = match found {
             Finding::NoState => log::Level::Info,
             _ => log::Level::Warn,
@@ -433,7 +435,7 @@ impl Replica {
         self.database.with(|shared| shared.report.found = Some(found.name()));
     }
 
-    /// Forgets where capture stands in the WAL, with the frames that were read and are in no piece.
+    /// Forgets the position of capture in the WAL, with the frames that were read and are in no piece.
     pub(super) fn lose_place(&mut self) {
         self.epoch += 1;
         self.cursor = Cursor::Unknown;
@@ -441,7 +443,7 @@ impl Replica {
         self.database.with(|shared| {
             shared.captured = None;
             shared.lost_track += 1;
-            // Whether the store has what was committed is not known until the comparison.
+            // Until the comparison, it is unknown whether the store has the commits.
             shared.commit_seq += 1;
         });
     }
@@ -462,7 +464,7 @@ impl Replica {
         self.wake();
         self.follow();
         if self.local.is_none() {
-            // What was committed is for whoever ships.
+            // The shipping process handles these commits.
             return;
         }
         let now = self.process.now();
@@ -470,7 +472,7 @@ impl Replica {
         self.engine.handle(now, Event::Hurry);
     }
 
-    /// Ships commits that were found after the process was told to end, whatever the interval.
+    /// Ships commits that were found after the process was told to end, without regard to the interval.
     pub(super) fn hurry_late(&mut self) {
         if self.engine.waits_for_interval() {
             self.wake();
@@ -484,7 +486,7 @@ impl Replica {
             Action::Resync { txid, scan, claim } => self.begin_resync(txid, scan, claim),
             Action::Image { level, txid, pre_apply } => self.begin_image(level, txid, pre_apply),
             Action::FindHead => {
-                // From nobody whom the state does not name: see `begin_claim`.
+                // The log may be taken over only from the writer that the state names: see `begin_claim`.
                 let former = self.local.as_ref().and_then(|local| local.state.former);
                 let former = former.filter(|_| !self.engine.has_claimed());
                 let writer = self.engine.writer();
@@ -546,7 +548,7 @@ impl Replica {
         &mut self.counters
     }
 
-    /// Shows how things stand.
+    /// Publishes the current status.
     pub(super) fn publish(&mut self) {
         if self.attached && matches!(self.job, LocalJob::None) && self.frames.is_empty() {
             self.settle();
@@ -555,10 +557,10 @@ impl Replica {
         self.database.notify();
     }
 
-    /// Brings the report up to date: always before a waiter is told that its commits are acked.
+    /// Brings the report up to date. Called before a waiter is told that its commits are acked.
     pub(super) fn show(&mut self) {
         let (status, history) = (self.engine.status(), self.history.status());
-        // Its reason comes before the state: whoever waits is told both, or neither.
+        // The reason is set before the state, so that a waiter sees both or neither.
         if let Phase::Fenced { by, at } = status.phase
             && !std::mem::replace(&mut self.fence_told, true)
         {
@@ -601,8 +603,8 @@ impl Replica {
         });
     }
 
-    /// A wait that began when nothing was left to ship is over at once, if the evidence says so. A WAL that
-    /// was begun anew looks like a commit, and is none.
+    /// Ends a wait at once if the WAL's evidence shows that nothing is left to ship. A restart of the WAL looks
+    /// like a commit, but is none.
     pub(super) fn settle(&mut self) {
         let told = self.engine.has_unclosed();
         if !self.engine.has_shipped_all_closed() || (told && !self.is_at_published()) {
@@ -618,13 +620,13 @@ impl Replica {
                     && self.cursor != Cursor::Unknown =>
             {
                 self.set_captured(seq);
-                // Unless there is news since.
+                // Not if there was a commit since.
                 if told && self.database.with(|shared| shared.commit_seq == seq) {
                     self.engine.handle(self.process.now(), Event::FoundNothing);
                 }
                 self.nothing_to_close(seq);
             }
-            // Nobody has told of them yet.
+            // These commits were not reported yet.
             Ok(_) if self.engine.is_drained() => {
                 let now = self.process.now();
                 self.engine.handle(now, Event::Committed { at: now });
@@ -635,7 +637,7 @@ impl Replica {
         }
     }
 
-    /// Whether the newest wal-index, by all that it says, has no frame behind the cursor.
+    /// True if the newest wal-index lists no frame behind the cursor.
     fn is_at_published(&self) -> bool {
         let Cursor::At(end) = self.cursor else { return false };
         let published = self.database.with(|shared| shared.published);
@@ -645,7 +647,7 @@ impl Replica {
     }
 }
 
-/// What the next file of a database is made with.
+/// Returns the values that the next file of a database is made with.
 pub(super) fn maker(engine: &Engine, point: &Point) -> Maker {
     let now = crate::clock::wall();
     let clocks = Clocks { now: crate::clock::since_boot(), wall: now };

@@ -1,7 +1,7 @@
-//! Comparing the database with the page table: what differs becomes the next file.
+//! Compares the database with the page table: the pages that differ become the next file.
 //!
-//! This is the one answer to every way in which the WAL and the log can lose each other. History
-//! stays one line, and only pages that differ are sent.
+//! This comparison answers every way in which the WAL and the log can lose each other. History stays one line,
+//! and only pages that differ are sent.
 
 use super::capture::{Cursor, PieceWriter, Span, Stop};
 use super::replica::{LocalJob, Purpose, Replica, maker};
@@ -13,27 +13,26 @@ use crate::local::reserve::Reserve;
 use crate::ltx::{self, Checksum, DatabaseChecksum};
 use crate::units::Txid;
 
-/// A comparison under way.
+/// A comparison in progress.
 pub(super) struct ResyncJob {
     txid: Txid,
     claim: bool,
     scan: Scan,
     writer: Option<PieceWriter>,
-    /// Checksum of all pages seen.
+    /// Checksum of all pages read so far.
     total: DatabaseChecksum,
-    /// Commits up to this count are in what is read.
+    /// Value of `commit_seq` up to which the pages read hold every commit.
     seq: u64,
     attached: bool,
-    /// How often the WAL had come and gone when the walk began.
+    /// Value of the replica's `epoch` when the walk began.
     epoch: u64,
-    /// How many findings had been noted by then.
+    /// Value of the replica's `remembered` when the walk began.
     remembered: u64,
-    /// Room for a write of the application's that finds none.
+    /// Room reserved for a write of the application that finds no room.
     reserve: Option<Reserve>,
 }
 
 impl ResyncJob {
-    /// The room that is kept meanwhile.
     pub(super) fn reserve(&self) -> Option<&Reserve> {
         self.reserve.as_ref()
     }
@@ -43,7 +42,7 @@ impl Replica {
     pub(super) fn begin_resync(&mut self, txid: Txid, scan: bool, claim: bool) {
         let result = if scan { self.begin_comparison(txid, claim) } else { self.claim(txid) };
         if let Err(message) = result {
-            // A claim that lost its place needs the comparison as well.
+            // A claim that lost its position needs the comparison, too.
             self.resync_failed(message, scan || self.cursor == Cursor::Unknown);
         }
         self.set_gate();
@@ -64,8 +63,8 @@ impl Replica {
         self.suspect_spool();
     }
 
-    /// The log goes on without a comparison, but our lineage is not in it yet: one file at once,
-    /// with whatever was committed, or page 1 as it stands.
+    /// Makes one file without a comparison, because the log continues but has no file of our lineage yet. The
+    /// file holds the commits made so far, or else page 1 as it is.
     fn claim(&mut self, txid: Txid) -> Result<(), String> {
         match self.capture(Purpose::Close) {
             Ok(()) => {}
@@ -86,7 +85,7 @@ impl Replica {
             match self.write_page_one(&page, sum) {
                 Ok(true) => {}
                 Ok(false) => {
-                    // Something was committed meanwhile.
+                    // Page 1 was changed by a commit meanwhile.
                     drop(scan);
                     return self.begin_comparison(txid, true);
                 }
@@ -102,7 +101,7 @@ impl Replica {
         }
     }
 
-    /// Page 1 as a piece of its own, if the page table knows it so.
+    /// Writes page 1 as a piece of its own. Returns false if the page table has another checksum for page 1.
     fn write_page_one(&mut self, page: &[u8], sum: Checksum) -> Result<bool, Stop> {
         let entry = self.next_entry(None);
         let (Some(local), Some(point)) = (&mut self.local, self.point) else {
@@ -122,10 +121,10 @@ impl Replica {
         Ok(true)
     }
 
-    /// What stopped it: a reason to try again, or one to do something else.
+    /// Handles a stop: `Err` is a reason to try again, `Ok` means that another answer is under way.
     fn other_answer(&mut self, stop: Stop) -> Result<(), String> {
         match stop {
-            // The pieces may be what takes the room in which they are to be joined.
+            // The pieces themselves may take the room that is needed to merge them.
             Stop::NoRoom(why) if self.gives_up_pieces() => {
                 log::error!("{}: {why}", self.database.label());
                 self.engine.handle(self.process.now(), Event::Closed(None));
@@ -139,7 +138,7 @@ impl Replica {
         }
     }
 
-    /// What was found needs another answer than what was under way.
+    /// Ends the attempt, because the finding needs another answer than the one under way.
     fn cannot_compare(&mut self, found: Finding) {
         self.diverge(found);
         self.engine.handle(self.process.now(), Event::Closed(None));
@@ -199,7 +198,7 @@ impl Replica {
                 }
             }
             Err(stop) => {
-                // With it ends what keeps the WAL.
+                // Dropping the job also ends the read transaction, which keeps the WAL.
                 drop(job);
                 if let Err(message) = self.other_answer(stop) {
                     self.resync_failed(message, true);
@@ -234,7 +233,7 @@ impl Replica {
 
     fn finish_comparison(&mut self, mut job: ResyncJob) -> Result<(), String> {
         Self::check_generation(&job.scan)?;
-        // The file that is made may need what was kept, and the WAL may go on soon.
+        // The file to be written may need the reserved room, and capture may soon continue with the WAL.
         job.reserve = None;
         let snapshot = job.scan.snapshot();
         let position = job.scan.position();
@@ -279,7 +278,7 @@ impl Replica {
         let seen = self.cursor != Cursor::Unknown;
         let same_wal = seen && job.attached && job.epoch == self.epoch();
         if !same_wal {
-            // What was read is right, but the WAL that it ends in is not the one that goes on.
+            // The pages that were read are right, but the WAL at the end of the walk is not the WAL of now.
             self.cursor = Cursor::Unknown;
         }
         self.captured_seq = self.captured_seq.max(job.seq);
@@ -289,7 +288,8 @@ impl Replica {
             Ok(attempt) => attempt,
             Err(stop) => return self.other_answer(stop),
         };
-        // Only now: until the frames behind the walk are taken, none of them may be overwritten.
+        // The walk's read transaction ends only now. Until capture has taken the frames behind the walk, none
+        // of them may be overwritten.
         drop(job.scan);
         let later = self.database.with(|shared| shared.commit_seq > job.seq);
         if !same_wal && (self.is_attached() || later) {

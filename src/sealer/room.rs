@@ -1,9 +1,9 @@
-//! Room on the local disk: how much the spool may take, and giving it back.
+//! Limits the room that the spool takes on the local disk, and gives room back.
 //!
-//! Where both are on one disk, the database comes first: the spool takes at most half of the room that there
-//! would be without it, so that its pieces can always be joined into a file to be shipped, and copies of what
-//! was shipped go first. A file for which there is no room waits for it, but not for ever: the spool's own
-//! pieces may be what takes it. A crash after they were dropped costs a full image.
+//! If both are on one disk, the database comes first. The spool takes at most half of the room that would be
+//! free without it: its pieces can then always be merged into a file for upload. Copies of shipped files are
+//! removed first. A file for which there is no room waits for a limited time only, since the spool's own pieces
+//! may take the room. A crash after the pieces were dropped costs a full image.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -17,17 +17,17 @@ use crate::local::copies::Copies;
 use crate::local::reserve::Reserve;
 use crate::local::spool::Entry;
 
-/// So long, in milliseconds, a file that is to be closed waits for room.
+/// Milliseconds for which a file that is to be closed waits for room.
 const WAITS_FOR_ROOM_MS: u64 = 10_000;
-/// Room that was made for the application's write is left alone for so long, in milliseconds.
+/// Milliseconds for which room that was freed for the application's write is left alone.
 const LEFT_FREE_MS: u64 = 500;
-/// Room that was missing so long ago, in milliseconds, came meanwhile.
+/// Milliseconds after which a lack of room counts as over.
 const FORGOTTEN_MS: u64 = 300_000;
-/// The spool's least cap, if none is set.
+/// Least cap of the spool in bytes, if none is set.
 const SPOOL_CAP_DEFAULT: u64 = 10 << 30;
 
 impl Replica {
-    /// Drops the captured pieces when they take too much room: the database is compared later.
+    /// Drops the captured pieces if they take too much room. The database is compared later.
     pub(super) fn check_cap(&mut self) {
         let pending: u64 = self.pending_bytes();
         let Some((local, point)) = self.local.as_mut().zip(self.point) else { return };
@@ -53,7 +53,7 @@ impl Replica {
         self.drop_pieces();
     }
 
-    /// Gives room back to the application, whose write found none. True if there is more of it now.
+    /// Frees room for the application, whose write found none. True if more room is free now.
     pub(super) fn make_room(&mut self) -> bool {
         let made = self.shares_disk() && self.gives_room();
         if !made {
@@ -62,9 +62,9 @@ impl Replica {
         made
     }
 
-    /// Gives up files of ours that take room which the database could have; false if there are none.
+    /// Gives up files of ours whose room the database could use; false if there are none.
     fn gives_room(&mut self) -> bool {
-        // Its file is open, and takes room until it ends.
+        // The comparison's file is open and takes room until the comparison ends.
         let ended = self.end_comparison() || self.gives_reserve();
         self.discard_unfinished();
         let made = ended || self.drops_copies() || self.drops_open();
@@ -74,15 +74,15 @@ impl Replica {
         made
     }
 
-    /// Leaves room alone that was made: else the next attempt would take it before the application's write
-    /// does.
+    /// Leaves freed room alone for a while. Otherwise the next attempt would take the room before the
+    /// application's write does.
     pub(super) fn leave_room(&mut self) {
         let now = self.process.now();
         self.engine.hold_local_until(now.saturating_add(LEFT_FREE_MS));
         self.set_gate();
     }
 
-    /// Ends a comparison under way, which begins anew later; false if there is none.
+    /// Ends a comparison in progress, which is repeated later; false if there is none.
     pub(super) fn end_comparison(&mut self) -> bool {
         if !matches!(self.job, LocalJob::Resync(_)) {
             return false;
@@ -98,8 +98,8 @@ impl Replica {
         self.local.as_ref().is_some_and(|local| shares_disk(local, self.database.path()))
     }
 
-    /// Keeps room for the application while the database is read as a whole, if it could have that: the
-    /// programs beside a sidecar cannot ask.
+    /// Reserves room for the application while the whole database is read, if they share a disk. Not in a
+    /// sidecar: the programs beside it cannot ask for the room.
     pub(super) fn reserve(&self) -> Option<Reserve> {
         let asks = !self.database.settings().tend;
         let local = self.local.as_ref().filter(|_| asks && self.shares_disk())?;
@@ -107,7 +107,8 @@ impl Replica {
         local.spool.reserve(database)
     }
 
-    /// Gives up what this database keeps of a disk for the sake of another one on it; false if that is nothing.
+    /// Gives up room that this database takes on a disk, for another database on that disk; false if it takes
+    /// none.
     pub(super) fn gives_reserve_of(&mut self, device: u64) -> bool {
         let keeps = match &self.job {
             LocalJob::None => None,
@@ -117,26 +118,26 @@ impl Replica {
         keeps.is_some_and(|reserve| reserve.device() == device) && self.gives_room()
     }
 
-    /// The number of the file system that the database is on.
+    /// Returns the device number of the database's file system.
     pub(super) fn device(&self) -> Option<u64> {
         self.database.path().metadata().map(|found| found.dev()).ok()
     }
 
-    /// Removes a file that was begun.
+    /// Removes an unfinished file from the spool.
     pub(super) fn discard_unfinished(&self) {
         if let Some(local) = &self.local {
             local.spool.discard();
         }
     }
 
-    /// Removes the copies of what was shipped; false if there are none.
+    /// Removes the copies of shipped files; false if there are none.
     fn drops_copies(&mut self) -> bool {
         let copies = self.local.as_mut().map(|local| &mut local.copies);
         copies.filter(|copies| copies.bytes() > 0).map(Copies::clear).is_some()
     }
 
-    /// Drops what stands in the way of a file for which there is no room; false if there is nothing, if it
-    /// was only copies, or if room may come: then that file is tried again first.
+    /// Drops the pieces if no room comes for a file. False if there are none, if copies could be removed
+    /// instead, or if room may still come. In the last two cases the file is tried again first.
     pub(super) fn gives_up_pieces(&mut self) -> bool {
         self.discard_unfinished();
         let now = self.process.now();
@@ -160,9 +161,9 @@ impl Replica {
         true
     }
 
-    /// Drops the captured pieces. What the database has by then is found by comparison.
+    /// Drops the captured pieces. A comparison later finds what the database has by then.
     fn drop_pieces(&mut self) {
-        // Pages that it had found equal are unknown from here on.
+        // The pages that the comparison had found equal are unknown from here on.
         self.end_comparison();
         let Some(local) = self.local.as_mut() else { return };
         let mut forgotten = true;
@@ -179,12 +180,12 @@ impl Replica {
         if forgotten {
             self.piece = last;
         } else {
-            // A number that is given again would name two files: only what begins behind all of them
-            // is certain.
+            // A number that is given out again would name two files. So an image must follow, which makes all
+            // of them irrelevant.
             self.need_image();
         }
         self.no_room = None;
-        // What was read of the WAL is no sequel to what is left.
+        // The frames that were read from the WAL do not follow what is left.
         self.lose_place();
         self.database.with(|shared| shared.set_gate(Gate::Open));
         self.note(Finding::SpoolFull);
@@ -194,7 +195,7 @@ impl Replica {
     }
 }
 
-/// Gives the bytes that the spool may take, by its setting and those of the database.
+/// Returns the bytes that the spool may take: as set, or by the size of the database.
 pub(super) fn spool_cap(set: u64, database: u64) -> u64 {
     match set {
         0 => SPOOL_CAP_DEFAULT.max(2 * database),
@@ -202,7 +203,7 @@ pub(super) fn spool_cap(set: u64, database: u64) -> u64 {
     }
 }
 
-/// True if the local state takes room that the database could have.
+/// True if local state and database are on the same disk.
 fn shares_disk(local: &Local, database: &Path) -> bool {
     let device = |path: &Path| path.metadata().map(|found| found.dev()).ok();
     device(&local.dir) == device(database)

@@ -1,4 +1,4 @@
-//! Walking over all pages of a database in one state, a slice at a time.
+//! Walks over all pages of a database in one state, one slice at a time.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,15 +12,15 @@ use crate::units::{PageSize, Pgno, WalPosition};
 use crate::wal::evidence::{Guard, Proven};
 use crate::wal::{self, FrameHeader, FrameSet, Newest, WalHeader, WalIndex, Walk};
 
-/// Pages of one slice, in bytes.
+/// Length of a slice in bytes.
 pub(super) const SLICE: usize = 1 << 20;
 
-/// How many pages a slice has.
+/// Returns the number of pages in a slice.
 fn slice_pages(page_size: PageSize) -> u32 {
     (SLICE / page_size.bytes()).max(1) as u32
 }
 
-/// The WAL, if it is there and of the index's generation.
+/// Returns the WAL if it exists and has the index's generation.
 fn of_generation<'a>(wal: Option<&'a File>, index: &WalIndex) -> io::Result<&'a File> {
     let wal = wal.ok_or_else(|| io::Error::other("the WAL is not there"))?;
     if WalHeader::read(wal).is_none_or(|header| header.salts != index.salts) {
@@ -29,28 +29,28 @@ fn of_generation<'a>(wal: Option<&'a File>, index: &WalIndex) -> io::Result<&'a 
     Ok(wal)
 }
 
-/// A walk in ascending page order; holds a read transaction.
+/// A walk in ascending page order, which holds a read transaction.
 pub(super) struct Scan {
     reader: Box<dyn Reader>,
-    /// The WAL that belongs to the reader's state: opened for this walk, since the one that capture
-    /// has may be of an earlier time.
+    /// The WAL that belongs to the reader's state. The walk opens the file itself, since capture's descriptor
+    /// may be of an earlier WAL.
     wal: Option<File>,
     snapshot: Snapshot,
     newest: Newest,
-    /// How far the walk has come with the pages that the WAL has, and the first that is behind it.
+    /// Position of the walk in `newest`, and the first page with a frame behind the slice.
     walk: Walk,
     ahead: Option<(Pgno, u32)>,
-    /// Those of the slice.
+    /// Frames of the pages of the slice.
     frames: BTreeMap<Pgno, u32>,
     position: Option<WalPosition>,
-    /// What kept others from the WAL when the walk began.
+    /// Guard that kept other processes from the WAL when the walk began.
     guard: Option<Guard>,
     next: Pgno,
     buffer: Vec<u8>,
 }
 
 impl Scan {
-    /// Begins a walk; the WAL is at this path. What does not fit in memory goes to `place`.
+    /// Begins a walk; `wal` is the path of the WAL. Data that does not fit in memory goes to `place`.
     pub(super) fn begin(
         reader: Box<dyn Reader>,
         wal: &Path,
@@ -77,8 +77,8 @@ impl Scan {
         Ok(Scan { position, guard, ..scan })
     }
 
-    /// Begins a walk of one slice, from page `first` on. `pages` shows what page each frame of the state
-    /// holds, if that is known; else the frames' headers are read.
+    /// Begins a walk of one slice, from page `first` on. `pages` lists the page of each frame of the state, if
+    /// known. Otherwise the frames' headers are read.
     pub(super) fn begin_at(
         first: Pgno,
         reader: Box<dyn Reader>,
@@ -139,18 +139,18 @@ impl Scan {
         self.reader.is_intact()
     }
 
-    /// The page behind those that were walked.
+    /// Returns the next page of the walk.
     pub(super) fn next(&self) -> Pgno {
         self.next
     }
 
-    /// Whether this page is among those of the next slice.
+    /// True if this page is in the next slice.
     pub(super) fn may_step_to(&self, pgno: Pgno) -> bool {
         let slice = slice_pages(self.page_size());
         (self.next..=self.next.saturating_add(slice - 1)).contains(&pgno)
     }
 
-    /// How many bytes of the database were walked, of how many.
+    /// Returns the bytes of the database that were walked, and the bytes in all.
     pub(super) fn walked(&self) -> (u64, u64) {
         let page_len = self.page_size().bytes() as u64;
         let done = u64::from(self.next.saturating_sub(1));
@@ -160,18 +160,18 @@ impl Scan {
         )
     }
 
-    /// Where in the WAL the state ends; `None` when there is no frame.
+    /// Returns the position in the WAL at which the state ends; `None` if there is no frame.
     pub(super) fn position(&self) -> Option<WalPosition> {
         self.position
     }
 
-    /// Whether the last frame of the state is in its place still, by its checksum.
+    /// True if the last frame of the state is still in place, by its checksum.
     pub(super) fn has_last(&self) -> bool {
         let (Some(wal), Some(at)) = (&self.wal, self.position) else { return false };
         wal::checksum_at(wal, self.page_size(), at.frame).is_ok_and(|now| now == at.checksum)
     }
 
-    /// Where capture goes on behind the state.
+    /// Returns the position at which capture continues behind the state.
     pub(super) fn end(&self) -> Cursor {
         let Some(index) = self.snapshot.index else { return Cursor::Unknown };
         Cursor::At(match self.position {
@@ -180,7 +180,7 @@ impl Scan {
         })
     }
 
-    /// Hands the next slice of pages to `each`, without the lock page. `false` when all are done.
+    /// Passes the next slice of pages to `each`, without the lock page. `false` when all pages are done.
     pub(super) fn step<E: From<io::Error>>(
         &mut self,
         mut each: impl FnMut(Pgno, &[u8]) -> Result<(), E>,
@@ -210,7 +210,7 @@ impl Scan {
         Ok(self.next <= count)
     }
 
-    /// Takes what the WAL has of the pages up to this one.
+    /// Takes the frames of the pages up to this page.
     fn take_frames(&mut self, last: Pgno) -> io::Result<()> {
         loop {
             self.ahead = match self.ahead.take() {
@@ -225,8 +225,8 @@ impl Scan {
         }
     }
 
-    /// Fills the buffer from the database file, without the pages that the WAL has: the file may
-    /// end before them.
+    /// Fills the buffer from the database file. Skips pages that have a frame in the WAL: the file may end
+    /// before them.
     fn read_main(&mut self) -> io::Result<()> {
         let page_len = self.page_size().bytes();
         let lock_page = self.page_size().lock_page();

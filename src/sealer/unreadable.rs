@@ -1,9 +1,9 @@
-//! Files of the spool that are lost while the process runs: the disk fails, or somebody removed or
-//! replaced one.
+//! Handles spool files that are lost while the process runs: the disk failed, or a program removed or replaced
+//! a file.
 //!
-//! What such a file holds is in the database too. The page table has its pages already, so that a
-//! comparison would find nothing: a full image brings all of it to the replica, as after a start that
-//! finds such a file.
+//! The database holds the contents of such a file too. But the page table has the file's pages already, so a
+//! comparison would find no difference. Therefore a full image brings all pages to the replica. A start that
+//! finds such a file does the same.
 
 use std::io::BufReader;
 use std::path::Path;
@@ -18,12 +18,12 @@ use crate::local::state::Base;
 use crate::ltx::{self, Decoder, Header};
 use crate::shipper::{self, Identity};
 
-/// A spool that could be read is taken to be sound for so long.
+/// Milliseconds for which a spool that was readable counts as sound.
 const SOUND_MS: u64 = 5 * 60 * 1000;
 
 impl Replica {
-    /// Looks at the spool after a failure that may be one of reading it; not again for a while where all of it
-    /// could be read. There may be much of it, and other databases wait meanwhile.
+    /// Checks the spool after a failure that may come from reading the spool. Does nothing if the spool was
+    /// checked lately: the spool may be large, and other databases wait meanwhile.
     pub(super) fn suspect_spool(&mut self) {
         let now = self.process.now();
         if self.spool_sound_until <= now {
@@ -32,8 +32,8 @@ impl Replica {
         }
     }
 
-    /// Looks at all that waits in the spool, after something there could not be read. Where a file is of no
-    /// use any more, an image takes the place of all of them.
+    /// Reads every file that waits in the spool, after one could not be read. If a file is lost, an image
+    /// replaces all of them.
     pub(super) fn give_up_unreadable(&mut self) {
         let Some(local) = &self.local else { return };
         let closed = self.closed.iter().map(|file| (&file.entry, Some(&file.base)));
@@ -45,7 +45,7 @@ impl Replica {
             is_lost = true;
             let kept = match local.spool.set_aside(entry) {
                 Ok(aside) => format!(", and the file is kept as {}", aside.display()),
-                // It is not there, or stays where it is.
+                // The file is missing, or stays where it is.
                 Err(_) => String::new(),
             };
             log::error!(
@@ -61,11 +61,11 @@ impl Replica {
     }
 }
 
-/// Why a file is of no use.
+/// Reason why a file is lost.
 struct Lost(String);
 
 impl Lost {
-    /// Of a failed read. Where the system lacked something, or the process, nothing is known of the file.
+    /// Judges a failed read. If the system or the process lacked a resource, the file may be fine.
     fn of(error: &std::io::Error) -> Result<(), Lost> {
         match error.raw_os_error().map(Errno::from_raw_os_error) {
             Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::INTR) => Ok(()),
@@ -95,7 +95,7 @@ fn look(path: &Path, entry: &Entry, base: Option<&Base>) -> Result<(), Lost> {
     }
 }
 
-/// Whether a file in the spool is still the one that was closed, by its beginning and length.
+/// Returns an error if the file is not the file that was closed, by its header and length.
 fn is_as_closed(found: &Identity, entry: &Entry, base: &Base) -> Result<(), String> {
     let header = Header::decode(&found.head).map_err(|error| error.to_string())?;
     let is_its = header.tag.is_some_and(|tag| tag.post_apply.get() == base.checksum);
@@ -105,7 +105,7 @@ fn is_as_closed(found: &Identity, entry: &Entry, base: &Base) -> Result<(), Stri
     Ok(())
 }
 
-/// Returns an error if a file that is to be sent cannot be read, or is another than the one that was closed.
+/// Returns an error if a file that is to be uploaded cannot be read, or is not the file that was closed.
 pub(super) fn check(path: &Path, file: &ClosedFile) -> Result<(), String> {
     let found = shipper::identity(path).map_err(|error| error.to_string());
     let checked = found.and_then(|found| is_as_closed(&found, &file.entry, &file.base));

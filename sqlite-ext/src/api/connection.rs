@@ -12,7 +12,7 @@ use super::file::RawFile;
 use super::{Api, Connection, SQLITE_OK, SQLITE_OPEN_PRIVATECACHE, SQLITE_OPEN_READWRITE};
 
 thread_local! {
-    /// This thread is opening a connection of our own.
+    /// True while this thread opens a connection of our own.
     static OPENS: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -31,8 +31,9 @@ pub struct OwnConnection {
 // thread, one at a time.
 unsafe impl Send for OwnConnection {}
 
-/// Checkpoints of connections of our own that are under way. Taken by a thread that keeps all others out of
-/// SQLite, so that nobody has it at a fork.
+/// Checkpoints on connections of our own that are under way. Only threads inside the host's SQLite take this
+/// lock, and the thread that keeps them out. So no thread holds the lock at a fork that has waited for all of
+/// them.
 static CHECKPOINTING: Mutex<Vec<Checkpointing>> = Mutex::new(Vec::new());
 
 struct Checkpointing {
@@ -44,21 +45,23 @@ fn checkpointing() -> MutexGuard<'static, Vec<Checkpointing>> {
     CHECKPOINTING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Ends the checkpoints of connections of our own, with what they have copied so far.
+/// Ends the checkpoints on connections of our own. The frames that they have copied so far stay copied.
 pub fn interrupt_checkpoints() {
     for Checkpointing { db, api } in checkpointing().iter() {
-        // SAFETY: a live connection: it is closed by nobody before its checkpoint is taken off the list.
+        // SAFETY: a live connection: its owner takes the checkpoint off the list before it closes the
+        // connection.
         unsafe { (api.interruptx)(*db as Connection) };
     }
 }
 
-/// With a cache of its own: the application's shared one would make it meet our locks as its own.
+/// With a private cache. In the application's shared cache, SQLite would take our locks for the application's
+/// own.
 const FLAGS: c_int = SQLITE_OPEN_READWRITE | SQLITE_OPEN_PRIVATECACHE;
 /// `SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE`.
 const NO_CKPT_ON_CLOSE: c_int = 1006;
 
 impl OwnConnection {
-    /// Opens a database through a VFS; its close neither checkpoints nor removes the WAL.
+    /// Opens a database through a VFS. Its close neither checkpoints nor removes the WAL.
     pub fn open(
         api: &'static Api,
         vfs: NonNull<ffi::sqlite3_vfs>,
@@ -86,7 +89,7 @@ impl OwnConnection {
         Ok(connection)
     }
 
-    /// Closes it as a connection of the application's: the last one removes the WAL.
+    /// Closes the connection as SQLite closes one of the application: the last connection removes the WAL.
     pub fn close_as_any_other(self) {
         // SAFETY: a live connection; this setting takes an int and a pointer that may be null.
         unsafe {
@@ -94,12 +97,13 @@ impl OwnConnection {
         }
     }
 
-    /// Runs a statement; gives the first column of its first row.
+    /// Runs a statement, and returns the first column of its first row.
     pub fn query(&self, sql: &CStr) -> Result<Option<String>, String> {
         self.api.query(self.db, sql)
     }
 
-    /// Runs a checkpoint, which a fork ends before its time; gives whether it was busy.
+    /// Runs a checkpoint, which a fork may interrupt. Returns the first column of the answer: whether the
+    /// checkpoint was busy.
     pub fn checkpoint(&self, sql: &CStr) -> Result<Option<String>, String> {
         let db = self.db as usize;
         checkpointing().push(Checkpointing { db, api: self.api });
@@ -108,7 +112,7 @@ impl OwnConnection {
         busy
     }
 
-    /// The main database's file.
+    /// Returns the main database's file.
     pub fn file(&self) -> Option<RawFile> {
         let file = self.api.file_of(self.db, c"main")?;
         // SAFETY: an open file.

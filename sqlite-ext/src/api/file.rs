@@ -11,17 +11,17 @@ use super::{
     Api, SQLITE_ERROR, SQLITE_IOERR, SQLITE_OK, SQLITE_OPEN_MAIN_DB, SQLITE_OPEN_READWRITE,
 };
 
-/// A file of the VFS underneath: its object and the methods to call it with.
+/// A file of the VFS underneath: its object and its methods.
 #[derive(Clone, Copy)]
 pub struct RawFile {
-    /// The object.
+    /// The file object.
     pub file: *mut ffi::sqlite3_file,
-    /// Its methods.
+    /// The methods of the file object.
     pub methods: *const ffi::sqlite3_io_methods,
 }
 
-// SAFETY: both pointers stay valid as long as the file is open; SQLite's file methods may be called
-// from any thread as long as two do not call at once, which the holders of a `RawFile` see to.
+// SAFETY: both pointers stay valid as long as the file is open; SQLite's file methods may be called from any
+// thread as long as two do not call at once, and the holders of a `RawFile` ensure that.
 unsafe impl Send for RawFile {}
 // SAFETY: as above.
 unsafe impl Sync for RawFile {}
@@ -40,13 +40,13 @@ macro_rules! forward {
 }
 
 impl RawFile {
-    /// Version of the methods' structure.
+    /// Returns the version of the methods' structure.
     pub fn version(&self) -> c_int {
         // SAFETY: the file is open, so its methods are set.
         unsafe { (*self.methods).iVersion }
     }
 
-    /// Whether the file can have a wal-index in shared memory.
+    /// True if the file can have a wal-index in shared memory.
     pub fn has_shm(&self) -> bool {
         // SAFETY: as above; the field exists from version 2 on.
         self.version() >= 2 && unsafe { (*self.methods).xShmMap.is_some() }
@@ -87,7 +87,7 @@ impl RawFile {
         self.shm_region(0, extend)
     }
 
-    /// `xShmMap`; `None` for a region that does not exist, unless it may be made.
+    /// `xShmMap`. `None` if the region does not exist and `extend` is false.
     pub fn shm_region(&self, number: c_int, extend: bool) -> Option<Shm> {
         let mut region: *mut c_void = ptr::null_mut();
         let out = (&raw mut region).cast();
@@ -96,7 +96,7 @@ impl RawFile {
         NonNull::new(region.cast::<u8>()).filter(|_| rc == SQLITE_OK).map(Shm)
     }
 
-    /// Whether reads may go through a memory map, which another thread must not touch.
+    /// True if reads may go through a memory map, which another thread must not touch.
     pub fn is_mapped(&self) -> bool {
         const SQLITE_FCNTL_MMAP_SIZE: c_int = 18;
         let mut limit: i64 = -1;
@@ -105,7 +105,7 @@ impl RawFile {
         rc == SQLITE_OK && limit > 0
     }
 
-    /// True if the VFS tells that the path of this file names another file by now, or none.
+    /// True if the VFS reports that the path of this file now names another file, or none.
     pub fn has_moved(&self) -> bool {
         const SQLITE_FCNTL_HAS_MOVED: c_int = 20;
         let mut moved: c_int = 0;
@@ -127,7 +127,7 @@ impl RawFile {
     }
 }
 
-/// A file of the VFS underneath, opened by ourselves, with the memory for it.
+/// A file of the VFS underneath that walferry has opened, with its memory.
 pub struct OwnFile {
     raw: RawFile,
     _memory: Vec<u64>,
@@ -135,7 +135,7 @@ pub struct OwnFile {
     api: &'static Api,
 }
 
-// SAFETY: as for `RawFile`; the name is freed by whoever drops it.
+// SAFETY: as for `RawFile`; the drop frees the name.
 unsafe impl Send for OwnFile {}
 
 impl OwnFile {
@@ -191,7 +191,7 @@ impl OwnFile {
         }
     }
 
-    /// The file.
+    /// Returns the file object and its methods.
     pub fn raw(&self) -> RawFile {
         self.raw
     }

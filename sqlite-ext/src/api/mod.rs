@@ -1,7 +1,7 @@
-//! The host's SQLite: its API pointers, and the objects behind pointers, as methods.
+//! The host's SQLite: its API pointers, and safe methods for the objects behind pointers.
 //!
-//! One of the two folders with `unsafe`; the other is `ffi/`. The pointers come from the
-//! `sqlite3_api_routines` that the host hands to the entry point, each checked for null, so that one
+//! This is one of the two folders with `unsafe`; the other is `ffi/`. The pointers come from the
+//! `sqlite3_api_routines` that the host hands to the entry point. Each is checked for null, so that one
 //! library file serves every host from SQLite 3.34 on.
 
 mod connection;
@@ -39,12 +39,12 @@ pub use self::shm::Shm;
 /// The oldest SQLite that has every API field read here.
 const VERSION_MIN: c_int = 3_034_000;
 
-/// From where an SQL function may be called.
+/// Callers that SQLite allows for an SQL function.
 #[derive(Clone, Copy)]
 pub enum Trust {
-    /// By the application's own statements alone, never by a view or trigger of a database.
+    /// Only the application's own statements, never a view or trigger of a database.
     Direct,
-    /// From anywhere: it has no effect and tells nothing.
+    /// All callers: the function has no effect and reveals nothing.
     Innocuous,
 }
 
@@ -53,7 +53,7 @@ pub type Connection = *mut ffi::sqlite3;
 
 macro_rules! api {
     ($($name:ident: $type:ty),* $(,)?) => {
-        /// The API pointers that are used, none of them null.
+        /// The API pointers that walferry uses, none of them null.
         pub struct Api { $($name: $type,)* }
 
         impl Api {
@@ -120,13 +120,13 @@ api! {
 
 static API: OnceLock<Api> = OnceLock::new();
 
-/// The host's API; `None` before the extension was loaded.
+/// Returns the host's API; `None` before the extension was loaded.
 pub fn api() -> Option<&'static Api> {
     API.get()
 }
 
-/// Takes the host's API in. A second copy of SQLite in the same process is refused: the library is
-/// mapped once, and its state belongs to the first.
+/// Stores the host's API. Refuses a second copy of SQLite in the same process: the library is mapped once,
+/// and its state belongs to the first copy.
 ///
 /// # Safety
 /// `routines` is what SQLite gave to an extension's entry point.
@@ -173,7 +173,8 @@ pub unsafe fn load(routines: *const ffi::sqlite3_api_routines) -> Result<&'stati
     Ok(api)
 }
 
-/// A message of the entry point's, in memory of SQLite's own; also of an SQLite that is refused.
+/// Returns a message of the entry point, in memory that SQLite has allocated. Also works with a SQLite that
+/// [`load`] refuses.
 ///
 /// # Safety
 /// As [`load`].
@@ -199,11 +200,11 @@ impl Api {
         unsafe { (self.compileoption_used)(name.as_ptr()) != 0 }
     }
 
-    /// False if a program has turned SQLite's mutexes off: then all that it hands out are one. `None` where
-    /// there is no memory for two.
+    /// False if the program has turned SQLite's mutexes off: SQLite then hands out the same one each time.
+    /// `None` if there is no memory for two mutexes.
     fn has_mutexes(&self) -> Option<bool> {
         const SQLITE_MUTEX_FAST: c_int = 0;
-        // SAFETY: what was handed out is given back; SQLite takes null for nothing.
+        // SAFETY: both mutexes are given back; SQLite ignores null.
         unsafe {
             let (one, other) =
                 ((self.mutex_alloc)(SQLITE_MUTEX_FAST), (self.mutex_alloc)(SQLITE_MUTEX_FAST));
@@ -213,19 +214,19 @@ impl Api {
         }
     }
 
-    /// Keeps the library that SQLite is in mapped for as long as the process lives: a host may unload
-    /// it (PHP does at its end) while threads of ours are in it.
+    /// Keeps SQLite's library mapped for as long as the process lives. A host may unload it while threads of
+    /// walferry are in it, as PHP does at its end.
     pub fn keep_mapped(&self) {
         process::keep_mapped(self.vfs_find as *const c_void);
     }
 
-    /// The VFS of this name, or the default one.
+    /// Returns the VFS of this name, or the default VFS.
     pub fn find_vfs(&self, name: Option<&CStr>) -> Option<NonNull<ffi::sqlite3_vfs>> {
         // SAFETY: null asks for the default.
         NonNull::new(unsafe { (self.vfs_find)(name.map_or(ptr::null(), CStr::as_ptr)) })
     }
 
-    /// Returns all VFSes that are registered.
+    /// Returns all registered VFSes.
     pub fn all_vfs(&self) -> Vec<NonNull<ffi::sqlite3_vfs>> {
         /// The mutex under which SQLite changes the list (`sqlite3_vfs_register` in `os.c`).
         const SQLITE_MUTEX_STATIC_MAIN: c_int = 2;
@@ -246,14 +247,15 @@ impl Api {
         all
     }
 
-    /// The VFS under ours, by which a connection was opened before ours was there.
+    /// Returns the VFS underneath ours. Most likely, a connection that was open before the extension was
+    /// loaded uses this VFS.
     pub fn find_base_vfs(&self) -> Option<BaseVfs> {
         let ours = self.find_vfs(Some(c"walferry"))?;
         // SAFETY: our own VFS, which is never freed, keeps the one underneath as its data.
         NonNull::new(unsafe { ours.as_ref().pAppData }.cast()).map(BaseVfs)
     }
 
-    /// Path of a connection's database; `None` for one in memory or a temporary one.
+    /// Returns the path of a connection's database; `None` for one in memory or a temporary one.
     pub fn path(&self, db: Connection, schema: &CStr) -> Option<std::path::PathBuf> {
         // SAFETY: null or a nul-terminated path of SQLite's.
         unsafe { path_of(self.file_name(db, schema)) }
@@ -265,10 +267,10 @@ impl Api {
         unsafe { (self.vfs_register)(vfs.as_ptr(), c_int::from(default)) }
     }
 
-    /// A URI parameter of a file name that SQLite passed to `xOpen`.
+    /// Returns a URI parameter of a file name that SQLite passed to `xOpen`.
     ///
     /// # Safety
-    /// `name` comes from SQLite itself: behind it stand the parameters.
+    /// `name` comes from SQLite itself, with its parameters behind it.
     pub unsafe fn uri_parameter(&self, name: Text, key: &str) -> Option<String> {
         let key = CString::new(key).ok()?;
         // SAFETY: vouched for by the caller.
@@ -276,12 +278,12 @@ impl Api {
         text(value)
     }
 
-    /// The names of the URI parameters of a file name that SQLite passed to `xOpen`.
+    /// Returns the names of the URI parameters of a file name that SQLite passed to `xOpen`.
     ///
     /// # Safety
-    /// `name` comes from SQLite itself: behind it stand the parameters.
+    /// `name` comes from SQLite itself, with its parameters behind it.
     pub unsafe fn uri_keys(&self, name: Text) -> Vec<String> {
-        // SAFETY: vouched for by the caller; behind the last one the answer is null.
+        // SAFETY: vouched for by the caller; the answer behind the last name is null.
         (0..).map_while(|number| text(unsafe { (self.uri_key)(name, number) })).collect()
     }
 
@@ -292,15 +294,15 @@ impl Api {
         unsafe { (self.log)(code, c"%s".as_ptr(), message.as_ptr()) }
     }
 
-    /// Has a function called for each connection that is opened from now on; once, however often that is
-    /// asked for.
+    /// Registers a function that SQLite calls for each connection opened from now on. A second registration
+    /// changes nothing.
     pub fn on_open(&self, entry: unsafe extern "C" fn()) -> c_int {
         // SAFETY: the function stays mapped: the library is never unloaded.
         unsafe { (self.auto_extension)(Some(entry)) }
     }
 
-    /// Ends that; false where the function was not called any more. Unlike all else that SQLite offers, this
-    /// does not initialize it.
+    /// Removes that function. `false` if the function was not registered. Unlike all other calls of SQLite,
+    /// this one does not initialize SQLite.
     pub fn not_on_open(&self, entry: unsafe extern "C" fn()) -> bool {
         // SAFETY: a function's address, which is compared with others.
         unsafe { (self.cancel_auto_extension)(Some(entry)) != 0 }
@@ -315,12 +317,12 @@ impl Api {
         trust: Trust,
         function: Callback,
     ) -> c_int {
-        // SAFETY: nothing is called at the end.
+        // SAFETY: no function is called at the end.
         unsafe { self.define_until(db, name, arguments, trust, function, ptr::null_mut(), None) }
     }
 
-    /// Defines an SQL function, with what is called once when the connection is closed, or the function cannot
-    /// be defined.
+    /// Defines an SQL function, with a function `end`. SQLite calls `end` once, when the connection is closed
+    /// or if the SQL function cannot be defined.
     ///
     /// # Safety
     /// `end` may be called with `data` at any time, and stays mapped.
@@ -356,19 +358,20 @@ impl Api {
         }
     }
 
-    /// Path of a connection's database, as SQLite has it: with the parameters behind it.
+    /// Returns SQLite's own text of the path of a connection's database, which has the URI parameters behind
+    /// it.
     pub fn file_name(&self, db: Connection, schema: &CStr) -> Text {
         // SAFETY: a live connection.
         unsafe { (self.db_filename)(db, schema.as_ptr()) }
     }
 
-    /// Whether a connection's database can only be read.
+    /// True if a connection's database can only be read.
     pub fn is_read_only(&self, db: Connection, schema: &CStr) -> bool {
         // SAFETY: a live connection.
         unsafe { (self.db_readonly)(db, schema.as_ptr()) != 0 }
     }
 
-    /// The file object of a connection's database.
+    /// Returns the file object of a connection's database.
     pub fn file_of(&self, db: Connection, schema: &CStr) -> Option<NonNull<ffi::sqlite3_file>> {
         let mut file: *mut ffi::sqlite3_file = ptr::null_mut();
         // SAFETY: a live connection; this control stores a file pointer.
@@ -383,7 +386,7 @@ impl Api {
         NonNull::new(file).filter(|_| rc == SQLITE_OK)
     }
 
-    /// The VFS through which a connection opened a database.
+    /// Returns the VFS through which a connection opened a database.
     pub fn vfs_of(&self, db: Connection, schema: &CStr) -> Option<BaseVfs> {
         let mut vfs: *mut ffi::sqlite3_vfs = ptr::null_mut();
         let out = (&raw mut vfs).cast();
@@ -392,8 +395,8 @@ impl Api {
         NonNull::new(vfs).filter(|_| rc == SQLITE_OK).map(BaseVfs)
     }
 
-    /// Asks the file of a connection's database for a pointer, by a file control of ours. VFSes that
-    /// stand above ours pass the question down. `None` where no file of ours answers.
+    /// Asks the file of a connection's database for a pointer, with a file control of our own. VFSes above
+    /// ours pass the question down. `None` if no file of ours answers.
     pub fn ask_file<T>(&self, db: Connection, schema: &CStr, control: c_int) -> Option<*const T> {
         let mut answer: *const T = ptr::null();
         let out = (&raw mut answer).cast();
@@ -402,13 +405,13 @@ impl Api {
         (rc == SQLITE_OK).then_some(answer)
     }
 
-    /// The connection in which an SQL function runs.
+    /// Returns the connection in which an SQL function runs.
     pub fn connection_of(&self, context: *mut ffi::sqlite3_context) -> Connection {
         // SAFETY: the context is that of a running function.
         unsafe { (self.context_db_handle)(context) }
     }
 
-    /// The integer arguments of an SQL function.
+    /// Returns the integer arguments of an SQL function.
     ///
     /// # Safety
     /// `values` has `count` values of a running function.
@@ -444,7 +447,7 @@ impl Api {
         }
     }
 
-    /// Memory of SQLite's own, for a text that SQLite frees.
+    /// Returns a copy of a text in memory that SQLite has allocated, for SQLite to free.
     pub fn allocate_text(&self, value: &str) -> *mut c_char {
         // SAFETY: the block is as long as what is written into it.
         unsafe {
@@ -457,16 +460,16 @@ impl Api {
         }
     }
 
-    /// Frees a text of SQLite's own.
+    /// Frees a text that SQLite has allocated.
     ///
     /// # Safety
-    /// The text was allocated by SQLite, and nobody uses it any more.
+    /// The text was allocated by SQLite, and is not used any more.
     pub unsafe fn free_text(&self, value: *mut c_char) {
         // SAFETY: vouched for by the caller.
         unsafe { (self.free)(value.cast()) }
     }
 
-    /// Runs a statement; gives the first column of its first row.
+    /// Runs a statement, and returns the first column of its first row.
     pub fn query(&self, db: Connection, sql: &CStr) -> Result<Option<String>, String> {
         let mut statement = ptr::null_mut();
         // SAFETY: a live connection of ours, or the host's in its own thread; the statement is
@@ -487,8 +490,8 @@ impl Api {
         }
     }
 
-    /// True if this connection was interrupted and has a statement under way, which ends with that. Asked
-    /// by a statement of its own: SQLite before 3.41 has no function for it.
+    /// True if this connection was interrupted and has a statement under way, which ends because of that.
+    /// Asks with a statement of its own, since SQLite before 3.41 has no function for this.
     pub fn is_interrupted(&self, db: Connection) -> bool {
         let mut statement = ptr::null_mut();
         // SAFETY: the host's connection in its own thread; the statement is finalised in any case.
@@ -501,7 +504,7 @@ impl Api {
         }
     }
 
-    /// The names of a connection's databases: the main one, then the others.
+    /// Returns the names of a connection's databases: the main one first.
     pub fn schemas(&self, db: Connection) -> Result<Vec<CString>, String> {
         const NAME: c_int = 1;
         let mut statement = ptr::null_mut();
@@ -532,16 +535,16 @@ impl Api {
     }
 }
 
-/// Why an SQL function fails.
+/// Failure of an SQL function.
 pub enum Failure {
-    /// With this message.
+    /// Fails with this message.
     Said(String),
-    /// The application has interrupted it (`sqlite3_interrupt`).
+    /// The application has interrupted the function (`sqlite3_interrupt`).
     Interrupted,
 }
 
 impl Failure {
-    /// The same without characters that do something to a terminal.
+    /// Returns the failure without characters that have an effect in a terminal.
     pub fn shown(self) -> Failure {
         match self {
             Failure::Said(message) => Failure::Said(shown::line(&message).into_owned()),
@@ -556,7 +559,7 @@ impl<T: Into<String>> From<T> for Failure {
     }
 }
 
-/// What an SQL function gives.
+/// Result of an SQL function.
 pub enum Value {
     /// NULL.
     Null,
@@ -566,7 +569,7 @@ pub enum Value {
     Text(String),
 }
 
-/// A nul-terminated text as a string.
+/// Returns a nul-terminated text as a string.
 fn text(value: Text) -> Option<String> {
     if value.is_null() {
         return None;
@@ -575,7 +578,7 @@ fn text(value: Text) -> Option<String> {
     Some(unsafe { CStr::from_ptr(value) }.to_string_lossy().into_owned())
 }
 
-/// The path that SQLite passes to `xOpen`.
+/// Returns the path in a name that SQLite passes to `xOpen`.
 ///
 /// # Safety
 /// `name` is null or a nul-terminated path.
@@ -593,18 +596,18 @@ pub unsafe fn path_of(name: Text) -> Option<std::path::PathBuf> {
 #[derive(Clone, Copy)]
 pub struct BaseVfs(pub NonNull<ffi::sqlite3_vfs>);
 
-/// The VFSes of SQLite's own that put into a file what they are given, and nothing else.
+/// SQLite's own VFSes that write to a file exactly the bytes that they are given.
 const PLAIN: [&str; 4] = ["unix", "unix-excl", "unix-dotfile", "unix-none"];
 
 impl BaseVfs {
-    /// Its name.
+    /// Returns the name of the VFS.
     pub fn name(self) -> String {
         // SAFETY: a registered VFS is never freed, and its name is a nul-terminated text.
         unsafe { text(self.0.as_ref().zName) }.unwrap_or_default()
     }
 
-    /// True if the bytes of a file are those that SQLite gave to it. One that encrypts, or adds
-    /// checksums, would be read past by whoever looks at the file itself.
+    /// True if a file has exactly the bytes that SQLite wrote. walferry reads files directly, and so bypasses
+    /// a VFS that encrypts or adds checksums.
     pub fn is_plain(self) -> bool {
         PLAIN.contains(&self.name().as_str())
     }

@@ -1,4 +1,4 @@
-//! Writing lines of the log, without waiting for whoever reads them, and without a signal for the host.
+//! Writes lines of the log. Does not wait for their reader, and keeps the host from getting a signal.
 
 use std::ffi::c_int;
 use std::fs::{File, OpenOptions};
@@ -9,61 +9,64 @@ use std::ptr;
 
 use walferry::descriptors;
 
-/// How much of a text was written.
+/// Part of a text that was written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Written {
-    /// All of it.
+    /// The whole text.
     Whole,
-    /// The beginning of it.
+    /// Only its beginning.
     Part,
-    /// None of it.
+    /// No byte of it.
     Nothing,
 }
 
-/// Standard error, as the process has it. Its own folder is empty once its first thread has ended.
+/// Standard error of the process, through the thread's folder: the process's own folder is empty once its
+/// first thread has ended.
 const STDERR: &str = "/proc/thread-self/fd/2";
 /// Flags of an open that does not wait for a reader.
 const FLAGS: c_int = libc::O_NONBLOCK | libc::O_NOCTTY;
 
-/// Opens a file for one line at its end. Its number is none of those of standard input, output and error,
-/// where the application has closed these: other threads may write to them at any time.
+/// Opens a file to append one line. The descriptor never gets the number of standard input, output or error,
+/// even if the application has closed these. Other threads may write to those numbers at any time.
 pub fn open_to_append(path: &Path) -> std::io::Result<File> {
     opened(OpenOptions::new().create(true).append(true), path)
 }
 
 fn opened(options: &mut OpenOptions, path: &Path) -> std::io::Result<File> {
-    // Kept until the file has its number; what is written to these meanwhile is refused, as if they were closed.
+    // Held until the file has its number. Writes to the standard numbers fail meanwhile, as if they were
+    // closed.
     let _taken: Vec<OwnedFd> = descriptors::take_standard()?;
     let file = options.custom_flags(FLAGS).open(path)?;
-    // Another thread may have closed one of them just now.
+    // Another thread may have closed a standard descriptor just now.
     if file.as_raw_fd() <= libc::STDERR_FILENO {
         return Err(std::io::Error::other("standard output was closed meanwhile"));
     }
     Ok(file)
 }
 
-/// Writes to such a file.
+/// Writes to a file from [`open_to_append`].
 pub fn to_file(file: &File, text: &[u8]) -> Written {
     without_sigpipe(|| pieces(text, text.len(), |piece| write(file.as_raw_fd(), piece)))
 }
 
-/// Writes to standard error what it takes at once.
+/// Writes to standard error as much as standard error takes at once.
 pub fn to_stderr(text: &[u8]) -> Written {
-    // A pipe is opened once more: who finds room in it may find it taken by another thread, and wait, but
-    // not with a description of its own that never waits. That of the application stays as it is.
+    // A pipe is opened once more. Another thread may take the room that a poll of the application's
+    // description has found, and the write would wait. A description of our own never waits, and the
+    // application's stays unchanged.
     let is_pipe = std::fs::metadata(STDERR).is_ok_and(|meta| meta.file_type().is_fifo());
     let pipe = is_pipe.then(|| opened(OpenOptions::new().write(true), Path::new(STDERR)));
     without_sigpipe(|| {
         pieces(text, libc::PIPE_BUF, |piece| match &pipe {
             Some(Ok(pipe)) => write(pipe.as_raw_fd(), piece),
-            // Nobody reads it any more.
+            // The pipe has no reader any more.
             Some(Err(why)) if why.raw_os_error() == Some(libc::ENXIO) => 0,
             _ => write_if_ready(libc::STDERR_FILENO, piece),
         })
     })
 }
 
-/// Writes a text in pieces of at most this length, until one is not taken as a whole.
+/// Writes a text in pieces of at most `most` bytes, until a piece is not written as a whole.
 fn pieces(text: &[u8], most: usize, mut write: impl FnMut(&[u8]) -> usize) -> Written {
     let mut written = 0;
     for piece in text.chunks(most.max(1)) {
@@ -80,7 +83,7 @@ fn pieces(text: &[u8], most: usize, mut write: impl FnMut(&[u8]) -> usize) -> Wr
     }
 }
 
-/// Writes once; how much.
+/// Writes once, and returns the number of bytes written.
 fn write(descriptor: c_int, text: &[u8]) -> usize {
     loop {
         // SAFETY: the text is as long as said; a descriptor that is not open is an error.
@@ -95,10 +98,10 @@ fn was_interrupted() -> bool {
     std::io::Error::last_os_error().kind() == std::io::ErrorKind::Interrupted
 }
 
-/// The same where it does not wait: for a socket, or what says that it has room.
+/// Writes once, without waiting: to a socket, or to another file that reports room.
 fn write_if_ready(descriptor: c_int, text: &[u8]) -> usize {
     const FLAGS: c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    // SAFETY: as for `write`; what is no socket is an error.
+    // SAFETY: as for `write`; a descriptor that is no socket is an error.
     let sent = unsafe { libc::send(descriptor, text.as_ptr().cast(), text.len(), FLAGS) };
     if sent >= 0 || std::io::Error::last_os_error().raw_os_error() != Some(libc::ENOTSOCK) {
         return usize::try_from(sent).unwrap_or(0);
@@ -109,11 +112,11 @@ fn write_if_ready(descriptor: c_int, text: &[u8]) -> usize {
     if answered == 1 && asked.revents & libc::POLLOUT != 0 { write(descriptor, text) } else { 0 }
 }
 
-/// Keeps the signal from the host that comes where nobody reads what is written. The kernel sends it to the
-/// thread that writes.
+/// Keeps SIGPIPE from the host, which a write to a pipe without a reader causes. The kernel sends the signal
+/// to the writing thread.
 fn without_sigpipe<T>(write: impl FnOnce() -> T) -> T {
-    // SAFETY: plain signal-set calls on local sets; the mask is put back as it was. What is taken away is
-    // the signal of this write alone: none was pending before.
+    // SAFETY: plain signal-set calls on local sets; the mask is put back as it was. Only the signal of this
+    // write is taken away, since none was pending before.
     unsafe {
         let mut pipe: libc::sigset_t = std::mem::zeroed();
         let mut before: libc::sigset_t = std::mem::zeroed();

@@ -7,7 +7,7 @@ use std::sync::atomic::{Ordering, fence};
 /// Bytes of one region of the wal-index (`WALINDEX_PGSZ` in `wal.c`).
 pub const SHM_REGION: c_int = 32768;
 
-/// A region of a wal-index, mapped; most often the first.
+/// A mapped region of a wal-index, usually the first.
 #[derive(Clone, Copy)]
 pub struct Shm(pub(super) NonNull<u8>);
 
@@ -20,18 +20,18 @@ unsafe impl Sync for Shm {}
 // A region is mapped at a page boundary, so its words are aligned.
 #[allow(clippy::cast_ptr_alignment)]
 impl Shm {
-    /// A region that SQLite was given by `xShmMap`.
+    /// Wraps a region that SQLite got from `xShmMap`.
     pub fn from_pointer(region: *mut c_void) -> Option<Shm> {
         NonNull::new(region.cast::<u8>()).map(Shm)
     }
 
-    /// As a plain pointer, to be kept in an atomic.
+    /// Returns a plain pointer, to be kept in an atomic.
     pub fn as_pointer(self) -> *mut u8 {
         self.0.as_ptr()
     }
 
-    /// The two copies of the header (`WalIndexHdr` twice, 96 bytes): the first is read whole before
-    /// the second, which a writer writes before the first (`walIndexTryHdr` in `wal.c`).
+    /// Returns the two copies of the header (`WalIndexHdr` twice, 96 bytes). Reads the whole first copy
+    /// before the second; a writer writes the second before the first (`walIndexTryHdr` in `wal.c`).
     pub fn header(self) -> [u8; 96] {
         const WORDS_OF_COPY: usize = 6;
         let mut copy = [0u8; 96];
@@ -62,7 +62,7 @@ impl Shm {
         }
     }
 
-    /// A word of the region, of its 8192; 0 beyond them.
+    /// Returns a word of the region, which has 8192 words; 0 beyond them.
     pub fn word(self, at: usize) -> u32 {
         if at >= SHM_REGION as usize / size_of::<u32>() {
             return 0;
@@ -71,7 +71,7 @@ impl Shm {
         unsafe { self.0.as_ptr().cast::<u32>().add(at).read_volatile() }
     }
 
-    /// The read mark of a read slot (`aReadMark` at byte 100).
+    /// Returns the read mark of a read slot (`aReadMark` at byte 100).
     pub fn read_mark(self, slot: usize) -> u32 {
         // SAFETY: as above; slots are 0 to 4.
         unsafe { self.0.as_ptr().cast::<u32>().add(25 + slot.min(4)).read_volatile() }
@@ -79,7 +79,7 @@ impl Shm {
 
     /// Sets the read mark of a slot whose exclusive lock the caller holds.
     pub fn set_read_mark(self, slot: usize, mark: u32) {
-        // SAFETY: as above; the lock keeps all others from the mark.
+        // SAFETY: as above; the lock keeps all others from changing the mark.
         unsafe { self.0.as_ptr().cast::<u32>().add(25 + slot.min(4)).write_volatile(mark) }
     }
 }

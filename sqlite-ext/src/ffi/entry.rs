@@ -1,5 +1,5 @@
-//! Where SQLite enters: the extension's entry point, its SQL functions, and what is called at the
-//! start of a connection, at a fork and at the end of the process.
+//! The extension's entry point, its SQL functions, and the callbacks for a new connection, a fork and the end
+//! of the process.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::NonNull;
@@ -18,7 +18,7 @@ use crate::inside;
 use crate::opening::{self, Opening, UriLookup};
 use crate::registry;
 
-/// Wraps the file of a database that was opened before the extension was loaded.
+/// Takes over the file of a database that was opened before the extension was loaded.
 fn adopt(api: &'static Api, db: api::Connection, schema: &CStr) {
     let name = api.file_name(db, schema);
     // SAFETY: the name is SQLite's own, with its parameters behind it; the file is open, and its
@@ -30,11 +30,12 @@ fn adopt(api: &'static Api, db: api::Connection, schema: &CStr) {
         if methods.is_null() || is_ours(methods) {
             return;
         }
-        // Not the one underneath ours: this connection may have named another, which changes what is written.
+        // Not always the VFS underneath ours: the connection may have named another VFS, which changes the
+        // bytes that are written.
         let Some(vfs) = api.vfs_of(db, schema).or_else(|| api.find_base_vfs()) else { return };
         let lookup = UriLookup::new(|key| api.uri_parameter(name, key));
         opening::look_at_parameters(&path, &api.uri_keys(name));
-        // It is open already: what cannot work is in the log and in the status.
+        // The database is open already, so an error is only in the log and in the status.
         let Opening::Replicated(replicated) = opening::replicated(&path, &lookup, vfs) else {
             return;
         };
@@ -46,8 +47,8 @@ fn adopt(api: &'static Api, db: api::Connection, schema: &CStr) {
     }
 }
 
-/// The handle of a connection's own file, by the file and not by its path. `None` where the file was
-/// not opened through walferry, or cannot be replicated.
+/// Returns the handle of a connection's own file. Found by the file and not by its path. `None` if the file
+/// was not opened through walferry, or cannot be replicated.
 pub fn handle_of(api: &Api, db: api::Connection, schema: &CStr) -> Option<Arc<Handle>> {
     let handle: *const Handle = api.ask_file(db, schema, CONTROL_HANDLE)?;
     // SAFETY: our own files answer with a counted pointer, or null.
@@ -81,7 +82,7 @@ macro_rules! sql_function {
                 true => Err(opening::CUT_OFF.into()),
                 false => $body(&call, &arguments),
             });
-            // An error may hold a name, or words of a server.
+            // The message may hold a file name, or words of a server.
             api.result(context, answer.map_err(Failure::shown));
         }
     };
@@ -95,15 +96,16 @@ sql_function!(ping => functions::ping);
 sql_function!(sync_now => functions::sync);
 sql_function!(wait => functions::wait);
 
-/// Defines the SQL functions of a connection of the application's, and counts it until it is closed.
+/// Defines the SQL functions of one of the application's connections, and counts the connection until it is
+/// closed.
 fn define_functions(api: &Api, db: api::Connection) -> Result<(), String> {
     use api::Trust::{Direct, Innocuous};
     let (name, counted) = (c"walferry_version", Some(closed as _));
     alive::opened();
     // SAFETY: the function that is called at the end takes this data for a number, and stays mapped.
     let first = unsafe { api.define_until(db, name, 0, Innocuous, version, generation(), counted) };
-    // Those that wait, or tell of this machine and its replicas, are not for a view or trigger of a
-    // database that somebody else made.
+    // Functions that wait, or that tell of this machine and its replicas, are not for a view or trigger of a
+    // foreign database.
     let all = [
         first,
         api.define(db, c"walferry_txid", 0, Direct, txid),
@@ -113,26 +115,27 @@ fn define_functions(api: &Api, db: api::Connection) -> Result<(), String> {
         api.define(db, c"walferry_sync", -1, Direct, sync_now),
         api.define(db, c"walferry_wait", -1, Direct, wait),
     ];
-    // Busy: the connection has them, and is running a statement, which may be the one that loads.
+    // SQLITE_BUSY: the connection has the functions already, and runs a statement, perhaps the one that loads
+    // the extension.
     match all.into_iter().find(|rc| !matches!(*rc, SQLITE_OK | SQLITE_BUSY)) {
         None => Ok(()),
         Some(rc) => Err(format!("SQLite refused walferry's SQL functions (error {rc})")),
     }
 }
 
-/// The process in the line of forks.
+/// Returns the generation of the process ([`inside::generation`]) as a pointer.
 fn generation() -> *mut c_void {
     std::ptr::without_provenance_mut(inside::generation() as usize)
 }
 
-/// Called by SQLite when a connection is closed of this process in the line of forks.
+/// Called by SQLite when a connection is closed. Ignores connections from before a fork.
 unsafe extern "C" fn closed(of: *mut c_void) {
     if of == generation() {
         guarded((), alive::closed);
     }
 }
 
-/// The mark of [`alive`].
+/// Does nothing: this extension is the mark of [`alive`].
 unsafe extern "C" fn nothing(
     _db: api::Connection,
     _message: *mut *mut c_char,
@@ -146,7 +149,7 @@ pub fn set_mark(api: &Api) -> bool {
     api.on_open(as_extension(nothing)) == SQLITE_OK
 }
 
-/// Takes it away. False where it was not there.
+/// Removes the mark of [`alive`]. `false` if it was not set.
 pub fn take_mark(api: &Api) -> bool {
     api.not_on_open(as_extension(nothing))
 }
@@ -157,7 +160,7 @@ type OnOpen = unsafe extern "C" fn(
     *const sys::sqlite3_api_routines,
 ) -> c_int;
 
-/// An automatic extension, as it is registered.
+/// Returns the function with the type that a registration asks for.
 fn as_extension(called: OnOpen) -> unsafe extern "C" fn() {
     // SAFETY: SQLite calls an automatic extension with an entry point's arguments, whatever type the
     // registration asks for (https://sqlite.org/c3ref/auto_extension.html).
@@ -172,7 +175,7 @@ unsafe extern "C" fn on_open(
 ) -> c_int {
     if let Some(api) = api::api().filter(|_| !api::is_own() && !inside::is_cut_off()) {
         guarded((), || {
-            // Where that fails, the connection remembers the error, and is not opened.
+            // If this fails, the connection remembers the error, and its open fails.
             let _ = define_functions(api, db);
             functions::prepare_connection(api, db);
         });
@@ -180,7 +183,8 @@ unsafe extern "C" fn on_open(
     SQLITE_OK
 }
 
-/// Takes part in what is opened from now on, or in nothing.
+/// Registers the automatic extension and the VFS. If the VFS cannot be registered, removes the extension
+/// again, unless an earlier load has registered both.
 fn take_part(api: &'static Api) -> Result<(), String> {
     let known = vfs::is_registered();
     match api.on_open(as_extension(on_open)) {
@@ -213,7 +217,7 @@ pub unsafe extern "C" fn sqlite3_walferry_init(
             return Ok(());
         }
         take_part(api)?;
-        // Behind the others: it is moved when it is looked for.
+        // Set after the other automatic extensions, since each look for the mark moves it to the end.
         alive::mark(api);
         adopt(api, db, c"main");
         functions::prepare_connection(api, db);
@@ -233,7 +237,7 @@ pub unsafe extern "C" fn sqlite3_walferry_init(
     }
 }
 
-/// The same under the name that SQLite tries first, so that the library loads whatever its file is called.
+/// The entry point under the name that SQLite tries first, so that the library loads under any file name.
 ///
 /// # Safety
 /// As [`sqlite3_walferry_init`].
@@ -247,17 +251,17 @@ pub unsafe extern "C" fn sqlite3_extension_init(
     unsafe { sqlite3_walferry_init(db, message, routines) }
 }
 
-/// Called by the thread that forks, before and after.
+/// Called by the forking thread, before the fork.
 pub extern "C" fn before_fork() {
     guarded((), fork::prepare);
 }
 
-/// See [`before_fork`].
+/// Called by the forking thread after the fork, in the parent.
 pub extern "C" fn after_fork_in_parent() {
     guarded((), fork::in_parent);
 }
 
-/// See [`before_fork`].
+/// Called by the forking thread after the fork, in the child.
 pub extern "C" fn after_fork_in_child() {
     guarded((), fork::in_child);
 }

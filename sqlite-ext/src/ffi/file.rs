@@ -1,4 +1,5 @@
-//! The methods of a file that was opened through our VFS, or of the one that was open before.
+//! The methods of files that were opened through our VFS, and of files that were open before the extension
+//! was loaded.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
@@ -19,7 +20,7 @@ use crate::opening;
 use crate::registry::{self, Shimmed};
 use crate::wal_file::WalFile;
 
-/// What stands where SQLite expects a file of ours: our own part, then the real file.
+/// Our file object of a main database. The real file object follows behind it in memory.
 #[repr(C, align(8))]
 pub(super) struct ShimFile {
     base: sys::sqlite3_file,
@@ -27,25 +28,26 @@ pub(super) struct ShimFile {
     pub(super) handle: *const Handle,
 }
 
-/// The same for a WAL.
+/// Our file object of a WAL.
 #[repr(C, align(8))]
 pub(super) struct WalShim {
     base: sys::sqlite3_file,
-    /// An `Arc<Shimmed>` turned into a pointer: the database that the WAL belongs to. Which of its
-    /// connections has opened the WAL cannot be told by a name that a VFS above ours made.
+    /// An `Arc<Shimmed>` turned into a pointer: the database of the WAL. A name that a VFS above ours made
+    /// does not tell which connection has opened the WAL.
     pub(super) of: *const Shimmed,
 }
 
-/// How often a write that finds no room is repeated: copies go first, then captured transactions.
+/// Number of times that a write which found no room is repeated. The first time copies are dropped, the
+/// second time captured transactions.
 const ROOM_ATTEMPTS: usize = 2;
 
 const _: () = assert!(size_of::<WalShim>() == size_of::<ShimFile>());
 
-/// Where in our file object the real one begins.
+/// Offset of the real file object behind ours.
 pub(super) const REAL_OFFSET: usize = size_of::<ShimFile>();
 
-/// How a method finds its handle: in the file object itself, or, for the file of the connection
-/// that loaded the extension, in a list.
+/// Finds the handle of a file: in the file object itself, or, for the file of the connection that loaded the
+/// extension, in a list.
 trait Locate {
     /// # Safety
     /// `file` is an open file with methods of this kind.
@@ -53,14 +55,14 @@ trait Locate {
     /// # Safety
     /// As above; the handle lives until the file is closed.
     unsafe fn handle<'a>(file: File) -> Option<HandleRef<'a>>;
-    /// The handle, also one that is not replicated any more.
+    /// Returns the handle, even if it is not replicated any more.
     ///
     /// # Safety
     /// As above.
     unsafe fn any_handle(file: File) -> Option<Arc<Handle>>;
 }
 
-/// A handle for the time of one call; borrowed where that is possible, since these calls are many.
+/// A handle for the time of one call. Borrowed where possible, since these calls are frequent.
 enum HandleRef<'a> {
     Borrowed(&'a Handle),
     Shared(Arc<Handle>),
@@ -95,7 +97,7 @@ impl Locate for Embedded {
     }
 
     unsafe fn any_handle(file: File) -> Option<Arc<Handle>> {
-        // SAFETY: as above; the count grows by the one that is given away.
+        // SAFETY: as above; the count grows by the reference that is returned.
         unsafe {
             let handle = (*file.cast::<ShimFile>()).handle;
             if handle.is_null() {
@@ -111,7 +113,7 @@ impl Locate for Adopted {
     unsafe fn real(file: File) -> RawFile {
         match registry::adopted(file as usize) {
             Some(handle) => handle.real(),
-            // Cannot be: the methods are put back before the entry is removed.
+            // Not possible: the methods are put back before the entry is removed.
             None => RawFile { file, methods: &raw const DEAD },
         }
     }
@@ -125,7 +127,7 @@ impl Locate for Adopted {
     }
 }
 
-/// Methods of a file that is gone: none.
+/// Methods of a file that is closed: none.
 static DEAD: sys::sqlite3_io_methods = sys::sqlite3_io_methods {
     iVersion: 1,
     xClose: None,
@@ -216,19 +218,19 @@ unsafe extern "C" fn main_write<L: Locate>(
     with_room(of.as_deref(), rc, || pass!(L, f, xWrite(from, n, at) else SQLITE_IOERR))
 }
 
-/// True for the answers of a write that may have found no room: SQLite says so of a full disk, and not of a
-/// quota that is used up.
+/// True if a write with this result may have found no room. SQLite reports SQLITE_FULL for a full disk, but
+/// not for a quota that is used up.
 fn may_lack_room(rc: c_int) -> bool {
     matches!(rc, sys::SQLITE_FULL | sys::SQLITE_IOERR_WRITE)
 }
 
-/// Repeats a write that found no room for as long as the spool gives some back: without us there would have
-/// been that much more.
+/// Repeats a write that found no room, at most [`ROOM_ATTEMPTS`] times, while the spool gives room back.
+/// Without walferry, the write would have had that room.
 fn with_room(of: Option<&Shimmed>, first: c_int, write: impl Fn() -> c_int) -> c_int {
     let Some(of) = of.filter(|of| !of.is_inherited()) else { return first };
     for _ in 0..ROOM_ATTEMPTS {
         let made = guarded(false, || of.database.make_room());
-        // What took the room may have been given up just before it was asked for.
+        // Even if no room was made now: the room may have been freed just before.
         let rc = write();
         if !may_lack_room(rc) || !made {
             return rc;
@@ -260,12 +262,12 @@ unsafe extern "C" fn main_unlock<L: Locate>(f: File, level: c_int) -> c_int {
     pass!(L, f, xUnlock(level) else SQLITE_OK)
 }
 
-/// A file control of our own: the handle of a main database's file, as a counted pointer.
+/// A file control of our own. Returns the handle of a main database's file as a counted pointer.
 pub(super) const CONTROL_HANDLE: c_int = c_int::from_be_bytes(*b"WalF");
 
 unsafe extern "C" fn main_control<L: Locate>(f: File, op: c_int, argument: *mut c_void) -> c_int {
     if op == CONTROL_HANDLE {
-        // SAFETY: an open file of ours; whoever knows this control gives room for a pointer.
+        // SAFETY: an open file of ours; every caller that knows this control gives room for a pointer.
         guarded((), || unsafe {
             let handle = L::any_handle(f).map_or(ptr::null(), Arc::into_raw);
             *argument.cast::<*const Handle>() = handle;
@@ -292,7 +294,7 @@ unsafe extern "C" fn main_control<L: Locate>(f: File, op: c_int, argument: *mut 
     rc
 }
 
-/// Puts our name before that of the VFS underneath.
+/// Puts our name before the name of the VFS underneath.
 ///
 /// # Safety
 /// `name` holds null or a text allocated by SQLite.
@@ -352,7 +354,7 @@ unsafe extern "C" fn main_shm_lock<L: Locate>(
 unsafe extern "C" fn main_shm_unmap<L: Locate>(f: File, delete: c_int) -> c_int {
     // SAFETY: an open file of ours.
     let handle = unsafe { L::any_handle(f) };
-    // Also of one that is not replicated any more: other threads may look through it.
+    // Also for a handle that is not replicated any more: other threads may read the wal-index through it.
     if let Some(handle) = handle.filter(|handle| !handle.is_inherited()) {
         guarded((), || handle.unmap_shm());
     }
@@ -374,7 +376,7 @@ unsafe extern "C" fn embedded_main_close(f: File) -> c_int {
     }
 }
 
-/// Once the file is closed.
+/// Ends the handle, after the file was closed.
 fn after_close(handle: Option<Arc<Handle>>) {
     let Some(handle) = handle else { return };
     if handle.is_inherited() {
@@ -383,7 +385,7 @@ fn after_close(handle: Option<Arc<Handle>>) {
                 inherited::closed(api, handle.shimmed.vfs, handle.database().path());
             }
         });
-        // Never dropped: it is the parent's.
+        // Never dropped: the handle belongs to the parent.
         std::mem::forget(handle);
     } else {
         guarded((), || {
@@ -396,7 +398,8 @@ fn after_close(handle: Option<Arc<Handle>>) {
     }
 }
 
-/// Ends what a handle is to the library, and gives it back, unless a fork has brought it here.
+/// Does the work that is due before the file is closed, unless the handle is from before a fork. Returns the
+/// handle.
 fn close_handle(handle: Arc<Handle>) -> Arc<Handle> {
     if !handle.is_inherited() {
         guarded((), || MainFile(&handle).before_close());
@@ -416,7 +419,8 @@ unsafe extern "C" fn adopted_main_close(f: File) -> c_int {
     rc
 }
 
-/// The connection that has the database of a WAL to itself: then nobody else writes to the WAL.
+/// Returns the connection that has the WAL's database exclusively. No other connection writes to the WAL
+/// then.
 ///
 /// # Safety
 /// `f` is an open WAL of ours.
@@ -512,7 +516,7 @@ const fn main_methods<L: Locate>(
     }
 }
 
-/// For a file whose VFS has no shared memory: SQLite then allows no WAL mode.
+/// Methods for a file whose VFS has no shared memory. SQLite then allows no WAL mode.
 pub(super) static NO_SHM: sys::sqlite3_io_methods = sys::sqlite3_io_methods {
     xShmMap: None,
     xShmLock: None,
@@ -528,7 +532,7 @@ pub(super) static ADOPTED_2: sys::sqlite3_io_methods =
     main_methods::<Adopted>(2, adopted_main_close);
 pub(super) static ADOPTED_3: sys::sqlite3_io_methods =
     main_methods::<Adopted>(3, adopted_main_close);
-/// A WAL has neither shared memory nor memory-mapped pages.
+/// Methods of a WAL, which has neither shared memory nor memory-mapped pages.
 pub(super) static WAL_1: sys::sqlite3_io_methods = sys::sqlite3_io_methods {
     iVersion: 1,
     xClose: Some(wal_close),

@@ -1,6 +1,6 @@
-//! The callbacks that SQLite calls: the VFS's and the files' methods, the SQL functions, and the
-//! entry point. Each only finds its object, runs safe code behind `catch_unwind`, and answers with
-//! an SQLite code. What is not walferry's business goes straight to the VFS underneath.
+//! The callbacks that SQLite calls: the methods of the VFS and of files, the SQL functions, and the entry
+//! point. Each callback only finds its object, runs safe code behind `catch_unwind`, and answers with an
+//! SQLite code. All other calls go straight to the VFS underneath.
 
 mod entry;
 mod file;
@@ -20,8 +20,8 @@ pub use vfs::{REGISTERING, Target, register_vfs, stands_above};
 type File = *mut sys::sqlite3_file;
 type Vfs = *mut sys::sqlite3_vfs;
 
-/// Runs safe code; a panic becomes this answer instead of crossing into SQLite. What it logs is given to the
-/// host at its end, when none of our locks is held.
+/// Runs safe code. After a panic, returns `on_panic` instead of unwinding into SQLite. The host gets the log
+/// lines of the code at its end, when no lock of walferry is held.
 fn guarded<T>(on_panic: T, body: impl FnOnce() -> T) -> T {
     let _withheld = Withheld::new();
     catch_unwind(AssertUnwindSafe(body)).unwrap_or(on_panic)

@@ -1,4 +1,4 @@
-//! The methods of our VFS: all but `xOpen` pass on what they get.
+//! The methods of our VFS. All but `xOpen` pass their calls on.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::num::NonZeroUsize;
@@ -19,7 +19,7 @@ use crate::main_file::MainFile;
 use crate::opening::{self, Opening, UriLookup};
 use crate::registry::{self, Shimmed};
 
-/// The VFS underneath.
+/// Returns the VFS underneath.
 ///
 /// # Safety
 /// `vfs` is ours.
@@ -35,7 +35,7 @@ unsafe extern "C" fn vfs_open(
     flags: c_int,
     out_flags: *mut c_int,
 ) -> c_int {
-    // SAFETY: SQLite gives a name of its own, memory of szOsFile bytes, and our own VFS.
+    // SAFETY: the caller, SQLite or a VFS above, gives a name, memory of szOsFile bytes, and our own VFS.
     unsafe {
         let base = base_of(vfs);
         let Some(open) = (*base).xOpen else { return SQLITE_ERROR };
@@ -45,7 +45,7 @@ unsafe extern "C" fn vfs_open(
             return sys::SQLITE_CANTOPEN;
         }
         let Some(handle) = handle else {
-            // Not ours to look at: SQLite gets the real file itself.
+            // The file does not matter to walferry: SQLite gets the real file object.
             return open(base, name, file, flags, out_flags);
         };
         let real: File = file.cast::<u8>().add(REAL_OFFSET).cast();
@@ -70,7 +70,7 @@ unsafe extern "C" fn vfs_open(
                 ..=2 => &raw const EMBEDDED_2,
                 _ => &raw const EMBEDDED_3,
             };
-            // Without a handle, as when the VFS cannot share memory, the methods pass all on.
+            // Without a handle, as when the VFS cannot share memory, the methods pass all calls on.
             (*shim).handle = made.map_or(ptr::null(), Arc::into_raw);
         } else {
             (*file).pMethods = &raw const WAL_1;
@@ -86,24 +86,26 @@ unsafe extern "C" fn vfs_open(
     }
 }
 
-/// The connection that has a database to itself: nobody else opens its WAL, or writes to it.
+/// Returns the connection that has a database exclusively. No other connection opens the WAL, or writes to
+/// it, then.
 pub(super) fn alone_with(of: &Shimmed) -> Option<Arc<Handle>> {
     of.alone().filter(|handle| handle.is_current() && handle.is_exclusive())
 }
 
-/// What a file that is being opened belongs to.
+/// Role of a file that is being opened.
 pub enum Target {
-    /// A database to be replicated.
+    /// A database that is to be replicated.
     Main(registry::Replicated),
-    /// The WAL of one that is.
+    /// The WAL of a replicated database.
     Wal(Arc<Shimmed>),
-    /// A database that is not to be opened, since it cannot be replicated as it is set.
+    /// A database that is not opened, since its settings make replication impossible.
     Refused,
 }
 
 /// # Safety
-/// `base` is the VFS underneath, and `name` a file's name; with `SQLITE_OPEN_URI` in the flags it has its
-/// parameters behind it, as SQLite's own have. A VFS that stands above gives names of its own.
+/// `base` is the VFS underneath, and `name` the name of a file. With `SQLITE_OPEN_URI` in the flags, the
+/// parameters stand behind the name, as in names of SQLite's own. A VFS that stands above gives names of its
+/// own.
 unsafe fn handle_for_unchecked(base: Vfs, name: *const c_char, flags: c_int) -> Option<Target> {
     let api = api::api()?;
     // SAFETY: vouched for by the caller.
@@ -119,7 +121,7 @@ unsafe fn handle_for_unchecked(base: Vfs, name: *const c_char, flags: c_int) -> 
                 let opening = opening::cut_off(&path, &UriLookup::new(parameter));
                 return matches!(opening, Opening::Refused).then_some(Target::Refused);
             }
-            // Also of a database that is not replicated here: the parent may replicate it.
+            // Also for a database that is not replicated here: the parent may replicate it.
             inherited::set_aside(api, api::BaseVfs(NonNull::new(base)?), &path);
             let has_parameters = flags & api::SQLITE_OPEN_URI != 0;
             let lookup =
@@ -149,7 +151,7 @@ fn handle_for(base: Vfs, name: *const c_char, flags: c_int) -> Option<Target> {
     if name.is_null() {
         return None;
     }
-    // SAFETY: called by vfs_open alone, with what SQLite gave it.
+    // SAFETY: only vfs_open calls this, with the arguments that it was called with.
     unsafe { handle_for_unchecked(base, name, flags) }
 }
 
@@ -244,16 +246,17 @@ unsafe extern "C" fn vfs_next_call(vfs: Vfs, name: *const c_char) -> *const c_ch
 
 const NAME: &CStr = c"walferry";
 
-/// Our VFS, once it was registered: it lives as long as the process.
+/// Our VFS, once it was registered. It lives as long as the process.
 static OURS: AtomicPtr<sys::sqlite3_vfs> = AtomicPtr::new(ptr::null_mut());
-/// The addresses of those that were registered before it.
+/// Addresses of the VFSes that were registered before ours.
 static OLDER: OnceLock<Vec<NonZeroUsize>> = OnceLock::new();
 
-/// Two threads that load at the same time must not wrap one around the other. Locked around a fork.
+/// Keeps two threads that load the extension at once from wrapping one VFS around the other. Locked around a
+/// fork.
 pub static REGISTERING: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
-/// Registers our VFS around the host's default one. Another load finds it registered: then it becomes
-/// the default again, which `sqlite3_shutdown()` has ended.
+/// Registers our VFS around the host's default one. At a later load, makes our VFS the default again if
+/// `sqlite3_shutdown()` has ended that.
 pub fn register_vfs(api: &'static Api, default: bool) -> Result<(), String> {
     let _turn = walferry::withheld::lock(&REGISTERING);
     match NonNull::new(OURS.load(Ordering::Acquire)) {
@@ -273,7 +276,7 @@ fn register_again(
     }
     // SAFETY: our own VFS; the one underneath was set when it was registered, and never changed.
     let base = unsafe { base_of(ours.as_ptr()) };
-    // A VFS that has become the default since, and stands above ours, is not put aside.
+    // A VFS that has become the default since then, and stands above ours, stays the default.
     let now = api.find_vfs(None);
     let wanted = default && now.is_none_or(|now| now.as_ptr() == base);
     let is_older = |now: NonNull<_>| OLDER.get().is_some_and(|older| older.contains(&now.addr()));
@@ -286,8 +289,8 @@ fn register_again(
     registered_with(api.register_vfs(ours, wanted))
 }
 
-/// The default is another one than was the default at the first load: locks and files of a database would be
-/// others than the application asked for.
+/// Warns, once, that walferry does not become the default VFS again. The default is another VFS than at the
+/// first load: through walferry, a database would get other locks and files than the application asked for.
 fn tell_not_default() {
     static TOLD: AtomicBool = AtomicBool::new(false);
     if !TOLD.swap(true, Ordering::Relaxed) {
@@ -298,8 +301,8 @@ fn tell_not_default() {
     }
 }
 
-/// True if a VFS was registered after ours: it may stand above, for the default VFS or for one that a
-/// connection names, and change what connections of ours would write past it.
+/// True if a VFS was registered after ours. Such a VFS may stand above the default VFS or one that a
+/// connection names, and change the bytes. Connections of our own would bypass it.
 pub fn stands_above(api: &Api) -> bool {
     let Some(ours) = NonNull::new(OURS.load(Ordering::Acquire)) else { return false };
     let older = OLDER.get().map(Vec::as_slice).unwrap_or_default();
