@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::tidy::{code, files, is_test};
 
-/// A function with more lines is hard to hold in mind.
+/// A function with more lines of code is hard to hold in mind.
 const LINES_OF_FUNCTION: usize = 70;
 /// A doc comment does not begin with a word that hides the name of its thing.
 const HIDING: [&str; 9] =
@@ -47,14 +47,15 @@ fn functions_are_short() {
             }
             // rustfmt puts the last brace where the function begins.
             let end = format!("{}}}", &line[..line.len() - start.len()]);
-            let len =
-                lines[first..].iter().position(|line| *line == end).map_or(0, |last| last + 1);
+            let last = lines[first..].iter().position(|line| *line == end).unwrap_or(0);
+            let is_code = |line: &&&str| !line.trim_start().starts_with("//");
+            let len = lines[first..=first + last].iter().filter(is_code).count();
             if len > LINES_OF_FUNCTION {
                 list.push(format!("{}: {len} lines: {start}", path.display()));
             }
         }
     }
-    ratchet("long functions", list.len(), 10, &list);
+    ratchet("long functions", list.len(), 7, &list);
 }
 
 /// True if a function that begins here has a body of several lines.
@@ -95,7 +96,7 @@ fn doc_comments_name_their_thing() {
             inside = doc.is_some();
         }
     }
-    ratchet("doc comments that begin with a pronoun", list.len(), 442, &list);
+    ratchet("doc comments that begin with a pronoun", list.len(), 122, &list);
 }
 
 /// The folder or file of `src/` that a file is in.
