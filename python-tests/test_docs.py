@@ -14,8 +14,8 @@ from harness import EXTENSION, PROGRAM, ROOT, clean_environment, rows
 README = ROOT / "README.md"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 WORDS_MAX = {"README.md": 900, "docs/architecture.md": 1500}
-# Commands with nothing to say about options, and what is in the place of a page for them.
-WITHOUT_PAGE = {"help", "version"}
+# Settings whose default is more than a value: the page has the words, the program the value.
+DEFAULTS_IN_WORDS = {"spool-cap": "10 GiB, or twice the database"}
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -102,8 +102,28 @@ def commands():
 def test_commands_are_listed():
     listed = {name for cells in first_cells(page("commands.md"), "# Commands") for name in cells}
     # "wal" is another name of "ltx", which the help does not list.
-    assert listed - {"wal"} == commands() - WITHOUT_PAGE
+    assert listed - {"wal"} == commands()
     assert help_of("wal") == help_of("ltx")
+
+
+def options(text):
+    """The options of a help text, long and short."""
+    found = re.findall(r"^ +(?:(-\w), )?(--[a-z][a-z0-9-]*)", text.split("Options:\n")[1].split("\n\n")[0], re.M)
+    return {name for pair in found for name in pair if name}
+
+
+def test_options_are_listed():
+    """The table of options has exactly the options of each command. Prose above it has those of all commands."""
+    text = page("commands.md").split("## Options\n")[1]
+    everywhere, listed = {"--help", "-h"}, {}
+    for line in re.search(r"(?:^\|.*\n)+", text, re.M)[0].splitlines()[2:]:
+        option, names = line.split("|")[1:3]
+        for name in re.findall(r"`(\w+)`", names):
+            listed.setdefault(name, set()).update(re.findall(r"`(--?[a-z][a-z0-9-]*)", option))
+    known = {name: options(help_of(name)) - everywhere for name in commands() - {"help"}}
+    assert listed == {name: found for name, found in known.items() if found}
+    above = re.findall(r"`(?:walferry )?(--?[a-zA-Z][a-z-]*)`", text.split("\n|")[0])
+    assert set(above) == everywhere | options(help_of())
 
 
 def test_options_in_the_documentation_exist():
@@ -143,11 +163,23 @@ def test_settings_are_listed():
         assert variable == "WALFERRY_" + name.upper().replace("-", "_")
 
 
+def test_defaults_of_settings_are_those_of_the_program(tmp_path):
+    config = tmp_path / "walferry.yml"
+    config.write_text("dbs:\n  - path: %s/app.db\n    replica:\n      url: file:///replica\n" % tmp_path)
+    done = subprocess.run([PROGRAM, "databases", "--json", "--config", config], env=clean_environment(), text=True,
+                          check=True, capture_output=True, timeout=60)
+    settings = json.loads(done.stdout)["databases"][0]["replicas"][0]["settings"]
+    assert {setting["from"] for setting in settings.values()} == {"default"}
+    known = {name: DEFAULTS_IN_WORDS.get(name, setting["value"]) for name, setting in settings.items()}
+    rows_of = re.findall(r"^\| `([a-z0-9-]+)` \| `WALFERRY_\w+` \| ([^|]+) \|", page("settings.md"), re.M)
+    assert {name: default.strip("`") for name, default in rows_of} == {"replica": "none", **known}
+
+
 def test_variables_are_documented():
     sources = [path for folder in ("src", "sqlite-ext/src") for path in (ROOT / folder).rglob("*.rs")]
     used = {name for path in sources for name in re.findall(r'"(WALFERRY_[A-Z0-9_]+)"', path.read_text())}
-    pages = "\n".join(path.read_text() for path in PAGES)
-    assert {name for name in used if name not in pages} == set()
+    text = page("settings.md")
+    assert {name for name in used if "`%s`" % name not in text} == set()
 
 
 def keys_of(column):
