@@ -1,7 +1,9 @@
 """Where lines of the log go, and what they must not do to the program: nothing of its files, its standard
 streams and its signals is touched, and it never waits for whoever reads them."""
 
+import concurrent.futures
 import subprocess
+import sys
 
 import pytest
 
@@ -235,3 +237,33 @@ if os.environ.get("WALFERRY_LOG"):
     assert " of the log were lost" in lost and "retnetion" in told, told
 assert os.get_blocking(2)
 """, **STDERR[what])
+
+
+# The log is a function in Python, and threads of walferry's have lines for it while Python ends.
+ENDS = """
+import apsw, os, shutil, sys, threading
+
+lines = []
+apsw.config(apsw.SQLITE_CONFIG_LOG, lambda code, text: lines.append(text))
+loader = apsw.Connection(":memory:")
+loader.enable_load_extension(True)
+loader.load_extension(sys.argv[1])
+db = apsw.Connection(sys.argv[2])
+db.execute("CREATE TABLE t (x)")
+for _ in range(20):
+    db.execute("INSERT INTO t VALUES (1)")
+"""
+
+
+def test_host_whose_log_is_in_python_ends_well_while_lines_come(tmp_path):
+    """Python ends a thread that asks for the interpreter then, and about one program of 100 aborted."""
+    env = dict(clean_environment(), WALFERRY_LOG_LEVEL="debug", WALFERRY_SYNC_INTERVAL="0",
+               WALFERRY_REPLICA="file://%s/{name}" % (tmp_path / "replica"))
+
+    def run(number):
+        command = [sys.executable, "-c", ENDS, str(EXTENSION.with_suffix("")), str(tmp_path / ("%d.db" % number))]
+        done = subprocess.run(command, env=env, text=True, capture_output=True, timeout=120)
+        return done.returncode, done.stderr
+
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        assert set(pool.map(run, range(120))) == {(0, "")}

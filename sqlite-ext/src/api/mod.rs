@@ -56,7 +56,27 @@ macro_rules! api {
         /// The API pointers that walferry uses, none of them null.
         pub struct Api { $($name: $type,)* }
 
-        impl Api {
+        /// A line for the host's log, and the function that takes it.
+struct LogLine {
+    log: unsafe extern "C" fn(c_int, Text, ...),
+    code: c_int,
+    message: Text,
+}
+
+/// Gives a [`LogLine`] to the host's log. Nothing here is to be cleaned up, since the log may unwind through it.
+unsafe extern "C-unwind" fn give_line(line: *mut c_void) -> *mut c_void {
+    type Log = unsafe extern "C-unwind" fn(c_int, Text, ...);
+    // SAFETY: the argument is the line of `Api::log`; the two types of functions differ in what may unwind alone, and
+    // the message is an argument, never the format.
+    unsafe {
+        let line = &*line.cast::<LogLine>();
+        let log: Log = std::mem::transmute(line.log);
+        log(line.code, c"%s".as_ptr(), line.message);
+    }
+    std::ptr::null_mut()
+}
+
+impl Api {
             /// Reads the pointers.
             ///
             /// # Safety
@@ -288,10 +308,19 @@ impl Api {
     }
 
     /// Writes to the host's error log.
+    ///
+    /// The log may be a function that ends its thread: Python does so with a thread that asks for the interpreter while
+    /// that ends. On a thread of walferry's another thread makes the call, so that the end costs one line.
     pub fn log(&self, code: c_int, message: &str) {
         let Ok(message) = CString::new(message.replace('\0', " ")) else { return };
-        // SAFETY: the message is an argument, never the format.
-        unsafe { (self.log)(code, c"%s".as_ptr(), message.as_ptr()) }
+        let mut line = LogLine { log: self.log, code, message: message.as_ptr() };
+        // SAFETY: the line and its message live until the call has ended.
+        let given = process::is_own_thread()
+            && unsafe { process::run_apart(give_line, (&raw mut line).cast()) };
+        if !given {
+            // SAFETY: the message is an argument, never the format.
+            unsafe { (self.log)(code, c"%s".as_ptr(), message.as_ptr()) }
+        }
     }
 
     /// Registers a function that SQLite calls for each connection opened from now on. A second registration

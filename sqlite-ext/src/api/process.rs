@@ -16,6 +16,35 @@ pub fn without_signals(start: &mut dyn FnMut()) {
     }
 }
 
+/// True on a thread of walferry's, by its name.
+pub fn is_own_thread() -> bool {
+    let mut name = [0_u8; 16];
+    // SAFETY: the kernel writes at most 16 bytes.
+    let read = unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
+    read == 0 && name.starts_with(b"walferry-")
+}
+
+/// The beginning of a thread that no Rust code catches or cleans up for.
+pub type Beginning = unsafe extern "C-unwind" fn(*mut c_void) -> *mut c_void;
+
+/// Runs a function on a thread of its own, and waits for the end of that thread. `false` if no thread can be had.
+///
+/// The function may be ended by `pthread_exit`, which unwinds the stack. Each thread of the standard library catches
+/// that, and the process aborts.
+///
+/// # Safety
+/// The function's frame has no destructors, and the argument fits the function.
+pub unsafe fn run_apart(function: Beginning, argument: *mut c_void) -> bool {
+    // SAFETY: the two types of functions differ in what may unwind through them alone, and the caller vouches for the
+    // argument, which lives until the thread has ended.
+    unsafe {
+        let function: extern "C" fn(*mut c_void) -> *mut c_void = std::mem::transmute(function);
+        let mut thread: libc::pthread_t = std::mem::zeroed();
+        libc::pthread_create(&raw mut thread, ptr::null(), function, argument) == 0
+            && libc::pthread_join(thread, ptr::null_mut()) == 0
+    }
+}
+
 /// Keeps the library that contains this address mapped, even if the host closes it.
 pub fn keep_mapped(address: *const c_void) {
     const FLAGS: c_int = libc::RTLD_LAZY | libc::RTLD_NOLOAD | libc::RTLD_NODELETE;
