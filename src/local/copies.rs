@@ -1,8 +1,8 @@
-//! Copies of files that the store has, in the folder `copies/`: what is to be joined soon need not be
-//! fetched again.
+//! The folder `copies/`: copies of files that the store has, so that a compaction need not fetch them.
 //!
-//! A file comes here by a rename when the store has confirmed it. The folder is bounded; the oldest
-//! goes first. Nothing depends on it, and whoever reads a copy checks it as if it came from the store.
+//! A file moves here by a rename when the store has confirmed it. The folder's size is bounded; the oldest
+//! copy is removed first. Nothing depends on the folder, and a reader checks a copy as if it came from the
+//! store.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -13,23 +13,23 @@ use crate::ltx::FileName;
 use crate::store::Key;
 use crate::units::{Level, Txid};
 
-/// The folder, and what is in it.
+/// The folder and its list of copies.
 #[derive(Debug)]
 pub struct Copies {
     dir: PathBuf,
-    /// Most bytes.
+    /// Most bytes that all copies may take.
     cap: u64,
-    /// Oldest first, with their lengths.
+    /// Keys and lengths of the copies, oldest first.
     files: VecDeque<(Key, u64)>,
     bytes: u64,
 }
 
-/// Where a file's copy is, if there is one.
+/// Returns the path of a file's copy.
 pub(crate) fn path(dir: &Path, key: Key) -> PathBuf {
     dir.join(format!("{}-{}", key.level, key.name))
 }
 
-/// Reads a file's copy, if there is one.
+/// Reads a file's copy, if it exists.
 pub(crate) fn read(dir: &Path, key: Key) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut file = folder::read(&path(dir, key)).ok()?;
@@ -43,7 +43,7 @@ fn parse(name: &str) -> Option<Key> {
 }
 
 impl Copies {
-    /// Opens the folder of a state folder, making it if need be.
+    /// Opens the folder of a state folder; makes the folder if it is missing.
     pub fn open(state_dir: &Path, cap: u64) -> Result<Copies, Error> {
         let dir = state_dir.join("copies");
         Folder::make(&dir)?;
@@ -62,20 +62,20 @@ impl Copies {
         Ok(copies)
     }
 
-    /// The folder.
+    /// Returns the folder.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Moves a file here, which has `len` bytes and is at the store as `key`; what is longer than all
-    /// that is kept is only removed.
+    /// Moves a file of `len` bytes here; the store has it as `key`. Removes the file instead if it is larger
+    /// than the bound of the folder.
     pub fn take(&mut self, from: &Path, key: Key, len: u64) -> Result<(), Error> {
         if len > self.cap {
             return super::spool::remove_path(from);
         }
         let to = path(&self.dir, key);
         if folder::rename(from, &to).is_err() {
-            // A copy that is not made is no loss.
+            // A missing copy loses nothing.
             return super::spool::remove_path(from);
         }
         self.files.push_back((key, len));
@@ -84,19 +84,19 @@ impl Copies {
         Ok(())
     }
 
-    /// Removes what ends at or before this transaction: it was joined.
+    /// Removes the copies that end at or before this transaction, since a compaction has included them.
     pub fn remove_up_to(&mut self, txid: Txid) {
         while self.files.front().is_some_and(|(key, _)| key.name.max <= txid) {
             self.remove_first();
         }
     }
 
-    /// Returns how many bytes they take.
+    /// Returns the bytes that all copies take.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Removes all.
+    /// Removes all copies.
     pub fn clear(&mut self) {
         while !self.files.is_empty() {
             self.remove_first();
@@ -139,7 +139,7 @@ mod tests {
             assert!(!from.exists());
         }
         assert_eq!([there(1), there(2), there(3), there(4)], [false, true, true, false]);
-        // Another process finds the same, and may be given less.
+        // Another process finds the same copies, and may have a lower bound.
         let mut copies = Copies::open(dir.path(), 30).unwrap();
         assert_eq!([there(2), there(3)], [false, true]);
         copies.remove_up_to(Txid(2));

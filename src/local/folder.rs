@@ -1,15 +1,17 @@
-//! The folder of local state as an open descriptor: every file in it is opened and made here.
+//! The state folder as an open descriptor. This module opens and makes every file of the folder.
 //!
-//! Files and folders get the mode and the owner of the database, whatever the umask is, as SQLite does
-//! with `-wal` and `-shm`: rows of the database are in them. A new one is made for its owner alone, gets
-//! its owner, and its mode last. `lock` is for those who may write the database: whoever may open it can
-//! hold it, and stop replication.
+//! Files and folders get the mode and the owner of the database, whatever the umask is, because they hold
+//! rows of the database. SQLite does the same with `-wal` and `-shm`. A new file is accessible to its maker
+//! alone, then gets its owner, and its mode last. Only users who may write the database may open `lock`: a
+//! user who may open this file can lock it, and so stop replication.
 //!
-//! A privileged process works in a folder that another user can write to. So nothing in it is followed
-//! or waited for, what is not a file of an expected owner is refused ([`Odd`]), and no file that was
-//! there before is given to another user, or made readable for more of them unless that user owns it.
+//! A privileged process works in a folder that another user can write to. For this reason:
+//! - No link in the folder is followed, and no call waits for a pipe.
+//! - An entry of another kind than expected, or of an unexpected owner, is refused ([`Odd`]).
+//! - No file that existed before is given to another user. Such a file gets a wider mode only where its owner
+//!   could do the same (`Folder::set_mode`).
 //!
-//! The folder itself may be reached by a symbolic link: some keep it on another disk.
+//! A symbolic link may lead to the folder itself: some users keep the folder on another disk.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -25,17 +27,17 @@ use rustix::process::geteuid;
 
 use super::{Context, Error};
 
-/// Last part of the name of a folder of local state.
+/// End of the name of a state folder.
 const STATE: &str = "-walferry";
-/// Last part of the name of a restore's folder.
+/// End of the name of the folder in which a restore works.
 const RESTORING: &str = "-restoring";
-/// Name of the file that is locked.
+/// Name of the file that the shipper locks.
 pub(super) const LOCK: &str = "lock";
-/// Name of the pipe.
+/// Name of the pipe that wakes the shipper.
 pub(super) const BELL: &str = "bell";
-/// How often an entry may come or go between two calls.
+/// Attempts at an entry that other processes make or remove between two calls.
 const ATTEMPTS: usize = 100;
-/// Folders below the state folder: `replicas/<name>/spool` and the like.
+/// Most levels of folders below the state folder, as in `replicas/<name>/spool`.
 const DEPTH_MAX: usize = 4;
 
 /// Mode and owner of a file.
@@ -50,12 +52,12 @@ pub(crate) struct Like {
 }
 
 impl Like {
-    /// Returns mode and owner of a file that is there.
+    /// Returns mode and owner of an existing file.
     pub fn of(path: &Path) -> io::Result<Like> {
         Ok(Like::from(&fs::stat(path)?))
     }
 
-    /// Returns mode and owner of a file that only this process's user may read.
+    /// Returns the mode and owner of a file that only this process's user may read.
     pub fn private() -> Like {
         let (uid, gid) = (geteuid().as_raw(), rustix::process::getegid().as_raw());
         Like { mode: 0o600, uid, gid }
@@ -65,30 +67,31 @@ impl Like {
         Like { mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid }
     }
 
-    /// Turns the database's mode into that of a file of local state, which its owner can always use.
+    /// Turns the database's mode into the mode of a file of local state. Its owner can always use the file.
     fn of_file(self) -> Like {
         Like { mode: self.mode & 0o666 | 0o600, ..self }
     }
 
-    /// Turns the database's mode into that of a folder, which all may search who may read the database.
+    /// Turns the database's mode into the mode of a folder. Users who may read the database may search the
+    /// folder.
     fn of_folder(self) -> Like {
         let mode = self.of_file().mode;
         Like { mode: mode | (mode & 0o444) >> 2, ..self }
     }
 
-    /// Turns the database's mode into that of a file for the database's writers only.
+    /// Turns the database's mode into the mode of a file for the database's writers only.
     fn of_lock(self) -> Like {
         let writers = self.of_file().mode & 0o222;
         Like { mode: writers | writers << 1, ..self }
     }
 
-    /// True if others than the owner may write.
+    /// True if the group or all users may write.
     fn is_shared(self) -> bool {
         self.mode & 0o022 != 0
     }
 
-    /// Gives a file that this process has just made owner and mode. A file system without owners, or a
-    /// user who may not give files away, leaves them as they are.
+    /// Sets owner and mode of a file that this process has just made. Ignores a refusal: a file system may
+    /// have no owners, and a user may not be allowed to give files away.
     pub fn give(self, file: impl AsFd) -> io::Result<()> {
         let file = file.as_fd();
         let is = fs::fstat(file)?;
@@ -99,7 +102,7 @@ impl Like {
             let _ = fs::fchown(file, uid, gid);
         }
         let group = fs::fstat(file)?.st_gid;
-        // Another group than the database's gets no more than everybody.
+        // The members of a group that is not the database's get only the permissions of all users.
         let others = self.mode & 0o007;
         let mode = if group == self.gid {
             self.mode
@@ -113,28 +116,28 @@ impl Like {
     }
 }
 
-/// Reason for which an entry of the folder is not used.
+/// Why an entry of the folder is refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Odd {
     /// A symbolic link.
     Link,
-    /// Neither a file nor, where one is expected, a folder or a pipe.
+    /// Not of the expected kind.
     Kind {
-        /// Kind that is expected.
+        /// The expected kind: file, folder or pipe.
         expected: &'static str,
     },
     /// Owned by a user who has no right to it.
     Owner {
-        /// Number of the user.
+        /// The owner of the entry.
         uid: u32,
-        /// Owner of the database.
+        /// The owner of the database.
         expected: u32,
     },
-    /// A file that has another name too.
+    /// A file with another hard link.
     Names,
     /// A file or folder that this process's user may not use.
     Denied {
-        /// Its owner.
+        /// The owner of the file or folder.
         uid: u32,
     },
 }
@@ -186,54 +189,55 @@ fn denied(found: rustix::io::Result<Stat>) -> io::Error {
     }
 }
 
-/// True if an entry was refused for what it is.
+/// True if the error is an [`Odd`].
 pub(crate) fn is_odd(error: &io::Error) -> bool {
     error.get_ref().and_then(|inner| inner.downcast_ref::<Odd>()).is_some()
 }
 
-/// A folder of local state, or one below it.
+/// A state folder, or a folder below it.
 #[derive(Debug)]
 pub(crate) struct Folder {
     fd: OwnedFd,
     path: PathBuf,
     /// Mode and owner of the database.
     like: Like,
-    /// True if only this process's user can have brought entries here.
+    /// True if only this process's user can have brought entries here. Always true in a process that is not
+    /// root, which can change no files of other users.
     private: bool,
 }
 
-/// The folder from which on nothing is followed, and the names that lead from there to `path`.
+/// Returns the folder below which no link is followed, and the names that lead from there to `path`.
 fn root_of(path: &Path) -> (&Path, Vec<&OsStr>) {
     let root = path.ancestors().find(|path| is_ours(path)).unwrap_or(path);
     let below = path.strip_prefix(root).map(|rest| rest.iter().collect());
     (root, below.unwrap_or_default())
 }
 
-/// True for the name of a state folder, or of a restore's.
+/// True if the path has the name of a state folder or of a restore's folder.
 fn is_ours(path: &Path) -> bool {
     let name = path.file_name().map_or(&[][..], OsStr::as_bytes);
     name.ends_with(STATE.as_bytes()) || name.ends_with(RESTORING.as_bytes())
 }
 
-/// The database that a folder of local state belongs to.
+/// Returns the path of the database that a state folder belongs to.
 fn database_of(root: &Path) -> Option<PathBuf> {
     let name = root.file_name()?.as_encoded_bytes().strip_suffix(STATE.as_bytes())?;
     (!name.is_empty()).then(|| root.with_file_name(OsStr::from_bytes(name)))
 }
 
-/// Makes a folder that its owner can use and nobody else, whatever the umask is.
+/// Makes a folder that only its owner can use, whatever the umask is.
 pub(crate) fn make_private(at: impl AsFd, name: impl AsRef<Path>) -> io::Result<()> {
     let (at, name) = (at.as_fd(), name.as_ref());
     fs::mkdirat(at, name, Mode::RWXU)?;
-    // Root needs no permission.
+    // Root needs no permission bits.
     if geteuid().is_root() {
         return Ok(());
     }
-    // Whoever shares the folder may have removed it again already: that is the caller's to find out.
+    // Another user of the parent folder may have removed the new one already. The caller finds out.
     let Ok(is) = fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW) else { return Ok(()) };
     let masked = is.st_mode & Mode::RWXU.as_raw_mode() != Mode::RWXU.as_raw_mode();
     if masked && kind(&is) == FileType::Directory {
-        // It follows links, and reaches no file but this user's own.
+        // This call follows links, but can change only files of this process's user, who is not root.
         let _ = fs::chmodat(at, name, Mode::RWXU, AtFlags::empty());
     }
     Ok(())
@@ -243,7 +247,7 @@ fn folder_flags() -> OFlags {
     OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC
 }
 
-/// Flags with which a file is opened.
+/// Flags for opening a file.
 fn file_flags() -> OFlags {
     OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC
 }
@@ -252,13 +256,13 @@ fn kind(stat: &Stat) -> FileType {
     FileType::from_raw_mode(stat.st_mode)
 }
 
-/// The folder that a folder is in.
+/// Returns the folder that contains a folder.
 fn above(root: &Path) -> &Path {
     let above = root.parent().filter(|above| !above.as_os_str().is_empty());
     above.unwrap_or(Path::new("."))
 }
 
-/// True if nobody but root can rename what root has in a folder.
+/// True if only root can rename root's entries in a folder.
 fn is_private(folder: &Path) -> bool {
     fs::stat(folder).is_ok_and(|stat| {
         let sticky = stat.st_mode & 0o1000 != 0;
@@ -266,7 +270,7 @@ fn is_private(folder: &Path) -> bool {
     })
 }
 
-/// Opens the folder of a file.
+/// Opens the folder of a file, and returns the folder and the file's name.
 fn parent(path: &Path) -> io::Result<(Folder, &OsStr)> {
     let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
     let (folder, name) = (path.parent().ok_or_else(invalid)?, path.file_name());
@@ -279,25 +283,25 @@ pub(crate) fn read(path: &Path) -> io::Result<File> {
     folder.read(name)
 }
 
-/// Opens a file of local state for reading and writing, which is made if need be.
+/// Opens a file of local state for reading and writing; makes the file if it is missing.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
     let (folder, name) = parent(path)?;
     folder.open_or_create(name)
 }
 
-/// Opens a file of local state that must be there, for reading and writing.
+/// Opens an existing file of local state for reading and writing.
 pub(crate) fn open_existing(path: &Path) -> io::Result<File> {
     let (folder, name) = parent(path)?;
     folder.open_file(name, OFlags::RDWR)
 }
 
-/// Makes a file of local state anew, in place of one that is there.
+/// Makes a new file of local state, in place of an existing one.
 pub(crate) fn create(path: &Path) -> io::Result<File> {
     let (folder, name) = parent(path)?;
     folder.create(name)
 }
 
-/// Gives a file of local state another name, in place of one that has it.
+/// Renames a file of local state, in place of an existing file of the new name.
 pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     let ((old, from), (new, to)) = (parent(from)?, parent(to)?);
     Ok(fs::renameat(&old.fd, from, &new.fd, to)?)
@@ -309,12 +313,12 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
     Ok(fs::unlinkat(&folder.fd, name, AtFlags::empty())?)
 }
 
-/// Makes the names in a folder durable, as far as the file system can.
+/// Makes the names in a folder durable. An error if the file system cannot.
 pub(crate) fn sync(path: &Path) -> rustix::io::Result<()> {
     fs::fsync(fs::open(path, folder_flags(), Mode::empty())?)
 }
 
-/// Makes a file of local state that has no name any more.
+/// Makes a file of local state, and removes its name.
 pub(crate) fn create_unnamed(path: &Path) -> io::Result<File> {
     let (folder, name) = parent(path)?;
     let file = folder.create(name)?;
@@ -330,7 +334,7 @@ pub(crate) struct Nameless<'a> {
 }
 
 impl Nameless<'_> {
-    /// Makes one. None where the file system has no such files, or it cannot be made.
+    /// Makes a file without a name. `None` if the file system has no such files, or on an error.
     pub fn create(path: &Path) -> Option<Nameless<'_>> {
         let (folder, name) = parent(path).ok()?;
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
@@ -339,12 +343,12 @@ impl Nameless<'_> {
         Some(Nameless { folder, file: file.into(), name })
     }
 
-    /// The file.
+    /// Returns the file.
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// Gives it its name, in place of a file that has it. An error where the process cannot see its own
+    /// Gives the file its name, in place of an existing file. An error if the process cannot see its own
     /// descriptors in `/proc`.
     pub fn give_name(&self) -> io::Result<()> {
         self.folder.remove(self.name)?;
@@ -354,26 +358,26 @@ impl Nameless<'_> {
     }
 }
 
-/// Makes a file of local state that must not be there.
+/// Makes a file of local state. An error if the name exists.
 pub(crate) fn create_new(path: &Path) -> io::Result<File> {
     let (folder, name) = parent(path)?;
     folder.create_new(name)
 }
 
-/// True if a folder is there, by no link.
+/// True if the path is a folder, and no link to one.
 pub(crate) fn is_folder(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|meta| meta.is_dir())
 }
 
 impl Folder {
-    /// Opens a folder that is there.
+    /// Opens an existing folder.
     pub fn open(path: &Path) -> io::Result<Folder> {
         let (root, below) = root_of(path);
         below.into_iter().try_fold(Folder::open_root(root)?, |folder, name| folder.sub(name))
     }
 
-    /// Opens a folder of local state, and makes what is missing of it. All that is in the state folder
-    /// gets the mode that it should have.
+    /// Opens a folder of local state, and makes its missing folders. Corrects the modes of all entries of the
+    /// state folder.
     pub fn make(path: &Path) -> Result<Folder, Error> {
         let (root, below) = root_of(path);
         let folder = Folder::make_root(root).context("cannot create", root)?;
@@ -384,7 +388,7 @@ impl Folder {
     }
 
     fn open_root(root: &Path) -> io::Result<Folder> {
-        // The folder that is meant by a relative path of one part, and by none.
+        // The parent of a relative path of one part is the empty path.
         let root = if root.as_os_str().is_empty() { Path::new(".") } else { root };
         let fd = fs::open(root, folder_flags(), Mode::empty()).map_err(|errno| match errno {
             Errno::NOTDIR => Odd::Kind { expected: "folder" }.into(),
@@ -395,7 +399,8 @@ impl Folder {
         let database = database_of(root);
         let like = match database.as_deref().map(Like::of) {
             Some(Ok(like)) => like.of_file(),
-            // Lost, or not made yet: its folder is the owner's of the folder that they are in.
+            // The database is lost, or not made yet. The folder's owner is trusted if that user also owns the
+            // folder around it.
             Some(Err(_)) => {
                 let own = Like::from(&own).of_file();
                 let known = own.uid == fs::stat(above(root))?.st_uid;
@@ -405,7 +410,7 @@ impl Folder {
         };
         let private = !geteuid().is_root() || like.uid == 0 && is_private(above(root));
         let folder = Folder { fd, path: root.to_path_buf(), like, private };
-        // A folder of another name is the caller's business.
+        // The owner of a folder of another name is the caller's business.
         if is_ours(root) {
             folder.judge_owner(&own)?;
             let link = fs::lstat(root)?;
@@ -431,13 +436,14 @@ impl Folder {
         Ok(folder)
     }
 
-    /// Gives a new folder owner and mode, and one that was there the mode alone.
+    /// Sets owner and mode of an empty folder that this process made, or that has this process's user as its
+    /// owner and not the database's. Any other folder gets the mode alone.
     fn adopt(&self, made: bool) -> io::Result<()> {
         let like = self.like.of_folder();
         let stat = fs::fstat(&self.fd)?;
         let ours = stat.st_uid == geteuid().as_raw();
-        // One that is empty holds nothing that somebody else could be given with it: another one may
-        // have taken the new folder's name.
+        // Another folder may have taken the new folder's name by now. An empty one has no content to give
+        // away.
         if ours && (made || stat.st_uid != like.uid) && self.is_empty()? {
             return like.give(&self.fd);
         }
@@ -445,7 +451,8 @@ impl Folder {
         Ok(())
     }
 
-    /// Sets the mode of a folder that was there before; root makes those of others no wider.
+    /// Sets the mode of an existing folder. Adds permissions only if the owner is the database's (and not
+    /// root), or is this process's user and the folder is `private`.
     fn set_own_mode(&self, stat: &Stat) {
         let (is, wanted) = (stat.st_mode & 0o7777, self.like.of_folder().mode);
         let own = stat.st_uid == geteuid().as_raw() && self.private;
@@ -469,7 +476,7 @@ impl Folder {
         Ok(true)
     }
 
-    /// The folder of this name in it.
+    /// Opens the folder of this name.
     pub fn sub(&self, name: impl AsRef<OsStr>) -> io::Result<Folder> {
         let name = name.as_ref();
         let flags = folder_flags() | OFlags::NOFOLLOW;
@@ -479,7 +486,7 @@ impl Folder {
         Ok(Folder { fd, path: self.path.join(name), like: self.like, private: self.private })
     }
 
-    /// The folder of this name in it, made if need be.
+    /// Opens the folder of this name; makes the folder if it is missing.
     pub fn make_sub(&self, name: impl AsRef<OsStr>) -> io::Result<Folder> {
         let name = name.as_ref();
         let made = match make_private(&self.fd, name) {
@@ -497,7 +504,7 @@ impl Folder {
         self.open_file(name.as_ref(), OFlags::RDONLY)
     }
 
-    /// Opens a file for reading and writing, which is made if need be.
+    /// Opens a file for reading and writing; makes the file if it is missing.
     pub fn open_or_create(&self, name: impl AsRef<OsStr>) -> io::Result<File> {
         let name = name.as_ref();
         for _ in 0..ATTEMPTS {
@@ -513,7 +520,7 @@ impl Folder {
         Err(io::ErrorKind::ResourceBusy.into())
     }
 
-    /// Makes a file anew, in place of one that is there.
+    /// Makes a new file, in place of an existing one.
     pub fn create(&self, name: impl AsRef<OsStr>) -> io::Result<File> {
         let name = name.as_ref();
         for _ in 0..ATTEMPTS {
@@ -526,7 +533,7 @@ impl Folder {
         Err(io::ErrorKind::ResourceBusy.into())
     }
 
-    /// Takes a file's name away, if it has it still.
+    /// Removes a file's name, if it exists.
     fn remove(&self, name: &OsStr) -> io::Result<()> {
         match fs::unlinkat(&self.fd, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
@@ -534,7 +541,7 @@ impl Folder {
         }
     }
 
-    /// Makes a file that must not be there.
+    /// Makes a file. An error if the name exists.
     pub fn create_new(&self, name: impl AsRef<OsStr>) -> io::Result<File> {
         let name = name.as_ref();
         let flags = file_flags() | OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
@@ -543,7 +550,7 @@ impl Folder {
         Ok(file.into())
     }
 
-    /// Opens a pipe, which is made if need be, for reading and writing.
+    /// Opens a pipe for reading and writing; makes the pipe if it is missing.
     pub fn make_pipe(&self, name: impl AsRef<OsStr>) -> io::Result<File> {
         let (name, mode) = (name.as_ref(), Mode::RUSR | Mode::WUSR);
         match fs::mknodat(&self.fd, name, FileType::Fifo, mode, 0) {
@@ -559,7 +566,7 @@ impl Folder {
         }
     }
 
-    /// Opens a pipe that is there, for reading and writing.
+    /// Opens an existing pipe for reading and writing.
     pub fn pipe(&self, name: impl AsRef<OsStr>) -> io::Result<File> {
         let (file, stat) = self.open_pipe(name.as_ref())?;
         self.set_mode(&file, &stat, self.like.mode);
@@ -574,8 +581,8 @@ impl Folder {
         Ok((file, stat))
     }
 
-    /// Gives a folder that this process has made in one of its own, with the files in it, to the owner
-    /// of another database.
+    /// Gives a folder that this process has made in a folder of its own, and the files in it, to the owner of
+    /// another database.
     pub fn hand_over(&self, like: Like) -> io::Result<()> {
         for entry in fs::Dir::read_from(&self.fd)? {
             let entry = entry?;
@@ -613,7 +620,7 @@ impl Folder {
         Ok((fd.into(), stat))
     }
 
-    /// Turns the kernel's reason for not opening an entry into one that says what to do.
+    /// Turns the kernel's error for an entry into an error that says how to go on.
     fn named(&self, name: &OsStr, errno: Errno, expected: &'static str) -> io::Error {
         let found = || fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW);
         match errno {
@@ -629,8 +636,9 @@ impl Folder {
         }
     }
 
-    /// Refuses what a user owns who has no right to it. Whoever may write the database may write its local
-    /// state.
+    /// Refuses an entry whose owner has no right to it. The database's owner, this process's user and root
+    /// have the right. Any user has it if all users may write the database, or if the database's group may
+    /// and the entry has that group.
     fn judge_owner(&self, stat: &Stat) -> io::Result<()> {
         let expected = [self.like.uid, geteuid().as_raw(), 0];
         let shared = self.like.mode & 0o002 != 0
@@ -649,9 +657,10 @@ impl Folder {
         if name == LOCK { like.of_lock() } else { like.of_file() }
     }
 
-    /// Sets the mode of an entry that was there before. Root changes only files of the folder's owner,
-    /// who could do so too: another file may have been brought here by a link. A file of root's is made
-    /// readable for nobody.
+    /// Sets the mode of an existing entry. Root changes an entry only if the owner could do so too: a user
+    /// who owns the database and is not root, or who owns this folder and alone can write to it. Otherwise a
+    /// link may have brought another file here. A file of root gets no new permissions, unless the folder is
+    /// `private`.
     fn set_mode(&self, file: impl AsFd, stat: &Stat, wanted: u32) {
         let (is, own) = (stat.st_mode & 0o7777, geteuid());
         let wanted = if stat.st_uid == 0 && !self.private { is & (wanted | 0o700) } else { wanted };
@@ -665,8 +674,8 @@ impl Folder {
         }
     }
 
-    /// Sets the modes of all that is in the folder, as far as they are this process's to set: an earlier
-    /// version left files that everybody can read.
+    /// Corrects the modes of all entries of the folder, as far as this process may. An earlier version left
+    /// files that all users can read.
     fn adapt(&self, depth: usize) {
         let Ok(entries) = fs::Dir::read_from(&self.fd) else { return };
         for entry in entries.flatten() {

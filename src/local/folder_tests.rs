@@ -1,4 +1,4 @@
-//! Modes, owners, and what is odd, in folders of our own.
+//! Modes and owners of a state folder, and entries that are refused.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 
@@ -59,7 +59,7 @@ fn what_is_no_file_is_refused_by_name() {
     odd("mine", folder.make_pipe("mine"));
     folder.make_pipe("pipe").unwrap();
     assert!(is_odd(&folder.sub("link").unwrap_err()));
-    // What is made anew takes the name, and nothing else.
+    // A new file replaces the name, and leaves the file behind a link as it is.
     for name in ["link", "pipe", "twin"] {
         create(&path(name)).unwrap();
         assert_eq!(std::fs::read(path(name)).unwrap(), b"");
@@ -85,7 +85,7 @@ fn all_in_folder_follows_mode_of_database() {
     open(&state.join(LOCK)).unwrap();
     let modes = || [&state, &spool, &spool.join("rows"), &state.join(LOCK)].map(|path| mode(path));
     assert_eq!(modes(), [0o750, 0o750, 0o640, 0o600]);
-    // As an earlier version leaves them.
+    // An earlier version leaves such modes.
     for path in [&state, &spool, &spool.join("rows"), &state.join(LOCK)] {
         set(path, 0o777);
     }

@@ -1,4 +1,4 @@
-//! Giving up what walferry keeps beside a database, without losing a commit.
+//! Gives up the local state of a database, without losing a commit.
 
 use std::fs;
 use std::io;
@@ -7,22 +7,23 @@ use std::path::{Path, PathBuf};
 use super::folder::{self, Folder};
 use super::{Context as _, Error, spool};
 
-/// What goes.
+/// Files that are removed.
 const FILES: [&str; 4] = ["state", "pages", "history", "follow"];
-/// And with all that is in them.
+/// Folders that are removed, with their content.
 const FOLDERS: [&str; 2] = ["spool", "copies"];
 
-/// Whether nothing is there that would go.
+/// True if none of the files and folders to remove exists.
 pub(crate) fn is_given_up(dir: &Path) -> bool {
     let mut all = FILES.into_iter().chain(FOLDERS);
     all.all(|name| dir.join(name).symlink_metadata().is_err())
 }
 
-/// Removes page table, state and spool of a database, and what is known of its replica. `unshipped`
-/// files of the spool are moved to a folder `kept-<n>` first; which, is the answer. What a crash leaves
-/// half done is found by the next start, which then sends a full image, and by the next call of this.
+/// Removes the page table, the state and the spool of a database, and all other knowledge of its replica.
+/// First moves the `unshipped` files of the spool to a folder `kept-<n>`, and returns that folder. The next
+/// start finds a removal that a crash interrupted, and sends a full image. The next call completes the
+/// removal.
 ///
-/// The caller has the place of whoever ships it.
+/// The caller has the lock of the state folder.
 pub(crate) fn give_up(dir: &Path, unshipped: &[spool::Entry]) -> Result<Option<PathBuf>, Error> {
     let kept = if unshipped.is_empty() { None } else { kept_next(dir) };
     if let Some(kept) = &kept {
@@ -35,7 +36,7 @@ pub(crate) fn give_up(dir: &Path, unshipped: &[spool::Entry]) -> Result<Option<P
         sync(kept)?;
         sync(dir)?;
     }
-    // Without a state, what is in the spool means nothing and the page table proves nothing.
+    // Without the state, the spool has no meaning and the page table proves nothing.
     for file in FILES {
         remove(|path| folder::remove(&path), &dir.join(file))?;
     }
@@ -46,7 +47,7 @@ pub(crate) fn give_up(dir: &Path, unshipped: &[spool::Entry]) -> Result<Option<P
     Ok(kept)
 }
 
-/// Where files that were not shipped would be moved to.
+/// Returns the folder to which unshipped files would be moved.
 pub(crate) fn kept_next(dir: &Path) -> Option<PathBuf> {
     (1..=u32::MAX)
         .map(|n| dir.join(format!("kept-{n}")))

@@ -1,5 +1,5 @@
-//! The file `history`: what a process knew of the replica's files, for the next one. Without it, or
-//! with one of another log, that one lists the replica.
+//! The file `history`: what a process knew of the replica's files, for the next process. Without this file,
+//! or with the file of another log, the next process lists the replica.
 
 use std::path::Path;
 
@@ -10,18 +10,19 @@ use super::state::{State, read_bounded};
 use super::{Context, Error};
 use crate::history::Saved;
 
-/// No file is longer, in bytes: some tens of files, or some thousands where nothing is joined.
+/// Most bytes of the file: some tens of known files, or some thousands without compaction.
 const LEN_MAX: u64 = 2 << 20;
 
 #[derive(Serialize, Deserialize)]
 struct Remembered {
-    /// Whose log it is, and where.
+    /// The writer of the log, and its replica.
     writer: u64,
     replica: String,
     known: Saved,
 }
 
-/// What was left for the log that `state` is about.
+/// Reads what a process knew of the log that `state` is about. `None` if the file is missing, damaged or of
+/// another log.
 pub(crate) fn load(dir: &Path, state: &State) -> Option<Saved> {
     let text = read_bounded(&dir.join("history"), LEN_MAX).ok()?;
     let remembered: Remembered = serde_json::from_slice(&text).ok()?;
@@ -29,7 +30,8 @@ pub(crate) fn load(dir: &Path, state: &State) -> Option<Saved> {
     fits.then_some(remembered.known)
 }
 
-/// Leaves it, if this holds still. What is too long to be read again is not written.
+/// Writes the file, if `holds` still returns true. If the text is too long to be read again, removes the
+/// file.
 pub(crate) fn save(
     dir: &Path,
     state: &State,

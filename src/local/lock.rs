@@ -1,4 +1,4 @@
-//! One shipper for each database, over all processes of a host.
+//! The lock file of a state folder: at most one shipper, over all processes of a host.
 
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -12,17 +12,17 @@ use rustix::process::{Pid, test_kill_process};
 use super::folder::{Folder, LOCK};
 use super::{Context, Error};
 
-/// The shipper's place, held until dropped or until the process ends in whatever way.
+/// The shipper's lock, held until dropped or until the process ends in any way.
 #[derive(Debug)]
 pub struct Lock {
     file: File,
 }
 
-/// The descriptors of all locks held. The child of a fork closes its copies: as long as one is open
-/// anywhere, the lock stays taken.
+/// The descriptors of all locks held. The child of a fork closes its copies: the lock stays taken as long as
+/// any copy of the descriptor is open.
 static HELD: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
 
-/// See [`HELD`]. Of the standard library's kind, so that it can be held across a fork.
+/// Locks [`HELD`]. The standard library's mutex can be held across a fork.
 pub(crate) fn held() -> MutexGuard<'static, Vec<RawFd>> {
     HELD.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -30,23 +30,24 @@ pub(crate) fn held() -> MutexGuard<'static, Vec<RawFd>> {
 impl Drop for Lock {
     fn drop(&mut self) {
         held().retain(|descriptor| *descriptor != self.file.as_raw_fd());
-        // A child of a fork may still hold the same open file: closing alone would not give it up.
+        // A child of a fork may still hold the same open file, so closing the file alone would not release
+        // the lock.
         let _ = self.file.unlock();
     }
 }
 
-/// What an attempt to take the place found.
+/// Result of an attempt to take the lock.
 #[derive(Debug)]
 pub enum Attempt {
-    /// It is ours.
+    /// This process has the lock.
     Taken(Lock),
-    /// Another process has it; its id, if the file tells, and that process is there.
+    /// Another process has the lock. Holds that process's id, if the file names a process that exists.
     HeldBy(Option<u32>),
 }
 
 impl Lock {
-    /// Whether the folder still has the file that is locked: it may have been deleted, and then
-    /// another process could take the place too.
+    /// True if the folder still has the locked file. If the file was deleted, another process could take a
+    /// lock too.
     pub fn is_in_place(&self, dir: &Path) -> bool {
         use std::os::unix::fs::MetadataExt;
         let id = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
@@ -55,7 +56,7 @@ impl Lock {
         matches!((ours, there), (Ok(ours), Ok(there)) if ours == there)
     }
 
-    /// Tries to take the place in this folder, without waiting.
+    /// Tries to take the lock in this folder, without waiting.
     pub fn try_take(dir: &Path) -> Result<Attempt, Error> {
         let path = dir.join(LOCK);
         let folder = Folder::open(dir).context("cannot open", dir)?;
@@ -80,7 +81,7 @@ impl Lock {
     }
 }
 
-/// True if there is a process with this id.
+/// True if a process with this id exists.
 fn is_there(pid: u32) -> bool {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     let asked = pid.map(test_kill_process);

@@ -1,21 +1,21 @@
-//! What walferry keeps beside a database, in the folder `<database>-walferry/`:
+//! Files that walferry keeps beside a database, in the state folder `<database>-walferry/`.
 //!
-//! | entry | what it is |
+//! | entry | content |
 //! |---|---|
-//! | `lock` | held by the one process that ships the database |
-//! | `state` | who we are and where the log stands ([`state`]) |
-//! | `pages` | a checksum per page as of the last captured commit ([`pages`]) |
-//! | `copies/` | some of what the store has, to be joined soon ([`copies`]) |
-//! | `history` | what is known of the replica's files ([`crate::history`]) |
-//! | `follow` | instead of all this: how far a copy is that follows a replica ([`crate::follow`]) |
-//! | `spool/` | captured, not yet acknowledged transactions ([`spool`]) |
-//! | `shm-3`, `bell` | what the processes of one database tell each other ([`shared`]) |
+//! | `lock` | locked by the shipper: one process for each state folder ([`lock`]) |
+//! | `state` | the writer, and how far the log has come ([`state`]) |
+//! | `pages` | the page table: a checksum for each page as of the last captured commit ([`pages`]) |
+//! | `copies/` | copies of files of the store that compaction will read soon ([`copies`]) |
+//! | `history` | the known files of the replica ([`crate::history`]) |
+//! | `follow` | in place of all these: how far a copy that follows a replica has come ([`crate::follow`]) |
+//! | `spool/` | captured transactions that the store has not acknowledged yet ([`spool`]) |
+//! | `shm-3`, `bell` | messages between the processes of one database ([`shared`]) |
 //! | `.gitignore` | keeps the folder out of the repository that the database is in |
-//! | `replicas/` | the same for each further replica of the database ([`replicas`]) |
+//! | `replicas/` | a state folder for each further replica of the database ([`replicas`]) |
 //!
-//! The order of writes makes every crash harmless: a spool file appears whole, by rename, before
-//! the page table follows it; the state moves past a spool file before that file is removed. What
-//! is found after a crash is therefore: state, then every spool file in order, then the WAL.
+//! The order of writes makes every crash harmless. A spool file appears whole, by rename, before the page
+//! table includes its pages. The state moves past a spool file before that file is removed. A start after a
+//! crash therefore reads the state, then every spool file in order, then the WAL.
 
 pub mod copies;
 pub(crate) mod folder;
@@ -37,13 +37,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The folder of local state that belongs to a database file.
+/// Returns the state folder of a database file.
 pub fn state_dir(database: &Path) -> PathBuf {
     beside(database, "-walferry")
 }
 
-/// Tells why this cannot be a replica of the database, if it lies in walferry's own folder beside this or
-/// another database: that may be deleted at any time, and is lost with the disk.
+/// Returns an error message if the replica lies in a state folder, of this or of another database. Such a
+/// folder may be deleted at any time, and is lost together with the disk.
 pub fn misplaced(database: &Path, replica: &str) -> Option<String> {
     let folder = crate::config::canonical(&crate::store::url::folder(replica)?);
     let own = state_dir(database);
@@ -51,7 +51,7 @@ pub fn misplaced(database: &Path, replica: &str) -> Option<String> {
     Some(format!("{} is no place for a replica: it is walferry's own folder", found.display()))
 }
 
-/// True if this is the folder of local state of a database that is there.
+/// True if this is the state folder of a database file that exists.
 fn is_state_dir(folder: &Path) -> bool {
     let name = folder.as_os_str().as_encoded_bytes();
     name.strip_suffix(b"-walferry").is_some_and(|database| {
@@ -60,25 +60,25 @@ fn is_state_dir(folder: &Path) -> bool {
     })
 }
 
-/// Path of a database's WAL.
+/// Returns the path of a database's WAL.
 pub fn wal_path(database: &Path) -> PathBuf {
     beside(database, "-wal")
 }
 
-/// Path of a database's wal-index.
+/// Returns the path of a database's wal-index.
 pub fn shm_path(database: &Path) -> PathBuf {
     beside(database, "-shm")
 }
 
-/// Path of a database's rollback journal.
+/// Returns the path of a database's rollback journal.
 pub fn journal_path(database: &Path) -> PathBuf {
     beside(database, "-journal")
 }
 
-/// A database's WAL and wal-index: device and inode of each that is there.
+/// Device and inode of a database's WAL and wal-index; `None` for a missing file.
 pub type Beside = [Option<(u64, u64)>; 2];
 
-/// The files of a database's WAL and wal-index now. Nobody removes them while a connection is open.
+/// Looks up the files of a database's WAL and wal-index. SQLite removes neither while a connection is open.
 pub fn files_beside(database: &Path) -> Beside {
     use std::os::unix::fs::MetadataExt;
     [wal_path(database), shm_path(database)].map(|path| {
@@ -87,15 +87,15 @@ pub fn files_beside(database: &Path) -> Beside {
     })
 }
 
-/// Path of a file whose name is that of another with more behind it.
+/// Returns the path with `suffix` appended to its file name.
 pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name: OsString = path.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)
 }
 
-/// Whether transactions were moved aside there for a person ([`crate::local`]); also if there is no
-/// telling.
+/// True if the folder holds transactions that were set aside for a person to look at (in `kept-<n>`). Also
+/// true if the folder cannot be listed.
 pub fn has_kept(dir: &Path) -> bool {
     let kept = std::fs::read_dir(dir).map(|mut entries| {
         entries.any(|entry| {
@@ -105,9 +105,9 @@ pub fn has_kept(dir: &Path) -> bool {
     kept.unwrap_or(true)
 }
 
-/// Whether a state folder may be thrown away together with its database: nobody ships from it, no
-/// captured transaction waits in its spool, and none was kept for a person. Whatever else is in it can
-/// be made anew.
+/// True if a state folder may be deleted together with its database: no process ships from the folder, its
+/// spool holds no captured transaction, and no transactions were set aside for a person. walferry can make
+/// the rest of the folder again.
 pub fn is_spent(dir: &Path) -> bool {
     if has_kept(dir) {
         return false;
@@ -120,12 +120,12 @@ pub fn is_spent(dir: &Path) -> bool {
     unused && spool.unwrap_or(false)
 }
 
-/// An input or output error together with what was tried on which path.
+/// An input or output error, with the operation that failed and its path.
 #[derive(Debug)]
 pub struct Error {
-    /// What was tried, and on which path.
+    /// The operation and its path.
     pub message: String,
-    /// Why it failed.
+    /// The error of the system.
     pub source: io::Error,
 }
 
@@ -137,7 +137,7 @@ impl std::fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Adds what was tried to an input or output error.
+/// Adds the operation and its path to an input or output error.
 pub(crate) trait Context<T> {
     fn context(self, what: &str, path: &Path) -> Result<T, Error>;
 }
@@ -148,23 +148,23 @@ impl<T> Context<T> for io::Result<T> {
     }
 }
 
-/// Whatever was written so long ago is on the disk, unless the system is told otherwise.
+/// After this time the kernel has written a file back to the disk, unless the system is configured otherwise.
 const WRITTEN_BACK: Duration = Duration::from_mins(1);
 
-/// True if a file was written so lately that it may not be on the disk yet, where the process that did so was
-/// killed.
+/// True if a file may not be on the disk yet, because its writer may have been killed before syncing. The age
+/// of the file decides: less than [`WRITTEN_BACK`], or unknown.
 pub(crate) fn may_be_unsynced(meta: io::Result<std::fs::Metadata>) -> bool {
     let age = meta.and_then(|meta| meta.modified()).ok().and_then(|then| then.elapsed().ok());
     age.is_none_or(|age| age < WRITTEN_BACK)
 }
 
-/// Makes the names in a folder durable.
+/// Makes the names in a folder durable, as far as the file system can.
 pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
     bear(folder::sync(path).map_err(io::Error::from))
 }
 
-/// Judges the syncing of a folder. A file system that has no such call (SMB, some in user space) makes
-/// names durable by itself or never: to go on is all that is left. An error of the disk is one.
+/// Ignores the error of a file system that has no call to sync a folder (SMB, some in user space). Such a
+/// file system makes names durable by itself or never. Returns the errors of the disk.
 fn bear(synced: io::Result<()>) -> io::Result<()> {
     use rustix::io::Errno;
     const HAS_NONE: [Errno; 5] =

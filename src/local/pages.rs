@@ -1,18 +1,16 @@
-//! The page table: one 8-byte checksum for each page of the database, as of the last captured
-//! commit.
+//! The page table: one 8-byte checksum for each page of the database, as of the last captured commit.
 //!
-//! Entry `i` of the file, little-endian, is the checksum of page `i + 1` ([`ltx::checksum::page`]);
-//! zero for the lock page and for a page that is not known. The exclusive or of all entries is the
-//! database checksum, so that the whole table can be proven right or wrong against one number. What
-//! is behind the end of the file is zero.
+//! Entry `i` of the file, little-endian, is the checksum of page `i + 1` ([`ltx::checksum::page`]). The lock
+//! page and unknown pages have zero; so has every entry behind the end of the file. The exclusive or of all
+//! entries is the database checksum, so this one number proves the whole table right or wrong.
 //!
-//! The file is read and written in place, not mapped: a mapping of a file that somebody shortens
-//! ends the process with SIGBUS. In memory are the exclusive or of each chunk of 512 entries, and a
-//! few chunks. A chunk that is read again must still add up to what it did, so that a table that
-//! somebody cut, replaced or overwrote under us is found out before anything is made of it.
+//! The file is read and written in place, not mapped: a mapping of a file that another process shortens ends
+//! the process with SIGBUS. Memory holds the exclusive or of each chunk of 512 entries, and a few chunks. A
+//! chunk that is read again must have the same exclusive or as before. So a table that another process cut,
+//! replaced or overwrote is noticed before it is used.
 //!
-//! Every change is in the file when the call that makes it returns, so a process that is killed
-//! loses none. It may be ahead of the state; the sum tells.
+//! Every change is in the file when the call that makes it returns, so a killed process loses none. The table
+//! may be ahead of the state; the checksum shows that.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -24,20 +22,20 @@ use crate::ltx::{self, Checksum, DatabaseChecksum};
 use crate::units::Pgno;
 
 const ENTRY_LEN: usize = 8;
-/// Entries of a chunk: one block of the disk.
+/// Entries of a chunk, which is one block of the disk.
 const CHUNK: usize = 512;
 const CHUNK_LEN: usize = CHUNK * ENTRY_LEN;
-/// So many chunks are kept in memory, 64 KiB. A commit touches few pages, and walks go in order.
+/// Number of chunks that are kept in memory (64 KiB). A commit touches few pages, and walks go in order.
 const KEPT: usize = 16;
-/// So many chunks are read at once when the table is opened.
+/// Number of chunks that are read at once when the table is opened.
 const READ_AT_ONCE: usize = 64;
 
 /// Why the table cannot be used.
 #[derive(Debug)]
 pub enum Error {
-    /// The disk.
+    /// Reading or writing failed.
     Io(super::Error),
-    /// The file does not hold what was written to it.
+    /// The content of the file differs from the entries that this process knows.
     Changed(PathBuf),
 }
 
@@ -60,39 +58,39 @@ impl From<super::Error> for Error {
     }
 }
 
-/// A stretch of the table in memory.
+/// A chunk of the table in memory.
 #[derive(Debug)]
 struct Chunk {
     number: usize,
     entries: Box<[u64; CHUNK]>,
 }
 
-/// The table.
+/// The page table of one state folder.
 #[derive(Debug)]
 pub struct PageTable {
     path: PathBuf,
-    /// Open while the table is used: a database that rests costs no descriptor.
+    /// Open while the table is used, so that an idle database costs no descriptor.
     file: Option<File>,
     commit: u32,
     /// The exclusive or of all entries.
     sum: u64,
-    /// The same of each chunk, up to the last page.
+    /// The exclusive or of each chunk's entries, up to the last page.
     sums: Vec<u64>,
-    /// The last used is the last.
+    /// Chunks in memory, the last used one at the end.
     kept: Vec<Chunk>,
-    /// Something was written to the file since it was made durable.
+    /// True if the file was written after its last sync.
     unsynced: bool,
 }
 
-/// Chunk and place in it of a page, which is not 0.
+/// Returns the chunk of a page, and the page's place in it. Page numbers begin with 1.
 fn place(pgno: Pgno) -> (usize, usize) {
     let at = (pgno as usize).saturating_sub(1);
     (at / CHUNK, at % CHUNK)
 }
 
 impl PageTable {
-    /// Opens the table of a database of `commit` pages, or makes an empty one, and sums it up. One
-    /// that cannot be read at all is moved aside: an empty one proves nothing either.
+    /// Opens the table of a database of `commit` pages, and sums it up; makes an empty table if the file is
+    /// missing. A file that cannot be read at all is moved aside. An empty table proves nothing either.
     pub fn open(dir: &Path, commit: u32) -> Result<PageTable, super::Error> {
         let path = dir.join("pages");
         let opened = PageTable::open_file(&path, commit);
@@ -109,7 +107,7 @@ impl PageTable {
         let file = folder::open(path).context("cannot open", path)?;
         let meta = file.metadata().context("cannot look at", path)?;
         let (len, unsynced) = (meta.len(), super::may_be_unsynced(Ok(meta)));
-        // What is beyond is not ours, or of a database that was larger.
+        // The rest is of a larger database, or was not written by walferry.
         let most = u64::from(commit).saturating_mul(ENTRY_LEN as u64);
         if len > most {
             file.set_len(most).context("cannot shorten", path)?;
@@ -122,8 +120,8 @@ impl PageTable {
         Ok(table)
     }
 
-    /// Forgets all pages, and whatever the file holds. If another one has its name, that is the table
-    /// from now on.
+    /// Forgets all pages and the content of the file. A file that has taken the name is the table from now
+    /// on.
     pub fn reset(&mut self) -> Result<(), super::Error> {
         self.kept.clear();
         self.sums.clear();
@@ -137,8 +135,8 @@ impl PageTable {
         self.file = None;
     }
 
-    /// The file, opened again if need be. Another one that has its name by then does not add up to what
-    /// is known of each chunk.
+    /// Returns the file, opened again if it was closed. If another file has taken the name, its chunks do not
+    /// match the known checksums.
     fn file(&mut self) -> Result<&File, super::Error> {
         let file = match self.file.take() {
             Some(file) => file,
@@ -159,17 +157,17 @@ impl PageTable {
         shortened.context("cannot shorten", &self.path)
     }
 
-    /// Size of the database in pages.
+    /// Returns the size of the database in pages.
     pub fn commit(&self) -> u32 {
         self.commit
     }
 
-    /// The database checksum of the pages that are known.
+    /// Returns the database checksum of the known pages.
     pub fn checksum(&self) -> DatabaseChecksum {
         DatabaseChecksum::from_stored(self.sum)
     }
 
-    /// A page's checksum; `None` beyond the database and for pages not known.
+    /// Returns a page's checksum; `None` for an unknown page and beyond the end of the database.
     pub fn get(&mut self, pgno: Pgno) -> Result<Option<Checksum>, Error> {
         if pgno == 0 || pgno > self.commit {
             return Ok(None);
@@ -179,13 +177,13 @@ impl PageTable {
         Ok((value != 0).then_some(Checksum(value)))
     }
 
-    /// Sets a page's checksum; the database grows to hold it. `None` forgets the page.
+    /// Sets a page's checksum; the database grows to contain the page. `None` forgets the page.
     pub fn set(&mut self, pgno: Pgno, checksum: Option<Checksum>) -> Result<(), Error> {
         self.change(&[(pgno, checksum.unwrap_or(Checksum(0)))])
     }
 
-    /// Sets the checksums of these pages, each of which is named once. Those that follow each other
-    /// are written together.
+    /// Sets the checksums of these pages, each of which is named once. Consecutive pages of a chunk are
+    /// written together.
     pub fn set_all(&mut self, pages: &[(Pgno, Checksum)]) -> Result<(), Error> {
         self.change(pages)
     }
@@ -211,7 +209,8 @@ impl PageTable {
             let bytes: Vec<u8> = changed.iter().flat_map(|entry| entry.to_le_bytes()).collect();
             let offset = number.saturating_mul(CHUNK_LEN).saturating_add(first * ENTRY_LEN) as u64;
             self.unsynced = true;
-            // The file first: what could not be written is not in the sums either.
+            // The file comes first, so that an entry that could not be written is not in the checksums
+            // either.
             let written = self.file()?.write_all_at(&bytes, offset);
             written.context("cannot write", &self.path)?;
             let sums = before.iter().zip(&after);
@@ -227,7 +226,7 @@ impl PageTable {
         Ok(())
     }
 
-    /// Changes the size of the database in pages; what is cut off is forgotten.
+    /// Changes the size of the database in pages. Forgets the pages that are cut off.
     pub fn set_commit(&mut self, commit: u32) -> Result<(), Error> {
         let chunks = (commit as usize).div_ceil(CHUNK);
         if commit < self.commit {
@@ -252,8 +251,8 @@ impl PageTable {
         Ok(())
     }
 
-    /// The database checksum after these pages, of which each is named once, and this size. They come
-    /// in parts.
+    /// Returns the database checksum after a change to these pages and to this size. The pages come in parts,
+    /// and each is named once.
     pub fn checksum_after<E: From<Error>>(
         &mut self,
         parts: impl IntoIterator<Item = Result<Vec<(Pgno, Checksum)>, E>>,
@@ -272,7 +271,7 @@ impl PageTable {
         Ok(after)
     }
 
-    /// The exclusive or of the entries of all pages above this one.
+    /// Returns the exclusive or of the entries of all pages behind page `commit`.
     fn sum_above(&mut self, commit: u32) -> Result<u64, Error> {
         if commit >= self.commit {
             return Ok(0);
@@ -284,7 +283,7 @@ impl PageTable {
         Ok(whole.iter().fold(part, |sum, chunk| sum ^ chunk))
     }
 
-    /// Makes what was written durable, for power loss.
+    /// Makes all changes durable against power loss.
     pub fn sync(&mut self) -> Result<(), super::Error> {
         if !self.unsynced {
             return Ok(());
@@ -295,8 +294,8 @@ impl PageTable {
         Ok(())
     }
 
-    /// Applies a captured file to the table, as recovery does: every page of the file, then the
-    /// database's new size. Doing it twice is doing it once.
+    /// Applies a captured file to the table, as recovery does: every page of the file, then the new size of
+    /// the database. Applying a file twice has the same result as applying it once.
     pub fn apply<R: std::io::Read>(
         &mut self,
         decoder: &mut ltx::Decoder<R>,
@@ -316,7 +315,7 @@ impl PageTable {
         self.set_commit(commit).map_err(ApplyError::Table)
     }
 
-    /// A chunk of the database, which is then the last of those that are kept.
+    /// Returns a chunk of the table, and moves it to the end of `kept`.
     fn chunk(&mut self, number: usize) -> Result<&[u64; CHUNK], Error> {
         let expected = self.sums.get(number).copied().unwrap_or(0);
         match self.kept.iter().rposition(|chunk| chunk.number == number) {
@@ -343,7 +342,7 @@ impl PageTable {
                 self.kept.push(Chunk { number, entries });
             }
         }
-        // Never: it was just put there.
+        // Cannot happen: the chunk was just added.
         let last = self.kept.last().map(|chunk| &*chunk.entries);
         last.ok_or_else(|| Error::Changed(self.path.clone()))
     }
@@ -367,14 +366,14 @@ impl PageTable {
     }
 }
 
-/// Moves what is no table out of the way.
+/// Moves a file that is not a page table out of the way.
 fn set_aside(path: &Path, why: &super::Error) -> Result<(), super::Error> {
     let aside = path.with_extension("unusable");
     log::error!("{why}; it is kept as {}", aside.display());
     folder::rename(path, &aside).context("cannot set aside", path)
 }
 
-/// Fills the buffer from byte `offset` on; with zeros where the file ends before.
+/// Fills the buffer from byte `offset` on, with zeros behind the end of the file.
 fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
     let mut done = 0;
     while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
@@ -391,8 +390,8 @@ fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a file that gave this error will not be a table by waiting: it is something else, is not
-/// ours to read, or its disk does not give it back.
+/// True if waiting does not turn a file with this error into a table: the file is something else, this
+/// process may not read it, or its disk does not return it.
 fn is_of_no_use(error: &io::Error) -> bool {
     use rustix::io::Errno;
     const OF_NO_USE: [Errno; 3] = [Errno::ACCESS, Errno::INVAL, Errno::IO];
@@ -452,7 +451,7 @@ mod tests {
         }
         assert_eq!(table.kept.len(), KEPT);
         drop(table);
-        // A file that somebody made longer takes neither memory nor time.
+        // A file that another process made longer takes neither memory nor time.
         lengthen(dir.path(), 1 << 43);
         let mut table = PageTable::open(dir.path(), 3).unwrap();
         let entries = (table.get(3).unwrap(), table.get(4).unwrap());
@@ -467,7 +466,7 @@ mod tests {
         ltx::checksum::page(pgno, &[round])
     }
 
-    /// A table of 40 chunks, of which the first is no longer in memory, but the last is.
+    /// Returns a table of 40 chunks. The first chunk is no longer in memory; the last one is.
     fn forty_chunks(dir: &Path) -> (PageTable, u32) {
         let commit = 40 * CHUNK as u32;
         let mut table = PageTable::open(dir, 0).unwrap();
@@ -500,14 +499,14 @@ mod tests {
             let pages = [(1, sum_of(1, 1))];
             let after = table.checksum_after([Ok(pages.to_vec())], commit);
             assert!(matches!(after, Err(Error::Changed(_))));
-            // What is in memory is still right.
+            // The values in memory are still right.
             assert_eq!((table.checksum(), table.commit()), (before, commit));
             assert_eq!(table.get(commit).unwrap(), Some(sum_of(commit, 0)), "{what}");
-            // The next process finds it out, too.
+            // The next process notices it, too.
             let again = PageTable::open(dir.path(), commit).unwrap();
             assert_ne!(again.checksum(), before, "{what}");
             drop(again);
-            // A new beginning is one.
+            // A reset makes the table usable again.
             table.reset().unwrap();
             assert_eq!((table.checksum(), table.get(1).unwrap()), (DatabaseChecksum::EMPTY, None));
             table.set(1, Some(sum_of(1, 1))).unwrap();
@@ -524,7 +523,7 @@ mod tests {
         assert_eq!((table.checksum(), table.get(5).unwrap()), (DatabaseChecksum::EMPTY, None));
         assert!(dir.path().join("pages.unusable/in it").is_dir());
         table.set(5, Some(sum_of(5, 0))).unwrap();
-        // One that was deleted or replaced under us is made anew when all begins anew.
+        // A reset replaces a file that was deleted or replaced.
         std::fs::remove_file(dir.path().join("pages")).unwrap();
         table.reset().unwrap();
         table.set(2, Some(sum_of(2, 0))).unwrap();

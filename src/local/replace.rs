@@ -7,8 +7,8 @@ use std::path::Path;
 use super::folder::{self, Nameless};
 use super::{Context, Error, sync_folder};
 
-/// Replaces a small file: temporary file, optional fsync, rename. False if `holds` says so before the file has
-/// its name; then nothing is left behind.
+/// Replaces a small file: temporary file, optional fsync, rename. Returns false if `holds` returns false
+/// before the file has its name; then nothing is left behind.
 pub(crate) fn replace_file(
     path: &Path,
     bytes: &[u8],
@@ -23,7 +23,7 @@ pub(crate) fn replace_file(
         file.write_all(bytes).context("cannot write", &temp)?;
         if durable { file.sync_all().context("cannot sync", &temp) } else { Ok(()) }
     };
-    // Whoever removes the folder meanwhile does not meet a name that comes and goes.
+    // A file without a name does not disturb a process that removes the folder at the same time.
     let mut is_named = false;
     if let Some(nameless) = Nameless::create(&temp) {
         write(nameless.file())?;
@@ -68,7 +68,7 @@ mod tests {
             assert!(replace_file(&path, text.as_bytes(), durable, || true).unwrap());
             assert_eq!(fs::read_to_string(&path).unwrap(), text);
         }
-        // A crash left one.
+        // A crash left a temporary file.
         fs::write(dir.path().join("state.tmp"), "left").unwrap();
         assert!(replace_file(&path, b"third", true, || true).unwrap());
         assert_eq!(fs::read_to_string(&path).unwrap(), "third");

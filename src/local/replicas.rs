@@ -1,9 +1,9 @@
-//! Which folder of local state belongs to which replica of a database.
+//! Assigns each replica of a database its state folder.
 //!
-//! A database with one replica has its state in `<database>-walferry/`. Of several one has that, and
-//! each other one `<database>-walferry/replicas/<name>/`, where the name is made of the replica's URL.
-//! A replica keeps its folder when others come, go, or are named in another order: a state in another
-//! folder would cost a full image.
+//! The state of a database's only replica is in `<database>-walferry/`. With several replicas, one has that
+//! folder (the main folder). Each other replica has `<database>-walferry/replicas/<name>/`; the name is a
+//! digest of the replica's URL. A replica keeps its folder when other replicas are added, removed or
+//! reordered: with a state in another folder, it would need a full image.
 
 use std::path::{Path, PathBuf};
 
@@ -13,10 +13,10 @@ use super::folder::is_folder;
 use super::lock::{Attempt, Lock};
 use super::state::State;
 
-/// The folder of the folders of all replicas but one.
+/// Folder that contains the folders of all replicas but one.
 const OTHERS: &str = "replicas";
 
-/// The folder of each of these replicas of a database, by their identities
+/// Returns the state folder of each of these replicas, which are given by their identities
 /// ([`crate::store::url::identity`]).
 pub fn dirs(database: &Path, replicas: &[&str]) -> Vec<PathBuf> {
     let main = super::state_dir(database);
@@ -24,7 +24,7 @@ pub fn dirs(database: &Path, replicas: &[&str]) -> Vec<PathBuf> {
     let has = |replica: &str| is_folder(&own(replica));
     let owner = owner(&main);
     let at = match main_one(owner.as_deref(), replicas, &has) {
-        // Whoever ships to a replica that is not among these goes on doing so.
+        // A process that ships to a replica outside this list keeps the main folder.
         Some(_) if owner.is_some_and(|owner| !replicas.contains(&&*owner)) && is_held(&main) => {
             None
         }
@@ -36,8 +36,8 @@ pub fn dirs(database: &Path, replicas: &[&str]) -> Vec<PathBuf> {
     replicas.iter().enumerate().map(dir).collect()
 }
 
-/// The process that ships a database to another replica than this one, which is shipped to by nobody:
-/// its id, if it is known, and its replica.
+/// Returns the process that ships the database to another replica, if the replica given has no folder of its
+/// own: the process's id, if known, and its replica.
 pub fn shipped_elsewhere(database: &Path, replica: &str) -> Option<(Option<u32>, String)> {
     let main = super::state_dir(database);
     let owner = owner(&main).filter(|owner| owner != replica)?;
@@ -50,7 +50,7 @@ pub fn shipped_elsewhere(database: &Path, replica: &str) -> Option<(Option<u32>,
     }
 }
 
-/// Whose state is in a folder.
+/// Returns the replica whose state is in a folder.
 fn owner(dir: &Path) -> Option<String> {
     State::load(dir).ok().flatten().map(|state| state.replica)
 }
@@ -59,7 +59,7 @@ fn is_held(dir: &Path) -> bool {
     matches!(Lock::try_take(dir), Ok(Attempt::HeldBy(_)))
 }
 
-/// Every folder of local state that a database has, whoever's it is.
+/// Returns every state folder of a database, of whichever replica.
 pub fn existing(database: &Path) -> Vec<PathBuf> {
     let main = super::state_dir(database);
     let others = others(&main);
@@ -68,7 +68,7 @@ pub fn existing(database: &Path) -> Vec<PathBuf> {
     all
 }
 
-/// The folders of the other replicas in that of one.
+/// Returns the folders of all further replicas in a main folder.
 pub(super) fn others(main: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(main.join(OTHERS)).into_iter().flatten().flatten();
     let mut dirs: Vec<PathBuf> =
@@ -77,8 +77,8 @@ pub(super) fn others(main: &Path) -> Vec<PathBuf> {
     dirs
 }
 
-/// Which replica has the database's own folder: whose state is in it. Where that is nobody's of
-/// these, the first, unless it has a folder already.
+/// Returns the number of the replica that has the main folder: the replica whose state is in there. Without
+/// such a replica, returns the first, unless that has a folder already.
 fn main_one(owner: Option<&str>, replicas: &[&str], has: &dyn Fn(&str) -> bool) -> Option<usize> {
     let owned = replicas.iter().position(|replica| Some(*replica) == owner);
     owned.or_else(|| replicas.first().filter(|replica| !has(replica)).map(|_| 0))
@@ -108,9 +108,9 @@ mod tests {
         check(None, &["a", "b"], &[], Some(0));
         check(Some("a"), &["b", "a"], &[], Some(1));
         check(Some("a"), &["b", "a"], &["b"], Some(1));
-        // Its URL was changed: what is in the folder shows that.
+        // The replica's URL was changed, as the state in the folder shows.
         check(Some("z"), &["a"], &[], Some(0));
-        // The one that had the folder is not set any more.
+        // The replica that had the main folder is no longer set.
         check(Some("a"), &["b"], &["b"], None);
         check(Some("a"), &["c", "b"], &["b"], Some(0));
         check(None, &["b", "a"], &["b"], None);

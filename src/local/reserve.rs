@@ -1,8 +1,8 @@
 //! Room on the disk that is kept free for the application, in a file without a name.
 //!
-//! While the database is read as a whole its WAL cannot be begun anew, and grows with each commit. On a
-//! disk that is nearly full the room may end before anybody has looked: then the write that finds none
-//! must get some at once, and all that can be given is what was taken before.
+//! While a job reads the whole database, the WAL cannot be restarted and grows with each commit. A disk that
+//! is nearly full may fill up before the sealer looks. Then the write that finds no room must get some at
+//! once, and only room that was reserved before can be given back.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -12,17 +12,17 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use super::folder;
 use super::spool::free_at;
 
-/// The part of the free room that is kept.
+/// The divisor of the free room: a quarter is kept.
 const PART_OF_FREE: u64 = 4;
-/// Bytes that are kept where that is more than the database has: the WAL has as many without us.
+/// Fewest bytes that are kept for a database, however small: its WAL grows to this size without walferry too.
 const LEAST: u64 = 4 << 20;
 /// Most bytes that are kept: few transactions are larger.
 const MOST: u64 = 64 << 20;
 
-/// The reserves of this process, and their file systems: one is enough for each, whoever keeps it.
+/// The file systems of this process's reserves. One reserve is enough for each file system.
 static KEPT: Mutex<Vec<(u64, Weak<()>)>> = Mutex::new(Vec::new());
 
-/// Room that is given back when this is dropped.
+/// Reserved room on a file system. Dropping the reserve gives the room back.
 #[derive(Debug)]
 pub struct Reserve {
     file: File,
@@ -31,8 +31,9 @@ pub struct Reserve {
 }
 
 impl Reserve {
-    /// Keeps some of what is free where this folder is, for a database of so many bytes. `None` where a file
-    /// system has no such call, or nothing to spare, or this process has a reserve on it.
+    /// Reserves some of the free room on a folder's file system, for a database of `database` bytes. `None`
+    /// if the file system cannot reserve room or has none to spare, or if this process has a reserve there
+    /// already.
     pub fn keep(dir: &Path, database: u64) -> Option<Reserve> {
         let device = std::fs::metadata(dir).ok()?.dev();
         let mut all = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
@@ -49,7 +50,7 @@ impl Reserve {
         rustix::fs::fallocate(&reserve.file, flags, 0, len).is_ok().then_some(reserve)
     }
 
-    /// The number of its file system.
+    /// Returns the number of the file system.
     pub fn device(&self) -> u64 {
         self.device
     }

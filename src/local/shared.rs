@@ -1,12 +1,13 @@
-//! The page by which the processes of one database talk to each other: the small file `shm-3`, which
-//! all of them have open, and the pipe `bell`.
+//! The shared page: the small file `shm-3` and the pipe `bell`, through which the processes of one database
+//! talk to each other. All of them have the file open.
 //!
-//! The process that ships says how far it is ([`View`]); the others look there at their gate, and
-//! call when they want something ([`Call`]). Nothing here is believed for more than waiting: what
-//! the log may contain is decided from the WAL and the local state, which only the lock's holder
-//! touches. A process that dies in the middle of an entry leaves a view that nobody can read whole;
-//! the next shipper begins it anew. A file that somebody empties or fills with garbage costs waits
-//! and no more: the shipper writes its entry again, once a second.
+//! The shipper publishes how far it is ([`View`]). The other processes read the view at their gate, and call
+//! the shipper when they want something ([`Call`]). Processes trust the page only for waiting: the content of
+//! the log is decided from the WAL and the local state, which only the holder of the lock touches.
+//!
+//! A process that dies in the middle of an entry leaves a view that cannot be read whole; the next shipper
+//! writes a new one. A file that is emptied or filled with garbage costs waits and no more: the shipper
+//! writes its entry again once a second.
 
 use std::fs::File;
 use std::io::Write;
@@ -24,143 +25,143 @@ use super::{Context, Error};
 use crate::ltx::checksum::FileDigest;
 use crate::units::Salts;
 
-/// The file's name. A layout has a name of its own: an older or newer walferry beside this one has
-/// another file, and never takes a word of this one for something else.
+/// The file's name. Each layout has a name of its own. So an older or newer walferry beside this one uses
+/// another file, and never misreads a word of this file.
 const NAME: &str = "shm-3";
 /// Length of the file in words of 8 bytes.
 const WORDS: usize = 512;
-/// What the first word says of a file in this layout, and of one in any: all but the last byte.
+/// First word of a file in this layout. All but its last byte are the same in every layout.
 const MAGIC: u64 = u64::from_le_bytes(*b"wfshm\0\0\x03");
 const ANY_LAYOUT: u64 = u64::MAX >> 8;
 
-// Places, in words.
+// Places in the file, in words.
 const AT_MAGIC: usize = 0;
 /// A futex that changes with each entry.
 const AT_BELL: usize = 2;
-/// What the shipper is asked for: a byte for each bit of [`Call`], so that nobody who asks for one
-/// thing writes over another.
+/// Calls to the shipper: a byte for each bit of [`Call`], so that processes with different calls do not
+/// overwrite each other's.
 const AT_CALLS: usize = 3;
-/// When another process than the shipper was last here, in milliseconds.
+/// Last time at which a standby was here, in milliseconds.
 const AT_STANDBY: usize = 4;
-/// When the oldest commit was made that the shipper was not told of.
+/// Time of the oldest commit that the shipper was not told of.
 const AT_UNREPORTED: usize = 5;
-/// Where the WAL stands that somebody wants to begin anew: salts, frame; and the wish's number.
+/// Position in the WAL at which a process wants to restart it (salts, frame), and the number of that wish.
 const AT_WANTED: usize = 6;
-/// When the shipper was last alive, in milliseconds.
+/// Last time at which the shipper was alive, in milliseconds.
 const AT_ALIVE: usize = 9;
-/// Whether the shipper hears the bell.
+/// 1 if the shipper hears the bell.
 const AT_LISTENS: usize = 10;
-/// The entry: the checksum of what follows, the view, the error's text.
+/// The entry: checksum of the rest, the view, the error's text.
 const AT_ENTRY: usize = 15;
 const AT_VIEW: usize = AT_ENTRY + 1;
 const VIEW_WORDS: usize = 16;
-/// Longest text of an error, in words.
+/// Most words of an error's text: one for its length, the rest for its bytes.
 const ERROR_WORDS: usize = 96;
 const ENTRY_WORDS: usize = 1 + VIEW_WORDS + ERROR_WORDS;
-/// How often an entry is read again that is just being made.
+/// How often a reader retries an entry that is being written.
 const TRIES: usize = 100;
-/// Where nobody can be waited for, the next look is after so long.
+/// Longest pause before the next look at the view, if this process cannot wait on the futex.
 const NEXT_LOOK: Duration = Duration::from_millis(1);
 
-/// A position in a generation of the WAL.
+/// A position in a generation of the WAL: salts and frame.
 pub type Place = (Salts, u32);
 
-/// What the shipper says.
+/// State of the shipper, as published for the other processes.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct View {
-    /// A number for each time that a process became the shipper; 0 while nobody is.
+    /// Number of the shipper's term, which differs for each process that became the shipper; 0 without a
+    /// shipper.
     pub term: u64,
-    /// Process id, and the namespace in which it is one ([`pid_namespace`]).
+    /// Process id, valid in the namespace that `namespace` names ([`pid_namespace`]).
     pub pid: u32,
     /// See `pid`.
     pub namespace: u64,
     /// The gate: 0 while capture goes on, 1 shut, 2 open.
     pub gate: u32,
-    /// Everything up to here is captured.
+    /// Position up to which all frames are captured.
     pub captured: Option<Place>,
-    /// `iChange` there.
+    /// `iChange` of the wal-index at `captured`.
     pub captured_change: u32,
-    /// Counts captures within a term, and how many of them the store has.
+    /// The shipper's count of changes up to which everything is captured. Comparable only within a term.
     pub captured_seq: u64,
-    /// See `captured_seq`.
+    /// Value of `captured_seq` up to which the store has everything.
     pub acked_seq: u64,
-    /// The WAL is free to be begun anew behind this position.
+    /// The WAL may be restarted behind this position.
     pub released: Option<Place>,
-    /// The last wish to begin it anew that was answered, with `released` or without.
+    /// Number of the last answered wish to restart the WAL; `released` tells whether the wish was granted.
     pub answered: u64,
-    /// Last TXIDs closed and confirmed.
+    /// The last closed TXID.
     pub sealed: u64,
-    /// See `sealed`.
+    /// The last TXID that the store confirmed.
     pub acked: u64,
-    /// When the oldest unconfirmed commit was made, plus one; 0 for none.
+    /// Time of the oldest unconfirmed commit, plus one; 0 for none.
     pub unacked_since: u64,
-    /// Number of the state's word ([`crate::status::STATES`]).
+    /// Index of the state's word in [`crate::status::STATES`].
     pub state: u64,
-    /// Bytes and files in the spool.
+    /// Bytes of the spool.
     pub pending_bytes: u64,
-    /// See `pending_bytes`.
+    /// Files of the spool.
     pub spool_files: u64,
-    /// Why the last attempt failed.
+    /// The error of the last attempt; empty for none.
     pub error: String,
 }
 
-/// What the shipper is asked for, as bits.
+/// Requests to the shipper, as bits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Call(pub u64);
 
 impl Call {
-    /// Something was committed.
+    /// A process has committed.
     pub const LOOK: Call = Call(1);
-    /// Capture everything: somebody waits for it.
+    /// Capture everything: a process waits for it.
     pub const CAPTURE: Call = Call(2);
-    /// Capture everything, then let the WAL be begun anew at the wanted position.
+    /// Capture everything, then allow a restart of the WAL at the wanted position.
     pub const RELEASE: Call = Call(4);
-    /// The new beginning is made.
+    /// The WAL was restarted.
     pub const RESTARTED: Call = Call(8);
-    /// It did not come about.
+    /// The restart failed.
     pub const FAILED: Call = Call(16);
     /// Ship at once.
     pub const HURRY: Call = Call(32);
-    /// Make room: a write has found none.
+    /// Make room: a write found no room.
     pub const ROOM: Call = Call(64);
 
-    /// Whether any of this is among what is asked for.
+    /// True if any of `other`'s bits is set.
     pub fn has(self, other: Call) -> bool {
         self.0 & other.0 != 0
     }
 
-    /// Whether the bit of this number is set.
+    /// True if the bit of this number is set.
     fn has_flag(self, at: usize) -> bool {
         self.0 >> at & 1 != 0
     }
 
-    /// Both.
+    /// Returns both calls together.
     #[must_use]
     pub fn and(self, other: Call) -> Call {
         Call(self.0 | other.0)
     }
 }
 
-/// The file and the pipe.
+/// The shared file and the pipe, as one process has them open.
 ///
-/// The file is read and written, not mapped: memory that is mapped from a file which somebody
-/// shortens ends the process with SIGBUS. Words that several
-/// processes write are made so that the last one may win. Only the kernel uses a mapping, to know
-/// who waits for the same word ([`Futex`]).
+/// The process reads and writes the file, and does not map it: a mapping of a file that another process
+/// shortens ends the process with SIGBUS. Words that several processes write are designed so that the last
+/// write may win. Only the kernel uses a mapping, to know which threads wait on the same word ([`Futex`]).
 #[derive(Debug)]
 pub struct SharedPage {
     path: PathBuf,
     page: Mutex<Arc<Page>>,
     bell: PathBuf,
-    /// The pipe as a caller has it open.
+    /// The pipe, open for calls.
     ringing: Mutex<Option<File>>,
 }
 
-/// The file, open or not.
+/// The file of a shared page.
 #[derive(Debug)]
 struct Page {
     path: PathBuf,
-    /// While it is open.
+    /// `None` while closed.
     file: Mutex<Option<Arc<File>>>,
     futex: Option<Futex>,
     /// Device and inode of the file.
@@ -168,16 +169,16 @@ struct Page {
 }
 
 impl SharedPage {
-    /// Opens the file of a state folder, which is made if need be. One in another layout is left
-    /// alone, and is an error; what is none is begun anew.
+    /// Opens the file of a state folder; makes the file if it is missing. A file of another layout is left as
+    /// it is and is an error. A file of no layout is overwritten.
     pub fn open(dir: &Path) -> Result<SharedPage, Error> {
         let path = dir.join(NAME);
         let page = Mutex::new(Page::open(&path)?.into());
         Ok(SharedPage { path, page, bell: dir.join(BELL), ringing: Mutex::new(None) })
     }
 
-    /// Opens the file again when another one, or none, has its name. What was asked for in the old
-    /// one and not seen is asked for in the new one: somebody waits for it.
+    /// Opens the file again. Called when the name has another file, or none. Repeats the calls and the
+    /// unreported commit of the old file that the shipper has not seen, because processes wait for them.
     pub fn renew(&self) -> Result<(), Error> {
         let new = Page::open(&self.path)?.into();
         let old = std::mem::replace(&mut *self.page.lock(), new);
@@ -197,25 +198,25 @@ impl SharedPage {
         self.page.lock().clone()
     }
 
-    /// Whether the folder still has the file that is open.
+    /// True if the folder still has the open file.
     pub fn is_in_place(&self, dir: &Path) -> bool {
         std::fs::symlink_metadata(dir.join(NAME)).is_ok_and(|meta| id(&meta) == self.page().id)
     }
 
-    /// Closes the file until it is needed again: a database that is open and idle costs its process a
-    /// descriptor less.
+    /// Closes the file until the next use, so that an idle database costs its process one descriptor less.
     pub fn rest(&self) {
         *self.page().file.lock() = None;
     }
 
-    /// Where callers ring.
+    /// Returns the path of the pipe.
     pub fn bell_path(&self) -> &Path {
         &self.bell
     }
 
-    /// Becomes the shipper: a new term begins, whatever was left in the file. Gives its number.
+    /// Makes this process the shipper: begins a new term, whatever the file contains. Returns the term's
+    /// number.
     pub fn begin_term(&self, now: u64) -> u64 {
-        // What is there may be the half of an entry, or garbage: never 0 after all that.
+        // The file may contain half an entry, or garbage. The result is never 0.
         let last = self.page().words().load(AT_VIEW) & u64::MAX >> 1;
         let term = last.max(super::state::random_id() >> 16).wrapping_add(1);
         self.alive(now);
@@ -225,11 +226,11 @@ impl SharedPage {
         term
     }
 
-    /// The shipper says how things stand, and wakes all who wait.
+    /// Publishes the shipper's view, and wakes all processes that wait.
     pub fn publish(&self, view: &View) {
         let page = self.page();
         page.words().store_all(AT_ENTRY, &entry_of(view));
-        // Nobody else writes it.
+        // Only the shipper writes this word.
         let bell = page.mark().wrapping_add(1);
         page.words().write(AT_BELL * 8, &bell.to_ne_bytes());
         if let Some(futex) = &page.futex {
@@ -237,19 +238,19 @@ impl SharedPage {
         }
     }
 
-    /// What the shipper said last; `None` if it has said nothing, and if what is there is not whole.
+    /// Returns the shipper's last view; `None` if there is none, or if the view is not whole.
     pub fn view(&self) -> Option<View> {
         self.page().view()
     }
 
-    /// A mark to wait from: taken before the view is looked at.
+    /// Returns a mark to wait from. Take the mark before reading the view.
     pub fn mark(&self) -> u32 {
         let mark = self.page().mark();
         fence(Ordering::SeqCst);
         mark
     }
 
-    /// Waits until the shipper says something after this mark, or for this long at the most.
+    /// Waits until the shipper publishes a view after this mark, for `timeout` at most. May return earlier.
     pub fn wait(&self, mark: u32, timeout: Duration) {
         let waited = self.page().futex.as_ref().is_some_and(|futex| futex.wait(mark, timeout));
         if !waited {
@@ -257,9 +258,9 @@ impl SharedPage {
         }
     }
 
-    /// Asks the shipper for something. It is woken unless the same was asked and not seen yet.
+    /// Asks the shipper for something. Wakes the shipper unless the same call is pending.
     pub fn call(&self, call: Call) {
-        // What the call is about, a commit, is to be seen by who takes it: see `listen`.
+        // The shipper must see the commit that the call is about: see `listen`.
         fence(Ordering::SeqCst);
         let page = self.page();
         let asked = page.asked();
@@ -275,8 +276,8 @@ impl SharedPage {
         }
     }
 
-    /// What was asked for since the last time, but for [`Call::LOOK`]. It is taken before it is done:
-    /// who asks for the same meanwhile is served by this time, too.
+    /// Takes the calls since the last time. Clears each before the caller acts on it, so the same call made
+    /// meanwhile counts again. [`Call::LOOK`] stays set until [`SharedPage::listen`].
     pub fn take_calls(&self) -> Call {
         let page = self.page();
         let asked = page.asked();
@@ -291,47 +292,48 @@ impl SharedPage {
         calls
     }
 
-    /// From now on the next commit rings. To be called before the wal-index is looked at.
+    /// Makes the next commit ring. Call this before reading the wal-index.
     pub fn listen(&self) {
         self.page().words().write(AT_CALLS * 8, &[0]);
-        // Either the look sees the commit, or who made it sees this.
+        // Either this process sees the commit in the wal-index, or the committing process sees the cleared
+        // call.
         fence(Ordering::SeqCst);
     }
 
     /// Notes a commit that the shipper does not know of.
     pub fn unreported(&self, now: u64) {
-        // Of two processes that find nothing here at once, one is a moment later than the other.
+        // If two processes find no time here at once, the later write wins; the two times differ by a moment.
         if self.page().words().load(AT_UNREPORTED) == 0 {
             self.page().words().store(AT_UNREPORTED, now.max(1));
         }
     }
 
-    /// Forgets such commits, once the shipper has said itself that they are not at the store.
+    /// Forgets the unreported commits, after the shipper has published that the store does not have them.
     pub fn forget_unreported(&self) {
         self.page().words().store(AT_UNREPORTED, 0);
     }
 
-    /// When the oldest commit was made that the shipper was not told of.
+    /// Returns the time of the oldest commit that the shipper was not told of.
     pub fn peek_unreported(&self) -> Option<u64> {
         Some(self.page().words().load(AT_UNREPORTED)).filter(|since| *since != 0)
     }
 
-    /// Names the position at which the WAL is to be begun anew. Only who holds the WAL's write lock
-    /// does that, so that there is one at a time. Gives the wish's number.
+    /// Names the position at which this process wants to restart the WAL. Returns the wish's number. Only the
+    /// holder of the WAL's write lock makes a wish, so there is one wish at a time.
     pub fn want(&self, (salts, frame): Place) -> u64 {
         let number = match self.page().words().load(AT_WANTED + 2) {
-            // Not one that was answered before the file was emptied.
+            // A random number: an old one may have been answered before the file was emptied.
             0 => super::state::random_id() >> 16,
             last => last,
         };
         let number = number.wrapping_add(1);
         self.page().words().store_all(AT_WANTED, &[pack_salts(salts), u64::from(frame)]);
-        // Behind its position, so that who sees the number sees that, too.
+        // Written after the position, so that a process that sees the number sees the position too.
         self.page().words().store(AT_WANTED + 2, number);
         number
     }
 
-    /// That position and the wish's number.
+    /// Returns the wanted position and the number of the wish.
     pub fn wanted(&self) -> (Place, u64) {
         let number = self.page().words().load(AT_WANTED + 2);
         let mut place = [0; 2];
@@ -340,32 +342,32 @@ impl SharedPage {
         ((unpack_salts(salts), frame as u32), number)
     }
 
-    /// The shipper is alive.
+    /// Notes that the shipper is alive.
     pub fn alive(&self, now: u64) {
         self.page().words().store(AT_ALIVE, now);
     }
 
-    /// Whether it hears the bell; else it comes by once a second.
+    /// Records that the shipper hears the bell, or else that the shipper looks once a second.
     pub fn set_listens(&self, listens: bool) {
         self.page().words().store(AT_LISTENS, u64::from(listens));
     }
 
-    /// See [`SharedPage::set_listens`].
+    /// True if the shipper hears the bell.
     pub fn listens(&self) -> bool {
         self.page().words().load(AT_LISTENS) != 0
     }
 
-    /// When it was.
+    /// Returns the last time at which the shipper was alive, in milliseconds.
     pub fn last_alive(&self) -> u64 {
         self.page().words().load(AT_ALIVE)
     }
 
-    /// A process that stands by is here.
+    /// Notes that a standby is here at `now`; 0 takes the note back.
     pub fn standing_by(&self, now: u64) {
         self.page().words().store(AT_STANDBY, now);
     }
 
-    /// When one was.
+    /// Returns the last time at which a standby was here, in milliseconds.
     pub fn last_standby(&self) -> u64 {
         self.page().words().load(AT_STANDBY)
     }
@@ -375,7 +377,7 @@ impl SharedPage {
         if ringing.is_none() {
             *ringing = open_bell(&self.bell).ok();
         }
-        // A full pipe has rung already; without a pipe the shipper looks by itself, once a second.
+        // A full pipe has rung already. Without a pipe, the shipper looks by itself once a second.
         if let Some(pipe) = ringing.as_mut() {
             let _ = pipe.write(&[1]);
         }
@@ -401,7 +403,7 @@ impl Page {
                 words.store_all(AT_MAGIC, &empty);
             }
         }
-        // Room for all of it, so that a full disk is an error here and not silence later.
+        // Reserves room for the whole file, so that a full disk is an error here and not silence later.
         make_room(&file, WORDS as u64 * 8).context("cannot make room for", path)?;
         let futex = Futex::map(&file, AT_BELL * 8).ok();
         Ok(Page::of(path, file, futex, id(&meta)))
@@ -419,13 +421,13 @@ impl Page {
         Words(file.clone())
     }
 
-    /// Opens the file that was closed. Another one of its name is none of this page's.
+    /// Opens the closed file again. `None` if another file has taken the name.
     fn open_again(&self) -> Option<File> {
         let file = folder::open_existing(&self.path).ok()?;
         (id(&file.metadata().ok()?) == self.id).then_some(file)
     }
 
-    /// A byte for each thing that is asked for.
+    /// Returns a byte for each call; nonzero if the call is pending.
     fn asked(&self) -> [u8; 8] {
         self.words().load(AT_CALLS).to_le_bytes()
     }
@@ -451,8 +453,8 @@ impl Page {
     }
 }
 
-/// The words of the file, little-endian. What cannot be read is 0, and what cannot be written is
-/// not: whoever waits for it waits for his time-out.
+/// The words of the file, little-endian. A word that cannot be read is 0, and a failed write is ignored: the
+/// process that waits for its effect waits for its timeout.
 struct Words(Option<Arc<File>>);
 
 impl Words {
@@ -477,7 +479,7 @@ impl Words {
         self.store_all(at, &[value]);
     }
 
-    /// Reads these words at once.
+    /// Reads these words in one system call.
     fn load_all(&self, at: usize, words: &mut [u64]) {
         let mut bytes = [0; ENTRY_WORDS * 8];
         let len = (words.len() * 8).min(bytes.len());
@@ -488,14 +490,14 @@ impl Words {
         }
     }
 
-    /// Writes these words at once.
+    /// Writes these words in one system call.
     fn store_all(&self, at: usize, words: &[u64]) {
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         self.write(at * 8, &bytes);
     }
 }
 
-/// A view as it is in the file.
+/// Encodes a view as an entry of the file.
 fn entry_of(view: &View) -> [u64; ENTRY_WORDS] {
     let mut entry = [0; ENTRY_WORDS];
     let (_, rest) = entry.split_at_mut(1);
@@ -518,7 +520,7 @@ fn entry_of(view: &View) -> [u64; ENTRY_WORDS] {
     entry
 }
 
-/// What an entry says, if it is whole.
+/// Decodes an entry; `None` if the entry is not whole.
 fn view_of(entry: &[u64; ENTRY_WORDS]) -> Option<View> {
     let (checksum, rest) = entry.split_first()?;
     if *checksum != checksum_of(rest) {
@@ -531,7 +533,7 @@ fn view_of(entry: &[u64; ENTRY_WORDS]) -> Option<View> {
     Some(View::from_words(words, String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-/// Never 0, which is what an empty file has.
+/// Returns a checksum that is never 0, since an empty file has 0.
 fn checksum_of(words: &[u64]) -> u64 {
     let mut digest = FileDigest::new();
     for word in words {
@@ -540,7 +542,7 @@ fn checksum_of(words: &[u64]) -> u64 {
     digest.checksum().0 | 1
 }
 
-/// Makes the file at least so long, and gives it room on the disk where that can be had.
+/// Makes the file at least `len` bytes long, with room on the disk where the file system can reserve room.
 fn make_room(file: &File, len: u64) -> std::io::Result<()> {
     match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, len) {
         Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
@@ -553,7 +555,7 @@ fn make_room(file: &File, len: u64) -> std::io::Result<()> {
     }
 }
 
-/// What is to be seen of a shared page by who takes no part: nothing is made or changed.
+/// The public part of a shared page, for a process that takes no part. Nothing is made or changed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Glance {
     /// See [`SharedPage::view`].
@@ -564,7 +566,7 @@ pub struct Glance {
     pub unreported_since: Option<u64>,
 }
 
-/// Looks at the page of a state folder. `Ok(None)` when there is none in our layout.
+/// Looks at the page of a state folder. `Ok(None)` if the folder has none in this layout.
 pub fn glance(dir: &Path) -> Result<Option<Glance>, Error> {
     let path = dir.join(NAME);
     let file = match folder::read(&path) {
@@ -590,11 +592,11 @@ fn id(meta: &std::fs::Metadata) -> (u64, u64) {
     (meta.dev(), meta.ino())
 }
 
-/// A number for the namespace in which our process id is one; 0 when there is no telling.
+/// Returns the number of the namespace of this process's id; 0 if unknown.
 pub fn pid_namespace() -> u64 {
     use std::os::unix::fs::MetadataExt;
-    // Nothing that is waited for: a fork in the midst of a first look would leave the child waiting for ever.
-    // A child may be in another namespace.
+    // No lock and no `OnceLock`: a fork during the first call would leave the child waiting for ever. The
+    // process id tells a child, which may be in another namespace.
     static OF: AtomicU32 = AtomicU32::new(0);
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let pid = std::process::id();
@@ -606,14 +608,14 @@ pub fn pid_namespace() -> u64 {
     NUMBER.load(Ordering::Acquire)
 }
 
-/// Opens the pipe, which is made if need be, for the end that reads. Open for writing too, it does not
-/// end when the last caller goes.
+/// Opens the pipe for the shipper; makes the pipe if it is missing. The shipper opens it for writing too, so
+/// that the pipe does not end when the last caller leaves.
 pub fn make_bell(path: &Path) -> Result<File, Error> {
     folder_of(path)?.make_pipe(BELL).context("cannot make the pipe", path)
 }
 
-/// Opens the pipe for a caller. Open for reading too, there is always a reader: a write to a pipe without
-/// one raises SIGPIPE in the application.
+/// Opens the pipe for a caller. The caller opens it for reading too, so that there is always a reader: a
+/// write to a pipe without a reader raises SIGPIPE in the application.
 fn open_bell(path: &Path) -> Result<File, Error> {
     folder_of(path)?.pipe(BELL).context("cannot open the pipe", path)
 }
@@ -627,7 +629,7 @@ impl View {
     fn to_words(&self) -> [u64; VIEW_WORDS] {
         let place = |place: Option<Place>| match place {
             None => (0, 0),
-            // The frame plus one, so that none and frame 0 are two things. A WAL has far fewer than 2^32.
+            // The frame plus one: 0 stands for none. A WAL has far fewer than 2^32 frames.
             Some((salts, frame)) => (pack_salts(salts), u64::from(frame) + 1),
         };
         let (captured, released) = (place(self.captured), place(self.released));

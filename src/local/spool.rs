@@ -1,14 +1,13 @@
 //! The spool: captured transactions on the local disk, as plain LTX files.
 //!
-//! Capture makes **pieces**, numbered from 1 without a gap. A file in the spool covers a range of
-//! pieces and says in its name where in the WAL it ends, so that one rename makes all of it true
-//! at once:
+//! Capture makes **pieces**, numbered from 1 without a gap. A file in the spool covers a range of pieces. Its
+//! name says where in the WAL the range ends, so one rename publishes the file and that position at once:
 //!
 //!     open-<piece>-<piece>-<WAL position>.ltx      captured, no TXID yet
 //!     <txid>-<piece>-<piece>-<WAL position>.ltx    closed: the replica's next file, never changed
 //!
-//! Closing joins all open files into one closed one. If the process dies between the rename of the
-//! closed file and the removal of the open ones, these are recognised by their piece numbers.
+//! Closing merges all open files into one closed file. The process may die between the rename of the closed
+//! file and the removal of the open ones. Their piece numbers then show that the closed file contains them.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -19,15 +18,15 @@ use super::{Context, Error};
 use crate::scratch::Place;
 use crate::units::{Salts, Txid, WalPosition, parse_hex_u32, parse_hex_u64};
 
-/// Bytes that are written to see whether that succeeds: a page of the largest size.
+/// Bytes written by [`Spool::try_write`]: a page of the largest size.
 const TRIED: usize = 65_536;
 
 /// A file in the spool.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Entry {
-    /// The TXID of a closed file; `None` while open.
+    /// The TXID of a closed file; `None` for an open one.
     pub txid: Option<Txid>,
-    /// First and last piece covered.
+    /// First and last piece that the file covers.
     pub pieces: (u64, u64),
     /// Where in the WAL the last piece ends; `None` for pieces not made from a WAL.
     pub position: Option<WalPosition>,
@@ -36,7 +35,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The entry's file name.
+    /// Returns the entry's file name.
     pub fn file_name(&self) -> String {
         let txid = self.txid.map_or("open".to_string(), |txid| txid.to_string());
         let (first, last) = self.pieces;
@@ -78,7 +77,7 @@ impl Entry {
     }
 }
 
-/// The folder.
+/// The spool of one state folder.
 #[derive(Clone, Debug)]
 pub struct Spool {
     dir: PathBuf,
@@ -86,14 +85,14 @@ pub struct Spool {
 }
 
 impl Spool {
-    /// Opens the spool of a state folder, making it if need be.
+    /// Opens the spool of a state folder; makes the spool if it is missing.
     pub fn open(state_dir: &Path) -> Result<Spool, Error> {
         let dir = state_dir.join("spool");
         Folder::make(&dir)?;
         Ok(Spool::of(dir))
     }
 
-    /// The spool of a state folder, if it has one.
+    /// Returns the spool of a state folder, if it exists.
     pub fn existing(state_dir: &Path) -> Option<Spool> {
         let dir = state_dir.join("spool");
         folder::is_folder(&dir).then(|| Spool::of(dir))
@@ -104,14 +103,14 @@ impl Spool {
         Spool { dir, scratch }
     }
 
-    /// Where that goes which has to be remembered of each page while a file is made.
+    /// Returns where to make the scratch file that records something of each page while a file is made.
     pub fn scratch(&self) -> Place {
         self.scratch.clone()
     }
 
-    /// All files in the order of their pieces, without what a crash left behind: unfinished
-    /// files, open files that a closed one contains, and files up to piece `done`, which the state
-    /// has already passed. Those are removed; one that cannot be is left out all the same.
+    /// Returns all files in the order of their pieces, and removes the leftovers of a crash. These are
+    /// unfinished files, open files that a closed file contains, and files up to piece `done`, which the
+    /// state has passed. A leftover that cannot be removed is not returned either.
     pub fn scan(&self, done: u64) -> Result<Vec<Entry>, Error> {
         let (entries, unfinished) = self.list()?;
         let (kept, superseded) = sort_out(entries, done);
@@ -123,12 +122,12 @@ impl Spool {
         Ok(kept)
     }
 
-    /// As [`Spool::scan`], but only looks: nothing is removed.
+    /// Returns the same files as [`Spool::scan`], and removes nothing.
     pub fn look(&self, done: u64) -> Result<Vec<Entry>, Error> {
         Ok(sort_out(self.list()?.0, done).0)
     }
 
-    /// All entries in no order, and the paths of unfinished files.
+    /// Returns all entries in no order, and the paths of unfinished files.
     fn list(&self) -> Result<(Vec<Entry>, Vec<PathBuf>), Error> {
         let (mut entries, mut unfinished) = (Vec::new(), Vec::new());
         for file in std::fs::read_dir(&self.dir).context("cannot list", &self.dir)? {
@@ -146,7 +145,7 @@ impl Spool {
         Ok((entries, unfinished))
     }
 
-    /// Whether no captured transaction waits here.
+    /// True if the spool holds no captured transaction.
     pub fn is_empty(&self) -> Result<bool, Error> {
         let mut files = std::fs::read_dir(&self.dir).context("cannot list", &self.dir)?;
         Ok(files.all(|file| {
@@ -154,32 +153,33 @@ impl Spool {
         }))
     }
 
-    /// Where an entry's file is.
+    /// Returns the path of an entry's file.
     pub fn path(&self, entry: &Entry) -> PathBuf {
         self.dir.join(entry.file_name())
     }
 
-    /// Where an entry is written before it is renamed into place.
+    /// Returns the path at which an entry is written before its rename.
     pub fn temp_path(&self) -> PathBuf {
         self.dir.join("next.tmp")
     }
 
-    /// Removes a file that was begun, and takes up room for nothing.
+    /// Removes the unfinished file, which takes up room for nothing.
     pub fn discard(&self) {
         let _ = remove_path(&self.temp_path());
     }
 
-    /// Keeps room for the application while the WAL of its database, of so many bytes, must stay.
+    /// Reserves room on the disk for the application while the WAL of its database, of `database` bytes, must
+    /// stay.
     pub fn reserve(&self, database: u64) -> Option<Reserve> {
         Reserve::keep(&self.dir, database)
     }
 
-    /// Returns the bytes that are free where the spool is; `None` for a file system that does not tell.
+    /// Returns the free bytes on the spool's file system; `None` if the file system does not tell.
     pub fn free(&self) -> Option<u64> {
         free_at(&self.dir)
     }
 
-    /// Returns an error if a file cannot be made and written here. Leaves none.
+    /// Returns an error if a file cannot be made and written here. Leaves no file.
     pub fn try_write(&self) -> Result<(), Error> {
         let temp = self.temp_path();
         let written = folder::create(&temp).and_then(|mut file| file.write_all(&vec![0; TRIED]));
@@ -187,13 +187,14 @@ impl Spool {
         written.context("cannot write", &temp)
     }
 
-    /// Makes a written file an entry. A process crash cannot lose it; a power loss can, and then
-    /// the WAL still has it or the database is compared with the page table.
+    /// Makes a written file an entry of the spool. A crash of the process cannot lose the entry, but a power
+    /// loss can. Then the WAL still has its frames, or a comparison of the database with the page table finds
+    /// its pages.
     pub fn publish(&self, temp: &Path, entry: &Entry) -> Result<(), Error> {
         folder::rename(temp, &self.path(entry)).context("cannot rename to", &self.path(entry))
     }
 
-    /// Takes a file that cannot be used out of the log, and keeps it for a person to look at.
+    /// Takes an unusable file out of the log, and keeps it for a person to look at.
     pub fn set_aside(&self, entry: &Entry) -> Result<PathBuf, Error> {
         let path = self.path(entry);
         let aside = path.with_extension("ltx.unusable");
@@ -207,24 +208,24 @@ impl Spool {
     }
 }
 
-/// Returns the bytes that are free where a path is; `None` for a file system that does not tell.
+/// Returns the free bytes on a path's file system; `None` if the file system does not tell.
 pub(crate) fn free_at(path: &Path) -> Option<u64> {
     let disk = rustix::fs::statvfs(path).ok()?;
-    // What FUSE answers for a file system that knows nothing of it.
+    // FUSE answers zero blocks for a file system that does not implement the call.
     let tells = disk.f_blocks > 0;
     tells.then(|| disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
-/// Where files without a name are made in a folder of local state. One of them that a crash left with its
-/// name is removed like any other that was begun.
+/// Returns where a state folder's files without a name are made. A crash may leave such a file with its name;
+/// the file is then removed like any unfinished file.
 pub(crate) fn scratch(dir: &Path) -> Place {
     Place::new(&dir.join("scratch.tmp"), folder::create_unnamed)
 }
 
-/// Entries in the order of their pieces, and those whose pieces are in others or up to `done`.
+/// Returns entries in the order of their pieces, and those that other entries contain or that end by `done`.
 fn sort_out(mut entries: Vec<Entry>, done: u64) -> (Vec<Entry>, Vec<Entry>) {
-    // A closed file before an open one that begins with the same piece.
-    // And of two open ones the longer: the other was joined into it.
+    // A closed file comes before an open file with the same first piece. The longer of two such open files
+    // comes first: the shorter file was merged into the longer.
     entries.sort_by_key(|entry| {
         (entry.pieces.0, entry.txid.is_none(), std::cmp::Reverse(entry.pieces.1))
     });
@@ -291,7 +292,7 @@ mod tests {
         let pieces = |entries: &[Entry]| entries.iter().map(|e| e.pieces).collect::<Vec<_>>();
         assert_eq!(pieces(&spool.look(2).unwrap()), [(3, 5), (6, 7)]);
         assert!(spool.temp_path().exists(), "a look changes nothing");
-        // One that cannot be removed is known for what it is, each time.
+        // A leftover that cannot be removed is passed over each time.
         let stuck = spool.path(&entry(None, 4, 5));
         std::fs::create_dir_all(stuck.join("in it")).unwrap();
         assert_eq!(pieces(&spool.scan(2).unwrap()), [(3, 5), (6, 7)]);

@@ -1,7 +1,7 @@
-//! The state file: who ships this database, to where, and how far the log has come.
+//! The state file: the writer that ships this database, its replica, and how far the log has come.
 //!
-//! It is JSON, so that a person can read it, with a checksum over its body, so that a torn or
-//! edited file is told from a good one. It is replaced as a whole.
+//! The file is JSON, which a person can read. A checksum over the body shows a torn or edited file. Each save
+//! replaces the whole file.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -15,46 +15,49 @@ use super::{Context, Error, folder};
 use crate::ltx::checksum::FileDigest;
 use crate::units::{Salts, Txid, WalPosition, WriterId};
 
-/// Everything that must survive a restart and is in no other file.
+/// All facts that must survive the end of the process and are in no other file.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct State {
-    /// Our lineage.
+    /// Id of this lineage.
     pub writer: u64,
-    /// The replica's URL, without secrets; another one makes this state worthless.
+    /// The replica's URL, without secrets. For another replica this state is worthless.
     pub replica: String,
-    /// Whether a file of this lineage is in the replica's log.
+    /// True if a file of this lineage is in the replica's log.
     pub claimed: bool,
-    /// The first file of this lineage that the log has, as far as is known.
+    /// The first file of this lineage in the log, as far as is known.
     #[serde(default)]
     pub first: Option<u64>,
-    /// The lineage whose files the disk forgot, and for which this one goes on; or the one whose log this
-    /// one is about to take over. Until it is in the log it may take that from no other.
+    /// The lineage that this lineage continues, because the disk forgot its files; or the lineage whose log
+    /// this one is about to take over. Until this lineage is in the log, it may take over the log from no
+    /// other lineage.
     #[serde(default)]
     pub former: Option<u64>,
-    /// Last state that the store has, if any.
+    /// The last state that the store has.
     pub base: Option<Base>,
-    /// A full image that was sent, but whose arrival was not confirmed yet.
+    /// A full image that was sent, but that the store has not confirmed yet.
     pub image: Option<Image>,
-    /// TXID that the replica was last seen to hold still, long after it was sent.
+    /// TXID of the last image, or of a later file that the store confirmed after a check of the files before
+    /// it.
     #[serde(default)]
     pub checked: u64,
-    /// Database checksum that its file leaves.
+    /// Database checksum that the file of `checked` leaves.
     #[serde(default)]
     pub checked_sum: Option<u64>,
-    /// The database file as it was left when its WAL had been checkpointed whole and removed.
+    /// The database file after its WAL was checkpointed whole and removed.
     pub clean: Option<Clean>,
-    /// When the last audit began, in milliseconds since the epoch: by any process of this lineage.
+    /// Start of the last audit by any process of this lineage, in milliseconds since the epoch.
     #[serde(default)]
     pub audited: Option<i64>,
-    /// The page with which it goes on, if it has not ended.
+    /// The page with which the audit continues, if the audit has not ended.
     #[serde(default)]
     pub audit_next: Option<u32>,
-    /// A finding that the next start would not come to by itself, by its name, until the replica has what it
-    /// calls for ([`crate::finding::Finding::is_found_again`]).
+    /// Name of a finding that the next start would not find by itself
+    /// ([`crate::finding::Finding::is_found_again`]). Kept until the replica has the answer that the finding
+    /// calls for.
     #[serde(default)]
     pub due: Option<String>,
-    /// Names the start of the machine since which `base` is the log's end: a power loss may bring an older
-    /// state back.
+    /// Id of the boot of the machine since which `base` is the log's end. A power loss may bring back an
+    /// older state.
     #[serde(default)]
     pub boot: Option<u64>,
 }
@@ -62,9 +65,9 @@ pub struct State {
 /// A point of the log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Base {
-    /// Its TXID.
+    /// TXID of the point.
     pub txid: u64,
-    /// Number of the last captured piece that it contains ([`super::spool`]).
+    /// Number of the last captured piece that the point contains ([`super::spool`]).
     pub piece: u64,
     /// Page size of the database.
     pub page_size: u32,
@@ -72,14 +75,14 @@ pub struct Base {
     pub commit: u32,
     /// Database checksum.
     pub checksum: u64,
-    /// Time of the last commit in it, in milliseconds since the epoch.
+    /// Time of the last commit that the point contains, in milliseconds since the epoch.
     pub timestamp: i64,
-    /// Where in the WAL it ends; `None` if the database was complete without a WAL.
+    /// Where in the WAL the point ends; `None` if the database was complete without a WAL.
     pub position: Option<Position>,
 }
 
 impl Base {
-    /// The TXID.
+    /// Returns the TXID.
     pub fn txid(&self) -> Txid {
         Txid(self.txid)
     }
@@ -90,9 +93,9 @@ impl Base {
 pub struct Position {
     /// The two salts.
     pub salts: (u32, u32),
-    /// Last frame.
+    /// The last frame.
     pub frame: u32,
-    /// The checksum words in that frame's header.
+    /// The checksum words in the header of the last frame.
     pub checksum: (u32, u32),
 }
 
@@ -108,34 +111,33 @@ impl From<Position> for WalPosition {
     }
 }
 
-/// A full image on its way: what to believe if the store turns out to have it.
+/// A full image on its way, with the facts that hold if the store turns out to have the image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Image {
-    /// Level of the file: 9 for the first, 0 for later ones.
+    /// Level of the file: 9 for the first image of a log, 0 for later ones.
     pub level: u8,
     /// First TXID in the file's name.
     pub min_txid: u64,
-    /// The point that it makes.
+    /// The point of the log that the image makes.
     pub base: Base,
 }
 
-/// What tells that nobody wrote to the database file since we saw it last.
+/// Attributes of the database file by which a write is noticed ([`Fingerprint::may_change_unseen`]).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Fingerprint {
-    /// File system and file.
+    /// Device and inode.
     pub file: (u64, u64),
     /// Length in bytes.
     pub len: u64,
-    /// Time of the last change of the contents: seconds and nanoseconds.
+    /// Time of the last change of the content: seconds and nanoseconds.
     pub modified: (i64, i64),
-    /// Time of the last change of whatever kind, which nobody can set back. An older version did not
-    /// note it: what it left is equal to no file.
+    /// Time of the last change of any kind, which no program can set back. A fingerprint of an older version
+    /// lacks this time, and so equals no file's.
     #[serde(default)]
     pub changed: Option<(i64, i64)>,
 }
 
-/// True if the path has another file than this, or none. A path that cannot be looked at just now tells
-/// nothing.
+/// True if the path has another file, or none. Any other error at the path proves nothing.
 pub fn is_replaced(file: (u64, u64), path: &Path) -> bool {
     match Fingerprint::of(path) {
         Ok(now) => now.file != file,
@@ -145,8 +147,8 @@ pub fn is_replaced(file: (u64, u64), path: &Path) -> bool {
     }
 }
 
-/// True if a file that changed then may get the same time once more. One that lies further ahead is of before the
-/// clock was set back.
+/// True if the next change of a file may get the same time as its last one, `changed`. A time further ahead
+/// of `now` is from before the clock was set back.
 fn is_same_tick(changed: (i64, i64), now: (i64, i64)) -> bool {
     const TICK_NS: i128 = 20_000_000;
     let ns = |(seconds, ns): (i64, i64)| i128::from(seconds) * 1_000_000_000 + i128::from(ns);
@@ -154,8 +156,8 @@ fn is_same_tick(changed: (i64, i64), now: (i64, i64)) -> bool {
 }
 
 impl Fingerprint {
-    /// Looks at a file by its path. It is not opened: closing a descriptor of a database would
-    /// drop this process's locks on it.
+    /// Looks at a file by its path. The file is not opened: closing a descriptor of a database would drop
+    /// this process's locks on it.
     pub fn of(path: &Path) -> std::io::Result<Fingerprint> {
         let meta = std::fs::metadata(path)?;
         Ok(Fingerprint {
@@ -166,14 +168,14 @@ impl Fingerprint {
         })
     }
 
-    /// True if a write that comes now may leave it as it is: it was taken in the same tick of the clock that the
-    /// file has from its last change.
+    /// True if a write that comes now may leave the fingerprint as it is: the file's last change was in the
+    /// current tick of the clock, or has no known time.
     pub fn may_change_unseen(&self) -> bool {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
         self.changed.is_none_or(|changed| is_same_tick(changed, (now.tv_sec, now.tv_nsec)))
     }
 
-    /// Whether it is the same file with the same contents, perhaps under another name.
+    /// True if `now` is the same file with the same content, perhaps under another name.
     pub fn is_renamed(&self, now: &Fingerprint) -> bool {
         *self == Fingerprint { changed: self.changed, ..*now }
     }
@@ -184,7 +186,7 @@ impl Fingerprint {
 pub struct Clean {
     /// The file.
     pub fingerprint: Fingerprint,
-    /// Last captured piece that it contains.
+    /// Last captured piece that the file contains.
     pub piece: u64,
 }
 
@@ -197,11 +199,11 @@ struct Envelope {
 
 const NAME: &str = "state";
 const VERSION: u32 = 1;
-/// No state is longer, in bytes: a URL and some numbers.
+/// Most bytes of a state: a URL and some numbers.
 const LEN_MAX: u64 = 64 << 10;
 
 impl State {
-    /// A lineage that has shipped nothing yet.
+    /// Returns the state of a lineage that has shipped nothing yet.
     pub fn new(writer: WriterId, replica: &str) -> State {
         State {
             writer: writer.0,
@@ -221,7 +223,7 @@ impl State {
         }
     }
 
-    /// The store has this file of ours.
+    /// Notes that the store has the file that makes `base`.
     pub fn confirm(&mut self, base: Base, boot: Option<u64>) {
         self.claimed = true;
         self.boot = boot;
@@ -233,13 +235,13 @@ impl State {
         }
     }
 
-    /// True if the log is known to end with `base`, now that the machine is in this time.
+    /// True if the log is known to end with `base`: the state was saved in this boot of the machine.
     pub fn is_sure(&self, boot: Option<u64>) -> bool {
         boot.is_some() && self.boot == boot
     }
 
-    /// Reads the state of a folder. `Ok(None)` when there is none; a damaged one is an error of
-    /// kind `InvalidData`.
+    /// Reads the state of a folder. `Ok(None)` if the folder has none; a damaged state is an error of kind
+    /// `InvalidData`.
     pub fn load(dir: &Path) -> Result<Option<State>, Error> {
         let mut state: Option<State> = load_sealed(&dir.join(NAME))?;
         if let Some(state) = &mut state {
@@ -248,24 +250,24 @@ impl State {
         Ok(state)
     }
 
-    /// Makes the file of a folder durable as it is.
+    /// Makes the state file of a folder durable as it is.
     pub fn sync(dir: &Path) -> Result<(), Error> {
         let path = dir.join(NAME);
         let synced = folder::read(&path).and_then(|file| file.sync_all());
         synced.and_then(|()| super::sync_folder(dir)).context("cannot sync", &path)
     }
 
-    /// True if the file may not be on the disk: the process that wrote it may have been killed.
+    /// True if the state file may not be on the disk, because its writer may have been killed before syncing.
     pub fn may_be_unsynced(dir: &Path) -> bool {
         super::may_be_unsynced(dir.join(NAME).symlink_metadata())
     }
 
-    /// Replaces the state of a folder, durably when asked.
+    /// Replaces the state of a folder, durably if asked.
     pub fn save(&self, dir: &Path, durable: bool) -> Result<(), Error> {
         save_sealed(self, &dir.join(NAME), durable)
     }
 
-    /// The same, if this holds until the file is written. False if it does not.
+    /// Replaces the state if `holds` returns true until the file is written. Returns false if it does not.
     pub fn save_if(
         &self,
         dir: &Path,
@@ -275,14 +277,14 @@ impl State {
         save_sealed_if(self, &dir.join(NAME), durable, holds)
     }
 
-    /// True if a folder has one.
+    /// True if a folder has a state.
     pub fn is_in(dir: &Path) -> bool {
         dir.join(NAME).exists()
     }
 }
 
-/// Reads what [`save_sealed`] wrote. `Ok(None)` when there is no such file; a damaged one is an error
-/// of kind `InvalidData`.
+/// Reads a file that [`save_sealed`] wrote. `Ok(None)` if the file is missing; a damaged file is an error of
+/// kind `InvalidData`.
 pub(crate) fn load_sealed<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
     let text = match read_bounded(path, LEN_MAX) {
         Ok(text) if text.len() as u64 <= LEN_MAX => text,
@@ -305,7 +307,7 @@ fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, String> {
     serde_json::from_str(&envelope.body).map_err(|error| format!("it is damaged: {error}"))
 }
 
-/// Replaces a small file by this as JSON with a checksum, durably when asked.
+/// Replaces a small file by `body` as JSON with a checksum, durably if asked.
 pub(crate) fn save_sealed(body: &impl Serialize, path: &Path, durable: bool) -> Result<(), Error> {
     save_sealed_if(body, path, durable, || true).map(drop)
 }
@@ -324,7 +326,7 @@ fn save_sealed_if(
     replace_file(path, &bytes, durable, holds)
 }
 
-/// Reads a file, of a long one just enough to show that it is too long.
+/// Reads a file of up to `most` bytes. Of a longer file, reads one byte more to show that it is too long.
 pub(super) fn read_bounded(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
     use std::io::Read;
     let mut text = Vec::new();
@@ -339,7 +341,7 @@ fn damaged(path: &Path, what: String) -> Error {
     }
 }
 
-/// A random number for a writer id, from the random keys that the standard library draws.
+/// Returns a random number for a writer id, made of the random keys that the standard library draws.
 pub fn random_id() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     std::collections::hash_map::RandomState::new().build_hasher().finish()
@@ -374,7 +376,7 @@ mod tests {
         assert!(is_replaced((device, number + 1), &path));
         assert!(is_replaced((device, number), &folder.path().join("none")));
         assert!(is_replaced((device, number), &path.join("in a file")));
-        // Too long a name is an error that any user gets.
+        // A name that is too long is an error for any user.
         assert!(!is_replaced((device, number), &folder.path().join("n".repeat(300))));
     }
 
@@ -386,7 +388,7 @@ mod tests {
         let before = Fingerprint::of(&path).unwrap();
         let modified = std::fs::metadata(&path).unwrap().modified().unwrap();
         let file = std::fs::File::options().write(true).open(&path).unwrap();
-        // Until the file system's clock has gone on.
+        // Waits until the file system's clock advances.
         while Fingerprint::of(&path).unwrap().changed == before.changed {
             std::fs::write(&path, b"after!").unwrap();
             file.set_modified(modified).unwrap();
@@ -394,7 +396,7 @@ mod tests {
         let now = Fingerprint::of(&path).unwrap();
         assert_eq!((now.len, now.modified, now.file), (before.len, before.modified, before.file));
         assert_ne!(now, before);
-        // As a state of an older version has it: it can be read, and is equal to no file.
+        // A state of an older version can be read, and its fingerprint equals no file's.
         let old = Fingerprint { changed: None, ..now };
         let mut text = serde_json::to_value(old).unwrap();
         text.as_object_mut().unwrap().remove("changed").unwrap();
@@ -431,7 +433,7 @@ mod tests {
             let error = State::load(dir.path()).unwrap_err();
             assert_eq!(error.source.kind(), std::io::ErrorKind::InvalidData, "{len} bytes");
         }
-        // Of a file that is only long no more is read than shows it.
+        // Only so much of a long file is read as shows that it is too long.
         std::fs::File::options().write(true).open(&path).unwrap().set_len(1 << 43).unwrap();
         let error = State::load(dir.path()).unwrap_err();
         assert_eq!(error.source.kind(), std::io::ErrorKind::InvalidData);

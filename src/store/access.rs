@@ -1,4 +1,4 @@
-//! How a store is reached: what the URL of a replica does not say.
+//! Settings for reaching a store that the URL of a replica does not contain.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,26 +6,27 @@ use std::fmt;
 use super::file::FILE_MODE;
 use super::s3::Credentials;
 
-/// Credentials and options of a store from the configuration file. They are no part of a replica's
-/// URL or identity, and are written to no file. `Debug` shows no secret.
+/// Credentials and options of a store from the configuration file. They are no part of a replica's URL or
+/// identity, and are written to no file. `Debug` shows no secret.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Access {
-    /// Go before those of the environment and of `~/.aws`.
+    /// Take precedence over those of the environment and of `~/.aws`.
     pub credentials: Option<Credentials>,
-    /// Options by their names: of the S3 store, such as `region`, where those of the URL go before them,
-    /// or of a folder.
+    /// Options of the S3 store, such as `region`, or of a folder, by name. Options in an S3 URL take
+    /// precedence.
     pub options: BTreeMap<String, String>,
     /// The customer's key for encryption by the server, in base64.
     pub customer_key: Option<Secret>,
 }
 
 impl Access {
-    /// With nothing but credentials.
+    /// Returns an access with credentials alone.
     pub fn with(credentials: Option<Credentials>) -> Access {
         Access { credentials, ..Access::default() }
     }
 
-    /// What of it is for the replica at a URL or path: of a folder its mode, of a bucket all else.
+    /// Returns the settings that apply to the replica at a URL or path: the mode for a folder, all others for
+    /// a bucket.
     #[must_use]
     pub fn fitting(&self, url: &str) -> Access {
         let is_bucket = url.starts_with("s3:");
@@ -46,7 +47,7 @@ impl fmt::Debug for Access {
     }
 }
 
-/// A text that is never shown.
+/// A text that `Debug` does not show.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(pub String);
 

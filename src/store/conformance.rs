@@ -1,6 +1,6 @@
-//! The contract of [`Store`] as checks that every backend has to pass.
+//! The contract of [`Store`], as checks that every backend has to pass.
 //!
-//! The checks panic at the first broken sentence, with what was expected; they are for tests.
+//! The checks are for tests. They panic at the first broken rule, and tell the expected result.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::missing_panics_doc)]
 
 use std::path::PathBuf;
@@ -13,19 +13,19 @@ use super::{Body, ErrorKind, Key, Store};
 use crate::ltx::FileName;
 use crate::units::{Level, Timestamp, Txid};
 
-/// Some time in 2026, in milliseconds.
+/// A time in 2026, in milliseconds.
 const NOW: Timestamp = Timestamp(1_795_351_714_201);
 
-/// What differs between backends beyond the contract.
+/// Differences between backends that the contract allows.
 pub struct Traits {
-    /// The listing shows the LTX timestamp; S3 shows the time of the upload.
+    /// True if the listing shows the LTX timestamp. S3 shows the time of the upload.
     pub modified_is_timestamp: bool,
-    /// How many files are listed at once, to see that listings go on after their first page.
+    /// Number of files in the long listing, which must continue after its first page.
     pub many: u64,
 }
 
-/// Runs all checks. `make` gives the store of an empty replica for a name; the same name again
-/// gives another store of the same replica.
+/// Runs all checks. `make` returns the store of an empty replica for a name, and for the same name another
+/// store of the same replica.
 pub async fn run(traits: Traits, make: impl Fn(&str) -> Arc<dyn Store>) {
     an_absent_replica_is_empty(&*make("absent")).await;
     a_file_is_created_once(&*make("once"), &*make("once"), &traits).await;
@@ -38,12 +38,12 @@ pub async fn run(traits: Traits, make: impl Fn(&str) -> Arc<dyn Store>) {
     deletes_are_idempotent(&*make("delete")).await;
 }
 
-/// Key of a file with one transaction.
+/// Returns the key of a file with one transaction.
 pub fn key(level: u8, txid: u64) -> Key {
     Key { level: Level::new(level).unwrap(), name: FileName::single(Txid(txid)) }
 }
 
-/// Bytes that differ from place to place and from seed to seed.
+/// Returns bytes that differ between places and between seeds.
 pub fn noise(seed: u64, len: usize) -> Bytes {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(len + 8);
@@ -74,7 +74,7 @@ async fn a_file_is_created_once(store: &dyn Store, other: &dyn Store, traits: &T
         assert_eq!(again.kind, ErrorKind::AlreadyExists, "{again}");
         assert_eq!(store.get(key(0, 1), None).await.unwrap(), first, "a refused create wrote");
     }
-    // The same name in another level is another file; an empty file is one, too.
+    // The same name in another level is another file. An empty file is a file too.
     store.put_new(key(9, 1), Body::Bytes(Bytes::new()), NOW).await.unwrap();
     assert_eq!(other.get(key(9, 1), None).await.unwrap(), Bytes::new());
     let listed = other.list(Level::L0).await.unwrap();
@@ -135,7 +135,7 @@ async fn ranges_are_cut_at_the_end(store: &dyn Store) {
 }
 
 async fn lists_are_whole_and_ascending(store: &Arc<dyn Store>, many: u64) {
-    // Created in an order that is not that of the names, from several tasks at once.
+    // Several tasks create files at once, not in the order of the names.
     let mut tasks = JoinSet::new();
     for lane in (0..8).rev() {
         let store = Arc::clone(store);
@@ -192,7 +192,7 @@ async fn uploads_appear_when_complete(store: &dyn Store) {
     let part =
         |number: usize| whole.slice(number * part_len..whole.len().min((number + 1) * part_len));
 
-    // In any order, and invisible before the end.
+    // Parts may come in any order; the file is invisible before the end.
     let mut upload = store.upload_new(key(2, 1), NOW, 0).await.unwrap();
     for number in [2, 0, 1] {
         upload.part(number, part(number as usize)).await.unwrap();
@@ -202,7 +202,7 @@ async fn uploads_appear_when_complete(store: &dyn Store) {
     upload.complete().await.unwrap();
     assert!(store.get(key(2, 1), None).await.unwrap() == whole, "an upload came back changed");
 
-    // Onto a file that came first; and one part only.
+    // The file exists already at the end; and an upload of one part.
     let mut small = store.upload_new(key(2, 2), NOW, 0).await.unwrap();
     small.part(0, noise(6, 300)).await.unwrap();
     let mut large = store.upload_new(key(2, 2), NOW, 0).await.unwrap();
@@ -218,7 +218,7 @@ async fn uploads_appear_when_complete(store: &dyn Store) {
         assert_eq!(late.kind, ErrorKind::AlreadyExists, "{late}");
     }
 
-    // Given up, with and without saying so.
+    // An upload ends without completion, with and without an abort.
     for number in 0..2 {
         let mut upload = store.upload_new(key(2, 3), NOW, 0).await.unwrap();
         upload.part(0, part(0)).await.unwrap();
@@ -266,7 +266,7 @@ async fn deletes_are_idempotent(store: &dyn Store) {
     store.put_new(key(0, 2), Body::Bytes(noise(9, 10)), NOW).await.expect("the name is free again");
 }
 
-/// Removes a file when a check ends, however it ends.
+/// A file that is removed when a check ends, also by a panic.
 struct RemovedAfter(PathBuf);
 
 impl Drop for RemovedAfter {

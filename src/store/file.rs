@@ -1,12 +1,12 @@
 //! A replica in a directory of this machine, in Litestream's layout:
 //! `<directory>/ltx/<level, decimal>/<name>`.
 //!
-//! A file is written under a temporary name in the folder it belongs to, synced, and then linked
-//! to its final name, which fails if that name is taken: the exclusive create of the store. The
-//! modification time of the file is the LTX timestamp, which is where Litestream looks for it.
+//! A file is written under a temporary name in its folder, synced, and then linked to its final name. The
+//! link fails if that name is taken: this is the exclusive create of the store. The modification time of the
+//! file is the LTX timestamp; Litestream looks for the timestamp there.
 //!
-//! Files are made readable for their owner alone, unless a setting says otherwise: they hold what the
-//! database holds.
+//! Only the owner may read the files, unless a setting says otherwise: the files hold the content of the
+//! database.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, FileTimes, OpenOptions, Permissions};
@@ -34,26 +34,26 @@ use crate::local::{self, sync_folder};
 use crate::ltx::FileName;
 use crate::units::{Level, Timestamp};
 
-/// Length in bytes of the parts of an upload: what a caller holds in memory.
+/// Length in bytes of the parts of an upload. The caller holds one part in memory.
 const PART_LEN: usize = 2 << 20;
 
 /// Small files that are read by one call.
 const AT_A_TIME: usize = 32;
 
-/// From so many bytes on, what is read is in memory of the system's.
+/// Reads of at least so many bytes use memory from the system, not from the allocator.
 const LARGE: usize = 128 << 10;
 
-/// Age in seconds from which a temporary file is taken for that of a dead process.
+/// Age in seconds from which a temporary file counts as left by a dead process.
 const LEFTOVER_AGE_S: i64 = 24 * 3600;
 
-/// The setting for the mode of files.
+/// Name of the setting for the mode of files.
 pub(crate) const FILE_MODE: &str = "file-mode";
-/// The same in the environment.
+/// Name of the environment variable for the mode of files.
 pub(super) const FILE_MODE_VARIABLE: &str = "WALFERRY_FILE_MODE";
-/// Mode of files where nothing is set.
+/// Mode of files without a setting.
 const PRIVATE: u32 = 0o600;
 
-/// What temporary names end in. Readers pass over names that do not end in `.ltx`.
+/// End of temporary names. Readers skip names that do not end in `.ltx`.
 const TEMP_SUFFIX: &str = ".walferry.tmp";
 
 /// A directory that holds one replica.
@@ -64,25 +64,25 @@ pub struct FileStore(Arc<Directory>);
 struct Directory {
     root: PathBuf,
     url: String,
-    /// Mode of its files.
+    /// Mode of the files.
     mode: u32,
-    /// The root was seen. From then on it is not made anew when it is gone: it may be the mount
-    /// point of a disk that was taken away, and what is written below it would be lost.
+    /// True once the root was seen. A root that disappears later is not made again: it may be the mount point
+    /// of a disk that was removed, and files written below it would be lost.
     seen: AtomicBool,
-    /// One bit a level: whether left-over temporary files were looked for.
+    /// One bit for each level: set once the level's leftover temporary files were removed.
     swept: AtomicU16,
 }
 
 impl FileStore {
-    /// A replica in `root`, which is made with the first write if it does not exist. A relative
-    /// path means the working directory of now, whatever the process changes to later. Its URL, by which
-    /// it is told from others, is that of the folder itself, by whatever links it is named.
+    /// Returns a replica in `root`. The first write makes `root` if it does not exist. A relative path is
+    /// resolved against the current working directory, even if the process changes it later. The URL, and so
+    /// the identity, is of the folder itself, by whichever links `root` leads there.
     pub fn new(root: impl Into<PathBuf>) -> FileStore {
         FileStore::with_mode(root, PRIVATE)
     }
 
-    /// The same, whose files get these permission bits, and whose folders those with which the files can be
-    /// reached. What is there already stays as it is.
+    /// Returns a replica as [`FileStore::new`] does, whose files get these permission bits. Its folders get
+    /// the bits with which those files can be reached. Existing files and folders stay as they are.
     pub fn with_mode(root: impl Into<PathBuf>, mode: u32) -> FileStore {
         let root = root.into();
         let root = std::path::absolute(&root).unwrap_or(root);
@@ -91,12 +91,12 @@ impl FileStore {
         FileStore(Arc::new(Directory { root, url, mode, seen, swept }))
     }
 
-    /// The replica's directory.
+    /// Returns the replica's directory.
     pub fn root(&self) -> &Path {
         &self.0.root
     }
 
-    /// Runs file system calls where they may block.
+    /// Runs file system calls on a thread that may block.
     async fn blocking<T: Send + 'static>(
         &self,
         job: impl FnOnce(&Directory) -> Result<T, Error> + Send + 'static,
@@ -106,7 +106,7 @@ impl FileStore {
     }
 }
 
-/// Runs a job on the runtime's threads for calls that block.
+/// Runs a job on the runtime's threads for blocking calls.
 pub(super) async fn blocking<T: Send + 'static>(
     job: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
@@ -151,7 +151,7 @@ impl Store for FileStore {
         AT_A_TIME
     }
 
-    /// Handing a read to another thread and waiting for it takes longer than the read.
+    /// Reads all ranges in one job: handing a read to another thread takes longer than the read.
     async fn get_each(&self, wanted: Vec<(Key, Range<u64>)>) -> Vec<Result<Bytes, Error>> {
         let number = wanted.len();
         let each = self.blocking(move |directory| {
@@ -195,7 +195,7 @@ impl Store for FileStore {
                     };
                     let mut source = local::folder::read(&from).map_err(unreadable)?;
                     if let Err(err) = io::copy(&mut source, &mut temp.file) {
-                        // It does not say which of the two failed.
+                        // The error does not say if reading or writing failed.
                         io::copy(&mut source, &mut io::sink()).map_err(unreadable)?;
                         return Err(fail(&format!("copy {} to", from.display()), &temp.path, err));
                     }
@@ -260,12 +260,12 @@ impl Directory {
             let path = entry.path();
             let metadata = match fs::symlink_metadata(&path) {
                 Ok(metadata) => metadata,
-                // Deleted since the folder was read.
+                // Deleted after the folder was read.
                 Err(err) if err.kind() == io::ErrorKind::NotFound => continue,
                 Err(err) => return Err(fail("list", &path, err)),
             };
-            // A folder or a link takes the name, so it is not passed over: whoever needs the file
-            // finds that it holds nothing. Links are not followed, out of the replica or at all.
+            // A folder or a link takes the name, so it is listed: the reader of the file finds it empty. No
+            // link is followed, inside or outside the replica.
             let len = if metadata.is_file() { metadata.len() } else { 0 };
             let (modified, stored) = (modified(&metadata), stored(&metadata));
             files.push(FileInfo { key: Key { level, name }, len, modified, stored });
@@ -274,7 +274,8 @@ impl Directory {
         Ok(files)
     }
 
-    /// A missing root is a replica that does not exist yet, unless it was there before.
+    /// Returns an error if the root is missing and was seen before. Otherwise a missing root is a replica
+    /// that does not exist yet.
     fn look_for_root(&self) -> Result<(), Error> {
         match fs::metadata(&self.root) {
             Ok(metadata) if metadata.is_dir() => self.seen.store(true, Ordering::Relaxed),
@@ -297,12 +298,12 @@ impl Directory {
         Ok(())
     }
 
-    /// Files below a folder. Links are not followed.
+    /// Adds the files below a folder to `found`. Follows no links.
     fn objects(&self, folder: &str, found: &mut Vec<Object>) -> Result<(), Error> {
         let path = self.root.join(folder);
         let entries = match fs::read_dir(&path) {
             Ok(entries) => entries,
-            // It may have been deleted since the folder above was read.
+            // The folder may have been deleted after its parent was read.
             Err(err)
                 if matches!(err.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
             {
@@ -335,7 +336,8 @@ impl Directory {
         self.read(&self.path(key), range)
     }
 
-    /// As [`Directory::get`], with memory of the system's: an allocator keeps what large pieces took.
+    /// Reads a file as [`Directory::get`] does, into memory from the system: an allocator keeps the memory of
+    /// large reads.
     fn get_large(&self, key: Key, range: Option<&Range<u64>>) -> Result<Bytes, Error> {
         let path = self.path(key);
         let (file, range) = self.open_range(&path, range)?;
@@ -356,14 +358,14 @@ impl Directory {
         read_range(&file, path, &range)
     }
 
-    /// Opens a file, and says what part of it is meant.
+    /// Opens a file, and returns it with the range to read.
     fn open_range(
         &self,
         path: &Path,
         range: Option<&Range<u64>>,
     ) -> Result<(File, Range<u64>), Error> {
-        // The listing has told files from links and pipes; what took a file's place since is neither
-        // followed nor waited for.
+        // The listing has told files from links and pipes. A link or pipe that took a file's place since then
+        // is not followed, and does not block.
         let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
         let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
             Ok(file) => file,
@@ -398,8 +400,8 @@ impl Directory {
         }
     }
 
-    /// Spares the writing of a file that is there already. The answer counts only once the name
-    /// is durable, because the caller may find its own file and take it for acknowledged.
+    /// Returns an error if the file exists, so that no bytes are written in vain. The error is returned only
+    /// after the name is durable, because the caller may find its own file and count it as acknowledged.
     fn refuse_existing(&self, key: Key) -> Result<(), Error> {
         let path = self.path(key);
         match fs::symlink_metadata(&path) {
@@ -410,7 +412,7 @@ impl Directory {
 
     fn exists(&self, path: &Path, key: Key) -> Error {
         if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file()) {
-            // Nobody could read it, so nobody could ever tell whose it is.
+            // No reader could read it, so no writer could tell whose file it is.
             return Error { kind: ErrorKind::Other, ..not_a_file(path) };
         }
         let folder = self.folder(key.level);
@@ -420,7 +422,7 @@ impl Directory {
         }
     }
 
-    /// A new temporary file in the folder of `key`, which is made if need be.
+    /// Makes a temporary file in the folder of `key`, and the folder if it is missing.
     fn temp(&self, key: Key) -> Result<Temp, Error> {
         let folder = self.folder(key.level);
         match Temp::create(&folder, key, self.mode) {
@@ -469,7 +471,7 @@ impl Directory {
     }
 }
 
-/// An upload into a temporary file; dropped without completion, it removes the file.
+/// An upload into a temporary file. Dropping an incomplete upload removes the file.
 struct FileUpload {
     store: FileStore,
     key: Key,
@@ -499,7 +501,7 @@ impl Upload for FileUpload {
         store
             .blocking(move |directory| match Arc::try_unwrap(temp) {
                 Ok(temp) => directory.publish(temp, key, timestamp),
-                // A part whose call was given up is still being written.
+                // The call of a part was cancelled, and its bytes are still being written.
                 Err(_) => Err(Error::new(
                     ErrorKind::Invalid,
                     format!("the upload of {key} was completed before its parts were written"),
@@ -527,14 +529,14 @@ impl Temp {
             match OpenOptions::new().write(true).create_new(true).mode(PRIVATE).open(&path) {
                 Ok(file) => {
                     let temp = Temp { file, path };
-                    // A umask may leave even the owner nothing.
+                    // The umask may have removed even the owner's permissions.
                     let is = temp.file.metadata()?.permissions().mode();
                     if mode != PRIVATE || is & PRIVATE != PRIVATE {
                         temp.file.set_permissions(Permissions::from_mode(mode))?;
                     }
                     return Ok(temp);
                 }
-                // Left over from a process that had the same id, here or on another machine.
+                // Left by a process that had the same id, on this or another machine.
                 Err(err) if err.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(err) => return Err(err),
             }
@@ -544,17 +546,17 @@ impl Temp {
 
 impl Drop for Temp {
     fn drop(&mut self) {
-        // Where linking is not possible the file was renamed away. What can not be removed now is
-        // removed as a left-over later.
+        // On a file system without links, the file was renamed and has no temporary name. A file that cannot
+        // be removed now is removed as a leftover later.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// Makes a temporary file appear under its final name, or fails if the name is taken.
+/// Gives a temporary file its final name. Fails if the name is taken.
 fn link_new(temp: &Temp, path: &Path) -> io::Result<()> {
     match fs::hard_link(&temp.path, path) {
-        // Over NFS an answer may be lost and the call repeated: the second then finds the name
-        // taken by the first. Two names on our file tell.
+        // NFS may lose an answer and repeat the call. The second call then finds the name that the first one
+        // made. If our file has two names, the first call succeeded.
         Err(err) if err.kind() == io::ErrorKind::AlreadyExists => match temp.file.metadata() {
             Ok(metadata) if metadata.nlink() > 1 => Ok(()),
             _ => Err(err),
@@ -568,7 +570,7 @@ fn rename_new(temp: &Temp, path: &Path) -> io::Result<()> {
     Ok(rustix::fs::renameat_with(CWD, &temp.path, CWD, path, RenameFlags::NOREPLACE)?)
 }
 
-/// Whether the file system has no hard links (FAT, some network and user-space file systems).
+/// True if the file system has no hard links (FAT, some network and user-space file systems).
 fn cannot_link(err: &io::Error) -> bool {
     matches!(
         err.raw_os_error().map(Errno::from_raw_os_error),
@@ -576,7 +578,7 @@ fn cannot_link(err: &io::Error) -> bool {
     )
 }
 
-/// Creates a folder and what is missing above it, each durable in its parent.
+/// Creates a folder and its missing parents, each durable in its parent.
 fn create_folders(folder: &Path, mode: u32) -> Result<(), Error> {
     let Some(parent) = folder.parent() else { return Ok(()) };
     let create = || make_private(CWD, folder);
@@ -596,16 +598,16 @@ fn create_folders(folder: &Path, mode: u32) -> Result<(), Error> {
     sync_folder(parent).map_err(|err| fail("sync", parent, err))
 }
 
-/// Gives a folder that was just made the mode with which files of this mode can be reached in it.
+/// Gives a new folder the mode with which files of this mode can be reached in it.
 fn open_up(folder: &Path, mode: u32) -> io::Result<()> {
     let flags = (OFlags::NOFOLLOW | OFlags::DIRECTORY).bits().cast_signed();
     let opened = OpenOptions::new().read(true).custom_flags(flags).open(folder)?;
-    // What it has of the folder above, as the group that its files get, stays.
+    // The setgid bit, inherited from the parent folder, decides the group of the files, and stays.
     let inherited = opened.metadata()?.permissions().mode() & 0o2000;
     opened.set_permissions(Permissions::from_mode(inherited | mode | (mode & 0o444) >> 2))
 }
 
-/// Reads the mode of files: their owner writes and reads them, whatever else.
+/// Parses the mode of files. The owner must be able to read and write them.
 pub(crate) fn parse_file_mode(text: &str) -> Result<u32, String> {
     let mode = parse_mode(text)?;
     if mode & PRIVATE != PRIVATE {
@@ -614,15 +616,15 @@ pub(crate) fn parse_file_mode(text: &str) -> Result<u32, String> {
     Ok(mode)
 }
 
-/// Removes temporary files that nobody has touched for a day before `now`, in seconds since the
-/// Unix epoch. What fails here does no harm.
+/// Removes temporary files that were not changed for a day before `now`, in seconds since the Unix epoch. A
+/// failure is harmless.
 fn remove_leftovers(folder: &Path, now: i64) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
         if !is_temp(&entry.file_name()) {
             continue;
         }
-        // Not the modification time: that of a file about to be linked is set to the past.
+        // The modification time is no guide: a file that is about to be linked has one in the past.
         let Ok(changed) = entry.metadata().map(|metadata| metadata.ctime()) else { continue };
         if now.saturating_sub(changed) > LEFTOVER_AGE_S {
             match fs::remove_file(entry.path()) {
@@ -637,7 +639,7 @@ fn is_temp(name: &OsStr) -> bool {
     name.to_str().is_some_and(|name| name.ends_with(TEMP_SUFFIX))
 }
 
-/// The time of the last change of the file's entry, which is when it appeared: nobody can set it.
+/// Returns the time at which the file appeared: the last change of its inode, which no program can set.
 fn stored(metadata: &fs::Metadata) -> Timestamp {
     use std::os::unix::fs::MetadataExt;
     Timestamp(
@@ -666,7 +668,7 @@ fn read_range(file: &File, path: &Path, range: &Range<u64>) -> Result<Bytes, Err
     Ok(buffer.into())
 }
 
-/// The error of a failed call on `path`, by what can be done about it.
+/// Turns a failed call on `path` into an error of the kind that tells the caller's possible answer.
 fn fail(what: &str, path: &Path, err: io::Error) -> Error {
     let errno = err.raw_os_error().map(Errno::from_raw_os_error);
     let (kind, advice) = match (err.kind(), errno) {
@@ -772,7 +774,7 @@ mod tests {
         let temp = Temp::create(folder.path(), key, PRIVATE).unwrap();
         let other = folder.path().join("0000000000000001-0000000000000001.ltx");
         fs::write(&other, b"x").unwrap();
-        // Old by its modification time, as a file of last month is just before it is linked.
+        // Old by its modification time, as a file of last month is right before it is linked.
         temp.file.set_times(FileTimes::new().set_modified(UNIX_EPOCH)).unwrap();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs().cast_signed();
         remove_leftovers(folder.path(), now);

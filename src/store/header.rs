@@ -1,9 +1,9 @@
-//! The header of a file in a store.
+//! Reads the header of a file in a store.
 
 use super::{Error, Key, Store};
 use crate::ltx::{self, HEADER_LEN, Header};
 
-/// A file's header, or why it is none.
+/// Returns a file's header, or the reason why the file has none.
 pub(crate) async fn read_header(
     store: &dyn Store,
     key: Key,

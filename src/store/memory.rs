@@ -1,4 +1,4 @@
-//! A replica in memory, for tests and simulation of what lies above the store.
+//! A replica in memory, for tests and simulation of the code above the store.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -12,10 +12,10 @@ use super::parts::Parts;
 use super::{Body, Error, ErrorKind, FileInfo, Key, Store, Upload, range};
 use crate::units::{Level, Timestamp};
 
-/// Length in bytes of the parts of an upload; small, so that tests get by with little data.
+/// Length in bytes of the parts of an upload; small, so that tests need little data.
 const PART_LEN: usize = 64 << 10;
 
-/// Files in memory. Clones share them, so that a test can stop one user of the replica and start
+/// Files in memory. Clones share the files, so that a test can stop one user of the replica and start
 /// another. The modification time of a file is its LTX timestamp.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryStore {
@@ -23,12 +23,12 @@ pub struct MemoryStore {
 }
 
 impl MemoryStore {
-    /// An empty replica.
+    /// Returns an empty replica.
     pub fn new() -> MemoryStore {
         MemoryStore::default()
     }
 
-    /// All files of all levels, ascending.
+    /// Returns all files of all levels, ascending.
     pub fn files(&self) -> Vec<(Key, Bytes)> {
         self.files.lock().iter().map(|(key, (_, bytes))| (*key, bytes.clone())).collect()
     }

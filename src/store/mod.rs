@@ -1,7 +1,7 @@
-//! Where replicas live: one trait, one file a backend, one conformance suite for all.
+//! Stores of replicas: one trait, one file for each backend, one conformance suite for all.
 //!
-//! The seam is shaped by what replication needs, not by what a bucket can do: list a level, read
-//! a range, create a file that did not exist, delete. A file, once created, never changes.
+//! The trait offers the operations that replication needs, not all that a bucket can do: list a level, read a
+//! range, create a file that does not exist, delete. A file never changes after its creation.
 
 mod access;
 #[doc(hidden)]
@@ -31,8 +31,8 @@ pub use self::open::{check_url, is_same_way, open, open_at, open_with};
 use crate::ltx::FileName;
 use crate::units::{Level, Timestamp};
 
-/// One file of a replica: its level and the transactions in its name. Backends turn it into a
-/// path or an object key.
+/// One file of a replica: its level and the transactions in its name. A backend turns the key into a path or
+/// an object key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Key {
     /// Replica level.
@@ -50,92 +50,92 @@ impl fmt::Display for Key {
 /// A file as a listing shows it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FileInfo {
-    /// Which file.
+    /// The file.
     pub key: Key,
     /// Length in bytes.
     pub len: u64,
-    /// When the listing says that it was made: modification time of the file or object. On a
-    /// directory this is the header's timestamp; on S3 it is the time of the upload.
+    /// Creation time in the listing: modification time of the file or object. On a directory, this is the
+    /// timestamp in the file's header; on S3, the time of the upload.
     pub modified: Timestamp,
-    /// When the store got it, by its own clock: what retention counts from. A file that waited long
-    /// for the store is young there.
+    /// Time at which the store got the file, by the store's clock. Retention counts from this time: a file
+    /// that waited long for the store is young there.
     pub stored: Timestamp,
 }
 
-/// An object of a replica that is no file of its levels: what Litestream 0.3 left there.
+/// An object of a replica outside its levels, left by Litestream 0.3.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Object {
-    /// Its path below the replica, with slashes.
+    /// Path below the replica, with slashes.
     pub path: String,
     /// Length in bytes.
     pub len: u64,
-    /// When the listing says that it was made.
+    /// Creation time in the listing.
     pub modified: Timestamp,
 }
 
-/// What a whole-file upload is made from.
+/// Source of a whole-file upload.
 #[derive(Clone, Debug)]
 pub enum Body {
-    /// Bytes at hand.
+    /// Bytes in memory.
     Bytes(Bytes),
-    /// A local file, streamed; large ones go up in parallel parts.
+    /// A local file, streamed. A large file is sent in parallel parts.
     File(PathBuf),
 }
 
-/// What a caller can do about a failed call.
+/// Class of a failed call, by the caller's possible answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ErrorKind {
-    /// There is no such file.
+    /// The file does not exist.
     NotFound,
-    /// A conditional create found the file there already.
+    /// A conditional create found an existing file.
     AlreadyExists,
-    /// The bucket or directory itself is missing: a setting is wrong, or somebody removed it.
+    /// The bucket or directory itself is missing: a setting is wrong, or the bucket or directory was removed.
     NoReplica,
     /// The credentials are missing, wrong or expired.
     Unauthenticated,
     /// The credentials are good but do not allow this.
     Denied,
-    /// The store asks to slow down. Try again later.
+    /// The store asks for fewer requests. Try again later.
     Throttled,
-    /// No answer, a broken connection, a server error, a time-out. The call may have taken effect.
+    /// No answer, a broken connection, a server error, a timeout. The call may have taken effect.
     Unavailable,
     /// The disk or quota is full.
     NoSpace,
-    /// The settings cannot work, whatever the store does.
+    /// The settings cannot work with any store.
     Invalid,
-    /// The local file that was to be sent cannot be read.
+    /// The local file to send cannot be read.
     Local,
     /// Anything else.
     Other,
 }
 
 impl ErrorKind {
-    /// Whether the same call may succeed later without anybody changing a setting.
+    /// True if the same call may succeed later without a change of the settings.
     pub fn is_transient(self) -> bool {
         matches!(self, ErrorKind::Throttled | ErrorKind::Unavailable | ErrorKind::NoSpace)
     }
 }
 
-/// A failed call: its kind, what was tried on which file, and why.
+/// A failed call: its kind, the operation and its file, and the reason.
 #[derive(Debug)]
 pub struct Error {
-    /// What can be done.
+    /// Class of the failure.
     pub kind: ErrorKind,
-    /// What was tried, on which file of which replica, and what to do about it. No secrets.
+    /// The operation, its file and replica, and advice. Contains no secrets.
     pub message: String,
-    /// The cause underneath, if there is one.
+    /// The underlying cause.
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
-    /// How long the store asked to be left alone.
+    /// How long the store asked not to be called.
     pub retry_after: Option<Duration>,
 }
 
 impl Error {
-    /// An error without a cause underneath.
+    /// Returns an error without an underlying cause.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Error {
         Error { kind, message: message.into(), source: None, retry_after: None }
     }
 
-    /// An error with the cause underneath.
+    /// Returns an error with its underlying cause.
     pub fn caused(
         kind: ErrorKind,
         message: impl Into<String>,
@@ -159,34 +159,33 @@ impl std::error::Error for Error {
 
 /// A store that holds one replica.
 ///
-/// Calls may be made from several tasks at once. Every call has a time-out of its own and retries
-/// a few times what is worth retrying at once; longer backoff is the caller's.
+/// Several tasks may call at once. Every call has its own timeout, and retries errors that are worth an
+/// immediate retry a few times. Longer backoff is up to the caller.
 #[async_trait]
 pub trait Store: Send + Sync {
-    /// The replica's URL, without secrets, for messages.
+    /// Returns the replica's URL without secrets, for messages.
     fn url(&self) -> &str;
 
-    /// The server that the calls go to, if that is not this machine.
+    /// Returns the server that the calls go to; `None` if the store is on this machine.
     fn server(&self) -> Option<&str> {
         None
     }
 
-    /// All files of a level, ascending by name. Names that are not of the form are passed over.
-    /// A level without files, or a replica that does not exist yet, is empty; a missing bucket is
-    /// [`ErrorKind::NoReplica`].
+    /// Returns all files of a level, ascending by name. Skips names of another form. A level without files,
+    /// or a replica that does not exist yet, is empty. A missing bucket is [`ErrorKind::NoReplica`].
     async fn list(&self, level: Level) -> Result<Vec<FileInfo>, Error>;
 
-    /// The bytes of a file, or of the part of it in `range`. A range that reaches past the end is
-    /// cut off there; one that begins past the end is an error.
+    /// Returns the bytes of a file, or of the part of the file in `range`. A range that reaches past the end
+    /// is cut off there. A range that begins at or past the end is an error.
     async fn get(&self, key: Key, range: Option<Range<u64>>) -> Result<Bytes, Error>;
 
-    /// How many small files are best read by one [`Store::get_each`]; 1 where each is a request of its
-    /// own, of which as many are made at a time as the caller likes.
+    /// Returns how many small files are best read by one [`Store::get_each`]. 1 if each file is a request of
+    /// its own; the caller may then make many requests at once.
     fn at_a_time(&self) -> usize {
         1
     }
 
-    /// As [`Store::get`] for each of these, in the same order.
+    /// Returns the result of [`Store::get`] for each of these ranges, in the same order.
     async fn get_each(&self, wanted: Vec<(Key, Range<u64>)>) -> Vec<Result<Bytes, Error>> {
         let mut each = Vec::with_capacity(wanted.len());
         for (key, range) in wanted {
@@ -195,12 +194,12 @@ pub trait Store: Send + Sync {
         each
     }
 
-    /// Creates a file, all or nothing, only if it does not exist: else
-    /// [`ErrorKind::AlreadyExists`]. After `Ok` it is durable. After [`ErrorKind::Unavailable`]
-    /// it may exist, and a repeated call may then find the caller's own file.
+    /// Creates a file, all or nothing, only if the file does not exist: otherwise
+    /// [`ErrorKind::AlreadyExists`]. After `Ok` the file is durable. After [`ErrorKind::Unavailable`] the
+    /// file may exist, and a repeated call may then find the caller's own file.
     async fn put_new(&self, key: Key, body: Body, timestamp: Timestamp) -> Result<(), Error>;
 
-    /// Starts to create a file of about `len` bytes. Nothing is visible before [`Upload::complete`].
+    /// Starts to create a file of about `len` bytes. The file is invisible before [`Upload::complete`].
     async fn upload_new(
         &self,
         key: Key,
@@ -208,34 +207,34 @@ pub trait Store: Send + Sync {
         len: u64,
     ) -> Result<Box<dyn Upload>, Error>;
 
-    /// The objects in a folder of the replica and in all folders below it, in any order. A folder that
-    /// is not there has none.
+    /// Returns the objects in a folder of the replica and in all folders below, in any order. A missing
+    /// folder has none.
     async fn objects(&self, _folder: &str) -> Result<Vec<Object>, Error> {
         Ok(Vec::new())
     }
 
-    /// A part of such an object; cut off at its end as in [`Store::get`].
+    /// Returns a part of such an object, cut off at its end as by [`Store::get`].
     async fn object(&self, path: &str, _range: Range<u64>) -> Result<Bytes, Error> {
         Err(Error::new(ErrorKind::NotFound, format!("{} has no object {path}", self.url())))
     }
 
-    /// Removes a file. One that is not there is no error.
+    /// Removes a file. A missing file is no error.
     async fn delete(&self, key: Key) -> Result<(), Error>;
 }
 
 /// A file that is being created in parts.
 #[async_trait]
 pub trait Upload: Send {
-    /// Length in bytes of every part but the last.
+    /// Returns the length in bytes of every part but the last.
     fn part_len(&self) -> usize;
 
-    /// Sends part `number`, from 0. Parts may be sent in any order, each once. All but the
-    /// highest have [`Upload::part_len`] bytes.
+    /// Sends part `number`, counted from 0. Parts may be sent in any order, each once. All parts but the one
+    /// with the highest number have [`Upload::part_len`] bytes.
     async fn part(&mut self, number: u32, bytes: Bytes) -> Result<(), Error>;
 
-    /// Makes the file appear, only if none of this name exists; as [`Store::put_new`].
+    /// Makes the file visible, only if the name is free; errors as for [`Store::put_new`].
     async fn complete(self: Box<Self>) -> Result<(), Error>;
 
-    /// Gives up and removes what was sent.
+    /// Gives up, and removes the parts that were sent.
     async fn abort(self: Box<Self>);
 }

@@ -1,4 +1,4 @@
-//! From a replica's URL to its store.
+//! Opens the store that a replica's URL names.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,21 +9,21 @@ use super::url::{file_path, identity, invalid, split_scheme, without_options};
 use super::{Access, Error, Store};
 use crate::environment;
 
-/// What a replica's URL may look like, for messages.
+/// Forms of a replica's URL, for messages.
 const FORMS: &str = "file:///absolute/path, file:relative/path, a plain path, or s3://bucket/path";
 
-/// Opens the store that a URL or path names. Nothing is asked of it yet.
+/// Opens the store that a URL or path names. Makes no request.
 pub fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
     open_with(url, &Access::default())
 }
 
-/// As [`open`], with what a file says of how the store is reached.
+/// Opens a store as [`open`] does, with the settings of a configuration file.
 pub fn open_with(url: &str, access: &Access) -> Result<Arc<dyn Store>, Error> {
     open_at(url, access, &Servers::default())
 }
 
-/// As [`open_with`], for one of many replicas, which share connections and credentials at
-/// `servers`.
+/// Opens a store as [`open_with`] does, for one of many replicas. All of them share the connections and
+/// credentials of `servers`.
 pub fn open_at(url: &str, access: &Access, servers: &Servers) -> Result<Arc<dyn Store>, Error> {
     if url.is_empty() {
         return Err(invalid(format!("a replica needs a URL: {FORMS}")));
@@ -44,7 +44,7 @@ pub fn open_at(url: &str, access: &Access, servers: &Servers) -> Result<Arc<dyn 
     }
 }
 
-/// A folder, whose files get the mode that the environment says, or else the file.
+/// Opens a folder. The mode of its files comes from the environment, or else from the configuration file.
 fn folder(root: PathBuf, access: &Access) -> Result<FileStore, Error> {
     let given = access.options.get(FILE_MODE).map(|text| (FILE_MODE, text.clone()));
     let variable = || {
@@ -57,8 +57,8 @@ fn folder(root: PathBuf, access: &Access) -> Result<FileStore, Error> {
     Ok(FileStore::with_mode(root, mode))
 }
 
-/// Whether URL and options can work, as far as that can be known without asking anybody and without
-/// the environment. Gives what tells the replica from others.
+/// Checks URL and options, as far as possible without a request and without the environment of S3. Returns
+/// the replica's identity.
 pub fn check_url(url: &str, access: &Access) -> Result<String, Error> {
     match split_scheme(url) {
         Some(("s3", _)) => S3Store::check(url, access).map(|url| without_options(&url)),

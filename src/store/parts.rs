@@ -1,11 +1,11 @@
-//! What all backends ask of the parts of an upload, so that a hole or a short part is refused
-//! before a file with it can appear.
+//! Checks of an upload's parts for all backends: an upload with a gap or a short part is refused before its
+//! file is visible.
 
 use std::collections::BTreeMap;
 
 use super::{Error, ErrorKind, Key};
 
-/// The parts that were sent so far: number and length in bytes.
+/// Parts of an upload that were sent so far: number and length in bytes.
 #[derive(Debug)]
 pub(super) struct Parts {
     key: Key,
@@ -14,12 +14,12 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// No parts yet. `part_len` is the length in bytes of every part but the last.
+    /// Returns a set without parts. `part_len` is the length in bytes of every part but the last.
     pub(super) fn new(key: Key, part_len: usize) -> Parts {
         Parts { key, part_len, lengths: BTreeMap::new() }
     }
 
-    /// Takes note of a part that is about to be sent.
+    /// Records a part that is about to be sent.
     pub(super) fn add(&mut self, number: u32, len: usize) -> Result<(), Error> {
         if len > self.part_len {
             return Err(self.refuse(&format!(
@@ -34,12 +34,12 @@ impl Parts {
         Ok(())
     }
 
-    /// How many parts were sent.
+    /// Returns the number of parts that were sent.
     pub(super) fn count(&self) -> usize {
         self.lengths.len()
     }
 
-    /// Checks that the parts make a whole file without holes.
+    /// Returns an error if the parts do not make a whole file.
     pub(super) fn check(&self) -> Result<(), Error> {
         let last = self.lengths.len().saturating_sub(1);
         for (expected, (&number, &len)) in self.lengths.iter().enumerate() {

@@ -1,10 +1,10 @@
-//! How every backend cuts a requested range to a file's length.
+//! Cuts a requested range to a file's length, in the same way for every backend.
 
 use std::ops::Range;
 
 use super::{Error, ErrorKind};
 
-/// The part of a file of `len` bytes that `range` asks for. `what` names the file in an error.
+/// Returns the part of a file of `len` bytes that `range` asks for. `what` names the file in an error.
 pub(super) fn within(
     range: Option<&Range<u64>>,
     len: u64,
@@ -18,7 +18,7 @@ pub(super) fn within(
     }
 }
 
-/// The answer to a range that begins at or past the end.
+/// Returns the error for a range that begins at or past the end.
 pub(super) fn past_end(range: &Range<u64>, what: impl std::fmt::Display) -> Error {
     Error::new(
         ErrorKind::Other,

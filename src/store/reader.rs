@@ -1,4 +1,4 @@
-//! A file of the store as a stream, for threads that may wait.
+//! Reads a file of the store as a stream, for threads that may block.
 
 use std::io::{self, Read};
 
@@ -21,7 +21,7 @@ pub(crate) struct StoreReader<'a> {
 }
 
 impl<'a> StoreReader<'a> {
-    /// Reads `len` bytes, `chunk_len` at a time; `told` hears of each chunk's length.
+    /// Reads `len` bytes, `chunk_len` at a time. Calls `told` with each chunk's length.
     pub(crate) fn new(
         store: &'a dyn Store,
         runtime: &'a Handle,
@@ -33,8 +33,7 @@ impl<'a> StoreReader<'a> {
         StoreReader { store, runtime, key, len, chunk_len, at: 0, chunk, told, failure: None }
     }
 
-    /// Why the store did not give what was asked for, if it did not: then nothing is known of the
-    /// file.
+    /// Takes the store's error, if a request failed. Then nothing is known of the file.
     pub(crate) fn failure(&mut self) -> Option<Error> {
         self.failure.take()
     }

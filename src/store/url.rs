@@ -1,7 +1,7 @@
 //! The URLs of replicas.
 //!
-//! `file:///absolute/path`, `file:relative/path` and a plain path mean a directory; `s3://` a
-//! bucket. The scheme decides which backend reads the rest (`super::open`).
+//! `file:///absolute/path`, `file:relative/path` and a plain path name a directory; `s3://` names a bucket.
+//! The scheme decides which backend reads the rest (`super::open`).
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Error, ErrorKind, Store};
 
-/// The URL of something below a replica, which is no part of it.
+/// Returns the URL of `name` below the URL of a replica. Options of an S3 URL stay at the end.
 pub fn below(url: &str, name: &str) -> String {
     let has_options = matches!(split_scheme(url), Some(("s3", _)));
     let (place, options) = match url.split_once('?').filter(|_| has_options) {
@@ -21,12 +21,12 @@ pub fn below(url: &str, name: &str) -> String {
     format!("{}/{name}{options}", place.trim_end_matches('/'))
 }
 
-/// As [`below`], for a path with any characters in it.
+/// Returns the URL of a path below `url`, as [`below`] does. The path may have any characters.
 pub fn below_path(url: &str, path: &str) -> String {
     below(url, &in_url(url, path))
 }
 
-/// A path with any characters in it, as it is written in `url`: as it is, if that is a path too.
+/// Encodes a path for use in `url`. If `url` is a plain path, the path stays as it is.
 pub fn in_url<'a>(url: &str, path: &'a str) -> Cow<'a, str> {
     if !is_url(url) {
         return path.into();
@@ -36,7 +36,8 @@ pub fn in_url<'a>(url: &str, path: &'a str) -> Cow<'a, str> {
     name.into()
 }
 
-/// The name of a file in place of `{name}` in `url`. Two names give two texts, whatever bytes are in them.
+/// Returns the text that replaces `{name}` in `url` for a file of this name. In a URL, two names always have
+/// two texts. In a plain path, each byte that is not UTF-8 becomes `%XX`.
 pub fn of_name(url: &str, name: &OsStr) -> String {
     if is_url(url) {
         let mut text = String::new();
@@ -53,7 +54,7 @@ pub fn of_name(url: &str, name: &OsStr) -> String {
     })
 }
 
-/// The folder that a URL or path names, if it names one.
+/// Returns the folder that a URL or path names, if it names a folder.
 pub fn folder(url: &str) -> Option<PathBuf> {
     match split_scheme(url) {
         None => Some(url.into()),
@@ -62,12 +63,12 @@ pub fn folder(url: &str) -> Option<PathBuf> {
     }
 }
 
-/// Whether it is a URL, and not the path of a file or folder.
+/// True if the text is a URL, and not the path of a file or folder.
 pub fn is_url(text: &str) -> bool {
     split_scheme(text).is_some()
 }
 
-/// The URL without user, password or the value of an option that may be secret.
+/// Returns the URL without user, password and the values of options that may be secret.
 pub fn redacted(url: &str) -> String {
     let url = without_user(url);
     let (before, query) = match url.split_once('?') {
@@ -82,7 +83,7 @@ pub fn redacted(url: &str) -> String {
                 text.push_str(name);
                 text.push_str("=***");
             }
-            // An endpoint is a URL of its own, which may carry a password.
+            // The endpoint is a URL of its own, and may contain a password.
             Some((_, value)) if percent_decode(value).contains(&b'@') => {
                 text.push_str(option.split('=').next().unwrap_or_default());
                 text.push_str("=***");
@@ -93,18 +94,18 @@ pub fn redacted(url: &str) -> String {
     text
 }
 
-/// The URL with `***` for user and password. They may have been written as they are, and a key of AWS
-/// may have a slash in it: where the host looks like a user with a password, all up to the last `@` is
-/// taken for them.
+/// Returns the URL with `***` for user and password. They may be written unencoded, and an AWS key may
+/// contain a slash. So if the host looks like a user with a password, everything up to the last `@` is
+/// replaced.
 fn without_user(url: &str) -> String {
     let scheme = match url.find("://") {
         Some(end) => end,
-        // With too few slashes it is still meant as one.
+        // A URL with too few slashes is still meant as an S3 URL.
         None if url.starts_with("s3:") => 2,
         None => return url.to_string(),
     };
     let (scheme, rest) = url.split_at(scheme + 1);
-    // A path on this machine may have any of these characters in it.
+    // A path on this machine may contain any of these characters.
     let is_local = scheme.ends_with("file:");
     let slashes = if is_local { 2 } else { rest.len() - rest.trim_start_matches('/').len() };
     let (slashes, place) = rest.split_at(slashes);
@@ -121,7 +122,7 @@ fn without_user(url: &str) -> String {
     }
 }
 
-/// Whether the value of an option must not be shown.
+/// True if the value of an option must not be shown.
 fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase().replace(['-', '_'], "");
     let harmless = ["ssekmskeyid", "ssecustomerkeypath"];
@@ -129,7 +130,7 @@ fn is_secret(name: &str) -> bool {
     !harmless.contains(&name.as_str()) && telling.iter().any(|word| name.contains(word))
 }
 
-/// Splits a URL at its scheme, in lower case. A path, even with a colon in it, has none.
+/// Splits a URL at its scheme, which stays as written. `None` for a path, even with a colon.
 pub(super) fn split_scheme(url: &str) -> Option<(&str, &str)> {
     let (scheme, rest) = url.split_once(':')?;
     let mut chars = scheme.chars();
@@ -139,7 +140,7 @@ pub(super) fn split_scheme(url: &str) -> Option<(&str, &str)> {
         .then_some((scheme, rest))
 }
 
-/// The path in a `file:` URL.
+/// Returns the path in a `file:` URL.
 pub(super) fn file_path(url: &str, rest: &str) -> Result<PathBuf, Error> {
     let path = match rest.strip_prefix("//") {
         None => rest,
@@ -171,14 +172,14 @@ pub(super) fn file_path(url: &str, rest: &str) -> Result<PathBuf, Error> {
     Ok(PathBuf::from(OsString::from_vec(bytes)))
 }
 
-/// The `s3:` URL of a path in a bucket.
+/// Returns the `s3:` URL of a path in a bucket.
 pub fn of_bucket(bucket: &str, path: &str) -> String {
     let mut url = format!("s3://{bucket}/");
     encode(path.trim_matches('/').as_bytes(), &mut url);
     url
 }
 
-/// The `file:` URL of an absolute path.
+/// Returns the `file:` URL of an absolute path.
 pub fn of_path(path: &Path) -> String {
     let mut url = "file://".to_string();
     encode(path.as_os_str().as_bytes(), &mut url);
@@ -195,7 +196,7 @@ fn encode(path: &[u8], url: &mut String) {
     }
 }
 
-/// Replaces `%41` by `A`. What is not of the form stays as it is.
+/// Replaces `%41` by `A`. A `%` without two hex digits stays as it is.
 pub(crate) fn percent_decode(text: &str) -> Vec<u8> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -221,7 +222,7 @@ pub(super) fn invalid(message: String) -> Error {
     Error::new(ErrorKind::Invalid, message)
 }
 
-/// What tells one replica from another: its URL without the settings that say how to reach it.
+/// Returns the identity of a replica: its URL without the options, which say how to reach it.
 pub fn identity(store: &dyn Store) -> String {
     without_options(store.url())
 }
@@ -231,7 +232,7 @@ pub(super) fn without_options(url: &str) -> String {
     one_spelling(url.get(..end).unwrap_or(url).trim_end_matches('/'))
 }
 
-/// A place in a bucket as [`of_bucket`] writes it, whichever characters of it were encoded.
+/// Returns a place in a bucket as [`of_bucket`] writes it, whichever of its characters were encoded.
 pub(crate) fn one_spelling(identity: &str) -> String {
     let in_bucket = identity.strip_prefix("s3://").and_then(|place| place.split_once('/'));
     let Some((bucket, path)) = in_bucket else { return identity.to_string() };

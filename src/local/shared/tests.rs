@@ -1,4 +1,4 @@
-//! Two processes are two open pages.
+//! Two open pages of one file stand for two processes.
 
 use std::io::Read;
 
@@ -84,7 +84,7 @@ fn a_file_that_is_cut_off_is_no_more_than_silent() {
         theirs.call(Call::CAPTURE);
         theirs.unreported(7);
         let wish = theirs.want((Salts(1, 2), 3));
-        // Nothing is there to wait on, or nobody who wakes.
+        // There is no word to wait on, or no process that wakes this one.
         let begun = std::time::Instant::now();
         theirs.wait(theirs.mark(), Duration::from_millis(20));
         assert!(begun.elapsed() < Duration::from_secs(5));

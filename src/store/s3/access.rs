@@ -1,11 +1,11 @@
-//! How a server is reached.
+//! Settings that decide how a server is reached.
 
 use std::ffi::OsString;
 
 use super::Credentials;
 use super::settings::Settings;
 
-/// From where credentials and region may come, besides files. Replicas that were opened under
+/// Variables that may hold credentials and region, or say where they are. Replicas that were opened under
 /// different values do not share a client.
 const ENVIRONMENT: [&str; 15] = [
     "AWS_ACCESS_KEY_ID",
@@ -25,8 +25,8 @@ const ENVIRONMENT: [&str; 15] = [
     "HOME",
 ];
 
-/// How a server is reached: replicas that agree in all of it share a client. It holds secrets, and
-/// so has no `Debug`.
+/// The way to reach a server. Replicas with equal values share a client. The type holds secrets, and so has
+/// no `Debug`.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct Access {
     pub(super) endpoint: Option<String>,
@@ -39,7 +39,7 @@ pub(super) struct Access {
 }
 
 impl Access {
-    /// As the settings say, and the environment at this moment.
+    /// Returns the way that the settings and the current environment describe.
     pub(super) fn new(settings: &Settings, credentials: Option<Credentials>) -> Access {
         Access {
             endpoint: settings.endpoint.clone(),

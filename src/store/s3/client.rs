@@ -1,5 +1,5 @@
-//! The SDK's client: where it finds credentials and region, how long it waits, and how much it takes
-//! in.
+//! Makes the SDK's clients: sources of credentials and region, timeouts, and limits for the length of
+//! answers.
 
 use std::time::Duration;
 
@@ -30,27 +30,26 @@ use super::names::Names;
 use super::{Credentials, plain};
 use crate::environment;
 
-/// How long a connection may take to be made.
+/// Longest time for making a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long one attempt of a small request may take.
+/// Longest time for one attempt of a small request.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
-/// The slowest line that a large body gets the time for, in bytes a second.
+/// Slowest line for which a large body gets enough time, in bytes a second.
 const SLOWEST_LINE: u64 = 128 << 10;
-/// How often a request is sent in all.
+/// Attempts of a request in all.
 const ATTEMPTS: u32 = 3;
-/// Connections are dropped after this, before the server closes them under a request.
+/// Time after which an idle connection is dropped, before the server closes it under a request.
 const IDLE_CONNECTION: Duration = Duration::from_secs(15);
 
-/// Longest answer that is taken in where the answer is not what was asked for: success without a
-/// body to speak of, or an error.
+/// Most bytes of an answer without requested data: a success with a short body, or an error.
 const ANSWER_MAX: u64 = 1 << 20;
-/// Longest page of a listing: a thousand keys of a kilobyte, each character written as six.
+/// Most bytes of a page of a listing: a thousand keys of a kilobyte, each character written as six.
 const LIST_PAGE_MAX: u64 = 8 << 20;
 
-/// The region when nothing names one; servers other than AWS mostly do not care.
+/// The region if none is set; servers other than AWS mostly ignore it.
 const REGION_OF_LAST_RESORT: &str = "us-east-1";
 
-/// Where systems keep the certificates that they trust, in one file.
+/// Bundles of the certificates that systems trust, each in one file.
 const CERTIFICATES: [&str; 5] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
@@ -59,7 +58,7 @@ const CERTIFICATES: [&str; 5] = [
     "/etc/ssl/cert.pem",
 ];
 
-/// Makes what connections are made with. It reads the system's certificates.
+/// Makes the HTTP client that makes the connections. Reads the system's certificates.
 pub(super) fn connector() -> SharedHttpClient {
     let builder = aws_smithy_http_client::Builder::new()
         .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
@@ -71,7 +70,7 @@ pub(super) fn connector() -> SharedHttpClient {
     builder.build_with_resolver(Names::of_system())
 }
 
-/// The system's certificates, where SSL_CERT_FILE and SSL_CERT_DIR are not to be believed.
+/// Returns the system's certificates if SSL_CERT_FILE and SSL_CERT_DIR must be ignored.
 fn trusted() -> Option<tls::TlsContext> {
     if !environment::is_ignored() {
         return None;
@@ -83,8 +82,8 @@ fn trusted() -> Option<tls::TlsContext> {
     tls::TlsContext::builder().with_trust_store(store).build().ok()
 }
 
-/// Makes a client. Looks at the environment, at `~/.aws`, and, without a region there, asks the
-/// machine's metadata service.
+/// Makes a client. Reads the environment and `~/.aws`. Without a region there, asks the machine's metadata
+/// service, unless an endpoint is set.
 pub(super) async fn build(settings: &Access, http: SharedHttpClient) -> Client {
     let http = plain::guarded(http, settings.allow_plain_http);
     if environment::is_ignored() {
@@ -98,7 +97,7 @@ pub(super) async fn build(settings: &Access, http: SharedHttpClient) -> Client {
         .timeout_config(timeouts(0))
         .stalled_stream_protection(StalledStreamProtectionConfig::enabled().build());
     let credentials = settings.credentials.clone().or_else(|| {
-        // A profile in the URL is not to be outdone by the environment.
+        // A profile in the URL takes precedence over the environment.
         let env = environment::text;
         settings.profile.is_none().then(|| litestream_credentials(env)).flatten()
     });
@@ -121,8 +120,8 @@ pub(super) async fn build(settings: &Access, http: SharedHttpClient) -> Client {
     client(settings, &shared)
 }
 
-/// Makes a client of the settings alone. Credentials and region of `~/.aws`, the environment and the
-/// machine are not asked for: variables say where they are.
+/// Makes a client from the settings alone. Does not look for credentials and region in `~/.aws`, the
+/// environment or the machine, because environment variables say where those are.
 fn build_without_environment(settings: &Access, http: SharedHttpClient) -> Client {
     let region = settings.region.as_deref().unwrap_or(REGION_OF_LAST_RESORT);
     let mut shared = SdkConfig::builder()
@@ -154,8 +153,8 @@ fn client(settings: &Access, shared: &SdkConfig) -> Client {
     Client::from_conf(config.build())
 }
 
-/// Credentials that a signature can be made with: the SDK panics where one of its parts cannot stand in
-/// a header, as with a line break at the end of a variable.
+/// Checks credentials before the SDK signs with them. The SDK panics if a part cannot stand in a header, as
+/// with a line break at the end of a variable.
 #[derive(Debug)]
 struct Checked {
     credentials: SharedCredentialsProvider,
@@ -170,13 +169,14 @@ impl ProvideCredentials for Checked {
         Self: 'a,
     {
         future::ProvideCredentials::new(async {
-            // A profile for another role may ask for it with these.
+            // The SDK may use these to ask for the role of a profile.
             for name in ["AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN"].iter().filter(|_| self.profile) {
                 if environment::text(name).is_some_and(|text| !can_be_sent(&text)) {
                     return Err(unsendable(name));
                 }
             }
-            // In a task of its own: where a profile's key is for another role, the SDK signs with it at once.
+            // Asks in a task of its own, which may panic: if a profile's key is for another role, the SDK
+            // signs with it at once.
             let provider = self.credentials.clone();
             let asked = tokio::spawn(async move { provider.provide_credentials().await });
             let found = asked.await.map_err(|_| CredentialsError::unhandled(PANICKED))??;
@@ -206,7 +206,7 @@ fn unsendable(what: &str) -> CredentialsError {
     ))
 }
 
-/// True if it can stand in a header as it is.
+/// True if the text can stand in a header as it is.
 fn can_be_sent(part: &str) -> bool {
     part.bytes().all(|byte| byte.is_ascii_graphic())
 }
@@ -228,8 +228,8 @@ fn provider(given: Credentials) -> aws_sdk_s3::config::Credentials {
     )
 }
 
-/// Whoever is asked to come back later is not to repeat the request at once: that wait is longer
-/// than the SDK's, and the caller's.
+/// Forbids an immediate retry if the store asked for a pause. That pause is longer than those of the SDK and
+/// the caller.
 #[derive(Debug)]
 struct LeftAlone;
 
@@ -246,25 +246,25 @@ impl ClassifyRetry for LeftAlone {
     }
 }
 
-/// Settings of a request that moves `bytes` there, and of whose answer only the outcome counts.
+/// Returns the settings of a request that sends `bytes`, and whose answer has no data.
 pub(super) fn sending(bytes: u64) -> aws_sdk_s3::config::Builder {
     aws_sdk_s3::config::Config::builder()
         .timeout_config(timeouts(bytes))
         .interceptor(AnswerMax(ANSWER_MAX))
 }
 
-/// Settings of a request for a page of a listing.
+/// Returns the settings of a request for a page of a listing.
 pub(super) fn listing() -> aws_sdk_s3::config::Builder {
     aws_sdk_s3::config::Config::builder().interceptor(AnswerMax(LIST_PAGE_MAX))
 }
 
-/// Settings of a request for at most so many bytes of an object.
+/// Returns the settings of a request for at most `most` bytes of an object.
 pub(super) fn receiving(most: u64) -> aws_sdk_s3::config::Builder {
     aws_sdk_s3::config::Config::builder().interceptor(AnswerMax(most))
 }
 
-/// Ends the reading of an answer that is longer than what can be meant: a broken or hostile server
-/// could fill the memory of the process otherwise.
+/// Stops reading an answer that is longer than any valid answer. Otherwise a broken or hostile server could
+/// fill the process's memory.
 #[derive(Debug)]
 struct AnswerMax(u64);
 
@@ -288,7 +288,7 @@ impl Intercept for AnswerMax {
     }
 }
 
-/// Whether an answer was not read to its end because it was longer than it may be.
+/// True if reading an answer was stopped because the answer was too long.
 pub(super) fn is_too_long(err: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = Some(err);
     while let Some(err) = cause {
@@ -300,7 +300,7 @@ pub(super) fn is_too_long(err: &(dyn std::error::Error + 'static)) -> bool {
     false
 }
 
-/// Time-outs of a request that moves `bytes`.
+/// Returns the timeouts of a request that moves `bytes`.
 fn timeouts(bytes: u64) -> TimeoutConfig {
     let attempt = transfer_time(bytes);
     TimeoutConfig::builder()
@@ -310,17 +310,17 @@ fn timeouts(bytes: u64) -> TimeoutConfig {
         .build()
 }
 
-/// How long the transfer of `bytes` may take.
+/// Returns the longest time for a transfer of `bytes`.
 pub(super) fn transfer_time(bytes: u64) -> Duration {
     ATTEMPT_TIMEOUT + Duration::from_secs(bytes / SLOWEST_LINE)
 }
 
-/// How often the transfer of an answer's body is tried, which the SDK does not repeat.
+/// Returns the number of attempts to receive an answer's body, which the SDK does not repeat.
 pub(super) const fn attempts() -> u32 {
     ATTEMPTS
 }
 
-/// The region of the URL, else of the profile or environment, else of the machine.
+/// Returns the region of the settings. Without one, tries the profile and the environment, then the machine.
 async fn region(settings: &Access) -> Region {
     if let Some(region) = &settings.region {
         return Region::new(region.clone());
@@ -334,7 +334,7 @@ async fn region(settings: &Access) -> Region {
         }
         None => RegionProviderChain::first_try(environment).or_else(profile.build()),
     };
-    // A server of one's own is not a reason to ask Amazon's metadata service.
+    // With an endpoint, the server is not Amazon's, so Amazon's metadata service is not asked.
     let chain = match &settings.endpoint {
         Some(_) => chain,
         None => chain.or_default_provider(),
@@ -342,7 +342,7 @@ async fn region(settings: &Access) -> Region {
     chain.region().await.unwrap_or(Region::new(REGION_OF_LAST_RESORT))
 }
 
-/// Litestream's names for the credentials, where Amazon's are not set.
+/// Returns the credentials from Litestream's variables, if Amazon's are not set.
 fn litestream_credentials(env: impl Fn(&str) -> Option<String>) -> Option<Credentials> {
     let given = |name| env(name).filter(|value| !value.is_empty());
     if given("AWS_ACCESS_KEY_ID").is_some() {

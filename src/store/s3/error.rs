@@ -1,7 +1,7 @@
-//! From the SDK's errors to ours: what a caller can do, in words that name the setting.
+//! Turns the SDK's errors into walferry's: the caller's possible answer, in words that name the setting.
 //!
-//! The SDK's error values can hold the whole answer of the server, which in turn may quote the
-//! request's headers. Only names, codes and messages are taken from them.
+//! The SDK's error values can hold the server's whole answer, which may quote the request's headers. This
+//! module takes only names, codes and messages from them.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -15,7 +15,7 @@ use aws_sdk_s3::operation::{RequestId, RequestIdExt};
 use super::plain::InClear;
 use crate::store::{Error, ErrorKind};
 
-/// An operation of S3 and the permission that it needs.
+/// An operation of S3, and the permission that it needs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Operation {
     name: &'static str,
@@ -38,7 +38,7 @@ operations! {
     DELETE = "DeleteObject" "s3:DeleteObject";
 }
 
-/// Where a call went, for messages.
+/// The replica and server of a call, for messages.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     /// The replica's URL without secrets.
@@ -48,10 +48,10 @@ pub(super) struct Place {
     pub(super) server: String,
 }
 
-/// The longest wish to be left alone that is granted: one more request after it does no harm.
+/// Longest pause that is granted to a store. One more request after it does no harm.
 const RETRY_AFTER_MAX: Duration = Duration::from_mins(5);
 
-/// What the SDK said, as text.
+/// The SDK's message, as text.
 #[derive(Debug)]
 struct Cause(String);
 
@@ -64,7 +64,7 @@ impl fmt::Display for Cause {
 impl StdError for Cause {}
 
 impl Place {
-    /// The error of a failed call for `object`, a key or a folder of keys.
+    /// Returns the error of a failed call for `object`, a key or a folder of keys.
     pub(super) fn failed<E>(
         &self,
         operation: Operation,
@@ -127,7 +127,7 @@ impl Place {
         Error { retry_after: answer.and_then(retry_after), ..error }
     }
 
-    /// An error in words of our own.
+    /// Returns an error in walferry's own words.
     pub(super) fn error(
         &self,
         kind: ErrorKind,
@@ -144,7 +144,7 @@ impl Place {
         }
     }
 
-    /// What an answer means that is not a success.
+    /// Returns the meaning of an answer that is not a success.
     fn judge(
         &self,
         operation: Operation,
@@ -278,8 +278,7 @@ impl Place {
                 ErrorKind::Invalid,
                 format!("{} refuses the settings ({})", self.server, code.unwrap_or_default()),
             ),
-            // An error inside a success, or an answer that is not of S3 at all: the call may have
-            // taken effect.
+            // An error inside a success, or an answer that is not S3's: the call may have taken effect.
             (_, 200..=299) => (
                 ErrorKind::Unavailable,
                 format!("the answer of {} does not make sense", self.server),
@@ -291,29 +290,29 @@ impl Place {
     }
 }
 
-/// How long an answer that is not a success asks to be left alone.
+/// Returns the pause that a failed answer asks for.
 pub(super) fn retry_after(answer: &HttpResponse) -> Option<Duration> {
     if answer.status().is_success() {
         return None;
     }
     let seconds = answer.headers().get("retry-after")?;
-    // The other form, a date, is not one that stores send.
+    // The header's other form is a date, which stores do not send.
     let seconds = seconds.trim().parse().ok()?;
     Some(Duration::from_secs(seconds).min(RETRY_AFTER_MAX))
 }
 
-/// The region in "the region 'us-east-1' is wrong; expecting 'eu-west-1'".
+/// Returns the region in "the region 'us-east-1' is wrong; expecting 'eu-west-1'".
 fn expected_region(message: &str) -> Option<&str> {
     let (_, after) = message.split_once("expecting '")?;
     Some(after.split_once('\'')?.0)
 }
 
-/// The refusal to send something in clear, if that is what it was.
+/// Returns the underlying refusal to send something over plain http, if there is one.
 fn in_clear<'a>(err: &'a (dyn StdError + 'static)) -> Option<&'a InClear> {
     chain(err).find_map(<dyn StdError>::downcast_ref)
 }
 
-/// The credentials error underneath, if that is what it was.
+/// Returns the underlying credentials error, if there is one.
 fn credentials_error<'a>(err: &'a (dyn StdError + 'static)) -> Option<&'a CredentialsError> {
     chain(err).find_map(<dyn StdError>::downcast_ref)
 }
@@ -324,7 +323,7 @@ fn chain<'a>(
     std::iter::successors(Some(err), |&err| err.source())
 }
 
-/// The server's or the network's words, without the answer they came in.
+/// Returns the words of the server or the network, without the rest of the answer.
 fn describe<E>(err: &SdkError<E, HttpResponse>) -> String
 where
     E: ProvideErrorMetadata + StdError + 'static,
@@ -346,7 +345,7 @@ where
     words(err)
 }
 
-/// The messages of an error and of all underneath, each once.
+/// Returns the messages of an error and of all its causes, each once.
 pub(super) fn words(err: &(dyn StdError + 'static)) -> String {
     let mut text = String::new();
     for err in chain(err) {

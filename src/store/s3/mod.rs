@@ -1,12 +1,12 @@
-//! A replica in an S3 bucket, in Litestream's layout: `<path>/<level, 4 hex digits>/<name>`, with
-//! the LTX timestamp in the object's metadata.
+//! A replica in an S3 bucket, in Litestream's layout: `<path>/<level, 4 hex digits>/<name>`, with the LTX
+//! timestamp in the object's metadata.
 //!
-//! Files are created with `If-None-Match: *`, so that of several writers exactly one wins. When
-//! the answer to a create is lost, the SDK repeats it and may find the object there: a create
-//! that ends in [`ErrorKind::AlreadyExists`] may have met its own bytes.
+//! Files are created with `If-None-Match: *`, so exactly one of several writers wins. If the answer to a
+//! create is lost, the SDK repeats the create and may find the object. So a create that ends in
+//! [`ErrorKind::AlreadyExists`] may have met its own bytes.
 //!
-//! Large files go up in parts. What a killed process leaves of them stays in the bucket, unseen,
-//! until a lifecycle rule of the bucket (`AbortIncompleteMultipartUpload`) removes it.
+//! Large files are sent in parts. The parts of a killed process stay in the bucket, invisible, until a
+//! lifecycle rule of the bucket (`AbortIncompleteMultipartUpload`) removes them.
 
 mod access;
 mod client;
@@ -43,12 +43,12 @@ use super::{Access, Body, Error, ErrorKind, FileInfo, Key, Object, Store, Upload
 use crate::ltx::FileName;
 use crate::units::{Level, Timestamp};
 
-/// User metadata with the LTX timestamp; `x-amz-meta-` goes before it in the header.
+/// User metadata with the LTX timestamp; its header begins with `x-amz-meta-`.
 const TIMESTAMP_METADATA: &str = "litestream-timestamp";
 const CONTENT_TYPE: &str = "application/octet-stream";
-/// Longest object that is read whole, in bytes; of a longer one ranges are read.
+/// Longest object that is read whole, in bytes. Longer objects are read in ranges.
 const WHOLE_MAX: u64 = 1 << 30;
-/// What is granted to a server in time that does not say how much it sends, in bytes.
+/// Bytes for which a transfer gets time if the server does not say how much it sends.
 const LENGTH_UNKNOWN: u64 = 64 << 20;
 
 /// A path in a bucket that holds one replica.
@@ -59,13 +59,13 @@ struct Replica {
     settings: Settings,
     place: Place,
     server: Arc<Server>,
-    /// Read anew after the store refused it.
+    /// Read again after the store refused the key.
     customer_key: Mutex<Option<CustomerKey>>,
-    /// The last request got no answer.
+    /// True if the last call failed as [`ErrorKind::Unavailable`].
     doubtful: AtomicBool,
 }
 
-/// Credentials from a configuration file. Its `Debug` shows nothing of them.
+/// Credentials from a configuration file. `Debug` shows nothing of them.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Credentials {
     /// Access key id.
@@ -82,8 +82,7 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// What a request is made with, and its place among those that the server gets at once: held until
-/// the answer is there.
+/// Client and key for one request, and the pass to the server, which is held until the answer is complete.
 struct Connection {
     client: Client,
     customer_key: Option<CustomerKey>,
@@ -97,17 +96,17 @@ impl fmt::Debug for S3Store {
 }
 
 impl S3Store {
-    /// Reads the URL. Credentials are looked up and the bucket is asked with the first call.
+    /// Parses the URL. The first call looks up the credentials and contacts the bucket.
     pub fn open(url: &str) -> Result<S3Store, Error> {
         S3Store::open_with(url, None)
     }
 
-    /// Reads the URL. `credentials` go before those of the environment and of `~/.aws`.
+    /// Parses the URL. `credentials` take precedence over those of the environment and of `~/.aws`.
     pub fn open_with(url: &str, credentials: Option<Credentials>) -> Result<S3Store, Error> {
         S3Store::open_shared(url, credentials, &Servers::default())
     }
 
-    /// As [`S3Store::open_with`], sharing with the other replicas at `servers`.
+    /// Opens a replica as [`S3Store::open_with`] does, sharing `servers` with other replicas.
     pub fn open_shared(
         url: &str,
         credentials: Option<Credentials>,
@@ -116,7 +115,7 @@ impl S3Store {
         S3Store::open_at(url, &Access::with(credentials), servers)
     }
 
-    /// Whether URL and options can work, without the environment; gives the URL as it is shown.
+    /// Checks URL and options without the environment. Returns the URL in its form for messages.
     pub(super) fn check(url: &str, access: &Access) -> Result<String, Error> {
         Ok(Settings::parse(url, access, |_| None)?.url)
     }
@@ -130,7 +129,7 @@ impl S3Store {
         way(one).is_some_and(|one| Some(one) == way(other))
     }
 
-    /// Reads URL and options, sharing with the other replicas at `servers`.
+    /// Parses URL and options. Shares `servers` with other replicas.
     pub fn open_at(url: &str, access: &Access, servers: &Servers) -> Result<S3Store, Error> {
         let settings = Settings::parse(url, access, environment)?;
         let credentials = access.credentials.clone();
@@ -173,7 +172,7 @@ impl Store for S3Store {
 
     async fn get(&self, key: Key, range: Option<Range<u64>>) -> Result<Bytes, Error> {
         match range {
-            // Nothing to ask for, and nothing that a range header could say.
+            // No range header can express an empty range.
             Some(range) if range.start >= range.end => Ok(Bytes::new()),
             range => {
                 let object = self.0.object(key);
@@ -212,17 +211,17 @@ impl Store for S3Store {
     }
 }
 
-/// The longest wish to be left alone for which a read waits by itself. Writes leave that to the
-/// caller, who has other things to do meanwhile.
+/// Longest wait that a store can ask of a read. Writes leave such a wait to the caller, who has other work to
+/// do.
 const READER_PATIENCE: Duration = Duration::from_secs(20);
 
-/// A read that failed sooner than this is repeated: a store that answers some requests and not
-/// others must not fail what takes a dozen of them, such as looking for the log's end.
+/// A read that failed sooner than this is repeated. A store may answer some requests and not others. Work
+/// that takes a dozen requests, such as looking for the log's end, must not fail then.
 const SOON: Duration = Duration::from_secs(3);
-/// The first wait before such a repetition; each further one is twice as long.
+/// First pause before such a repetition; each further pause is twice as long.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// Repeats a read when the store says when, and when it failed quickly in a way that may pass.
+/// Repeats a read when the store says when to, or when the read failed quickly with an error that may pass.
 async fn patiently<T, F>(read: impl Fn() -> F) -> Result<T, Error>
 where
     F: Future<Output = Result<T, Error>>,
@@ -251,7 +250,7 @@ impl Replica {
         format!("{}{}", self.settings.prefix(key.level), key.name)
     }
 
-    /// Waits for a place at the server, and gives it with what a request needs.
+    /// Waits for a pass to the server, and returns the pass with everything else that a request needs.
     async fn connection(&self) -> Result<Connection, Error> {
         let customer_key = self.customer_key().await?;
         let pass = self.server.enter(self.doubtful.load(Ordering::Relaxed)).await;
@@ -271,14 +270,14 @@ impl Replica {
         Ok(Some(self.customer_key.lock().insert(read).clone()))
     }
 
-    /// Remembers whether there was an answer.
+    /// Records if the result was [`ErrorKind::Unavailable`].
     fn noted<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
         let silent = matches!(&result, Err(error) if error.kind == ErrorKind::Unavailable);
         self.doubtful.store(silent, Ordering::Relaxed);
         result
     }
 
-    /// The error of a failed call for `object`. After a refusal the next call looks for the
+    /// Turns a failed call for `object` into an error. After a refusal, the next call looks up the
     /// credentials again: files and roles are renewed while the process lives.
     fn failed<E>(
         &self,
@@ -299,15 +298,14 @@ impl Replica {
 
     async fn list(&self, level: Level) -> Result<Vec<FileInfo>, Error> {
         let prefix = self.settings.prefix(level);
-        // The delimiter spares the keys of folders below, which are not ours.
+        // The delimiter leaves out the keys of folders below, which are not walferry's.
         let mut files = Vec::new();
         for Object { path, len, modified } in self.list_below(&prefix, Some("/")).await? {
             if let Some(name) = FileName::parse(&path) {
                 files.push(FileInfo { key: Key { level, name }, len, modified, stored: modified });
             }
         }
-        // Servers differ in their order, and a file may appear on two pages when others are
-        // created meanwhile.
+        // Servers list in different orders, and a file may be on two pages if others are created meanwhile.
         files.sort_unstable_by_key(|file| file.key);
         files.dedup_by_key(|file| file.key);
         Ok(files)
@@ -319,7 +317,7 @@ impl Replica {
         Ok(found.into_iter().map(named).collect())
     }
 
-    /// All objects whose keys begin with this, each with the rest of its key as its path.
+    /// Returns all objects whose keys begin with `prefix`, each with the rest of its key as its path.
     async fn list_below(
         &self,
         prefix: &str,
@@ -358,7 +356,7 @@ impl Replica {
             if page.is_truncated() != Some(true) {
                 break;
             }
-            // A list that ends early, or never, must not be taken for the whole.
+            // A list that ends early, or never, must not count as the whole list.
             match page.next_continuation_token {
                 Some(next) if tokens.insert(next.clone()) => token = Some(next),
                 _ => return Err(other("the answer is cut off and does not say how to go on")),
@@ -385,7 +383,7 @@ impl Replica {
         }
     }
 
-    /// The bytes, or why their transfer broke off after it had begun.
+    /// Returns the bytes, or the reason why their transfer broke off after it began.
     async fn get_once(
         &self,
         object: &str,
@@ -400,7 +398,7 @@ impl Replica {
         let answer = match range {
             None => request.customize().config_override(limits).send().await,
             Some(range) => {
-                // Some servers send the whole object's checksum with a part of it.
+                // Some servers send the whole object's checksum with a part of the object.
                 let unchecked =
                     limits.response_checksum_validation(ResponseChecksumValidation::WhenRequired);
                 let range = match range.end.checked_sub(1) {

@@ -1,9 +1,9 @@
-//! The lookup of servers' names, on threads of its own.
+//! Looks up the names of servers, on threads of its own.
 //!
-//! The system's call may take half a minute where no name server answers, and cannot be broken off. On
-//! the runtime's threads for blocking calls a few such lookups would hold up all work on files of the
-//! process, and so replicas that need no name at all. Here a name has one lookup at a time, however
-//! many requests wait for it, and all lookups together have [`LOOKUPS_MAX`] threads.
+//! The system's call may take half a minute if no name server answers, and cannot be cancelled. On the
+//! runtime's threads for blocking calls, a few such lookups would delay all work on files, even for
+//! replicas that need no names. Here each name has one lookup at a time, for any number of waiting
+//! requests. All lookups together have [`LOOKUPS_MAX`] threads.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -17,15 +17,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// Most lookups at once, and so threads.
 const LOOKUPS_MAX: usize = 8;
-/// How many of these may be of names whose last lookup failed: names that nobody answers for take no more
-/// places than this from the others.
+/// Most of these lookups for names whose last lookup failed. Names without an answer leave the rest to other
+/// names.
 const DOUBTFUL_MAX: usize = 4;
-/// Most names that are remembered because their lookup failed.
+/// Most names that are remembered as failed.
 const FAILED_MAX: usize = 256;
 
 /// The system's call, or a test's.
 type LookUp = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
-/// What a lookup gave, for all who wait for it.
+/// Result of a lookup, for all requests that wait for it.
 type Found = Result<Vec<IpAddr>, Failed>;
 
 /// The resolver of one process's stores.
@@ -47,7 +47,7 @@ struct State {
     failed: HashSet<String>,
 }
 
-/// Why there is no address.
+/// Why a name has no address.
 #[derive(Clone, Debug)]
 struct Failed(String);
 
@@ -59,14 +59,14 @@ impl fmt::Display for Failed {
 
 impl std::error::Error for Failed {}
 
-/// A place among the lookups, given back when dropped.
+/// Right to run a lookup; given back when dropped.
 struct Place {
     _doubtful: Option<OwnedSemaphorePermit>,
     _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Names {
-    /// Asks the system.
+    /// Returns a resolver that asks the system.
     pub(super) fn of_system() -> Names {
         Names::with(|name| Ok((name, 0).to_socket_addrs()?.map(|found| found.ip()).collect()))
     }
@@ -80,7 +80,7 @@ impl Names {
         }))
     }
 
-    /// Waits for the name's addresses. Who no longer waits leaves the lookup to those who come after.
+    /// Waits for the addresses of a name. If the request is cancelled, the lookup goes on for later requests.
     async fn find(&self, name: &str) -> Found {
         let mut running = match self.running(name) {
             Some(running) => running,
@@ -102,13 +102,14 @@ impl Names {
     /// Waits for a place; first come, first served.
     async fn enter(&self, name: &str) -> Place {
         let failed = self.0.state.lock().failed.contains(name);
-        // Nobody closes these semaphores. A doubtful name waits outside of the places of the others.
+        // These semaphores are never closed. A doubtful name waits before it takes a place that others could
+        // use.
         let doubtful =
             if failed { self.0.doubtful.clone().acquire_owned().await.ok() } else { None };
         Place { _doubtful: doubtful, _place: self.0.places.clone().acquire_owned().await.ok() }
     }
 
-    /// Starts a lookup, unless there is one of this name by now.
+    /// Starts a lookup, unless another lookup of this name runs by now.
     fn begin(&self, name: &str, place: Place) -> Result<watch::Receiver<Option<Found>>, Failed> {
         let mut state = self.0.state.lock();
         if let Some(running) = state.running.get(name) {
@@ -139,7 +140,8 @@ impl fmt::Debug for Names {
     }
 }
 
-/// A lookup under way. Dropped, it is none any more, also where its thread did not start or panicked.
+/// A lookup under way. Dropping it removes the name from the running lookups, also if its thread did not
+/// start or panicked.
 struct Lookup {
     names: Names,
     name: String,
@@ -182,7 +184,7 @@ mod tests {
 
     const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-    /// Name servers: those of names that begin with `dead` answer when they are told to, with an error.
+    /// Name servers. Lookups of names that begin with `dead` hang until told to answer, and then fail.
     #[derive(Default)]
     struct Servers {
         answer: Watched<bool>,
@@ -217,7 +219,7 @@ mod tests {
             self.hanging.load(Ordering::SeqCst)
         }
 
-        /// Waits until so many lookups hang.
+        /// Waits until this many lookups hang.
         async fn until(&self, hanging: usize) {
             while self.hanging() != hanging {
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -231,7 +233,7 @@ mod tests {
     }
 
     fn on_runtime(test: impl Future<Output = ()>) {
-        // As the uploader's runtime, with as few threads that block as can be.
+        // Like the uploader's runtime, with the fewest threads for blocking calls.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .max_blocking_threads(1)

@@ -1,9 +1,9 @@
 //! The rule for plain http: which requests and secrets may go out without TLS.
 //!
-//! Without TLS everybody on the way reads a request, and may send it again. So none goes to another
-//! machine in this way unless somebody says that it may, and none ever with a session token or a
-//! customer's key. The endpoint is looked at when a store is opened, and each request once more where
-//! it leaves: an endpoint may also stand in a profile, and credentials are asked for elsewhere.
+//! Without TLS, everyone on the way can read a request, and send it again. So no request goes to another
+//! machine over plain http unless a setting allows that, and never with a session token or a customer's key.
+//! The endpoint is checked when a store is opened. Each request is checked again before it is sent: an
+//! endpoint may also stand in a profile, and credentials come from elsewhere.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -18,11 +18,11 @@ use aws_smithy_runtime_api::client::result::ConnectorError;
 use super::Credentials;
 use super::settings::{ALLOW_PLAIN_HTTP, ALLOW_PLAIN_HTTP_VARIABLE, Settings};
 
-/// Where a machine or container asks for its own credentials. These addresses do not leave the host, and
-/// there is no TLS at them.
+/// Addresses at which a machine or container asks for its own credentials. Requests to them do not leave the
+/// host, and these services have no TLS.
 const METADATA: [&str; 5] =
     ["169.254.169.254", "169.254.170.2", "169.254.170.23", "fd00:ec2::254", "fd00:ec2::23"];
-/// Headers that are secrets as they are.
+/// Headers whose values are secrets.
 const SECRETS: [(&str, &str); 3] = [
     ("x-amz-security-token", SESSION_TOKEN),
     ("x-amz-server-side-encryption-customer-key", CUSTOMER_KEY),
@@ -34,9 +34,9 @@ const CUSTOMER_KEY: &str = "a customer's key";
 /// Why a request is not sent.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum InClear {
-    /// To a server of this name nothing goes over plain http.
+    /// No request goes to the server of this name over plain http.
     Request(String),
-    /// Nor does this, in any case.
+    /// A secret, named first, never goes to this server over plain http.
     Secret(&'static str, String),
 }
 
@@ -60,7 +60,7 @@ impl fmt::Display for InClear {
 
 impl std::error::Error for InClear {}
 
-/// Returns an error if the settings name a server that requests may not go to in clear.
+/// Returns an error if the settings name a server to which plain http is not allowed.
 pub(super) fn check(settings: &Settings, credentials: Option<&Credentials>) -> Result<(), InClear> {
     let endpoint = settings.endpoint.as_deref().unwrap_or_default();
     let Some(host) = exposed_host(endpoint) else { return Ok(()) };
@@ -77,7 +77,7 @@ pub(super) fn check(settings: &Settings, credentials: Option<&Credentials>) -> R
     Err(InClear::Request(host.to_string()))
 }
 
-/// The host of a URL of plain http, if it is on another machine.
+/// Returns the host of a URL of plain http, if the host is another machine.
 fn exposed_host(url: &str) -> Option<&str> {
     let (scheme, rest) = url.split_once("://")?;
     if !scheme.eq_ignore_ascii_case("http") {
@@ -92,7 +92,8 @@ fn exposed_host(url: &str) -> Option<&str> {
     (!is_loopback(host) && !METADATA.contains(&host)).then_some(host)
 }
 
-/// True if it is this machine. A name is looked up by servers that may be of others, but for one.
+/// True if the host is this machine. Of all names, only `localhost` counts: other machines may answer for the
+/// rest.
 fn is_loopback(host: &str) -> bool {
     match host.parse() {
         Ok(IpAddr::V4(address)) => address.is_loopback(),
@@ -104,7 +105,7 @@ fn is_loopback(host: &str) -> bool {
     }
 }
 
-/// The same client, which refuses requests that may not go out in clear.
+/// Returns an HTTP client that refuses requests which must not go over plain http.
 pub(super) fn guarded(http: SharedHttpClient, allowed: bool) -> SharedHttpClient {
     SharedHttpClient::new(Guarded { http, allowed })
 }

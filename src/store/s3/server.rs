@@ -1,8 +1,8 @@
-//! What the replicas of one process share: a connector, a client for each way to sign in, and how
-//! many requests a server gets at once.
+//! Shared parts of one process's replicas: a connector, a client for each way to sign in, and a limit of
+//! requests to each server at once.
 //!
-//! All of it belongs to the runtime that uses it first. A child of a fork has its own [`Servers`]:
-//! sockets of the parent are never written to.
+//! All of them belong to the runtime that uses them first. A child of a fork has its own [`Servers`], and
+//! never writes to the parent's sockets.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,14 +19,14 @@ use super::access::Access;
 use super::settings::Settings;
 use super::{Credentials, client};
 
-/// Requests to one server at once, and so its connections, for all replicas that share it.
+/// Most requests, and so connections, to one server at once, for all replicas that share it.
 const REQUESTS_MAX: usize = 16;
-/// How many of these may be of replicas whose last request got no answer: what hangs takes no more
-/// places than this from the replicas that do well.
+/// Most of these requests for replicas whose last request failed as unavailable. Requests that hang leave the
+/// rest to healthy replicas.
 const DOUBTFUL_MAX: usize = 4;
-/// Credentials that are refused are looked up again, by all replicas together no sooner than this.
+/// Shortest time between two lookups of refused credentials, for all replicas that share them.
 const LOOKUP_INTERVAL: Duration = Duration::from_secs(1);
-/// Most ways to sign in that are kept although no replica uses them.
+/// From this number of known ways to sign in on, those that no replica uses are dropped. Servers too.
 const UNUSED_MAX: usize = 16;
 
 /// The servers that the replicas of one process talk to.
@@ -39,14 +39,14 @@ pub struct Servers {
 }
 
 impl Servers {
-    /// For many replicas that are written side by side: at most [`REQUESTS_MAX`] requests at once
-    /// to each server. Without it (the default) the caller says how much goes on at once.
+    /// Returns servers for many replicas that are written at the same time: at most [`REQUESTS_MAX`] requests
+    /// at once to each server. Without this limit (the default), the caller limits the requests.
     pub fn limited() -> Servers {
         Servers { limited: true, ..Servers::default() }
     }
 
-    /// The server of these settings, shared with the replicas that reach it in the same way.
-    /// `name` is the server itself, however it is reached.
+    /// Returns the server of these settings, shared with replicas that reach it in the same way. `name`
+    /// identifies the server for the limit of requests, whatever the way.
     pub(super) fn server(
         &self,
         name: &str,
@@ -81,12 +81,12 @@ impl Servers {
     }
 }
 
-/// A server and how to sign in.
+/// A server and the way to sign in there.
 pub(super) struct Server {
     access: Access,
     http: Arc<OnceLock<SharedHttpClient>>,
     gate: Arc<Gate>,
-    /// One at a time makes the client, and the others wait for it.
+    /// One task makes the client, and the others wait for it.
     made: tokio::sync::Mutex<Option<Made>>,
     refused: AtomicBool,
 }
@@ -97,7 +97,8 @@ struct Made {
 }
 
 impl Server {
-    /// The client, made with the first request, and anew after the server refused the credentials.
+    /// Returns the client. Makes it for the first request, and again after the server refused the
+    /// credentials.
     pub(super) async fn client(&self) -> Client {
         let mut made = self.made.lock().await;
         if let Some(Made { client, at }) = &*made
@@ -112,26 +113,26 @@ impl Server {
         client
     }
 
-    /// The server refused the credentials: others may be there by now, since files and roles are
+    /// Records that the server refused the credentials. New credentials may exist by now: files and roles are
     /// renewed while the process lives.
     pub(super) fn refuse(&self) {
         self.refused.store(true, Ordering::Relaxed);
     }
 
-    /// Waits for its turn to send a request; `doubtful` if the last one got no answer. First come,
-    /// first served.
+    /// Waits for a pass to send a request. `doubtful` is true if the replica's last request failed as
+    /// unavailable. First come, first served.
     pub(super) async fn enter(&self, doubtful: bool) -> Pass {
         self.gate.enter(doubtful).await
     }
 }
 
-/// How many requests are under way.
+/// Limits of the requests under way.
 struct Gate {
     requests: Arc<Semaphore>,
     doubtful: Arc<Semaphore>,
 }
 
-/// A place at the server, given back when dropped.
+/// Right to send a request to the server; given back when dropped.
 pub(super) struct Pass {
     _doubtful: Option<OwnedSemaphorePermit>,
     _request: Option<OwnedSemaphorePermit>,
@@ -144,7 +145,8 @@ impl Gate {
     }
 
     async fn enter(&self, doubtful: bool) -> Pass {
-        // Nobody closes these semaphores. A doubtful one waits outside of the places of the others.
+        // These semaphores are never closed. A doubtful request waits before it takes a place that others
+        // could use.
         let doubtful =
             if doubtful { self.doubtful.clone().acquire_owned().await.ok() } else { None };
         Pass { _doubtful: doubtful, _request: self.requests.clone().acquire_owned().await.ok() }
@@ -224,7 +226,7 @@ mod tests {
         gate.enter(true).await;
     }
 
-    /// One look at a future.
+    /// Polls a future once.
     async fn futures_poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
         std::future::poll_fn(|context| {
             let polled = std::pin::Pin::new(&mut *future).poll(context);

@@ -1,4 +1,4 @@
-//! What an `s3://bucket/path?options` URL says, checked before anything is asked of the bucket.
+//! Parses `s3://bucket/path?options` URLs, and checks them before any request to the bucket.
 
 use std::path::PathBuf;
 
@@ -9,20 +9,21 @@ use crate::nearest::nearest;
 use crate::store::url::{percent_decode, redacted};
 use crate::store::{Access, Error, ErrorKind};
 
-/// Smallest part that S3 takes, in bytes; smaller settings are raised to it.
+/// Smallest part that S3 takes, in bytes. A smaller setting is raised to this length.
 const PART_LEN_MIN: u64 = 5 << 20;
 /// Largest part that is accepted, in bytes. A part is held in memory.
 const PART_LEN_MAX: u64 = 1 << 30;
 /// Most parts that are sent at once.
 const CONCURRENCY_MAX: u64 = 64;
 
-/// The option that lets requests go over plain http. It is for the file: a URL may come from SQL.
+/// The option that allows plain http. Only the configuration file may have this option: a URL may come from
+/// SQL.
 pub(super) const ALLOW_PLAIN_HTTP: &str = "allow-plain-http";
-/// The same as an environment variable.
+/// The environment variable for the same setting.
 pub(super) const ALLOW_PLAIN_HTTP_VARIABLE: &str = "WALFERRY_ALLOW_PLAIN_HTTP";
 
-/// The names of all options, in the form that messages use. Each may also be written in
-/// camelCase, as in `forcePathStyle`.
+/// Names of options that an error message may suggest. An option may also be written in camelCase, as in
+/// `forcePathStyle`.
 const OPTIONS: [&str; 16] = [
     "concurrency",
     "endpoint",
@@ -42,13 +43,13 @@ const OPTIONS: [&str; 16] = [
     "secret-access-key",
 ];
 
-/// A bucket, a path in it, and how to speak to its server.
+/// A bucket, a path in it, and the settings for its server.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Settings {
     /// The URL without secrets.
     pub(super) url: String,
     pub(super) bucket: String,
-    /// Path of the replica in the bucket, without slashes around it.
+    /// Path of the replica in the bucket, without slashes at its ends.
     pub(super) path: String,
     pub(super) endpoint: Option<String>,
     pub(super) region: Option<String>,
@@ -58,18 +59,18 @@ pub(super) struct Settings {
     pub(super) encryption: Option<ServerSideEncryption>,
     pub(super) kms_key_id: Option<String>,
     pub(super) customer_key_path: Option<PathBuf>,
-    /// The same key, where the file has it itself.
+    /// The customer's key itself, if the configuration file contains it.
     pub(super) customer_key: Option<CustomerKey>,
     /// Length of an upload's parts in bytes.
     pub(super) part_len: Option<usize>,
-    /// How many parts of a file are sent at once.
+    /// Most parts of a file that are sent at once.
     pub(super) concurrency: usize,
     /// True if requests may go over plain http to another machine.
     pub(super) allow_plain_http: Option<bool>,
 }
 
 impl Settings {
-    /// Reads a URL, whose options go before those of `access`. `env` looks up an environment
+    /// Parses a URL. Its options take precedence over those of `access`. `env` looks up an environment
     /// variable.
     pub(super) fn parse(
         url: &str,
@@ -83,7 +84,7 @@ impl Settings {
             .ok_or_else(|| invalid("an S3 replica is written s3://bucket/path".to_string()))?;
         let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (bucket, path) = place.split_once('/').unwrap_or((place, ""));
-        // A password may have a slash in it, and then the bucket is not where it seems to be.
+        // A password may contain a slash; then this is not the bucket.
         if bucket.contains('@') || bucket.contains(':') && rest.contains('@') {
             return Err(invalid(no_secrets("a user and password")));
         }
@@ -175,7 +176,8 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Returns the settings that decide how the process reaches a replica: equal for two URLs of one way.
+    /// Returns the settings that decide how the process reaches a replica. They are equal if two URLs lead
+    /// the same way.
     pub(super) fn way(mut self, env: impl Fn(&str) -> Option<String>) -> Settings {
         self.url.clear();
         self.profile = self.profile.or_else(|| env("AWS_PROFILE"));
@@ -217,8 +219,8 @@ impl Settings {
                             certificate to the system's, or name it in SSL_CERT_FILE"
                     .to_string());
             }
-            // Litestream's ways to leave out a protection. Ours are always on: payloads are signed
-            // or sent over TLS, and carry a CRC32.
+            // Litestream's options to leave out a protection. walferry's protections are always on: payloads
+            // are signed or sent over TLS, and have a CRC32.
             "skip-verify" | "sign-payload" | "require-content-md5" => {
                 boolean(name, &value)?;
             }
@@ -232,12 +234,13 @@ impl Settings {
         Ok(())
     }
 
-    /// The folder of a level, with a slash at its end. As Litestream, four hex digits.
+    /// Returns the folder of a level, with a slash at its end. Like Litestream's, its name has four hex
+    /// digits.
     pub(super) fn prefix(&self, level: crate::units::Level) -> String {
         format!("{}/{:04x}/", self.path, level.get())
     }
 
-    /// The key of what has this path below the replica.
+    /// Returns the key of an object at this path below the replica.
     pub(super) fn object(&self, path: &str) -> String {
         format!("{}/{path}", self.path)
     }
@@ -260,7 +263,7 @@ fn no_secrets(what: &str) -> String {
     )
 }
 
-/// `forcePathStyle` becomes `force-path-style`.
+/// Turns `forcePathStyle` into `force-path-style`.
 pub(crate) fn kebab_case(name: &str) -> String {
     let mut kebab = String::new();
     for c in name.chars() {

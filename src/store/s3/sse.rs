@@ -1,5 +1,5 @@
-//! The customer's own key for encryption by the server (SSE-C), in the three headers that every
-//! request for the object's bytes has to carry.
+//! The customer's own key for encryption by the server (SSE-C), in the three headers that every request for
+//! the object's bytes must carry.
 
 use std::fmt;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::store::{Error, ErrorKind};
 /// Length of a key in bytes: AES-256.
 const KEY_LEN: usize = 32;
 
-/// A key as the headers carry it. Its `Debug` shows nothing of it.
+/// A key in the form of the headers. `Debug` does not show it.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct CustomerKey {
     /// The key in base64.
@@ -33,7 +33,7 @@ impl CustomerKey {
         Some(CustomerKey { md5: encode(&Md5::digest(&key)), key: encode(&key) })
     }
 
-    /// Reads a key of 32 bytes from a file, as they are or in base64.
+    /// Reads a key of 32 bytes from a file, raw or in base64.
     pub(super) fn read(path: &Path) -> Result<CustomerKey, Error> {
         let content = std::fs::read(path).map_err(|err| Error {
             kind: ErrorKind::Invalid,
@@ -58,7 +58,7 @@ impl CustomerKey {
     }
 }
 
-/// Puts the customer's key into a request, if there is one.
+/// Adds the customer's key, if there is one, to a request.
 macro_rules! with_customer_key {
     ($request:expr, $key:expr) => {{
         let key: Option<&$crate::store::s3::sse::CustomerKey> = $key;
@@ -72,7 +72,7 @@ pub(super) use with_customer_key;
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
-/// Base64 with padding (RFC 4648, section 4).
+/// Encodes bytes in base64 with padding (RFC 4648, section 4).
 fn encode(bytes: &[u8]) -> String {
     let mut text = String::new();
     for group in bytes.chunks(3) {
@@ -86,7 +86,7 @@ fn encode(bytes: &[u8]) -> String {
     text
 }
 
-/// The bytes of a text in base64, without the white space around it.
+/// Decodes a text in base64, without the white space around it.
 fn decode(text: &[u8]) -> Option<Vec<u8>> {
     let text = text.trim_ascii();
     let text = text.strip_suffix(b"==").or_else(|| text.strip_suffix(b"=")).unwrap_or(text);

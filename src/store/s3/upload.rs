@@ -1,7 +1,6 @@
-//! Files in one request where they are small, in parts where they are not.
+//! Sends small files in one request, and large files in parts.
 //!
-//! A multipart upload is invisible until it is completed, and completing it is as conditional as
-//! a plain create.
+//! A multipart upload is invisible until completed, and its completion is as conditional as a plain create.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -24,10 +23,10 @@ use crate::store::parts::Parts;
 use crate::store::{Body, Error, ErrorKind, Key, Upload};
 use crate::units::Timestamp;
 
-/// Longest file that goes up in one request, and the length of a longer one's parts, in bytes, unless
-/// the URL sets one or [`PARTS_MAX`] of them would not be enough. A few are in memory at a time.
+/// Longest file that is sent in one request, in bytes. Also the length of a longer file's parts, unless the
+/// settings name one or [`PARTS_MAX`] parts of this length are too few. A few parts are in memory at a time.
 const PART_LEN: usize = 8 << 20;
-/// Most parts of an upload, a limit of S3.
+/// Most parts of an upload: a limit of S3.
 const PARTS_MAX: u64 = 10_000;
 
 /// Creates an object of known length.
@@ -46,8 +45,8 @@ pub(super) async fn put_new(
     multipart.finish(sent).await
 }
 
-/// Creates an object in one request. The bytes are read when it is their turn: many replicas may
-/// wait, and only those that send have theirs in memory.
+/// Creates an object in one request. Reads the bytes only after getting a pass: many replicas may wait, and
+/// only those that send have their bytes in memory.
 async fn put_once(
     replica: &Replica,
     object: &str,
@@ -78,7 +77,7 @@ async fn put_once(
     Ok(())
 }
 
-/// Length in bytes of the parts of a file of this length.
+/// Returns the length in bytes of the parts of a file of `len` bytes.
 fn part_len(set: Option<usize>, len: u64) -> u64 {
     (set.unwrap_or(PART_LEN) as u64).max(len.div_ceil(PARTS_MAX))
 }
@@ -89,7 +88,7 @@ async fn send_all(multipart: &Multipart, source: &Source) -> Result<Vec<Complete
     let part_len = part_len(settings.part_len, source.len());
     let mut tasks = JoinSet::new();
     let mut sent = Vec::new();
-    // Dropping the set ends the tasks that are still under way after a failure.
+    // After a failure, dropping the set ends the tasks that still run.
     for number in 0..source.len().div_ceil(part_len) {
         if tasks.len() >= settings.concurrency {
             sent.extend(join(tasks.join_next().await)?);
@@ -184,7 +183,7 @@ fn unreadable(path: &std::path::Path, err: std::io::Error) -> Error {
     Error::caused(ErrorKind::Local, format!("cannot read the local file {}", path.display()), err)
 }
 
-/// A multipart upload under way. Clones are the same upload.
+/// A multipart upload under way. Clones stand for the same upload.
 #[derive(Clone)]
 struct Multipart {
     replica: Arc<Replica>,
@@ -227,7 +226,7 @@ impl Multipart {
         }
     }
 
-    /// Sends part `number`, from 0.
+    /// Sends part `number`, counted from 0.
     async fn send(
         &self,
         number: u32,
@@ -266,7 +265,7 @@ impl Multipart {
         self.send(number, &Source::Bytes(bytes), 0, len).await
     }
 
-    /// Makes the object appear if all parts were sent, else and on failure gives up.
+    /// Makes the object visible if all parts were sent. Otherwise, or if that fails, aborts the upload.
     async fn finish(self, sent: Result<Vec<CompletedPart>, Error>) -> Result<(), Error> {
         let result = match sent {
             Ok(parts) => self.complete(parts).await,
@@ -289,7 +288,7 @@ impl Multipart {
             .upload_id(&*self.id)
             .if_none_match("*")
             .multipart_upload(CompletedMultipartUpload::builder().set_parts(Some(parts)).build());
-        // The server may put thousands of parts together before it answers.
+        // The server may assemble thousands of parts before it answers.
         let limits = client::sending(64 << 20);
         let answer = with_customer_key!(request, customer_key.as_ref())
             .customize()
@@ -297,8 +296,8 @@ impl Multipart {
             .send()
             .await
             .map_err(|err| self.replica.failed(COMPLETE_UPLOAD, &self.object, &err))?;
-        // S3 answers 200 before it knows the outcome. The SDK takes an error in the body for what
-        // it is; a body that is neither is not a success either.
+        // S3 answers 200 before it knows the outcome. The SDK recognises an error in the body. A body that is
+        // neither an error nor a result is not a success.
         if answer.e_tag.is_none() {
             return Err(self.replica.place.error(
                 ErrorKind::Unavailable,
@@ -320,7 +319,7 @@ impl Multipart {
             .key(&*self.object)
             .upload_id(&*self.id);
         if let Err(err) = request.customize().config_override(client::sending(0)).send().await {
-            // An upload that was completed after all is gone, which is what an abort is for.
+            // The upload was completed after all, or removed, so there is nothing to abort.
             if err.code() != Some("NoSuchUpload") {
                 let err = self.replica.failed(ABORT_UPLOAD, &self.object, &err);
                 log::warn!("{err}; a lifecycle rule of the bucket can remove what was sent");
@@ -329,8 +328,8 @@ impl Multipart {
     }
 }
 
-/// An upload of unknown length. The first part waits in memory until a second shows that it is
-/// not the whole.
+/// An upload whose exact length is unknown. The first part waits in memory until a second part shows that the
+/// file has more than one.
 pub(super) struct S3Upload {
     replica: Arc<Replica>,
     object: String,
@@ -347,9 +346,9 @@ enum State {
 }
 
 impl S3Upload {
-    /// `len` is about what it will have in bytes.
+    /// `len` is the estimated length of the file in bytes.
     pub(super) fn new(replica: Arc<Replica>, key: Key, timestamp: Timestamp, len: u64) -> S3Upload {
-        // Pages that cannot be compressed make it longer than the database, and so do new ones.
+        // Pages that do not compress make the file longer than the database, and so do new pages.
         let part_len = part_len(replica.settings.part_len, len.saturating_add(len / 16)) as usize;
         let (object, parts) = (replica.object(key), Parts::new(key, part_len));
         S3Upload { replica, object, timestamp, part_len, parts, state: State::Empty }
@@ -436,7 +435,7 @@ impl Upload for S3Upload {
     }
 }
 
-/// A part was refused or given up, and the upload was completed all the same.
+/// Returns the error of an upload that was completed although a part was refused or cancelled.
 fn broken(replica: &Replica, object: &str) -> Error {
     let why = "not all of its parts arrived";
     replica.place.error(ErrorKind::Invalid, PUT, object, why, None)
