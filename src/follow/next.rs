@@ -15,7 +15,7 @@ use crate::units::{Level, Txid};
 
 /// Time in milliseconds for which the next file may be missing before the replica is listed.
 ///
-/// It is less than the time for which level-0 files are kept: walferry warns of an `l0-retention` under 5
+/// The time is less than that for which level-0 files are kept: walferry warns of an `l0-retention` under 5
 /// minutes. A listing takes ten requests.
 const LIST_EVERY: Millis = 240_000;
 

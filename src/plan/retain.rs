@@ -118,7 +118,7 @@ pub fn doomed(expired: Vec<FileInfo>, own: Own) -> Doomed {
 /// Returns the files of `unsure` whose predecessor is not in `unsure`, each with a file that ends at the
 /// predecessor's transaction.
 ///
-/// That file names the writer of the predecessor, since a compacted file has the writer of its last
+/// The second file names the writer of the predecessor, since a compacted file has the writer of its last
 /// transaction. Leaves out files for which no such file exists. `unsure` must be ascending.
 pub fn predecessors(unsure: &[FileInfo], files: &[FileInfo]) -> Vec<(Key, Key)> {
     let mut ends: BTreeMap<Txid, Key> = BTreeMap::new();
